@@ -1,0 +1,51 @@
+"""openmae: masked autoencoders, from a folder of images to a model that can be trusted.
+
+    import openmae
+    openmae.pretrain(openmae.PretrainConfig(data="photos/", out="runs/photos"))
+    model = openmae.load("runs/photos")
+    features = model.encode("cat.jpg")
+
+Every command is a function that takes the same settings. Importing this package is quick: torch is loaded
+when something is used that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from openmae.config import DemoConfig, PretrainConfig, ReconstructConfig
+from openmae.errors import Fault, Interrupted, RequestError
+
+if TYPE_CHECKING:
+    from openmae.tasks.demo import demo
+    from openmae.tasks.load import Model, load
+    from openmae.tasks.pretrain import pretrain
+    from openmae.tasks.reconstruct import reconstruct
+
+__version__ = "0.1.0"
+__all__ = [
+    "DemoConfig",
+    "Fault",
+    "Interrupted",
+    "Model",
+    "PretrainConfig",
+    "ReconstructConfig",
+    "RequestError",
+    "demo",
+    "load",
+    "pretrain",
+    "reconstruct",
+]
+
+_LAZY = {
+    "Model": "openmae.tasks.load",
+    "load": "openmae.tasks.load",
+    "demo": "openmae.tasks.demo",
+    "pretrain": "openmae.tasks.pretrain",
+    "reconstruct": "openmae.tasks.reconstruct",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

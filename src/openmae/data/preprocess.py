@@ -1,0 +1,138 @@
+"""From a decoded image of any kind to the model's numbers and back, as a `Preprocessing` record says."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from openmae.data.augment import centre_box, resized_crop
+from openmae.data.chance import Permutation
+from openmae.data.decode import BadImage, to_channels
+from openmae.data.sources import Source
+
+PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
+
+
+def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1) -> NDArray:
+    """Bring a decoded image to the model's channels and number type.
+
+    Args:
+        image: H × W × C of uint8, uint16 or float32.
+        channels: 1, 3 or as many as the model takes.
+        dtype: what most of the data is; integers of the other width are rescaled to it.
+        min_side: images with a smaller side are refused.
+
+    Returns:
+        H × W × channels of uint8 (dtype uint8) or float32 (else).
+
+    Raises:
+        BadImage: the channels do not fit, floats meet integers, or the image is too small.
+    """
+    if min(image.shape[:2]) < min_side:
+        raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
+    image = to_channels(image, channels)
+    if image.dtype != dtype:
+        if "float32" in (str(image.dtype), dtype):
+            raise BadImage(f"{image.dtype} values where the data is {dtype}")
+        image = (
+            (image.astype(np.uint32) * 257).astype(np.uint16) if dtype == "uint16" else (image >> 8).astype(np.uint8)
+        )
+    return image if dtype == "uint8" else image.astype(np.float32)
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Raw values → the model's input: (B, C, H, W) → float32, scaled, mean 0 and deviation 1 by channel."""
+    low, high = preprocessing.value_range
+    mean, std = _columns(preprocessing, images)
+    return (images.float() - (low + mean * (high - low))) / (std * (high - low))
+
+
+def to_unit(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """The model's input → values where 0..1 is the range that can be shown: the inverse, not clipped."""
+    mean, std = _columns(preprocessing, images)
+    return images.float() * std + mean
+
+
+def _columns(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (1, -1, 1, 1)
+    return (
+        torch.tensor(preprocessing.mean, device=like.device).view(shape),
+        torch.tensor(preprocessing.std, device=like.device).view(shape),
+    )
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a look at some of the images says about all of them.
+
+    Attributes:
+        count: images in the source.
+        channels, dtype: of most images.
+        short_side: the median of the shorter sides in pixels.
+        value_range: what becomes 0 and 1: the type's range for uint8, else the 0.1 and 99.9 percentiles.
+        mean, std: by channel, of values scaled to 0..1.
+        bad: name and reason of each image of the look that could not be read.
+    """
+
+    count: int
+    channels: int
+    dtype: str
+    short_side: int
+    value_range: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bad: dict[str, str] = field(default_factory=dict)
+
+
+def look_at(source: Source, limit: int = 256) -> DataFacts | None:
+    """Decode up to `limit` images, evenly drawn, and measure them; None when none of them can be read."""
+    images, bad = [], {}
+    for index in Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist():
+        try:
+            image = source.read(index)
+        except BadImage as error:
+            bad[source.name(index)] = str(error)
+            continue
+        small = resized_crop(
+            image if image.dtype == np.uint8 else image.astype(np.float32),
+            centre_box(*image.shape[:2], PROBE_SIZE),
+            PROBE_SIZE,
+        )
+        images.append((str(image.dtype), min(image.shape[:2]), small.float()))
+    if not images:
+        return None
+    dtype = Counter(kind for kind, _, _ in images).most_common(1)[0][0]
+    of_type = [pixels for kind, _, pixels in images if kind == dtype]
+    by_channels = Counter(len(pixels) for pixels in of_type)
+    # A few colour pictures among grey ones make the set a colour set: grey fits into RGB, not the reverse.
+    channels = 3 if set(by_channels) == {1, 3} else by_channels.most_common(1)[0][0]
+    fitting = [pixels for pixels in of_type if len(pixels) in (channels, 1 if channels == 3 else channels)]
+    pixels = torch.stack([p.expand(channels, -1, -1) for p in fitting]).transpose(0, 1).flatten(1)
+    value_range = (0.0, 255.0)
+    if dtype != "uint8":
+        values = pixels.flatten()[:: max(1, pixels.numel() // 10_000_000)].numpy()
+        low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+        value_range = (low, high if high > low else low + 1.0)
+    pixels = (pixels - value_range[0]) / (value_range[1] - value_range[0])
+    return DataFacts(
+        count=len(source),
+        channels=channels,
+        dtype=dtype,
+        short_side=int(np.median([side for _, side, _ in images])),
+        value_range=value_range,
+        mean=tuple(round(float(v), 4) for v in pixels.mean(1)),
+        # A constant channel must not blow up.
+        std=tuple(round(max(float(v), 1e-2), 4) for v in pixels.std(1)),
+        bad=bad,
+    )
+
+
+def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """ImageNet's mean and standard deviation; for grey images those of its luma, approximately."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (sum(IMAGENET_MEAN) / 3,) * channels, (sum(IMAGENET_STD) / 3,) * channels

@@ -1,0 +1,19 @@
+"""The three ways a command ends early, each with its exit code."""
+
+
+class RequestError(ValueError):
+    """The request or the data is wrong: exit 2. The message says what was got and what to do."""
+
+    exit_code = 2
+
+
+class Fault(RuntimeError):
+    """The machine or the run failed (full disk, non-finite loss): exit 1."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it was saved and can be resumed: exit 3."""
+
+    exit_code = 3

@@ -1,0 +1,1 @@
+"""The paper's figure 1: patches, masking, encoder, decoder, target. Tensors in, tensors out."""

@@ -1,0 +1,80 @@
+"""The masked autoencoder: its forward reads like the paper (section 3)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmae.config import Grid, MAEShape, grid_of
+from openmae.model.decoder import Decoder
+from openmae.model.masking import Masking
+from openmae.model.patches import gather, patchify
+from openmae.model.targets import TARGET_CLASSES, Target
+from openmae.model.vit import ViT
+
+
+@dataclass(frozen=True)
+class MAEOutput:
+    """Attributes:
+    loss: the mean over the masked patches of the batch.
+    patch_losses: (B, masked), in the order of `masked_ids`.
+    prediction: (B, masked, outputs), likewise.
+    """
+
+    loss: Float[Tensor, ""]
+    patch_losses: Float[Tensor, "b masked"]
+    prediction: Float[Tensor, "b masked p"]
+
+
+class MAE(nn.Module):
+    """An encoder, a decoder and a target."""
+
+    def __init__(self, encoder: ViT, decoder: Decoder, target: Target) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.target = target
+        # Table 1c: where the decoder makes no mask tokens, they go through the encoder.
+        needs_token = decoder.mask_token is None
+        self.encoder_mask_token = nn.Parameter(torch.empty(1, 1, encoder.shape.width)) if needs_token else None
+        self.init_weights()
+
+    @classmethod
+    def from_shape(cls, shape: MAEShape) -> "MAE":
+        """A freshly initialised masked autoencoder of this shape."""
+        target = TARGET_CLASSES[shape.target](shape.encoder)
+        decoder = Decoder(shape.encoder, shape.decoder, target.num_outputs, not shape.mask_tokens_in_encoder)
+        return cls(ViT(shape.encoder), decoder, target)
+
+    def init_weights(self) -> None:
+        """Set every parameter: the encoder's and the decoder's tables, and N(0, .02) for the mask token."""
+        self.encoder.init_weights()
+        self.decoder.init_weights()
+        if self.encoder_mask_token is not None:
+            nn.init.normal_(self.encoder_mask_token, std=0.02)
+
+    def grid(self, images: Float[Tensor, "b c h w"]) -> Grid:
+        return grid_of(*images.shape[-2:], self.encoder.shape.patch_size)
+
+    def encode(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b m d"]:
+        """The latent: of the visible patches or, in the ablation of table 1c, of mask tokens too."""
+        if self.encoder_mask_token is None:
+            return self.encoder(images, masking.keep_ids)
+        positions = self.encoder.positions(self.grid(images))
+        table = gather(positions[:, 1:].expand(len(images), -1, -1), masking.shuffled_ids)
+        patches = gather(patchify(images, self.encoder.shape.patch_size), masking.keep_ids)
+        visible = self.encoder.embed(patches, table[:, : masking.num_visible])
+        hidden = self.encoder_mask_token.to(visible.dtype) + table[:, masking.num_visible :].to(visible.dtype)
+        return self.encoder.encode(torch.cat([visible, hidden], dim=1), positions[:, :1])
+
+    def forward(self, images: Float[Tensor, "b c h w"], masking: Masking) -> MAEOutput:
+        """Hide patches, predict them, and score the prediction on the hidden patches only."""
+        latent = self.encode(images, masking)
+        prediction = self.decoder(latent, masking, self.grid(images))
+        patch_losses = self.target(prediction, images, masking)
+        return MAEOutput(patch_losses.mean(), patch_losses, prediction)
+
+    def predict_all(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b n p"]:
+        """Predict every patch, visible ones too, in the order of the image (for pictures)."""
+        return self.decoder(self.encode(images, masking), masking, self.grid(images), all_patches=True)

@@ -1,0 +1,1 @@
+"""One straight function a file: set-up, data, model, loop, finish."""

@@ -1,0 +1,61 @@
+"""Held-out images with masks that never change: a loss to compare along a run and between runs."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openmae.config import PretrainConfig, Preprocessing
+from openmae.data.chance import sample_keys
+from openmae.data.loader import read_all
+from openmae.data.preprocess import normalise
+from openmae.data.sources import Source
+from openmae.model.mae import MAE
+from openmae.model.masking import Masking
+from openmae.tasks.masks import MaskSampler, to_device
+from openmae.tasks.reconstruction import reconstruct_patches
+from openmae.training.checkpoint import disk_faults
+from openmae.training.device import autocast
+
+MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
+LARGEST_BATCH = 256
+PICTURED = 8
+
+
+class HeldOut:
+    """Images kept in memory as they were read, centre-cropped, and the key of each one's mask.
+
+    Attributes:
+        bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
+    """
+
+    def __init__(self, source: Source, config: PretrainConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
+        self.config, self.preprocessing, self.masks = config, preprocessing, masks
+        self.images, indices, self.bad = read_all(source, preprocessing, config.patch_size or 1)
+        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, indices))
+
+    @torch.no_grad()
+    def loss(self, model: MAE, device: torch.device) -> float:
+        """The loss per image, averaged over all of them."""
+        total = 0.0
+        size = min(self.config.micro_batch_size or 1, LARGEST_BATCH)
+        for images, keys in zip(self.images.split(size), self.keys.split(size), strict=True):
+            prepared, masking = self._prepare(images, keys, device)
+            with autocast(device, self.config.precision or "fp32"):
+                total += float(model(prepared, masking).loss) * len(images)
+        return total / len(self.images)
+
+    @torch.no_grad()
+    def picture(self, model: MAE, device: torch.device, path: Path) -> None:
+        """Write reconstructions of the first images as a sheet."""
+        from openmae.tasks.pictures import sheet  # brings matplotlib, which takes a second
+
+        prepared, masking = self._prepare(self.images[:PICTURED], self.keys[:PICTURED], device)
+        result = reconstruct_patches(model, prepared, masking, self.preprocessing)
+        rows = [list(row) for row in zip(result.masked, result.prediction, result.truth, strict=True)]
+        with disk_faults(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(path)
+
+    def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
+        return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)

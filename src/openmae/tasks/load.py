@@ -1,0 +1,182 @@
+"""From `--init` to a model that encodes and reconstructs: what `openmae.load` returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openmae.config import MAEShape, Preprocessing, grid_of
+from openmae.data.augment import centre_box, resized_crop
+from openmae.data.chance import sample_keys
+from openmae.data.decode import BadImage, decode
+from openmae.data.preprocess import conform, normalise
+from openmae.errors import RequestError
+from openmae.model.mae import MAE
+from openmae.tasks.masks import MaskSampler, read_mask, to_device
+from openmae.tasks.reconstruction import Reconstruction, reconstruct_patches
+from openmae.training.checkpoint import MODEL, newest_checkpoint, read_model
+from openmae.training.device import pick_device
+
+# A path, a picture, or an array H × W × C (or H × W) of uint8, uint16 or float32.
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+def find_model(init: str) -> Path:
+    """The model.safetensors that an `--init` names: of a run folder, of a checkpoint, or the file itself.
+
+    Raises:
+        RequestError: there is none.
+    """
+    path = Path(init)
+    if path.is_file():
+        return path
+    if (path / MODEL).is_file():
+        return path / MODEL
+    if path.is_dir():
+        checkpoint, damaged = newest_checkpoint(path)
+        if checkpoint is not None:
+            return checkpoint.folder / MODEL
+        told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
+        raise RequestError(f"--init {init} holds no model: {told}")
+    raise RequestError(f"--init {init} does not exist: give a run folder, a checkpoint or a model.safetensors")
+
+
+def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preprocessing, dict[str, Any]]:
+    """Weights, shape, preprocessing and the whole description of a model.safetensors of ours.
+
+    Raises:
+        RequestError: it cannot be read or describes no masked autoencoder.
+    """
+    weights, description = read_model(path)
+    try:
+        shape = MAEShape.from_dict(description["shape"])
+        preprocessing = Preprocessing.from_dict(description["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
+    return weights, shape, preprocessing, description
+
+
+def load_weights(mae: MAE, weights: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model of the same shape; the fixed positions may be of another grid.
+
+    Raises:
+        RequestError: a weight is missing, unknown or of another shape; the message names the first.
+    """
+    own = mae.state_dict()
+    positions = {name for name in own if name.endswith("pos_embed")}
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights:
+            raise RequestError(f"{where} lacks {name} {tuple(own[name].shape)}: it is a checkpoint of another model")
+        if name not in own:
+            raise RequestError(f"{where} has {name}, which this model does not: it is a checkpoint of another model")
+        if weights[name].shape != own[name].shape and name not in positions:
+            raise RequestError(
+                f"{where} is a checkpoint of another shape: {name} is {tuple(weights[name].shape)} there and "
+                f"{tuple(own[name].shape)} here; leave the model's flags out to take its shape"
+            )
+    fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
+    mae.load_state_dict(fitting, strict=False)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained masked autoencoder with its preprocessing.
+
+    Attributes:
+        mae: in evaluation mode.
+        description: what the checkpoint says of itself: shape, preprocessing, masking, recipe, seed, step.
+    """
+
+    mae: MAE
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+    device: torch.device
+
+    def prepare(self, images: ImageLike | Sequence[ImageLike], size: tuple[int, int] | None = None) -> Tensor:
+        """Centre-crop, resize and normalise pictures: (B, C, H, W) float32 on the device.
+
+        Raises:
+            RequestError: a picture cannot be read or does not fit the model.
+        """
+        items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
+        size = size or self.preprocessing.image_size
+        stack = torch.stack([self._prepare(item, size) for item in items]).to(self.device)
+        return normalise(stack, self.preprocessing)
+
+    def _prepare(self, item: ImageLike, size: tuple[int, int]) -> Tensor:
+        p, side = self.preprocessing, self.mae.encoder.shape.patch_size
+        try:
+            if isinstance(item, (str, Path)):
+                array = decode(Path(item).read_bytes(), p.background)
+            else:
+                array = np.array(item)
+                array = array[..., None] if array.ndim == 2 else array
+            array = conform(array, p.channels, p.dtype, side)
+        except (BadImage, OSError) as error:
+            what = item if isinstance(item, (str, Path)) else type(item).__name__
+            raise RequestError(f"{what} cannot be used: {error}") from None
+        return resized_crop(array, centre_box(*array.shape[:2], size), size)
+
+    @torch.no_grad()
+    def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """Features of whole images, nothing masked: (B, 1 + N, width), the class token first.
+
+        A tensor (B, C, H, W) is taken as normalised already.
+        """
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        return self.mae.encoder(prepared)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: ImageLike | Sequence[ImageLike] | Tensor,
+        *,
+        mask: str | None = None,
+        mask_ratio: float | None = None,
+        mask_file: str | None = None,
+        seed: int = 0,
+        undo: str = "neighbours",
+        paste: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> Reconstruction:
+        """Hide patches and fill them in; settings not given are those of the training.
+
+        Args:
+            mask, mask_ratio, mask_file: which patches are hidden (see ReconstructConfig).
+            undo: for norm-pixel models, "neighbours" or "true" (leaks the answer).
+            paste: show visible patches as they are.
+            size: (height, width) other than the model's own.
+
+        Raises:
+            RequestError: a picture cannot be read, or the mask or size does not fit.
+        """
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images, size)
+        grid = grid_of(*prepared.shape[-2:], self.mae.encoder.shape.patch_size)
+        trained_with = self.description.get("masking", {})
+        kind = mask or trained_with.get("kind", "random")
+        if kind == "given" and mask_file is None:
+            kind = "random"  # the training's own mask is not in the checkpoint
+        given = read_mask(mask_file, grid) if mask_file is not None else None
+        ratio = mask_ratio if mask_ratio is not None else trained_with.get("ratio", 0.75)
+        keys = torch.from_numpy(sample_keys(seed, 0, np.arange(len(prepared))))
+        masking = to_device(MaskSampler(kind, ratio, grid, given)(keys), self.device)
+        return reconstruct_patches(self.mae, prepared, masking, self.preprocessing, undo=undo, paste=paste)
+
+
+def load(init: str, device: str | None = None) -> Model:
+    """Load a run folder, a checkpoint or a model.safetensors, ready to encode and to reconstruct.
+
+    Raises:
+        RequestError: it does not exist, is damaged, or is not a masked autoencoder of ours.
+    """
+    path = find_model(init)
+    weights, shape, preprocessing, description = read_description(path)
+    mae = MAE.from_shape(shape)
+    load_weights(mae, weights, str(path))
+    chosen = pick_device(device)
+    return Model(mae.eval().to(chosen), replace(preprocessing), description, chosen)

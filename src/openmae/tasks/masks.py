@@ -1,0 +1,80 @@
+"""Drawing the masking of a batch from its samples' keys: joins the sampler's chance to the model's masking."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openmae.config import Grid
+from openmae.data.chance import uniforms
+from openmae.errors import RequestError
+from openmae.model.masking import (
+    Masking,
+    block_masking,
+    given_masking,
+    grid_masking,
+    noise_per_image,
+    random_masking,
+)
+
+
+@dataclass(frozen=True)
+class MaskSampler:
+    """Draws the masking of each sample as a pure function of its key.
+
+    Attributes:
+        kind: random, block, grid or given.
+        ratio: share of patches to hide, for random and block.
+        grid: rows and columns of patches.
+        given: (rows, columns) bool, True where hidden, for the kind given.
+    """
+
+    kind: str
+    ratio: float
+    grid: Grid
+    given: Tensor | None = None
+
+    def __call__(self, keys: Tensor) -> Masking:
+        """The masking of samples with these (B,) int64 keys, on the CPU."""
+        if self.kind == "grid":
+            return grid_masking(len(keys), self.grid)
+        if self.kind == "given":
+            assert self.given is not None
+            return given_masking(self.given.flatten()[None].expand(len(keys), -1))
+        noise = torch.from_numpy(uniforms(keys.numpy(), noise_per_image(self.kind, self.grid), "mask")).float()
+        if self.kind == "random":
+            return random_masking(noise, self.ratio)
+        return block_masking(noise, self.grid, self.ratio)
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that stay visible in an image."""
+        return self(torch.zeros(1, dtype=torch.int64)).num_visible
+
+
+def to_device(masking: Masking, device: torch.device) -> Masking:
+    return Masking(
+        masking.keep_ids.to(device, non_blocking=True), masking.masked_ids.to(device, non_blocking=True)
+    )
+
+
+def read_mask(path: str, grid: Grid) -> Tensor:
+    """A person's mask from a .npy file: (rows, columns) bool, True where hidden.
+
+    Raises:
+        RequestError: no such file, not booleans (0/1), another grid, or it hides all or nothing.
+    """
+    try:
+        values = np.load(Path(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(f"--mask-file {path} cannot be read as .npy: {error}") from None
+    if values.shape != grid:
+        raise RequestError(f"--mask-file {path} has shape {values.shape}, the grid of patches is {grid}")
+    if values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
+        raise RequestError(f"--mask-file {path} holds {values.dtype} values: it must hold booleans, true where hidden")
+    mask = torch.from_numpy(values.astype(bool))
+    if not 0 < int(mask.sum()) < mask.numel():
+        raise RequestError(f"--mask-file {path} hides {int(mask.sum())} of {mask.numel()} patches: hide some, not all")
+    return mask

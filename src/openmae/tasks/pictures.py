@@ -1,0 +1,86 @@
+"""Pictures for people: sheets of images with headed columns, and the loss curve."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from openmae.training.checkpoint import disk_faults
+
+CELL = 160  # least side of an image on a sheet, in pixels
+GAP = 6
+HEADER = 26
+INK, PAPER = (40, 40, 40), (255, 255, 255)
+
+
+def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Image.Image:
+    """Rows of images under headed columns.
+
+    Args:
+        rows: each a list of (C, H, W) tensors in 0..1, all of one size; one image for each header.
+        headers: the columns' names.
+        blocks: how many rows stand beside each other.
+    """
+    height, width = rows[0][0].shape[-2:]
+    scale = max(1, -(-CELL // max(height, width)))
+    height, width = height * scale, width * scale
+    blocks = min(blocks, len(rows))
+    lines = -(-len(rows) // blocks)
+    block_width = len(headers) * (width + GAP) + 2 * GAP
+    canvas = Image.new("RGB", (blocks * block_width, HEADER + lines * (height + GAP) + GAP), PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    for block in range(blocks):
+        for column, header in enumerate(headers):
+            left = block * block_width + GAP + column * (width + GAP)
+            draw.text((left + 1, 6), fitted(header, font, width + GAP), INK, font)
+    for number, row in enumerate(rows):
+        line, block = divmod(number, blocks)
+        for column, image in enumerate(row):
+            left = block * block_width + GAP + column * (width + GAP)
+            picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
+            canvas.paste(picture, (left, HEADER + line * (height + GAP)))
+    return canvas
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
+    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """(C, H, W) in 0..1 → an RGB picture; of other channel counts than 1 and 3 the first three (or one)."""
+    if image.shape[0] not in (1, 3):
+        image = image[:3] if image.shape[0] > 3 else image[:1]
+    values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, "RGB")
+
+
+def loss_curve(path: Path, lines: list[dict], title: str) -> None:
+    """Training and held-out loss over the images seen, as a PNG."""
+    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    training = [(line["images_seen"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["images_seen"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+    if training:
+        axes.plot(*zip(*training, strict=True), lw=1, color="#7aa6d6", label="training")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", ms=3, lw=1.5, color="#c2452d", label="held out, fixed masks")
+    values = sorted(loss for _, loss in training + held_out)
+    if values and values[0] > 0 and values[-1] / values[0] > 5:
+        axes.set_yscale("log")
+    axes.set(xlabel="images seen", ylabel="loss on masked patches", title=title)
+    axes.grid(alpha=0.3)
+    if training or held_out:
+        axes.legend()
+    figure.tight_layout()
+    with disk_faults(path):
+        figure.savefig(path)
+    plt.close(figure)

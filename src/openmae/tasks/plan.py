@@ -1,0 +1,83 @@
+"""The plan that a person reads before a run: what was decided and why, what it costs."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from openmae.config import PretrainConfig, flag_of
+from openmae.data.preprocess import DataFacts
+from openmae.model import cost
+from openmae.tasks.settle import Settled, planned_memory, total_steps
+from openmae.training.device import describe
+
+# A checkpoint holds the weights and AdamW's two moments in float32.
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+
+
+def plan_lines(
+    settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int, ignored: str
+) -> list[str]:
+    """The plan, a line a fact. `visible`: patches of an image that the encoder sees."""
+    config, shape = settled.config, settled.shape
+    c, encoder, decoder = config, shape.encoder, shape.decoder
+    assert c.mask_ratio is not None and c.batch_size is not None and c.micro_batch_size is not None
+    assert c.base_lr is not None and c.warmup_epochs is not None
+    steps = total_steps(c, facts.count)
+    epochs = steps * c.batch_size / facts.count
+    flops = cost.training_flops(shape, visible)
+    parameters = cost.num_parameters(shape)
+    checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * parameters + 4 * cost.num_positions(shape)
+    parts = c.batch_size // c.micro_batch_size
+    height, width = encoder.image_size
+    lines = [
+        f"data       {facts.count:,} images to train on, {held_out:,} held out; short side about {facts.short_side} px, "
+        f"{facts.channels} channels of {facts.dtype}",
+        f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
+        f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
+        f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
+        f"encoder sees {visible} ({c.mask} mask); it predicts {c.target}",
+        f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
+        f"steps      {steps:,} of {c.batch_size} images" + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
+        + f": {epochs:.4g} epochs",
+        f"rate       {rate_words(c)}",
+        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
+        f"disk       {size_words(checkpoint)} a checkpoint, {c.keep} kept; "
+        f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
+    ]
+    if ignored != "nothing":
+        lines.append(f"ignored    {ignored}")
+    lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
+    return lines
+
+
+def rate_words(config: PretrainConfig) -> str:
+    """The learning rate and how it came about."""
+    assert config.base_lr is not None and config.batch_size is not None
+    peak = config.base_lr * config.batch_size / 256
+    return (
+        f"{peak:.3g} = base {config.base_lr:.3g} x batch {config.batch_size} / 256; {config.warmup_epochs:.3g} epochs "
+        f"of warm-up, then a cosine to {config.min_lr:g}"
+    )
+
+
+def words(config: PretrainConfig, name: str) -> str:
+    value = getattr(config, name)
+    if isinstance(value, tuple):
+        return " ".join(f"{v:.4g}" for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def size_words(count: float) -> str:
+    """Bytes in words: 12 MB, 3.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return path if path.exists() else _existing(path.parent)

@@ -1,0 +1,84 @@
+"""From predicted patches to images that can be shown and measured (paper, figures 2 to 4)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmae.config import Grid, Preprocessing, grid_of
+from openmae.data.preprocess import to_unit
+from openmae.model.mae import MAE
+from openmae.model.masking import Masking
+from openmae.model.patches import patchify, unpatchify
+from openmae.model.targets import NormPixelTarget, patch_statistics
+
+MASKED_GREY = 0.5
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Attributes, all on the CPU:
+    masked: (B, C, H, W) in 0..1, hidden patches grey.
+    prediction: (B, C, H, W) in 0..1.
+    truth: (B, C, H, W) in 0..1.
+    is_masked: (B, 1, H, W) bool.
+    leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
+    """
+
+    masked: Tensor
+    prediction: Tensor
+    truth: Tensor
+    is_masked: Tensor
+    leaks: bool
+
+
+def reconstruct_patches(
+    mae: MAE, images: Tensor, masking: Masking, preprocessing: Preprocessing, *, undo: str = "neighbours",
+    paste: bool = True,
+) -> Reconstruction:
+    """Predict the hidden patches of normalised images (B, C, H, W) and bring them back to pixels.
+
+    A norm-pixel model predicts each patch up to its mean and deviation. `undo="neighbours"` takes those from
+    the visible patches around it; `undo="true"` from the patch itself, which leaks part of the answer.
+    """
+    size = mae.encoder.shape.patch_size
+    grid = grid_of(*images.shape[-2:], size)
+    patches = patchify(images, size)
+    prediction = mae.predict_all(images, masking).to(patches.dtype)
+    is_masked = masking.is_masked
+    leaks = False
+    if isinstance(mae.target, NormPixelTarget):
+        mean, std = patch_statistics(patches)
+        if undo == "neighbours":
+            mean, std = from_visible(mean, is_masked, grid), from_visible(std, is_masked, grid)
+        else:
+            leaks = True
+        prediction = prediction * std + mean
+    if paste:
+        prediction = torch.where(is_masked[..., None], prediction, patches)
+    pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)
+    truth = to_unit(images, preprocessing).clamp(0, 1)
+    return Reconstruction(
+        masked=torch.where(pixel_mask, MASKED_GREY, truth).cpu(),
+        prediction=to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1).cpu(),
+        truth=truth.cpu(),
+        is_masked=pixel_mask.cpu(),
+        leaks=leaks,
+    )
+
+
+def from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
+    """Estimate a value of each masked patch from the visible ones, weighted by 1 / distance⁴.
+
+    Args:
+        values: (B, N, 1), read at visible patches only.
+        is_masked: (B, N) bool.
+    """
+    rows, columns = torch.meshgrid(
+        torch.arange(grid[0], device=values.device), torch.arange(grid[1], device=values.device), indexing="ij"
+    )
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+    weight = 1 / torch.cdist(places, places).clamp(min=1) ** 4  # (N, N)
+    weight = weight[None] * (~is_masked)[:, None, :]
+    estimate = weight @ values / weight.sum(-1, keepdim=True)
+    return torch.where(is_masked[..., None], estimate, values)

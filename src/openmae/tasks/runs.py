@@ -1,0 +1,112 @@
+"""The run folder: protected when it exists, continued when asked."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import openmae
+from openmae.config import PretrainConfig, Preprocessing, flag_of
+from openmae.errors import RequestError
+from openmae.training.checkpoint import Checkpoint, DamagedCheckpoint, disk_faults, newest_checkpoint, verify, write_json
+
+# What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
+# path, says whether it is the same.
+MAY_CHANGE = {"workers", "device", "steps", "epochs", "max_bad", "resume", "out", "data"}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier start of this run left: its settings and, if one was saved, its newest good checkpoint."""
+
+    config: PretrainConfig
+    preprocessing: Preprocessing
+    checkpoint: Checkpoint | None
+    warnings: list[str]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Where the checkpoint stands; empty without one."""
+        return self.checkpoint.state if self.checkpoint is not None else {}
+
+
+def find_earlier(config: PretrainConfig) -> Earlier | None:
+    """The run to continue, or None to start one.
+
+    Raises:
+        RequestError: the folder exists and `--resume` does not say what to do with it, it is no run, or
+            settings differ from the run's.
+    """
+    run = Path(config.out)
+    if config.resume == "never":
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
+        return None
+    if config.resume != "auto":
+        return _from_checkpoint(config, Path(config.resume))
+    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return None
+    saved, preprocessing = _read_config(run, config)
+    checkpoint, damaged = newest_checkpoint(run)
+    warnings = [f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged]
+    return Earlier(saved, preprocessing, checkpoint, warnings)
+
+
+def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
+    folder = path if (path / "manifest.json").exists() or path.name.startswith("step-") else None
+    if folder is None:
+        checkpoint, damaged = newest_checkpoint(path)
+        if checkpoint is None:
+            told = "; ".join(damaged) or "no such run or checkpoint"
+            raise RequestError(f"--resume {path} cannot be resumed: {told}")
+    else:
+        try:
+            checkpoint, damaged = verify(folder), []
+        except DamagedCheckpoint as error:
+            raise RequestError(f"--resume {path} is damaged ({error}): --resume auto takes the one before it") from None
+    saved, preprocessing = _read_config(checkpoint.folder.parent.parent, config)
+    return Earlier(saved, preprocessing, checkpoint, damaged)
+
+
+def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Preprocessing]:
+    try:
+        values = json.loads((run / "config.json").read_bytes())
+        saved, preprocessing = PretrainConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{run} holds no run that can be resumed (config.json: {error}); choose another --out") from None
+    asked = config.explicit()
+    for name, value in asked.items():
+        before = getattr(saved, name)
+        if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
+            raise RequestError(
+                f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue it, "
+                "or start another with a new --out"
+            )
+    changed = {name: value for name, value in asked.items() if name in MAY_CHANGE}
+    if "steps" in changed:
+        changed["epochs"] = None
+    elif "epochs" in changed:
+        changed["steps"] = None
+    return replace(saved, **{"out": config.out, **changed}), preprocessing
+
+
+def _same_size(name: str, value: Any, before: Any) -> bool:
+    return name == "image_size" and ((value, value) == before or value == (before, before))
+
+
+def write_config(config: PretrainConfig, preprocessing: Preprocessing) -> None:
+    """Write RUN/config.json: every setting, and how images become numbers."""
+    run = Path(config.out)
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
+    with disk_faults(run):
+        run.mkdir(parents=True, exist_ok=True)
+        write_json(run / "config.json", record)
+
+
+def finished_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a run that is complete, or None."""
+    try:
+        summary = json.loads((run / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return summary if summary.get("status") == "complete" else None

@@ -1,0 +1,249 @@
+"""Deciding what the person left open, each decision with its reason (ARCHITECTURE: defaults without a recipe)."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openmae.config import SIZES, DecoderShape, MAEShape, PretrainConfig, Preprocessing, ViTShape, check_name, num_kept
+from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.errors import RequestError
+from openmae.model import cost
+from openmae.recipes import PRETRAIN_RECIPES
+
+# Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
+LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
+MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What decisions may depend on: device type (cpu, cuda, mps), its precision, workers and memory in bytes."""
+
+    device: str
+    precision: str
+    workers: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A config without open questions and what follows from it."""
+
+    config: PretrainConfig
+    preprocessing: Preprocessing
+    reasons: dict[str, str]
+
+    @property
+    def shape(self) -> MAEShape:
+        return shape_of(self.config)
+
+
+def shape_of(config: PretrainConfig) -> MAEShape:
+    """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
+    c: Any = config  # settled: nothing is None
+    encoder = ViTShape(
+        image_size=config.size or (0, 0), patch_size=c.patch_size, channels=c.channels,
+        width=c.width, depth=c.depth, num_heads=c.num_heads,
+    )
+    decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
+    return MAEShape(
+        encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=config.mask_tokens_in_encoder
+    )
+
+
+def total_steps(config: PretrainConfig, num_images: int) -> int:
+    """Optimiser steps of a settled config."""
+    if config.steps is not None:
+        return config.steps
+    assert config.epochs is not None and config.batch_size is not None
+    return max(1, round(config.epochs * num_images / config.batch_size))
+
+
+def settle(
+    config: PretrainConfig, facts: DataFacts, machine: Machine, init: tuple[MAEShape, Preprocessing] | None = None
+) -> Settled:
+    """Fill every open setting.
+
+    Args:
+        facts: of the training images.
+        init: shape and preprocessing of the weights to start from, whose settings are taken over.
+
+    Raises:
+        RequestError: the settings do not fit each other or the data.
+    """
+    chosen: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+
+    def decide(name: str, value: Any, why: str) -> None:
+        if getattr(config, name) is None and name not in chosen:
+            chosen[name], reasons[name] = value, why
+
+    def get(name: str) -> Any:
+        return chosen[name] if name in chosen else getattr(config, name)
+
+    if config.recipe is not None:
+        check_name("--recipe", config.recipe, PRETRAIN_RECIPES)
+        for name, value in PRETRAIN_RECIPES[config.recipe]().items():
+            if not (name == "epochs" and config.steps is not None):
+                decide(name, value, f"recipe {config.recipe}")
+    if init is not None:
+        _take_over(*init, decide)
+    _decide_model(facts, machine, decide, get)
+    _decide_decoder(decide, get)
+    _decide_data(facts, decide, get)
+    _decide_optimisation(config, facts, machine, decide, get)
+
+    decide("device", machine.device, "the best here")
+    decide("precision", machine.precision, f"what {machine.device} is fast at")
+    decide("workers", machine.workers, "from the cores")
+    config = replace(config, **chosen)
+    shape = shape_of(config)
+    if config.mask in ("random", "block"):
+        num_kept(shape.encoder.num_patches, config.mask_ratio or 0.0)
+    if config.mask == "grid" and config.mask_ratio != 0.75:
+        raise RequestError(f"--mask-ratio got {config.mask_ratio:g}: --mask grid keeps one of each 2x2, leave it out")
+    if config.micro_batch_size is None:
+        micro = micro_batch(shape, config, machine)
+        reasons["micro_batch_size"] = "all at once" if micro == config.batch_size else "what fits into memory"
+        config = replace(config, micro_batch_size=micro)
+    config = replace(config)  # checks the whole once more
+    preprocessing = Preprocessing(
+        channels=get("channels"), value_range=get("value_range"), mean=get("mean"), std=get("std"),
+        image_size=config.size or (0, 0), background=get("background"), dtype=facts.dtype,
+    )
+    return Settled(config, preprocessing, reasons)
+
+
+def _take_over(shape: MAEShape, preprocessing: Preprocessing, decide: Any) -> None:
+    for name in ("image_size", "patch_size", "channels", "width", "depth", "num_heads"):
+        decide(name, getattr(shape.encoder, name), "as --init")
+    for name in ("width", "depth", "num_heads"):
+        decide("decoder_" + name, getattr(shape.decoder, name), "as --init")
+    decide("target", shape.target, "as --init")
+    for name in ("mean", "std", "value_range", "background"):
+        decide(name, getattr(preprocessing, name), "as --init")
+
+
+def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> None:
+    if get("width") is None or get("depth") is None or get("num_heads") is None:
+        if get("width") is None and get("depth") is None:
+            decide("model", *_model_for(facts.count, machine.device))
+        width, depth, heads, _ = SIZES[get("model") or "tiny"]
+        why = f"of {get('model')}" if get("model") else "of tiny"
+        if get("width") is None:
+            decide("num_heads", heads, why)
+        decide("width", width, why)
+        decide("depth", depth, why)
+        decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
+    small = facts.short_side < 224
+    largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
+    side = min(facts.short_side, largest)
+    if get("patch_size") is None and get("image_size") is None:
+        step = 4 if side < 64 else 8 if side <= 128 else 16
+        if not small and get("model") == "huge":
+            step = 14
+        side = max(step, side // step * step)
+        decide("patch_size", step, f"for images of {side} px")
+        decide("image_size", side, "the images' own size" if small else f"usual for {machine.device}")
+    elif get("image_size") is None:
+        patch = get("patch_size")
+        decide("image_size", max(patch, side // patch * patch), f"what {patch} px patches divide")
+    elif get("patch_size") is None:
+        size = get("image_size")
+        sides = (size, size) if isinstance(size, int) else size
+        wish = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
+        wish = min(wish, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else wish)
+        fitting = [p for p in (wish, 16, 14, 8, 7, 4, 2, 1) if p <= wish and all(s % p == 0 for s in sides)]
+        decide("patch_size", fitting[0], f"for images of {sides[0]}x{sides[1]} px")
+
+
+def _model_for(count: int, device: str) -> tuple[str, str]:
+    if device == "cpu":
+        return "tiny", "training on a CPU"
+    for size, most in (("tiny", 20_000), ("small", 200_000), ("base", 2_000_000)):
+        if count < most:
+            return size, f"{count:,} images"
+    return "large", f"{count:,} images"
+
+
+def heads_for(width: int, head_width: int) -> int:
+    """The number of heads whose width comes nearest to `head_width` and divides `width`."""
+    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(width / n - head_width))
+
+
+def _decide_decoder(decide: Any, get: Any) -> None:
+    width, depth = get("width"), get("depth")
+    why = f"matches an encoder of {width} x {depth}"
+    if width >= 768:
+        decide("decoder_width", 512, why + " (the paper's)")
+        decide("decoder_depth", 8, why + " (the paper's)")
+    else:
+        decide("decoder_width", width if width <= 192 else max(192, width * 2 // 3 // 32 * 32), why)
+        decide("decoder_depth", max(1, min(4, depth // 3)), why)
+    decide("decoder_num_heads", heads_for(get("decoder_width"), 32), "heads 32 wide, as the paper's decoder")
+
+
+def _decide_data(facts: DataFacts, decide: Any, get: Any) -> None:
+    decide("mask", "random", "the paper's default")
+    decide("mask_ratio", 0.75, "the paper's default")
+    decide("target", "norm-pixel", "the paper's best (table 1d)")
+    decide("augment", "crop", "the paper's default (table 1e)")
+    decide("background", 1.0, "white")
+    decide("channels", facts.channels, "what the images have")
+    decide("value_range", facts.value_range, f"of {facts.dtype} data")
+    alike = facts.channels == 3 and facts.dtype == "uint8"
+    decide(
+        "statistics", "imagenet" if alike else "measured",
+        "colour photographs" if alike else f"{facts.channels} channels of {facts.dtype}",
+    )
+    if get("statistics") == "imagenet":
+        mean, std = imagenet_statistics(get("channels"))
+    elif get("channels") == facts.channels:
+        mean, std = facts.mean, facts.std
+    else:  # grey shown as RGB or the reverse
+        mean = (sum(facts.mean) / len(facts.mean),) * get("channels")
+        std = (sum(facts.std) / len(facts.std),) * get("channels")
+    decide("mean", mean, f"{get('statistics')} statistics")
+    decide("std", std, f"{get('statistics')} statistics")
+
+
+def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Machine, decide: Any, get: Any) -> None:
+    largest = 256 if machine.device == "cpu" else 1024
+    batch = 8
+    while batch * 2 <= min(largest, max(8, facts.count // 16)):
+        batch *= 2
+    decide("batch_size", batch, f"{facts.count:,} images on {machine.device}")
+    batch = get("batch_size")
+    if config.steps is None:
+        epochs = 100.0 if machine.device == "cpu" else 400.0 if facts.count >= 100_000 else 800.0
+        decide("epochs", epochs, f"{facts.count:,} images on {machine.device}")
+    width = get("width")
+    lowest = LOWEST_PEAK_RATE["narrow" if width <= 192 else "medium" if width <= 384 else "wide"]
+    paper = 1.5e-4 * batch / 256
+    why = "the paper's" if paper >= lowest else f"the paper's 1.5e-4 gives {paper:.1e} at this batch, too little"
+    decide("base_lr", max(paper, lowest) * 256 / batch, why)
+    decide("weight_decay", 0.05, "table 8")
+    decide("betas", (0.9, 0.95), "table 8")
+    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
+    decide("warmup_epochs", min(40.0, 0.05 * epochs), "5 % of the steps, at most the paper's 40 epochs")
+    steps = config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch))
+    decide("log_every", max(1, min(50, steps // 200)), "about 200 lines")
+    decide("evaluate_every", max(1, min(1000, steps // 20)), "about 20 times")
+    decide("picture_every", max(1, min(5000, steps // 8)), "about 8 times")
+    decide("save_every", max(1, min(1000, steps // 10)), "about 10 times")
+
+
+def micro_batch(shape: MAEShape, config: PretrainConfig, machine: Machine) -> int:
+    """The largest of batch, batch / 2, … whose planned memory fits the device."""
+    assert config.batch_size is not None and config.mask_ratio is not None
+    micro = config.batch_size
+    while micro % 2 == 0 and planned_memory(shape, config, micro) > MEMORY_SHARE * machine.memory:
+        micro //= 2
+    return micro
+
+
+def planned_memory(shape: MAEShape, config: PretrainConfig, micro: int) -> int:
+    """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
+    count = shape.encoder.num_patches
+    visible = max(1, int(count * (1 - (config.mask_ratio or 0.75))))
+    activations = cost.activation_bytes(shape, visible, 2 if config.precision == "bf16" else 4)
+    return 16 * cost.num_parameters(shape) + micro * activations

@@ -1,0 +1,1 @@
+"""Verbs that every task shares: group, schedule, save, log. Not a framework."""

@@ -1,0 +1,214 @@
+"""Checkpoints that are complete, atomic and self-describing. Safetensors and JSON only: nothing is unpickled.
+
+A checkpoint is a folder, written aside and renamed when all its bytes are on the disk:
+
+    step-00001000/model.safetensors      weights; the metadata says what they are
+                  optimizer.safetensors  the optimiser's tensors, by parameter name
+                  state.json             where the run stands
+                  manifest.json          the others' sizes and SHA-256
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from openmae.errors import Fault, RequestError
+
+FORMAT_VERSION = 1
+# One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.
+METADATA_KEY = "openmae"
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_PARTIAL = ".partial-"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint's files are not those that were written; the message names the first that differs."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: its folder and what `state.json` held."""
+
+    folder: Path
+    state: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict[str, Any],
+    state: dict[str, Any], keep: int
+) -> Path:
+    """Write `checkpoints/step-…`, make it the newest, and delete all but the newest `keep`.
+
+    Args:
+        metadata: what determines the weights or their use; no time, host or path.
+        state: where the run stands; JSON values.
+
+    Raises:
+        Fault: the disk is full or cannot be written; earlier checkpoints are untouched.
+    """
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    partial = folder.with_name(_PARTIAL + folder.name)
+    with disk_faults(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            save_model(partial / MODEL, model, metadata)
+            save_file(optimizer_tensors(model, optimizer), partial / OPTIMIZER)
+            write_json(partial / STATE, {"step": step, **state})
+            entries = {name: _entry(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
+            write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
+            for path in partial.iterdir():
+                _sync(path)
+            _sync(partial)
+            shutil.rmtree(folder, ignore_errors=True)  # left by a run that went on from an earlier step
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync(folder.parent)
+        link_or_copy(folder / MODEL, run / MODEL)
+        for old in checkpoint_folders(run)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def save_model(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write weights with their description; equal weights and descriptions give equal bytes."""
+    description = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, path, metadata={METADATA_KEY: description})
+
+
+def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a model.safetensors.
+
+    Raises:
+        RequestError: it is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(METADATA_KEY)
+        if metadata is None:
+            raise RequestError(f"{path} holds no openmae model: its metadata has no {METADATA_KEY!r}")
+        description = json.loads(metadata)
+        if description.get("format_version", 0) > FORMAT_VERSION:
+            raise RequestError(
+                f"{path} has format_version {description['format_version']}, this openmae reads up to "
+                f"{FORMAT_VERSION}: upgrade openmae"
+            )
+        return load_file(path), description
+    except FileNotFoundError:
+        raise RequestError(f"{path} does not exist: give a run folder, a checkpoint or a model.safetensors") from None
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise RequestError(f"{path} cannot be read as safetensors ({error}): it is damaged or something else") from None
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """The run's checkpoints, newest first; unfinished ones are not among them."""
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
+def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and a line about each damaged one that was passed over."""
+    damaged = []
+    for folder in checkpoint_folders(run):
+        try:
+            return verify(folder), damaged
+        except DamagedCheckpoint as error:
+            damaged.append(f"{folder.name} is damaged ({error})")
+    return None, damaged
+
+
+def verify(folder: Path) -> Checkpoint:
+    """Check every file against the manifest.
+
+    Raises:
+        DamagedCheckpoint: a file is missing or differs.
+    """
+    try:
+        entries = json.loads((folder / MANIFEST).read_bytes())["files"]
+        for name in (MODEL, OPTIMIZER, STATE):
+            if _entry(folder / name) != entries[name]:
+                raise DamagedCheckpoint(f"{name} is not what was written")
+        return Checkpoint(folder, json.loads((folder / STATE).read_bytes()))
+    except FileNotFoundError as error:
+        raise DamagedCheckpoint(f"{Path(error.filename).name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error}") from None
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name: `exp_avg/encoder.norm.weight` and so on."""
+    return {
+        f"{key}/{name}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put saved tensors back; the groups' settings come from the config, not from the file."""
+    parameters = dict(model.named_parameters())
+    for full_name, value in load_file(folder / OPTIMIZER).items():
+        key, name = full_name.split("/", 1)
+        parameter = parameters[name]
+        # AdamW's step counter stays where the fused kernel wants it: beside its parameter.
+        optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        full = number == errno.ENOSPC or "No space left" in str(error)
+        what = "the disk is full: free some space" if full else f"it cannot be written ({error})"
+        raise Fault(f"{path} was not saved, {what}; earlier checkpoints are whole, go on with --resume auto") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON aside and rename it: a reader sees the old file or the new one."""
+    partial = path.with_name(_PARTIAL + path.name)
+    with partial.open("w") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name, atomically; a copy where the file system has no links."""
+    partial = target.with_name(_PARTIAL + target.name)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""What the machine is and which precision it is good at."""
+
+import contextlib
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from openmae.errors import RequestError
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is.
+
+    Raises:
+        RequestError: there is no such device here.
+    """
+    if name is None:
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise RequestError(f"--device got {name!r}: there is no such device here; cpu always is") from None
+    return device
+
+
+def best_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies it fast, else fp32 (on a CPU without such units bf16 is 13× slower)."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "cpu":
+        return "bf16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
+    return "fp32"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision for `bf16` (parameters stay float32), nothing for `fp32`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def default_workers(device: torch.device) -> int:
+    """Reader processes: most cores where a GPU computes; a quarter of them where the CPU itself does."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu":
+        return max(1, cores // 4)
+    return max(1, min(cores - 1, 16))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a model can use on the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes this process has held on the device so far (resident memory on a CPU)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe(device: torch.device) -> str:
+    """The device in words, for plans and benchmark tables."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,35 @@
+"""SIGTERM, SIGINT and SIGUSR1 ask a run to save and stop; a second Ctrl-C leaves at once."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """A context in which stop signals set `received` instead of ending the process.
+
+    Outside the main thread (a notebook's worker, say) handlers cannot be set: the context then does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            os._exit(130)  # the person insists: even a hung save must not hold them
+        self.received = signal.Signals(number).name

@@ -1,0 +1,130 @@
+"""What a run tells: metrics.jsonl, TensorBoard, summary.json, quarantine.jsonl and the progress on the screen."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from openmae.training.checkpoint import disk_faults, write_json
+
+PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+
+
+class RunLog:
+    """The files of a run that grow or change as it goes.
+
+    Args:
+        run: the run folder.
+        resume_step: keep the lines up to this step and go on behind them.
+    """
+
+    def __init__(self, run: Path, resume_step: int = 0) -> None:
+        self.run = run
+        self.metrics_path = run / "metrics.jsonl"
+        self.quarantine_path = run / "quarantine.jsonl"
+        _keep_lines(self.metrics_path, lambda line: line["step"] <= resume_step)
+        self.quarantined = {line["name"] for line in read_lines(self.quarantine_path)}
+        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+
+    def metrics(self, **values: float | None) -> None:
+        """Append a line; `step` is among the values, what was not measured is None and left out."""
+        measured = {name: value for name, value in values.items() if value is not None}
+        with disk_faults(self.metrics_path), self.metrics_path.open("a") as file:
+            file.write(json.dumps(measured) + "\n")
+        for name, value in measured.items():
+            if name != "step":
+                self.board.add_scalar(name, value, int(measured["step"]))
+
+    def quarantine(self, bad: dict[str, str]) -> list[str]:
+        """Append the inputs that were not known as bad yet; return their names."""
+        new = {name: reason for name, reason in bad.items() if name not in self.quarantined}
+        if new:
+            self.quarantined |= new.keys()
+            with self.quarantine_path.open("a") as file:
+                file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items())
+        return list(new)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        write_json(self.run / "summary.json", values)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line cut short by a crash is left out, a missing file is empty."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _keep_lines(path: Path, wanted: Any) -> None:
+    if path.exists():
+        kept = [json.dumps(line) + "\n" for line in read_lines(path) if wanted(line)]
+        partial = path.with_name(".partial-" + path.name)
+        partial.write_text("".join(kept))
+        partial.replace(path)
+
+
+class Screen:
+    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, total_steps: int, first_step: int, title: str) -> None:
+        self.console = Console(stderr=False, highlight=False)
+        self.total, self.first, self.title = total_steps, first_step, title
+        self.started = self.last_line = time.monotonic()
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[say]}"),
+                console=self.console,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(self.title, total=self.total, completed=self.first, say="starting")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+    def update(self, step: int, say: str) -> None:
+        """Show where the run stands; `say` holds loss, images/s and so on."""
+        left = self.time_left(step)
+        text = f"{say}  {duration(left)} left" if step < self.total else say
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, completed=step, say=text)
+        elif time.monotonic() - self.last_line >= PLAIN_LINE_EVERY or step >= self.total:
+            self.last_line = time.monotonic()
+            print(f"{self.title} {step}/{self.total}  {text}", flush=True)
+
+    def time_left(self, step: int) -> float:
+        """Seconds until the last step, at the pace so far."""
+        return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
+
+    def say(self, text: str) -> None:
+        """Print a line without disturbing the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 42 s, 3 min 20 s, 5 h 03 min, 2 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
