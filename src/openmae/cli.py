@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
@@ -15,7 +15,10 @@ DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-
 
 
 def _command(config: type, name: str, positional: str | None = None) -> Any:
-    """A config as a subcommand: one setting without a flag, open settings shown as what they are."""
+    """A config as a subcommand: one setting without a flag, open settings shown as what they are.
+
+    It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
+    """
     annotations: dict[str, Any] = {}
     for setting, hint in get_type_hints(config).items():
         if setting == positional:
@@ -25,7 +28,8 @@ def _command(config: type, name: str, positional: str | None = None) -> Any:
             metavar = "|".join(METAVARS[kind] for kind in kinds)
             shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: decided)")
             annotations[setting] = Annotated[hint, shown]
-    shown_config = type(config.__name__, (config,), {"__annotations__": annotations, "__doc__": config.__doc__})
+    body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
+    shown_config = type(config.__name__, (config,), body)
     shown_config = dataclass(frozen=True, kw_only=True)(shown_config)
     return Annotated[shown_config, tyro.conf.subcommand(name, prefix_name=False)]
 
@@ -44,7 +48,13 @@ Command = (
     | _command(DemoConfig, "demo")
 )
 # Looked up on use: `import openmae` stays quick.
-TASKS = {PretrainConfig: "pretrain", ReconstructConfig: "reconstruct", DemoConfig: "demo"}
+TASKS: dict[type, str] = {PretrainConfig: "pretrain", ReconstructConfig: "reconstruct", DemoConfig: "demo"}
+
+
+def checked(shown_config: Any) -> Any:
+    """The config itself, of what the command line gave. Raises RequestError where a setting is wrong."""
+    config = next(kind for kind in TASKS if isinstance(shown_config, kind))
+    return config(**{field.name: getattr(shown_config, field.name) for field in fields(config)})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -58,8 +68,8 @@ def run(arguments: list[str]) -> int:
         print(f"openmae {openmae.__version__}")
         return 0
     try:
-        config = tyro.cli(Command, args=arguments, prog="openmae", description=DESCRIPTION)
-        getattr(openmae, TASKS[type(config).__base__])(config)
+        config = checked(tyro.cli(Command, args=arguments, prog="openmae", description=DESCRIPTION))
+        getattr(openmae, TASKS[type(config)])(config)
     except (RequestError, Interrupted, Fault) as error:
         message = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
         print(f"openmae: {message}", file=sys.stderr)

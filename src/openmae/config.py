@@ -86,7 +86,9 @@ def num_kept(num_patches: int, ratio: float) -> int:
     kept = int(num_patches * (1 - ratio))
     if not 0 < kept < num_patches:
         left = "no patch visible" if kept <= 0 else "no patch masked"
-        raise RequestError(f"a mask ratio of {ratio:g} on {num_patches} patches leaves {left}: choose another --mask-ratio")
+        raise RequestError(
+            f"a mask ratio of {ratio:g} on {num_patches} patches leaves {left}: choose another --mask-ratio"
+        )
     return kept
 
 
@@ -197,7 +199,8 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +344,8 @@ class PretrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)

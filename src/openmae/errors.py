@@ -1,4 +1,7 @@
-"""The three ways a command ends early, each with its exit code."""
+"""The three ways a command ends early, each with its exit code; and paths made fit for their messages."""
+
+import os
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -17,3 +20,9 @@ class Interrupted(Exception):
     """A signal asked the run to stop; it was saved and can be resumed: exit 3."""
 
     exit_code = 3
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message of one line: bytes that are no UTF-8, and line ends, as escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

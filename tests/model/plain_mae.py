@@ -88,7 +88,7 @@ def cut(images: Tensor, side: int) -> Tensor:
     """Every patch of every image, one slice at a time: (B, C, H, W) → (B, N, C, side, side)."""
     height, width = images.shape[-2:]
     corners = [(top, left) for top in range(0, height, side) for left in range(0, width, side)]
-    return torch.stack([images[:, :, t : t + side, l : l + side] for t, l in corners], dim=1)
+    return torch.stack([images[:, :, top : top + side, left : left + side] for top, left in corners], dim=1)
 
 
 def positions_for(table: Tensor, own_grid: tuple[int, int], grid: tuple[int, int]) -> Tensor:

@@ -123,7 +123,10 @@ def their_names(shape: MAEShape) -> dict[str, list[str]]:
         "decoder.norm": ["decoder.decoder_norm"],
         "decoder.predict": ["decoder.decoder_pred"],
     }
-    stacks = (("encoder", "vit.layers", shape.encoder.depth), ("decoder", "decoder.decoder_layers", shape.decoder.depth))
+    stacks = (
+        ("encoder", "vit.layers", shape.encoder.depth),
+        ("decoder", "decoder.decoder_layers", shape.decoder.depth),
+    )
     for part, layers, depth in stacks:
         for i in range(depth):
             ours, theirs = f"{part}.blocks.{i}", f"{layers}.{i}"

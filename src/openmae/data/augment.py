@@ -34,7 +34,7 @@ def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np
     """
     height, width = image.shape[:2]
     if kind == "none":
-        return resized_crop(image, centre_box(height, width, size), size)
+        return resized_crop(image, centre_box(image, size), size)
     crop_chance, flip_chance, jitter_chance = np.split(chance, [4 * CROP_ATTEMPTS, 4 * CROP_ATTEMPTS + 1])
     if kind == "crop-fixed":
         box = fixed_size_box(height, width, size, crop_chance[0], crop_chance[1])
@@ -46,8 +46,9 @@ def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np
     return jitter(result, jitter_chance.tolist()) if kind == "crop-jitter" else result
 
 
-def centre_box(height: int, width: int, size: tuple[int, int]) -> Box:
-    """The largest centred box with the aspect of `size`."""
+def centre_box(image: NDArray, size: tuple[int, int]) -> Box:
+    """The largest centred box of an H × W × C image with the aspect of `size`."""
+    height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1])
     box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

@@ -36,7 +36,7 @@ def uniforms(keys: ArrayLike, count: int, stream: str) -> NDArray[np.float64]:
     """`count` numbers, uniform in [0, 1), for each key: (B, count)."""
     start = mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (_mix(start[:, None] + steps[None, :]) >> np.uint64(11)) * 2.0**-53
+    return (_mix(start[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 class Permutation:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from openmae.data.decode import decode
-from openmae.data.sources import Ignored, Source
+from openmae.data.folder import Ignored
+from openmae.data.sources import Source
 from openmae.errors import RequestError
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")

@@ -138,8 +138,8 @@ class _Positions:
     def __init__(self, first_batch: int, last_batch: int, batch_size: int) -> None:
         self.batches, self.batch_size = range(first_batch, last_batch), batch_size
 
-    def __iter__(self) -> Iterator[range]:
-        return (range(b * self.batch_size, (b + 1) * self.batch_size) for b in self.batches)
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(b * self.batch_size, (b + 1) * self.batch_size)) for b in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -163,8 +163,9 @@ def training_loader(
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when its workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, `timeout` and Slurm signal the whole process group; the main process decides when its workers stop.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
@@ -182,7 +183,7 @@ def read_all(
         except BadImage as error:
             bad[source.name(index)] = str(error)
             continue
-        images.append(resized_crop(image, centre_box(*image.shape[:2], size), size))
+        images.append(resized_crop(image, centre_box(image, size), size))
         indices.append(index)
     empty = torch.empty(0, preprocessing.channels, *size)
     return torch.stack(images) if images else empty, np.array(indices, dtype=np.int64), bad

@@ -99,7 +99,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts | None:
             continue
         small = resized_crop(
             image if image.dtype == np.uint8 else image.astype(np.float32),
-            centre_box(*image.shape[:2], PROBE_SIZE),
+            centre_box(image, PROBE_SIZE),
             PROBE_SIZE,
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))

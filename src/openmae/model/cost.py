@@ -29,8 +29,9 @@ def num_positions(shape: MAEShape) -> int:
 def training_flops(shape: MAEShape, visible: int) -> int:
     """Matrix-product FLOPs to train on one image of which `visible` patches are seen.
 
-    2 × multiply-adds, backward = 2 × forward. The class token is counted, the patch projection's unneeded input gradient is not; what the last
-    decoder block saves is not deducted, so that rates compare with those of other programs.
+    2 × multiply-adds, backward = 2 × forward. The class token is counted, the patch projection's unneeded
+    input gradient is not; what the last decoder block saves is not deducted, so that rates compare with
+    those of other programs.
     """
     encoder, decoder = shape.encoder, shape.decoder
     count = encoder.num_patches

@@ -55,7 +55,9 @@ class MAE(nn.Module):
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def grid(self, images: Float[Tensor, "b c h w"]) -> Grid:
-        return grid_of(*images.shape[-2:], self.encoder.shape.patch_size)
+        """Rows and columns of patches in the images."""
+        height, width = images.shape[-2:]
+        return grid_of(height, width, self.encoder.shape.patch_size)
 
     def encode(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b m d"]:
         """The latent: of the visible patches or, in the ablation of table 1c, of mask tokens too."""

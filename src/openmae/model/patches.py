@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openmae.config import Grid, grid_of
 
+
 def patchify(images: Shaped[Tensor, "b c h w"], patch_size: int) -> Shaped[Tensor, "b n p"]:
     """Cut images into non-overlapping patches: (B, C, H, W) → (B, N, patch_size² · C)."""
     batch, channels, height, width = images.shape

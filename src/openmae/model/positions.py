@@ -29,9 +29,7 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "1 n d"]:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), table])[None].float()
 
 
-def resample_positions(
-    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid
-) -> Float[Tensor, "1 m d"]:
+def resample_positions(positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid) -> Float[Tensor, "1 m d"]:
     """A position table for another grid by bicubic resampling; the class position is unchanged.
 
     `align_corners=False` and no antialiasing: the convention of the field's ViT checkpoints, so a table

@@ -111,6 +111,7 @@ class ViT(nn.Module):
         projection = self.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.flatten(1))
         bound = self.shape.patch_values**-0.5
+        assert projection.bias is not None
         nn.init.uniform_(projection.bias, -bound, bound)
         nn.init.normal_(self.cls_token, std=0.02)
         self.pos_embed.copy_(sincos_positions(self.shape.grid, self.shape.width))
@@ -119,9 +120,7 @@ class ViT(nn.Module):
         """The position table for `grid`, resampled when it is not the encoder's own."""
         return resample_positions(self.pos_embed, self.shape.grid, grid)
 
-    def embed(
-        self, patches: Float[Tensor, "b n p"], positions: Float[Tensor, "#b n d"]
-    ) -> Float[Tensor, "b n d"]:
+    def embed(self, patches: Float[Tensor, "b n p"], positions: Float[Tensor, "#b n d"]) -> Float[Tensor, "b n d"]:
         """Project patches and add their positions (the class token's left out)."""
         return self.patch_embed(patches) + positions
 
@@ -141,7 +140,8 @@ class ViT(nn.Module):
             (B, 1 + visible, width): the class token first, then the patches in the order of `keep_ids`.
         """
         patches = patchify(images, self.shape.patch_size)
-        positions = self.positions(grid_of(*images.shape[-2:], self.shape.patch_size))
+        height, width = images.shape[-2:]
+        positions = self.positions(grid_of(height, width, self.shape.patch_size))
         class_position, table = positions[:, :1], positions[:, 1:]
         if keep_ids is not None:
             # Gather pixels before projecting them: what is dropped is never embedded.

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openmae.config import PretrainConfig, Preprocessing
+from openmae.config import Preprocessing, PretrainConfig
 from openmae.data.chance import sample_keys
 from openmae.data.loader import read_all
 from openmae.data.preprocess import normalise
@@ -29,7 +29,9 @@ class HeldOut:
         bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
     """
 
-    def __init__(self, source: Source, config: PretrainConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
+    def __init__(
+        self, source: Source, config: PretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
+    ) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
         self.images, indices, self.bad = read_all(source, preprocessing, config.patch_size or 1)
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, indices))

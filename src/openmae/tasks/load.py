@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import MAEShape, Preprocessing, grid_of
+from openmae.config import MAEShape, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.decode import BadImage, decode
@@ -120,7 +120,7 @@ class Model:
         except (BadImage, OSError) as error:
             what = item if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        return resized_crop(array, centre_box(*array.shape[:2], size), size)
+        return resized_crop(array, centre_box(array, size), size)
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Model:
             RequestError: a picture cannot be read, or the mask or size does not fit.
         """
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images, size)
-        grid = grid_of(*prepared.shape[-2:], self.mae.encoder.shape.patch_size)
+        grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
         kind = mask or trained_with.get("kind", "random")
         if kind == "given" and mask_file is None:

@@ -55,9 +55,7 @@ class MaskSampler:
 
 
 def to_device(masking: Masking, device: torch.device) -> Masking:
-    return Masking(
-        masking.keep_ids.to(device, non_blocking=True), masking.masked_ids.to(device, non_blocking=True)
-    )
+    return Masking(masking.keep_ids.to(device, non_blocking=True), masking.masked_ids.to(device, non_blocking=True))
 
 
 def read_mask(path: str, grid: Grid) -> Tensor:

@@ -31,14 +31,15 @@ def plan_lines(
     parts = c.batch_size // c.micro_batch_size
     height, width = encoder.image_size
     lines = [
-        f"data       {facts.count:,} images to train on, {held_out:,} held out; short side about {facts.short_side} px, "
-        f"{facts.channels} channels of {facts.dtype}",
+        f"data       {facts.count:,} images to train on, {held_out:,} held out; short side about {facts.short_side} "
+        f"px, {facts.channels} channels of {facts.dtype}",
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
         f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
         f"encoder sees {visible} ({c.mask} mask); it predicts {c.target}",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
-        f"steps      {steps:,} of {c.batch_size} images" + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
+        f"steps      {steps:,} of {c.batch_size} images"
+        + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
         + f": {epochs:.4g} epochs",
         f"rate       {rate_words(c)}",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import MAEShape, PretrainConfig, Preprocessing
+from openmae.config import MAEShape, Preprocessing, PretrainConfig
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError

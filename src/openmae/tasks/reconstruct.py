@@ -31,13 +31,21 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     ways = ways if normalised else ("neighbours",)
     results = [
         model.reconstruct(
-            images, mask=config.mask, mask_ratio=config.mask_ratio, mask_file=config.mask_file, seed=config.seed,
-            undo=way, paste=config.paste, size=config.size,
+            images,
+            mask=config.mask,
+            mask_ratio=config.mask_ratio,
+            mask_file=config.mask_file,
+            seed=config.seed,
+            undo=way,
+            paste=config.paste,
+            size=config.size,
         )
         for way in ways
     ]
     first = results[0]
-    headers = ["masked"] + [f"reconstruction ({LABELS[w]})" if normalised else "reconstruction" for w in ways] + ["truth"]
+    headers = (
+        ["masked"] + [f"reconstruction ({LABELS[w]})" if normalised else "reconstruction" for w in ways] + ["truth"]
+    )
     rows = [
         [first.masked[i], *(result.prediction[i] for result in results), first.truth[i]] for i in range(len(images))
     ]

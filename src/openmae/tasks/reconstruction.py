@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmae.config import Grid, Preprocessing, grid_of
+from openmae.config import Grid, Preprocessing
 from openmae.data.preprocess import to_unit
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
@@ -33,7 +33,12 @@ class Reconstruction:
 
 
 def reconstruct_patches(
-    mae: MAE, images: Tensor, masking: Masking, preprocessing: Preprocessing, *, undo: str = "neighbours",
+    mae: MAE,
+    images: Tensor,
+    masking: Masking,
+    preprocessing: Preprocessing,
+    *,
+    undo: str = "neighbours",
     paste: bool = True,
 ) -> Reconstruction:
     """Predict the hidden patches of normalised images (B, C, H, W) and bring them back to pixels.
@@ -42,7 +47,7 @@ def reconstruct_patches(
     the visible patches around it; `undo="true"` from the patch itself, which leaks part of the answer.
     """
     size = mae.encoder.shape.patch_size
-    grid = grid_of(*images.shape[-2:], size)
+    grid = mae.grid(images)
     patches = patchify(images, size)
     prediction = mae.predict_all(images, masking).to(patches.dtype)
     is_masked = masking.is_masked

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import openmae
-from openmae.config import PretrainConfig, Preprocessing, flag_of
+from openmae.config import Preprocessing, PretrainConfig, flag_of
 from openmae.errors import RequestError
-from openmae.training.checkpoint import Checkpoint, DamagedCheckpoint, disk_faults, newest_checkpoint, verify, write_json
+from openmae.training.checkpoint import (
+    Checkpoint,
+    DamagedCheckpoint,
+    disk_faults,
+    newest_checkpoint,
+    verify,
+    write_json,
+)
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
@@ -48,7 +55,9 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
         return None
     saved, preprocessing = _read_config(run, config)
     checkpoint, damaged = newest_checkpoint(run)
-    warnings = [f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged]
+    warnings = [
+        f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged
+    ]
     return Earlier(saved, preprocessing, checkpoint, warnings)
 
 
@@ -73,14 +82,16 @@ def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Pre
         values = json.loads((run / "config.json").read_bytes())
         saved, preprocessing = PretrainConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{run} holds no run that can be resumed (config.json: {error}); choose another --out") from None
+        raise RequestError(
+            f"{run} holds no run that can be resumed (config.json: {error}); choose another --out"
+        ) from None
     asked = config.explicit()
     for name, value in asked.items():
         before = getattr(saved, name)
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
             raise RequestError(
-                f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue it, "
-                "or start another with a new --out"
+                f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue "
+                "it, or start another with a new --out"
             )
     changed = {name: value for name, value in asked.items() if name in MAY_CHANGE}
     if "steps" in changed:

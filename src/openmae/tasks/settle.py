@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openmae.config import SIZES, DecoderShape, MAEShape, PretrainConfig, Preprocessing, ViTShape, check_name, num_kept
+from openmae.config import SIZES, DecoderShape, MAEShape, Preprocessing, PretrainConfig, ViTShape, check_name, num_kept
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
 from openmae.model import cost
@@ -41,8 +41,12 @@ def shape_of(config: PretrainConfig) -> MAEShape:
     """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
     c: Any = config  # settled: nothing is None
     encoder = ViTShape(
-        image_size=config.size or (0, 0), patch_size=c.patch_size, channels=c.channels,
-        width=c.width, depth=c.depth, num_heads=c.num_heads,
+        image_size=config.size or (0, 0),
+        patch_size=c.patch_size,
+        channels=c.channels,
+        width=c.width,
+        depth=c.depth,
+        num_heads=c.num_heads,
     )
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
     return MAEShape(
@@ -107,8 +111,13 @@ def settle(
         config = replace(config, micro_batch_size=micro)
     config = replace(config)  # checks the whole once more
     preprocessing = Preprocessing(
-        channels=get("channels"), value_range=get("value_range"), mean=get("mean"), std=get("std"),
-        image_size=config.size or (0, 0), background=get("background"), dtype=facts.dtype,
+        channels=get("channels"),
+        value_range=get("value_range"),
+        mean=get("mean"),
+        std=get("std"),
+        image_size=config.size or (0, 0),
+        background=get("background"),
+        dtype=facts.dtype,
     )
     return Settled(config, preprocessing, reasons)
 
@@ -192,7 +201,8 @@ def _decide_data(facts: DataFacts, decide: Any, get: Any) -> None:
     decide("value_range", facts.value_range, f"of {facts.dtype} data")
     alike = facts.channels == 3 and facts.dtype == "uint8"
     decide(
-        "statistics", "imagenet" if alike else "measured",
+        "statistics",
+        "imagenet" if alike else "measured",
         "colour photographs" if alike else f"{facts.channels} channels of {facts.dtype}",
     )
     if get("statistics") == "imagenet":

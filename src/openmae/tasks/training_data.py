@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from openmae.config import PretrainConfig, Preprocessing
+from openmae.config import Preprocessing, PretrainConfig
 from openmae.data.loader import Batch, Stream, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError

@@ -46,8 +46,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, metadata: dict[str, Any],
-    state: dict[str, Any], keep: int
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    metadata: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Write `checkpoints/step-…`, make it the newest, and delete all but the newest `keep`.
 
@@ -122,7 +127,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line about each damaged one that was passed over."""
-    damaged = []
+    damaged: list[str] = []
     for folder in checkpoint_folders(run):
         try:
             return verify(folder), damaged

@@ -88,7 +88,10 @@ class Screen:
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[say]}"),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[say]}"),
                 console=self.console,
             )
             self.progress.start()

@@ -1,0 +1,184 @@
+"""Image files below a folder: which they are, and reading them. User files are never changed."""
+
+import hashlib
+import itertools
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from openmae.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
+from openmae.errors import shown
+
+MAX_FILE_BYTES = 4 << 30
+_MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ignored:
+    """What a scan left out: files by extension, and names that cannot be used with the reason why."""
+
+    extensions: dict[str, int] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)  # folder, pipe, dangling link ... -> reason
+
+    @property
+    def count(self) -> int:
+        return sum(self.extensions.values()) + len(self.unusable)
+
+    def __str__(self) -> str:
+        common = sorted(self.extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
+        parts = [f"{count} {extension}" for extension, count in common]
+        parts += [f"{shown(name)} ({reason})" for name, reason in itertools.islice(self.unusable.items(), 3)]
+        return ", ".join(parts) or "nothing"
+
+    def add_extension(self, extension: str) -> None:
+        key = extension or "without extension"
+        key = key if key in self.extensions or len(self.extensions) < _MAX_NAMED else "others"
+        self.extensions[key] = self.extensions.get(key, 0) + 1
+
+    def add_unusable(self, path: bytes, reason: str | None) -> None:
+        if len(self.unusable) < _MAX_NAMED:
+            self.unusable[os.fsdecode(path)] = reason or "unreadable"
+
+
+class FolderSource:
+    """Image files below a root.
+
+    `files` are paths relative to it. If all of them lie in folders, the path's component number `class_depth` is the
+    class; labels index `classes`, by default the sorted names found here. A million paths are one block of bytes:
+    worker processes share it, where a list of strings would be copied page by page as its counters change.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        files: Iterable[str | bytes],
+        *,
+        class_depth: int = 0,
+        classes: Sequence[str] | None = None,
+        ignored: Ignored | None = None,
+        background: float = 1.0,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        paths = sorted(os.fsencode(file) for file in files)
+        self._root = os.fsencode(os.path.abspath(root))
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self._block = b"".join(paths)
+        self._options = (background, max_pixels)
+        self.ignored = ignored or Ignored()
+        self.classes: tuple[str, ...] | None = None
+        self._labels: np.ndarray | None = None
+        found = class_names(paths, class_depth)
+        if found:
+            self.classes = tuple(classes or sorted(found, key=os.fsencode))
+            ids = {os.fsencode(name): i for i, name in enumerate(self.classes)}
+            self._labels = np.array([ids[path.split(b"/")[class_depth]] for path in paths], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def _path(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._block[self._ends[index - 1] if index else 0 : self._ends[index]]
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self._path(index))
+
+    def label(self, index: int) -> int | None:
+        return None if self._labels is None else int(self._labels[index])
+
+    def read(self, index: int) -> np.ndarray:
+        path = os.path.join(self._root, self._path(index))
+        try:
+            found = os.stat(path)
+            if not stat.S_ISREG(found.st_mode):  # it was when the folder was read; opening a pipe would wait for ever
+                raise BadImage("not a regular file")
+            if found.st_size > MAX_FILE_BYTES:
+                raise BadImage(f"a file of {found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
+            with open(path, "rb", buffering=0) as file:
+                data = file.read()
+        except OSError as error:
+            raise BadImage(error.strerror or type(error).__name__) from error
+        return decode(data, *self._options)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            path = self._path(i)
+            try:
+                size = os.stat(os.path.join(self._root, path)).st_size
+            except OSError:
+                size = -1
+            digest.update(b"%d:%d:%b" % (size, len(path), path))
+        return digest.hexdigest()
+
+
+def scan(root: Path) -> tuple[list[bytes], list[bytes], Ignored]:
+    """All images and all parquet files below `root`, relative to it and sorted by bytes, and what was left out.
+
+    Names that start with a dot are skipped. Links are followed; a folder is entered once, by its own name rather than a
+    link's, which ends loops and keeps an image from counting twice. Only regular files are taken.
+    """
+    images: list[bytes] = []
+    tables: list[bytes] = []
+    ignored = Ignored()
+    entered: set[tuple[int, int]] = set()
+    folders, links = [b""], list[bytes]()
+    while folders or links:
+        if not folders:
+            links.sort(reverse=True)
+            folders.append(links.pop())
+        folder = folders.pop()
+        try:
+            here = os.path.join(os.fsencode(root), folder)
+            found = os.stat(here)
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    _sort_entry(entry, os.path.join(folder, entry.name), images, tables, folders, links, ignored)
+        except OSError as error:  # a folder that may not be read costs its files, not the run
+            ignored.add_unusable(folder or b".", error.strerror)
+    return sorted(images), sorted(tables), ignored
+
+
+def _sort_entry(
+    entry: os.DirEntry[bytes],
+    path: bytes,
+    images: list[bytes],
+    tables: list[bytes],
+    folders: list[bytes],
+    links: list[bytes],
+    ignored: Ignored,
+) -> None:
+    """Append `path` to the list it belongs to."""
+    if entry.name.startswith(b"."):
+        return
+    extension = os.fsdecode(os.path.splitext(entry.name)[1].lower())
+    try:
+        if entry.is_dir():
+            (links if entry.is_symlink() else folders).append(path)
+        elif extension != ".parquet" and extension not in EXTENSIONS:
+            ignored.add_extension(extension)
+        elif entry.is_file():
+            (tables if extension == ".parquet" else images).append(path)
+        else:
+            ignored.add_unusable(path, "dangling link" if entry.is_symlink() else "not a regular file")
+    except OSError as error:
+        ignored.add_unusable(path, error.strerror)
+
+
+def class_names(files: Iterable[bytes], depth: int) -> set[str] | None:
+    """The folder names at `depth`, or None if some file lies above such a folder."""
+    names = set()
+    for file in files:
+        parts = file.split(b"/", depth + 1)
+        if len(parts) < depth + 2:
+            return None
+        names.add(parts[depth])
+    return {os.fsdecode(name) for name in names}
