@@ -4,8 +4,9 @@ Position t of the stream is sample `permutation_of_epoch(t mod n)` of epoch `t /
 positions s·B … (s+1)·B − 1. Every batch is full, and where a run stands is one integer: its step.
 """
 
+import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,23 @@ def training_loader(
         worker_init_fn=_start_worker,
         prefetch_factor=4 if workers else None,
     )
+
+
+def read(loader: DataLoader) -> Generator[Batch, None, None]:
+    """Go through a loader once; when the generator is closed, its reader processes are gone.
+
+    Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
+    """
+    before = set(multiprocessing.active_children())
+    batches = iter(loader)
+    readers = set(multiprocessing.active_children()) - before
+    try:
+        yield from batches
+    finally:
+        del batches  # asks the readers to end and waits some seconds
+        for reader in readers:
+            if reader.is_alive():
+                reader.kill()
 
 
 def _start_worker(worker: int) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from openmae.tasks.runs import Earlier, find_earlier, finished_summary, write_co
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, open_training_data, read_steps
 from openmae.training.checkpoint import MODEL, disk_faults, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, best_precision, default_workers, peak_memory, pick_device, total_memory
+from openmae.training.device import autocast, has_bf16, default_workers, peak_memory, pick_device, total_memory
 from openmae.training.optim import CosineSchedule, adamw, set_rate
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import RunLog, Screen, duration
@@ -58,7 +59,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # Model and optimiser, from the checkpoint where there is one.
         torch.manual_seed(config.seed)
         model = MAE.from_shape(shape)
-        if config.init is not None:
+        if config.init is not None and not (earlier and earlier.checkpoint):
             path = find_model(config.init)
             load_weights(model, read_description(path)[0], str(path))
         model.to(device)
@@ -93,10 +94,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             state = {"data": data.fingerprint(), **progress.to_dict()}
             save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, config.keep)
 
+        batches = read_steps(config, preprocessing, data.train, step, num_steps, pin=device.type == "cuda")
         try:
             progress.note_bad(facts.bad if facts else {})
             evaluators = make_evaluators(config, settled, data, masks, model, device, progress)
-            batches = read_steps(config, preprocessing, data.train, step, num_steps, pin=device.type == "cuda")
             model.train()
             with Screen(num_steps, step, "pretrain") as screen:
                 screen.say(f"resumed at step {step:,}" if step else f"writing to {run}")
@@ -115,16 +116,19 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         screen.update(step, progress.line(step, rate, norm, peak_memory(device)))
                     if step == first + TIMED_STEPS:
                         screen.say(f"timed      about {duration(screen.time_left(step))} from here")
+                    # Before the stop: a resumed run does not look at a step again that it had finished.
+                    evaluate(evaluators, step, num_steps, model, progress)
                     if stop.received and step < num_steps:
                         save()
                         raise Interrupted(f"{stop.received} at step {step:,}: saved, --resume auto continues")
-                    evaluate(evaluators, step, num_steps, model, progress)
                     if step % (config.save_every or num_steps) == 0 or step == num_steps:
                         save()
         except (Interrupted, RequestError, Fault) as error:
-            log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
+            with suppress(Fault):  # on a full disk, what happened first is what must be said
+                log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
             raise
         finally:
+            batches.close()
             log.close()
         summary = progress.summary("complete", step)
         log.summary(summary)
@@ -177,7 +181,7 @@ def decide(
     if config.init is not None:
         _, shape, preprocessing, _ = read_description(find_model(config.init))
         init = (shape, preprocessing)
-    machine = Machine(device.type, best_precision(device), default_workers(device), total_memory(device))
+    machine = Machine(device.type, has_bf16(device), default_workers(device), total_memory(device))
     settled = settle(config, facts, machine, init)
     return replace(settled, config=replace(settled.config, device=str(device))), facts
 

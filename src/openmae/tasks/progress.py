@@ -111,9 +111,10 @@ class Progress:
         """
         new = self.log.quarantine(bad)
         count = len(self.log.quarantined)
-        if new and count > self.max_bad * self.num_inputs:
+        if count > self.max_bad * self.num_inputs:
+            last = f", the last {new[-1]!r} ({bad[new[-1]]})" if new else ""
             raise RequestError(
-                f"{count} of {self.num_inputs:,} inputs cannot be read, the last {new[-1]!r} ({bad[new[-1]]}): more "
+                f"{count} of {self.num_inputs:,} inputs cannot be read{last}: more "
                 f"than --max-bad {self.max_bad:g}; {self.log.quarantine_path} names them, a higher --max-bad skips them"
             )
         return new

@@ -46,12 +46,12 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
     """
     run = Path(config.out)
     if config.resume == "never":
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        if not _is_vacant(run):
             raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
         return None
     if config.resume != "auto":
         return _from_checkpoint(config, Path(config.resume))
-    if not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    if _is_vacant(run):
         return None
     saved, preprocessing = _read_config(run, config)
     checkpoint, damaged = newest_checkpoint(run)
@@ -73,8 +73,15 @@ def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
             checkpoint, damaged = verify(folder), []
         except DamagedCheckpoint as error:
             raise RequestError(f"--resume {path} is damaged ({error}): --resume auto takes the one before it") from None
-    saved, preprocessing = _read_config(checkpoint.folder.parent.parent, config)
+    origin, run = checkpoint.folder.absolute().parent.parent, Path(config.out)
+    if not _is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
+        raise RequestError(f"{run} exists already and is not the run of --resume {path}: choose another --out")
+    saved, preprocessing = _read_config(origin, config)
     return Earlier(saved, preprocessing, checkpoint, damaged)
+
+
+def _is_vacant(run: Path) -> bool:
+    return not run.exists() or (run.is_dir() and not any(run.iterdir()))
 
 
 def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Preprocessing]:

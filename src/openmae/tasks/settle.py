@@ -16,10 +16,10 @@ MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 
 @dataclass(frozen=True)
 class Machine:
-    """What decisions may depend on: device type (cpu, cuda, mps), its precision, workers and memory in bytes."""
+    """What decisions may depend on: device type (cpu, cuda, mps), bf16 units, reader processes, memory in bytes."""
 
     device: str
-    precision: str
+    has_bf16: bool
     workers: int
     memory: int
 
@@ -97,7 +97,9 @@ def settle(
     _decide_optimisation(config, facts, machine, decide, get)
 
     decide("device", machine.device, "the best here")
-    decide("precision", machine.precision, f"what {machine.device} is fast at")
+    # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
+    use_bf16 = machine.has_bf16 and (machine.device == "cuda" or get("width") >= 768)
+    decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
     decide("workers", machine.workers, "from the cores")
     config = replace(config, **chosen)
     shape = shape_of(config)

@@ -1,11 +1,11 @@
 """What a run trains on and what it is measured on: disjoint parts of DATA."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig
-from openmae.data.loader import Batch, Stream, split_held_out, training_loader
+from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
 
@@ -54,7 +54,7 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
 
 def read_steps(
     config: PretrainConfig, preprocessing: Preprocessing, train: Source, first: int, last: int, pin: bool
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """The micro-batches of each step from `first` to `last` − 1.
 
     Raises:
@@ -72,9 +72,9 @@ def read_steps(
         workers=config.workers or 0,
         pin=pin,
     )
-    parts: list[Batch] = []
+    batches, parts = read(loader), list[Batch]()
     try:
-        for batch in loader:
+        for batch in batches:
             parts.append(batch)
             if len(parts) == config.batch_size // config.micro_batch_size:
                 yield parts
@@ -85,3 +85,5 @@ def read_steps(
         if "DataLoader" not in str(error):
             raise
         raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
+    finally:
+        batches.close()

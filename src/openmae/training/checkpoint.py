@@ -65,7 +65,7 @@ def save_checkpoint(
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
     partial = folder.with_name(_PARTIAL + folder.name)
-    with disk_faults(folder):
+    with disk_faults(folder, is_resumable=True):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -77,15 +77,17 @@ def save_checkpoint(
             for path in partial.iterdir():
                 _sync(path)
             _sync(partial)
-            shutil.rmtree(folder, ignore_errors=True)  # left by a run that went on from an earlier step
+            shutil.rmtree(folder, ignore_errors=True)  # of the same step, left by such a run as is named below
             partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         _sync(folder.parent)
         link_or_copy(folder / MODEL, run / MODEL)
-        for old in checkpoint_folders(run)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
+        # Later ones were left by a run that went on from an earlier step, or are damaged: this one is the newest now.
+        later = [other for other in checkpoint_folders(run) if other.name > folder.name]
+        for other in later + checkpoint_folders(run)[len(later) + keep :]:
+            shutil.rmtree(other, ignore_errors=True)
     return folder
 
 
@@ -108,10 +110,12 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if metadata is None:
             raise RequestError(f"{path} holds no openmae model: its metadata has no {METADATA_KEY!r}")
         description = json.loads(metadata)
-        if description.get("format_version", 0) > FORMAT_VERSION:
+        version = description.get("format_version") if isinstance(description, dict) else None
+        if not isinstance(version, int):
+            raise RequestError(f"{path} holds no openmae model: its description names no format_version")
+        if version > FORMAT_VERSION:
             raise RequestError(
-                f"{path} has format_version {description['format_version']}, this openmae reads up to "
-                f"{FORMAT_VERSION}: upgrade openmae"
+                f"{path} has format_version {version}, this openmae reads up to {FORMAT_VERSION}: upgrade openmae"
             )
         return load_file(path), description
     except FileNotFoundError:
@@ -174,25 +178,31 @@ def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Opt
 
 
 @contextmanager
-def disk_faults(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line."""
+def disk_faults(path: Path, is_resumable: bool = False) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear line; `is_resumable`: of a run that keeps checkpoints."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
         full = number == errno.ENOSPC or "No space left" in str(error)
         what = "the disk is full: free some space" if full else f"it cannot be written ({error})"
-        raise Fault(f"{path} was not saved, {what}; earlier checkpoints are whole, go on with --resume auto") from error
+        advice = "; earlier checkpoints are whole, go on with --resume auto" if is_resumable else ""
+        raise Fault(f"{path} was not saved, {what}{advice}") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON aside and rename it: a reader sees the old file or the new one."""
     partial = path.with_name(_PARTIAL + path.name)
-    with partial.open("w") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    text = json.dumps(values, indent=1) + "\n"
+    try:
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:

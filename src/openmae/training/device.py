@@ -31,13 +31,11 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
-def best_precision(device: torch.device) -> str:
-    """bf16 where the hardware multiplies it fast, else fp32 (on a CPU without such units bf16 is 13× slower)."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 fast (on a CPU without such units it is 13× slower than fp32)."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    if device.type == "cpu":
-        return "bf16" if _cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
-    return "fp32"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and "amx_bf16" in _cpu_flags()
 
 
 def _cpu_flags() -> set[str]:

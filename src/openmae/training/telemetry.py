@@ -27,13 +27,14 @@ class RunLog:
         self.metrics_path = run / "metrics.jsonl"
         self.quarantine_path = run / "quarantine.jsonl"
         _keep_lines(self.metrics_path, lambda line: line["step"] <= resume_step)
+        _keep_lines(self.quarantine_path, lambda line: True)
         self.quarantined = {line["name"] for line in read_lines(self.quarantine_path)}
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 
     def metrics(self, **values: float | None) -> None:
         """Append a line; `step` is among the values, what was not measured is None and left out."""
         measured = {name: value for name, value in values.items() if value is not None}
-        with disk_faults(self.metrics_path), self.metrics_path.open("a") as file:
+        with disk_faults(self.metrics_path, is_resumable=True), self.metrics_path.open("a") as file:
             file.write(json.dumps(measured) + "\n")
         for name, value in measured.items():
             if name != "step":
@@ -44,12 +45,13 @@ class RunLog:
         new = {name: reason for name, reason in bad.items() if name not in self.quarantined}
         if new:
             self.quarantined |= new.keys()
-            with self.quarantine_path.open("a") as file:
+            with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
                 file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items())
         return list(new)
 
     def summary(self, values: dict[str, Any]) -> None:
-        write_json(self.run / "summary.json", values)
+        with disk_faults(self.run / "summary.json", is_resumable=True):
+            write_json(self.run / "summary.json", values)
 
     def close(self) -> None:
         self.board.close()

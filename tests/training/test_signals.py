@@ -1,0 +1,79 @@
+"""Stop signals ask once and insist the second time."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from openmae.training.signals import STOP_SIGNALS, StopRequest
+
+STUBBORN = """
+import time
+from openmae.training.signals import StopRequest
+with StopRequest() as stop:
+    print("ready", flush=True)
+    while not stop.received:
+        time.sleep(0.01)
+    print(stop.received, flush=True)
+    time.sleep(60)  # a save that hangs
+"""
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_recorded_and_does_not_end_the_process(number):
+    with StopRequest() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number.name
+
+
+def test_handlers_are_put_back_even_after_an_error():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+
+    def fail():
+        with StopRequest():
+            assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail()
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_repeated_sigterm_is_patient():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.received == "SIGUSR1"
+
+
+def test_a_thread_without_handlers_is_left_alone():
+    before, received = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with StopRequest() as stop:
+            received.append((stop.received, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert received == [(None, before)]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_leaves_at_once(first):
+    process = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        assert process.stdout.readline() == f"{first.name}\n"
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
