@@ -1,6 +1,10 @@
 """The command line: joins a command to a task and an ending to an exit code."""
 
+import contextlib
+import io
+import itertools
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
@@ -8,7 +12,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 import openmae
-from openmae.config import DemoConfig, PretrainConfig, ReconstructConfig
+from openmae.config import DemoConfig, PretrainConfig, ReconstructConfig, check_name
 from openmae.errors import Fault, Interrupted, RequestError
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
@@ -59,6 +63,9 @@ def checked(shown_config: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run `openmae …` and exit with 0 done, 1 fault, 2 wrong request or data, 3 interrupted and saved."""
+    # Idle OpenMP threads should sleep, not spin: beside reader processes or any other load, spinning made a
+    # training step on 2 cores 4 to 6 times slower. Read when torch is loaded, so it is set before that.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -68,7 +75,7 @@ def run(arguments: list[str]) -> int:
         print(f"openmae {openmae.__version__}")
         return 0
     try:
-        config = checked(tyro.cli(Command, args=arguments, prog="openmae", description=DESCRIPTION))
+        config = checked(parse(arguments))
         getattr(openmae, TASKS[type(config)])(config)
     except (RequestError, Interrupted, Fault) as error:
         message = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
@@ -77,7 +84,41 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output (head, say) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a name that is too long, a folder that may not be listed: nothing of ours
+        print(f"openmae: {error.strerror or error}: {error.filename!r}"[:500], file=sys.stderr)
+        return 1
     return 0
+
+
+def parse(arguments: list[str]) -> Any:
+    """The config that a command line asks for.
+
+    Raises:
+        RequestError: a wrong, missing or unknown flag.
+        SystemExit: after `--help`.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        check_name("the command", arguments[0], TASKS.values())
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(Command, args=arguments, prog="openmae", description=DESCRIPTION)
+    except SystemExit as ending:
+        if not ending.code:
+            raise
+        raise RequestError(usage_error(told.getvalue())) from None
+
+
+def usage_error(box: str) -> str:
+    """tyro's framed message as one line: what was got, the nearest flag, where to look."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]  # the first is the frame's title
+    lines = ["" if set(line) == {"-"} else line for line in lines]  # rules where the terminal knows ASCII only
+    text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))).rstrip(".")
+    wrong_type = re.match(r"Error parsing (--\S+): no type matching (.+) could be instantiated from \[(.*)\]", text)
+    if wrong_type:
+        text = f"{wrong_type[1]} got {wrong_type[3]}: it takes {wrong_type[2].removeprefix('{None}|')}"
+    near = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(lines))
+    return f"{text}{f' (did you mean {near[1]}?)' if near else ''}: see openmae --help or openmae COMMAND --help"
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(Fault, match="summary.json was not saved, the disk is full"):
+    with pytest.raises(Fault, match=r"summary\.json was not saved, the disk is full"):
         log.summary({"status": "complete"})
     log.close()
     assert not list(tmp_path.glob("*summary*"))

@@ -20,7 +20,9 @@ NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np.float64]) -> Tensor:
+def augment(
+    image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np.float64], value_range: tuple[float, float]
+) -> Tensor:
     """Crop, resize and perhaps flip one image.
 
     Args:
@@ -28,6 +30,7 @@ def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np
         kind: none (centre crop, no flip), crop-fixed, crop or crop-jitter.
         size: height and width of the result.
         chance: (NUM_CHANCES,) uniform numbers.
+        value_range: black and white, for jitter of float32.
 
     Returns:
         (C, height, width), uint8 for uint8 input, else float32.
@@ -43,7 +46,7 @@ def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np
     result = resized_crop(image, box, size)
     if flip_chance[0] < 0.5:
         result = result.flip(-1)
-    return jitter(result, jitter_chance.tolist()) if kind == "crop-jitter" else result
+    return jitter(result, jitter_chance.tolist(), value_range) if kind == "crop-jitter" else result
 
 
 def centre_box(image: NDArray, size: tuple[int, int]) -> Box:
@@ -84,20 +87,34 @@ def random_size_box(height: int, width: int, chance: NDArray[np.float64]) -> Box
 def resized_crop(image: NDArray, box: Box, size: tuple[int, int]) -> Tensor:
     """Cut `box` out of an H × W × C image and resize it (bicubic, antialiased) to (C, *size)."""
     top, left, height, width = box
-    crop = torch.from_numpy(image[top : top + height, left : left + width]).permute(2, 0, 1)
+    pixels = image[top : top + height, left : left + width]
+    # torch warns of read-only memory, which Pillow's pictures are.
+    crop = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
     if (height, width) == size:
         return crop.contiguous()
     return F.interpolate(crop[None], size=size, mode="bicubic", antialias=True)[0].contiguous()
 
 
-def jitter(image: Tensor, chance: list[float]) -> Tensor:
-    """Brightness, contrast and, for RGB, saturation and hue; `chance`: a uniform number for each."""
+def jitter(image: Tensor, chance: list[float], value_range: tuple[float, float]) -> Tensor:
+    """Brightness, contrast and, for RGB, saturation and hue of a (C, H, W) image.
+
+    Channels that are not RGB are jittered as grey images of their own.
+
+    Args:
+        chance: a uniform number for each of the four.
+        value_range: black and white of a float32 image.
+    """
     brightness, contrast, saturation, hue = (
         strength * (2 * number - 1) for strength, number in zip(JITTER, chance, strict=True)
     )
+    low, high = value_range
+    is_float, is_rgb = image.is_floating_point(), image.shape[0] == 3
+    image = (image - low) / (high - low) if is_float else image  # torchvision's black and white are 0 and 1
+    image = image if is_rgb else image[:, None]
     image = colour.adjust_brightness(image, 1 + brightness)
     image = colour.adjust_contrast(image, 1 + contrast)
-    if image.shape[0] == 3:
+    if is_rgb:
         image = colour.adjust_saturation(image, 1 + saturation)
         image = colour.adjust_hue(image, hue)
-    return image
+    image = image if is_rgb else image[:, 0]
+    return image * (high - low) + low if is_float else image

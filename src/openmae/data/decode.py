@@ -78,6 +78,14 @@ def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -
     return np.ascontiguousarray(image)
 
 
+def from_picture(image: Image.Image, background: float = 1.0) -> np.ndarray:
+    """An opened Pillow image as `decode` gives it: upright, without palette or alpha. Raises BadImage."""
+    try:
+        return np.ascontiguousarray(_upright(_pixels(image, background), _orientation(image)))
+    except Exception as error:  # its pixels may be read only now
+        raise BadImage(_reason(error)) from error
+
+
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Give an H x W x C image `channels` channels: the same, grey repeated to 3, or RGB to luma (ITU-R 601, rounded).
 

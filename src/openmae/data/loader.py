@@ -121,7 +121,8 @@ class Stream(Dataset):
             try:
                 image = self.source.read(candidate)
                 image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
-                return augment(image, self.kind, self.preprocessing.image_size, chance), key, bad
+                p = self.preprocessing
+                return augment(image, self.kind, p.image_size, chance, p.value_range), key, bad
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)
         name, reason = next(iter(bad.items()))
@@ -174,7 +175,8 @@ def read(loader: DataLoader) -> Generator[Batch, None, None]:
     try:
         yield from batches
     finally:
-        del batches  # asks the readers to end and waits some seconds
+        if readers:  # private, but a traceback may keep `batches` alive, and then nothing else ends the readers
+            batches._shutdown_workers()  # type: ignore[attr-defined]
         for reader in readers:
             if reader.is_alive():
                 reader.kill()

@@ -38,7 +38,7 @@ class MAE(nn.Module):
         # Table 1c: where the decoder makes no mask tokens, they go through the encoder.
         needs_token = decoder.mask_token is None
         self.encoder_mask_token = nn.Parameter(torch.empty(1, 1, encoder.shape.width)) if needs_token else None
-        self.init_weights()
+        self._init_mask_token()
 
     @classmethod
     def from_shape(cls, shape: MAEShape) -> "MAE":
@@ -51,6 +51,9 @@ class MAE(nn.Module):
         """Set every parameter: the encoder's and the decoder's tables, and N(0, .02) for the mask token."""
         self.encoder.init_weights()
         self.decoder.init_weights()
+        self._init_mask_token()
+
+    def _init_mask_token(self) -> None:
         if self.encoder_mask_token is not None:
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 

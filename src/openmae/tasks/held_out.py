@@ -1,8 +1,7 @@
 """Held-out images with masks that never change: a loss to compare along a run and between runs."""
 
-from pathlib import Path
-
 import torch
+from PIL import Image
 from torch import Tensor
 
 from openmae.config import Preprocessing, PretrainConfig
@@ -14,7 +13,6 @@ from openmae.model.mae import MAE
 from openmae.model.masking import Masking
 from openmae.tasks.masks import MaskSampler, to_device
 from openmae.tasks.reconstruction import reconstruct_patches
-from openmae.training.checkpoint import disk_faults
 from openmae.training.device import autocast
 
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
@@ -48,16 +46,14 @@ class HeldOut:
         return total / len(self.images)
 
     @torch.no_grad()
-    def picture(self, model: MAE, device: torch.device, path: Path) -> None:
-        """Write reconstructions of the first images as a sheet."""
+    def picture(self, model: MAE, device: torch.device) -> Image.Image:
+        """Reconstructions of the first images as a sheet."""
         from openmae.tasks.pictures import sheet  # brings matplotlib, which takes a second
 
         prepared, masking = self._prepare(self.images[:PICTURED], self.keys[:PICTURED], device)
         result = reconstruct_patches(model, prepared, masking, self.preprocessing)
         rows = [list(row) for row in zip(result.masked, result.prediction, result.truth, strict=True)]
-        with disk_faults(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(path)
+        return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)
 
     def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
         return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from openmae.config import MAEShape, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import sample_keys
-from openmae.data.decode import BadImage, decode
+from openmae.data.decode import BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
 from openmae.errors import RequestError
 from openmae.model.mae import MAE
@@ -113,9 +113,12 @@ class Model:
         try:
             if isinstance(item, (str, Path)):
                 array = decode(Path(item).read_bytes(), p.background)
+            elif isinstance(item, Image.Image):
+                array = from_picture(item, p.background)
             else:
-                array = np.array(item)
-                array = array[..., None] if array.ndim == 2 else array
+                array = item[..., None] if item.ndim == 2 else item
+                if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
+                    raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
             array = conform(array, p.channels, p.dtype, side)
         except (BadImage, OSError) as error:
             what = item if isinstance(item, (str, Path)) else type(item).__name__

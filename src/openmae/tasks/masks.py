@@ -36,6 +36,10 @@ class MaskSampler:
     grid: Grid
     given: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.kind == "grid" and self.grid == (1, 1):
+            raise RequestError("--mask grid on a single patch leaves no patch masked: give a smaller --patch-size")
+
     def __call__(self, keys: Tensor) -> Masking:
         """The masking of samples with these (B,) int64 keys, on the CPU."""
         if self.kind == "grid":
@@ -65,8 +69,9 @@ def read_mask(path: str, grid: Grid) -> Tensor:
         RequestError: no such file, not booleans (0/1), another grid, or it hides all or nothing.
     """
     try:
-        values = np.load(Path(path), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with Path(path).open("rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)  # np.load would take archives too
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise RequestError(f"--mask-file {path} cannot be read as .npy: {error}") from None
     if values.shape != grid:
         raise RequestError(f"--mask-file {path} has shape {values.shape}, the grid of patches is {grid}")

@@ -24,7 +24,7 @@ from openmae.tasks.runs import Earlier, find_earlier, finished_summary, write_co
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, open_training_data, read_steps
 from openmae.training.checkpoint import MODEL, disk_faults, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, has_bf16, default_workers, peak_memory, pick_device, total_memory
+from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
 from openmae.training.optim import CosineSchedule, adamw, set_rate
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import RunLog, Screen, duration
@@ -77,16 +77,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             print(f"warning: {warning}", flush=True)
 
         # From here on the run folder exists.
+        progress_state = earlier.state if earlier else {}
         write_config(config, preprocessing)
         with disk_faults(run):
-            log = RunLog(run, resume_step=step)
+            log = RunLog(run, step, evaluated=progress_state.get("evaluated_step") == step)
         progress = Progress(
             log,
             batch_size=config.batch_size or 1,
             num_images=len(data.train),
             num_inputs=data.count,
             max_bad=config.max_bad,
-            state=earlier.state if earlier else {},
+            state=progress_state,
         )
         metadata = describe_model(config, shape, preprocessing)
 
@@ -102,6 +103,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             with Screen(num_steps, step, "pretrain") as screen:
                 screen.say(f"resumed at step {step:,}" if step else f"writing to {run}")
                 first = step
+                if step > progress.evaluated_step:  # the stop came between a step and its evaluation
+                    evaluate(evaluators, step, num_steps, model, progress)
                 while step < num_steps:
                     parts = progress.wait_for(batches)
                     set_rate(optimizer, rate := schedule(step))
@@ -183,7 +186,16 @@ def decide(
         init = (shape, preprocessing)
     machine = Machine(device.type, has_bf16(device), default_workers(device), total_memory(device))
     settled = settle(config, facts, machine, init)
-    return replace(settled, config=replace(settled.config, device=str(device))), facts
+    settled = replace(settled, config=replace(settled.config, device=str(device)))
+    if config.held_out is None:
+        count = len(data.held_out) if data.held_out is not None else 0
+        why = "of the validation part, or a twentieth of the images: never trained on"
+        settled = replace(
+            settled,
+            config=replace(settled.config, held_out=count),
+            reasons={**settled.reasons, "held_out": why if count else "too few images"},
+        )
+    return settled, facts
 
 
 def mask_sampler(config: PretrainConfig, shape: MAEShape) -> MaskSampler:
@@ -251,7 +263,7 @@ def make_evaluators(
         return []
 
     def picture(step: int) -> dict[str, float]:
-        look.picture(model, device, Path(config.out) / "pictures" / f"step-{step:08d}.png")
+        progress.log.picture(look.picture(model, device), step)
         return {}
 
     evaluators: list[Evaluator] = [(config.picture_every or 1, picture)]
@@ -263,12 +275,10 @@ def make_evaluators(
 def evaluate(evaluators: list[Evaluator], step: int, num_steps: int, model: MAE, progress: Progress) -> None:
     """Run the evaluators whose turn it is; each runs after the last step too."""
     due = [function for every, function in evaluators if step % every == 0 or step == num_steps]
-    if not due:
-        return
-    before = time.monotonic()
-    model.eval()
-    results: dict[str, float] = {}
-    for function in due:
-        results |= function(step)
-    model.train()
+    before, results = time.monotonic(), dict[str, float]()
+    if due:
+        model.eval()
+        for function in due:
+            results |= function(step)
+        model.train()
     progress.evaluated(step, results, time.monotonic() - before)

@@ -31,15 +31,22 @@ class Progress:
         self.log, self.batch_size, self.num_images = log, batch_size, num_images
         self.num_inputs, self.max_bad = num_inputs, max_bad
         self.results: dict[str, float] = state.get("results", {})
+        self.evaluated_step = int(state.get("evaluated_step", 0))
         self.loss_sum = torch.tensor(state.get("loss_sum", 0.0))
         self.loss_steps = int(state.get("loss_steps", 0))
         self.started = time.monotonic() - state.get("seconds", 0.0)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run writes the same lines."""
+        """What a checkpoint keeps, so that a resumed run writes the same lines. Waits for the device.
+
+        Raises:
+            Fault: the loss is not finite; what led to it must not be saved.
+        """
+        self._check_finite(float(self.loss_sum))
         return {
             "results": self.results,
+            "evaluated_step": self.evaluated_step,
             "loss_sum": float(self.loss_sum),
             "loss_steps": self.loss_steps,
             "seconds": self.seconds,
@@ -69,8 +76,7 @@ class Progress:
             Fault: the loss is not finite.
         """
         loss = float(self.loss_sum) / max(self.loss_steps, 1)
-        if not math.isfinite(loss):
-            raise Fault(f"the loss is {loss} at step {step:,}: try a lower --base-lr or --precision fp32")
+        self._check_finite(loss)
         elapsed = time.monotonic() - self.line_at
         speed = self.line_steps * self.batch_size / max(elapsed, 1e-9)
         waiting = min(self.waited / max(elapsed, 1e-9), 1.0)
@@ -93,9 +99,16 @@ class Progress:
         bound = f"  waiting for data {waiting:.0%} (more --workers?)" if waiting > DATA_BOUND else ""
         return f"loss {loss:.4f}{held_out}  {speed:.0f} images/s{bound} "
 
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Fault(
+                f"the loss has become {loss}: try a lower --base-lr or --precision fp32; nothing of it was saved"
+            )
+
     def evaluated(self, step: int, results: dict[str, float], seconds: float) -> None:
         """Write what evaluators found; the time they took is not the training's."""
         self.line_at += seconds
+        self.evaluated_step = step
         self.results |= results
         if results:
             images_seen = step * self.batch_size

@@ -22,6 +22,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
     """
+    spare_input(config)
     model = load(config.init, config.device)
     images, skipped = gather_images(config, model)
     for line in skipped:
@@ -67,6 +68,14 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     print(f"PSNR {summary['psnr_interpolation']:.2f} dB for interpolation from visible patches")
     print(f"wrote {out}")
     return summary
+
+
+def spare_input(config: ReconstructConfig) -> None:
+    """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
+    out = Path(config.out).resolve()
+    for name in config.images if out.exists() else ():
+        if out.is_relative_to(Path(name).resolve()):
+            raise RequestError(f"--out {config.out} is one of the images to reconstruct: choose another name")
 
 
 def gather_images(config: ReconstructConfig, model: Model) -> tuple[list[ImageLike], list[str]]:

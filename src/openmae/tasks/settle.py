@@ -103,6 +103,13 @@ def settle(
     decide("workers", machine.workers, "from the cores")
     config = replace(config, **chosen)
     shape = shape_of(config)
+    if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
+        raise RequestError(f"--channels got {shape.encoder.channels}, but the images have {facts.channels}")
+    if facts.short_side < shape.encoder.patch_size:
+        raise RequestError(
+            f"the images' short side is about {facts.short_side} px, smaller than a patch of "
+            f"{shape.encoder.patch_size} px: give a smaller --patch-size"
+        )
     if config.mask in ("random", "block"):
         num_kept(shape.encoder.num_patches, config.mask_ratio or 0.0)
     if config.mask == "grid" and config.mask_ratio != 0.75:
@@ -119,7 +126,7 @@ def settle(
         std=get("std"),
         image_size=config.size or (0, 0),
         background=get("background"),
-        dtype=facts.dtype,
+        dtype=init[1].dtype if init is not None and config.value_range == init[1].value_range else facts.dtype,
     )
     return Settled(config, preprocessing, reasons)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig
@@ -34,6 +35,8 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
+    if Path(config.data).is_dir() and Path(config.out).resolve().is_relative_to(Path(config.data).resolve()):
+        raise RequestError(f"--out {config.out} lies inside {config.data}: the run's pictures would become its data")
     options: dict[str, Any] = {"max_pixels": config.max_pixels}
     if config.background is not None:
         options["background"] = config.background

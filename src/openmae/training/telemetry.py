@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -20,13 +22,17 @@ class RunLog:
     Args:
         run: the run folder.
         resume_step: keep the lines up to this step and go on behind them.
+        evaluated: whether the evaluations of that step are done; else their lines will be written anew.
     """
 
-    def __init__(self, run: Path, resume_step: int = 0) -> None:
+    def __init__(self, run: Path, resume_step: int = 0, evaluated: bool = True) -> None:
         self.run = run
         self.metrics_path = run / "metrics.jsonl"
         self.quarantine_path = run / "quarantine.jsonl"
-        _keep_lines(self.metrics_path, lambda line: line["step"] <= resume_step)
+        behind = resume_step + 1 if evaluated else resume_step
+        _keep_lines(
+            self.metrics_path, lambda line: line["step"] < behind or (line["step"] == resume_step and "lr" in line)
+        )
         _keep_lines(self.quarantine_path, lambda line: True)
         self.quarantined = {line["name"] for line in read_lines(self.quarantine_path)}
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
@@ -39,6 +45,14 @@ class RunLog:
         for name, value in measured.items():
             if name != "step":
                 self.board.add_scalar(name, value, int(measured["step"]))
+
+    def picture(self, picture: Image.Image, step: int) -> None:
+        """Keep a sheet of reconstructions: RUN/pictures and TensorBoard."""
+        path = self.run / "pictures" / f"step-{step:08d}.png"
+        with disk_faults(path):
+            path.parent.mkdir(exist_ok=True)
+            picture.save(path)
+        self.board.add_image("reconstructions", np.asarray(picture), step, dataformats="HWC")
 
     def quarantine(self, bad: dict[str, str]) -> list[str]:
         """Append the inputs that were not known as bad yet; return their names."""

@@ -1,0 +1,66 @@
+"""Tiny runs on the digits inside scikit-learn: 8 x 8 pixels, a model of a few thousand weights."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openmae.config import PretrainConfig
+from openmae.tasks.pretrain import pretrain
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on two threads, and much slower beside other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_digits_config(out: Path, **changes: Any) -> PretrainConfig:
+    settings: dict[str, Any] = {
+        "data": "embedded:digits",
+        "image_size": 8,
+        "patch_size": 2,
+        "width": 24,
+        "depth": 1,
+        "num_heads": 3,
+        "decoder_width": 16,
+        "decoder_depth": 1,
+        "steps": 12,
+        "batch_size": 16,
+        "held_out": 32,
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "evaluate_every": 4,
+        "picture_every": 1000,
+        "save_every": 5,
+        "log_every": 2,
+    }
+    return PretrainConfig(out=str(out), **{**settings, **changes})
+
+
+@pytest.fixture(scope="session")
+def digits_config() -> Callable[..., PretrainConfig]:
+    """`digits_config(out, **changes)`: a run of a second."""
+    return make_digits_config
+
+
+@pytest.fixture(scope="session")
+def pixel_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that predicts pixels. Tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "pixel"
+    pretrain(make_digits_config(out, target="pixel"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def norm_pixel_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that predicts normalised pixels. Tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "norm-pixel"
+    pretrain(make_digits_config(out, target="norm-pixel"))
+    return out

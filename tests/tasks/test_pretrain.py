@@ -1,0 +1,546 @@
+"""`pretrain` end to end on tiny data: what it leaves, that it learns, and that stopping it changes nothing.
+
+The golden losses are written anew, after a change that is meant to change them, by
+
+    python tests/tasks/test_pretrain.py
+"""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from openmae.config import PretrainConfig
+from openmae.errors import Fault, Interrupted, RequestError
+from openmae.tasks import pretrain as task
+from openmae.tasks.pretrain import pretrain
+from openmae.tasks.progress import Progress
+from openmae.tasks.training_data import open_training_data
+from openmae.training.checkpoint import read_model
+from openmae.training.telemetry import read_lines
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+TIMES = {"seconds", "images_per_second", "data_wait", "memory"}
+
+
+def golden_losses(out):
+    """The losses of twenty steps; every setting that matters is written here, so that no default can move them."""
+    config = PretrainConfig(
+        data="embedded:digits",
+        out=str(out),
+        image_size=8,
+        patch_size=2,
+        channels=1,
+        width=32,
+        depth=2,
+        num_heads=2,
+        decoder_width=24,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        mask="random",
+        mask_ratio=0.75,
+        target="norm-pixel",
+        augment="crop",
+        mean=(0.3,),
+        std=(0.35,),
+        value_range=(0.0, 255.0),
+        background=1.0,
+        held_out=16,
+        steps=20,
+        batch_size=32,
+        micro_batch_size=16,
+        base_lr=0.016,
+        warmup_epochs=0.1,
+        weight_decay=0.5,  # so large that twenty steps show it
+        betas=(0.9, 0.95),
+        seed=1,
+        device="cpu",
+        precision="fp32",
+        workers=0,
+        log_every=1,
+        evaluate_every=10,
+        picture_every=1000,
+        save_every=1000,
+    )
+    pretrain(config)
+    lines = metrics(out)
+    return {
+        "loss": [line["loss"] for line in lines if "loss" in line],
+        "held_out_loss": [line["held_out_loss"] for line in lines if "held_out_loss" in line],
+    }
+
+
+def metrics(run):
+    return read_lines(Path(run) / "metrics.jsonl")
+
+
+def untimed(lines):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def snapshot(folder):
+    """Every file below a folder with its content and time of change."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def same_training_state(one, two, step=12):
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [run / "checkpoints" / f"step-{step:08d}" / name for run in (one, two)]
+        assert paths[0].read_bytes() == paths[1].read_bytes(), name
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def pixel_config(digits_config, out, **changes):
+    """The settings of the fixture `pixel_run`, with changes."""
+    return digits_config(out, **{"target": "pixel", **changes})
+
+
+def signal_at(monkeypatch, step, number=signal.SIGTERM):
+    """Send this process a signal in the middle of its step with that number, counted from here."""
+    counter, add = itertools.count(1), Progress.add
+
+    def add_and_signal(self, loss):
+        add(self, loss)
+        if next(counter) == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "add", add_and_signal)
+
+
+@pytest.fixture(scope="session")
+def gradients(tmp_path_factory):
+    """Twenty-four smooth 16 x 16 colour images, each rising from one colour to another."""
+    folder = tmp_path_factory.mktemp("data") / "gradients"
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    row, column = np.mgrid[:16, :16] / 15
+    for number in range(24):
+        along = row if number % 2 else column
+        start, end = chance.uniform(0, 255, (2, 3))
+        values = start + along[..., None] * (end - start)
+        Image.fromarray(values.round().astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return folder
+
+
+def gradients_config(digits_config, data, out, **changes):
+    settings = {
+        "data": str(data),
+        "image_size": 16,
+        "patch_size": 4,
+        "width": 48,
+        "num_heads": 4,
+        "decoder_width": 32,
+        "target": "pixel",
+        "batch_size": 8,
+        "held_out": 4,
+    }
+    return digits_config(out, **{**settings, **changes})
+
+
+# --- what a run is ---
+
+
+def test_a_run_leaves_its_surface(norm_pixel_run):
+    files = set(snapshot(norm_pixel_run))
+    checkpoint = {"model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
+    wanted = {"config.json", "metrics.jsonl", "summary.json", "model.safetensors", "pictures/step-00000012.png"}
+    wanted |= {f"checkpoints/step-{step:08d}/{name}" for step in (10, 12) for name in checkpoint}
+    assert {name for name in files if not name.startswith("tensorboard/")} == wanted
+    assert len(files) == len(wanted) + 1
+    summary = json.loads((norm_pixel_run / "summary.json").read_text())
+    assert summary.keys() == {
+        *("status", "step", "images_seen", "epoch", "loss", "held_out_loss", "bad_inputs", "seconds")
+    }
+    assert (summary["status"], summary["step"], summary["images_seen"]) == ("complete", 12, 192)
+    assert summary["bad_inputs"] == 0
+    with Image.open(norm_pixel_run / "pictures" / "step-00000012.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_its_lines_say_what_the_surface_promises(norm_pixel_run):
+    lines = metrics(norm_pixel_run)
+    training = [line for line in lines if "loss" in line]
+    held_out = [line for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in held_out] == [4, 8, 12]
+    common = {"step", "epoch", "images_seen"}
+    assert all(line.keys() == common | {"loss", "lr", "grad_norm"} | TIMES for line in training)
+    assert all(line.keys() == common | {"held_out_loss"} for line in held_out)
+    assert training[0]["lr"] == 0
+    assert training[-1]["images_seen"] == 12 * 16
+
+
+def test_its_config_is_enough_to_run_it_again(norm_pixel_run, tmp_path):
+    values = json.loads((norm_pixel_run / "config.json").read_text())
+    config = PretrainConfig.from_dict(values)
+    assert {name for name, value in config.to_dict().items() if value is None} <= {
+        *("recipe", "model", "mask_file", "epochs", "init")
+    }
+    pretrain(replace(config, out=str(tmp_path / "again")))
+    same_training_state(norm_pixel_run, tmp_path / "again")
+    assert untimed(metrics(norm_pixel_run)) == untimed(metrics(tmp_path / "again"))
+
+
+def test_the_seed_decides(norm_pixel_run, digits_config, tmp_path):
+    pretrain(digits_config(tmp_path / "run", target="norm-pixel", seed=1))
+    assert untimed(metrics(tmp_path / "run"))[0] != untimed(metrics(norm_pixel_run))[0]
+
+
+def test_the_checkpoint_says_how_to_use_it_and_nothing_of_the_machine(norm_pixel_run):
+    _, description = read_model(norm_pixel_run / "model.safetensors")
+    assert description.keys() == {
+        *("format_version", "kind", "shape", "preprocessing", "masking", "recipe", "seed", "step")
+    }
+    assert str(norm_pixel_run) not in json.dumps(description)
+
+
+@pytest.mark.parametrize("held_out", [None, 0, 7])
+def test_what_is_held_out_is_never_trained_on(digits_config, gradients, tmp_path, held_out):
+    data = open_training_data(gradients_config(digits_config, gradients, tmp_path / "run", held_out=held_out))
+    training = {data.train.name(index) for index in range(len(data.train))}
+    if held_out == 0:
+        assert data.held_out is None
+        assert len(training) == 24
+        return
+    looked_at = {data.held_out.name(index) for index in range(len(data.held_out))}
+    assert len(looked_at) == (held_out or 1)
+    assert not training & looked_at
+    assert len(training | looked_at) == 24
+
+
+def test_a_validation_part_is_held_out_whole(digits_config, tmp_path):
+    data = open_training_data(digits_config(tmp_path / "run", held_out=None))
+    training, looked_at = ({part.name(i) for i in range(len(part))} for part in (data.train, data.held_out))
+    assert not training & looked_at
+    assert len(looked_at) == 256
+
+
+# --- that it learns ---
+
+
+def test_golden_losses(tmp_path):
+    wanted = json.loads(GOLDEN.read_text())
+    for name, losses in golden_losses(tmp_path / "run").items():
+        assert losses == pytest.approx(wanted[name], rel=1e-4), name
+
+
+def test_it_overfits_a_handful_of_images(digits_config, gradients, tmp_path):
+    config = gradients_config(
+        digits_config, gradients, tmp_path / "run", held_out=18, steps=200, base_lr=0.16, augment="none", save_every=200
+    )
+    pretrain(config)
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < losses[0] / 20
+
+
+def test_the_held_out_loss_falls(digits_config, gradients, tmp_path):
+    config = gradients_config(digits_config, gradients, tmp_path / "run", steps=80, base_lr=0.1, save_every=80)
+    summary = pretrain(config)
+    losses = [line["held_out_loss"] for line in metrics(tmp_path / "run") if "held_out_loss" in line]
+    assert summary["held_out_loss"] == losses[-1] < losses[0] / 3
+
+
+def test_micro_batches_add_up_to_the_batch(digits_config, pixel_run, tmp_path):
+    pretrain(pixel_config(digits_config, tmp_path / "run", micro_batch_size=4))
+    for whole, parts in zip(metrics(pixel_run), metrics(tmp_path / "run"), strict=True):
+        for name in {"loss", "held_out_loss"} & whole.keys():
+            assert whole[name] == pytest.approx(parts[name], rel=1e-6), whole["step"]
+
+
+def test_reader_processes_change_nothing(digits_config, pixel_run, tmp_path):
+    pretrain(pixel_config(digits_config, tmp_path / "run", workers=1))
+    same_training_state(pixel_run, tmp_path / "run")
+    assert untimed(metrics(pixel_run)) == untimed(metrics(tmp_path / "run"))
+
+
+def test_training_goes_on_from_given_weights(digits_config, pixel_run, tmp_path):
+    """The first step has a rate of 0: what comes out are the weights that went in."""
+    out = tmp_path / "run"
+    settings = dict.fromkeys(("image_size", "patch_size", "width", "depth", "num_heads"))
+    settings |= dict.fromkeys(("decoder_width", "decoder_depth"))
+    pretrain(digits_config(out, init=str(pixel_run), steps=1, **settings))
+    before, after = (load_file(run / "model.safetensors") for run in (pixel_run, out))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((out / "config.json").read_text())["target"] == "pixel"
+
+
+def test_weights_of_another_shape_are_refused_by_the_tensors_name(digits_config, pixel_run, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RequestError, match=r"another shape: decoder\.blocks\.0\.\S+ is \(16,\) there and \(20,\)"):
+        pretrain(digits_config(out, init=str(pixel_run), decoder_width=20))
+    assert not out.exists()
+
+
+# --- stopping and going on ---
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (1, signal.SIGTERM),
+        (4, signal.SIGINT),  # an evaluation is due
+        (5, signal.SIGUSR1),  # a save is due, and the next line holds half its steps
+        (7, signal.SIGTERM),
+        (11, signal.SIGTERM),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(digits_config, pixel_run, tmp_path, monkeypatch, step, number):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, step, number)
+        with pytest.raises(Interrupted, match=f"{number.name} at step {step}: saved"):
+            pretrain(pixel_config(digits_config, out))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("interrupted", step)
+    assert (out / "checkpoints" / f"step-{step:08d}").is_dir()
+    summary = pretrain(pixel_config(digits_config, out, resume="auto"))
+    assert (summary["status"], summary["step"]) == ("complete", 12)
+    same_training_state(pixel_run, out)
+    assert untimed(metrics(pixel_run)) == untimed(metrics(out))
+
+
+def test_a_signal_in_the_last_step_lets_the_run_complete(digits_config, tmp_path, monkeypatch):
+    signal_at(monkeypatch, 12)
+    assert pretrain(pixel_config(digits_config, tmp_path / "run"))["status"] == "complete"
+
+
+def test_a_crash_between_saves_costs_only_the_steps_behind_the_last(digits_config, pixel_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "train_step", crashing_at(8))
+        with pytest.raises(ZeroDivisionError):
+            pretrain(pixel_config(digits_config, out))
+    assert metrics(out)[-1]["step"] > 5
+    pretrain(pixel_config(digits_config, out, resume="auto"))
+    same_training_state(pixel_run, out)
+    assert untimed(metrics(pixel_run)) == untimed(metrics(out))
+
+
+def crashing_at(step):
+    counter, real = itertools.count(1), task.train_step
+
+    def train_step(*arguments, **options):
+        if next(counter) == step:
+            raise ZeroDivisionError
+        return real(*arguments, **options)
+
+    return train_step
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(digits_config, pixel_run, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(pixel_run, out)
+    (out / "checkpoints" / "step-00000012" / "optimizer.safetensors").write_bytes(b"")
+    pretrain(pixel_config(digits_config, out, resume="auto"))
+    said = capsys.readouterr().out
+    assert "step-00000012 is damaged (optimizer.safetensors is not what was written)" in said
+    assert "resumed at step 10" in said
+    same_training_state(pixel_run, out)
+
+
+def test_a_finished_run_is_left_as_it_is(digits_config, pixel_run, capsys):
+    before = snapshot(pixel_run)
+    summary = pretrain(pixel_config(digits_config, pixel_run, resume="auto"))
+    assert summary == json.loads((pixel_run / "summary.json").read_text())
+    assert "is complete at step 12" in capsys.readouterr().out
+    assert snapshot(pixel_run) == before
+
+
+def test_more_steps_continue_a_finished_run(digits_config, pixel_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(pixel_run, out)
+    summary = pretrain(pixel_config(digits_config, out, resume="auto", steps=14))
+    assert (summary["status"], summary["step"]) == ("complete", 14)
+    assert [line["step"] for line in metrics(out) if "loss" in line] == [1, 2, 4, 6, 8, 10, 12, 14]
+
+
+def test_auto_starts_what_is_not_there(digits_config, pixel_run, tmp_path):
+    pretrain(pixel_config(digits_config, tmp_path / "run", resume="auto"))
+    same_training_state(pixel_run, tmp_path / "run")
+
+
+def test_a_named_checkpoint_goes_on_in_another_folder(digits_config, pixel_run, tmp_path):
+    out = tmp_path / "run"
+    checkpoint = pixel_run / "checkpoints" / "step-00000010"
+    pretrain(pixel_config(digits_config, out, resume=str(checkpoint)))
+    same_training_state(pixel_run, out)
+    assert [line["step"] for line in metrics(out)] == [12, 12]
+
+
+def test_a_named_earlier_checkpoint_makes_the_later_ones_void(digits_config, pixel_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    shutil.copytree(pixel_run, out)
+    signal_at(monkeypatch, 1)
+    with pytest.raises(Interrupted, match="at step 11"):
+        pretrain(pixel_config(digits_config, out, resume=str(out / "checkpoints" / "step-00000010")))
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_a_named_checkpoint_spoils_no_other_run(digits_config, pixel_run, norm_pixel_run):
+    before = snapshot(norm_pixel_run)
+    with pytest.raises(RequestError, match="exists already and is not the run of --resume"):
+        pretrain(pixel_config(digits_config, norm_pixel_run, resume=str(pixel_run)))
+    assert snapshot(norm_pixel_run) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"seed": 3}, "--seed 0, not 3"),
+        ({"batch_size": 8}, "--batch-size 16, not 8"),
+        ({"target": "norm-pixel"}, "--target pixel, not norm-pixel"),
+        ({"mask_ratio": 0.5}, "--mask-ratio 0.75, not 0.5"),
+        ({"image_size": (8, 16)}, r"--image-size 8, not \(8, 16\)"),
+        ({"init": "elsewhere"}, "--init None, not elsewhere"),
+        ({"recipe": "mae-large"}, "--recipe None, not mae-large"),
+        ({"precision": "bf16"}, "--precision fp32, not bf16"),
+    ],
+)
+def test_changed_settings_are_refused_by_name(digits_config, pixel_run, changes, flag):
+    before = snapshot(pixel_run)
+    with pytest.raises(RequestError, match=flag):
+        pretrain(pixel_config(digits_config, pixel_run, resume="auto", **changes))
+    assert snapshot(pixel_run) == before
+
+
+def test_a_size_said_in_another_way_is_no_change(digits_config, pixel_run):
+    assert pretrain(pixel_config(digits_config, pixel_run, resume="auto", image_size=(8, 8)))["step"] == 12
+
+
+@pytest.mark.parametrize("resume", ["never", "no such run"])
+def test_an_existing_folder_is_not_touched_unasked(digits_config, pixel_run, tmp_path, resume):
+    before = snapshot(pixel_run)
+    with pytest.raises(RequestError, match=r"exists already|cannot be resumed"):
+        pretrain(pixel_config(digits_config, pixel_run, resume=resume))
+    assert snapshot(pixel_run) == before
+
+
+def test_a_folder_of_something_else_is_not_touched(digits_config, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for resume in ("never", "auto"):
+        with pytest.raises(RequestError, match=r"exists already|holds no run"):
+            pretrain(pixel_config(digits_config, tmp_path, resume=resume))
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_other_data_is_refused(digits_config, gradients, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(gradients, data)
+    config = gradients_config(digits_config, data, out, steps=2)
+    pretrain(config)
+    (data / "03.png").unlink()
+    before = snapshot(out)
+    with pytest.raises(RequestError, match="is not the data that this run began with"):
+        pretrain(replace(config, resume="auto", steps=4))
+    assert snapshot(out) == before
+
+
+def test_data_may_move_and_the_weights_to_start_from_may_go(digits_config, gradients, tmp_path):
+    data, first, out = tmp_path / "data", tmp_path / "first", tmp_path / "run"
+    shutil.copytree(gradients, data)
+    config = gradients_config(digits_config, data, first, steps=1)
+    pretrain(config)
+    pretrain(replace(config, out=str(out), init=str(first)))
+    shutil.rmtree(first)
+    data.rename(tmp_path / "moved")
+    moved = replace(config, data=str(tmp_path / "moved"), out=str(out), init=str(first), resume="auto", steps=2)
+    assert pretrain(moved)["step"] == 2
+
+
+# --- what goes wrong ---
+
+
+@pytest.fixture
+def with_bad_files(gradients, tmp_path):
+    """The gradients with three files that are no images."""
+    data = tmp_path / "data"
+    shutil.copytree(gradients, data)
+    (data / "empty.jpg").write_bytes(b"")
+    (data / "text.png").write_text("no picture")
+    (data / "cut.png").write_bytes((data / "00.png").read_bytes()[:60])
+    return data
+
+
+def test_bad_files_are_skipped_counted_and_named(digits_config, with_bad_files, tmp_path, capsys):
+    before = snapshot(with_bad_files)
+    summary = pretrain(gradients_config(digits_config, with_bad_files, tmp_path / "run", max_bad=0.2))
+    assert (summary["status"], summary["bad_inputs"]) == ("complete", 3)
+    lines = read_lines(tmp_path / "run" / "quarantine.jsonl")
+    assert {line["name"] for line in lines} == {"empty.jpg", "text.png", "cut.png"}
+    assert {line["name"]: line["reason"] for line in lines}["empty.jpg"] == "empty file"
+    assert len(lines) == 3
+    assert snapshot(with_bad_files) == before
+
+
+def test_too_many_bad_files_stop_the_run_each_time(digits_config, with_bad_files, tmp_path):
+    out = tmp_path / "run"
+    config = gradients_config(digits_config, with_bad_files, out)
+    for resume in ("never", "auto", "auto"):
+        with pytest.raises(RequestError, match=r"of 27 inputs cannot be read.*--max-bad 0\.01"):
+            pretrain(replace(config, resume=resume))
+        assert json.loads((out / "summary.json").read_text())["status"] == "failed"
+        assert not (out / "model.safetensors").exists()
+        assert not (out / "checkpoints").exists()
+    assert pretrain(replace(config, resume="auto", max_bad=0.2))["status"] == "complete"
+
+
+def test_replacements_do_not_depend_on_reader_processes(digits_config, with_bad_files, tmp_path):
+    runs = [tmp_path / "none", tmp_path / "one"]
+    for workers, run in enumerate(runs):
+        pretrain(gradients_config(digits_config, with_bad_files, run, max_bad=0.2, workers=workers))
+    same_training_state(*runs)
+
+
+def test_nothing_readable_leaves_nothing_behind(digits_config, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    for number in range(3):
+        (data / f"{number}.png").write_text("no picture")
+    with pytest.raises(RequestError, match="none of the images"):
+        pretrain(gradients_config(digits_config, data, out, held_out=None))
+    assert not out.exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(digits_config, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(Fault, match=r"the loss .*(nan|inf).*--base-lr"):
+        pretrain(pixel_config(digits_config, out, base_lr=1e30))
+    assert json.loads((out / "summary.json").read_text())["status"] == "failed"
+    assert all(np.isfinite(line["loss"]) for line in metrics(out) if "loss" in line)
+
+
+def test_a_full_disk_ends_the_run_with_its_last_checkpoint(digits_config, pixel_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    from openmae.training import checkpoint
+
+    def full(*arguments, **options):
+        if (out / "checkpoints" / "step-00000005").exists():
+            raise OSError(28, "No space left on device")
+        return real(*arguments, **options)
+
+    real = checkpoint.save_file
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(Fault, match="step-00000010 was not saved, the disk is full"):
+            pretrain(pixel_config(digits_config, out))
+    assert json.loads((out / "summary.json").read_text())["status"] == "failed"
+    pretrain(pixel_config(digits_config, out, resume="auto"))
+    same_training_state(pixel_run, out)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        GOLDEN.write_text(json.dumps(golden_losses(Path(folder) / "run"), indent=1) + "\n")

@@ -1,0 +1,364 @@
+"""The command line as a person meets it: wrong input ends with one line that helps, exit 2, and nothing written."""
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import openmae
+from openmae.cli import run
+
+TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
+TINY += " --device cpu --precision fp32 --workers 0"
+PRETRAIN_FLAGS = """
+--out --recipe --model --width --depth --num-heads --image-size --patch-size --mask --mask-ratio --target
+--decoder-depth --decoder-width --mask-tokens-in-encoder --augment --epochs --steps --batch-size --base-lr --seed
+--device --precision --workers --max-bad --resume --init
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of 2-pixel patches on 8 x 8 digits. Tests only read it."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert run(f"pretrain embedded:digits --out {out} --patch-size 2 {TINY}".split()) == 0
+    return out
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, finished):
+    """A working folder with all kinds of inputs; what stands there before a command must stand there after it."""
+    monkeypatch.chdir(tmp_path)
+    chance = np.random.default_rng(0)
+
+    def picture(path, side=32):
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(chance.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path)
+
+    for number in range(8):
+        picture(tmp_path / "images" / f"{number}.png")
+        picture(tmp_path / "small" / f"{number}.png", side=6)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "liars").mkdir()
+    for name in ("a.txt", "b.md"):
+        (tmp_path / "texts" / name).write_text("words")
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "liars" / name).write_text("words")
+    np.save(tmp_path / "all.npy", np.ones((4, 4), bool))
+    np.save(tmp_path / "none.npy", np.zeros((4, 4), bool))
+    np.save(tmp_path / "wide.npy", np.eye(4, 5, dtype=bool))
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps(os.getcwd))
+    (tmp_path / "file").write_text("a file")
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps({"model": 1}))
+    return tmp_path
+
+
+def listing(folder):
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(capsys, arguments, *wanted):
+    """Run a command that must end with exit 2 and one line that holds each of `wanted`."""
+    assert run(arguments.split()) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("openmae: ")
+    for text in wanted:
+        assert text in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        # names: the nearest known one is offered
+        ("images --model bse", ["--model got 'bse'", "did you mean 'base'", "tiny, small"]),
+        ("images --mask blok", ["--mask got 'blok'", "did you mean 'block'"]),
+        ("images --target pixl", ["--target got 'pixl'", "did you mean 'pixel'"]),
+        ("images --augment crop-jiter", ["--augment got 'crop-jiter'", "did you mean 'crop-jitter'"]),
+        ("images --precision fp23", ["--precision got 'fp23'", "did you mean 'fp32'"]),
+        ("images --recipe mae-larg", ["--recipe got 'mae-larg'", "did you mean 'mae-large'"]),
+        ("embedded:photo", ["photo", "did you mean embedded:photos"]),
+        ("images --device gpu", ["--device got 'gpu'", "cpu"]),
+        # numbers
+        ("images --steps 0", ["--steps got 0", "at least 1"]),
+        ("images --epochs 0", ["--epochs got 0", "above 0"]),
+        ("images --epochs nan", ["--epochs got nan"]),
+        ("images --batch-size -4", ["--batch-size got -4"]),
+        ("images --base-lr -1", ["--base-lr got -1"]),
+        ("images --base-lr inf", ["--base-lr got inf"]),
+        ("images --seed -1", ["--seed got -1"]),
+        ("images --workers -1", ["--workers got -1"]),
+        ("images --max-bad 2", ["--max-bad got 2", "at most 1"]),
+        ("images --keep 0", ["--keep got 0"]),
+        ("images --betas 0.9 1.0", ["--betas got 1", "below 1"]),
+        ("images --depth 0", ["--depth got 0"]),
+        ("images --image-size 0", ["--image-size got 0"]),
+        ("images --image-size 999999", ["--image-size got 999999"]),
+        ("images --width 50", ["--width got 50"]),
+        ("images --width 48 --num-heads 5", ["--num-heads got 5"]),
+        ("images --mask-ratio 0", ["--mask-ratio got 0"]),
+        ("images --mask-ratio 1", ["--mask-ratio got 1"]),
+        ("images --mask-ratio 0.999", ["mask ratio of 0.999 on 64 patches leaves no patch visible"]),
+        ("images --image-size 16 --patch-size 16", ["on 1 patches leaves no patch visible"]),
+        ("images --mask grid --image-size 16 --patch-size 16", ["no patch masked"]),
+        ("images --image-size 30 --patch-size 16", ["16 px does not divide", "30x30", "--image-size 32 32 would do"]),
+        ("images --image-size 8 --patch-size 16", ["8x8 px is smaller than one patch of 16 px"]),
+        ("images --mask-ratio 0.5 --mask grid", ["--mask grid keeps one of each 2x2"]),
+        ("images --mean 0.5 --std 0.5", ["--mean got 1 values for 3 channels"]),
+        ("images --mean 0.5 0.5 0.5", ["--mean and --std go together"]),
+        ("images --channels 5", ["--channels got 5", "have 3"]),
+        ("images --value-range 5 5", ["--value-range"]),
+        ("images --steps 2 --epochs 3", ["both --epochs 3 and --steps 2"]),
+        ("images --batch-size 8 --micro-batch-size 3", ["--micro-batch-size 3 does not divide"]),
+        ("images --held-out 8", ["--held-out 8 leaves nothing to train on", "has 8 images"]),
+        # data
+        ("nowhere", ["no such file or folder: nowhere"]),
+        ("empty", ["empty is empty"]),
+        ("texts", ["no images in texts", "1 .txt"]),
+        ("liars", ["none of the images", "liars"]),
+        ("small --patch-size 8 --image-size 16", ["about 6 px, smaller than a patch of 8 px"]),
+        ("images/0.png", ["is a single file", "folder"]),
+        ("file", ["file is not a parquet file"]),
+        # masks
+        ("images --mask given", ["--mask given and --mask-file FILE.npy go together"]),
+        ("images --mask-file all.npy", ["--mask given and --mask-file FILE.npy go together"]),
+        ("images --image-size 16 --patch-size 4 --mask given --mask-file all.npy", ["all.npy hides 16 of 16"]),
+        ("images --image-size 16 --patch-size 4 --mask given --mask-file none.npy", ["none.npy hides 0 of 16"]),
+        ("images --image-size 16 --patch-size 4 --mask given --mask-file wide.npy", ["shape (4, 5)", "(4, 4)"]),
+        ("images --image-size 16 --patch-size 4 --mask given --mask-file pickle.npy", ["cannot be read as .npy"]),
+        ("images --image-size 16 --patch-size 4 --mask given --mask-file no.npy", ["no.npy cannot be read"]),
+        # checkpoints
+        ("images --init nowhere", ["--init nowhere does not exist"]),
+        ("images --init empty", ["--init empty holds no model"]),
+        ("images --init images/0.png", ["cannot be read as safetensors"]),
+        ("images --init weights.pth", ["cannot be read as safetensors"]),
+        ("images --init run --width 48", ["another shape", "(16, 24) there and (16, 48) here"]),
+        ("images --resume nowhere", ["--resume nowhere cannot be resumed"]),
+    ],
+)
+def test_pretrain_refuses(place, capsys, arguments, wanted):
+    before = listing(place)
+    device = "" if "--device" in arguments else "--device cpu"
+    refused(capsys, f"pretrain {arguments} --out out {device}", *wanted)
+    assert not (place / "out").exists()
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "resume", "wanted"),
+    [
+        ("run", "", ["run exists already", "--resume auto"]),
+        ("images", "", ["images exists already"]),
+        ("images/run", "", ["--out images/run lies inside images"]),
+        ("images", "--resume auto", ["images holds no run that can be resumed"]),
+        ("file", "", ["file exists already"]),
+        ("file", "--resume auto", ["file holds no run"]),
+        ("run", "--resume auto --seed 7", ["--seed 0, not 7"]),
+    ],
+)
+def test_pretrain_spoils_no_existing_folder(place, capsys, out, resume, wanted):
+    before = listing(place)
+    refused(capsys, f"pretrain images --out {out} {resume}", *wanted)
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("nowhere.png --init run", ["nowhere.png"]),
+        ("images/0.png nowhere.png --init run", ["nowhere.png is not an image file"]),
+        ("images --init nowhere", ["--init nowhere does not exist"]),
+        ("liars/a.png --init run", ["no image could be read", "liars/a.png"]),
+        ("texts --init run", ["no images in texts"]),
+        ("liars --init run", ["no image could be read"]),
+        ("images texts --init run", ["name image files, or one data set alone"]),
+        ("embedded:digit --init run", ["did you mean embedded:digits"]),
+        ("images/0.png --init run --mask-ratio 0.99", ["no patch visible"]),
+        ("images/0.png --init run --mask blok", ["did you mean 'block'"]),
+        ("images/0.png --init run --undo tru", ["did you mean 'true'"]),
+        ("images/0.png --init run --limit 0", ["--limit got 0"]),
+        ("images/0.png --init run --image-size 9", ["does not divide an image of 9x9"]),
+        ("images/0.png --init run --mask given --mask-file wide.npy", ["shape (4, 5)"]),
+        ("--init run", ["reconstruct got no image"]),
+    ],
+)
+def test_reconstruct_refuses(place, capsys, arguments, wanted):
+    refused(capsys, f"reconstruct {arguments} --device cpu --out out.png", *wanted)
+    assert not (place / "out.png").exists()
+
+
+@pytest.mark.parametrize("out", ["out.jpg", "out", "png"])
+def test_reconstruct_writes_png_only(place, capsys, out):
+    refused(capsys, f"reconstruct images/0.png --init run --out {out}", f"--out got '{out}'", ".png")
+    assert not (place / out).exists()
+
+
+@pytest.mark.parametrize("images", ["images/0.png", "images/1.png images/0.png", "images"])
+def test_reconstruct_replaces_no_input(place, capsys, images):
+    before = listing(place)
+    refused(capsys, f"reconstruct {images} --init run --out images/../images/0.png", "is one of the images")
+    assert listing(place) == before
+
+
+def test_reconstruct_writes_a_sheet(place, capsys):
+    assert (
+        run("reconstruct images/0.png images/1.png liars/a.png --init run --out new/out.png --device cpu".split()) == 0
+    )
+    said = capsys.readouterr()
+    assert re.search(r"PSNR \d+\.\d\d dB on masked pixels", said.out)
+    assert "skipped liars/a.png" in said.out
+    assert said.err == ""
+    with Image.open(place / "new" / "out.png") as sheet:
+        assert sheet.format == "PNG"
+
+
+def test_demo_replaces_nothing_but_a_demo(place, capsys):
+    before = listing(place)
+    for out in ("images", "run", "file"):
+        refused(capsys, f"demo --out {out} --steps 1", f"{out} exists and is no earlier demo")
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("", ["pretrain, reconstruct, demo"]),
+        ("pretrian images --out out", ["'pretrian'", "did you mean 'pretrain'"]),
+        ("pretrain", ["DATA", "--out"]),
+        ("pretrain images", ["--out"]),
+        ("pretrain images --out out --stepz 5", ["--stepz", "did you mean --steps"]),
+        ("pretrain images --out out --steps five", ["--steps got 'five'", "INT"]),
+        ("pretrain images --out out --steps 1.5", ["--steps got '1.5'", "INT"]),
+        ("pretrain images --out out --image-size 1 2 3", ["--image-size got '1', '2', '3'"]),
+        ("reconstruct images/0.png --out out.png", ["--init"]),
+    ],
+)
+def test_a_wrong_usage_is_one_line_too(place, capsys, arguments, wanted):
+    refused(capsys, arguments, *wanted)
+    assert not (place / "out").exists()
+
+
+def test_a_name_that_is_no_text_is_shown_in_one_line(place, capsys):
+    assert run(["pretrain", "no\nsuch \udcff folder", "--out", "out"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+LONG = "a" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"pretrain images --out {LONG}",
+        f"pretrain {LONG} --out out",
+        f"pretrain images --out out --init {LONG}",
+        f"pretrain images --out out --resume {LONG}",
+        "pretrain images --out file/out --steps 1",
+        f"reconstruct {LONG} --init run --out out.png",
+        f"reconstruct images/0.png --init run --out {LONG}.png",
+        "reconstruct images/0.png --init run --out file/out.png",
+        "reconstruct images/0.png --init run --out images",
+    ],
+)
+def test_an_impossible_path_is_one_line(place, capsys, arguments):
+    before = listing(place)
+    assert run(arguments.split()) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith("openmae: ")
+    assert len(said.splitlines()) == 1
+    assert listing(place) == before
+
+
+def test_the_version(capsys):
+    for flag in ("--version", "-V"):
+        assert run([flag]) == 0
+        assert capsys.readouterr().out == f"openmae {openmae.__version__}\n"
+
+
+def help_of(capsys, *command):
+    with pytest.raises(SystemExit) as ended:
+        run([*command, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_names_the_commands(capsys):
+    said = help_of(capsys)
+    assert all(command in said for command in ("pretrain", "reconstruct", "demo"))
+
+
+def test_help_of_pretrain_names_every_flag(capsys):
+    flags = set(re.findall(r"--[a-z-]+", help_of(capsys, "pretrain")))
+    assert set(PRETRAIN_FLAGS) <= flags
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("reconstruct", ["--init", "--out", "--mask", "--mask-ratio", "--seed", "--undo"]),
+        ("demo", ["--out", "--steps"]),
+    ],
+)
+def test_help_of_other_commands(capsys, command, flags):
+    said = help_of(capsys, command)
+    assert all(flag in said for flag in flags)
+
+
+# --- in a process of its own ---
+
+
+def test_python_m_openmae(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "openmae", "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"openmae {openmae.__version__}\n", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "openmae", "pretrain", "x", "--out", "y", "--model", "bse"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("openmae: --model got 'bse'")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_stopped_run_is_exit_3(tmp_path):
+    command = f"-m openmae pretrain embedded:digits --out run --patch-size 2 {TINY}".replace(
+        "--steps 2", "--steps 100000"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-u", *command.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        for line in process.stdout:
+            if line.startswith("timed"):
+                break
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    assert re.fullmatch(r"openmae: SIGTERM at step [\d,]+: saved, --resume auto continues\n", said)
+    assert '"status": "interrupted"' in (tmp_path / "run" / "summary.json").read_text()
