@@ -492,9 +492,7 @@ def test_every_augmentation_works_for_every_kind_of_image(kind: str, dtype: type
         assert result.dtype == (torch.uint8 if dtype is np.uint8 else torch.float32)
         assert result.isfinite().all()
         assert result.float().std() > largest / 50
-        assert torch.equal(
-            result, augment(image, kind, (10, 14), uniforms(key, NUM_CHANCES, "augment")[0], (0.0, float(largest)))
-        )
+        assert torch.equal(result, augment(image, kind, (10, 14), chance, (0.0, float(largest))))
 
 
 def test_jitter_changes_colours_and_nothing_else():
