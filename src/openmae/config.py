@@ -253,8 +253,8 @@ class PretrainConfig:
     """What transparent pixels show: 0 black to 1 white."""
     held_out: int | None = None
     """Images taken out of training for the held-out loss when the data has no validation part."""
-    max_bad: float = 0.01
-    """Largest tolerated fraction of unreadable files."""
+    max_bad: float | None = None
+    """Largest tolerated fraction of unreadable files; 0.01 unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
 
@@ -267,13 +267,13 @@ class PretrainConfig:
     """Images at a time on a device; the rest is accumulated."""
     base_lr: float | None = None
     """Learning rate at a batch of 256; the rate used is base_lr x batch_size / 256."""
-    min_lr: float = 0.0
+    min_lr: float | None = None
     warmup_epochs: float | None = None
     weight_decay: float | None = None
     betas: tuple[float, float] | None = None
 
     # The run
-    seed: int = 0
+    seed: int | None = None
     device: str | None = None
     """cpu, cuda, cuda:1, mps; by default the best there is."""
     precision: str | None = None

@@ -78,5 +78,6 @@ def test_a_loss_curve_is_a_png(tmp_path, lines):
 
 
 def test_a_curve_that_cannot_be_written_is_a_fault(tmp_path):
+    (tmp_path / "file").write_text("no folder")
     with pytest.raises(Fault, match="was not saved"):
-        loss_curve(tmp_path / "no such folder" / "loss.png", LINES, "a run")
+        loss_curve(tmp_path / "file" / "loss.png", LINES, "a run")

@@ -108,7 +108,7 @@ def test_an_earlier_step_saved_anew_is_the_newest_again(tmp_path, trained):
     assert newest_checkpoint(tmp_path)[0].state == {"step": 3, "again": True}
 
 
-@pytest.mark.parametrize("fails_at", ["save_file", "write_json", "_sync"])
+@pytest.mark.parametrize("fails_at", ["save_file", "write_json", "sync"])
 def test_a_full_disk_leaves_the_earlier_checkpoint_alone(tmp_path, trained, monkeypatch, fails_at):
     before = save(tmp_path, 10, trained)
 
@@ -127,7 +127,7 @@ def test_a_kill_while_saving_leaves_nothing_that_looks_whole(tmp_path, trained, 
     """As after kill -9: nothing is cleaned up, and the next save goes through."""
     save(tmp_path, 10, trained)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", lambda path: 1 / 0)
+        patch.setattr(checkpoint, "sync", lambda path: 1 / 0)
         patch.setattr(checkpoint.shutil, "rmtree", lambda *arguments, **options: None)
         with pytest.raises(ZeroDivisionError):
             save(tmp_path, 20, trained)
@@ -243,7 +243,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             write_json(path, {"step": 2})
     assert json.loads(path.read_text()) == {"step": 1}
@@ -264,7 +264,7 @@ def test_a_copy_where_the_file_system_has_no_links(tmp_path, monkeypatch):
     def no_links(source, target):
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(checkpoint.os, "link", no_links)
+    monkeypatch.setattr(os, "link", no_links)
     (tmp_path / "a").write_text("new")
     (tmp_path / "b").write_text("old")
     link_or_copy(tmp_path / "a", tmp_path / "b")

@@ -8,12 +8,15 @@ import threading
 
 import pytest
 
+from openmae.errors import Interrupted
 from openmae.training.signals import STOP_SIGNALS, StopRequest
 
 STUBBORN = """
 import time
+from openmae.errors import Interrupted
 from openmae.training.signals import StopRequest
 with StopRequest() as stop:
+    stop.defer()
     print("ready", flush=True)
     while not stop.received:
         time.sleep(0.01)
@@ -25,9 +28,16 @@ with StopRequest() as stop:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_is_recorded_and_does_not_end_the_process(number):
     with StopRequest() as stop:
+        stop.defer()
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert stop.received == number.name
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_before_there_is_something_to_save_a_signal_interrupts(number):
+    with pytest.raises(Interrupted, match=f"{number.name} before the first step"), StopRequest():
+        signal.raise_signal(number)
 
 
 def test_handlers_are_put_back_even_after_an_error():
@@ -45,6 +55,7 @@ def test_handlers_are_put_back_even_after_an_error():
 
 def test_repeated_sigterm_is_patient():
     with StopRequest() as stop:
+        stop.defer()
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -2,12 +2,13 @@
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
 
 from openmae.errors import Fault
-from openmae.training import checkpoint, telemetry
+from openmae.training import telemetry
 from openmae.training.telemetry import RunLog, Screen, duration, read_lines
 
 
@@ -84,7 +85,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(Fault, match=r"summary\.json was not saved, the disk is full"):
         log.summary({"status": "complete"})
     log.close()

@@ -13,7 +13,7 @@ from openmae.tasks.load import load
 from openmae.tasks.pictures import loss_curve, sheet
 from openmae.tasks.pretrain import pretrain
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
-from openmae.training.checkpoint import disk_faults, write_json
+from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.telemetry import read_lines
 
 DATA = "embedded:photos"
@@ -52,7 +52,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     chosen = torch.linspace(0, len(truth) - 1, PICTURED).long().tolist()
     rows = [[results.masked[i], results.prediction[i], truth[i]] for i in chosen]
     with disk_faults(out):
-        sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(out / "reconstructions.png")
+        with written_aside(out / "reconstructions.png") as partial:
+            sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
         loss_curve(out / "loss.png", read_lines(out / "metrics.jsonl"), "openmae demo")
         write_json(out / "summary.json", summary)
     print(story(summary, out))

@@ -16,8 +16,9 @@ from openmae.data.chance import sample_keys
 from openmae.data.decode import BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
 from openmae.errors import RequestError
+from openmae.model import cost
 from openmae.model.mae import MAE
-from openmae.tasks.masks import MaskSampler, read_mask, to_device
+from openmae.tasks.masks import MaskSampler, described_mask, read_mask, to_device
 from openmae.tasks.reconstruction import Reconstruction, reconstruct_patches
 from openmae.training.checkpoint import MODEL, newest_checkpoint, read_model
 from openmae.training.device import pick_device
@@ -58,6 +59,10 @@ def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preproces
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
+    described = cost.num_parameters(shape) + cost.num_positions(shape)
+    held = sum(tensor.numel() for tensor in weights.values())
+    if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
+        raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
     return weights, shape, preprocessing, description
 
 
@@ -162,9 +167,11 @@ class Model:
         grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
         kind = mask or trained_with.get("kind", "random")
-        if kind == "given" and mask_file is None:
-            kind = "random"  # the training's own mask is not in the checkpoint
-        given = read_mask(mask_file, grid) if mask_file is not None else None
+        given = read_mask(mask_file, grid) if mask_file is not None else described_mask(trained_with, grid)
+        if kind == "given" and given is None:
+            raise RequestError(
+                f"the training's mask does not fit a grid of {grid}: give --mask random or a --mask-file"
+            )
         ratio = mask_ratio if mask_ratio is not None else trained_with.get("ratio", 0.75)
         keys = torch.from_numpy(sample_keys(seed, 0, np.arange(len(prepared))))
         masking = to_device(MaskSampler(kind, ratio, grid, given)(keys), self.device)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +53,23 @@ class MaskSampler:
             return random_masking(noise, self.ratio)
         return block_masking(noise, self.grid, self.ratio)
 
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint keeps; a given mask as rows of 0 and 1."""
+        if self.given is None:
+            return {"kind": self.kind, "ratio": self.ratio}
+        rows = ["".join(map(str, row)) for row in self.given.int().tolist()]
+        return {"kind": self.kind, "ratio": float(self.given.float().mean()), "given": rows}
+
     @property
     def num_visible(self) -> int:
         """Patches that stay visible in an image."""
         return self(torch.zeros(1, dtype=torch.int64)).num_visible
+
+
+def described_mask(masking: dict[str, Any], grid: Grid) -> Tensor | None:
+    """The given mask of a checkpoint's description where it fits the grid, else None."""
+    mask = torch.tensor([[character == "1" for character in row] for row in masking.get("given", [])])
+    return mask if mask.shape == grid else None
 
 
 def to_device(masking: Masking, device: torch.device) -> Masking:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openmae.training.checkpoint import disk_faults
+from openmae.training.files import disk_faults, written_aside
 
 CELL = 160  # least side of an image on a sheet, in pixels
 GAP = 6
@@ -81,6 +81,6 @@ def loss_curve(path: Path, lines: list[dict], title: str) -> None:
     if training or held_out:
         axes.legend()
     figure.tight_layout()
-    with disk_faults(path):
-        figure.savefig(path)
+    with disk_faults(path), written_aside(path) as partial:
+        figure.savefig(partial)
     plt.close(figure)

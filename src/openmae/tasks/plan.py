@@ -59,7 +59,7 @@ def rate_words(config: PretrainConfig) -> str:
     peak = config.base_lr * config.batch_size / 256
     return (
         f"{peak:.3g} = base {config.base_lr:.3g} x batch {config.batch_size} / 256; {config.warmup_epochs:.3g} epochs "
-        f"of warm-up, then a cosine to {config.min_lr:g}"
+        f"of warm-up, then a cosine to {config.min_lr or 0:g}"
     )
 
 

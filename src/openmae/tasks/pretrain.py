@@ -23,8 +23,9 @@ from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, find_earlier, finished_summary, write_config
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, open_training_data, read_steps
-from openmae.training.checkpoint import MODEL, disk_faults, restore_optimizer, save_checkpoint
+from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
+from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw, set_rate
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import RunLog, Screen, duration
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         num_steps = total_steps(config, len(data.train))
 
         # Model and optimiser, from the checkpoint where there is one.
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.seed or 0)
         model = MAE.from_shape(shape)
         if config.init is not None and not (earlier and earlier.checkpoint):
             path = find_model(config.init)
@@ -65,7 +66,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         model.to(device)
         optimizer = adamw(model, config.weight_decay or 0.0, config.betas or (0.9, 0.95))
         schedule = cosine(config, len(data.train), num_steps)
-        step = restore(earlier, model, optimizer, data)
+        step = restore(earlier, model, optimizer, data, masks)
         if step >= num_steps and (summary := finished_summary(run)) is not None:
             print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
             return summary
@@ -86,10 +87,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             batch_size=config.batch_size or 1,
             num_images=len(data.train),
             num_inputs=data.count,
-            max_bad=config.max_bad,
+            max_bad=config.max_bad or 0.0,
             state=progress_state,
         )
-        metadata = describe_model(config, shape, preprocessing)
+        metadata = describe_model(config, shape, preprocessing, masks)
 
         def save() -> None:
             state = {"data": data.fingerprint(), **progress.to_dict()}
@@ -100,6 +101,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             progress.note_bad(facts.bad if facts else {})
             evaluators = make_evaluators(config, settled, data, masks, model, device, progress)
             model.train()
+            stop.defer()
             with Screen(num_steps, step, "pretrain") as screen:
                 screen.say(f"resumed at step {step:,}" if step else f"writing to {run}")
                 first = step
@@ -119,14 +121,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         screen.update(step, progress.line(step, rate, norm, peak_memory(device)))
                     if step == first + TIMED_STEPS:
                         screen.say(f"timed      about {duration(screen.time_left(step))} from here")
-                    # Before the stop: a resumed run does not look at a step again that it had finished.
-                    evaluate(evaluators, step, num_steps, model, progress)
                     if stop.received and step < num_steps:
                         save()
                         raise Interrupted(f"{stop.received} at step {step:,}: saved, --resume auto continues")
+                    evaluate(evaluators, step, num_steps, model, progress)
                     if step % (config.save_every or num_steps) == 0 or step == num_steps:
                         save()
-        except (Interrupted, RequestError, Fault) as error:
+        except Exception as error:
             with suppress(Fault):  # on a full disk, what happened first is what must be said
                 log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
             raise
@@ -210,17 +211,19 @@ def cosine(config: PretrainConfig, num_images: int, num_steps: int) -> CosineSch
     assert config.base_lr is not None and config.batch_size is not None and config.warmup_epochs is not None
     return CosineSchedule(
         peak=config.base_lr * config.batch_size / 256,
-        minimum=config.min_lr,
+        minimum=config.min_lr or 0.0,
         warmup_steps=config.warmup_epochs * num_images / config.batch_size,
         total_steps=num_steps,
     )
 
 
-def restore(earlier: Earlier | None, model: MAE, optimizer: torch.optim.Optimizer, data: TrainingData) -> int:
+def restore(
+    earlier: Earlier | None, model: MAE, optimizer: torch.optim.Optimizer, data: TrainingData, masks: MaskSampler
+) -> int:
     """Put the newest good checkpoint back; return the step to go on from.
 
     Raises:
-        RequestError: the data is not that of the checkpoint.
+        RequestError: the data or the given mask is not that of the checkpoint.
     """
     if earlier is None or earlier.checkpoint is None:
         return 0
@@ -230,18 +233,23 @@ def restore(earlier: Earlier | None, model: MAE, optimizer: torch.optim.Optimize
             f"{earlier.config.data} is not the data that this run began with (files were added, removed or changed): "
             "restore it, or start a new run with --init and another --out"
         )
-    load_weights(model, read_description(folder / MODEL)[0], str(folder))
+    weights, _, _, description = read_description(folder / MODEL)
+    if description["masking"] != masks.describe():
+        raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
+    load_weights(model, weights, str(folder))
     restore_optimizer(folder, model, optimizer)
     return int(earlier.state["step"])
 
 
-def describe_model(config: PretrainConfig, shape: MAEShape, preprocessing: Preprocessing) -> dict[str, Any]:
+def describe_model(
+    config: PretrainConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
+) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
         "kind": "mae",
         "shape": asdict(shape),
         "preprocessing": asdict(preprocessing),
-        "masking": {"kind": config.mask, "ratio": config.mask_ratio},
+        "masking": masks.describe(),
         "recipe": config.recipe,
         "seed": config.seed,
     }

@@ -11,7 +11,7 @@ from openmae.model.targets import NormPixelTarget
 from openmae.tasks.load import ImageLike, Model, load
 from openmae.tasks.pictures import sheet
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
-from openmae.training.checkpoint import disk_faults
+from openmae.training.files import disk_faults, written_aside
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "true patch statistics: leaks"}
 
@@ -51,9 +51,8 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         [first.masked[i], *(result.prediction[i] for result in results), first.truth[i]] for i in range(len(images))
     ]
     out = Path(config.out)
-    with disk_faults(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sheet(rows, headers, blocks=2 if len(rows) > 4 else 1).save(out)
+    with disk_faults(out), written_aside(out) as partial:
+        sheet(rows, headers, blocks=2 if len(rows) > 4 else 1).save(partial)
     summary: dict[str, Any] = {"images": len(images), "skipped": len(skipped)}
     for way, result in zip(ways, results, strict=True):
         name = "psnr" if way == ways[0] else f"psnr_{way}"

@@ -11,11 +11,10 @@ from openmae.errors import RequestError
 from openmae.training.checkpoint import (
     Checkpoint,
     DamagedCheckpoint,
-    disk_faults,
     newest_checkpoint,
     verify,
-    write_json,
 )
+from openmae.training.files import disk_faults, write_json
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.

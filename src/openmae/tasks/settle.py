@@ -96,6 +96,8 @@ def settle(
     _decide_data(facts, decide, get)
     _decide_optimisation(config, facts, machine, decide, get)
 
+    decide("seed", 0, "the default")
+    decide("max_bad", 0.01, "the default")
     decide("device", machine.device, "the best here")
     # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or get("width") >= 768)
@@ -240,6 +242,7 @@ def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Mach
     paper = 1.5e-4 * batch / 256
     why = "the paper's" if paper >= lowest else f"the paper's 1.5e-4 gives {paper:.1e} at this batch, too little"
     decide("base_lr", max(paper, lowest) * 256 / batch, why)
+    decide("min_lr", 0.0, "table 8")
     decide("weight_decay", 0.05, "table 8")
     decide("betas", (0.9, 0.95), "table 8")
     epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count

@@ -65,7 +65,7 @@ def read_steps(
         Fault: a reader process died or hung.
     """
     assert config.batch_size and config.micro_batch_size and config.augment and config.patch_size
-    stream = Stream(train, preprocessing, config.augment, config.seed, min_side=config.patch_size)
+    stream = Stream(train, preprocessing, config.augment, config.seed or 0, min_side=config.patch_size)
     loader = training_loader(
         stream,
         first_step=first,

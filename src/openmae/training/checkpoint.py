@@ -8,13 +8,9 @@ A checkpoint is a folder, written aside and renamed when all its bytes are on th
                   manifest.json          the others' sizes and SHA-256
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openmae.errors import Fault, RequestError
+from openmae.errors import RequestError
+from openmae.training.files import PARTIAL, disk_faults, link_or_copy, make_readable, sync, write_json
 
 FORMAT_VERSION = 1
 # One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.
 METADATA_KEY = "openmae"
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-_PARTIAL = ".partial-"
 
 
 class DamagedCheckpoint(Exception):
@@ -64,7 +60,7 @@ def save_checkpoint(
         Fault: the disk is full or cannot be written; earlier checkpoints are untouched.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
-    partial = folder.with_name(_PARTIAL + folder.name)
+    partial = folder.with_name(PARTIAL + folder.name)
     with disk_faults(folder, is_resumable=True):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -75,14 +71,14 @@ def save_checkpoint(
             entries = {name: _entry(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
             write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
             for path in partial.iterdir():
-                _sync(path)
-            _sync(partial)
+                sync(path)
+            sync(partial)
             shutil.rmtree(folder, ignore_errors=True)  # of the same step, left by such a run as is named below
             partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync(folder.parent)
+        sync(folder.parent)
         link_or_copy(folder / MODEL, run / MODEL)
         # Later ones were left by a run that went on from an earlier step, or are damaged: this one is the newest now.
         later = [other for other in checkpoint_folders(run) if other.name > folder.name]
@@ -96,6 +92,7 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
     description = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={METADATA_KEY: description})
+    make_readable(path)
 
 
 def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,53 +174,6 @@ def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameter][key] = value.to(parameter.device)
 
 
-@contextmanager
-def disk_faults(path: Path, is_resumable: bool = False) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line; `is_resumable`: of a run that keeps checkpoints."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        full = number == errno.ENOSPC or "No space left" in str(error)
-        what = "the disk is full: free some space" if full else f"it cannot be written ({error})"
-        advice = "; earlier checkpoints are whole, go on with --resume auto" if is_resumable else ""
-        raise Fault(f"{path} was not saved, {what}{advice}") from error
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON aside and rename it: a reader sees the old file or the new one."""
-    partial = path.with_name(_PARTIAL + path.name)
-    text = json.dumps(values, indent=1) + "\n"
-    try:
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a finished file a second name, atomically; a copy where the file system has no links."""
-    partial = target.with_name(_PARTIAL + target.name)
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    partial.replace(target)
-
-
 def _entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

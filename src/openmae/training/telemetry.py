@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from openmae.training.checkpoint import disk_faults, write_json
+from openmae.training.files import disk_faults, write_json, written_aside
 
 PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
@@ -49,9 +49,8 @@ class RunLog:
     def picture(self, picture: Image.Image, step: int) -> None:
         """Keep a sheet of reconstructions: RUN/pictures and TensorBoard."""
         path = self.run / "pictures" / f"step-{step:08d}.png"
-        with disk_faults(path):
-            path.parent.mkdir(exist_ok=True)
-            picture.save(path)
+        with disk_faults(path), written_aside(path) as partial:
+            picture.save(partial)
         self.board.add_image("reconstructions", np.asarray(picture), step, dataformats="HWC")
 
     def quarantine(self, bad: dict[str, str]) -> list[str]:

@@ -1,0 +1,75 @@
+"""Files that are whole or not there, and clear words when the disk says no."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from openmae.errors import Fault
+
+PARTIAL = ".partial-"  # begins the name of what is not finished; it keeps its extension
+
+
+@contextmanager
+def disk_faults(path: Path, is_resumable: bool = False) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear line; `is_resumable`: of a run that keeps checkpoints."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        full = number == errno.ENOSPC or "No space left" in str(error)
+        what = "the disk is full: free some space" if full else f"it cannot be written ({error})"
+        advice = "; earlier checkpoints are whole, go on with --resume auto" if is_resumable else ""
+        raise Fault(f"{path} was not saved, {what}{advice}") from error
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when all of it is on the disk, so a reader sees the old file or the new."""
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    with written_aside(path) as partial:
+        partial.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name, atomically; a copy where the file system has no links."""
+    partial = target.with_name(PARTIAL + target.name)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    partial.replace(target)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the mode that new files have: safetensors makes them for the owner's eyes only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or a folder's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
