@@ -78,6 +78,8 @@ def run(arguments: list[str]) -> int:
         config = checked(parse(arguments))
         getattr(openmae, TASKS[type(config)])(config)
     except (RequestError, Interrupted, Fault) as error:
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
+            return error.exit_code  # under torchrun the first process says it for all
         message = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
         print(f"openmae: {message}", file=sys.stderr)
         return error.exit_code

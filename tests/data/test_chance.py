@@ -213,7 +213,8 @@ class Memory:
 def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: str = "crop", **changes) -> list[Batch]:
     stream = Stream(source, PREPROCESSING, kind, seed, min_side=4)
     settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
-    return list(read(training_loader(stream, first_step=first, last_step=last, **settings)))
+    settings.setdefault("share", range(settings["batch_size"]))
+    return list(read(training_loader(stream, steps=range(first, last), **settings)))
 
 
 def indices_in(batches: list[Batch]) -> list[int]:
@@ -335,9 +336,9 @@ except RequestError as error:
 def test_readers_are_gone_when_reading_is_over():
     loader = training_loader(
         Stream(Memory(), PREPROCESSING, "crop", 0, min_side=4),
-        first_step=0,
-        last_step=1000,
+        steps=range(1000),
         batch_size=4,
+        share=range(4),
         micro_batch_size=4,
         workers=2,
         pin=False,

@@ -135,26 +135,32 @@ def collate(samples: Sequence[tuple[Tensor, int, dict[str, str]]]) -> Batch:
 
 
 class _Positions:
-    """The positions of each batch from `first_batch` to `last_batch`."""
+    """The stream's positions that one process reads: of each step's global batch its share, cut into micro-batches."""
 
-    def __init__(self, first_batch: int, last_batch: int, batch_size: int) -> None:
-        self.batches, self.batch_size = range(first_batch, last_batch), batch_size
+    def __init__(self, steps: range, batch_size: int, share: range, micro_batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        self.parts = [share[start : start + micro_batch_size] for start in range(0, len(share), micro_batch_size)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(b * self.batch_size, (b + 1) * self.batch_size)) for b in self.batches)
+        return ([step * self.batch_size + i for i in part] for step in self.steps for part in self.parts)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.steps) * len(self.parts)
 
 
 def training_loader(
-    stream: Stream, *, first_step: int, last_step: int, batch_size: int, micro_batch_size: int, workers: int, pin: bool
+    stream: Stream, *, steps: range, batch_size: int, share: range, micro_batch_size: int, workers: int, pin: bool
 ) -> DataLoader:
-    """Micro-batches of the steps `first_step` … `last_step` − 1, in order, whatever the number of workers."""
-    parts = batch_size // micro_batch_size
+    """Micro-batches of `steps` in order, whatever the number of workers.
+
+    Args:
+        batch_size: samples of a step over all processes.
+        share: this process's among them.
+        micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
+    """
     return DataLoader(
         stream,
-        batch_sampler=_Positions(first_step * parts, last_step * parts, micro_batch_size),
+        batch_sampler=_Positions(steps, batch_size, share, micro_batch_size),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,

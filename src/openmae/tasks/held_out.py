@@ -14,10 +14,15 @@ from openmae.model.masking import Masking
 from openmae.tasks.masks import MaskSampler, to_device
 from openmae.tasks.reconstruction import reconstruct_patches
 from openmae.training.device import autocast
+from openmae.training.signals import StopRequest
 
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
 LARGEST_BATCH = 256
 PICTURED = 8
+
+
+class EvaluationStopped(Exception):
+    """An evaluation ended early because the run was asked to stop."""
 
 
 class HeldOut:
@@ -35,11 +40,17 @@ class HeldOut:
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, indices))
 
     @torch.no_grad()
-    def loss(self, model: MAE, device: torch.device) -> float:
-        """The loss per image, averaged over all of them."""
+    def loss(self, model: MAE, device: torch.device, stop: StopRequest) -> float:
+        """The loss per image, averaged over all of them.
+
+        Raises:
+            EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
+        """
         total = 0.0
         size = min(self.config.micro_batch_size or 1, LARGEST_BATCH)
         for images, keys in zip(self.images.split(size), self.keys.split(size), strict=True):
+            if stop.received:
+                raise EvaluationStopped
             prepared, masking = self._prepare(images, keys, device)
             with autocast(device, self.config.precision or "fp32"):
                 total += float(model(prepared, masking).loss) * len(images)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import PretrainConfig, flag_of
+from openmae.config import MAEShape, PretrainConfig, flag_of
 from openmae.data.preprocess import DataFacts
+from openmae.errors import Fault
 from openmae.model import cost
 from openmae.tasks.settle import Settled, planned_memory, total_steps
 from openmae.training.device import describe
@@ -27,7 +28,6 @@ def plan_lines(
     epochs = steps * c.batch_size / facts.count
     flops = cost.training_flops(shape, visible)
     parameters = cost.num_parameters(shape)
-    checkpoint = CHECKPOINT_BYTES_PER_PARAMETER * parameters + 4 * cost.num_positions(shape)
     parts = c.batch_size // c.micro_batch_size
     height, width = encoder.image_size
     lines = [
@@ -44,13 +44,33 @@ def plan_lines(
         f"rate       {rate_words(c)}",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
         f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
-        f"disk       {size_words(checkpoint)} a checkpoint, {c.keep} kept; "
+        f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
     ]
     if ignored != "nothing":
         lines.append(f"ignored    {ignored}")
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
     return lines
+
+
+def checkpoint_bytes(shape: MAEShape) -> int:
+    return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
+
+
+def check_disk(run: Path, shape: MAEShape, keep: int) -> None:
+    """Make sure that the checkpoints will fit: the kept ones and the one being written.
+
+    Raises:
+        Fault: they will not.
+    """
+    there = sum(1 for _ in (run / "checkpoints").glob("step-*"))
+    needed = max(1, keep + 1 - there) * checkpoint_bytes(shape)
+    free = shutil.disk_usage(_existing(run)).free
+    if needed > free:
+        raise Fault(
+            f"{run} needs {size_words(needed)} for checkpoints and {size_words(free)} are free: "
+            "free some space, give a smaller --keep or another --out"
+        )
 
 
 def rate_words(config: PretrainConfig) -> str:

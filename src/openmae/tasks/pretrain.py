@@ -1,7 +1,7 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,21 +15,24 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model.mae import MAE
-from openmae.tasks.held_out import HeldOut
+from openmae.tasks.held_out import EvaluationStopped, HeldOut
 from openmae.tasks.load import find_model, load_weights, read_description
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
-from openmae.tasks.plan import plan_lines
-from openmae.tasks.progress import Progress
+from openmae.tasks.plan import check_disk, plan_lines
+from openmae.tasks.progress import MOST_SKIPPED, Progress
 from openmae.tasks.runs import Earlier, find_earlier, finished_summary, write_config
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
-from openmae.tasks.training_data import TrainingData, open_training_data, read_steps
-from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
+from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
+from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
 from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw, set_rate
+from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import RunLog, Screen, duration
 
+MOST_ROLLBACKS = 3
+NAMED_INPUTS = 8  # of a batch that cannot be trained on
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said
 
 Evaluator = tuple[int, Callable[[int], dict[str, float]]]
@@ -46,16 +49,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with StopRequest() as stop:
+    with joined() as processes, StopRequest() as stop:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config)
         config = earlier.config if earlier else config
-        device = pick_device(config.device)
+        device = pick_device(config.device, processes.local_rank)
         data = open_training_data(config)
-        settled, facts = decide(config, earlier, data, device)
+        settled, facts = decide(config, earlier, data, device, processes)
         config, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
         masks = mask_sampler(config, shape)
         num_steps = total_steps(config, len(data.train))
+        stream = make_stream(config, preprocessing, data.train)
 
         # Model and optimiser, from the checkpoint where there is one.
         torch.manual_seed(config.seed or 0)
@@ -70,62 +74,90 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if step >= num_steps and (summary := finished_summary(run)) is not None:
             print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
             return summary
-        if facts is not None:
+        if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
             lines = plan_lines(settled, facts, device, masks.num_visible, held_out, str(data.train.ignored))
             print("\n".join(lines), flush=True)
-        for warning in earlier.warnings if earlier else ():
+        for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
+        check_disk(run, shape, config.keep)
+        processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
-        progress_state = earlier.state if earlier else {}
-        write_config(config, preprocessing)
+        state = earlier.state if earlier else {}
+        if processes.is_first:
+            write_config(config, preprocessing)
         with disk_faults(run):
-            log = RunLog(run, step, evaluated=progress_state.get("evaluated_step") == step)
+            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
         progress = Progress(
             log,
+            processes,
             batch_size=config.batch_size or 1,
             num_images=len(data.train),
             num_inputs=data.count,
             max_bad=config.max_bad or 0.0,
-            state=progress_state,
+            state=state,
         )
         metadata = describe_model(config, shape, preprocessing, masks)
 
         def save() -> None:
             state = {"data": data.fingerprint(), **progress.to_dict()}
-            save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, config.keep)
+            if processes.is_first:
+                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, config.keep)
+            processes.wait()
 
-        batches = read_steps(config, preprocessing, data.train, step, num_steps, pin=device.type == "cuda")
+        def read_from(step: int) -> Generator[list[Batch], None, None]:
+            steps = range(step, num_steps)
+            return read_steps(stream, settled.config, steps, processes, pin=device.type == "cuda")
+
+        batches = read_from(step)
         try:
             progress.note_bad(facts.bad if facts else {})
-            evaluators = make_evaluators(config, settled, data, masks, model, device, progress)
-            model.train()
+            evaluators = make_evaluators(config, settled, data, masks, model, device, progress, stop)
+            stepped = parallelise(model.train(), processes, device)
             stop.defer()
-            with Screen(num_steps, step, "pretrain") as screen:
+            with Screen(num_steps, step, "pretrain", quiet=not processes.is_first) as screen:
                 screen.say(f"resumed at step {step:,}" if step else f"writing to {run}")
                 first = step
-                if step > progress.evaluated_step:  # the stop came between a step and its evaluation
-                    evaluate(evaluators, step, num_steps, model, progress)
+                evaluate(evaluators, step, num_steps, model, progress, stop)  # if a stop came before it could
                 while step < num_steps:
                     parts = progress.wait_for(batches)
                     set_rate(optimizer, rate := schedule(step))
-                    wants_line = (step + 1) % (config.log_every or 1) == 0 or step == 0 or step + 1 == num_steps
-                    loss, norm = train_step(model, optimizer, parts, settled, masks, device, measure=wants_line)
+                    try:
+                        loss, norm, is_skipped = train_step(
+                            stepped, optimizer, parts, settled, masks, device, processes
+                        )
+                    except RuntimeError as error:
+                        settled = with_half_micro_batch(settled, error, optimizer, processes)
+                        screen.say(f"out of memory: now {settled.config.micro_batch_size} images at a time")
+                        batches.close()
+                        batches = read_from(step)
+                        continue
                     step += 1
-                    progress.add(loss)
-                    for name, reason in {k: v for part in parts for k, v in part.bad.items()}.items():
-                        if progress.note_bad({name: reason}):
-                            screen.say(f"unreadable, replaced by another: {name!r} ({reason})")
-                    if wants_line:  # the one place that waits for the device
-                        screen.update(step, progress.line(step, rate, norm, peak_memory(device)))
+                    progress.add(loss, is_skipped)
+                    if step % (config.log_every or 1) == 0 or step in (1, num_steps):
+                        # The one place that waits for the device.
+                        said, *unusual = progress.line(step, rate, norm, peak_memory(device))
+                        screen.update(step, said)
+                        for line in unusual:
+                            screen.say(line)
+                    wants_save = step % (config.save_every or num_steps) == 0 or step == num_steps
+                    if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and not is_finite(model)):
+                        names = names_of_step(stream, step - 1, progress.batch_size)
+                        step = roll_back(run, step, model, optimizer, progress, names)
+                        screen.say(f"weights or gradients are not finite: back to step {step:,}")
+                        batches.close()
+                        batches = read_from(step)
+                        continue
                     if step == first + TIMED_STEPS:
                         screen.say(f"timed      about {duration(screen.time_left(step))} from here")
-                    if stop.received and step < num_steps:
-                        save()
-                        raise Interrupted(f"{stop.received} at step {step:,}: saved, --resume auto continues")
-                    evaluate(evaluators, step, num_steps, model, progress)
-                    if step % (config.save_every or num_steps) == 0 or step == num_steps:
+                    evaluate(evaluators, step, num_steps, model, progress, stop)
+                    if processes.any(stop.received is not None) and step < num_steps:
+                        if is_finite(model):
+                            save()
+                        signal = stop.received or "a signal to another process"
+                        raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
+                    if wants_save:
                         save()
         except Exception as error:
             with suppress(Fault):  # on a full disk, what happened first is what must be said
@@ -136,6 +168,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             log.close()
         summary = progress.summary("complete", step)
         log.summary(summary)
+        processes.wait()
         return summary
 
 
@@ -146,30 +179,90 @@ def train_step(
     settled: Settled,
     masks: MaskSampler,
     device: torch.device,
-    measure: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """One optimiser step over the micro-batches of a global batch.
+    processes: Processes,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One optimiser step over this process's micro-batches of a global batch.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are. The decision is made on
+    the device (the fused kernel's `found_inf`), and gradients are averaged over processes before it: all
+    decide alike and none waits.
 
     Returns:
-        The loss, a scalar that stays on the device, and with `measure` the norm of all gradients.
+        This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0:
+        scalars that stay on the device.
     """
+    config = settled.config
     total = torch.zeros((), device=device)
-    for part in parts:
+    for number, part in enumerate(parts, start=1):
         images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
         masking = to_device(masks(part.keys), device)
-        with autocast(device, settled.config.precision or "fp32"):
-            loss = model(images, masking).loss / len(parts)
-        loss.backward()
+        with accumulating(model, is_last=number == len(parts)):
+            with autocast(device, config.precision or "fp32"):
+                loss = model(images, masking).loss * (len(images) / (config.batch_size or 1))
+            (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients) if measure else None
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    is_skipped = (~norm.isfinite()).float()
+    optimizer.found_inf = is_skipped  # type: ignore[attr-defined]
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total, norm
+    return total, norm, is_skipped
+
+
+def with_half_micro_batch(
+    settled: Settled, error: RuntimeError, optimizer: torch.optim.Optimizer, processes: Processes
+) -> Settled:
+    """The settings to go on with after running out of memory: half as many images at a time, the same batch.
+
+    Raises:
+        RuntimeError: `error`, if it was something else.
+        Fault: one image at a time is too much, or other processes wait for this one's gradients.
+    """
+    is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not is_out_of_memory:
+        raise error
+    optimizer.zero_grad(set_to_none=True)
+    micro = settled.config.micro_batch_size or 1
+    if micro == 1 or processes.count > 1:
+        raise Fault(f"out of memory with {micro} images at a time: give a smaller --micro-batch-size or --model")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return replace(settled, config=replace(settled.config, micro_batch_size=micro // 2))
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether every parameter is; what is not is never saved. Waits for the device."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
+
+
+def roll_back(
+    run: Path, step: int, model: MAE, optimizer: torch.optim.Optimizer, progress: Progress, names: list[str]
+) -> int:
+    """Put the newest good checkpoint back; return its step.
+
+    Raises:
+        Fault: there is none, or it was tried too often. The message names the inputs of the last batch.
+    """
+    rollbacks = progress.counts["rollbacks"]
+    checkpoint, _ = newest_checkpoint(run)
+    if checkpoint is None or rollbacks == MOST_ROLLBACKS:
+        raise Fault(
+            f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
+            f"--base-lr or --precision fp32; the last batch was {', '.join(map(repr, names[:NAMED_INPUTS]))}"
+            + (f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else "")
+        )
+    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
+    optimizer.state.clear()
+    restore_optimizer(checkpoint.folder, model, optimizer)
+    step = int(checkpoint.state["step"])
+    progress.restore(checkpoint.state)
+    progress.counts["rollbacks"] = rollbacks + 1
+    progress.log.rewind(step, progress.evaluated_step == step)
+    return step
 
 
 def decide(
-    config: PretrainConfig, earlier: Earlier | None, data: TrainingData, device: torch.device
+    config: PretrainConfig, earlier: Earlier | None, data: TrainingData, device: torch.device, processes: Processes
 ) -> tuple[Settled, DataFacts | None]:
     """The settings of the run: those of its earlier start, or new ones after a look at the data.
 
@@ -185,7 +278,9 @@ def decide(
     if config.init is not None:
         _, shape, preprocessing, _ = read_description(find_model(config.init))
         init = (shape, preprocessing)
-    machine = Machine(device.type, has_bf16(device), default_workers(device), total_memory(device))
+    machine = Machine(
+        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
+    )
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))
     if config.held_out is None:
@@ -263,6 +358,7 @@ def make_evaluators(
     model: MAE,
     device: torch.device,
     progress: Progress,
+    stop: StopRequest,
 ) -> list[Evaluator]:
     """What is looked at while training: the held-out loss, and pictures."""
     look = HeldOut(data.held_out or data.train, config, settled.preprocessing, masks)
@@ -276,17 +372,28 @@ def make_evaluators(
 
     evaluators: list[Evaluator] = [(config.picture_every or 1, picture)]
     if data.held_out is not None:
-        evaluators.append((config.evaluate_every or 1, lambda step: {"held_out_loss": look.loss(model, device)}))
+        evaluators.append((config.evaluate_every or 1, lambda step: {"held_out_loss": look.loss(model, device, stop)}))
     return evaluators
 
 
-def evaluate(evaluators: list[Evaluator], step: int, num_steps: int, model: MAE, progress: Progress) -> None:
-    """Run the evaluators whose turn it is; each runs after the last step too."""
+def evaluate(
+    evaluators: list[Evaluator], step: int, num_steps: int, model: MAE, progress: Progress, stop: StopRequest
+) -> None:
+    """Run the evaluators whose turn it is, in the first process; each runs after the last step too.
+
+    A stop ends them early; a resumed run makes up for them.
+    """
+    if not progress.processes.is_first or step == progress.evaluated_step or stop.received:
+        return
     due = [function for every, function in evaluators if step % every == 0 or step == num_steps]
     before, results = time.monotonic(), dict[str, float]()
     if due:
         model.eval()
-        for function in due:
-            results |= function(step)
-        model.train()
+        try:
+            for function in due:
+                results |= function(step)
+        except EvaluationStopped:
+            return
+        finally:
+            model.train()
     progress.evaluated(step, results, time.monotonic() - before)

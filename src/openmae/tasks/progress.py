@@ -2,17 +2,23 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from openmae.data.loader import Batch
-from openmae.errors import Fault, RequestError
+from openmae.errors import RequestError
+from openmae.training.parallel import Processes
 from openmae.training.telemetry import RunLog
 
 DATA_BOUND = 0.2  # share of waiting from which the readout says what to do
+MOST_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
+SPIKE_WINDOW, SPIKE_FROM = 50, 20  # lines that a loss is compared with; fewer than these say nothing
+SPIKE_DEVIATIONS = 8.0  # robust standard deviations above the median
 
 
 class Progress:
@@ -23,32 +29,54 @@ class Progress:
         num_images: images of the training set; an epoch.
         num_inputs: all inputs, of which at most `max_bad` may be unreadable.
         state: what `to_dict` gave at the checkpoint that the run goes on from.
+
+    Attributes:
+        skipped_in_row: steps without a finite gradient up to the last line; they changed no weight.
     """
 
     def __init__(
-        self, log: RunLog, *, batch_size: int, num_images: int, num_inputs: int, max_bad: float, state: dict[str, Any]
+        self,
+        log: RunLog,
+        processes: Processes,
+        *,
+        batch_size: int,
+        num_images: int,
+        num_inputs: int,
+        max_bad: float,
+        state: dict[str, Any],
     ) -> None:
-        self.log, self.batch_size, self.num_images = log, batch_size, num_images
+        self.log, self.processes = log, processes
+        self.batch_size, self.num_images = batch_size, num_images
         self.num_inputs, self.max_bad = num_inputs, max_bad
-        self.results: dict[str, float] = state.get("results", {})
-        self.evaluated_step = int(state.get("evaluated_step", 0))
-        self.loss_sum = torch.tensor(state.get("loss_sum", 0.0))
-        self.loss_steps = int(state.get("loss_steps", 0))
         self.started = time.monotonic() - state.get("seconds", 0.0)
+        self.unreported: dict[str, str] = {}
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go (back) to where a checkpoint stands."""
+        self.results: dict[str, float] = dict(state.get("results", {}))
+        self.counts = {"skipped_steps": 0, "loss_spikes": 0, "rollbacks": 0, **state.get("counts", {})}
+        self.evaluated_step = int(state.get("evaluated_step", 0))
+        # The sum is over all processes; the first carries it on.
+        self.loss_sum = torch.tensor(state.get("loss_sum", 0.0) if self.processes.is_first else 0.0)
+        self.loss_steps = int(state.get("loss_steps", 0))
+        self.skipped = torch.tensor(float(state.get("skipped", 0)))  # since the last line
+        self.in_row = torch.tensor(float(state.get("in_row", 0)))
+        self.skipped_in_row = 0
+        self.recent = deque(state.get("recent", []), maxlen=SPIKE_WINDOW)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run writes the same lines. Waits for the device.
-
-        Raises:
-            Fault: the loss is not finite; what led to it must not be saved.
-        """
-        self._check_finite(float(self.loss_sum))
+        """What a checkpoint keeps, so that a resumed run writes the same lines. Waits for all devices."""
         return {
             "results": self.results,
+            "counts": self.counts,
             "evaluated_step": self.evaluated_step,
-            "loss_sum": float(self.loss_sum),
+            "loss_sum": float(self.processes.sum(self.loss_sum)),
             "loss_steps": self.loss_steps,
+            "skipped": int(self.skipped),
+            "in_row": int(self.in_row),
+            "recent": list(self.recent),
             "seconds": self.seconds,
         }
 
@@ -61,54 +89,81 @@ class Progress:
         before = time.monotonic()
         parts = next(batches)
         self.waited += time.monotonic() - before
+        for part in parts:
+            self.unreported |= part.bad
         return parts
 
-    def add(self, loss: Tensor) -> None:
-        """Count a step; its loss stays on the device."""
-        self.loss_sum = self.loss_sum.to(loss.device) + loss
+    def add(self, loss: Tensor, is_skipped: Tensor) -> None:
+        """Count a step: its loss (this process's part of it) and whether it was skipped stay on the device."""
+        device = loss.device
+        self.loss_sum = self.loss_sum.to(device) + torch.where(is_skipped > 0, torch.zeros_like(loss), loss)
+        self.skipped = self.skipped.to(device) + is_skipped
+        self.in_row = (self.in_row.to(device) + 1) * is_skipped
         self.loss_steps += 1
         self.line_steps += 1
 
-    def line(self, step: int, rate: float, norm: Tensor | None, memory: int) -> str:
-        """Write a line of metrics.jsonl and return its short form for the screen. Waits for the device.
+    def line(self, step: int, rate: float, norm: Tensor, memory: int) -> list[str]:
+        """Write a line of metrics.jsonl. Waits for the device, and for the other processes.
+
+        Returns:
+            Its short form for the screen, then a line about each unusual thing.
 
         Raises:
-            Fault: the loss is not finite.
+            RequestError: too many inputs are unreadable.
         """
-        loss = float(self.loss_sum) / max(self.loss_steps, 1)
-        self._check_finite(loss)
-        elapsed = time.monotonic() - self.line_at
-        speed = self.line_steps * self.batch_size / max(elapsed, 1e-9)
-        waiting = min(self.waited / max(elapsed, 1e-9), 1.0)
-        self.results["loss"] = loss
+        skipped, self.skipped_in_row = int(self.skipped), int(self.in_row)
+        counted = self.loss_steps - skipped
+        loss = float(self.processes.sum(self.loss_sum)) / counted if counted else None
+        elapsed = max(time.monotonic() - self.line_at, 1e-9)
+        speed, waiting = self.line_steps * self.batch_size / elapsed, min(self.waited / elapsed, 1.0)
+        unusual = []
+        if skipped:
+            self.counts["skipped_steps"] += skipped
+            unusual.append(f"{skipped} of the last {self.loss_steps} steps had no finite gradient and were skipped")
+        is_spike = loss is not None and self._is_spike(loss)
+        if is_spike:
+            self.counts["loss_spikes"] += 1
+            unusual.append(f"loss spike at step {step:,}: {loss:.4f}, lately about {median(self.recent):.4f}")
+        if loss is not None:
+            self.recent.append(loss)
+            self.results["loss"] = loss
         self.log.metrics(
             step=step,
             epoch=round(step * self.batch_size / self.num_images, 4),
             images_seen=step * self.batch_size,
             loss=loss,
             lr=rate,
-            grad_norm=float(norm) if norm is not None else None,
+            grad_norm=float(norm) if math.isfinite(norm) else None,
+            skipped_steps=skipped or None,
+            loss_spike=1 if is_spike else None,
             images_per_second=round(speed, 2),
             data_wait=round(waiting, 4),
             memory=memory,
             seconds=self.seconds,
         )
         self.loss_sum, self.loss_steps = torch.zeros_like(self.loss_sum), 0
+        self.skipped = torch.zeros_like(self.skipped)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
+        found = {name: reason for bad in self.processes.gather(self.unreported) for name, reason in bad.items()}
+        self.unreported = {}
+        unusual += [f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.note_bad(found)]
         held_out = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
         bound = f"  waiting for data {waiting:.0%} (more --workers?)" if waiting > DATA_BOUND else ""
-        return f"loss {loss:.4f}{held_out}  {speed:.0f} images/s{bound} "
+        shown = f"{loss:.4f}" if loss is not None else "not finite"
+        return [f"loss {shown}{held_out}  {speed:.0f} images/s{bound} ", *unusual]
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise Fault(
-                f"the loss has become {loss}: try a lower --base-lr or --precision fp32; nothing of it was saved"
-            )
+    def _is_spike(self, loss: float) -> bool:
+        if len(self.recent) < SPIKE_FROM:
+            return False
+        middle = median(self.recent)
+        deviation = 1.4826 * median(abs(value - middle) for value in self.recent)
+        return loss > middle + SPIKE_DEVIATIONS * max(deviation, 0.01 * abs(middle))
 
     def evaluated(self, step: int, results: dict[str, float], seconds: float) -> None:
         """Write what evaluators found; the time they took is not the training's."""
         self.line_at += seconds
         self.evaluated_step = step
+        results = {name: value for name, value in results.items() if math.isfinite(value)}
         self.results |= results
         if results:
             images_seen = step * self.batch_size
@@ -141,5 +196,6 @@ class Progress:
             "epoch": round(step * self.batch_size / self.num_images, 4),
             **self.results,
             "bad_inputs": len(self.log.quarantined),
+            **self.counts,
             "seconds": self.seconds,
         }

@@ -9,6 +9,7 @@ from openmae.config import Preprocessing, PretrainConfig
 from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
+from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
 SMALLEST_SPLIT = 20  # images below which none are held out unasked
@@ -55,31 +56,39 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     return TrainingData(*split_held_out(train, wanted)) if wanted else TrainingData(train, None)
 
 
+def make_stream(config: PretrainConfig, preprocessing: Preprocessing, train: Source) -> Stream:
+    """The endless stream of the run's training samples."""
+    assert config.augment and config.patch_size
+    return Stream(train, preprocessing, config.augment, config.seed or 0, min_side=config.patch_size)
+
+
 def read_steps(
-    config: PretrainConfig, preprocessing: Preprocessing, train: Source, first: int, last: int, pin: bool
+    stream: Stream, config: PretrainConfig, steps: range, processes: Processes, pin: bool
 ) -> Generator[list[Batch], None, None]:
-    """The micro-batches of each step from `first` to `last` − 1.
+    """The micro-batches of each of `steps` that are this process's.
 
     Raises:
-        RequestError: hardly anything can be read.
+        RequestError: hardly anything can be read, or there are more processes than images in a batch.
         Fault: a reader process died or hung.
     """
-    assert config.batch_size and config.micro_batch_size and config.augment and config.patch_size
-    stream = Stream(train, preprocessing, config.augment, config.seed or 0, min_side=config.patch_size)
+    assert config.batch_size and config.micro_batch_size
+    share = processes.share(config.batch_size)
+    if not share:
+        raise RequestError(f"--batch-size {config.batch_size} for {processes.count} processes: give at least one each")
     loader = training_loader(
         stream,
-        first_step=first,
-        last_step=last,
+        steps=steps,
         batch_size=config.batch_size,
+        share=share,
         micro_batch_size=config.micro_batch_size,
         workers=config.workers or 0,
         pin=pin,
     )
-    batches, parts = read(loader), list[Batch]()
+    batches, parts, num_parts = read(loader), list[Batch](), -(-len(share) // config.micro_batch_size)
     try:
         for batch in batches:
             parts.append(batch)
-            if len(parts) == config.batch_size // config.micro_batch_size:
+            if len(parts) == num_parts:
                 yield parts
                 parts = []
     except RequestError as error:  # a worker's comes with its traceback before it
@@ -90,3 +99,9 @@ def read_steps(
         raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
     finally:
         batches.close()
+
+
+def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:
+    """The inputs that a step trained on, in the order of the batch."""
+    indices, _ = stream.locate(range(step * batch_size, (step + 1) * batch_size))
+    return [stream.source.name(index) for index in indices.tolist()]

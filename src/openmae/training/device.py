@@ -12,8 +12,8 @@ import torch
 from openmae.errors import RequestError
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is.
+def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """The device of that name, or the best there is; of several GPUs the one of this machine's `local_rank`.
 
     Raises:
         RequestError: there is no such device here.
@@ -23,6 +23,8 @@ def pick_device(name: str | None) -> torch.device:
             name = "cuda"
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -51,9 +53,13 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def default_workers(device: torch.device) -> int:
-    """Reader processes: most cores where a GPU computes; a quarter of them where the CPU itself does."""
+def default_workers(device: torch.device, processes: int = 1) -> int:
+    """Reader processes for each of `processes` on this machine.
+
+    Most of its cores where a GPU computes, a quarter of them where the CPU itself does.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= processes
     if device.type == "cpu":
         return max(1, cores // 4)
     return max(1, min(cores - 1, 16))

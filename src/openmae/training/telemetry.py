@@ -23,22 +23,31 @@ class RunLog:
         run: the run folder.
         resume_step: keep the lines up to this step and go on behind them.
         evaluated: whether the evaluations of that step are done; else their lines will be written anew.
+        writes: False in all processes but the first: they only keep count.
     """
 
-    def __init__(self, run: Path, resume_step: int = 0, evaluated: bool = True) -> None:
-        self.run = run
+    def __init__(self, run: Path, resume_step: int = 0, evaluated: bool = True, writes: bool = True) -> None:
+        self.run, self.writes = run, writes
         self.metrics_path = run / "metrics.jsonl"
         self.quarantine_path = run / "quarantine.jsonl"
-        behind = resume_step + 1 if evaluated else resume_step
-        _keep_lines(
-            self.metrics_path, lambda line: line["step"] < behind or (line["step"] == resume_step and "lr" in line)
-        )
-        _keep_lines(self.quarantine_path, lambda line: True)
         self.quarantined = {line["name"] for line in read_lines(self.quarantine_path)}
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+        if writes:
+            self.rewind(resume_step, evaluated)
+            _keep_lines(self.quarantine_path, lambda line: True)
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
+
+    def rewind(self, step: int, evaluated: bool) -> None:
+        """Forget the lines of metrics.jsonl behind `step`, and its evaluations unless they are done."""
+        if self.writes:
+            behind = step + 1 if evaluated else step
+            _keep_lines(
+                self.metrics_path, lambda line: line["step"] < behind or (line["step"] == step and "lr" in line)
+            )
 
     def metrics(self, **values: float | None) -> None:
         """Append a line; `step` is among the values, what was not measured is None and left out."""
+        if not self.writes:
+            return
         measured = {name: value for name, value in values.items() if value is not None}
         with disk_faults(self.metrics_path, is_resumable=True), self.metrics_path.open("a") as file:
             file.write(json.dumps(measured) + "\n")
@@ -58,16 +67,20 @@ class RunLog:
         new = {name: reason for name, reason in bad.items() if name not in self.quarantined}
         if new:
             self.quarantined |= new.keys()
+        if new and self.writes:
             with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
                 file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items())
         return list(new)
 
     def summary(self, values: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         with disk_faults(self.run / "summary.json", is_resumable=True):
             write_json(self.run / "summary.json", values)
 
     def close(self) -> None:
-        self.board.close()
+        if self.writes:
+            self.board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -93,15 +106,15 @@ def _keep_lines(path: Path, wanted: Any) -> None:
 class Screen:
     """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere."""
 
-    def __init__(self, total_steps: int, first_step: int, title: str) -> None:
-        self.console = Console(stderr=False, highlight=False)
+    def __init__(self, total_steps: int, first_step: int, title: str, quiet: bool = False) -> None:
+        self.console = Console(stderr=False, highlight=False, quiet=quiet)
         self.total, self.first, self.title = total_steps, first_step, title
         self.started = self.last_line = time.monotonic()
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -125,7 +138,7 @@ class Screen:
             self.progress.update(self.task, completed=step, say=text)
         elif time.monotonic() - self.last_line >= PLAIN_LINE_EVERY or step >= self.total:
             self.last_line = time.monotonic()
-            print(f"{self.title} {step}/{self.total}  {text}", flush=True)
+            self.say(f"{self.title} {step}/{self.total}  {text}")
 
     def time_left(self, step: int) -> float:
         """Seconds until the last step, at the pace so far."""
@@ -134,6 +147,7 @@ class Screen:
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
+        self.console.file.flush()
 
 
 def duration(seconds: float) -> str:
