@@ -194,6 +194,8 @@ class Preprocessing:
                 raise RequestError(f"--{name} got {len(values)} values for {self.channels} channels: give one for each")
         for value in self.std:
             check_range("--std", value, 0, open_low=True)
+        if self.interpolation != "bicubic":
+            raise RequestError(f"interpolation got {self.interpolation!r}: images are resized bicubically here")
         if not self.value_range[0] < self.value_range[1]:
             raise RequestError(f"--value-range got {self.value_range}: the first must lie below the second")
 

@@ -16,8 +16,11 @@ class Fault(RuntimeError):
     exit_code = 1
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; it was saved and can be resumed: exit 3."""
+class Interrupted(BaseException):
+    """A signal asked the run to stop; it was saved and can be resumed: exit 3.
+
+    No Exception, like KeyboardInterrupt: a decoder's `except Exception` must not take it for a bad image.
+    """
 
     exit_code = 3
 

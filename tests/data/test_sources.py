@@ -367,7 +367,7 @@ def test_parquet_refusals(tmp_path):
     (tmp_path / "zero.parquet").write_bytes(b"")
     refused(tmp_path / "zero.parquet", "no parquet file that can be read")
     for columns in (
-        {"img": [png()]},
+        {"picture": [png()]},
         {"image": ["words"]},
         {"image": [{"path": "x"}]},
         {"image": [{"bytes": "words"}]},

@@ -124,7 +124,7 @@ def test_weights_go_over_to_another_grid_but_not_their_positions(pixel_run, digi
 
     larger = MAE.from_shape(replace(shape, encoder=replace(shape.encoder, image_size=(16, 12))))
     positions = larger.encoder.pos_embed.clone()
-    load_weights(larger, weights, "a run")
+    load_weights(larger, weights, "a run", shape.encoder.grid)
     assert torch.equal(larger.encoder.norm.weight, weights["encoder.norm.weight"])
     assert torch.equal(larger.encoder.pos_embed, positions)
 

@@ -17,10 +17,10 @@ PHOTOS = DataFacts(
     dtype="uint8",
     short_side=480,
     value_range=(0.0, 255.0),
-    mean=(0.5, 0.5, 0.5),
+    mean=(127.5, 127.5, 127.5),
     std=(0.2, 0.2, 0.2),
 )
-GREY = replace(PHOTOS, channels=1, mean=(0.4,), std=(0.3,))
+GREY = replace(PHOTOS, channels=1, mean=(102.0,), std=(76.5,))
 DATA = {
     "cifar": replace(PHOTOS, short_side=32),
     "digits": replace(GREY, count=1400, short_side=8),

@@ -166,7 +166,7 @@ def training_loader(
         pin_memory=pin,
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_start_worker,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
     )
 
 

@@ -74,7 +74,7 @@ class DataFacts:
         channels, dtype: of most images.
         short_side: the median of the shorter sides in pixels.
         value_range: what becomes 0 and 1: the type's range for uint8, else the 0.1 and 99.9 percentiles.
-        mean, std: by channel, of values scaled to 0..1.
+        mean, std: by channel, of raw values.
         bad: name and reason of each image of the look that could not be read.
     """
 
@@ -117,16 +117,15 @@ def look_at(source: Source, limit: int = 256) -> DataFacts | None:
         values = pixels.flatten()[:: max(1, pixels.numel() // 10_000_000)].numpy()
         low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
         value_range = (low, high if high > low else low + 1.0)
-    pixels = (pixels - value_range[0]) / (value_range[1] - value_range[0])
+    smallest = 0.01 * (value_range[1] - value_range[0])  # a constant channel must not blow up
     return DataFacts(
         count=len(source),
         channels=channels,
         dtype=dtype,
         short_side=int(np.median([side for _, side, _ in images])),
         value_range=value_range,
-        mean=tuple(round(float(v), 4) for v in pixels.mean(1)),
-        # A constant channel must not blow up.
-        std=tuple(round(max(float(v), 1e-2), 4) for v in pixels.std(1)),
+        mean=tuple(float(v) for v in pixels.mean(1)),
+        std=tuple(max(float(v), smallest) for v in pixels.std(1)),
         bad=bad,
     )
 

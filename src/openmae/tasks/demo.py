@@ -1,5 +1,6 @@
 """`openmae demo`: the whole story in a few minutes: train, reconstruct, measure, and the next command to type."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from openmae.tasks.load import load
 from openmae.tasks.pictures import loss_curve, sheet
 from openmae.tasks.pretrain import pretrain
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
+from openmae.training.device import pick_device
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.telemetry import read_lines
 
@@ -31,9 +33,9 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     Raises:
         RequestError: the folder exists and is no earlier demo.
     """
-    out = Path(config.out)
-    clear_earlier_demo(out)
-    settings = pretrain_settings(config)
+    out, settings = Path(config.out), pretrain_settings(config)
+    pick_device(settings.device)  # wrong before anything is deleted
+    clear_earlier_demo(out, settings)
     summary = pretrain(settings)
 
     # Measure on held-out regions, masks other than those looked at while training.
@@ -84,7 +86,7 @@ def pretrain_settings(config: DemoConfig) -> PretrainConfig:
     )
 
 
-def clear_earlier_demo(out: Path) -> None:
+def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
     """Make room for a demo where an earlier one lies; touch nothing else.
 
     Raises:
@@ -93,8 +95,11 @@ def clear_earlier_demo(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        is_demo = f'"data": "{DATA}"' in (out / "config.json").read_text()
-    except OSError:
+        found = json.loads((out / "config.json").read_bytes())
+        varies = {"out", "seed", "steps", "device", "save_every"}
+        fixed = {name: value for name, value in settings.explicit().items() if name not in varies}
+        is_demo = all(found[name] == value for name, value in fixed.items())
+    except (OSError, ValueError, KeyError, TypeError):
         is_demo = False
     if not is_demo:
         raise RequestError(f"{out} exists and is no earlier demo: choose another --out")

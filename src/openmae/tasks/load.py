@@ -1,7 +1,7 @@
 """From `--init` to a model that encodes and reconstructs: what `openmae.load` returns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import MAEShape, Preprocessing
+from openmae.config import MASKS, Grid, MAEShape, Preprocessing, check_name
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.decode import BadImage, decode, from_picture
@@ -66,26 +66,31 @@ def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preproces
     return weights, shape, preprocessing, description
 
 
-def load_weights(mae: MAE, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model of the same shape; the fixed positions may be of another grid.
+def load_weights(mae: MAE, weights: dict[str, Tensor], where: str, grid: Grid | None = None) -> None:
+    """Put weights into a model of the same shape.
+
+    Args:
+        grid: of the image size that the weights were trained at; where it is not the model's own, the model
+            keeps its fixed sin-cos positions.
 
     Raises:
         RequestError: a weight is missing, unknown or of another shape; the message names the first.
     """
     own = mae.state_dict()
+    is_same_grid = grid is None or grid == mae.encoder.shape.grid
     positions = {name for name in own if name.endswith("pos_embed")}
     for name in sorted(own.keys() | weights.keys()):
         if name not in weights:
             raise RequestError(f"{where} lacks {name} {tuple(own[name].shape)}: it is a checkpoint of another model")
         if name not in own:
             raise RequestError(f"{where} has {name}, which this model does not: it is a checkpoint of another model")
-        if weights[name].shape != own[name].shape and name not in positions:
+        if weights[name].shape != own[name].shape and (is_same_grid or name not in positions):
             raise RequestError(
                 f"{where} is a checkpoint of another shape: {name} is {tuple(weights[name].shape)} there and "
                 f"{tuple(own[name].shape)} here; leave the model's flags out to take its shape"
             )
-    fitting = {name: value for name, value in weights.items() if value.shape == own[name].shape}
-    mae.load_state_dict(fitting, strict=False)
+    fitting = {name: value for name, value in weights.items() if is_same_grid or name not in positions}
+    mae.load_state_dict(fitting, strict=is_same_grid)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,10 @@ class Model:
         Raises:
             RequestError: a picture cannot be read, or the mask or size does not fit.
         """
+        check_name("undo", undo, ("neighbours", "true"))
+        check_name("mask", mask, MASKS)
+        if mask_file is not None:
+            mask = "given"
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images, size)
         grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
@@ -189,4 +198,4 @@ def load(init: str, device: str | None = None) -> Model:
     mae = MAE.from_shape(shape)
     load_weights(mae, weights, str(path))
     chosen = pick_device(device)
-    return Model(mae.eval().to(chosen), replace(preprocessing), description, chosen)
+    return Model(mae.eval().to(chosen), preprocessing, description, chosen)

@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -66,7 +64,9 @@ def to_picture(image: Tensor) -> Image.Image:
 
 def loss_curve(path: Path, lines: list[dict], title: str) -> None:
     """Training and held-out loss over the images seen, as a PNG."""
-    figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
+    figure = Figure(figsize=(7, 4), dpi=120)
+    FigureCanvasAgg(figure)  # without pyplot: a notebook's own pictures are left alone
+    axes = figure.add_subplot()
     training = [(line["images_seen"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["images_seen"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
     if training:
@@ -83,4 +83,3 @@ def loss_curve(path: Path, lines: list[dict], title: str) -> None:
     figure.tight_layout()
     with disk_faults(path), written_aside(path) as partial:
         figure.savefig(partial)
-    plt.close(figure)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig
-from openmae.data.loader import Batch
+from openmae.data.loader import Batch, Subset
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model.mae import MAE
-from openmae.tasks.held_out import EvaluationStopped, HeldOut
+from openmae.tasks.held_out import PICTURED, EvaluationStopped, HeldOut
 from openmae.tasks.load import find_model, load_weights, read_description
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
 from openmae.tasks.progress import MOST_SKIPPED, Progress
-from openmae.tasks.runs import Earlier, find_earlier, finished_summary, write_config
+from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer, save_checkpoint
@@ -66,12 +66,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         model = MAE.from_shape(shape)
         if config.init is not None and not (earlier and earlier.checkpoint):
             path = find_model(config.init)
-            load_weights(model, read_description(path)[0], str(path))
+            weights, init_shape, _, _ = read_description(path)
+            load_weights(model, weights, str(path), init_shape.encoder.grid)
         model.to(device)
         optimizer = adamw(model, config.weight_decay or 0.0, config.betas or (0.9, 0.95))
         schedule = cosine(config, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)
-        if step >= num_steps and (summary := finished_summary(run)) is not None:
+        if step > num_steps:
+            raise RequestError(
+                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
+            )
+        if step == num_steps and (summary := finished_summary(run)) is not None:
             print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
             return summary
         if processes.is_first and facts is not None:
@@ -86,7 +91,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # From here on the run folder exists.
         state = earlier.state if earlier else {}
         if processes.is_first:
-            write_config(config, preprocessing)
+            begin(config, preprocessing, earlier)
         with disk_faults(run):
             log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
         progress = Progress(
@@ -101,7 +106,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         metadata = describe_model(config, shape, preprocessing, masks)
 
         def save() -> None:
-            state = {"data": data.fingerprint(), **progress.to_dict()}
+            state = {"data": data.fingerprint, **progress.to_dict()}
             if processes.is_first:
                 save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, config.keep)
             processes.wait()
@@ -149,8 +154,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         batches.close()
                         batches = read_from(step)
                         continue
-                    if step == first + TIMED_STEPS:
-                        screen.say(f"timed      about {duration(screen.time_left(step))} from here")
+                    if step in (first + 1, first + 1 + TIMED_STEPS):
+                        float(loss)  # waits for the device: what is only queued has taken no time yet
+                        if step == first + 1:  # readers have started, kernels are chosen
+                            screen.restart_clock(step)
+                        else:
+                            screen.say(f"timed      about {duration(screen.time_left(step))} from here")
                     evaluate(evaluators, step, num_steps, model, progress, stop)
                     if processes.any(stop.received is not None) and step < num_steps:
                         if is_finite(model):
@@ -159,7 +168,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
                     if wants_save:
                         save()
-        except Exception as error:
+        except BaseException as error:
             with suppress(Fault):  # on a full disk, what happened first is what must be said
                 log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
             raise
@@ -323,7 +332,7 @@ def restore(
     if earlier is None or earlier.checkpoint is None:
         return 0
     folder = earlier.checkpoint.folder
-    if earlier.state["data"] != data.fingerprint():
+    if earlier.state["data"] != data.fingerprint:
         raise RequestError(
             f"{earlier.config.data} is not the data that this run began with (files were added, removed or changed): "
             "restore it, or start a new run with --init and another --out"
@@ -361,7 +370,9 @@ def make_evaluators(
     stop: StopRequest,
 ) -> list[Evaluator]:
     """What is looked at while training: the held-out loss, and pictures."""
-    look = HeldOut(data.held_out or data.train, config, settled.preprocessing, masks)
+    # Pictures are of training images where none are held out.
+    shown = data.held_out or Subset(data.train, 0, min(PICTURED, len(data.train)))
+    look = HeldOut(shown, config, settled.preprocessing, masks)
     progress.note_bad(look.bad)
     if len(look.images) == 0:
         return []

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.spatial import QhullError
 from torch import Tensor
 
 
@@ -31,7 +32,10 @@ def interpolate_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
     for image, hidden, filled in zip(truth, is_masked[:, 0].numpy(), result, strict=True):
         known, unknown = np.argwhere(~hidden), np.argwhere(hidden)
         values = image[:, ~hidden].T.numpy()
-        guess = LinearNDInterpolator(known, values)(unknown)
+        try:
+            guess = LinearNDInterpolator(known, values)(unknown)
+        except QhullError:  # all visible pixels on one line
+            guess = np.full((len(unknown), values.shape[1]), np.nan)
         outside = np.isnan(guess).any(axis=1)
         if outside.any():
             guess[outside] = NearestNDInterpolator(known, values)(unknown[outside])

@@ -95,8 +95,9 @@ def gather_images(config: ReconstructConfig, model: Model) -> tuple[list[ImageLi
             except RequestError as error:
                 skipped.append(str(error))
     elif len(names) == 1:
-        source = open_source(names[0], "test") or open_source(names[0], "val") or open_source(names[0], "train")
-        assert source is not None
+        options: dict[str, Any] = {"background": model.preprocessing.background, "max_pixels": config.max_pixels}
+        parts = (open_source(names[0], split, **options) for split in ("test", "val", "train"))
+        source = next(part for part in parts if part is not None)
         for index in range(len(source)):
             if len(images) == config.limit:
                 break

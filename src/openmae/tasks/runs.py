@@ -1,6 +1,7 @@
 """The run folder: protected when it exists, continued when asked."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import openmae
 from openmae.config import Preprocessing, PretrainConfig, flag_of
 from openmae.errors import RequestError
 from openmae.training.checkpoint import (
+    CHECKPOINT_NAME,
+    MODEL,
     Checkpoint,
     DamagedCheckpoint,
     newest_checkpoint,
     verify,
 )
-from openmae.training.files import disk_faults, write_json
+from openmae.training.files import PARTIAL, disk_faults, link_or_copy, write_json
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
@@ -52,8 +55,10 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
         return _from_checkpoint(config, Path(config.resume))
     if _is_vacant(run):
         return None
-    saved, preprocessing = _read_config(run, config)
     checkpoint, damaged = newest_checkpoint(run)
+    if checkpoint is None and not damaged and (run / "config.json").is_file():
+        return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
+    saved, preprocessing = _read_config(run, config)
     warnings = [
         f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged
     ]
@@ -61,7 +66,7 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
 
 
 def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
-    folder = path if (path / "manifest.json").exists() or path.name.startswith("step-") else None
+    folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
         if checkpoint is None:
@@ -80,7 +85,12 @@ def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
 
 
 def _is_vacant(run: Path) -> bool:
-    return not run.exists() or (run.is_dir() and not any(run.iterdir()))
+    """Whether nothing can be lost there: no folder, an empty one, or a run that failed before its first checkpoint."""
+    if not run.exists():
+        return True
+    if not run.is_dir():
+        return False
+    return not any(run.iterdir()) or (_status(run) == "failed" and not (run / "checkpoints").exists())
 
 
 def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Preprocessing]:
@@ -98,6 +108,12 @@ def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Pre
             raise RequestError(
                 f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue "
                 "it, or start another with a new --out"
+            )
+    for name in ("steps", "epochs"):
+        value, before = asked.get(name), getattr(saved, name)
+        if value is not None and before is not None and value < before:
+            raise RequestError(
+                f"the run in {run} has {flag_of(name)} {before:g}: it can go on with more, not {value:g}"
             )
     changed = {name: value for name, value in asked.items() if name in MAY_CHANGE}
     if "steps" in changed:
@@ -120,10 +136,39 @@ def write_config(config: PretrainConfig, preprocessing: Preprocessing) -> None:
         write_json(run / "config.json", record)
 
 
+def begin(config: PretrainConfig, preprocessing: Preprocessing, earlier: Earlier | None) -> None:
+    """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
+
+    A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once.
+    """
+    run = Path(config.out)
+    write_config(config, preprocessing)
+    with disk_faults(run):
+        write_json(run / "summary.json", {"status": "running"})
+        if earlier is None or earlier.checkpoint is None:
+            return
+        origin = earlier.checkpoint.folder
+        folder = run / "checkpoints" / origin.name
+        if not folder.exists():
+            partial = folder.with_name(PARTIAL + folder.name)
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(origin, partial)
+            partial.rename(folder)
+        link_or_copy(folder / MODEL, run / MODEL)
+
+
 def finished_summary(run: Path) -> dict[str, Any] | None:
     """The summary of a run that is complete, or None."""
+    return _summary(run) if _status(run) == "complete" else None
+
+
+def _status(run: Path) -> str | None:
+    return _summary(run).get("status")
+
+
+def _summary(run: Path) -> dict[str, Any]:
     try:
         summary = json.loads((run / "summary.json").read_bytes())
     except (OSError, ValueError):
-        return None
-    return summary if summary.get("status") == "complete" else None
+        return {}
+    return summary if isinstance(summary, dict) else {}

@@ -89,8 +89,14 @@ def settle(
         for name, value in PRETRAIN_RECIPES[config.recipe]().items():
             if not (name == "epochs" and config.steps is not None):
                 decide(name, value, f"recipe {config.recipe}")
+    if get("model") is not None:  # before --init: a contradiction must show
+        width, depth, heads, _ = SIZES[get("model")]
+        if config.width is None:
+            decide("num_heads", heads, f"of {get('model')}")
+        decide("width", width, f"of {get('model')}")
+        decide("depth", depth, f"of {get('model')}")
     if init is not None:
-        _take_over(*init, decide)
+        _take_over(*init, decide, is_measured=config.statistics is not None or config.value_range is not None)
     _decide_model(facts, machine, decide, get)
     _decide_decoder(decide, get)
     _decide_data(facts, decide, get)
@@ -103,6 +109,7 @@ def settle(
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or get("width") >= 768)
     decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
     decide("workers", machine.workers, "from the cores")
+    _check_warmup(config, chosen, reasons, facts.count)
     config = replace(config, **chosen)
     shape = shape_of(config)
     if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
@@ -114,13 +121,13 @@ def settle(
         )
     if config.mask in ("random", "block"):
         num_kept(shape.encoder.num_patches, config.mask_ratio or 0.0)
-    if config.mask == "grid" and config.mask_ratio != 0.75:
-        raise RequestError(f"--mask-ratio got {config.mask_ratio:g}: --mask grid keeps one of each 2x2, leave it out")
+    if config.mask in ("grid", "given") and config.mask_ratio != 0.75:
+        what = "keeps one of each 2x2" if config.mask == "grid" else "says itself what is hidden"
+        raise RequestError(f"--mask-ratio got {config.mask_ratio:g}: --mask {config.mask} {what}, leave it out")
     if config.micro_batch_size is None:
         micro = micro_batch(shape, config, machine)
         reasons["micro_batch_size"] = "all at once" if micro == config.batch_size else "what fits into memory"
         config = replace(config, micro_batch_size=micro)
-    config = replace(config)  # checks the whole once more
     preprocessing = Preprocessing(
         channels=get("channels"),
         value_range=get("value_range"),
@@ -133,13 +140,26 @@ def settle(
     return Settled(config, preprocessing, reasons)
 
 
-def _take_over(shape: MAEShape, preprocessing: Preprocessing, decide: Any) -> None:
+def _check_warmup(config: PretrainConfig, chosen: dict[str, Any], reasons: dict[str, str], count: int) -> None:
+    """A warm-up as long as the run would never reach the rate: shorten a recipe's, refuse a person's."""
+    epochs: float = chosen.get("epochs", config.epochs) or 0.0
+    if config.steps is not None:
+        epochs = config.steps * chosen.get("batch_size", config.batch_size or 1) / count
+    if config.warmup_epochs is not None and config.warmup_epochs > 0 and config.warmup_epochs >= epochs:
+        raise RequestError(f"--warmup-epochs got {config.warmup_epochs:g} for a run of {epochs:.4g} epochs: give fewer")
+    if chosen.get("warmup_epochs", 0) >= epochs:
+        chosen["warmup_epochs"] = 0.05 * epochs
+        reasons["warmup_epochs"] = f"5 % of the steps: {reasons['warmup_epochs']} has more than this run's epochs"
+
+
+def _take_over(shape: MAEShape, preprocessing: Preprocessing, decide: Any, is_measured: bool) -> None:
+    """Take over what the weights were trained with; mean and deviation too unless new ones are asked for."""
     for name in ("image_size", "patch_size", "channels", "width", "depth", "num_heads"):
         decide(name, getattr(shape.encoder, name), "as --init")
     for name in ("width", "depth", "num_heads"):
         decide("decoder_" + name, getattr(shape.decoder, name), "as --init")
     decide("target", shape.target, "as --init")
-    for name in ("mean", "std", "value_range", "background"):
+    for name in ("value_range", "background", *(() if is_measured else ("mean", "std"))):
         decide(name, getattr(preprocessing, name), "as --init")
 
 
@@ -147,8 +167,9 @@ def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> 
     if get("width") is None or get("depth") is None or get("num_heads") is None:
         if get("width") is None and get("depth") is None:
             decide("model", *_model_for(facts.count, machine.device))
-        width, depth, heads, _ = SIZES[get("model") or "tiny"]
-        why = f"of {get('model')}" if get("model") else "of tiny"
+        name = get("model") or "tiny"
+        width, depth, heads, _ = SIZES[name]
+        why = f"of {name}"
         if get("width") is None:
             decide("num_heads", heads, why)
         decide("width", width, why)
@@ -158,12 +179,16 @@ def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> 
     largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
     side = min(facts.short_side, largest)
     if get("patch_size") is None and get("image_size") is None:
-        step = 4 if side < 64 else 8 if side <= 128 else 16
+        step = 1 if side < 4 else 2 if side < 8 else 4 if side < 64 else 8 if side <= 128 else 16
         if not small and get("model") == "huge":
             step = 14
         side = max(step, side // step * step)
         decide("patch_size", step, f"for images of {side} px")
-        decide("image_size", side, "the images' own size" if small else f"usual for {machine.device}")
+        decide(
+            "image_size",
+            side,
+            "the images' own size" if side > facts.short_side - step else f"usual for {machine.device}",
+        )
     elif get("image_size") is None:
         patch = get("patch_size")
         decide("image_size", max(patch, side // patch * patch), f"what {patch} px patches divide")
@@ -172,8 +197,11 @@ def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> 
         sides = (size, size) if isinstance(size, int) else size
         wish = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
         wish = min(wish, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else wish)
-        fitting = [p for p in (wish, 16, 14, 8, 7, 4, 2, 1) if p <= wish and all(s % p == 0 for s in sides)]
-        decide("patch_size", fitting[0], f"for images of {sides[0]}x{sides[1]} px")
+        smallest = wish // 2 if min(sides) >= 16 else 1
+        sizes = [p for p in (wish, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1) if smallest <= p <= wish]
+        fitting = [p for p in sizes if all(s % p == 0 for s in sides)]
+        # None that divides: the smallest of all sizes would do, but thousands of tokens are no default.
+        decide("patch_size", fitting[0] if fitting else wish, f"for images of {sides[0]}x{sides[1]} px")
 
 
 def _model_for(count: int, device: str) -> tuple[str, str]:
@@ -214,15 +242,21 @@ def _decide_data(facts: DataFacts, decide: Any, get: Any) -> None:
     decide(
         "statistics",
         "imagenet" if alike else "measured",
-        "colour photographs" if alike else f"{facts.channels} channels of {facts.dtype}",
+        "not used: --mean and --std are given"
+        if get("mean") is not None
+        else "colour photographs"
+        if alike
+        else f"{facts.channels} channels of {facts.dtype}",
     )
     if get("statistics") == "imagenet":
         mean, std = imagenet_statistics(get("channels"))
-    elif get("channels") == facts.channels:
-        mean, std = facts.mean, facts.std
-    else:  # grey shown as RGB or the reverse
-        mean = (sum(facts.mean) / len(facts.mean),) * get("channels")
-        std = (sum(facts.std) / len(facts.std),) * get("channels")
+    else:
+        low, high = get("value_range")
+        mean = tuple(round((value - low) / (high - low), 4) for value in facts.mean)
+        std = tuple(round(value / (high - low), 4) for value in facts.std)
+        if get("channels") != facts.channels:  # grey shown as RGB or the reverse
+            mean = (sum(mean) / len(mean),) * get("channels")
+            std = (sum(std) / len(std),) * get("channels")
     decide("mean", mean, f"{get('statistics')} statistics")
     decide("std", std, f"{get('statistics')} statistics")
 
@@ -266,6 +300,6 @@ def micro_batch(shape: MAEShape, config: PretrainConfig, machine: Machine) -> in
 def planned_memory(shape: MAEShape, config: PretrainConfig, micro: int) -> int:
     """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
     count = shape.encoder.num_patches
-    visible = max(1, int(count * (1 - (config.mask_ratio or 0.75))))
+    visible = count if config.mask == "given" else max(1, int(count * (1 - (config.mask_ratio or 0.75))))
     activations = cost.activation_bytes(shape, visible, 2 if config.precision == "bf16" else 4)
     return 16 * cost.num_parameters(shape) + micro * activations

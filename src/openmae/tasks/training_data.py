@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from openmae.config import Preprocessing, PretrainConfig
 from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
+from openmae.tasks.load import find_model, read_description
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
@@ -26,7 +28,9 @@ class TrainingData:
     def count(self) -> int:
         return len(self.train) + (len(self.held_out) if self.held_out is not None else 0)
 
+    @cached_property
     def fingerprint(self) -> str:
+        """Of both parts as they were when the run looked first."""
         return f"{self.train.fingerprint()} {self.held_out.fingerprint() if self.held_out is not None else ''}"
 
 
@@ -39,8 +43,11 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     if Path(config.data).is_dir() and Path(config.out).resolve().is_relative_to(Path(config.data).resolve()):
         raise RequestError(f"--out {config.out} lies inside {config.data}: the run's pictures would become its data")
     options: dict[str, Any] = {"max_pixels": config.max_pixels}
-    if config.background is not None:
-        options["background"] = config.background
+    background = config.background
+    if background is None and config.init is not None:
+        background = read_description(find_model(config.init))[2].background
+    if background is not None:
+        options["background"] = background
     train = open_source(config.data, "train", **options)
     assert train is not None
     if config.held_out == 0:

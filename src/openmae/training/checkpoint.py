@@ -10,6 +10,7 @@ A checkpoint is a folder, written aside and renamed when all its bytes are on th
 
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ FORMAT_VERSION = 1
 # One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.
 METADATA_KEY = "openmae"
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a person's step-00001000-best is theirs
 
 
 class DamagedCheckpoint(Exception):
@@ -123,7 +126,8 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """The run's checkpoints, newest first; unfinished ones are not among them."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    found = [path for path in (run / "checkpoints").glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def newest_checkpoint(run: Path) -> tuple[Checkpoint | None, list[str]]:

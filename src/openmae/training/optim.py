@@ -9,13 +9,13 @@ from torch import nn
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: decayed, and spared (biases and 1-D parameters).
+    """Trainable parameters in two groups: decayed, and spared (1-D parameters: biases and norms).
 
     Class and mask tokens have three dimensions and are decayed, as released.
     """
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    spared = [p for name, p in trainable if p.ndim <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in trainable if not (p.ndim <= 1 or name.endswith(".bias"))]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    spared = [p for p in trainable if p.ndim <= 1]
+    decayed = [p for p in trainable if p.ndim > 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
@@ -26,10 +26,7 @@ def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Linear warm-up from 0, then half a cosine down to `minimum`; set once per optimiser step.
-
-    Steps may be fractions: t = images seen / batch size, so that accumulation and restarts change nothing.
-    """
+    """Linear warm-up from 0, then half a cosine down to `minimum`; set once per optimiser step."""
 
     peak: float
     minimum: float

@@ -7,6 +7,7 @@ function here does nothing. Models and loops know of no process group: distribut
 import contextlib
 import datetime
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +100,8 @@ def parallelise(model: nn.Module, processes: Processes, device: torch.device) ->
     """The model as the training step calls it: itself, or wrapped so that gradients are averaged."""
     if processes.count == 1:
         return model
+    # A 1-channel patch projection's gradient has other strides than its bucket: copied, and not worth a word.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
 

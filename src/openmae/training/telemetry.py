@@ -140,6 +140,10 @@ class Screen:
             self.last_line = time.monotonic()
             self.say(f"{self.title} {step}/{self.total}  {text}")
 
+    def restart_clock(self, step: int) -> None:
+        """Count the pace from this step on."""
+        self.first, self.started = step, time.monotonic()
+
     def time_left(self, step: int) -> float:
         """Seconds until the last step, at the pace so far."""
         return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
