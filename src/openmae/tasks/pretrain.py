@@ -177,6 +177,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             log.close()
         summary = progress.summary("complete", step)
         log.summary(summary)
+        if processes.is_first:
+            print(f"done       {run / MODEL}; look at it: openmae reconstruct IMAGE --init {run} --out pictures.png")
         processes.wait()
         return summary
 
