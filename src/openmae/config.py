@@ -351,6 +351,57 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettledConfig(PretrainConfig):
+    """A `PretrainConfig` without open questions; `steps` or `epochs` is set, the other is None."""
+
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    image_size: int | tuple[int, int]
+    channels: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_num_heads: int
+    mask: str
+    mask_ratio: float
+    target: str
+    augment: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: tuple[float, float]
+    background: float
+    max_bad: float
+    batch_size: int
+    micro_batch_size: int
+    base_lr: float
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+    betas: tuple[float, float]
+    seed: int
+    device: str
+    precision: str
+    workers: int
+    log_every: int
+    evaluate_every: int
+    picture_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        narrowed = SettledConfig.__annotations__
+        missing = [name for name in narrowed if getattr(self, name) is None]
+        if missing or (self.steps is None) == (self.epochs is None):
+            raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
     """Pictures of masked | reconstruction | truth (paper, figures 2 to 4)."""
 

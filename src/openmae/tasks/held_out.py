@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import Preprocessing, PretrainConfig
+from openmae.config import Preprocessing, SettledConfig
 from openmae.data.chance import sample_keys
 from openmae.data.loader import read_all
 from openmae.data.preprocess import normalise
@@ -32,11 +32,9 @@ class HeldOut:
         bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
     """
 
-    def __init__(
-        self, source: Source, config: PretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
-    ) -> None:
+    def __init__(self, source: Source, config: SettledConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
-        self.images, indices, self.bad = read_all(source, preprocessing, config.patch_size or 1)
+        self.images, indices, self.bad = read_all(source, preprocessing, config.patch_size)
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, indices))
 
     @torch.no_grad()
@@ -47,12 +45,12 @@ class HeldOut:
             EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
         """
         total = 0.0
-        size = min(self.config.micro_batch_size or 1, LARGEST_BATCH)
+        size = min(self.config.micro_batch_size, LARGEST_BATCH)
         for images, keys in zip(self.images.split(size), self.keys.split(size), strict=True):
             if stop.received:
                 raise EvaluationStopped
             prepared, masking = self._prepare(images, keys, device)
-            with autocast(device, self.config.precision or "fp32"):
+            with autocast(device, self.config.precision):
                 total += float(model(prepared, masking).loss) * len(images)
         return total / len(self.images)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, PretrainConfig, flag_of
+from openmae.config import MAEShape, SettledConfig, flag_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import Fault
 from openmae.model import cost
@@ -22,8 +22,6 @@ def plan_lines(
     """The plan, a line a fact. `visible`: patches of an image that the encoder sees."""
     config, shape = settled.config, settled.shape
     c, encoder, decoder = config, shape.encoder, shape.decoder
-    assert c.mask_ratio is not None and c.batch_size is not None and c.micro_batch_size is not None
-    assert c.base_lr is not None and c.warmup_epochs is not None
     steps = total_steps(c, facts.count)
     epochs = steps * c.batch_size / facts.count
     flops = cost.training_flops(shape, visible)
@@ -73,17 +71,16 @@ def check_disk(run: Path, shape: MAEShape, keep: int) -> None:
         )
 
 
-def rate_words(config: PretrainConfig) -> str:
+def rate_words(config: SettledConfig) -> str:
     """The learning rate and how it came about."""
-    assert config.base_lr is not None and config.batch_size is not None
     peak = config.base_lr * config.batch_size / 256
     return (
         f"{peak:.3g} = base {config.base_lr:.3g} x batch {config.batch_size} / 256; {config.warmup_epochs:.3g} epochs "
-        f"of warm-up, then a cosine to {config.min_lr or 0:g}"
+        f"of warm-up, then a cosine to {config.min_lr:g}"
     )
 
 
-def words(config: PretrainConfig, name: str) -> str:
+def words(config: SettledConfig, name: str) -> str:
     value = getattr(config, name)
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import MAEShape, Preprocessing, PretrainConfig
+from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.loader import Batch, Subset
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError
@@ -52,25 +52,25 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with joined() as processes, StopRequest() as stop:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config)
-        config = earlier.config if earlier else config
-        device = pick_device(config.device, processes.local_rank)
-        data = open_training_data(config)
-        settled, facts = decide(config, earlier, data, device, processes)
-        config, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
-        masks = mask_sampler(config, shape)
-        num_steps = total_steps(config, len(data.train))
-        stream = make_stream(config, preprocessing, data.train)
+        asked = earlier.config if earlier else config
+        device = pick_device(asked.device, processes.local_rank)
+        data = open_training_data(asked)
+        settled, facts = decide(asked, earlier, data, device, processes)
+        chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
+        masks = mask_sampler(chosen, shape)
+        num_steps = total_steps(chosen, len(data.train))
+        stream = make_stream(chosen, preprocessing, data.train)
 
         # Model and optimiser, from the checkpoint where there is one.
-        torch.manual_seed(config.seed or 0)
+        torch.manual_seed(chosen.seed)
         model = MAE.from_shape(shape)
-        if config.init is not None and not (earlier and earlier.checkpoint):
-            path = find_model(config.init)
+        if chosen.init is not None and not (earlier and earlier.checkpoint):
+            path = find_model(chosen.init)
             weights, init_shape, _, _ = read_description(path)
             load_weights(model, weights, str(path), init_shape.encoder.grid)
         model.to(device)
-        optimizer = adamw(model, config.weight_decay or 0.0, config.betas or (0.9, 0.95))
-        schedule = cosine(config, len(data.train), num_steps)
+        optimizer = adamw(model, chosen.weight_decay, chosen.betas)
+        schedule = cosine(chosen, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)
         if step > num_steps:
             raise RequestError(
@@ -85,30 +85,30 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             print("\n".join(lines), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
-        check_disk(run, shape, config.keep)
+        check_disk(run, shape, chosen.keep)
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
         state = earlier.state if earlier else {}
         if processes.is_first:
-            begin(config, preprocessing, earlier)
+            begin(chosen, preprocessing, earlier)
         with disk_faults(run):
             log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
         progress = Progress(
             log,
             processes,
-            batch_size=config.batch_size or 1,
+            batch_size=chosen.batch_size,
             num_images=len(data.train),
             num_inputs=data.count,
-            max_bad=config.max_bad or 0.0,
+            max_bad=chosen.max_bad,
             state=state,
         )
-        metadata = describe_model(config, shape, preprocessing, masks)
+        metadata = describe_model(chosen, shape, preprocessing, masks)
 
         def save() -> None:
             state = {"data": data.fingerprint, **progress.to_dict()}
             if processes.is_first:
-                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, config.keep)
+                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
             processes.wait()
 
         def read_from(step: int) -> Generator[list[Batch], None, None]:
@@ -118,7 +118,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         batches = read_from(step)
         try:
             progress.note_bad(facts.bad if facts else {})
-            evaluators = make_evaluators(config, settled, data, masks, model, device, progress, stop)
+            evaluators = make_evaluators(chosen, settled, data, masks, model, device, progress, stop)
             stepped = parallelise(model.train(), processes, device)
             stop.defer()
             with Screen(num_steps, step, "pretrain", quiet=not processes.is_first) as screen:
@@ -140,13 +140,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         continue
                     step += 1
                     progress.add(loss, is_skipped)
-                    if step % (config.log_every or 1) == 0 or step in (1, num_steps):
+                    if step % chosen.log_every == 0 or step in (1, num_steps):
                         # The one place that waits for the device.
                         said, *unusual = progress.line(step, rate, norm, peak_memory(device))
                         screen.update(step, said)
                         for line in unusual:
                             screen.say(line)
-                    wants_save = step % (config.save_every or num_steps) == 0 or step == num_steps
+                    wants_save = step % (chosen.save_every or num_steps) == 0 or step == num_steps
                     if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and not is_finite(model)):
                         names = names_of_step(stream, step - 1, progress.batch_size)
                         step = roll_back(run, step, model, optimizer, progress, names)
@@ -208,8 +208,8 @@ def train_step(
         images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
         masking = to_device(masks(part.keys), device)
         with accumulating(model, is_last=number == len(parts)):
-            with autocast(device, config.precision or "fp32"):
-                loss = model(images, masking).loss * (len(images) / (config.batch_size or 1))
+            with autocast(device, config.precision):
+                loss = model(images, masking).loss * (len(images) / config.batch_size)
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -233,7 +233,7 @@ def with_half_micro_batch(
     if not is_out_of_memory:
         raise error
     optimizer.zero_grad(set_to_none=True)
-    micro = settled.config.micro_batch_size or 1
+    micro = settled.config.micro_batch_size
     if micro == 1 or processes.count > 1:
         raise Fault(f"out of memory with {micro} images at a time: give a smaller --micro-batch-size or --model")
     if torch.cuda.is_available():
@@ -281,7 +281,7 @@ def decide(
         RequestError: no image of the look can be read, or the settings do not fit.
     """
     if earlier is not None:
-        return Settled(replace(config, device=str(device)), earlier.preprocessing, {}), None
+        return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}), None
     facts = look_at(data.train)
     if facts is None:
         raise RequestError(f"none of the images looked at in {config.data} can be read: is it a folder of images?")
@@ -305,19 +305,18 @@ def decide(
     return settled, facts
 
 
-def mask_sampler(config: PretrainConfig, shape: MAEShape) -> MaskSampler:
+def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:
     """What hides patches in this run. Raises RequestError for a mask file that does not fit."""
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
-    return MaskSampler(config.mask or "random", config.mask_ratio or 0.75, grid, given)
+    return MaskSampler(config.mask, config.mask_ratio, grid, given)
 
 
-def cosine(config: PretrainConfig, num_images: int, num_steps: int) -> CosineSchedule:
+def cosine(config: SettledConfig, num_images: int, num_steps: int) -> CosineSchedule:
     """Table 8's schedule: base rate × batch / 256, warm-up, half a cosine."""
-    assert config.base_lr is not None and config.batch_size is not None and config.warmup_epochs is not None
     return CosineSchedule(
         peak=config.base_lr * config.batch_size / 256,
-        minimum=config.min_lr or 0.0,
+        minimum=config.min_lr,
         warmup_steps=config.warmup_epochs * num_images / config.batch_size,
         total_steps=num_steps,
     )
@@ -348,7 +347,7 @@ def restore(
 
 
 def describe_model(
-    config: PretrainConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
+    config: SettledConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
@@ -362,7 +361,7 @@ def describe_model(
 
 
 def make_evaluators(
-    config: PretrainConfig,
+    config: SettledConfig,
     settled: Settled,
     data: TrainingData,
     masks: MaskSampler,
@@ -383,9 +382,9 @@ def make_evaluators(
         progress.log.picture(look.picture(model, device), step)
         return {}
 
-    evaluators: list[Evaluator] = [(config.picture_every or 1, picture)]
+    evaluators: list[Evaluator] = [(config.picture_every, picture)]
     if data.held_out is not None:
-        evaluators.append((config.evaluate_every or 1, lambda step: {"held_out_loss": look.loss(model, device, stop)}))
+        evaluators.append((config.evaluate_every, lambda step: {"held_out_loss": look.loss(model, device, stop)}))
     return evaluators
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import openmae
-from openmae.config import Preprocessing, PretrainConfig, flag_of
+from openmae.config import Preprocessing, PretrainConfig, SettledConfig, flag_of
 from openmae.errors import RequestError
 from openmae.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -28,7 +28,7 @@ MAY_CHANGE = {"workers", "device", "steps", "epochs", "max_bad", "resume", "out"
 class Earlier:
     """What an earlier start of this run left: its settings and, if one was saved, its newest good checkpoint."""
 
-    config: PretrainConfig
+    config: SettledConfig
     preprocessing: Preprocessing
     checkpoint: Checkpoint | None
     warnings: list[str]
@@ -93,10 +93,10 @@ def _is_vacant(run: Path) -> bool:
     return not any(run.iterdir()) or (_status(run) == "failed" and not (run / "checkpoints").exists())
 
 
-def _read_config(run: Path, config: PretrainConfig) -> tuple[PretrainConfig, Preprocessing]:
+def _read_config(run: Path, config: PretrainConfig) -> tuple[SettledConfig, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
-        saved, preprocessing = PretrainConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
+        saved, preprocessing = SettledConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
             f"{run} holds no run that can be resumed (config.json: {error}); choose another --out"
@@ -127,7 +127,7 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
-def write_config(config: PretrainConfig, preprocessing: Preprocessing) -> None:
+def write_config(config: SettledConfig, preprocessing: Preprocessing) -> None:
     """Write RUN/config.json: every setting, and how images become numbers."""
     run = Path(config.out)
     record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
@@ -136,7 +136,7 @@ def write_config(config: PretrainConfig, preprocessing: Preprocessing) -> None:
         write_json(run / "config.json", record)
 
 
-def begin(config: PretrainConfig, preprocessing: Preprocessing, earlier: Earlier | None) -> None:
+def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier | None) -> None:
     """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
 
     A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once.

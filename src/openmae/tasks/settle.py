@@ -3,7 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openmae.config import SIZES, DecoderShape, MAEShape, Preprocessing, PretrainConfig, ViTShape, check_name, num_kept
+from openmae.config import (
+    SIZES,
+    DecoderShape,
+    MAEShape,
+    Preprocessing,
+    PretrainConfig,
+    SettledConfig,
+    ViTShape,
+    check_name,
+    num_kept,
+)
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
 from openmae.model import cost
@@ -28,7 +38,7 @@ class Machine:
 class Settled:
     """A config without open questions and what follows from it."""
 
-    config: PretrainConfig
+    config: SettledConfig
     preprocessing: Preprocessing
     reasons: dict[str, str]
 
@@ -37,11 +47,11 @@ class Settled:
         return shape_of(self.config)
 
 
-def shape_of(config: PretrainConfig) -> MAEShape:
+def shape_of(config: SettledConfig) -> MAEShape:
     """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
-    c: Any = config  # settled: nothing is None
+    c = config
     encoder = ViTShape(
-        image_size=config.size or (0, 0),
+        image_size=config.size,
         patch_size=c.patch_size,
         channels=c.channels,
         width=c.width,
@@ -54,11 +64,11 @@ def shape_of(config: PretrainConfig) -> MAEShape:
     )
 
 
-def total_steps(config: PretrainConfig, num_images: int) -> int:
+def total_steps(config: SettledConfig, num_images: int) -> int:
     """Optimiser steps of a settled config."""
     if config.steps is not None:
         return config.steps
-    assert config.epochs is not None and config.batch_size is not None
+    assert config.epochs is not None
     return max(1, round(config.epochs * num_images / config.batch_size))
 
 
@@ -110,8 +120,9 @@ def settle(
     decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
     decide("workers", machine.workers, "from the cores")
     _check_warmup(config, chosen, reasons, facts.count)
-    config = replace(config, **chosen)
-    shape = shape_of(config)
+    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
+    settled = SettledConfig(**{**config.to_dict(), **chosen, **guessed})
+    shape = shape_of(settled)
     if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
         raise RequestError(f"--channels got {shape.encoder.channels}, but the images have {facts.channels}")
     if facts.short_side < shape.encoder.patch_size:
@@ -119,25 +130,25 @@ def settle(
             f"the images' short side is about {facts.short_side} px, smaller than a patch of "
             f"{shape.encoder.patch_size} px: give a smaller --patch-size"
         )
-    if config.mask in ("random", "block"):
-        num_kept(shape.encoder.num_patches, config.mask_ratio or 0.0)
-    if config.mask in ("grid", "given") and config.mask_ratio != 0.75:
-        what = "keeps one of each 2x2" if config.mask == "grid" else "says itself what is hidden"
-        raise RequestError(f"--mask-ratio got {config.mask_ratio:g}: --mask {config.mask} {what}, leave it out")
+    if settled.mask in ("random", "block"):
+        num_kept(shape.encoder.num_patches, settled.mask_ratio)
+    if settled.mask in ("grid", "given") and settled.mask_ratio != 0.75:
+        what = "keeps one of each 2x2" if settled.mask == "grid" else "says itself what is hidden"
+        raise RequestError(f"--mask-ratio got {settled.mask_ratio:g}: --mask {settled.mask} {what}, leave it out")
     if config.micro_batch_size is None:
-        micro = micro_batch(shape, config, machine)
-        reasons["micro_batch_size"] = "all at once" if micro == config.batch_size else "what fits into memory"
-        config = replace(config, micro_batch_size=micro)
+        micro = micro_batch(shape, settled, machine)
+        reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
+        settled = replace(settled, micro_batch_size=micro)
     preprocessing = Preprocessing(
-        channels=get("channels"),
-        value_range=get("value_range"),
-        mean=get("mean"),
-        std=get("std"),
-        image_size=config.size or (0, 0),
-        background=get("background"),
-        dtype=init[1].dtype if init is not None and config.value_range == init[1].value_range else facts.dtype,
+        channels=settled.channels,
+        value_range=settled.value_range,
+        mean=settled.mean,
+        std=settled.std,
+        image_size=settled.size,
+        background=settled.background,
+        dtype=init[1].dtype if init is not None and settled.value_range == init[1].value_range else facts.dtype,
     )
-    return Settled(config, preprocessing, reasons)
+    return Settled(settled, preprocessing, reasons)
 
 
 def _check_warmup(config: PretrainConfig, chosen: dict[str, Any], reasons: dict[str, str], count: int) -> None:
@@ -288,18 +299,17 @@ def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Mach
     decide("save_every", max(1, min(1000, steps // 10)), "about 10 times")
 
 
-def micro_batch(shape: MAEShape, config: PretrainConfig, machine: Machine) -> int:
+def micro_batch(shape: MAEShape, config: SettledConfig, machine: Machine) -> int:
     """The largest of batch, batch / 2, … whose planned memory fits the device."""
-    assert config.batch_size is not None and config.mask_ratio is not None
     micro = config.batch_size
     while micro % 2 == 0 and planned_memory(shape, config, micro) > MEMORY_SHARE * machine.memory:
         micro //= 2
     return micro
 
 
-def planned_memory(shape: MAEShape, config: PretrainConfig, micro: int) -> int:
+def planned_memory(shape: MAEShape, config: SettledConfig, micro: int) -> int:
     """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
     count = shape.encoder.num_patches
-    visible = count if config.mask == "given" else max(1, int(count * (1 - (config.mask_ratio or 0.75))))
+    visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))
     activations = cost.activation_bytes(shape, visible, 2 if config.precision == "bf16" else 4)
     return 16 * cost.num_parameters(shape) + micro * activations

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from openmae.config import Preprocessing, PretrainConfig
+from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
@@ -63,14 +63,13 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     return TrainingData(*split_held_out(train, wanted)) if wanted else TrainingData(train, None)
 
 
-def make_stream(config: PretrainConfig, preprocessing: Preprocessing, train: Source) -> Stream:
+def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
     """The endless stream of the run's training samples."""
-    assert config.augment and config.patch_size
-    return Stream(train, preprocessing, config.augment, config.seed or 0, min_side=config.patch_size)
+    return Stream(train, preprocessing, config.augment, config.seed, min_side=config.patch_size)
 
 
 def read_steps(
-    stream: Stream, config: PretrainConfig, steps: range, processes: Processes, pin: bool
+    stream: Stream, config: SettledConfig, steps: range, processes: Processes, pin: bool
 ) -> Generator[list[Batch], None, None]:
     """The micro-batches of each of `steps` that are this process's.
 
@@ -78,7 +77,6 @@ def read_steps(
         RequestError: hardly anything can be read, or there are more processes than images in a batch.
         Fault: a reader process died or hung.
     """
-    assert config.batch_size and config.micro_batch_size
     share = processes.share(config.batch_size)
     if not share:
         raise RequestError(f"--batch-size {config.batch_size} for {processes.count} processes: give at least one each")
@@ -88,7 +86,7 @@ def read_steps(
         batch_size=config.batch_size,
         share=share,
         micro_batch_size=config.micro_batch_size,
-        workers=config.workers or 0,
+        workers=config.workers,
         pin=pin,
     )
     batches, parts, num_parts = read(loader), list[Batch](), -(-len(share) // config.micro_batch_size)
