@@ -133,7 +133,7 @@ def refused(capsys, arguments, *wanted):
         ("nowhere", ["no such file or folder: nowhere"]),
         ("empty", ["empty is empty"]),
         ("texts", ["no images in texts", "1 .txt"]),
-        ("liars", ["none of the images", "liars"]),
+        ("liars", ["images looked at can be read", "liars"]),
         ("small --patch-size 8 --image-size 16", ["about 6 px, smaller than a patch of 8 px"]),
         ("images/0.png", ["is a single file", "folder"]),
         ("file", ["file is not a parquet file"]),
@@ -169,8 +169,8 @@ def test_pretrain_refuses(place, capsys, arguments, wanted):
         ("images", "", ["images exists already"]),
         ("images/run", "", ["--out images/run lies inside images"]),
         ("images", "--resume auto", ["images holds no run that can be resumed"]),
-        ("file", "", ["file exists already"]),
-        ("file", "--resume auto", ["file holds no run"]),
+        ("file", "", ["cannot be a folder"]),
+        ("file", "--resume auto", ["cannot be a folder"]),
         ("run", "--resume auto --seed 7", ["--seed 0, not 7"]),
     ],
 )
@@ -214,7 +214,7 @@ def test_reconstruct_writes_png_only(place, capsys, out):
 @pytest.mark.parametrize("images", ["images/0.png", "images/1.png images/0.png", "images"])
 def test_reconstruct_replaces_no_input(place, capsys, images):
     before = listing(place)
-    refused(capsys, f"reconstruct {images} --init run --out images/../images/0.png", "is one of the images")
+    refused(capsys, f"reconstruct {images} --init run --out images/../images/0.png", "lies among, the images")
     assert listing(place) == before
 
 

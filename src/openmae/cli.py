@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
@@ -44,7 +45,7 @@ METAVARS: dict[Any, str] = {
     str: "NAME",
     tuple[int, int]: "HEIGHT WIDTH",
     tuple[float, float]: "FLOAT FLOAT",
-    tuple[float, ...]: "FLOAT …",
+    tuple[float, ...]: "FLOAT ...",
 }
 Command = (
     _command(PretrainConfig, "pretrain", "data")
@@ -66,7 +67,15 @@ def main(arguments: list[str] | None = None) -> None:
     # Idle OpenMP threads should sleep, not spin: beside reader processes or any other load, spinning made a
     # training step on 2 cores 4 to 6 times slower. Read when torch is loaded, so it is set before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII only must not end a run
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _interrupt)  # until a task takes over
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(f"{signal.Signals(number).name}: nothing was under way that could be saved")
 
 
 def run(arguments: list[str]) -> int:
@@ -83,6 +92,9 @@ def run(arguments: list[str]) -> int:
         message = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
         print(f"openmae: {message}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("openmae: interrupted: nothing was under way that could be saved", file=sys.stderr)
+        return Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output (head, say) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

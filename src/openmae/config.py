@@ -6,9 +6,12 @@ and the device, and says why. What a run finally used stands in its `config.json
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from openmae.errors import RequestError
 
@@ -22,6 +25,8 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "large": (1024, 24, 16, 16),
     "huge": (1280, 32, 16, 14),
 }
+# Beyond these a request is a slip, and would only run out of memory later.
+LARGEST = {"patch_size": 4096, "channels": 64, "width": 16384, "depth": 256, "num_heads": 1024, "image_size": 16384}
 MASKS = ("random", "block", "grid", "given")
 TARGETS = ("pixel", "norm-pixel")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
@@ -55,6 +60,29 @@ def check_range(
     if high < math.inf:
         bounds += f" and {'below' if open_high else 'at most'} {high:g}"
     raise RequestError(f"{flag} got {got:g}: it must be {bounds}")
+
+
+def check_types(config: Any) -> None:
+    """Raise RequestError where a field of a dataclass is not of its annotated type (a bool is no int)."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... and isinstance(value, tuple) else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint in (int, float):
+        number = Integral if hint is int else Real
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, (str, os.PathLike))
+    return isinstance(value, hint)
 
 
 def grid_of(height: int, width: int, patch_size: int) -> Grid:
@@ -110,8 +138,11 @@ class ViTShape:
     num_heads: int
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("patch_size", "channels", "width", "depth", "num_heads"):
-            check_range("--" + name.replace("_", "-"), getattr(self, name), 1)
+            check_range(flag_of(name), getattr(self, name), 1, LARGEST[name])
+        for side in self.image_size:
+            check_range("--image-size", side, 1, LARGEST["image_size"])
         if self.width % 4:
             raise RequestError(f"--width got {self.width}: sin-cos positions need a width that 4 divides")
         check_heads("--num-heads", self.width, self.num_heads)
@@ -139,8 +170,9 @@ class DecoderShape:
     num_heads: int
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("width", "depth", "num_heads"):
-            check_range("--decoder-" + name.replace("_", "-"), getattr(self, name), 1)
+            check_range(flag_of("decoder_" + name), getattr(self, name), 1, LARGEST[name])
         if self.width % 4:
             raise RequestError(f"--decoder-width got {self.width}: sin-cos positions need a width that 4 divides")
         check_heads("--decoder-num-heads", self.width, self.num_heads)
@@ -188,12 +220,15 @@ class Preprocessing:
     dtype: str = "uint8"
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_name("the data's type", self.dtype, ("uint8", "uint16", "float32"))
+        check_range("--background", self.background, 0, 1)
         for name in ("mean", "std"):
             values = getattr(self, name)
             if len(values) != self.channels:
                 raise RequestError(f"--{name} got {len(values)} values for {self.channels} channels: give one for each")
         for value in self.std:
-            check_range("--std", value, 0, open_low=True)
+            check_range("--std", value, 1e-6)
         if self.interpolation != "bicubic":
             raise RequestError(f"interpolation got {self.interpolation!r}: images are resized bicubically here")
         if not self.value_range[0] < self.value_range[1]:
@@ -298,6 +333,7 @@ class PretrainConfig:
     """Checkpoints to keep."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_name("--model", self.model, SIZES)
         check_name("--mask", self.mask, MASKS)
         check_name("--target", self.target, TARGETS)
@@ -341,7 +377,8 @@ class PretrainConfig:
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """All settings as JSON values; paths as strings."""
+        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -430,6 +467,7 @@ class ReconstructConfig:
     max_pixels: int = 178_956_970
 
     def __post_init__(self) -> None:
+        check_types(self)
         if not self.images:
             raise RequestError("reconstruct got no image: name image files or a data set")
         check_name("--mask", self.mask, MASKS)
@@ -440,7 +478,7 @@ class ReconstructConfig:
         for side in self.size or ():
             check_range("--image-size", side, 1, 16384)
         check_mask_file(self.mask, self.mask_file)
-        if not self.out.lower().endswith(".png"):
+        if not os.fspath(self.out).lower().endswith(".png"):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
 
     @property

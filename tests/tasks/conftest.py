@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from openmae.config import PretrainConfig
 from openmae.tasks.pretrain import pretrain
@@ -64,3 +66,18 @@ def norm_pixel_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "norm-pixel"
     pretrain(make_digits_config(out, target="norm-pixel"))
     return out
+
+
+@pytest.fixture(scope="session")
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-four smooth 16 x 16 colour images, each rising from one colour to another."""
+    folder = tmp_path_factory.mktemp("data") / "gradients"
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    row, column = np.mgrid[:16, :16] / 15
+    for number in range(24):
+        along = row if number % 2 else column
+        start, end = chance.uniform(0, 255, (2, 3))
+        values = start + along[..., None] * (end - start)
+        Image.fromarray(values.round().astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return folder

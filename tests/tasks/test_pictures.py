@@ -6,9 +6,10 @@ import torch
 from PIL import Image, ImageFont
 
 from openmae.errors import Fault
-from openmae.tasks.pictures import CELL, GAP, HEADER, PAPER, fitted, loss_curve, sheet, to_picture
+from openmae.tasks.pictures import CELL, GAP, LINE, PAPER, loss_curve, sheet, to_picture, wrapped
 
 HEADERS = ["masked", "reconstruction", "truth"]
+HEADER = 8 + LINE  # one line of it
 
 
 def rows(count, channels=3, size=(8, 8)):
@@ -54,12 +55,15 @@ def test_values_outside_are_clipped():
     assert values[0, :, 0].tolist() == [0, 128, 255]
 
 
-def test_a_long_header_is_cut():
-    font = ImageFont.load_default(13)
-    assert fitted("short", font, 100) == "short"
-    cut = fitted("a header far too long for its column", font, 100)
-    assert cut.endswith("…")
-    assert font.getlength(cut) <= 100
+def test_a_long_header_is_broken_and_never_cut():
+    font, text = ImageFont.load_default(13), "a header far too long for its column"
+    assert wrapped("short", font, 100) == ["short"]
+    lines = wrapped(text, font, 100)
+    assert len(lines) > 1
+    assert " ".join(lines) == text
+    assert all(font.getlength(line) <= 100 for line in lines)
+    taller = sheet(rows(1), [*HEADERS[:2], "LEAKS: the true statistics of each patch"])
+    assert taller.size[1] == sheet(rows(1), HEADERS).size[1] + LINE
 
 
 LINES = [

@@ -2,7 +2,7 @@
 
 The golden losses are written anew, after a change that is meant to change them, by
 
-    python tests/tasks/test_pretrain.py
+    python -m tests.tasks.test_pretrain
 """
 
 import itertools
@@ -24,13 +24,13 @@ from openmae.config import PretrainConfig
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.tasks import pretrain as task
 from openmae.tasks.pretrain import pretrain
-from openmae.tasks.progress import Progress
 from openmae.tasks.training_data import open_training_data
 from openmae.training.checkpoint import read_model
 from openmae.training.telemetry import read_lines
 
+from .shared import TIMES, gradients_config, metrics, pixel_config, same_training_state, signal_at, snapshot, untimed
+
 GOLDEN = Path(__file__).with_name("golden_losses.json")
-TIMES = {"seconds", "images_per_second", "data_wait", "memory"}
 
 
 def golden_losses(out):
@@ -78,74 +78,6 @@ def golden_losses(out):
         "loss": [line["loss"] for line in lines if "loss" in line],
         "held_out_loss": [line["held_out_loss"] for line in lines if "held_out_loss" in line],
     }
-
-
-def metrics(run):
-    return read_lines(Path(run) / "metrics.jsonl")
-
-
-def untimed(lines):
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-def snapshot(folder):
-    """Every file below a folder with its content and time of change."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
-
-
-def same_training_state(one, two, step=12):
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        paths = [run / "checkpoints" / f"step-{step:08d}" / name for run in (one, two)]
-        assert paths[0].read_bytes() == paths[1].read_bytes(), name
-    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
-
-
-def pixel_config(digits_config, out, **changes):
-    """The settings of the fixture `pixel_run`, with changes."""
-    return digits_config(out, **{"target": "pixel", **changes})
-
-
-def signal_at(monkeypatch, step, number=signal.SIGTERM):
-    """Send this process a signal in the middle of its step with that number, counted from here."""
-    counter, add = itertools.count(1), Progress.add
-
-    def add_and_signal(self, *arguments):
-        add(self, *arguments)
-        if next(counter) == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Progress, "add", add_and_signal)
-
-
-@pytest.fixture(scope="session")
-def gradients(tmp_path_factory):
-    """Twenty-four smooth 16 x 16 colour images, each rising from one colour to another."""
-    folder = tmp_path_factory.mktemp("data") / "gradients"
-    folder.mkdir()
-    chance = np.random.default_rng(0)
-    row, column = np.mgrid[:16, :16] / 15
-    for number in range(24):
-        along = row if number % 2 else column
-        start, end = chance.uniform(0, 255, (2, 3))
-        values = start + along[..., None] * (end - start)
-        Image.fromarray(values.round().astype(np.uint8)).save(folder / f"{number:02d}.png")
-    return folder
-
-
-def gradients_config(digits_config, data, out, **changes):
-    settings = {
-        "data": str(data),
-        "image_size": 16,
-        "patch_size": 4,
-        "width": 48,
-        "num_heads": 4,
-        "decoder_width": 32,
-        "target": "pixel",
-        "batch_size": 8,
-        "held_out": 4,
-    }
-    return digits_config(out, **{**settings, **changes})
 
 
 # --- what a run is ---
@@ -509,7 +441,7 @@ def test_nothing_readable_leaves_nothing_behind(digits_config, tmp_path):
     data.mkdir()
     for number in range(3):
         (data / f"{number}.png").write_text("no picture")
-    with pytest.raises(RequestError, match="none of the images"):
+    with pytest.raises(RequestError, match="none of 3 images looked at can be read"):
         pretrain(gradients_config(digits_config, data, out, held_out=None))
     assert not out.exists()
 

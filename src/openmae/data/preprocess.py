@@ -13,6 +13,7 @@ from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
 from openmae.data.sources import Source
+from openmae.errors import RequestError
 
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
 
@@ -34,6 +35,8 @@ def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1) -> NDA
     """
     if min(image.shape[:2]) < min_side:
         raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
+    if image.dtype == np.float32 and not np.isfinite(image).all():
+        raise BadImage("values that are not finite")
     image = to_channels(image, channels)
     if image.dtype != dtype:
         if "float32" in (str(image.dtype), dtype):
@@ -76,6 +79,7 @@ class DataFacts:
         value_range: what becomes 0 and 1: the type's range for uint8, else the 0.1 and 99.9 percentiles.
         mean, std: by channel, of raw values.
         bad: name and reason of each image of the look that could not be read.
+        other_dtypes: how many images of the look have another number type.
     """
 
     count: int
@@ -86,10 +90,15 @@ class DataFacts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     bad: dict[str, str] = field(default_factory=dict)
+    other_dtypes: dict[str, int] = field(default_factory=dict)
 
 
-def look_at(source: Source, limit: int = 256) -> DataFacts | None:
-    """Decode up to `limit` images, evenly drawn, and measure them; None when none of them can be read."""
+def look_at(source: Source, limit: int = 256) -> DataFacts:
+    """Decode up to `limit` images, evenly drawn, and measure them.
+
+    Raises:
+        RequestError: none of them can be read.
+    """
     images, bad = [], {}
     for index in Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist():
         try:
@@ -104,7 +113,8 @@ def look_at(source: Source, limit: int = 256) -> DataFacts | None:
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))
     if not images:
-        return None
+        reason, count = Counter(bad.values()).most_common(1)[0]
+        raise RequestError(f"none of {len(bad)} images looked at can be read ({count} of them: {reason})")
     dtype = Counter(kind for kind, _, _ in images).most_common(1)[0][0]
     of_type = [pixels for kind, _, pixels in images if kind == dtype]
     by_channels = Counter(len(pixels) for pixels in of_type)
@@ -127,6 +137,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts | None:
         mean=tuple(float(v) for v in pixels.mean(1)),
         std=tuple(max(float(v), smallest) for v in pixels.std(1)),
         bad=bad,
+        other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
     )
 
 

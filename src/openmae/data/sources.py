@@ -113,6 +113,13 @@ def _split_groups(files: list[bytes], is_table: bool) -> tuple[dict[str, list[by
             for file in files:
                 groups.setdefault(str(names[file.split(b"/", depth + 1)[depth]]), []).append(file)
             return {split: groups[split] for split in SPLITS if split in groups}, depth + 1
+        found = {split for split in names.values() if split}
+        if "train" in found and len(found) > 1:  # or held-out images would be trained on, because of one stray file
+            strange = [shown(os.fsdecode(head)) for head, split in names.items() if split is None]
+            raise RequestError(
+                f"beside {' and '.join(sorted(found))} lie {', '.join(strange[:3])}: move what is no split "
+                "elsewhere, or give the folder of one split"
+            )
         if len(heads) > 1 or any(heads.values()):
             break
     return {"train": files}, 0

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import MASKS, Grid, MAEShape, Preprocessing, check_name
+from openmae.config import MASKS, Grid, MAEShape, Preprocessing, check_name, check_range
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import sample_keys
-from openmae.data.decode import BadImage, decode, from_picture
+from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.model import cost
 from openmae.model.mae import MAE
 from openmae.tasks.masks import MaskSampler, described_mask, read_mask, to_device
@@ -57,7 +57,10 @@ def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preproces
     try:
         shape = MAEShape.from_dict(description["shape"])
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
-    except (KeyError, TypeError, ValueError) as error:
+        masking = description.get("masking") or {}
+        check_name("masking", masking.get("kind"), MASKS)
+        check_range("masking ratio", masking.get("ratio"), 0, 1)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
     described = cost.num_parameters(shape) + cost.num_positions(shape)
     held = sum(tensor.numel() for tensor in weights.values())
@@ -93,6 +96,10 @@ def load_weights(mae: MAE, weights: dict[str, Tensor], where: str, grid: Grid | 
     mae.load_state_dict(fitting, strict=is_same_grid)
 
 
+def len_of(images: object) -> int:
+    return len(images) if isinstance(images, (list, tuple)) else 1
+
+
 @dataclass(frozen=True)
 class Model:
     """A trained masked autoencoder with its preprocessing.
@@ -107,31 +114,40 @@ class Model:
     description: dict[str, Any]
     device: torch.device
 
-    def prepare(self, images: ImageLike | Sequence[ImageLike], size: tuple[int, int] | None = None) -> Tensor:
+    def prepare(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: tuple[int, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Tensor:
         """Centre-crop, resize and normalise pictures: (B, C, H, W) float32 on the device.
 
         Raises:
             RequestError: a picture cannot be read or does not fit the model.
         """
+        if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
+            raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
         items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
         size = size or self.preprocessing.image_size
-        stack = torch.stack([self._prepare(item, size) for item in items]).to(self.device)
+        stack = torch.stack([self._prepare(item, size, max_pixels) for item in items]).to(self.device)
         return normalise(stack, self.preprocessing)
 
-    def _prepare(self, item: ImageLike, size: tuple[int, int]) -> Tensor:
+    def _prepare(self, item: ImageLike, size: tuple[int, int], max_pixels: int) -> Tensor:
         p, side = self.preprocessing, self.mae.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
-                array = decode(Path(item).read_bytes(), p.background)
+                array = decode(Path(item).read_bytes(), p.background, max_pixels)
             elif isinstance(item, Image.Image):
                 array = from_picture(item, p.background)
+            elif not isinstance(item, np.ndarray):
+                raise BadImage("not a path, a PIL image or an array")
             else:
-                array = item[..., None] if item.ndim == 2 else item
+                array = np.ascontiguousarray(item[..., None] if item.ndim == 2 else item)
                 if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
                     raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
             array = conform(array, p.channels, p.dtype, side)
         except (BadImage, OSError) as error:
-            what = item if isinstance(item, (str, Path)) else type(item).__name__
+            what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
         return resized_crop(array, centre_box(array, size), size)
 
@@ -170,6 +186,8 @@ class Model:
         """
         check_name("undo", undo, ("neighbours", "true"))
         check_name("mask", mask, MASKS)
+        check_range("mask_ratio", mask_ratio, 0, 1, open_low=True, open_high=True)
+        check_range("seed", seed, 0, 2**63 - 1)
         if mask_file is not None:
             mask = "given"
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images, size)

@@ -68,8 +68,9 @@ class MaskSampler:
 
 def described_mask(masking: dict[str, Any], grid: Grid) -> Tensor | None:
     """The given mask of a checkpoint's description where it fits the grid, else None."""
-    mask = torch.tensor([[character == "1" for character in row] for row in masking.get("given", [])])
-    return mask if mask.shape == grid else None
+    rows = masking.get("given", [])
+    fits = isinstance(rows, list) and len(rows) == grid[0] and all(len(str(row)) == grid[1] for row in rows)
+    return torch.tensor([[character == "1" for character in str(row)] for row in rows]) if fits else None
 
 
 def to_device(masking: Masking, device: torch.device) -> Masking:
@@ -85,7 +86,7 @@ def read_mask(path: str, grid: Grid) -> Tensor:
     try:
         with Path(path).open("rb") as file:
             values = np.lib.format.read_array(file, allow_pickle=False)  # np.load would take archives too
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # a header is parsed as Python and may fail in many ways
         raise RequestError(f"--mask-file {path} cannot be read as .npy: {error}") from None
     if values.shape != grid:
         raise RequestError(f"--mask-file {path} has shape {values.shape}, the grid of patches is {grid}")

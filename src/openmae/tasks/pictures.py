@@ -12,7 +12,7 @@ from openmae.training.files import disk_faults, written_aside
 
 CELL = 160  # least side of an image on a sheet, in pixels
 GAP = 6
-HEADER = 26
+LINE = 17  # height of a line of a header
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -25,33 +25,39 @@ def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Imag
         blocks: how many rows stand beside each other.
     """
     height, width = rows[0][0].shape[-2:]
-    scale = max(1, -(-CELL // max(height, width)))
+    scale = max(1, -(-CELL // width))
     height, width = height * scale, width * scale
     blocks = min(blocks, len(rows))
     lines = -(-len(rows) // blocks)
+    font = ImageFont.load_default(13)
+    titles = [wrapped(header, font, width) for header in headers]
+    top = 8 + LINE * max(map(len, titles))
     block_width = len(headers) * (width + GAP) + 2 * GAP
-    canvas = Image.new("RGB", (blocks * block_width, HEADER + lines * (height + GAP) + GAP), PAPER)
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(13)
+    canvas = Image.new("RGB", (blocks * block_width, top + lines * (height + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
     for block in range(blocks):
-        for column, header in enumerate(headers):
+        for column, title in enumerate(titles):
             left = block * block_width + GAP + column * (width + GAP)
-            draw.text((left + 1, 6), fitted(header, font, width + GAP), INK, font)
+            draw.multiline_text((left + 1, 4), "\n".join(title), INK, font, spacing=LINE - 13)
     for number, row in enumerate(rows):
         line, block = divmod(number, blocks)
         for column, image in enumerate(row):
             left = block * block_width + GAP + column * (width + GAP)
             picture = to_picture(image).resize((width, height), Image.Resampling.NEAREST)
-            canvas.paste(picture, (left, HEADER + line * (height + GAP)))
+            canvas.paste(picture, (left, top + line * (height + GAP)))
     return canvas
 
 
-def fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-    """`text`, cut with an ellipsis where it is wider than `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    """`text` in lines of at most `width` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def to_picture(image: Tensor) -> Image.Image:

@@ -45,6 +45,15 @@ def plan_lines(
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
     ]
+    others = ", ".join(f"{count} of {kind}" for kind, count in facts.other_dtypes.items())
+    if others:
+        lines.append(
+            f"note       among the images looked at are {others}: brought to {facts.dtype} by their full ranges"
+        )
+    elif settled.preprocessing.dtype != facts.dtype:
+        lines.append(
+            f"note       {facts.dtype} images are brought to {settled.preprocessing.dtype} by their full ranges"
+        )
     if ignored != "nothing":
         lines.append(f"ignored    {ignored}")
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]

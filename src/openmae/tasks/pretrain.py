@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from openmae.tasks.load import find_model, load_weights, read_description
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
 from openmae.tasks.progress import MOST_SKIPPED, Progress
-from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary
+from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer, save_checkpoint
@@ -49,7 +49,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with joined() as processes, StopRequest() as stop:
+    config = PretrainConfig.from_dict(config.to_dict())  # paths as strings
+    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config)
         asked = earlier.config if earlier else config
@@ -91,7 +92,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # From here on the run folder exists.
         state = earlier.state if earlier else {}
         if processes.is_first:
-            begin(chosen, preprocessing, earlier)
+            begin(chosen, preprocessing, earlier, lock)
         with disk_faults(run):
             log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
         progress = Progress(
@@ -103,10 +104,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             max_bad=chosen.max_bad,
             state=state,
         )
+        settings = settings_of(chosen, preprocessing)
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
         def save() -> None:
-            state = {"data": data.fingerprint, **progress.to_dict()}
+            state = {"data": data.fingerprint, "settings": settings, **progress.to_dict()}
             if processes.is_first:
                 save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
             processes.wait()
@@ -283,8 +285,6 @@ def decide(
     if earlier is not None:
         return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}), None
     facts = look_at(data.train)
-    if facts is None:
-        raise RequestError(f"none of the images looked at in {config.data} can be read: is it a folder of images?")
     init = None
     if config.init is not None:
         _, shape, preprocessing, _ = read_description(find_model(config.init))
@@ -333,6 +333,7 @@ def restore(
     if earlier is None or earlier.checkpoint is None:
         return 0
     folder = earlier.checkpoint.folder
+    earlier.check_settings()
     if earlier.state["data"] != data.fingerprint:
         raise RequestError(
             f"{earlier.config.data} is not the data that this run began with (files were added, removed or changed): "

@@ -1,19 +1,20 @@
 """`openmae reconstruct`: a sheet of masked | reconstruction | truth for files or a data set."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ReconstructConfig
 from openmae.data.decode import BadImage
 from openmae.data.sources import open_source
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.model.targets import NormPixelTarget
 from openmae.tasks.load import ImageLike, Model, load
 from openmae.tasks.pictures import sheet
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
 from openmae.training.files import disk_faults, written_aside
 
-LABELS = {"neighbours": "statistics from visible neighbours", "true": "true patch statistics: leaks"}
+LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
 
 
 def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     model = load(config.init, config.device)
     images, skipped = gather_images(config, model)
     for line in skipped:
-        print(f"skipped {line}")
+        print(f"skipped {shown(line)}")
     normalised = isinstance(model.mae.target, NormPixelTarget)
     ways = ("neighbours", "true") if config.undo == "both" and normalised else (config.undo,)
     ways = ways if normalised else ("neighbours",)
@@ -71,10 +72,10 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
 
 def spare_input(config: ReconstructConfig) -> None:
     """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
-    out = Path(config.out).resolve()
-    for name in config.images if out.exists() else ():
-        if out.is_relative_to(Path(name).resolve()):
-            raise RequestError(f"--out {config.out} is one of the images to reconstruct: choose another name")
+    out = Path(os.path.realpath(config.out))
+    for name in config.images:
+        if out.is_relative_to(os.path.realpath(name)):
+            raise RequestError(f"--out {config.out} is, or lies among, the images to reconstruct: choose another name")
 
 
 def gather_images(config: ReconstructConfig, model: Model) -> tuple[list[ImageLike], list[str]]:
@@ -90,7 +91,7 @@ def gather_images(config: ReconstructConfig, model: Model) -> tuple[list[ImageLi
     if len(files) == len(names):
         for name in files:
             try:
-                model.prepare(name, config.size)
+                model.prepare(name, config.size, config.max_pixels)
                 images.append(name)
             except RequestError as error:
                 skipped.append(str(error))

@@ -1,14 +1,18 @@
 """The run folder: protected when it exists, continued when asked."""
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import openmae
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig, flag_of
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.training.checkpoint import (
     CHECKPOINT_NAME,
     MODEL,
@@ -33,10 +37,26 @@ class Earlier:
     checkpoint: Checkpoint | None
     warnings: list[str]
 
+    def check_settings(self) -> None:
+        """Raise RequestError where config.json is not what the checkpoint was trained with."""
+        saved = self.state.get("settings", {})
+        for name, value in settings_of(self.config, self.preprocessing).items():
+            if name in saved and saved[name] != value:
+                raise RequestError(
+                    f"config.json says {flag_of(name)} {value}, the checkpoint was trained with {saved[name]}: "
+                    "put it back"
+                )
+
     @property
     def state(self) -> dict[str, Any]:
         """Where the checkpoint stands; empty without one."""
         return self.checkpoint.state if self.checkpoint is not None else {}
+
+
+def settings_of(config: SettledConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+    """What makes a run this run, as JSON values: a checkpoint keeps it."""
+    values = {**config.to_dict(), "preprocessing": asdict(preprocessing)}
+    return json.loads(json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | {"init"}}))
 
 
 def find_earlier(config: PretrainConfig) -> Earlier | None:
@@ -47,6 +67,7 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
             settings differ from the run's.
     """
     run = Path(config.out)
+    check_place(run)
     if config.resume == "never":
         if not _is_vacant(run):
             raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
@@ -57,12 +78,31 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
         return None
     checkpoint, damaged = newest_checkpoint(run)
     if checkpoint is None and not damaged and (run / "config.json").is_file():
+        if (run / MODEL).exists():
+            raise RequestError(
+                f"{run} holds a model but its checkpoints are gone: continue from its weights with --init {run} and "
+                "another --out"
+            )
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
     saved, preprocessing = _read_config(run, config)
     warnings = [
         f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged
     ]
     return Earlier(saved, preprocessing, checkpoint, warnings)
+
+
+def check_place(path: Path) -> None:
+    """Raise RequestError where a folder cannot be made."""
+    try:
+        str(path).encode()
+        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise RequestError(f"--out {shown(path)} cannot be a folder: {shown(there)} is none")
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
 
 
 def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
@@ -97,7 +137,7 @@ def _read_config(run: Path, config: PretrainConfig) -> tuple[SettledConfig, Prep
     try:
         values = json.loads((run / "config.json").read_bytes())
         saved, preprocessing = SettledConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{run} holds no run that can be resumed (config.json: {error}); choose another --out"
         ) from None
@@ -136,12 +176,16 @@ def write_config(config: SettledConfig, preprocessing: Preprocessing) -> None:
         write_json(run / "config.json", record)
 
 
-def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier | None) -> None:
+def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier | None, lock: ExitStack) -> None:
     """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
 
-    A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once.
+    A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once. The
+    folder is held until `lock` is left.
     """
     run = Path(config.out)
+    with disk_faults(run):
+        run.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(held(run))
     write_config(config, preprocessing)
     with disk_faults(run):
         write_json(run / "summary.json", {"status": "running"})
@@ -157,6 +201,26 @@ def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier 
         link_or_copy(folder / MODEL, run / MODEL)
 
 
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other programs from training into the folder at the same time.
+
+    Raises:
+        RequestError: one does.
+    """
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"another process trains into {run}: wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def finished_summary(run: Path) -> dict[str, Any] | None:
     """The summary of a run that is complete, or None."""
     return _summary(run) if _status(run) == "complete" else None
@@ -169,6 +233,6 @@ def _status(run: Path) -> str | None:
 def _summary(run: Path) -> dict[str, Any]:
     try:
         summary = json.loads((run / "summary.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}

@@ -139,6 +139,12 @@ def settle(
         micro = micro_batch(shape, settled, machine)
         reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
         settled = replace(settled, micro_batch_size=micro)
+    needed = planned_memory(shape, settled, settled.micro_batch_size)
+    if needed > machine.memory:
+        raise RequestError(
+            f"{settled.micro_batch_size} images at a time need about {needed / 1e9:.3g} GB of memory, "
+            f"{machine.device} has {machine.memory / 1e9:.3g}: give a smaller --model or --image-size"
+        )
     preprocessing = Preprocessing(
         channels=settled.channels,
         value_range=settled.value_range,
@@ -226,7 +232,7 @@ def _model_for(count: int, device: str) -> tuple[str, str]:
 
 def heads_for(width: int, head_width: int) -> int:
     """The number of heads whose width comes nearest to `head_width` and divides `width`."""
-    return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(width / n - head_width))
+    return min((n for n in range(1, min(width, 1024) + 1) if width % n == 0), key=lambda n: abs(width / n - head_width))
 
 
 def _decide_decoder(decide: Any, get: Any) -> None:

@@ -1,5 +1,6 @@
 """What a run trains on and what it is measured on: disjoint parts of DATA."""
 
+import os
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
-    if Path(config.data).is_dir() and Path(config.out).resolve().is_relative_to(Path(config.data).resolve()):
+    if os.path.isdir(config.data) and Path(os.path.realpath(config.out)).is_relative_to(os.path.realpath(config.data)):
         raise RequestError(f"--out {config.out} lies inside {config.data}: the run's pictures would become its data")
     options: dict[str, Any] = {"max_pixels": config.max_pixels}
     background = config.background

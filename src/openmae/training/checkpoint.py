@@ -120,7 +120,7 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), description
     except FileNotFoundError:
         raise RequestError(f"{path} does not exist: give a run folder, a checkpoint or a model.safetensors") from None
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, json.JSONDecodeError, OSError, RecursionError) as error:
         raise RequestError(f"{path} cannot be read as safetensors ({error}): it is damaged or something else") from None
 
 
@@ -172,8 +172,10 @@ def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Opt
     """Put saved tensors back; the groups' settings come from the config, not from the file."""
     parameters = dict(model.named_parameters())
     for full_name, value in load_file(folder / OPTIMIZER).items():
-        key, name = full_name.split("/", 1)
-        parameter = parameters[name]
+        key, _, name = full_name.partition("/")
+        parameter = parameters.get(name)
+        if parameter is None or value.shape not in ((), parameter.shape):
+            raise RequestError(f"{folder / OPTIMIZER} has {full_name} {tuple(value.shape)}, which fits no parameter")
         # AdamW's step counter stays where the fused kernel wants it: beside its parameter.
         optimizer.state[parameter][key] = value.to(parameter.device)
 

@@ -25,6 +25,8 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and local_rank:
         name = f"cuda:{local_rank}"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise RequestError(f"--device got {name!r}: cpu, cuda, cuda:1 and mps are known")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

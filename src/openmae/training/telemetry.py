@@ -30,7 +30,9 @@ class RunLog:
         self.run, self.writes = run, writes
         self.metrics_path = run / "metrics.jsonl"
         self.quarantine_path = run / "quarantine.jsonl"
-        self.quarantined = {line["name"] for line in read_lines(self.quarantine_path)}
+        if writes and resume_step == 0:  # what an earlier try found may have been repaired
+            self.quarantine_path.unlink(missing_ok=True)
+        self.quarantined = {line["name"] for line in read_lines(self.quarantine_path) if "name" in line}
         if writes:
             self.rewind(resume_step, evaluated)
             _keep_lines(self.quarantine_path, lambda line: True)
@@ -41,7 +43,8 @@ class RunLog:
         if self.writes:
             behind = step + 1 if evaluated else step
             _keep_lines(
-                self.metrics_path, lambda line: line["step"] < behind or (line["step"] == step and "lr" in line)
+                self.metrics_path,
+                lambda line: line.get("step", behind) < behind or (line.get("step") == step and "lr" in line),
             )
 
     def metrics(self, **values: float | None) -> None:
@@ -87,11 +90,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file; a last line cut short by a crash is left out, a missing file is empty."""
     lines = []
     if path.exists():
-        for text in path.read_text().splitlines():
+        for text in path.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if isinstance(line, dict):
+                lines.append(line)
     return lines
 
 
