@@ -19,7 +19,7 @@ from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.telemetry import read_lines
 
 DATA = "embedded:photos"
-STEPS = 1200
+STEPS = 1000
 MASK_SEED = 7
 PICTURED = 12
 

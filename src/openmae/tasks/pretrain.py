@@ -60,6 +60,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
         masks = mask_sampler(chosen, shape)
         num_steps = total_steps(chosen, len(data.train))
+        if processes.count > chosen.batch_size:
+            raise RequestError(
+                f"--batch-size {chosen.batch_size} for {processes.count} processes: give at least one each"
+            )
         stream = make_stream(chosen, preprocessing, data.train)
 
         # Model and optimiser, from the checkpoint where there is one.
@@ -104,11 +108,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             max_bad=chosen.max_bad,
             state=state,
         )
-        settings = settings_of(chosen, preprocessing)
+        settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
         def save() -> None:
-            state = {"data": data.fingerprint, "settings": settings, **progress.to_dict()}
+            state = {"data": fingerprint, "settings": settings, **progress.to_dict()}
             if processes.is_first:
                 save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
             processes.wait()
@@ -284,7 +288,10 @@ def decide(
     """
     if earlier is not None:
         return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}), None
-    facts = look_at(data.train)
+    try:
+        facts = look_at(data.train)
+    except RequestError as error:
+        raise RequestError(f"{config.data}: {error}") from None
     init = None
     if config.init is not None:
         _, shape, preprocessing, _ = read_description(find_model(config.init))

@@ -57,8 +57,11 @@ class Progress:
         self.results: dict[str, float] = dict(state.get("results", {}))
         self.counts = {"skipped_steps": 0, "loss_spikes": 0, "rollbacks": 0, **state.get("counts", {})}
         self.evaluated_step = int(state.get("evaluated_step", 0))
-        # The sum is over all processes; the first carries it on.
-        self.loss_sum = torch.tensor(state.get("loss_sum", 0.0) if self.processes.is_first else 0.0)
+        # Each process carries its own part on, or a line's last bit would differ; another number of them cannot.
+        parts = state.get("loss_parts", [0.0])
+        if len(parts) != self.processes.count:
+            parts = [sum(parts)] + [0.0] * (self.processes.count - 1)
+        self.loss_sum = torch.tensor(parts[self.processes.rank])
         self.loss_steps = int(state.get("loss_steps", 0))
         self.skipped = torch.tensor(float(state.get("skipped", 0)))  # since the last line
         self.in_row = torch.tensor(float(state.get("in_row", 0)))
@@ -72,7 +75,7 @@ class Progress:
             "results": self.results,
             "counts": self.counts,
             "evaluated_step": self.evaluated_step,
-            "loss_sum": float(self.processes.sum(self.loss_sum)),
+            "loss_parts": self.processes.gather(float(self.loss_sum)),
             "loss_steps": self.loss_steps,
             "skipped": int(self.skipped),
             "in_row": int(self.in_row),

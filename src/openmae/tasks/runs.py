@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,11 @@ def held(run: Path) -> Iterator[None]:
     Raises:
         RequestError: one does.
     """
-    descriptor = os.open(run, os.O_RDONLY)
+    lock = _Lock(os.open(run, os.O_RDONLY))
+    # A lock lasts while any process has it open: readers outlive a killed run by seconds, and must not hold it.
+    register_after_fork(lock, _Lock.close)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise RequestError(f"another process trains into {run}: wait for it, or choose another --out") from None
     except OSError:
@@ -218,7 +221,15 @@ def held(run: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(descriptor)
+        lock.close()
+
+
+@dataclass(frozen=True)
+class _Lock:
+    descriptor: int
+
+    def close(self) -> None:
+        os.close(self.descriptor)
 
 
 def finished_summary(run: Path) -> dict[str, Any] | None:

@@ -75,12 +75,10 @@ def read_steps(
     """The micro-batches of each of `steps` that are this process's.
 
     Raises:
-        RequestError: hardly anything can be read, or there are more processes than images in a batch.
+        RequestError: hardly anything can be read.
         Fault: a reader process died or hung.
     """
     share = processes.share(config.batch_size)
-    if not share:
-        raise RequestError(f"--batch-size {config.batch_size} for {processes.count} processes: give at least one each")
     loader = training_loader(
         stream,
         steps=steps,

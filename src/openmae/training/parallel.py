@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -84,7 +86,7 @@ def joined() -> Iterator[Processes]:
         yield Processes()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    _join(backend)
     try:
         yield Processes(
             rank=dist.get_rank(),
@@ -96,6 +98,22 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
+def _join(backend: str) -> None:
+    """Join the process group. Processes that torchrun started again must not find the dead ones' addresses.
+
+    torch 2.15 keeps one store over all attempts (`TORCHELASTIC_USE_AGENT_STORE`); on one machine all processes
+    count the attempts alike, and each gets its own part of the store. On several they do not: there
+    `launch/several-nodes.sh` asks torchrun for a new store each time.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if attempt is None or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+        return
+    store, rank, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    store = PrefixStore(f"attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+
+
 def parallelise(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
     """The model as the training step calls it: itself, or wrapped so that gradients are averaged."""
     if processes.count == 1:
@@ -103,7 +121,7 @@ def parallelise(model: nn.Module, processes: Processes, device: torch.device) ->
     # A 1-channel patch projection's gradient has other strides than its bucket: copied, and not worth a word.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def accumulating(model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
