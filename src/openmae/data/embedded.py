@@ -12,7 +12,6 @@ import numpy as np
 
 from openmae.data.decode import decode
 from openmae.data.folder import Ignored
-from openmae.data.sources import Source
 from openmae.errors import RequestError
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
@@ -34,7 +33,7 @@ _SIDES = (96, 224)  # pixels, both included
 _LENGTHS = {"train": 4096, "val": 128}
 
 
-def embedded_source(name: str, split: str) -> Source | None:
+def embedded_source(name: str, split: str) -> "EmbeddedPhotos | EmbeddedDigits | None":
     """`photos` (crops of colour photographs) or `digits` (8 x 8, labelled), split train or val; None for test.
 
     Raises RequestError for another name, or if the package that carries the data is not installed.

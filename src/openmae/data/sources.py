@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
+from openmae.data.embedded import embedded_source
 from openmae.data.folder import FolderSource, Ignored, class_names, scan
 from openmae.data.parquet import ParquetSource, is_parquet
 from openmae.errors import RequestError, shown
@@ -57,8 +58,6 @@ def open_source(
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     if data.startswith("embedded:"):
-        from openmae.data.embedded import embedded_source
-
         return embedded_source(data.removeprefix("embedded:"), split)
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
     try:
