@@ -11,7 +11,7 @@ from openmae.model.mae import MAE
 from openmae.model.masking import random_masking
 from openmae.model.patches import patchify
 from openmae.model.targets import patch_statistics
-from openmae.tasks.reconstruction import MASKED_GREY, from_visible, reconstruct_patches
+from openmae.tasks.reconstruction import MASKED_GREY, from_visible, keep_grey, reconstruct_patches
 
 SIZE, GRID = 4, (4, 4)
 PREPROCESSING = Preprocessing(
@@ -137,3 +137,11 @@ def test_a_constant_is_estimated_exactly():
     is_masked = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) < 0.8
     result = from_visible(torch.full((3, 20, 1), 0.7), is_masked, (4, 5))
     torch.testing.assert_close(result, torch.full((3, 20, 1), 0.7))
+
+
+def test_grey_stays_grey_and_colour_coloured():
+    grey, coloured = torch.rand(1, 1, 4, 4).expand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
+    tinted = torch.rand(2, 3, 4, 4)
+    shown = keep_grey(tinted, torch.cat([grey, coloured]))
+    assert torch.equal(shown[0], tinted[0].mean(0, keepdim=True).expand(3, 4, 4))
+    assert torch.equal(shown[1], tinted[1])

@@ -63,13 +63,21 @@ def reconstruct_patches(
         prediction = torch.where(is_masked[..., None], prediction, patches)
     pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)
     truth = to_unit(images, preprocessing).clamp(0, 1)
+    shown = to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1)
     return Reconstruction(
         masked=torch.where(pixel_mask, MASKED_GREY, truth).cpu(),
-        prediction=to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1).cpu(),
+        prediction=keep_grey(shown, truth).cpu(),
         truth=truth.cpu(),
         is_masked=pixel_mask.cpu(),
         leaks=leaks,
     )
+
+
+def keep_grey(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Take the tint out of the prediction of each (C, H, W) image that is grey itself."""
+    spread = truth.amax(1, keepdim=True) - truth.amin(1, keepdim=True)
+    is_grey = spread.amax((2, 3), keepdim=True) < 0.5 / 255
+    return torch.where(is_grey, prediction.mean(1, keepdim=True), prediction)
 
 
 def from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
