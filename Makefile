@@ -16,12 +16,13 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-index --no-build-isolation --no-d
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
-.PHONY: help demo test check lock clean
+.PHONY: help demo test check drill lock clean
 
 help:
 	@echo "make demo    set up $(VENV) and run openmae demo (a few minutes on a laptop)"
 	@echo "make test    set up $(VENV) with the test tools, then make check and pytest"
 	@echo "make check   ruff, mypy and import-linter"
+	@echo "make drill   kill, damage and starve real runs for half an hour, and count what holds (QUICK=--quick: minutes)"
 	@echo "make lock    compile requirements/*.txt again from pyproject.toml (needs uv)"
 	@echo "make clean   remove $(VENV) and everything built or cached"
 
@@ -36,6 +37,9 @@ check: $(TEST_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+drill: $(TEST_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/drill.py $(QUICK)
 
 # test.txt holds all of run.txt at the same versions, so a venv set up for tests also runs the demo. Old stamps go first:
 # a set-up that is interrupted, or that is made for another commit, leaves none behind.

@@ -5,6 +5,7 @@ They are forked from a server that has loaded torch once: a start takes tenths o
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import socket
@@ -12,8 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from openmae.cli import main
+from openmae.training.checkpoint import checkpoint_folders
 from openmae.training.telemetry import read_lines
 
 TINY = (
@@ -21,6 +24,7 @@ TINY = (
     "--batch-size 16 --held-out 32 --device cpu --precision fp32 --log-every 2 --save-every 5 --evaluate-every 7 "
     "--picture-every 100000"
 )
+TIMES = {"seconds", "images_per_second", "data_wait", "memory"}  # fields that differ between equal runs
 PATIENCE = 60.0  # seconds until a process that should have ended or moved on is given up
 
 _server = multiprocessing.get_context("forkserver")
@@ -41,7 +45,7 @@ def start(
         port = free.getsockname()[1]
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     common["LOCAL_WORLD_SIZE"] = str(count)
-    processes = []
+    processes: list[BaseProcess] = []
     for rank in range(count):
         environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else {}
         process = _server.Process(target=_openmae, args=(arguments, environment, str(log), patch))
@@ -103,3 +107,42 @@ def wait_for_step(run_folder: Path, step: int, processes: Sequence[BaseProcess],
 
 def last_step(run_folder: Path) -> int:
     return max((line["step"] for line in read_lines(run_folder / "metrics.jsonl")), default=0)
+
+
+def same(one: Path, two: Path) -> bool:
+    """Whether two runs ended with the same bytes and wrote the same lines but for times and rates."""
+    folders = [next(iter(checkpoint_folders(out)), out) for out in (one, two)]
+    files = ("model.safetensors", "optimizer.safetensors")
+    with contextlib.suppress(OSError):
+        equal = all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
+        return equal and folders[0].name == folders[1].name and lines_of(one) == lines_of(two)
+    return False
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(out / "metrics.jsonl")]
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    try:
+        return json.loads((out / "summary.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def said(log: Path) -> str:
+    return log.read_text(errors="replace") if log.exists() else ""
+
+
+def ends(arguments: list[str], log: Path, patch: Callable[[], None] | None = None, timeout: float = 60) -> int | None:
+    return wait(start(arguments, log, patch=patch), timeout)[0]
+
+
+def resources(pid: int | None) -> tuple[int, int]:
+    """Resident bytes and open files of a process and its children."""
+    total, files = 0, 0
+    for process in (str(pid), *Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+        with contextlib.suppress(OSError):
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            files += len(os.listdir(f"/proc/{process}/fd"))
+    return total, files

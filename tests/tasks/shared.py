@@ -8,7 +8,7 @@ from pathlib import Path
 from openmae.tasks.progress import Progress
 from openmae.training.telemetry import read_lines
 
-TIMES = {"seconds", "images_per_second", "data_wait", "memory"}
+from ..processes import TIMES
 
 
 def metrics(run):

@@ -237,8 +237,15 @@ def test_a_reconstruction_with_a_given_mask(model, tmp_path):
     mask = np.zeros((4, 4), bool)
     mask[1, 2] = True
     np.save(tmp_path / "mask.npy", mask)
-    result = model.reconstruct(png(tmp_path / "a.png"), mask="given", mask_file=str(tmp_path / "mask.npy"))
-    assert result.is_masked[0, 0].nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+    for options in ({"mask": "given"}, {}):  # a file says by itself that its mask is meant
+        result = model.reconstruct(png(tmp_path / "a.png"), mask_file=str(tmp_path / "mask.npy"), **options)
+        assert result.is_masked[0, 0].nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+
+
+@pytest.mark.parametrize("options", [{"undo": "neighbors"}, {"undo": "both"}, {"mask": "blok"}, {"mask": "given"}])
+def test_a_reconstruction_checks_its_names(model, tmp_path, options):
+    with pytest.raises(RequestError, match=r"did you mean|got 'both'|mask"):
+        model.reconstruct(png(tmp_path / "a.png"), **options)
 
 
 def test_a_reconstruction_of_another_size(model, tmp_path):

@@ -22,13 +22,17 @@ from safetensors.torch import load_file
 
 from openmae.config import PretrainConfig
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.tasks import held_out as held_out_module
 from openmae.tasks import pretrain as task
+from openmae.tasks.load import load
 from openmae.tasks.pretrain import pretrain
+from openmae.tasks.progress import Progress
 from openmae.tasks.training_data import open_training_data
 from openmae.training.checkpoint import read_model
 from openmae.training.telemetry import read_lines
 
-from .shared import TIMES, gradients_config, metrics, pixel_config, same_training_state, signal_at, snapshot, untimed
+from ..processes import TIMES
+from .shared import gradients_config, metrics, pixel_config, same_training_state, signal_at, snapshot, untimed
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -152,6 +156,21 @@ def test_what_is_held_out_is_never_trained_on(digits_config, gradients, tmp_path
     assert len(training | looked_at) == 24
 
 
+def test_pictures_without_held_out_images_read_eight_at_most(digits_config, gradients, tmp_path, monkeypatch):
+    read = []
+
+    def read_all(source, *arguments):
+        read.append(len(source))
+        return real(source, *arguments)
+
+    real = held_out_module.read_all
+    monkeypatch.setattr(held_out_module, "read_all", read_all)
+    summary = pretrain(gradients_config(digits_config, gradients, tmp_path / "run", held_out=0, steps=2))
+    assert read == [8]
+    assert "held_out_loss" not in summary
+    assert (tmp_path / "run" / "pictures" / "step-00000002.png").exists()
+
+
 def test_a_validation_part_is_held_out_whole(digits_config, tmp_path):
     data = open_training_data(digits_config(tmp_path / "run", held_out=None))
     training, looked_at = ({part.name(i) for i in range(len(part))} for part in (data.train, data.held_out))
@@ -207,6 +226,13 @@ def test_training_goes_on_from_given_weights(digits_config, pixel_run, tmp_path)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert json.loads((out / "config.json").read_text())["target"] == "pixel"
+
+
+def test_a_model_that_contradicts_the_weights_is_refused_by_their_shape(digits_config, pixel_run, tmp_path):
+    open_settings = dict.fromkeys(("width", "depth", "num_heads", "decoder_width", "decoder_depth"))
+    with pytest.raises(RequestError, match=r"another shape: \S+ is \(.*24.*\) there and \(.*192.*\) here"):
+        pretrain(digits_config(tmp_path / "run", model="tiny", init=str(pixel_run), **open_settings))
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_shape_are_refused_by_the_tensors_name(digits_config, pixel_run, tmp_path):
@@ -312,6 +338,33 @@ def test_a_named_checkpoint_goes_on_in_another_folder(digits_config, pixel_run, 
     assert [line["step"] for line in metrics(out)] == [12, 12]
 
 
+def test_a_run_that_goes_on_in_another_folder_can_itself_be_resumed_at_once(
+    digits_config, pixel_run, tmp_path, monkeypatch
+):
+    """Killed in its first step, before any save of its own."""
+    out = tmp_path / "run"
+    checkpoint = pixel_run / "checkpoints" / "step-00000010"
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "train_step", crashing_at(1))
+        with pytest.raises(ZeroDivisionError):
+            pretrain(pixel_config(digits_config, out, resume=str(checkpoint)))
+    assert (out / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
+    assert snapshot(out / "checkpoints" / "step-00000010").keys() == snapshot(checkpoint).keys()
+    assert pretrain(pixel_config(digits_config, out, resume="auto"))["step"] == 12
+    same_training_state(pixel_run, out)
+
+
+def test_a_persons_copy_of_a_checkpoint_is_left_alone(digits_config, pixel_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(pixel_run, out)
+    best = out / "checkpoints" / "step-00000010-best"
+    shutil.copytree(out / "checkpoints" / "step-00000010", best)
+    before = snapshot(best)
+    assert pretrain(pixel_config(digits_config, out, resume="auto", steps=16, keep=2))["step"] == 16
+    assert snapshot(best) == before
+    assert sorted(os.listdir(out / "checkpoints")) == ["step-00000010-best", "step-00000015", "step-00000016"]
+
+
 def test_a_named_earlier_checkpoint_makes_the_later_ones_void(digits_config, pixel_run, tmp_path, monkeypatch):
     out = tmp_path / "run"
     shutil.copytree(pixel_run, out)
@@ -350,6 +403,65 @@ def test_changed_settings_are_refused_by_name(digits_config, pixel_run, changes,
 
 def test_a_size_said_in_another_way_is_no_change(digits_config, pixel_run):
     assert pretrain(pixel_config(digits_config, pixel_run, resume="auto", image_size=(8, 8)))["step"] == 12
+
+
+@pytest.mark.parametrize("changes", [{"steps": 11}, {"steps": None, "epochs": 0.01}])
+def test_fewer_steps_are_refused(digits_config, pixel_run, tmp_path, changes):
+    out = tmp_path / "run"
+    if "epochs" in changes:
+        pretrain(pixel_config(digits_config, out, steps=None, epochs=0.1))
+    else:
+        shutil.copytree(pixel_run, out)
+    before = snapshot(out)
+    with pytest.raises(RequestError, match=r"it can go on with more, not (11|0\.01)"):
+        pretrain(pixel_config(digits_config, out, resume="auto", **changes))
+    assert snapshot(out) == before
+
+
+def test_the_summary_says_that_it_runs_while_it_runs(digits_config, tmp_path, monkeypatch):
+    out, found = tmp_path / "run", []
+    add = Progress.add
+
+    def add_and_look(self, *arguments):
+        found.append(json.loads((out / "summary.json").read_text())["status"])
+        add(self, *arguments)
+
+    monkeypatch.setattr(Progress, "add", add_and_look)
+    pretrain(pixel_config(digits_config, out, steps=3))
+    pretrain(pixel_config(digits_config, out, steps=5, resume="auto"))
+    assert found == ["running"] * 5
+    assert json.loads((out / "summary.json").read_text())["status"] == "complete"
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(
+    digits_config, pixel_run, tmp_path, monkeypatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "train_step", crashing_at(3))
+        with pytest.raises(ZeroDivisionError):
+            pretrain(pixel_config(digits_config, out, seed=5))
+    pretrain(pixel_config(digits_config, out))  # no --resume, another seed
+    same_training_state(pixel_run, out)
+    assert untimed(metrics(pixel_run)) == untimed(metrics(out))
+
+
+def test_a_given_mask_may_not_change(digits_config, tmp_path):
+    """It is kept in the checkpoint, and reconstructions hide the same patches without the file."""
+    out, file = tmp_path / "run", tmp_path / "mask.npy"
+    mask = np.zeros((4, 4), bool)
+    mask[1:3, 1:4] = True
+    np.save(file, mask)
+    config = digits_config(out, mask="given", mask_file=str(file), steps=4)
+    pretrain(config)
+    np.save(file, ~mask)
+    before = snapshot(out)
+    with pytest.raises(RequestError, match=r"mask\.npy is not the mask that this run began with: restore it"):
+        pretrain(replace(config, resume="auto", steps=6))
+    assert snapshot(out) == before
+    file.unlink()
+    result = load(str(out), "cpu").reconstruct(np.zeros((8, 8), np.uint8))
+    assert torch.equal(result.is_masked[0, 0, ::2, ::2], torch.from_numpy(mask))
 
 
 @pytest.mark.parametrize("resume", ["never", "no such run"])

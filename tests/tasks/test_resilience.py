@@ -34,12 +34,8 @@ from openmae.tasks.training_data import open_training_data
 from openmae.training.parallel import Processes
 from openmae.training.telemetry import read_lines
 
-from ..processes import TINY, run, send, start, wait, wait_for_step
+from ..processes import TINY, run, send, start, summary_of, wait, wait_for_step
 from .shared import gradients_config, metrics, pixel_config, same_training_state, snapshot, untimed
-
-
-def summary_of(run_folder):
-    return json.loads((run_folder / "summary.json").read_text())
 
 
 def at_calls(monkeypatch, name, wanted, change):

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from openmae.config import IMAGENET_MEAN, PretrainConfig
-from openmae.data.preprocess import DataFacts
+from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
 from openmae.tasks.settle import Machine, heads_for, planned_memory, settle, total_steps
 
@@ -136,6 +137,53 @@ def test_the_recipe_fills_table_8():
     assert (c.batch_size, c.base_lr, c.weight_decay, c.betas) == (4096, 1.5e-4, 0.05, (0.9, 0.95))
     assert (c.epochs, c.warmup_epochs, c.mask, c.mask_ratio) == (1600, 40, "random", 0.75)
     assert (c.target, c.augment, c.mean) == ("norm-pixel", "crop", IMAGENET_MEAN)
+
+
+def test_a_recipes_warm_up_is_shortened_where_the_run_is_shorter():
+    result = settled(recipe="mae-large", machine=GPU, epochs=10.0)
+    assert result.config.warmup_epochs == pytest.approx(0.5)
+    assert "more than this run's epochs" in result.reasons["warmup_epochs"]
+    by_steps = settled(recipe="mae-large", machine=GPU, steps=100, batch_size=500)  # one epoch
+    assert by_steps.config.warmup_epochs == pytest.approx(0.05)
+    assert settled(recipe="mae-large", machine=GPU, epochs=41.0).config.warmup_epochs == 40
+
+
+@pytest.mark.parametrize("length", [{"epochs": 2.0}, {"steps": 100, "batch_size": 500}])
+def test_an_asked_warm_up_as_long_as_the_run_is_refused(length):
+    with pytest.raises(RequestError, match=r"--warmup-epochs got 2 for a run of [12] epochs: give fewer"):
+        settled(warmup_epochs=2.0, **length)
+    assert settled(warmup_epochs=0.0, **length).config.warmup_epochs == 0
+
+
+@pytest.mark.parametrize(
+    ("short_side", "size", "patch"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (6, 6, 2), (7, 6, 2), (8, 8, 4), (63, 60, 4)]
+)
+def test_small_images_get_small_patches(short_side, size, patch):
+    if short_side == 1:
+        with pytest.raises(RequestError, match="no patch visible"):
+            settled(replace(PHOTOS, short_side=1))
+        return
+    c = settled(replace(PHOTOS, short_side=short_side)).config
+    assert (c.image_size, c.patch_size) == (size, patch)
+
+
+def test_a_side_that_no_usual_patch_divides_is_refused_with_one_that_would_do():
+    with pytest.raises(RequestError, match=r"8 px does not divide an image of 97x97 px: --image-size 96 96 would do"):
+        settled(replace(PHOTOS, short_side=120), image_size=97)
+    assert settled(replace(PHOTOS, short_side=97)).config.image_size == 96
+    assert settled(replace(PHOTOS, short_side=120), image_size=98).config.patch_size == 7
+
+
+def test_a_given_range_with_measured_statistics_normalises_raw_values():
+    """Mean and deviation are measured on raw values; a 12-bit image in 16 bits has its own range."""
+    facts = replace(GREY, dtype="uint16", value_range=(90.0, 3900.0), mean=(2000.0,), std=(500.0,))
+    preprocessing = settled(facts, value_range=(0.0, 4095.0)).preprocessing
+    assert preprocessing.value_range == (0.0, 4095.0)
+    values = torch.tensor([1500.0, 2000.0, 2500.0]).view(1, 1, 1, 3)
+    expected = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)
+    torch.testing.assert_close(normalise(values, preprocessing), expected, atol=1e-3, rtol=0)
+    own = settled(facts).preprocessing
+    torch.testing.assert_close(normalise(values, own), expected, atol=1e-3, rtol=0)
 
 
 def test_the_recipe_of_huge_has_patches_of_14():

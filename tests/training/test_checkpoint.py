@@ -181,6 +181,19 @@ def test_a_manifest_of_another_form_is_damage(tmp_path, trained, manifest):
     assert len(damaged) == 1
 
 
+def test_any_flipped_bit_of_the_manifest_is_damage(tmp_path, trained):
+    """It has no checksum of its own: also a space or a version that differs must show."""
+    path = save(tmp_path, 10, trained) / "manifest.json"
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert newest_checkpoint(tmp_path)[0] is None, bytes(flipped)
+    path.write_bytes(content)
+    assert newest_checkpoint(tmp_path)[0] is not None
+
+
 def test_a_run_without_checkpoints_has_none(tmp_path):
     assert newest_checkpoint(tmp_path) == (None, [])
 

@@ -1,7 +1,6 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
-from openmae.data.loader import Batch, Subset
+from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model.mae import MAE
-from openmae.tasks.held_out import PICTURED, EvaluationStopped, HeldOut
+from openmae.tasks.evaluators import evaluate, make_evaluators
 from openmae.tasks.load import find_model, load_weights, read_description
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
 from openmae.tasks.progress import MOST_SKIPPED, Progress
+from openmae.tasks.recovery import is_finite, roll_back, with_half_micro_batch
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
-from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer, save_checkpoint
+from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
 from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw, set_rate
@@ -31,11 +31,7 @@ from openmae.training.parallel import Processes, accumulating, joined, paralleli
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import RunLog, Screen, duration
 
-MOST_ROLLBACKS = 3
-NAMED_INPUTS = 8  # of a batch that cannot be trained on
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said
-
-Evaluator = tuple[int, Callable[[int], dict[str, float]]]
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -152,7 +148,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         screen.update(step, said)
                         for line in unusual:
                             screen.say(line)
-                    wants_save = step % (chosen.save_every or num_steps) == 0 or step == num_steps
+                    wants_save = step % chosen.save_every == 0 or step == num_steps
                     if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and not is_finite(model)):
                         names = names_of_step(stream, step - 1, progress.batch_size)
                         step = roll_back(run, step, model, optimizer, progress, names)
@@ -168,9 +164,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                             screen.say(f"timed      about {duration(screen.time_left(step))} from here")
                     evaluate(evaluators, step, num_steps, model, progress, stop)
                     if processes.any(stop.received is not None) and step < num_steps:
-                        if is_finite(model):
-                            save()
                         signal = stop.received or "a signal to another process"
+                        if not is_finite(model):
+                            raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
+                        save()
                         raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
                     if wants_save:
                         save()
@@ -224,58 +221,6 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total, norm, is_skipped
-
-
-def with_half_micro_batch(
-    settled: Settled, error: RuntimeError, optimizer: torch.optim.Optimizer, processes: Processes
-) -> Settled:
-    """The settings to go on with after running out of memory: half as many images at a time, the same batch.
-
-    Raises:
-        RuntimeError: `error`, if it was something else.
-        Fault: one image at a time is too much, or other processes wait for this one's gradients.
-    """
-    is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not is_out_of_memory:
-        raise error
-    optimizer.zero_grad(set_to_none=True)
-    micro = settled.config.micro_batch_size
-    if micro == 1 or processes.count > 1:
-        raise Fault(f"out of memory with {micro} images at a time: give a smaller --micro-batch-size or --model")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return replace(settled, config=replace(settled.config, micro_batch_size=micro // 2))
-
-
-def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is; what is not is never saved. Waits for the device."""
-    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
-
-
-def roll_back(
-    run: Path, step: int, model: MAE, optimizer: torch.optim.Optimizer, progress: Progress, names: list[str]
-) -> int:
-    """Put the newest good checkpoint back; return its step.
-
-    Raises:
-        Fault: there is none, or it was tried too often. The message names the inputs of the last batch.
-    """
-    rollbacks = progress.counts["rollbacks"]
-    checkpoint, _ = newest_checkpoint(run)
-    if checkpoint is None or rollbacks == MOST_ROLLBACKS:
-        raise Fault(
-            f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
-            f"--base-lr or --precision fp32; the last batch was {', '.join(map(repr, names[:NAMED_INPUTS]))}"
-            + (f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else "")
-        )
-    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
-    optimizer.state.clear()
-    restore_optimizer(checkpoint.folder, model, optimizer)
-    step = int(checkpoint.state["step"])
-    progress.restore(checkpoint.state)
-    progress.counts["rollbacks"] = rollbacks + 1
-    progress.log.rewind(step, progress.evaluated_step == step)
-    return step
 
 
 def decide(
@@ -366,54 +311,3 @@ def describe_model(
         "recipe": config.recipe,
         "seed": config.seed,
     }
-
-
-def make_evaluators(
-    config: SettledConfig,
-    settled: Settled,
-    data: TrainingData,
-    masks: MaskSampler,
-    model: MAE,
-    device: torch.device,
-    progress: Progress,
-    stop: StopRequest,
-) -> list[Evaluator]:
-    """What is looked at while training: the held-out loss, and pictures."""
-    # Pictures are of training images where none are held out.
-    shown = data.held_out or Subset(data.train, 0, min(PICTURED, len(data.train)))
-    look = HeldOut(shown, config, settled.preprocessing, masks)
-    progress.note_bad(look.bad)
-    if len(look.images) == 0:
-        return []
-
-    def picture(step: int) -> dict[str, float]:
-        progress.log.picture(look.picture(model, device), step)
-        return {}
-
-    evaluators: list[Evaluator] = [(config.picture_every, picture)]
-    if data.held_out is not None:
-        evaluators.append((config.evaluate_every, lambda step: {"held_out_loss": look.loss(model, device, stop)}))
-    return evaluators
-
-
-def evaluate(
-    evaluators: list[Evaluator], step: int, num_steps: int, model: MAE, progress: Progress, stop: StopRequest
-) -> None:
-    """Run the evaluators whose turn it is, in the first process; each runs after the last step too.
-
-    A stop ends them early; a resumed run makes up for them.
-    """
-    if not progress.processes.is_first or step == progress.evaluated_step or stop.received:
-        return
-    due = [function for every, function in evaluators if step % every == 0 or step == num_steps]
-    before, results = time.monotonic(), dict[str, float]()
-    if due:
-        model.eval()
-        try:
-            for function in due:
-                results |= function(step)
-        except EvaluationStopped:
-            return
-        finally:
-            model.train()
-    progress.evaluated(step, results, time.monotonic() - before)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openmae.errors import RequestError
-from openmae.training.files import PARTIAL, disk_faults, link_or_copy, make_readable, sync, write_json
+from openmae.training.files import PARTIAL, disk_faults, json_bytes, link_or_copy, make_readable, sync, write_json
 
 FORMAT_VERSION = 1
 # One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.
@@ -148,7 +148,12 @@ def verify(folder: Path) -> Checkpoint:
         DamagedCheckpoint: a file is missing or differs.
     """
     try:
-        entries = json.loads((folder / MANIFEST).read_bytes())["files"]
+        written = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(written)
+        entries, version = manifest["files"], manifest["format_version"]
+        # It has no checksum of its own: only what would be written alike is believed.
+        if json_bytes(manifest) != written or version not in range(1, FORMAT_VERSION + 1):
+            raise DamagedCheckpoint(f"{MANIFEST} is not what was written")
         for name in (MODEL, OPTIMIZER, STATE):
             if _entry(folder / name) != entries[name]:
                 raise DamagedCheckpoint(f"{name} is not what was written")

@@ -45,7 +45,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     with written_aside(path) as partial:
-        partial.write_text(json.dumps(values, indent=1) + "\n")
+        partial.write_bytes(json_bytes(values))
+
+
+def json_bytes(values: dict[str, Any]) -> bytes:
+    """As `write_json` writes them."""
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

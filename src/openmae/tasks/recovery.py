@@ -1,0 +1,70 @@
+"""Going on after what a long run meets: too little memory, and numbers that are not finite."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from openmae.errors import Fault
+from openmae.model.mae import MAE
+from openmae.tasks.load import load_weights, read_description
+from openmae.tasks.progress import Progress
+from openmae.tasks.settle import Settled
+from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer
+from openmae.training.parallel import Processes
+
+MOST_ROLLBACKS = 3
+NAMED_INPUTS = 8  # of a batch that cannot be trained on
+
+
+def with_half_micro_batch(
+    settled: Settled, error: RuntimeError, optimizer: torch.optim.Optimizer, processes: Processes
+) -> Settled:
+    """The settings to go on with after running out of memory: half as many images at a time, the same batch.
+
+    Raises:
+        RuntimeError: `error`, if it was something else.
+        Fault: one image at a time is too much, or other processes wait for this one's gradients.
+    """
+    is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not is_out_of_memory:
+        raise error
+    optimizer.zero_grad(set_to_none=True)
+    micro = settled.config.micro_batch_size
+    if micro == 1 or processes.count > 1:
+        raise Fault(f"out of memory with {micro} images at a time: give a smaller --micro-batch-size or --model")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return replace(settled, config=replace(settled.config, micro_batch_size=micro // 2))
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether every parameter is; what is not is never saved. Waits for the device."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
+
+
+def roll_back(
+    run: Path, step: int, model: MAE, optimizer: torch.optim.Optimizer, progress: Progress, names: list[str]
+) -> int:
+    """Put the newest good checkpoint back; return its step.
+
+    Raises:
+        Fault: there is none, or it was tried too often. The message names the inputs of the last batch.
+    """
+    rollbacks = progress.counts["rollbacks"]
+    checkpoint, _ = newest_checkpoint(run)
+    if checkpoint is None or rollbacks == MOST_ROLLBACKS:
+        raise Fault(
+            f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
+            f"--base-lr or --precision fp32; the last batch was {', '.join(map(repr, names[:NAMED_INPUTS]))}"
+            + (f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else "")
+        )
+    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
+    optimizer.state.clear()
+    restore_optimizer(checkpoint.folder, model, optimizer)
+    step = int(checkpoint.state["step"])
+    progress.restore(checkpoint.state)
+    progress.counts["rollbacks"] = rollbacks + 1
+    progress.log.rewind(step, progress.evaluated_step == step)
+    return step
