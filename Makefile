@@ -22,7 +22,7 @@ help:
 	@echo "make demo    set up $(VENV) and run openmae demo (a few minutes on a laptop)"
 	@echo "make test    set up $(VENV) with the test tools, then make check and pytest"
 	@echo "make check   ruff, mypy and import-linter"
-	@echo "make drill   kill, damage and starve real runs for half an hour, and count what holds (QUICK=--quick: minutes)"
+	@echo "make drill   kill, damage and starve real runs for ten minutes, count what holds (QUICK=--quick: three)"
 	@echo "make lock    compile requirements/*.txt again from pyproject.toml (needs uv)"
 	@echo "make clean   remove $(VENV) and everything built or cached"
 

@@ -1,0 +1,104 @@
+"""What can be changed inside a process before it begins, so that it fails in the middle of something.
+
+Functions of a module: `functools.partial` of one goes with `tests.processes.start(…, patch=…)` into the process.
+"""
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from openmae.tasks import pretrain
+from openmae.tasks.held_out import HeldOut
+from openmae.tasks.progress import Progress
+from openmae.training import checkpoint as saving
+
+task: Any = pretrain
+
+
+def kill_in_save(number: int, seed: float) -> None:
+    """Be killed at a random moment of the save with this number."""
+    real, counter, lasted = task.save_checkpoint, itertools.count(1), [0.02]
+
+    def save_checkpoint(*arguments: Any) -> Any:
+        if next(counter) == number:
+            delay = random.Random(seed).uniform(0, 1.1 * lasted[-1])
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        before = time.monotonic()
+        result = real(*arguments)
+        lasted.append(time.monotonic() - before)
+        return result
+
+    task.save_checkpoint = save_checkpoint
+
+
+def signal_in(place: str, number: int) -> None:
+    """Signal this process in the middle of its set-up, 9th step, 2nd evaluation or 2nd save."""
+    owner, name, call = {
+        "set-up": (task, "look_at", 1),
+        "training": (Progress, "add", 9),
+        "evaluation": (HeldOut, "loss", 2),
+        "save": (saving, "save_file", 3),
+    }[place]
+    _at_call(owner, name, range(call, call + 1), lambda: os.kill(os.getpid(), number))
+
+
+def hang_in_save() -> None:
+    _at_call(saving, "save_file", range(1, 2), lambda: time.sleep(600))
+
+
+def spoil_images(first: int, last: int, value: float) -> None:
+    """Give images of calls first … last this value."""
+    real, counter = task.normalise, itertools.count(1)
+    task.normalise = lambda *a: real(*a) * (value if first <= next(counter) <= last else 1.0)
+
+
+def spoil_weights(step: int) -> None:
+    """Spoil a weight after this step."""
+    real, counter = task.train_step, itertools.count(1)
+
+    def train_step(model: torch.nn.Module, *arguments: Any) -> Any:
+        result = real(model, *arguments)
+        if next(counter) == step:
+            next(model.parameters()).data.view(-1)[3] = float("inf")
+        return result
+
+    task.train_step = train_step
+
+
+def too_large(most: int, calls: int) -> None:
+    """Let images of more than `most` at a time be too many, from this call on."""
+    real, counter = task.normalise, itertools.count(1)
+
+    def normalise(images: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if next(counter) >= calls and len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(images, *rest)
+
+    task.normalise = normalise
+
+
+def break_reader(what: str) -> None:
+    """Let a reader process hang or die at its second batch."""
+    from openmae.data import loader
+
+    loader.WORKER_TIMEOUT = 5
+    end = {"hang": lambda: time.sleep(600), "die": lambda: os.kill(os.getpid(), signal.SIGKILL)}[what]
+    _at_call(loader.Stream, "__getitems__", range(2, 3), end)
+
+
+def _at_call(owner: Any, name: str, calls: range, action: Callable[[], Any]) -> None:
+    real, counter = getattr(owner, name), itertools.count(1)
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        if next(counter) in calls:
+            action()
+        return real(*arguments, **options)
+
+    setattr(owner, name, changed)
