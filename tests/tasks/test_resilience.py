@@ -168,8 +168,35 @@ def test_one_image_that_is_too_large_ends_the_run(digits_config, tmp_path, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(task, "normalise", normalise)
-    with pytest.raises(Fault, match=r"out of memory with 1 images at a time: give a smaller"):
+    with pytest.raises(Fault, match=r"out of memory with a single image at a time: give a smaller"):
         pretrain(pixel_config(digits_config, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("trained", [0, 6])
+def test_several_processes_start_again_with_half_as_many_images(
+    digits_config, pixel_run, tmp_path, monkeypatch, trained
+):
+    """Of two, one cannot go on alone: it says so, and the next start takes half, with or without a checkpoint."""
+    out, counter, real = tmp_path / "run", itertools.count(), task.normalise
+
+    def normalise(images, preprocessing):
+        if next(counter) == trained:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(images, preprocessing)
+
+    config = pixel_config(digits_config, out, resume="auto", save_every=2, evaluate_every=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "normalise", normalise)
+        half = task.with_half_micro_batch
+        two = Processes(count=2)  # as one of two sees it
+        patch.setattr(task, "with_half_micro_batch", lambda *arguments: half(*arguments[:-1], two))
+        with pytest.raises(Fault, match=r"out of memory with 16 images at a time: started again .* takes 8"):
+            pretrain(config)
+    assert pretrain(config)["status"] == "complete"
+    saved = json.loads((out / "config.json").read_text())
+    assert (saved["micro_batch_size"], saved["batch_size"]) == (8, 16)
+    finished = metrics(out)[-1]
+    assert finished["held_out_loss"] == pytest.approx(metrics(pixel_run)[-1]["held_out_loss"], rel=1e-5)
 
 
 def test_another_runtime_error_is_not_taken_for_little_memory(digits_config, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
 from openmae.tasks.progress import MOST_SKIPPED, Progress
 from openmae.tasks.recovery import is_finite, roll_back, with_half_micro_batch
-from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of
+from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config)
-        asked = earlier.config if earlier else config
+        asked = earlier.config if earlier else with_remembered_micro_batch(config)
         device = pick_device(asked.device, processes.local_rank)
         data = open_training_data(asked)
         settled, facts = decide(asked, earlier, data, device, processes)

@@ -10,6 +10,7 @@ from openmae.errors import Fault
 from openmae.model.mae import MAE
 from openmae.tasks.load import load_weights, read_description
 from openmae.tasks.progress import Progress
+from openmae.tasks.runs import remember_micro_batch
 from openmae.tasks.settle import Settled
 from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer
 from openmae.training.parallel import Processes
@@ -23,17 +24,26 @@ def with_half_micro_batch(
 ) -> Settled:
     """The settings to go on with after running out of memory: half as many images at a time, the same batch.
 
+    Of several processes the others already wait for this one's gradients: the run is started again instead.
+
     Raises:
         RuntimeError: `error`, if it was something else.
-        Fault: one image at a time is too much, or other processes wait for this one's gradients.
+        Fault: one image at a time is too much, or there are several processes; the run folder then remembers
+            the smaller micro-batch.
     """
     is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     if not is_out_of_memory:
         raise error
     optimizer.zero_grad(set_to_none=True)
     micro = settled.config.micro_batch_size
-    if micro == 1 or processes.count > 1:
-        raise Fault(f"out of memory with {micro} images at a time: give a smaller --micro-batch-size or --model")
+    if micro == 1:
+        raise Fault("out of memory with a single image at a time: give a smaller --model or --image-size")
+    remember_micro_batch(Path(settled.config.out), micro // 2, too_many=micro)
+    if processes.count > 1:
+        raise Fault(
+            f"out of memory with {micro} images at a time: started again with --resume auto (torchrun --max-restarts "
+            f"does) the run takes {micro // 2}"
+        )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return replace(settled, config=replace(settled.config, micro_batch_size=micro // 2))

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.util import register_after_fork
 from pathlib import Path
@@ -27,6 +27,10 @@ from openmae.training.files import PARTIAL, disk_faults, link_or_copy, write_jso
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
 MAY_CHANGE = {"workers", "device", "steps", "epochs", "max_bad", "resume", "out", "data"}
+# What a person may not change, yet leaves the same run: the weights it began with are in it, and memory may
+# have asked for fewer images at a time.
+NOT_THE_RUN = {"init", "micro_batch_size"}
+SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ class Earlier:
 def settings_of(config: SettledConfig, preprocessing: Preprocessing) -> dict[str, Any]:
     """What makes a run this run, as JSON values: a checkpoint keeps it."""
     values = {**config.to_dict(), "preprocessing": asdict(preprocessing)}
-    return json.loads(json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | {"init"}}))
+    return json.loads(
+        json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | NOT_THE_RUN})
+    )
 
 
 def find_earlier(config: PretrainConfig) -> Earlier | None:
@@ -200,6 +206,27 @@ def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier 
             shutil.copytree(origin, partial)
             partial.rename(folder)
         link_or_copy(folder / MODEL, run / MODEL)
+
+
+def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> None:
+    """Write down that a run needs smaller micro-batches, for when it is started again."""
+    values = json.loads((run / "config.json").read_bytes())
+    values |= {"micro_batch_size": micro_batch_size, SMALLER_MICRO_BATCH: too_many}
+    # Processes that run out of memory together write the same; one of them may come too late.
+    with disk_faults(run), suppress(FileNotFoundError):
+        write_json(run / "config.json", values)
+
+
+def with_remembered_micro_batch(config: PretrainConfig) -> PretrainConfig:
+    """The settings of a run that is started again before its first checkpoint, with the micro-batch that will do."""
+    try:
+        values = json.loads((Path(config.out) / "config.json").read_bytes())
+        remembered = values["micro_batch_size"] if SMALLER_MICRO_BATCH in values else None
+    except (OSError, ValueError, KeyError, TypeError):
+        remembered = None
+    if config.micro_batch_size is not None or remembered is None:
+        return config
+    return replace(config, micro_batch_size=remembered)
 
 
 @contextmanager
