@@ -127,7 +127,6 @@ def refused(capsys, arguments, *wanted):
         ("images --channels 5", ["--channels got 5", "have 3"]),
         ("images --value-range 5 5", ["--value-range"]),
         ("images --steps 2 --epochs 3", ["both --epochs 3 and --steps 2"]),
-        ("images --batch-size 8 --micro-batch-size 3", ["--micro-batch-size 3 does not divide"]),
         ("images --held-out 8", ["--held-out 8 leaves nothing to train on", "has 8 images"]),
         # data
         ("nowhere", ["no such file or folder: nowhere"]),

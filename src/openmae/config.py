@@ -360,10 +360,6 @@ class PretrainConfig:
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
         check_mask_file(self.mask, self.mask_file)
-        if self.micro_batch_size and self.batch_size and self.batch_size % self.micro_batch_size:
-            raise RequestError(
-                f"--micro-batch-size {self.micro_batch_size} does not divide --batch-size {self.batch_size}"
-            )
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 

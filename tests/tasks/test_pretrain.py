@@ -203,8 +203,9 @@ def test_the_held_out_loss_falls(digits_config, gradients, tmp_path):
     assert summary["held_out_loss"] == losses[-1] < losses[0] / 3
 
 
-def test_micro_batches_add_up_to_the_batch(digits_config, pixel_run, tmp_path):
-    pretrain(pixel_config(digits_config, tmp_path / "run", micro_batch_size=4))
+@pytest.mark.parametrize("micro", [4, 3])  # 3 leaves a smaller last one
+def test_micro_batches_add_up_to_the_batch(digits_config, pixel_run, tmp_path, micro):
+    pretrain(pixel_config(digits_config, tmp_path / "run", micro_batch_size=micro))
     for whole, parts in zip(metrics(pixel_run), metrics(tmp_path / "run"), strict=True):
         for name in {"loss", "held_out_loss"} & whole.keys():
             assert whole[name] == pytest.approx(parts[name], rel=1e-6), whole["step"]
@@ -268,6 +269,25 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(digits_config, pixel_run, 
     assert (summary["status"], summary["step"]) == ("complete", 12)
     same_training_state(pixel_run, out)
     assert untimed(metrics(pixel_run)) == untimed(metrics(out))
+
+
+def test_a_stop_in_the_middle_of_accumulation_loses_nothing(digits_config, tmp_path, monkeypatch):
+    """A signal in the second of four micro-batches of step 6: the step is finished, then saved."""
+    whole, out, counter, real = tmp_path / "whole", tmp_path / "run", itertools.count(1), task.normalise
+
+    def normalise_and_signal(images, preprocessing):
+        if next(counter) == 5 * 4 + 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(images, preprocessing)
+
+    pretrain(pixel_config(digits_config, whole, micro_batch_size=4))
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "normalise", normalise_and_signal)
+        with pytest.raises(Interrupted, match="SIGTERM at step 6: saved"):
+            pretrain(pixel_config(digits_config, out, micro_batch_size=4))
+    pretrain(pixel_config(digits_config, out, micro_batch_size=4, resume="auto"))
+    same_training_state(whole, out)
+    assert untimed(metrics(whole)) == untimed(metrics(out))
 
 
 def test_a_signal_in_the_last_step_lets_the_run_complete(digits_config, tmp_path, monkeypatch):

@@ -256,8 +256,6 @@ def test_weights_to_start_from_bring_their_shape_and_statistics():
         ({"patch_size": 512, "image_size": 1024}, "short side is about 480 px, smaller than a patch of 512"),
         ({"recipe": "mae-larg"}, "did you mean 'mae-large'"),
         ({"mean": (0.5,), "std": (0.5,)}, "--mean got 1 values for 3 channels"),
-        ({"batch_size": 24, "micro_batch_size": 7}, "--micro-batch-size 7 does not divide --batch-size 24"),
-        ({"micro_batch_size": 7}, "--micro-batch-size 7 does not divide --batch-size 256"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(settings, match):

@@ -26,7 +26,7 @@ def plan_lines(
     epochs = steps * c.batch_size / facts.count
     flops = cost.training_flops(shape, visible)
     parameters = cost.num_parameters(shape)
-    parts = c.batch_size // c.micro_batch_size
+    parts = -(-c.batch_size // c.micro_batch_size)
     height, width = encoder.image_size
     lines = [
         f"data       {facts.count:,} images to train on, {held_out:,} held out; short side about {facts.short_side} "

@@ -308,7 +308,7 @@ def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Mach
 def micro_batch(shape: MAEShape, config: SettledConfig, machine: Machine) -> int:
     """The largest of batch, batch / 2, … whose planned memory fits the device."""
     micro = config.batch_size
-    while micro % 2 == 0 and planned_memory(shape, config, micro) > MEMORY_SHARE * machine.memory:
+    while micro > 1 and planned_memory(shape, config, micro) > MEMORY_SHARE * machine.memory:
         micro //= 2
     return micro
 
