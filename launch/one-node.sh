@@ -16,6 +16,7 @@ for argument in "$@"; do
 done
 : "${out:?give --out RUN}"
 
+before=$(stat -c %i "$out/summary.json" 2>/dev/null || echo none)
 # A process that dies takes the others with it; all start again from the newest checkpoint, RESTARTS times at most.
 # RENDEZVOUS holds several words: it is set by several-nodes.sh.
 # shellcheck disable=SC2086
@@ -33,6 +34,8 @@ while kill -0 "$torchrun" 2>/dev/null; do # a signal ends `wait` early
 done
 
 # torchrun's exit code is 1 for everything; what became of the run stands in its summary.
+now=$(stat -c %i "$out/summary.json" 2>/dev/null || echo none)
+if [ "$code" != 0 ] && [ "$now" = "$before" ]; then exit "$code"; fi # it ended before it could write one
 status=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$out/summary.json" || echo none)
 case $status in
   complete) exit "$code" ;;

@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII only must not end a run
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _interrupt)  # until a task takes over
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # until a task takes over
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -290,9 +290,32 @@ def test_a_stop_in_the_middle_of_accumulation_loses_nothing(digits_config, tmp_p
     assert untimed(metrics(whole)) == untimed(metrics(out))
 
 
-def test_a_signal_in_the_last_step_lets_the_run_complete(digits_config, tmp_path, monkeypatch):
-    signal_at(monkeypatch, 12)
-    assert pretrain(pixel_config(digits_config, tmp_path / "run"))["status"] == "complete"
+def test_a_stop_in_the_last_step_leaves_its_evaluation_for_later(digits_config, pixel_run, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(patch, 12)
+        with pytest.raises(Interrupted, match="SIGTERM at step 12: saved"):
+            pretrain(pixel_config(digits_config, out))
+    assert "held_out_loss" not in metrics(out)[-1]
+    assert pretrain(pixel_config(digits_config, out, resume="auto"))["status"] == "complete"
+    assert untimed(metrics(pixel_run)) == untimed(metrics(out))
+
+
+def test_checkpoints_that_cannot_be_used_are_not_overwritten(digits_config, tmp_path):
+    """Neither where all are damaged nor where a newer openmae wrote them may a resume start from the beginning."""
+    out = tmp_path / "run"
+    pretrain(pixel_config(digits_config, out))
+    manifests = sorted(out.glob("checkpoints/*/manifest.json"))
+    for path in manifests:
+        path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
+    before = snapshot(out)
+    with pytest.raises(RequestError, match=r"no checkpoint of .* is whole .*format_version 2, this openmae reads 1"):
+        pretrain(pixel_config(digits_config, out, resume="auto"))
+    assert snapshot(out) == before
+    for path in manifests:
+        path.write_text("{}")
+    with pytest.raises(RequestError, match=r"no checkpoint of .* is whole"):
+        pretrain(pixel_config(digits_config, out, resume="auto"))
 
 
 def test_a_crash_between_saves_costs_only_the_steps_behind_the_last(digits_config, pixel_run, tmp_path, monkeypatch):

@@ -188,13 +188,13 @@ def test_several_processes_start_again_with_half_as_many_images(
     with monkeypatch.context() as patch:
         patch.setattr(task, "normalise", normalise)
         half = task.with_half_micro_batch
-        two = Processes(count=2)  # as one of two sees it
+        two = Processes(count=2)  # as one of two sees it, which has half of each batch
         patch.setattr(task, "with_half_micro_batch", lambda *arguments: half(*arguments[:-1], two))
-        with pytest.raises(Fault, match=r"out of memory with 16 images at a time: started again .* takes 8"):
+        with pytest.raises(Fault, match=r"out of memory with 8 images at a time: started again .* takes 4"):
             pretrain(config)
     assert pretrain(config)["status"] == "complete"
     saved = json.loads((out / "config.json").read_text())
-    assert (saved["micro_batch_size"], saved["batch_size"]) == (8, 16)
+    assert (saved["micro_batch_size"], saved["batch_size"]) == (4, 16)
     finished = metrics(out)[-1]
     assert finished["held_out_loss"] == pytest.approx(metrics(pixel_run)[-1]["held_out_loss"], rel=1e-5)
 

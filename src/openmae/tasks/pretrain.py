@@ -51,6 +51,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         run, earlier = Path(config.out), find_earlier(config)
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
         device = pick_device(asked.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         data = open_training_data(asked)
         settled, facts = decide(asked, earlier, data, device, processes)
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
@@ -73,12 +75,15 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
         schedule = cosine(chosen, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)
+        if len(set(processes.gather(step))) > 1:
+            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
         if step > num_steps:
             raise RequestError(
                 f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
             )
         if step == num_steps and (summary := finished_summary(run)) is not None:
-            print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+            if processes.is_first:
+                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
             return summary
         if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
@@ -149,7 +154,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         for line in unusual:
                             screen.say(line)
                     wants_save = step % chosen.save_every == 0 or step == num_steps
-                    if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and not is_finite(model)):
+                    if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(model))):
                         names = names_of_step(stream, step - 1, progress.batch_size)
                         step = roll_back(run, step, model, optimizer, progress, names)
                         screen.say(f"weights or gradients are not finite: back to step {step:,}")
@@ -163,9 +168,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                         else:
                             screen.say(f"timed      about {duration(screen.time_left(step))} from here")
                     evaluate(evaluators, step, num_steps, model, progress, stop)
-                    if processes.any(stop.received is not None) and step < num_steps:
+                    if processes.any(stop.received is not None):
                         signal = stop.received or "a signal to another process"
-                        if not is_finite(model):
+                        if processes.any(not is_finite(model)):
                             raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
                         save()
                         raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")

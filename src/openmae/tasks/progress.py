@@ -66,6 +66,8 @@ class Progress:
         self.skipped = torch.tensor(float(state.get("skipped", 0)))  # since the last line
         self.in_row = torch.tensor(float(state.get("in_row", 0)))
         self.skipped_in_row = 0
+        if self.processes.is_first:
+            self.unreported |= state.get("unreported", {})
         self.recent = deque(state.get("recent", []), maxlen=SPIKE_WINDOW)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
 
@@ -80,6 +82,7 @@ class Progress:
             "skipped": int(self.skipped),
             "in_row": int(self.in_row),
             "recent": list(self.recent),
+            "unreported": {name: why for bad in self.processes.gather(self.unreported) for name, why in bad.items()},
             "seconds": self.seconds,
         }
 

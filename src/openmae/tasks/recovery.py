@@ -35,7 +35,7 @@ def with_half_micro_batch(
     if not is_out_of_memory:
         raise error
     optimizer.zero_grad(set_to_none=True)
-    micro = settled.config.micro_batch_size
+    micro = min(settled.config.micro_batch_size, len(processes.share(settled.config.batch_size)))
     if micro == 1:
         raise Fault("out of memory with a single image at a time: give a smaller --model or --image-size")
     remember_micro_batch(Path(settled.config.out), micro // 2, too_many=micro)

@@ -91,10 +91,10 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
                 "another --out"
             )
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
+    if checkpoint is None and damaged:
+        raise RequestError(f"no checkpoint of {run} is whole ({'; '.join(damaged)}): another --out starts anew")
     saved, preprocessing = _read_config(run, config)
-    warnings = [
-        f"{line}: {'the one before it is used' if checkpoint else 'starting from the beginning'}" for line in damaged
-    ]
+    warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
 
 

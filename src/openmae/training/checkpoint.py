@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openmae.errors import RequestError
+from openmae.errors import Fault, RequestError
 from openmae.training.files import PARTIAL, disk_faults, json_bytes, link_or_copy, make_readable, sync, write_json
 
 FORMAT_VERSION = 1
@@ -152,6 +152,10 @@ def verify(folder: Path) -> Checkpoint:
         manifest = json.loads(written)
         entries, version = manifest["files"], manifest["format_version"]
         # It has no checksum of its own: only what would be written alike is believed.
+        if json_bytes(manifest) == written and isinstance(version, int) and version > FORMAT_VERSION:
+            raise RequestError(
+                f"{folder} has format_version {version}, this openmae reads {FORMAT_VERSION}: upgrade it"
+            )
         if json_bytes(manifest) != written or version not in range(1, FORMAT_VERSION + 1):
             raise DamagedCheckpoint(f"{MANIFEST} is not what was written")
         for name in (MODEL, OPTIMIZER, STATE):
@@ -160,8 +164,10 @@ def verify(folder: Path) -> Checkpoint:
         return Checkpoint(folder, json.loads((folder / STATE).read_bytes()))
     except FileNotFoundError as error:
         raise DamagedCheckpoint(f"{Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, NotADirectoryError, IsADirectoryError) as error:
         raise DamagedCheckpoint(f"{MANIFEST} cannot be read: {error}") from None
+    except OSError as error:  # a disk or server that fails for now says nothing about the checkpoint
+        raise Fault(f"{folder} cannot be read: {error}") from error
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ class RunLog:
         self.quarantine_path = run / "quarantine.jsonl"
         if writes and resume_step == 0:  # what an earlier try found may have been repaired
             self.quarantine_path.unlink(missing_ok=True)
-        self.quarantined = {line["name"] for line in read_lines(self.quarantine_path) if "name" in line}
+        known = read_lines(self.quarantine_path) if resume_step else []
+        self.quarantined = {line["name"] for line in known if "name" in line}
         if writes:
             self.rewind(resume_step, evaluated)
             _keep_lines(self.quarantine_path, lambda line: True)
@@ -87,14 +88,14 @@ class RunLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a last line cut short by a crash is left out, a missing file is empty."""
+    """The lines of a JSON-lines file; a line cut short by a crash is left out, a missing file is empty."""
     lines = []
     if path.exists():
         for text in path.read_text(errors="replace").splitlines():
             try:
                 line = json.loads(text)
             except (ValueError, RecursionError):
-                break
+                continue
             if isinstance(line, dict):
                 lines.append(line)
     return lines
@@ -103,9 +104,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _keep_lines(path: Path, wanted: Any) -> None:
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_lines(path) if wanted(line)]
-        partial = path.with_name(".partial-" + path.name)
-        partial.write_text("".join(kept))
-        partial.replace(path)
+        with disk_faults(path, is_resumable=True), written_aside(path) as partial:
+            partial.write_text("".join(kept))
 
 
 class Screen:
