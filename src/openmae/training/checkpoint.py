@@ -153,9 +153,7 @@ def verify(folder: Path) -> Checkpoint:
         entries, version = manifest["files"], manifest["format_version"]
         # It has no checksum of its own: only what would be written alike is believed.
         if json_bytes(manifest) == written and isinstance(version, int) and version > FORMAT_VERSION:
-            raise RequestError(
-                f"{folder} has format_version {version}, this openmae reads {FORMAT_VERSION}: upgrade it"
-            )
+            raise DamagedCheckpoint(f"{MANIFEST} says format_version {version}, this openmae reads {FORMAT_VERSION}")
         if json_bytes(manifest) != written or version not in range(1, FORMAT_VERSION + 1):
             raise DamagedCheckpoint(f"{MANIFEST} is not what was written")
         for name in (MODEL, OPTIMIZER, STATE):
