@@ -82,9 +82,12 @@ class Progress:
             "skipped": int(self.skipped),
             "in_row": int(self.in_row),
             "recent": list(self.recent),
-            "unreported": {name: why for bad in self.processes.gather(self.unreported) for name, why in bad.items()},
+            "unreported": self._all_unreported(),
             "seconds": self.seconds,
         }
+
+    def _all_unreported(self) -> dict[str, str]:
+        return {name: reason for bad in self.processes.gather(self.unreported) for name, reason in bad.items()}
 
     @property
     def seconds(self) -> float:
@@ -150,8 +153,7 @@ class Progress:
         self.loss_sum, self.loss_steps = torch.zeros_like(self.loss_sum), 0
         self.skipped = torch.zeros_like(self.skipped)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
-        found = {name: reason for bad in self.processes.gather(self.unreported) for name, reason in bad.items()}
-        self.unreported = {}
+        found, self.unreported = self._all_unreported(), {}
         unusual += [f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.note_bad(found)]
         held_out = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
         bound = f"  waiting for data {waiting:.0%} (more --workers?)" if waiting > DATA_BOUND else ""

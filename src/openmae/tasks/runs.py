@@ -84,15 +84,15 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
     if _is_vacant(run):
         return None
     checkpoint, damaged = newest_checkpoint(run)
-    if checkpoint is None and not damaged and (run / "config.json").is_file():
+    if damaged and checkpoint is None:
+        raise RequestError(f"no checkpoint of {run} is whole ({'; '.join(damaged)}): another --out starts anew")
+    if checkpoint is None and (run / "config.json").is_file():
         if (run / MODEL).exists():
             raise RequestError(
                 f"{run} holds a model but its checkpoints are gone: continue from its weights with --init {run} and "
                 "another --out"
             )
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
-    if checkpoint is None and damaged:
-        raise RequestError(f"no checkpoint of {run} is whole ({'; '.join(damaged)}): another --out starts anew")
     saved, preprocessing = _read_config(run, config)
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
@@ -174,15 +174,6 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
-def write_config(config: SettledConfig, preprocessing: Preprocessing) -> None:
-    """Write RUN/config.json: every setting, and how images become numbers."""
-    run = Path(config.out)
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
-    with disk_faults(run):
-        run.mkdir(parents=True, exist_ok=True)
-        write_json(run / "config.json", record)
-
-
 def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier | None, lock: ExitStack) -> None:
     """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
 
@@ -193,8 +184,9 @@ def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier 
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
-    write_config(config, preprocessing)
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
     with disk_faults(run):
+        write_json(run / "config.json", record)
         write_json(run / "summary.json", {"status": "running"})
         if earlier is None or earlier.checkpoint is None:
             return

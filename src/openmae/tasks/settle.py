@@ -51,7 +51,7 @@ def shape_of(config: SettledConfig) -> MAEShape:
     """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
     c = config
     encoder = ViTShape(
-        image_size=config.size,
+        image_size=c.size,
         patch_size=c.patch_size,
         channels=c.channels,
         width=c.width,
@@ -59,9 +59,7 @@ def shape_of(config: SettledConfig) -> MAEShape:
         num_heads=c.num_heads,
     )
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
-    return MAEShape(
-        encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=config.mask_tokens_in_encoder
-    )
+    return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
 
 
 def total_steps(config: SettledConfig, num_images: int) -> int:
@@ -100,11 +98,7 @@ def settle(
             if not (name == "epochs" and config.steps is not None):
                 decide(name, value, f"recipe {config.recipe}")
     if get("model") is not None:  # before --init: a contradiction must show
-        width, depth, heads, _ = SIZES[get("model")]
-        if config.width is None:
-            decide("num_heads", heads, f"of {get('model')}")
-        decide("width", width, f"of {get('model')}")
-        decide("depth", depth, f"of {get('model')}")
+        _decide_size(get("model"), decide, get)
     if init is not None:
         _take_over(*init, decide, is_measured=config.statistics is not None or config.value_range is not None)
     _decide_model(facts, machine, decide, get)
@@ -184,13 +178,7 @@ def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> 
     if get("width") is None or get("depth") is None or get("num_heads") is None:
         if get("width") is None and get("depth") is None:
             decide("model", *_model_for(facts.count, machine.device))
-        name = get("model") or "tiny"
-        width, depth, heads, _ = SIZES[name]
-        why = f"of {name}"
-        if get("width") is None:
-            decide("num_heads", heads, why)
-        decide("width", width, why)
-        decide("depth", depth, why)
+        _decide_size(get("model") or "tiny", decide, get)
         decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
     small = facts.short_side < 224
     largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
@@ -219,6 +207,14 @@ def _decide_model(facts: DataFacts, machine: Machine, decide: Any, get: Any) -> 
         fitting = [p for p in sizes if all(s % p == 0 for s in sides)]
         # None that divides: the smallest of all sizes would do, but thousands of tokens are no default.
         decide("patch_size", fitting[0] if fitting else wish, f"for images of {sides[0]}x{sides[1]} px")
+
+
+def _decide_size(model: str, decide: Any, get: Any) -> None:
+    width, depth, heads, _ = SIZES[model]
+    if get("width") is None:  # a size's heads are for its own width
+        decide("num_heads", heads, f"of {model}")
+    decide("width", width, f"of {model}")
+    decide("depth", depth, f"of {model}")
 
 
 def _model_for(count: int, device: str) -> tuple[str, str]:

@@ -73,9 +73,8 @@ def save_checkpoint(
             write_json(partial / STATE, {"step": step, **state})
             entries = {name: _entry(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
             write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
-            for path in partial.iterdir():
+            for path in (partial / MODEL, partial / OPTIMIZER, partial):  # the JSON files are on the disk already
                 sync(path)
-            sync(partial)
             shutil.rmtree(folder, ignore_errors=True)  # of the same step, left by such a run as is named below
             partial.rename(folder)
         except BaseException:
@@ -84,8 +83,9 @@ def save_checkpoint(
         sync(folder.parent)
         link_or_copy(folder / MODEL, run / MODEL)
         # Later ones were left by a run that went on from an earlier step, or are damaged: this one is the newest now.
-        later = [other for other in checkpoint_folders(run) if other.name > folder.name]
-        for other in later + checkpoint_folders(run)[len(later) + keep :]:
+        folders = checkpoint_folders(run)
+        newest = folders.index(folder)
+        for other in folders[:newest] + folders[newest + keep :]:
             shutil.rmtree(other, ignore_errors=True)
     return folder
 
