@@ -1,0 +1,53 @@
+"""Every setting, as frozen dataclasses that check themselves. Imports no torch.
+
+`None` in a task's config means "decide for me": `openmae.tasks.settle` and its neighbours fill it from the
+recipe, the data and the device, and say why. What a run finally used stands in its `config.json` without a `None`.
+"""
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
+from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
+from openmae.config.shapes import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LARGEST,
+    SIZES,
+    TARGETS,
+    DecoderShape,
+    Grid,
+    MAEShape,
+    Preprocessing,
+    ViTShape,
+    grid_of,
+    num_kept,
+)
+
+__all__ = [
+    "AUGMENTS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LARGEST",
+    "MASKS",
+    "PRECISIONS",
+    "SIZES",
+    "STATISTICS",
+    "TARGETS",
+    "UNDO",
+    "DecoderShape",
+    "DemoConfig",
+    "Grid",
+    "MAEShape",
+    "Preprocessing",
+    "PretrainConfig",
+    "ReconstructConfig",
+    "Settings",
+    "SettledConfig",
+    "ViTShape",
+    "check_name",
+    "check_range",
+    "check_types",
+    "flag_of",
+    "grid_of",
+    "num_kept",
+    "pair",
+]

@@ -1,0 +1,89 @@
+"""Checks that every setting goes through: a wrong one is refused in one line that names its flag."""
+
+import difflib
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+from openmae.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the settings of all commands can do. `None` means "decide for me"."""
+
+    def explicit(self) -> dict[str, Any]:
+        """The settings that differ from the defaults: what a person asked for."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON values; paths as strings."""
+        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+        return cls(**settings)
+
+
+def pair(image_size: int | tuple[int, int] | None) -> Any:
+    """(height, width) of an `--image-size`; None stays None."""
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
+
+
+def check_name(flag: str, got: str | None, known: Iterable[str]) -> None:
+    """Raise RequestError with the nearest known name when `got` is not one of `known` (None passes)."""
+    known = list(known)
+    if got is None or got in known:
+        return
+    near = difflib.get_close_matches(got, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RequestError(f"{flag} got {got!r}: {hint}known are {', '.join(known)}")
+
+
+def check_range(
+    flag: str, got: float | None, low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raise RequestError when `got` is not finite or lies outside low..high (None passes)."""
+    if got is None:
+        return
+    inside = (got > low if open_low else got >= low) and (got < high if open_high else got <= high)
+    if math.isfinite(got) and inside:
+        return
+    bounds = f"{'above' if open_low else 'at least'} {low:g}"
+    if high < math.inf:
+        bounds += f" and {'below' if open_high else 'at most'} {high:g}"
+    raise RequestError(f"{flag} got {got:g}: it must be {bounds}")
+
+
+def check_types(config: Any) -> None:
+    """Raise RequestError where a field of a dataclass is not of its annotated type (a bool is no int)."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if not _fits(value, hint):
+            raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is ... and isinstance(value, tuple) else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint in (int, float):
+        number = Integral if hint is int else Real
+        return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, (str, os.PathLike))
+    return isinstance(value, hint)
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a setting: mask_ratio → --mask-ratio."""
+    return "--" + name.replace("_", "-")

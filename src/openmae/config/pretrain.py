@@ -1,0 +1,197 @@
+"""Settings of masked pre-training."""
+
+from dataclasses import dataclass
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.shapes import SIZES, TARGETS
+from openmae.errors import RequestError
+
+MASKS = ("random", "block", "grid", "given")
+AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
+STATISTICS = ("imagenet", "measured")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Settings):
+    """Masked pre-training of a ViT on unlabelled images (paper, section 3 and table 8)."""
+
+    data: str
+    """Folder of images, parquet file or folder, or embedded:photos, embedded:digits."""
+    out: str
+    """Run folder to make."""
+    recipe: str | None = None
+    """Settings of the paper by name, e.g. mae-large; flags given beside it win."""
+
+    # The model
+    model: str | None = None
+    """tiny, small, base, large or huge."""
+    width: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    patch_size: int | None = None
+    """Side of a patch in pixels."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width."""
+    channels: int | None = None
+    decoder_width: int | None = None
+    decoder_depth: int | None = None
+    decoder_num_heads: int | None = None
+
+    # What is hidden and what is predicted
+    mask: str | None = None
+    """random, block, grid (one of each 2x2 stays), or given (see --mask-file)."""
+    mask_ratio: float | None = None
+    mask_file: str | None = None
+    """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
+    target: str | None = None
+    """pixel, or norm-pixel: normalised by each patch's own mean and standard deviation."""
+    mask_tokens_in_encoder: bool = False
+    """Table 1c: let mask tokens through the encoder (slower and worse)."""
+
+    # The data
+    augment: str | None = None
+    """none (centre crop), crop-fixed, crop (random size, flip), or crop-jitter (table 1e)."""
+    statistics: str | None = None
+    """Whose mean and standard deviation: imagenet or measured."""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
+    background: float | None = None
+    """What transparent pixels show: 0 black to 1 white."""
+    held_out: int | None = None
+    """Images taken out of training for the held-out loss when the data has no validation part."""
+    max_bad: float | None = None
+    """Largest tolerated fraction of unreadable files; 0.01 unless given."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+
+    # The optimisation
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    """Images a step, over all processes."""
+    micro_batch_size: int | None = None
+    """Images at a time on a device; the rest is accumulated."""
+    base_lr: float | None = None
+    """Learning rate at a batch of 256; the rate used is base_lr x batch_size / 256."""
+    min_lr: float | None = None
+    warmup_epochs: float | None = None
+    weight_decay: float | None = None
+    betas: tuple[float, float] | None = None
+
+    # The run
+    seed: int | None = None
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; by default the best there is."""
+    precision: str | None = None
+    """fp32 or bf16."""
+    workers: int | None = None
+    """Processes that read images."""
+    resume: str = "never"
+    """never, auto (start or continue), or the path of a checkpoint."""
+    init: str | None = None
+    """Weights to start from: a run folder, a checkpoint or its model.safetensors."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: int | None = None
+    """Steps between held-out losses."""
+    picture_every: int | None = None
+    """Steps between pictures of reconstructions."""
+    save_every: int | None = None
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("--model", self.model, SIZES)
+        check_name("--mask", self.mask, MASKS)
+        check_name("--target", self.target, TARGETS)
+        check_name("--augment", self.augment, AUGMENTS)
+        check_name("--statistics", self.statistics, STATISTICS)
+        check_name("--precision", self.precision, PRECISIONS)
+        for name in ("width", "depth", "num_heads", "patch_size", "channels", "decoder_width", "decoder_depth"):
+            check_range(flag_of(name), getattr(self, name), 1)
+        for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):
+            check_range(flag_of(name), getattr(self, name), 1)
+        for name in ("evaluate_every", "picture_every", "save_every", "max_pixels"):
+            check_range(flag_of(name), getattr(self, name), 1)
+        for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
+            check_range(flag_of(name), getattr(self, name), 0)
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--epochs", self.epochs, 0, open_low=True)
+        check_range("--max-bad", self.max_bad, 0, 1)
+        check_range("--background", self.background, 0, 1)
+        check_range("--mask-ratio", self.mask_ratio, 0, 1, open_low=True, open_high=True)
+        for value in self.betas or ():
+            check_range("--betas", value, 0, 1, open_high=True)
+        for side in self.size or ():
+            check_range("--image-size", side, 1, 16384)
+        if self.epochs is not None and self.steps is not None:
+            raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
+        check_mask_file(self.mask, self.mask_file)
+        if (self.mean is None) != (self.std is None):
+            raise RequestError("--mean and --std go together: give both or neither")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettledConfig(PretrainConfig):
+    """A `PretrainConfig` without open questions; `steps` or `epochs` is set, the other is None."""
+
+    width: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    image_size: int | tuple[int, int]
+    channels: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_num_heads: int
+    mask: str
+    mask_ratio: float
+    target: str
+    augment: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    value_range: tuple[float, float]
+    background: float
+    max_bad: float
+    batch_size: int
+    micro_batch_size: int
+    base_lr: float
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+    betas: tuple[float, float]
+    seed: int
+    device: str
+    precision: str
+    workers: int
+    log_every: int
+    evaluate_every: int
+    picture_every: int
+    save_every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        narrowed = SettledConfig.__annotations__
+        missing = [name for name in narrowed if getattr(self, name) is None]
+        if missing or (self.steps is None) == (self.epochs is None):
+            raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+def check_mask_file(mask: str | None, mask_file: str | None) -> None:
+    if (mask == "given") != (mask_file is not None):
+        raise RequestError("--mask given and --mask-file FILE.npy go together: give both or neither")

@@ -1,0 +1,75 @@
+"""Settings of what is made from a pre-trained model as pictures, and of the demo."""
+
+import os
+from dataclasses import dataclass
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.pretrain import MASKS, check_mask_file
+from openmae.errors import RequestError
+
+UNDO = ("neighbours", "true", "both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructConfig(Settings):
+    """Pictures of masked | reconstruction | truth (paper, figures 2 to 4)."""
+
+    images: tuple[str, ...]
+    """Image files, or one data set (folder, parquet, embedded:NAME)."""
+    init: str
+    """A run folder, a checkpoint or its model.safetensors."""
+    out: str
+    """The PNG to write."""
+    mask: str | None = None
+    """random, block, grid or given; by default what the model was trained with."""
+    mask_ratio: float | None = None
+    mask_file: str | None = None
+    """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
+    seed: int = 0
+    """Other seeds hide other patches."""
+    limit: int = 8
+    """Images to show of a data set."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width; positions are resampled when it is not the model's own."""
+    undo: str = "neighbours"
+    """How a norm-pixel prediction becomes pixels: neighbours, true (leaks the answer), or both."""
+    paste: bool = True
+    """Show visible patches as they are; --no-paste shows the prediction there too."""
+    device: str | None = None
+    max_pixels: int = 178_956_970
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.images:
+            raise RequestError("reconstruct got no image: name image files or a data set")
+        check_name("--mask", self.mask, MASKS)
+        check_name("--undo", self.undo, UNDO)
+        check_range("--mask-ratio", self.mask_ratio, 0, 1, open_low=True, open_high=True)
+        check_range("--limit", self.limit, 1, 1000)
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        for side in self.size or ():
+            check_range("--image-size", side, 1, 16384)
+        check_mask_file(self.mask, self.mask_file)
+        if not os.fspath(self.out).lower().endswith(".png"):
+            raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Settings):
+    """The whole story on embedded photographs: train, reconstruct, measure."""
+
+    out: str = "runs/demo"
+    """Folder to make; an earlier demo there is replaced."""
+    steps: int | None = None
+    """Fewer or more steps than the demo's own."""
+    seed: int = 0
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        check_range("--steps", self.steps, 1)
+        check_range("--seed", self.seed, 0, 2**63 - 1)

@@ -1,0 +1,178 @@
+"""What determines a model's weights and how an image becomes its input."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from openmae.config.checks import check_name, check_range, check_types, flag_of
+from openmae.errors import RequestError
+
+Grid = tuple[int, int]
+
+# Width, depth, heads, patch size. Tiny and Small are not in the paper (FACTS section 1).
+SIZES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (192, 12, 3, 16),
+    "small": (384, 12, 6, 16),
+    "base": (768, 12, 12, 16),
+    "large": (1024, 24, 16, 16),
+    "huge": (1280, 32, 16, 14),
+}
+# Beyond these a request is a slip, and would only run out of memory later.
+LARGEST = {"patch_size": 4096, "channels": 64, "width": 16384, "depth": 256, "num_heads": 1024, "image_size": 16384}
+TARGETS = ("pixel", "norm-pixel")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def grid_of(height: int, width: int, patch_size: int) -> Grid:
+    """Rows and columns of patches in an image of `height` × `width` pixels.
+
+    Raises:
+        RequestError: a side is smaller than a patch or is no multiple of it.
+    """
+    if height < patch_size or width < patch_size:
+        raise RequestError(
+            f"an image of {height}x{width} px is smaller than one patch of {patch_size} px: "
+            "give a larger --image-size or a smaller --patch-size"
+        )
+    if height % patch_size or width % patch_size:
+        near = tuple(max(patch_size, round(side / patch_size) * patch_size) for side in (height, width))
+        raise RequestError(
+            f"a patch of {patch_size} px does not divide an image of {height}x{width} px: "
+            f"--image-size {near[0]} {near[1]} would do, or another --patch-size"
+        )
+    return height // patch_size, width // patch_size
+
+
+def num_kept(num_patches: int, ratio: float) -> int:
+    """How many patches stay visible: `int(N · (1 − ratio))`, truncated in floating point (FACTS section 1).
+
+    Raises:
+        RequestError: nothing would stay visible, or nothing would be masked.
+    """
+    kept = int(num_patches * (1 - ratio))
+    if not 0 < kept < num_patches:
+        left = "no patch visible" if kept <= 0 else "no patch masked"
+        raise RequestError(
+            f"a mask ratio of {ratio:g} on {num_patches} patches leaves {left}: choose another --mask-ratio"
+        )
+    return kept
+
+
+def check_heads(flag: str, width: int, num_heads: int) -> None:
+    if width % num_heads:
+        fitting = [n for n in range(1, width + 1) if width % n == 0 and 16 <= width // n <= 128]
+        raise RequestError(f"{flag} got {num_heads}, which does not divide a width of {width}: {fitting} would")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTShape:
+    """What determines the encoder's weights. `image_size` is (height, width) in pixels."""
+
+    image_size: tuple[int, int]
+    patch_size: int
+    channels: int
+    width: int
+    depth: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("patch_size", "channels", "width", "depth", "num_heads"):
+            check_range(flag_of(name), getattr(self, name), 1, LARGEST[name])
+        for side in self.image_size:
+            check_range("--image-size", side, 1, LARGEST["image_size"])
+        if self.width % 4:
+            raise RequestError(f"--width got {self.width}: sin-cos positions need a width that 4 divides")
+        check_heads("--num-heads", self.width, self.num_heads)
+        grid_of(*self.image_size, self.patch_size)
+
+    @property
+    def grid(self) -> Grid:
+        return grid_of(*self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_values(self) -> int:
+        return self.patch_size * self.patch_size * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """What determines the decoder's weights, beside the encoder it follows."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("width", "depth", "num_heads"):
+            check_range(flag_of("decoder_" + name), getattr(self, name), 1, LARGEST[name])
+        if self.width % 4:
+            raise RequestError(f"--decoder-width got {self.width}: sin-cos positions need a width that 4 divides")
+        check_heads("--decoder-num-heads", self.width, self.num_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAEShape:
+    """What determines the weights of a masked autoencoder and what they predict."""
+
+    encoder: ViTShape
+    decoder: DecoderShape
+    target: str = "pixel"
+    mask_tokens_in_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        check_name("--target", self.target, TARGETS)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        encoder = {**values["encoder"], "image_size": tuple(values["encoder"]["image_size"])}
+        return cls(**{**values, "encoder": ViTShape(**encoder), "decoder": DecoderShape(**values["decoder"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How a decoded image becomes the model's input; kept in every checkpoint, used by every task.
+
+    Attributes:
+        channels: 1 (grey), 3 (RGB) or as many as the data has.
+        value_range: the raw values that become 0 and 1.
+        mean, std: of the values after scaling to 0..1, one for each channel.
+        image_size: (height, width) in pixels.
+        interpolation: how images are resized (antialiased).
+        background: what alpha is composited on, 0 black to 1 white.
+        dtype: number type of the data: uint8, uint16 or float32.
+    """
+
+    channels: int
+    value_range: tuple[float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+    interpolation: str = "bicubic"
+    background: float = 1.0
+    dtype: str = "uint8"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("the data's type", self.dtype, ("uint8", "uint16", "float32"))
+        check_range("--background", self.background, 0, 1)
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise RequestError(f"--{name} got {len(values)} values for {self.channels} channels: give one for each")
+        for value in self.std:
+            check_range("--std", value, 1e-6)
+        if self.interpolation != "bicubic":
+            raise RequestError(f"interpolation got {self.interpolation!r}: images are resized bicubically here")
+        if not self.value_range[0] < self.value_range[1]:
+            raise RequestError(f"--value-range got {self.value_range}: the first must lie below the second")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
