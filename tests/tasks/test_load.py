@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import openmae
 from openmae.errors import RequestError
-from openmae.tasks.load import find_model, load, load_weights, read_description
+from openmae.tasks.load import load
+from openmae.tasks.weights import find_model, load_weights, read_description
 
 
 def png(path, mode="L", size=(12, 10), value=None):

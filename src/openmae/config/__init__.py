@@ -8,11 +8,15 @@ from openmae.config.checks import Settings, check_name, check_range, check_types
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.shapes import (
+    DEFAULT_POOL,
+    HEADS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     LARGEST,
+    POOLS,
     SIZES,
     TARGETS,
+    ClassifierShape,
     DecoderShape,
     Grid,
     MAEShape,
@@ -24,15 +28,19 @@ from openmae.config.shapes import (
 
 __all__ = [
     "AUGMENTS",
+    "DEFAULT_POOL",
+    "HEADS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "LARGEST",
     "MASKS",
+    "POOLS",
     "PRECISIONS",
     "SIZES",
     "STATISTICS",
     "TARGETS",
     "UNDO",
+    "ClassifierShape",
     "DecoderShape",
     "DemoConfig",
     "Grid",

@@ -19,6 +19,10 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 # Beyond these a request is a slip, and would only run out of memory later.
 LARGEST = {"patch_size": 4096, "channels": 64, "width": 16384, "depth": 256, "num_heads": 1024, "image_size": 16384}
 TARGETS = ("pixel", "norm-pixel")
+POOLS = ("cls", "mean")
+DEFAULT_POOL = "cls"  # of embed, knn and probe: what the paper probes
+HEADS = ("fine-tune", "probe")
+MOST_CLASSES = 1_000_000
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -132,6 +136,27 @@ class MAEShape:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         encoder = {**values["encoder"], "image_size": tuple(values["encoder"]["image_size"])}
         return cls(**{**values, "encoder": ViTShape(**encoder), "decoder": DecoderShape(**values["decoder"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierShape:
+    """What determines the weights of a classifier: the encoder, how its tokens are pooled, and the head."""
+
+    encoder: ViTShape
+    num_classes: int
+    pool: str
+    head: str = "fine-tune"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("--pool", self.pool, POOLS)
+        check_name("the head", self.head, HEADS)
+        check_range("the number of classes", self.num_classes, 1, MOST_CLASSES)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        encoder = {**values["encoder"], "image_size": tuple(values["encoder"]["image_size"])}
+        return cls(**{**values, "encoder": ViTShape(**encoder)})
 
 
 @dataclass(frozen=True, kw_only=True)

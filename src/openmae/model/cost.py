@@ -1,6 +1,6 @@
 """What a model costs, counted from its shape: parameters, tokens, matrix-product work, memory."""
 
-from openmae.config import DecoderShape, MAEShape, ViTShape
+from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 
 
 def _blocks_flops(shape: ViTShape | DecoderShape, tokens: int) -> int:
@@ -19,6 +19,41 @@ def num_parameters(shape: MAEShape) -> int:
     mask_token = encoder.width if shape.mask_tokens_in_encoder else decoder.width
     predict = decoder.width * encoder.patch_values + encoder.patch_values
     return _blocks_parameters(encoder) + _blocks_parameters(decoder) + embed + bridge + mask_token + predict
+
+
+def classifier_parameters(shape: ClassifierShape) -> int:
+    """Parameters of a classifier, positions among them: fine-tuning trains these too."""
+    encoder = shape.encoder
+    embed = encoder.patch_values * encoder.width + encoder.width + encoder.width
+    positions = (1 + encoder.num_patches) * encoder.width
+    head = encoder.width * shape.num_classes + shape.num_classes
+    return _blocks_parameters(encoder) + embed + positions + head
+
+
+def classifier_flops(shape: ClassifierShape, num_trained: float | None) -> int:
+    """Matrix-product FLOPs to train on one image; frozen blocks have no backward pass.
+
+    Args:
+        num_trained: blocks that are trained; None: all, and the patch projection.
+    """
+    encoder = shape.encoder
+    tokens = 1 + encoder.num_patches
+    block = _blocks_flops(encoder, tokens) / encoder.depth
+    trained = encoder.depth if num_trained is None else num_trained
+    projection = 2 * encoder.num_patches * encoder.patch_values * encoder.width
+    head = 2 * encoder.width * shape.num_classes
+    forward = block * encoder.depth + projection + head
+    return int(forward + 2 * (block * trained + head) + (projection if num_trained is None else 0))
+
+
+def classifier_activation_bytes(shape: ClassifierShape, num_trained: float | None, bytes_per_value: int) -> int:
+    """Rough memory that the activations of one image take until the backward pass (see `activation_bytes`)."""
+    encoder = shape.encoder
+    trained = encoder.depth if num_trained is None else max(1.0, num_trained)
+    tokens = 1 + encoder.num_patches
+    return int(
+        (18 * trained * tokens * encoder.width + 3 * encoder.num_patches * encoder.patch_values) * bytes_per_value
+    )
 
 
 def num_positions(shape: MAEShape) -> int:

@@ -60,11 +60,26 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(width)
 
-    def forward(self, x: Float[Tensor, "b n d"], num_queries: int | None = None) -> Float[Tensor, "b q d"]:
-        """Apply the block; with `num_queries`, compute (exactly) only the last so many output tokens."""
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        num_queries: int | None = None,
+        branch_scales: Float[Tensor, "2 b"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """Apply the block.
+
+        Args:
+            num_queries: compute (exactly) only the last so many output tokens.
+            branch_scales: drop path: what each sample's attention and MLP branch are multiplied by.
+        """
         shortcut = x if num_queries is None else x[:, -num_queries:]
-        x = shortcut + self.attn(self.norm1(x), num_queries)
-        return x + self.mlp(self.norm2(x))
+        attended = self.attn(self.norm1(x), num_queries)
+        if branch_scales is None:
+            x = shortcut + attended
+            return x + self.mlp(self.norm2(x))
+        scales = branch_scales.to(x.dtype)[:, :, None, None]
+        x = shortcut + scales[0] * attended
+        return x + scales[1] * self.mlp(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
@@ -126,10 +141,19 @@ class ViT(nn.Module):
 
     def encode(self, tokens: Float[Tensor, "b n d"], class_position: Float[Tensor, "1 1 d"]) -> Float[Tensor, "b m d"]:
         """Run embedded tokens, a class token before them, through the blocks and the final norm."""
+        return self.norm(self._run_blocks(tokens, class_position))
+
+    def _run_blocks(
+        self,
+        tokens: Float[Tensor, "b n d"],
+        class_position: Float[Tensor, "1 1 d"],
+        branch_scales: Float[Tensor, "depth 2 b"] | None = None,
+        num_blocks: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
         x = torch.cat([(self.cls_token + class_position).expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        for number, block in enumerate(self.blocks[:num_blocks]):
+            x = block(x, branch_scales=None if branch_scales is None else branch_scales[number])
+        return x
 
     def forward(
         self, images: Float[Tensor, "b c h w"], keep_ids: Int[Tensor, "b k"] | None = None
@@ -148,6 +172,23 @@ class ViT(nn.Module):
             patches = gather(patches, keep_ids)
             table = gather(table.expand(len(images), -1, -1), keep_ids)
         return self.encode(self.embed(patches, table), class_position)
+
+    def tokens(
+        self,
+        images: Float[Tensor, "b c h w"],
+        branch_scales: Float[Tensor, "depth 2 b"] | None = None,
+        num_blocks: int | None = None,
+    ) -> Float[Tensor, "b m d"]:
+        """The tokens of whole images as the last block leaves them, before the final norm.
+
+        Args:
+            branch_scales: drop path, for each block (see `Block`).
+            num_blocks: stop after so many blocks.
+        """
+        height, width = images.shape[-2:]
+        positions = self.positions(grid_of(height, width, self.shape.patch_size))
+        tokens = self.embed(patchify(images, self.shape.patch_size), positions[:, 1:])
+        return self._run_blocks(tokens, positions[:, :1], branch_scales, num_blocks)
 
 
 def init_linear_and_norm(module: nn.Module) -> None:

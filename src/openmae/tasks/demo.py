@@ -10,7 +10,7 @@ import torch
 from openmae.config import DemoConfig, PretrainConfig
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
-from openmae.tasks.load import load
+from openmae.tasks.load import load_mae
 from openmae.tasks.pictures import loss_curve, sheet
 from openmae.tasks.pretrain import pretrain
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
@@ -39,7 +39,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     summary = pretrain(settings)
 
     # Measure on held-out regions, masks other than those looked at while training.
-    model = load(config.out, settings.device)
+    model = load_mae(config.out, settings.device)
     source = open_source(DATA, "val")
     assert source is not None
     results = model.reconstruct([source.read(index) for index in range(len(source))], seed=MASK_SEED)

@@ -1,4 +1,4 @@
-"""From `--init` to a model that encodes and reconstructs: what `openmae.load` returns."""
+"""From `--init` to a model that encodes and reconstructs or classifies: what `openmae.load` returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,90 +10,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import MASKS, Grid, MAEShape, Preprocessing, check_name, check_range
+from openmae.config import DEFAULT_POOL, MASKS, POOLS, MAEShape, Preprocessing, check_name, check_range, grid_of
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
 from openmae.errors import RequestError, shown
-from openmae.model import cost
+from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
 from openmae.model.mae import MAE
+from openmae.model.vit import ViT
 from openmae.tasks.masks import MaskSampler, described_mask, read_mask, to_device
 from openmae.tasks.reconstruction import Reconstruction, reconstruct_patches
-from openmae.training.checkpoint import MODEL, newest_checkpoint, read_model
+from openmae.tasks.weights import find_model, load_weights, read_described
 from openmae.training.device import pick_device
 
 # A path, a picture, or an array H × W × C (or H × W) of uint8, uint16 or float32.
 ImageLike = str | Path | Image.Image | np.ndarray
-
-
-def find_model(init: str) -> Path:
-    """The model.safetensors that an `--init` names: of a run folder, of a checkpoint, or the file itself.
-
-    Raises:
-        RequestError: there is none.
-    """
-    path = Path(init)
-    if path.is_file():
-        return path
-    if (path / MODEL).is_file():
-        return path / MODEL
-    if path.is_dir():
-        checkpoint, damaged = newest_checkpoint(path)
-        if checkpoint is not None:
-            return checkpoint.folder / MODEL
-        told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
-        raise RequestError(f"--init {init} holds no model: {told}")
-    raise RequestError(f"--init {init} does not exist: give a run folder, a checkpoint or a model.safetensors")
-
-
-def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preprocessing, dict[str, Any]]:
-    """Weights, shape, preprocessing and the whole description of a model.safetensors of ours.
-
-    Raises:
-        RequestError: it cannot be read or describes no masked autoencoder.
-    """
-    weights, description = read_model(path)
-    try:
-        shape = MAEShape.from_dict(description["shape"])
-        preprocessing = Preprocessing.from_dict(description["preprocessing"])
-        masking = description.get("masking") or {}
-        check_name("masking", masking.get("kind"), MASKS)
-        check_range("masking ratio", masking.get("ratio"), 0, 1)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
-    described = cost.num_parameters(shape) + cost.num_positions(shape)
-    held = sum(tensor.numel() for tensor in weights.values())
-    if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
-        raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
-    return weights, shape, preprocessing, description
-
-
-def load_weights(mae: MAE, weights: dict[str, Tensor], where: str, grid: Grid | None = None) -> None:
-    """Put weights into a model of the same shape.
-
-    Args:
-        grid: of the image size that the weights were trained at; where it is not the model's own, the model
-            keeps its fixed sin-cos positions.
-
-    Raises:
-        RequestError: a weight is missing, unknown or of another shape; the message names the first.
-    """
-    own = mae.state_dict()
-    is_same_grid = grid is None or grid == mae.encoder.shape.grid
-    positions = {name for name in own if name.endswith("pos_embed")}
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights:
-            raise RequestError(f"{where} lacks {name} {tuple(own[name].shape)}: it is a checkpoint of another model")
-        if name not in own:
-            raise RequestError(f"{where} has {name}, which this model does not: it is a checkpoint of another model")
-        if weights[name].shape != own[name].shape and (is_same_grid or name not in positions):
-            raise RequestError(
-                f"{where} is a checkpoint of another shape: {name} is {tuple(weights[name].shape)} there and "
-                f"{tuple(own[name].shape)} here; leave the model's flags out to take its shape"
-            )
-    fitting = {name: value for name, value in weights.items() if is_same_grid or name not in positions}
-    mae.load_state_dict(fitting, strict=is_same_grid)
 
 
 def len_of(images: object) -> int:
@@ -101,15 +34,15 @@ def len_of(images: object) -> int:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A trained masked autoencoder with its preprocessing.
+class EncoderModel:
+    """A trained encoder with its preprocessing: features of whole images, nothing masked, deterministic.
 
     Attributes:
-        mae: in evaluation mode.
-        description: what the checkpoint says of itself: shape, preprocessing, masking, recipe, seed, step.
+        encoder: in evaluation mode; `Identity` for a norm means that the classifier it is of has none there.
+        description: what the checkpoint says of itself: shape, preprocessing, recipe, seed, step.
     """
 
-    mae: MAE
+    encoder: ViT
     preprocessing: Preprocessing
     description: dict[str, Any]
     device: torch.device
@@ -133,7 +66,7 @@ class Model:
         return normalise(stack, self.preprocessing)
 
     def _prepare(self, item: ImageLike, size: tuple[int, int], max_pixels: int) -> Tensor:
-        p, side = self.preprocessing, self.mae.encoder.shape.patch_size
+        p, side = self.preprocessing, self.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
                 array = decode(Path(item).read_bytes(), p.background, max_pixels)
@@ -153,12 +86,74 @@ class Model:
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
-        """Features of whole images, nothing masked: (B, 1 + N, width), the class token first.
+        """Tokens of whole images, nothing masked: (B, 1 + N, width), the class token first.
 
         A tensor (B, C, H, W) is taken as normalised already.
         """
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
-        return self.mae.encoder(prepared)
+        return self.encoder(prepared)
+
+    @torch.no_grad()
+    def features(
+        self, images: ImageLike | Sequence[ImageLike] | Tensor, *, pool: str = DEFAULT_POOL, layer: int | None = None
+    ) -> Tensor:
+        """Features of whole images.
+
+        Args:
+            pool: "cls" or "mean", (B, width); or "grid", the patch tokens as (B, rows, columns, width).
+            layer: after which block, from 1; None: the last, and the norm behind it. Earlier layers are not normed.
+
+        Raises:
+            RequestError: there is no such layer or pool, or a picture cannot be read.
+        """
+        check_name("--pool", pool, (*POOLS, "grid"))
+        check_range("--layer", layer, 1, self.encoder.shape.depth)
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        tokens = self.encoder.tokens(prepared, num_blocks=layer)
+        if layer is None:
+            tokens = self.encoder.norm(tokens)
+        if pool == "grid":
+            height, width = prepared.shape[-2:]
+            rows, columns = grid_of(height, width, self.encoder.shape.patch_size)
+            return tokens[:, 1:].unflatten(1, (rows, columns))
+        pooled = pool_tokens(tokens, pool)
+        return self._norm_pooled(pooled) if layer is None else pooled
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+
+@dataclass(frozen=True)
+class ClassifierModel(EncoderModel):
+    """A fine-tuned or probed classifier with its preprocessing and class names."""
+
+    classifier: Classifier
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.description["classes"])
+
+    @torch.no_grad()
+    def classify(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """The probability of each class: (B, classes); of a multi-label model each by itself."""
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        logits = self.classifier(prepared)
+        return logits.sigmoid() if self.description.get("is_multi_label") else logits.softmax(dim=1)
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        # What the head sees: a fine-tuned classifier norms the mean, not the tokens.
+        return self.classifier.fc_norm(pooled) if self.classifier.shape.head == "fine-tune" else pooled
+
+
+@dataclass(frozen=True)
+class Model(EncoderModel):
+    """A trained masked autoencoder with its preprocessing.
+
+    Attributes:
+        mae: in evaluation mode.
+    """
+
+    mae: MAE
 
     @torch.no_grad()
     def reconstruct(
@@ -205,15 +200,32 @@ class Model:
         return reconstruct_patches(self.mae, prepared, masking, self.preprocessing, undo=undo, paste=paste)
 
 
-def load(init: str, device: str | None = None) -> Model:
-    """Load a run folder, a checkpoint or a model.safetensors, ready to encode and to reconstruct.
+def load(init: str, device: str | None = None) -> Model | ClassifierModel:
+    """Load a run folder, a checkpoint or a model.safetensors, ready to encode and to reconstruct or classify.
 
     Raises:
-        RequestError: it does not exist, is damaged, or is not a masked autoencoder of ours.
+        RequestError: it does not exist, is damaged, or is no model of ours.
     """
-    path = find_model(init)
-    weights, shape, preprocessing, description = read_description(path)
-    mae = MAE.from_shape(shape)
-    load_weights(mae, weights, str(path))
+    found = read_described(find_model(init))
     chosen = pick_device(device)
-    return Model(mae.eval().to(chosen), preprocessing, description, chosen)
+    if isinstance(found.shape, MAEShape):
+        mae = MAE.from_shape(found.shape)
+        load_weights(mae, found.weights, str(found.path))
+        mae.eval().to(chosen)
+        return Model(mae.encoder, found.preprocessing, found.description, chosen, mae)
+    classifier = Classifier.from_shape(found.shape)
+    load_weights(classifier, found.weights, str(found.path))
+    classifier.eval().to(chosen)
+    return ClassifierModel(classifier.encoder, found.preprocessing, found.description, chosen, classifier)
+
+
+def load_mae(init: str, device: str | None = None) -> Model:
+    """As `load`, for what needs the decoder.
+
+    Raises:
+        RequestError: it holds none.
+    """
+    model = load(init, device)
+    if not isinstance(model, Model):
+        raise RequestError(f"--init {init} is a classifier: reconstruction needs the decoder of a pre-trained model")
+    return model

@@ -15,7 +15,6 @@ from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model.mae import MAE
 from openmae.tasks.evaluators import evaluate, make_evaluators
-from openmae.tasks.load import find_model, load_weights, read_description
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
 from openmae.tasks.progress import MOST_SKIPPED, Progress
@@ -23,6 +22,7 @@ from openmae.tasks.recovery import is_finite, roll_back, with_half_micro_batch
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
+from openmae.tasks.weights import find_model, load_weights, read_description
 from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
 from openmae.training.files import disk_faults

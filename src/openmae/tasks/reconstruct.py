@@ -9,7 +9,7 @@ from openmae.data.decode import BadImage
 from openmae.data.sources import open_source
 from openmae.errors import RequestError, shown
 from openmae.model.targets import NormPixelTarget
-from openmae.tasks.load import ImageLike, Model, load
+from openmae.tasks.load import ImageLike, Model, load_mae
 from openmae.tasks.pictures import sheet
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
 from openmae.training.files import disk_faults, written_aside
@@ -24,7 +24,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
     """
     spare_input(config)
-    model = load(config.init, config.device)
+    model = load_mae(config.init, config.device)
     images, skipped = gather_images(config, model)
     for line in skipped:
         print(f"skipped {shown(line)}")

@@ -8,10 +8,10 @@ from torch import nn
 
 from openmae.errors import Fault
 from openmae.model.mae import MAE
-from openmae.tasks.load import load_weights, read_description
 from openmae.tasks.progress import Progress
 from openmae.tasks.runs import remember_micro_batch
 from openmae.tasks.settle import Settled
+from openmae.tasks.weights import load_weights, read_description
 from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer
 from openmae.training.parallel import Processes
 

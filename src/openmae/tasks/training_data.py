@@ -11,7 +11,7 @@ from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
-from openmae.tasks.load import find_model, read_description
+from openmae.tasks.weights import find_model, read_description
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256

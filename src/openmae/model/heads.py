@@ -1,0 +1,99 @@
+"""What is put on the encoder to classify: pooling, a norm, a linear head (paper, section 4.1 and A.1)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmae.config import ClassifierShape
+from openmae.model.vit import LAYER_NORM_EPS, ViT
+
+
+class Classifier(nn.Module):
+    """An encoder, pooled tokens, a norm and a linear head; parameter names beside `encoder.` are timm's.
+
+    | head | pool | features |
+    |---|---|---|
+    | fine-tune | mean | mean of the last block's patch tokens, no encoder norm, then a fresh LayerNorm |
+    | fine-tune | cls | class token after the encoder's norm |
+    | probe | cls, mean | token(s) after the encoder's norm, then a BatchNorm without affine |
+    """
+
+    def __init__(self, encoder: ViT, shape: ClassifierShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.encoder = encoder
+        width = shape.encoder.width
+        self.fc_norm: nn.Module = nn.Identity()
+        if shape.head == "probe":
+            self.fc_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+        elif shape.pool == "mean":
+            self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+            self.encoder.norm = nn.Identity()  # type: ignore[assignment]
+        self.head = nn.Linear(width, shape.num_classes)
+        self.init_head()
+
+    @classmethod
+    def from_shape(cls, shape: ClassifierShape) -> "Classifier":
+        """A freshly initialised classifier: the encoder as in pre-training, sin-cos positions."""
+        return cls(ViT(shape.encoder), shape)
+
+    @torch.no_grad()
+    def init_head(self) -> None:
+        """Set the head and its norm.
+
+        | parameter | value |
+        |---|---|
+        | head to fine-tune | truncated normal 2e-5, bias 0 |
+        | head of a probe | N(0, .01), bias 0 |
+        | pooling norm | 1, 0 |
+        """
+        if self.shape.head == "probe":
+            nn.init.normal_(self.head.weight, std=0.01)
+        else:
+            nn.init.trunc_normal_(self.head.weight, std=2e-5)
+        nn.init.zeros_(self.head.bias)
+        if isinstance(self.fc_norm, nn.LayerNorm):
+            nn.init.ones_(self.fc_norm.weight)
+            nn.init.zeros_(self.fc_norm.bias)
+
+    def pooled(
+        self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
+    ) -> Float[Tensor, "b d"]:
+        """Pooled tokens, before the head's norm."""
+        return pool(self.encoder.norm(self.encoder.tokens(images, branch_scales)), self.shape.pool)
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
+    ) -> Float[Tensor, "b classes"]:
+        """Logits of whole images."""
+        return self.head(self.fc_norm(self.pooled(images, branch_scales)))
+
+    def train_only(self, num_blocks: float | None) -> None:
+        """Freeze all but the head, the norm before it and the last blocks (paper, section 4.3).
+
+        Args:
+            num_blocks: None trains everything, positions too; 0 the head only; 0.5 the MLP half of the last block.
+
+        Raises:
+            ValueError: there are not so many blocks.
+        """
+        depth = len(self.encoder.blocks)
+        self.requires_grad_(num_blocks is None)
+        if num_blocks is None:
+            return
+        if num_blocks > depth or (num_blocks != 0.5 and num_blocks != int(num_blocks)):
+            raise ValueError(f"--blocks got {num_blocks:g}: 0, 0.5 and 1 to {depth} are known")
+        for module in (self.head, self.fc_norm, self.encoder.norm):
+            module.requires_grad_(True)
+        if num_blocks == 0.5:
+            last = self.encoder.blocks[-1]
+            last.norm2.requires_grad_(True)
+            last.mlp.requires_grad_(True)
+            return
+        for block in self.encoder.blocks[depth - int(num_blocks) :]:
+            block.requires_grad_(True)
+
+
+def pool(tokens: Float[Tensor, "b n d"], kind: str) -> Float[Tensor, "b d"]:
+    """The class token (`cls`), or the mean of the patch tokens (`mean`)."""
+    return tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(dim=1)
