@@ -24,8 +24,10 @@ from safetensors.torch import load_file
 import openmae.cli
 from openmae.config import Preprocessing
 from openmae.data import folder as folder_module
+from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream, read, training_loader
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.tasks import loop
 from openmae.tasks import pretrain as task
 from openmae.tasks.masks import MaskSampler
 from openmae.tasks.pretrain import pretrain
@@ -97,7 +99,7 @@ def test_after_three_roll_backs_the_batchs_files_are_named(digits_config, gradie
         pretrain(config)
     step = int(re.search(r"at step (\d+)", str(fault.value))[1])
     data = open_training_data(config)
-    stream = Stream(data.train, Preprocessing(**preprocessing_of(out)), "crop", 0, 1)
+    stream = Stream(data.train, Preprocessing(**preprocessing_of(out)), Augmentation(kind="crop"), 0, 1)
     indices, _ = stream.locate(range((step - 1) * 8, step * 8))
     assert str(fault.value).endswith(", ".join(repr(data.train.name(index)) for index in indices.tolist()))
     assert (summary_of(out)["status"], summary_of(out)["rollbacks"]) == ("failed", 3)
@@ -187,9 +189,9 @@ def test_several_processes_start_again_with_half_as_many_images(
     config = pixel_config(digits_config, out, resume="auto", save_every=2, evaluate_every=100)
     with monkeypatch.context() as patch:
         patch.setattr(task, "normalise", normalise)
-        half = task.with_half_micro_batch
+        smaller = loop.smaller_micro_batch
         two = Processes(count=2)  # as one of two sees it, which has half of each batch
-        patch.setattr(task, "with_half_micro_batch", lambda *arguments: half(*arguments[:-1], two))
+        patch.setattr(loop, "smaller_micro_batch", lambda *arguments: smaller(*arguments[:-1], two))
         with pytest.raises(Fault, match=r"out of memory with 8 images at a time: started again .* takes 4"):
             pretrain(config)
     assert pretrain(config)["status"] == "complete"
@@ -279,7 +281,7 @@ def test_any_number_of_processes_sees_the_same_samples_and_masks(digits_config, 
     preprocessing = Preprocessing(
         channels=1, value_range=(0.0, 255.0), mean=(0.5,), std=(0.5,), image_size=(8, 8), background=1.0, dtype="uint8"
     )
-    stream = Stream(open_training_data(config).train, preprocessing, "crop", 7, 2)
+    stream = Stream(open_training_data(config).train, preprocessing, Augmentation(kind="crop"), 7, 2)
     masks = MaskSampler(kind, 0.75, (4, 4))
 
     def seen(processes):

@@ -1,37 +1,35 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
-from openmae.errors import Fault, Interrupted, RequestError
+from openmae.errors import Fault, RequestError
 from openmae.model.mae import MAE
-from openmae.tasks.evaluators import evaluate, make_evaluators
+from openmae.tasks.evaluators import Evaluator, make_evaluators
+from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, plan_lines
-from openmae.tasks.progress import MOST_SKIPPED, Progress
-from openmae.tasks.recovery import is_finite, roll_back, with_half_micro_batch
+from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
 from openmae.tasks.settle import Machine, Settled, settle, total_steps
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.weights import find_model, load_weights, read_description
-from openmae.training.checkpoint import MODEL, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, default_workers, has_bf16, peak_memory, pick_device, total_memory
+from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
+from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
 from openmae.training.files import disk_faults
-from openmae.training.optim import CosineSchedule, adamw, set_rate
+from openmae.training.optim import CosineSchedule, adamw
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import RunLog, Screen, duration
-
-TIMED_STEPS = 5  # after so many steps the time that the run will take is said
+from openmae.training.telemetry import RunLog
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -112,78 +110,40 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
-        def save() -> None:
-            state = {"data": fingerprint, "settings": settings, **progress.to_dict()}
-            if processes.is_first:
-                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
-            processes.wait()
+        stepped = parallelise(model.train(), processes, device)
 
-        def read_from(step: int) -> Generator[list[Batch], None, None]:
+        def save(step: int, state: dict[str, Any]) -> None:
+            state = {"data": fingerprint, "settings": settings, **state}
+            save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
+
+        def read_from(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
             steps = range(step, num_steps)
-            return read_steps(stream, settled.config, steps, processes, pin=device.type == "cuda")
+            pin = device.type == "cuda"
+            return read_steps(stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin)
 
-        batches = read_from(step)
-        try:
+        def watched() -> list[Evaluator]:
             progress.note_bad(facts.bad if facts else {})
-            evaluators = make_evaluators(chosen, settled, data, masks, model, device, progress, stop)
-            stepped = parallelise(model.train(), processes, device)
-            stop.defer()
-            with Screen(num_steps, step, "pretrain", quiet=not processes.is_first) as screen:
-                screen.say(f"resumed at step {step:,}" if step else f"writing to {run}")
-                first = step
-                evaluate(evaluators, step, num_steps, model, progress, stop)  # if a stop came before it could
-                while step < num_steps:
-                    parts = progress.wait_for(batches)
-                    set_rate(optimizer, rate := schedule(step))
-                    try:
-                        loss, norm, is_skipped = train_step(
-                            stepped, optimizer, parts, settled, masks, device, processes
-                        )
-                    except RuntimeError as error:
-                        settled = with_half_micro_batch(settled, error, optimizer, processes)
-                        screen.say(f"out of memory: now {settled.config.micro_batch_size} images at a time")
-                        batches.close()
-                        batches = read_from(step)
-                        continue
-                    step += 1
-                    progress.add(loss, is_skipped)
-                    if step % chosen.log_every == 0 or step in (1, num_steps):
-                        # The one place that waits for the device.
-                        said, *unusual = progress.line(step, rate, norm, peak_memory(device))
-                        screen.update(step, said)
-                        for line in unusual:
-                            screen.say(line)
-                    wants_save = step % chosen.save_every == 0 or step == num_steps
-                    if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(model))):
-                        names = names_of_step(stream, step - 1, progress.batch_size)
-                        step = roll_back(run, step, model, optimizer, progress, names)
-                        screen.say(f"weights or gradients are not finite: back to step {step:,}")
-                        batches.close()
-                        batches = read_from(step)
-                        continue
-                    if step in (first + 1, first + 1 + TIMED_STEPS):
-                        float(loss)  # waits for the device: what is only queued has taken no time yet
-                        if step == first + 1:  # readers have started, kernels are chosen
-                            screen.restart_clock(step)
-                        else:
-                            screen.say(f"timed      about {duration(screen.time_left(step))} from here")
-                    evaluate(evaluators, step, num_steps, model, progress, stop)
-                    if processes.any(stop.received is not None):
-                        signal = stop.received or "a signal to another process"
-                        if processes.any(not is_finite(model)):
-                            raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
-                        save()
-                        raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
-                    if wants_save:
-                        save()
-        except BaseException as error:
-            with suppress(Fault):  # on a full disk, what happened first is what must be said
-                log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
-            raise
-        finally:
-            batches.close()
-            log.close()
-        summary = progress.summary("complete", step)
+            return make_evaluators(chosen, settled, data, masks, model, device, progress, stop)
+
+        training = Training(
+            title="pretrain",
+            run=run,
+            device=device,
+            num_steps=num_steps,
+            batch_size=chosen.batch_size,
+            micro_batch_size=chosen.micro_batch_size,
+            log_every=chosen.log_every,
+            save_every=chosen.save_every,
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            take_step=lambda parts, step: train_step(stepped, optimizer, parts, settled, masks, device, processes),
+            read_from=read_from,
+            save=save,
+            restore=lambda checkpoint: put_back(checkpoint, model, optimizer),
+            names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
+        )
+        summary = run_loop(training, progress, watched, stop, processes, step)
         log.summary(summary)
         if processes.is_first:
             print(f"done       {run / MODEL}; look at it: openmae reconstruct IMAGE --init {run} --out pictures.png")
@@ -199,16 +159,10 @@ def train_step(
     masks: MaskSampler,
     device: torch.device,
     processes: Processes,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 
-    A step whose gradients are not finite leaves weights and optimiser as they are. The decision is made on
-    the device (the fused kernel's `found_inf`), and gradients are averaged over processes before it: all
-    decide alike and none waits.
-
-    Returns:
-        This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0:
-        scalars that stay on the device.
+    A step whose gradients are not finite leaves weights and optimiser as they are.
     """
     config = settled.config
     total = torch.zeros((), device=device)
@@ -220,12 +174,7 @@ def train_step(
                 loss = model(images, masking).loss * (len(images) / config.batch_size)
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    is_skipped = (~norm.isfinite()).float()
-    optimizer.found_inf = is_skipped  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return total, norm, is_skipped
+    return total, *step_if_finite(model, optimizer)
 
 
 def decide(
@@ -296,12 +245,18 @@ def restore(
             f"{earlier.config.data} is not the data that this run began with (files were added, removed or changed): "
             "restore it, or start a new run with --init and another --out"
         )
-    weights, _, _, description = read_description(folder / MODEL)
+    description = read_description(folder / MODEL)[3]
     if description["masking"] != masks.describe():
         raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
-    load_weights(model, weights, str(folder))
-    restore_optimizer(folder, model, optimizer)
+    put_back(earlier.checkpoint, model, optimizer)
     return int(earlier.state["step"])
+
+
+def put_back(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimiser back."""
+    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
+    optimizer.state.clear()
+    restore_optimizer(checkpoint.folder, model, optimizer)
 
 
 def describe_model(

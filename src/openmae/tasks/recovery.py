@@ -1,28 +1,30 @@
 """Going on after what a long run meets: too little memory, and numbers that are not finite."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from openmae.errors import Fault
-from openmae.model.mae import MAE
 from openmae.tasks.progress import Progress
 from openmae.tasks.runs import remember_micro_batch
-from openmae.tasks.settle import Settled
-from openmae.tasks.weights import load_weights, read_description
-from openmae.training.checkpoint import MODEL, newest_checkpoint, restore_optimizer
+from openmae.training.checkpoint import Checkpoint, newest_checkpoint
 from openmae.training.parallel import Processes
 
 MOST_ROLLBACKS = 3
 NAMED_INPUTS = 8  # of a batch that cannot be trained on
 
 
-def with_half_micro_batch(
-    settled: Settled, error: RuntimeError, optimizer: torch.optim.Optimizer, processes: Processes
-) -> Settled:
-    """The settings to go on with after running out of memory: half as many images at a time, the same batch.
+def smaller_micro_batch(
+    run: Path,
+    batch_size: int,
+    micro_batch_size: int,
+    error: RuntimeError,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> int:
+    """The micro-batch to go on with after running out of memory: half as many images, the same batch.
 
     Of several processes the others already wait for this one's gradients: the run is started again instead.
 
@@ -35,10 +37,10 @@ def with_half_micro_batch(
     if not is_out_of_memory:
         raise error
     optimizer.zero_grad(set_to_none=True)
-    micro = min(settled.config.micro_batch_size, len(processes.share(settled.config.batch_size)))
+    micro = min(micro_batch_size, len(processes.share(batch_size)))
     if micro == 1:
         raise Fault("out of memory with a single image at a time: give a smaller --model or --image-size")
-    remember_micro_batch(Path(settled.config.out), micro // 2, too_many=micro)
+    remember_micro_batch(run, micro // 2, too_many=micro)
     if processes.count > 1:
         raise Fault(
             f"out of memory with {micro} images at a time: started again with --resume auto (torchrun --max-restarts "
@@ -46,7 +48,7 @@ def with_half_micro_batch(
         )
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return replace(settled, config=replace(settled.config, micro_batch_size=micro // 2))
+    return micro // 2
 
 
 def is_finite(model: nn.Module) -> bool:
@@ -54,9 +56,7 @@ def is_finite(model: nn.Module) -> bool:
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
-def roll_back(
-    run: Path, step: int, model: MAE, optimizer: torch.optim.Optimizer, progress: Progress, names: list[str]
-) -> int:
+def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progress: Progress, names: list[str]) -> int:
     """Put the newest good checkpoint back; return its step.
 
     Raises:
@@ -70,9 +70,7 @@ def roll_back(
             f"--base-lr or --precision fp32; the last batch was {', '.join(map(repr, names[:NAMED_INPUTS]))}"
             + (f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else "")
         )
-    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
-    optimizer.state.clear()
-    restore_optimizer(checkpoint.folder, model, optimizer)
+    restore(checkpoint)
     step = int(checkpoint.state["step"])
     progress.restore(checkpoint.state)
     progress.counts["rollbacks"] = rollbacks + 1

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.data.augment import Augmentation
 from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
@@ -66,29 +67,42 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
 
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
     """The endless stream of the run's training samples."""
-    return Stream(train, preprocessing, config.augment, config.seed, min_side=config.patch_size)
+    return Stream(train, preprocessing, Augmentation(kind=config.augment), config.seed, min_side=config.patch_size)
 
 
 def read_steps(
-    stream: Stream, config: SettledConfig, steps: range, processes: Processes, pin: bool
+    stream: Stream,
+    batch_size: int,
+    micro_batch_size: int,
+    workers: int,
+    steps: range,
+    processes: Processes,
+    pin: bool,
+    is_paired: bool = False,
 ) -> Generator[list[Batch], None, None]:
     """The micro-batches of each of `steps` that are this process's.
+
+    Args:
+        is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
 
     Raises:
         RequestError: hardly anything can be read.
         Fault: a reader process died or hung.
     """
-    share = processes.share(config.batch_size)
+    share = processes.share(batch_size)
+    if is_paired:
+        pairs = processes.share(batch_size // 2)
+        share = range(2 * pairs.start, 2 * pairs.stop)
     loader = training_loader(
         stream,
         steps=steps,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         share=share,
-        micro_batch_size=config.micro_batch_size,
-        workers=config.workers,
+        micro_batch_size=micro_batch_size,
+        workers=workers,
         pin=pin,
     )
-    batches, parts, num_parts = read(loader), list[Batch](), -(-len(share) // config.micro_batch_size)
+    batches, parts, num_parts = read(loader), list[Batch](), -(-len(share) // micro_batch_size)
     try:
         for batch in batches:
             parts.append(batch)
