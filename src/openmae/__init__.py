@@ -12,25 +12,29 @@ when something is used that needs it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from openmae.config import DemoConfig, PretrainConfig, ReconstructConfig
+from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ReconstructConfig
 from openmae.errors import Fault, Interrupted, RequestError
 
 if TYPE_CHECKING:
     from openmae.tasks.demo import demo
-    from openmae.tasks.load import Model, load
+    from openmae.tasks.finetune import finetune
+    from openmae.tasks.load import ClassifierModel, Model, load
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.reconstruct import reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
+    "ClassifierModel",
     "DemoConfig",
     "Fault",
+    "FinetuneConfig",
     "Interrupted",
     "Model",
     "PretrainConfig",
     "ReconstructConfig",
     "RequestError",
     "demo",
+    "finetune",
     "load",
     "pretrain",
     "reconstruct",
@@ -39,7 +43,9 @@ __all__ = [
 _LAZY = {
     "Model": "openmae.tasks.load",
     "load": "openmae.tasks.load",
+    "ClassifierModel": "openmae.tasks.load",
     "demo": "openmae.tasks.demo",
+    "finetune": "openmae.tasks.finetune",
     "pretrain": "openmae.tasks.pretrain",
     "reconstruct": "openmae.tasks.reconstruct",
 }

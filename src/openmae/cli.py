@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 import openmae
-from openmae.config import DemoConfig, PretrainConfig, ReconstructConfig, check_name
+from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ReconstructConfig, check_name
 from openmae.errors import Fault, Interrupted, RequestError
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
@@ -49,11 +49,17 @@ METAVARS: dict[Any, str] = {
 }
 Command = (
     _command(PretrainConfig, "pretrain", "data")
+    | _command(FinetuneConfig, "finetune", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(DemoConfig, "demo")
 )
 # Looked up on use: `import openmae` stays quick.
-TASKS: dict[type, str] = {PretrainConfig: "pretrain", ReconstructConfig: "reconstruct", DemoConfig: "demo"}
+TASKS: dict[type, str] = {
+    PretrainConfig: "pretrain",
+    FinetuneConfig: "finetune",
+    ReconstructConfig: "reconstruct",
+    DemoConfig: "demo",
+}
 
 
 def checked(shown_config: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -19,13 +20,13 @@ from openmae.config import AUGMENTS, Preprocessing
 from openmae.data.augment import (
     CROP_ATTEMPTS,
     NUM_CHANCES,
-    augment,
+    Augmentation,
     centre_box,
     fixed_size_box,
     random_size_box,
     resized_crop,
 )
-from openmae.data.chance import Permutation, mix, sample_keys, uniforms
+from openmae.data.chance import Permutation, global_chance, mix, sample_keys, seeds, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.loader import Batch, Stream, read, read_all, split_held_out, training_loader
 from openmae.data.sources import Ignored
@@ -166,6 +167,15 @@ def test_golden_values():
     assert sample_keys(7, 3, 123).tolist() == [7724957168462271598]
     key = sample_keys(0, 0, 0)
     assert uniforms(key, 3, "augment")[0].tolist() == [0.41755746095737145, 0.8570777977339636, 0.973057027560963]
+    assert seeds(key, "rand-augment").tolist() == [11190155534739568717]
+    assert [uniforms(key, 1, name)[0, 0] for name in ("rand-augment", "erase", "drop-path", "mix")] == [
+        0.6125270040458656,
+        0.13054331590404655,
+        0.031343561862059444,
+        0.36817629986493927,
+    ]
+    with global_chance(int(key[0]), "mix"):
+        assert (random.random(), np.random.rand()) == (0.3090307851704319, 0.3090307851704319)
     assert uniforms(key, 3, "mask")[0].tolist() == [0.8287264069146568, 0.7350740365577708, 0.1533196996501236]
     assert Permutation(10, 0, 0)(range(10)).tolist() == [3, 8, 0, 6, 7, 5, 2, 9, 4, 1]
     assert Permutation(1000, 1, 2, 3)([0, 1, 2, 999]).tolist() == [37, 122, 362, 852]
@@ -211,7 +221,7 @@ class Memory:
 
 
 def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: str = "crop", **changes) -> list[Batch]:
-    stream = Stream(source, PREPROCESSING, kind, seed, min_side=4)
+    stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4)
     settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
     settings.setdefault("share", range(settings["batch_size"]))
     return list(read(training_loader(stream, steps=range(first, last), **settings)))
@@ -303,7 +313,7 @@ def test_unreadable_images_are_replaced_by_the_next_readable_one():
 
 def test_images_that_do_not_fit_are_bad_too():
     """Refused for their channels or size, not only for their bytes."""
-    stream = Stream(Memory(), PREPROCESSING, "crop", 0, min_side=17)
+    stream = Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, min_side=17)
     with pytest.raises(RequestError, match="16x20 px, smaller than a patch of 17 px"):
         stream[0]
 
@@ -335,7 +345,7 @@ except RequestError as error:
 
 def test_readers_are_gone_when_reading_is_over():
     loader = training_loader(
-        Stream(Memory(), PREPROCESSING, "crop", 0, min_side=4),
+        Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, min_side=4),
         steps=range(1000),
         batch_size=4,
         share=range(4),
@@ -389,7 +399,7 @@ def is_inside(box: tuple[int, int, int, int], height: int, width: int) -> bool:
 @given(SIDE, SIDE, SIDE, SIDE, KEYS)
 def test_boxes_lie_within_the_image(height: int, width: int, rows: int, columns: int, key: int):
     chance = uniforms(key, 4 * CROP_ATTEMPTS, "augment").reshape(CROP_ATTEMPTS, 4)
-    assert is_inside(random_size_box(height, width, chance), height, width)
+    assert is_inside(random_size_box(height, width, SCALE, chance), height, width)
     fixed, centred = (
         fixed_size_box(height, width, (rows, columns), *chance[0, :2]),
         centre_box(np.empty((height, width, 1), np.uint8), (rows, columns)),
@@ -405,7 +415,7 @@ def test_boxes_lie_within_the_image(height: int, width: int, rows: int, columns:
 @MANY
 @given(st.integers(100, 800), st.integers(100, 800), st.lists(CHANCE, min_size=4, max_size=4))
 def test_the_first_box_that_fits_has_the_area_and_aspect_drawn(height: int, width: int, chance: list[float]):
-    top, left, box_height, box_width = random_size_box(height, width, np.array([chance]))
+    top, left, box_height, box_width = random_size_box(height, width, SCALE, np.array([chance]))
     area = SCALE[0] + chance[0] * (SCALE[1] - SCALE[0])
     ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** chance[1]
     if (area * height * width * ratio) ** 0.5 <= width - 1 and (area * height * width / ratio) ** 0.5 <= height - 1:
@@ -421,7 +431,7 @@ def test_boxes_are_distributed_as_torchvisions(height: int, width: int):
     """Means of area, log aspect, centre and their spread over 5,000 draws. (40, 1000) needs the fallback always."""
     draws = 5000
     chances = uniforms(np.arange(draws), 4 * CROP_ATTEMPTS, "augment").reshape(draws, CROP_ATTEMPTS, 4)
-    ours = np.array([random_size_box(height, width, chance) for chance in chances], dtype=float)
+    ours = np.array([random_size_box(height, width, SCALE, chance) for chance in chances], dtype=float)
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
     theirs = np.array(
@@ -451,6 +461,10 @@ def test_a_fixed_box_sees_seven_eighths():
 BYTES = (0.0, 255.0)
 
 
+def augment(image: NDArray, kind: str, size: tuple[int, int], chance: NDArray, value_range=BYTES) -> torch.Tensor:
+    return Augmentation(kind=kind)(image, size, chance, 0, value_range)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in AUGMENTS if kind != "none"])
 def test_half_of_the_images_are_flipped(kind: str):
     """Whatever the box: flips and boxes must not know each other."""
@@ -458,16 +472,16 @@ def test_half_of_the_images_are_flipped(kind: str):
     ramp = np.repeat(np.linspace(40, 200, 32).astype(np.uint8)[None, :, None], 24, axis=0)
     is_flipped, tops = [], []
     for chance in uniforms(np.arange(draws), NUM_CHANCES, "augment"):
-        row = augment(ramp, kind, (6, 8), chance, BYTES)[0, 0].float()
+        row = augment(ramp, kind, (6, 8), chance)[0, 0].float()
         is_flipped.append(bool(row[-1] < row[0]))
-        tops.append(random_size_box(24, 32, chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4))[0])
+        tops.append(random_size_box(24, 32, SCALE, chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4))[0])
     assert abs(np.mean(is_flipped) - 0.5) < 4 * 0.5 / draws**0.5
     assert abs(np.corrcoef(is_flipped, tops)[0, 1]) < 4 / draws**0.5
 
 
 def test_none_takes_the_centre_and_no_chance():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    first, second = (augment(image, "none", (20, 20), np.full(NUM_CHANCES, c), BYTES) for c in (0.0, 0.9))
+    first, second = (augment(image, "none", (20, 20), np.full(NUM_CHANCES, c)) for c in (0.0, 0.9))
     assert torch.equal(first, second)
     assert torch.equal(first, torch.from_numpy(image[:, 5:25]).permute(2, 0, 1))
 
@@ -499,8 +513,8 @@ def test_every_augmentation_works_for_every_kind_of_image(kind: str, dtype: type
 def test_jitter_changes_colours_and_nothing_else():
     image = np.random.default_rng(0).integers(60, 190, (24, 32, 3), dtype=np.uint8)
     chance = uniforms(4, NUM_CHANCES, "augment")[0]
-    plain, jittered = (augment(image, kind, (12, 16), chance, BYTES) for kind in ("crop", "crop-jitter"))
+    plain, jittered = (augment(image, kind, (12, 16), chance) for kind in ("crop", "crop-jitter"))
     assert not torch.equal(plain, jittered)
     middle = chance.copy()
     middle[-4:] = 0.5  # no strength at all
-    assert (augment(image, "crop-jitter", (12, 16), middle, BYTES).int() - plain.int()).abs().max() <= 2
+    assert (augment(image, "crop-jitter", (12, 16), middle).int() - plain.int()).abs().max() <= 2

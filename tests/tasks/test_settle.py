@@ -8,7 +8,8 @@ import torch
 from openmae.config import IMAGENET_MEAN, PretrainConfig
 from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
-from openmae.tasks.settle import Machine, heads_for, planned_memory, settle, total_steps
+from openmae.tasks.choices import Machine, heads_for, total_steps
+from openmae.tasks.settle import planned_memory, settle
 
 CPU = Machine("cpu", False, 2, 16 << 30)
 GPU = Machine("cuda", True, 8, 80 << 30)

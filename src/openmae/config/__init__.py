@@ -5,6 +5,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 """
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.shapes import (
@@ -43,13 +44,18 @@ __all__ = [
     "ClassifierShape",
     "DecoderShape",
     "DemoConfig",
+    "FinetuneConfig",
     "Grid",
+    "LabelledConfig",
     "MAEShape",
     "Preprocessing",
     "PretrainConfig",
+    "ProbeConfig",
     "ReconstructConfig",
     "Settings",
     "SettledConfig",
+    "SettledFinetune",
+    "SettledProbe",
     "ViTShape",
     "check_name",
     "check_range",

@@ -1,6 +1,14 @@
-"""Crops and flips of pre-training (paper, table 1e). All chance comes in as numbers drawn from the sample's key."""
+"""Crops, flips, jitter and RandAugment of one image. All chance comes from the sample's key.
+
+Pre-training crops and flips (paper, table 1e); fine-tuning crops more widely and adds RandAugment (FACTS section 2).
+"""
 
 import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,52 +17,119 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
-CROP_SCALE = (0.2, 1.0)  # of the area
+from openmae.config import AUGMENTS, Preprocessing, check_name
+from openmae.data.chance import global_chance
+from openmae.errors import RequestError
+
+CROP_SCALE = (0.2, 1.0)  # of the area, in pre-training
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height
 CROP_ATTEMPTS = 10
 FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
 # The paper names no strengths for its jitter ablation: brightness, contrast, saturation, hue as commonly used.
 JITTER = (0.4, 0.4, 0.4, 0.1)
+SMALLEST_WITH_MARGIN = 64  # pixels
 NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
+_DECIMAL = r"\d+(?:\.\d+)?"
+# timm passes over what it does not understand; here only what has an effect is let through.
+_POLICY_PARTS = (
+    rf"(m)\d+|(n)[1-9]|(p)(?:0(?:\.\d+)?|1(?:\.0+)?)|(mstd){_DECIMAL}|(mmax)[1-9]\d*|(inc)[01]|(t)(?:weights|3aw?)"
+)
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-def augment(
-    image: NDArray, kind: str, size: tuple[int, int], chance: NDArray[np.float64], value_range: tuple[float, float]
-) -> Tensor:
-    """Crop, resize and perhaps flip one image.
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What happens to an image on its way into a training batch: crop, flip, perhaps jitter, perhaps RandAugment.
 
-    Args:
-        image: H × W × C of uint8 or float32.
+    Attributes:
         kind: none (centre crop, no flip), crop-fixed, crop or crop-jitter.
-        size: height and width of the result.
-        chance: (NUM_CHANCES,) uniform numbers.
-        value_range: black and white, for jitter of float32.
+        crop_scale: smallest and largest area of a random crop, of the image's (crop and crop-jitter).
+        rand_augment: timm's policy, like rand-m9-mstd0.5-inc1, on top of `kind`; for uint8 images, grey or RGB.
+        fill: 0..255 for each channel, where RandAugment moves pixels in from outside; None is a middle grey.
 
-    Returns:
-        (C, height, width), uint8 for uint8 input, else float32.
+    Raises:
+        RequestError: an unknown kind, a scale that is none, a policy timm would not understand wholly.
     """
-    height, width = image.shape[:2]
-    if kind == "none":
-        return resized_crop(image, centre_box(image, size), size)
-    crop_chance, flip_chance, jitter_chance = np.split(chance, [4 * CROP_ATTEMPTS, 4 * CROP_ATTEMPTS + 1])
-    if kind == "crop-fixed":
-        box = fixed_size_box(height, width, size, crop_chance[0], crop_chance[1])
-    else:
-        box = random_size_box(height, width, crop_chance.reshape(CROP_ATTEMPTS, 4))
-    result = resized_crop(image, box, size)
-    if flip_chance[0] < 0.5:
-        result = result.flip(-1)
-    return jitter(result, jitter_chance.tolist(), value_range) if kind == "crop-jitter" else result
+
+    kind: str = "crop"
+    crop_scale: tuple[float, float] = CROP_SCALE
+    rand_augment: str | None = None
+    fill: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_name("--augment", self.kind, AUGMENTS)
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise RequestError(
+                f"the crop's scale got {low:g} to {high:g}: it must lie above 0 and at most at 1, rising"
+            )
+        if self.rand_augment is not None:
+            _check_policy(self.rand_augment)
+        if self.fill is not None and (len(self.fill) not in (1, 3) or not all(0 <= v <= 255 for v in self.fill)):
+            raise RequestError(f"the fill of --rand-augment got {self.fill}: it must be 1 or 3 values of 0 to 255")
+
+    def __call__(
+        self,
+        image: NDArray,
+        size: tuple[int, int],
+        chance: NDArray[np.float64],
+        key: int,
+        value_range: tuple[float, float],
+    ) -> Tensor:
+        """Augment one image.
+
+        Args:
+            image: H × W × C of uint8 or float32.
+            size: height and width of the result.
+            chance: (NUM_CHANCES,) uniform numbers, for crop, flip and jitter.
+            key: the sample's, for RandAugment.
+            value_range: black and white, for jitter of float32.
+
+        Returns:
+            (C, height, width), uint8 for uint8 input, else float32.
+        """
+        result = self._crop_and_flip(image, size, chance)
+        if self.kind == "crop-jitter":
+            result = jitter(result, chance[4 * CROP_ATTEMPTS + 1 :].tolist(), value_range)
+        return result if self.rand_augment is None else rand_augment(result, self.rand_augment, self.fill, key)
+
+    def _crop_and_flip(self, image: NDArray, size: tuple[int, int], chance: NDArray[np.float64]) -> Tensor:
+        if self.kind == "none":
+            return resized_crop(image, centre_box(image, size), size)
+        height, width = image.shape[:2]
+        if self.kind == "crop-fixed":
+            box = fixed_size_box(height, width, size, chance[0], chance[1])
+        else:
+            attempts = chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
+            box = random_size_box(height, width, self.crop_scale, attempts)
+        result = resized_crop(image, box, size)
+        return result.flip(-1) if chance[4 * CROP_ATTEMPTS] < 0.5 else result
 
 
 def centre_box(image: NDArray, size: tuple[int, int]) -> Box:
     """The largest centred box of an H × W × C image with the aspect of `size`."""
+    return evaluation_box(image, size, margin=1.0)
+
+
+def evaluation_box(image: NDArray, size: tuple[int, int], margin: float) -> Box:
+    """The centred box that is `margin` of the largest one with the aspect of `size`, by its sides.
+
+    Cut out and resized to `size`, it shows what a centre crop of a resized image shows (FACTS section 2: evaluation).
+    """
+    assert 0 < margin <= 1
     height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1])
+    scale = min(height / size[0], width / size[1]) * margin
     box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def evaluation_margin(size: tuple[int, int]) -> float:
+    """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (FACTS section 2).
+
+    Below 64 px all too: so small a model is for images of its own size, where a margin would only be lost.
+    """
+    return 224 / 256 if min(size) >= SMALLEST_WITH_MARGIN and max(size) <= 224 else 1.0
 
 
 def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, left: float) -> Box:
@@ -64,15 +139,16 @@ def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, l
     return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
 
 
-def random_size_box(height: int, width: int, chance: NDArray[np.float64]) -> Box:
+def random_size_box(height: int, width: int, scale: tuple[float, float], chance: NDArray[np.float64]) -> Box:
     """A box of random area and aspect; after ten misses the largest centred one (torchvision's algorithm).
 
     Args:
+        scale: smallest and largest area, of the image's.
         chance: (attempts, 4) uniform numbers: area, aspect, top, left.
     """
     low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
     for area_chance, ratio_chance, top_chance, left_chance in chance.tolist():
-        area = height * width * (CROP_SCALE[0] + area_chance * (CROP_SCALE[1] - CROP_SCALE[0]))
+        area = height * width * (scale[0] + area_chance * (scale[1] - scale[0]))
         ratio = math.exp(low + ratio_chance * (high - low))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
@@ -118,3 +194,62 @@ def jitter(image: Tensor, chance: list[float], value_range: tuple[float, float])
         image = colour.adjust_hue(image, hue)
     image = image if is_rgb else image[:, 0]
     return image * (high - low) + low if is_float else image
+
+
+def check_rand_augment(channels: int, dtype: str) -> None:
+    """RandAugment's operations are Pillow's.
+
+    Raises:
+        RequestError: the images are not uint8, or neither grey nor RGB.
+    """
+    if channels not in (1, 3) or dtype != "uint8":
+        raise RequestError(
+            f"--rand-augment works on 8-bit grey or RGB images, these are {dtype} in {channels} channels: leave it out"
+        )
+
+
+def fill_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
+    """The mean colour of 8-bit images, 0..255 for each channel: what RandAugment fills with."""
+    low, high = preprocessing.value_range
+    return tuple(min(255, max(0, round(low + mean * (high - low)))) for mean in preprocessing.mean)
+
+
+def rand_augment(image: Tensor, policy: str, fill: tuple[int, ...] | None, key: int) -> Tensor:
+    """timm's RandAugment of a (1 or 3, H, W) uint8 image; equal keys give equal images.
+
+    Grey images go through it as RGB ones.
+    """
+    from PIL import Image
+
+    channels = image.shape[0]
+    assert image.dtype == torch.uint8
+    picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+    transform = _rand_augment_transform(policy, fill)
+    with global_chance(key, "rand-augment"):
+        picture = transform(picture)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[:channels].contiguous()
+
+
+@cache
+def _rand_augment_transform(policy: str, fill: tuple[int, ...] | None) -> Callable[[Any], Any]:
+    """timm's transform, built once a process: it imports timm, and is no part of what is sent to a worker."""
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    # timm's `translate_const` reaches nothing here: all of its RandAugment sets shift by a share of the sides.
+    settings: dict[str, Any] = {"interpolation": Image.Resampling.BICUBIC}
+    if fill is not None:
+        settings["img_mean"] = fill * 3 if len(fill) == 1 else fill
+    return rand_augment_transform(policy, settings)
+
+
+def _check_policy(policy: str) -> None:
+    head, *parts = policy.split("-")
+    found = [re.fullmatch(_POLICY_PARTS, part) for part in parts]
+    names = [next(filter(None, match.groups())) for match in found if match]
+    if head == "rand" and len(names) == len(parts) == len(set(names)):
+        return
+    raise RequestError(
+        f"--rand-augment got {policy!r}: it must look like rand-m9-mstd0.5-inc1 (m magnitude, mstd its deviation, "
+        "mmax its limit, n operations, p chance of each, inc 0 or 1, t weights, 3a or 3aw; each once)"
+    )

@@ -4,12 +4,16 @@ Nothing here has a state: which image comes next, how it is cropped and what is 
 only, so neither the number of workers or processes nor an interruption changes a run.
 """
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # One stream of numbers a purpose: a crop must not be correlated with a mask.
-_STREAMS = {"augment": 1, "mask": 2}
+_STREAMS = {"augment": 1, "mask": 2, "rand-augment": 3, "erase": 4, "drop-path": 5, "mix": 6}
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -37,6 +41,29 @@ def uniforms(keys: ArrayLike, count: int, stream: str) -> NDArray[np.float64]:
     start = mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     return (_mix(start[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seeds(keys: ArrayLike, stream: str) -> NDArray[np.uint64]:
+    """A seed for each key, for generators that are not ours: (B,) uint64."""
+    # A constant more than `uniforms` hashes, so that no generator starts from a number that is used itself.
+    return mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream], 1)
+
+
+@contextmanager
+def global_chance(key: int, stream: str) -> Iterator[None]:
+    """Within it, Python's and NumPy's global generators follow from the key; afterwards both are as they were.
+
+    For libraries that draw from global state. Not for several threads of a process at once.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    seed = int(seeds(key, stream)[0])
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class Permutation:

@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
-from openmae.data.augment import NUM_CHANCES, augment, centre_box, resized_crop
+from openmae.data.augment import NUM_CHANCES, Augmentation, check_rand_augment, evaluation_box, resized_crop
 from openmae.data.chance import Permutation, sample_keys, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.preprocess import conform
-from openmae.data.sources import Source
+from openmae.data.sources import Label, Source
 from openmae.errors import RequestError
 
 MOST_REPLACEMENTS = 1000
@@ -35,14 +35,38 @@ class Batch:
     images: (B, C, H, W), uint8 or float32, not normalised.
     keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
     bad: name and reason of each input that could not be read and was replaced.
+    labels: (B,) int64 or, with several for an image, (B, classes) float32; None where not asked for or unknown.
     """
 
     images: Tensor
     keys: Tensor
     bad: dict[str, str]
+    labels: Tensor | None = None
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad)
+        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, _pinned(self.labels))
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Attributes:
+    images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
+    labels: as in `Batch`.
+    indices: (B,) int64, where in the source each image stands.
+    bad: name and reason of each input that could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    bad: dict[str, str]
+
+    def pin_memory(self) -> "EvaluationBatch":
+        return EvaluationBatch(self.images.pin_memory(), _pinned(self.labels), self.indices.pin_memory(), self.bad)
+
+
+def _pinned(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.pin_memory()
 
 
 class Subset:
@@ -63,7 +87,7 @@ class Subset:
     def name(self, index: int) -> str:
         return self.source.name(self._index(index))
 
-    def label(self, index: int) -> int | None:
+    def label(self, index: int) -> Label:
         return self.source.label(self._index(index))
 
     def read(self, index: int) -> Any:
@@ -79,15 +103,37 @@ def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
     return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
 
 
-Sample = tuple[Tensor, int, dict[str, str]]  # image, key, what could not be read on the way to it
+class Sample(NamedTuple):
+    """`bad` is what could not be read on the way to the image."""
+
+    image: Tensor
+    key: int
+    bad: dict[str, str]
+    label: Label
 
 
 class Stream(Dataset):
-    """Training samples by their position in the endless stream."""
+    """Training samples by their position in the endless stream.
 
-    def __init__(self, source: Source, preprocessing: Preprocessing, kind: str, seed: int, min_side: int) -> None:
-        self.source, self.preprocessing = source, preprocessing
-        self.kind, self.seed, self.min_side = kind, seed, min_side
+    Raises:
+        RequestError: the augmentation does not fit the images.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        seed: int,
+        min_side: int,
+        *,
+        with_labels: bool = False,
+    ) -> None:
+        if augmentation.rand_augment is not None:
+            check_rand_augment(preprocessing.channels, preprocessing.dtype)
+            assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
+        self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
+        self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The index in the source and the key of each position: two (B,) arrays."""
@@ -122,16 +168,35 @@ class Stream(Dataset):
                 image = self.source.read(candidate)
                 image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
                 p = self.preprocessing
-                return augment(image, self.kind, p.image_size, chance, p.value_range), key, bad
+                result = self.augmentation(image, p.image_size, chance, key, p.value_range)
+                return Sample(result, key, bad, self.source.label(candidate) if self.with_labels else None)
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)
         name, reason = next(iter(bad.items()))
         raise RequestError(f"{len(bad)} images in a row cannot be read, the first {name!r}: {reason}")
 
 
-def collate(samples: Sequence[tuple[Tensor, int, dict[str, str]]]) -> Batch:
-    images, keys, bad = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(keys), {k: v for found in bad for k, v in found.items()})
+def collate(samples: Sequence[Sample]) -> Batch:
+    images, keys, bad, labels = zip(*samples, strict=True)
+    reasons = {name: reason for found in bad for name, reason in found.items()}
+    return Batch(torch.stack(images), torch.tensor(keys), reasons, _stacked(labels))
+
+
+def _stacked(labels: Sequence[Label]) -> Tensor | None:
+    """The labels of a batch; None where no image has one.
+
+    Raises:
+        RequestError: some have one and others not.
+    """
+    known = [label for label in labels if label is not None]
+    if not known:
+        return None
+    if len(known) < len(labels):
+        raise RequestError(
+            f"{len(labels) - len(known)} of {len(labels)} images of a batch have no label: give them one"
+        )
+    values = np.stack([np.asarray(label) for label in known])
+    return torch.from_numpy(values.astype(np.int64 if values.ndim == 1 else np.float32))
 
 
 class _Positions:
@@ -167,10 +232,11 @@ def training_loader(
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_start_worker,
         prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
     )
 
 
-def read(loader: DataLoader) -> Generator[Batch, None, None]:
+def read(loader: DataLoader) -> Generator[Any, None, None]:
     """Go through a loader once; when the generator is closed, its reader processes are gone.
 
     Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
@@ -195,6 +261,94 @@ def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+class _Evaluation(Dataset):
+    """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
+
+    def __init__(
+        self, source: Source, preprocessing: Preprocessing, margin: float, min_side: int, with_labels: bool
+    ) -> None:
+        self.source, self.preprocessing, self.margin = source, preprocessing, margin
+        self.min_side, self.with_labels = min_side, with_labels
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
+        p = self.preprocessing
+        try:
+            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
+        except BadImage as error:
+            return index, str(error), None
+        box = evaluation_box(image, p.image_size, self.margin)
+        label = self.source.label(index) if self.with_labels else None
+        return index, resized_crop(image, box, p.image_size), label
+
+    def collate(self, samples: Sequence[tuple[int, Tensor | str, Label]]) -> EvaluationBatch:
+        good = [(index, image, label) for index, image, label in samples if isinstance(image, Tensor)]
+        bad = {self.source.name(index): reason for index, reason, _ in samples if isinstance(reason, str)}
+        images = [image for _, image, _ in good]
+        dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
+        empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
+        return EvaluationBatch(
+            torch.stack(images) if images else empty,
+            _stacked([label for _, _, label in good]),
+            torch.tensor([index for index, _, _ in good], dtype=torch.int64),
+            bad,
+        )
+
+
+class _Parts:
+    """Indices in order, `size` at a time; the last part may be smaller."""
+
+    def __init__(self, indices: range | NDArray[np.int64], size: int) -> None:
+        self.indices, self.size = indices, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([int(i) for i in self.indices[start : start + self.size]] for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.indices), self.size)
+
+
+def evaluation_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: range | NDArray[np.int64],
+    *,
+    batch_size: int,
+    workers: int,
+    margin: float,
+    min_side: int,
+    with_labels: bool,
+    pin: bool = False,
+) -> Generator[EvaluationBatch, None, None]:
+    """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
+
+    An unreadable image is left out and named, so a batch may be smaller, even empty (its labels are None then). With
+    several processes each gives its own part of the indices: nothing is padded, every image counts once.
+
+    Args:
+        margin: fraction of the largest centred box that is kept (`evaluation_margin`).
+
+    Raises:
+        RequestError: some images of a batch have a label and others not.
+    """
+    dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_Parts(indices, batch_size),
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        pin_memory=pin,
+        timeout=WORKER_TIMEOUT if workers else 0,
+        worker_init_fn=_start_worker,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
+    )
+    return read(loader)
+
+
 def read_all(
     source: Source, preprocessing: Preprocessing, min_side: int
 ) -> tuple[Tensor, NDArray[np.int64], dict[str, str]]:
@@ -202,14 +356,6 @@ def read_all(
 
     Evaluation never replaces an unreadable image: it is left out and named.
     """
-    images, indices, bad, size = [], [], {}, preprocessing.image_size
-    for index in range(len(source)):
-        try:
-            image = conform(source.read(index), preprocessing.channels, preprocessing.dtype, min_side)
-        except BadImage as error:
-            bad[source.name(index)] = str(error)
-            continue
-        images.append(resized_crop(image, centre_box(image, size), size))
-        indices.append(index)
-    empty = torch.empty(0, preprocessing.channels, *size)
-    return torch.stack(images) if images else empty, np.array(indices, dtype=np.int64), bad
+    dataset = _Evaluation(source, preprocessing, margin=1.0, min_side=min_side, with_labels=False)
+    batch = dataset.collate([dataset[index] for index in range(len(source))])
+    return batch.images, batch.indices.numpy(), batch.bad

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
@@ -18,6 +19,8 @@ from openmae.data.folder import FolderSource, Ignored, class_names, scan
 from openmae.data.parquet import ParquetSource, is_parquet
 from openmae.errors import RequestError, shown
 
+# A class; with several for an image, zeros and ones, one for each class; None where unknown.
+Label = int | NDArray[np.float32] | None
 SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(rb"(train(ing)?|val(id(ation)?)?|test(ing)?)([^a-z].*)?", re.IGNORECASE | re.DOTALL)
 
@@ -36,7 +39,7 @@ class Source(Protocol):
         """A stable, unique name: the path within the data, or `file.parquet#row`. May hold any character."""
         ...
 
-    def label(self, index: int) -> int | None: ...
+    def label(self, index: int) -> Label: ...
     def read(self, index: int) -> np.ndarray:
         """The decoded sample, H x W x C. Raises BadImage, also for a file that has vanished."""
         ...

@@ -1,5 +1,6 @@
 """The paper's settings by name, each with the number it claims."""
 
+from openmae.recipes.finetune import FINETUNE_RECIPES
 from openmae.recipes.pretrain import PRETRAIN_RECIPES
 
-__all__ = ["PRETRAIN_RECIPES"]
+__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES"]

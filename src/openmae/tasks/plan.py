@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, SettledConfig, flag_of
+from openmae.config import MAEShape, SettledConfig, SettledFinetune, flag_of
+from openmae.data.labels import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.errors import Fault
 from openmae.model import cost
-from openmae.tasks.settle import Settled, planned_memory, total_steps
+from openmae.tasks.choices import total_steps
+from openmae.tasks.settle import Settled, planned_memory
+from openmae.tasks.settle_finetune import SettledTuning
 from openmae.training.device import describe
 
 # A checkpoint holds the weights and AdamW's two moments in float32.
@@ -64,14 +67,14 @@ def checkpoint_bytes(shape: MAEShape) -> int:
     return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
 
 
-def check_disk(run: Path, shape: MAEShape, keep: int) -> None:
+def check_disk(run: Path, checkpoint_bytes: int, keep: int) -> None:
     """Make sure that the checkpoints will fit: the kept ones and the one being written.
 
     Raises:
         Fault: they will not.
     """
     there = sum(1 for _ in (run / "checkpoints").glob("step-*"))
-    needed = max(1, keep + 1 - there) * checkpoint_bytes(shape)
+    needed = max(1, keep + 1 - there) * checkpoint_bytes
     free = shutil.disk_usage(_existing(run)).free
     if needed > free:
         raise Fault(
@@ -80,7 +83,7 @@ def check_disk(run: Path, shape: MAEShape, keep: int) -> None:
         )
 
 
-def rate_words(config: SettledConfig) -> str:
+def rate_words(config: SettledConfig | SettledFinetune) -> str:
     """The learning rate and how it came about."""
     peak = config.base_lr * config.batch_size / 256
     return (
@@ -89,7 +92,40 @@ def rate_words(config: SettledConfig) -> str:
     )
 
 
-def words(config: SettledConfig, name: str) -> str:
+def tuning_lines(
+    tuned: SettledTuning, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
+) -> list[str]:
+    """The plan of a fine-tuning, a line a fact."""
+    c, encoder = tuned.config, tuned.shape.encoder
+    count = len(data.train)
+    flops = cost.classifier_flops(tuned.shape, c.blocks)
+    what = "the head alone" if c.blocks == 0 else "everything" if c.blocks is None else f"the last {c.blocks:g} blocks"
+    parts = -(-c.batch_size // c.micro_batch_size)
+    lines = [
+        f"data       {count:,} labelled images to train on, {data.num_classes} classes"
+        + (", several labels an image" if data.is_multi_label else "")
+        + f"; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"measured   on {len(data.report):,} images of {data.report_name}"
+        + (" (made here, see split.json)" if data.is_validation_split else ""),
+        f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), "
+        + (f"from {c.init}" if not c.is_from_scratch else "from scratch")
+        + f"; {what} of {cost.classifier_parameters(tuned.shape) / 1e6:.1f} M parameters trained",
+        f"work       {flops / 1e9:.2f} GFLOP an image, {flops * num_steps * c.batch_size / 1e15:.3g} PFLOP in all",
+        f"steps      {num_steps:,} of {c.batch_size} images"
+        + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
+        + f": {num_steps * c.batch_size / count:.4g} epochs",
+        f"rate       {rate_words(c)}; each layer's is {c.layer_decay:g} of the next one's",
+        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+    ]
+    if data.unlabelled:
+        lines.append(f"left out   {data.unlabelled:,} images without a label")
+    if data.unmatched:
+        lines.append(f"ignored    {data.unmatched:,} rows of {c.label_file} that name no image")
+    lines += [f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in tuned.reasons.items() if why != "as --init"]
+    return lines
+
+
+def words(config: SettledConfig | SettledFinetune, name: str) -> str:
     value = getattr(config, name)
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)

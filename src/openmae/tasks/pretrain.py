@@ -14,13 +14,14 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import Fault, RequestError
 from openmae.model.mae import MAE
+from openmae.tasks.choices import Machine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
-from openmae.tasks.plan import check_disk, plan_lines
+from openmae.tasks.plan import check_disk, checkpoint_bytes, plan_lines
 from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
-from openmae.tasks.settle import Machine, Settled, settle, total_steps
+from openmae.tasks.settle import Settled, settle
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.weights import find_model, load_weights, read_description
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
@@ -46,7 +47,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     config = PretrainConfig.from_dict(config.to_dict())  # paths as strings
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
-        run, earlier = Path(config.out), find_earlier(config)
+        run, earlier = Path(config.out), find_earlier(config, SettledConfig)
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
         device = pick_device(asked.device, processes.local_rank)
         if device.type == "cuda":
@@ -89,7 +90,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             print("\n".join(lines), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
-        check_disk(run, shape, chosen.keep)
+        check_disk(run, checkpoint_bytes(shape), chosen.keep)
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.

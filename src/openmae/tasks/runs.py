@@ -9,10 +9,20 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.util import register_after_fork
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import openmae
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig, flag_of
+from openmae.config import (
+    FinetuneConfig,
+    LabelledConfig,
+    Preprocessing,
+    PretrainConfig,
+    ProbeConfig,
+    SettledConfig,
+    SettledFinetune,
+    SettledProbe,
+    flag_of,
+)
 from openmae.errors import RequestError, shown
 from openmae.training.checkpoint import (
     CHECKPOINT_NAME,
@@ -33,11 +43,16 @@ NOT_THE_RUN = {"init", "micro_batch_size"}
 SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
 
 
+AnyConfig = PretrainConfig | LabelledConfig
+C = TypeVar("C", PretrainConfig, FinetuneConfig, ProbeConfig)
+T = TypeVar("T", SettledConfig, SettledFinetune, SettledProbe)
+
+
 @dataclass(frozen=True)
-class Earlier:
+class Earlier(Generic[T]):
     """What an earlier start of this run left: its settings and, if one was saved, its newest good checkpoint."""
 
-    config: SettledConfig
+    config: T
     preprocessing: Preprocessing
     checkpoint: Checkpoint | None
     warnings: list[str]
@@ -58,7 +73,7 @@ class Earlier:
         return self.checkpoint.state if self.checkpoint is not None else {}
 
 
-def settings_of(config: SettledConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
     """What makes a run this run, as JSON values: a checkpoint keeps it."""
     values = {**config.to_dict(), "preprocessing": asdict(preprocessing)}
     return json.loads(
@@ -66,7 +81,7 @@ def settings_of(config: SettledConfig, preprocessing: Preprocessing) -> dict[str
     )
 
 
-def find_earlier(config: PretrainConfig) -> Earlier | None:
+def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
     """The run to continue, or None to start one.
 
     Raises:
@@ -80,7 +95,7 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
             raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
         return None
     if config.resume != "auto":
-        return _from_checkpoint(config, Path(config.resume))
+        return _from_checkpoint(config, Path(config.resume), settled)
     if _is_vacant(run):
         return None
     checkpoint, damaged = newest_checkpoint(run)
@@ -93,7 +108,7 @@ def find_earlier(config: PretrainConfig) -> Earlier | None:
                 "another --out"
             )
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
-    saved, preprocessing = _read_config(run, config)
+    saved, preprocessing = _read_config(run, config, settled)
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
 
@@ -112,7 +127,7 @@ def check_place(path: Path) -> None:
         raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
 
 
-def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
+def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Earlier[T]:
     folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
@@ -127,7 +142,7 @@ def _from_checkpoint(config: PretrainConfig, path: Path) -> Earlier:
     origin, run = checkpoint.folder.absolute().parent.parent, Path(config.out)
     if not _is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
         raise RequestError(f"{run} exists already and is not the run of --resume {path}: choose another --out")
-    saved, preprocessing = _read_config(origin, config)
+    saved, preprocessing = _read_config(origin, config, settled)
     return Earlier(saved, preprocessing, checkpoint, damaged)
 
 
@@ -140,10 +155,10 @@ def _is_vacant(run: Path) -> bool:
     return not any(run.iterdir()) or (_status(run) == "failed" and not (run / "checkpoints").exists())
 
 
-def _read_config(run: Path, config: PretrainConfig) -> tuple[SettledConfig, Preprocessing]:
+def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
-        saved, preprocessing = SettledConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
+        saved, preprocessing = settled.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{run} holds no run that can be resumed (config.json: {error}); choose another --out"
@@ -174,7 +189,7 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
-def begin(config: SettledConfig, preprocessing: Preprocessing, earlier: Earlier | None, lock: ExitStack) -> None:
+def begin(config: AnyConfig, preprocessing: Preprocessing, earlier: Earlier | None, lock: ExitStack) -> None:
     """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
 
     A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once. The
@@ -209,7 +224,7 @@ def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> Non
         write_json(run / "config.json", values)
 
 
-def with_remembered_micro_batch(config: PretrainConfig) -> PretrainConfig:
+def with_remembered_micro_batch(config: C) -> C:
     """The settings of a run that is started again before its first checkpoint, with the micro-batch that will do."""
     try:
         values = json.loads((Path(config.out) / "config.json").read_bytes())

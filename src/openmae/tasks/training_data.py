@@ -42,8 +42,7 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
-    if os.path.isdir(config.data) and Path(os.path.realpath(config.out)).is_relative_to(os.path.realpath(config.data)):
-        raise RequestError(f"--out {config.out} lies inside {config.data}: the run's pictures would become its data")
+    check_outside(config.data, config.out)
     options: dict[str, Any] = {"max_pixels": config.max_pixels}
     background = config.background
     if background is None and config.init is not None:
@@ -63,6 +62,12 @@ def open_training_data(config: PretrainConfig) -> TrainingData:
     if wanted >= len(train):
         raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.data} has {len(train)} images")
     return TrainingData(*split_held_out(train, wanted)) if wanted else TrainingData(train, None)
+
+
+def check_outside(data: str, out: str) -> None:
+    """Raise RequestError where the run folder would lie among its data."""
+    if os.path.isdir(data) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
+        raise RequestError(f"--out {out} lies inside {data}: the run's pictures would become its data")
 
 
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:

@@ -52,12 +52,14 @@ def save_checkpoint(
     metadata: dict[str, Any],
     state: dict[str, Any],
     keep: int,
+    beside: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write `checkpoints/step-…`, make it the newest, and delete all but the newest `keep`.
 
     Args:
         metadata: what determines the weights or their use; no time, host or path.
         state: where the run stands; JSON values.
+        beside: tensors that training needs beside the optimiser's, named `kind/…`.
 
     Raises:
         Fault: the disk is full or cannot be written; earlier checkpoints are untouched.
@@ -69,7 +71,7 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         try:
             save_model(partial / MODEL, model, metadata)
-            save_file(optimizer_tensors(model, optimizer), partial / OPTIMIZER)
+            save_file({**optimizer_tensors(model, optimizer), **(beside or {})}, partial / OPTIMIZER)
             write_json(partial / STATE, {"step": step, **state})
             entries = {name: _entry(partial / name) for name in (MODEL, OPTIMIZER, STATE)}
             write_json(partial / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
@@ -177,11 +179,15 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put saved tensors back; the groups' settings come from the config, not from the file."""
+def restore_optimizer(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ignored: str | None = None
+) -> None:
+    """Put saved tensors back, but for those of the kind `ignored`; the groups' settings come from the config."""
     parameters = dict(model.named_parameters())
     for full_name, value in load_file(folder / OPTIMIZER).items():
         key, _, name = full_name.partition("/")
+        if key == ignored:
+            continue
         parameter = parameters.get(name)
         if parameter is None or value.shape not in ((), parameter.shape):
             raise RequestError(f"{folder / OPTIMIZER} has {full_name} {tuple(value.shape)}, which fits no parameter")

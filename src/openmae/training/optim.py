@@ -1,11 +1,15 @@
 """Parameter groups and the learning rate's schedule (paper, table 8; FACTS section 2)."""
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+BLOCK_NAME = re.compile(r"encoder\.blocks\.(\d+)\..+")
+CLASS_AND_POSITIONS = ("encoder.cls_token", "encoder.pos_embed")
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -19,9 +23,78 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
+def layer_decay_groups(
+    model: nn.Module, *, depth: int, layer_decay: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Trainable parameters of a classifier by layer, each group with the `lr_scale` that its rate is multiplied by.
+
+    | id | parameters |
+    |---|---|
+    | 0 | class token, positions, patch projection |
+    | k + 1 | block k of `depth` |
+    | depth + 1 | encoder norm, pooling norm, head |
+
+    The scale is layer_decay^(depth + 1 - id). An id has a decayed and a spared group (1-D parameters, class token,
+    positions), first id first, decayed first; empty ones are left out (FACTS section 2, layer-wise decay).
+
+    Raises:
+        AssertionError: a name, trainable or not, fits no rule, or the model has not `depth` blocks. Layer decay that
+            matches nothing would go unnoticed.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {
+        (layer, is_spared): [] for layer in range(depth + 2) for is_spared in (False, True)
+    }
+    layers = {name: _layer_id(name, depth) for name, _ in model.named_parameters()}
+    missing = set(range(1, depth + 1)) - set(layers.values())
+    assert not missing, f"layer decay over {depth} blocks: the model has none numbered {min(missing) - 1}"
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[layers[name], parameter.ndim <= 1 or name in CLASS_AND_POSITIONS].append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if is_spared else weight_decay,
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+        }
+        for (layer, is_spared), parameters in groups.items()
+        if parameters
+    ]
+
+
+def _layer_id(name: str, depth: int) -> int:
+    if name in CLASS_AND_POSITIONS or name.startswith("encoder.patch_embed."):
+        return 0
+    if match := BLOCK_NAME.fullmatch(name):
+        number = int(match[1])
+        assert number < depth, f"layer decay over {depth} blocks: {name} is in a later one"
+        return number + 1
+    assert name.startswith(("encoder.norm.", "fc_norm.", "head.")), f"layer decay knows no layer for {name}"
+    return depth + 1
+
+
 def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW in its fused form over the two groups; the rate is set before every step."""
-    return torch.optim.AdamW(weight_decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+    return adamw_of(weight_decay_groups(model, weight_decay), betas)
+
+
+def adamw_of(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW in its fused form over ready groups; the rate is set before every step."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]], momentum: float) -> torch.optim.SGD:
+    """SGD in its fused form over ready groups, on the device where their parameters lie now.
+
+    A group's weight decay is added to the gradient before momentum, in parameters of any dimension.
+    """
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    if momentum > 0:
+        # torch 2.15 allocates momentum without filling it and leaves the filling to the first step: were that one
+        # skipped (`found_inf`), whatever lay in memory would be taken for momentum in the second.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,5 +115,6 @@ class CosineSchedule:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of the next step; a layer's scale multiplies it, the schedule's minimum included."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)

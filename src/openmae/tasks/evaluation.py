@@ -1,0 +1,76 @@
+"""What a classifier says about every image of a source, each counted once."""
+
+import numpy as np
+import torch
+
+from openmae.config import Preprocessing
+from openmae.data.augment import evaluation_margin
+from openmae.data.labels import targets_of
+from openmae.data.loader import evaluation_batches
+from openmae.data.preprocess import normalise
+from openmae.data.sources import Source
+from openmae.model.heads import Classifier
+from openmae.tasks.held_out import EvaluationStopped
+from openmae.tasks.metrics import Predictions, merge
+from openmae.training.device import autocast
+from openmae.training.parallel import Processes
+from openmae.training.signals import StopRequest
+
+LARGEST_BATCH = 256
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+    stop: StopRequest | None = None,
+) -> Predictions:
+    """Classify all images: each process its own part of them, unreadable ones left out and named.
+
+    Every process gets the predictions of all.
+
+    Raises:
+        EvaluationStopped: a signal came to one of the processes.
+    """
+    targets = torch.from_numpy(targets_of(source))
+    logits: list[torch.Tensor] = [torch.empty(0, model.shape.num_classes)]
+    indices: list[np.ndarray] = [np.empty(0, np.int64)]
+    bad: dict[str, str] = {}
+    share = processes.share(len(source))
+    batches = evaluation_batches(
+        source,
+        preprocessing,
+        share,
+        batch_size=min(batch_size, LARGEST_BATCH),
+        workers=workers if len(share) > LARGEST_BATCH else 0,
+        margin=evaluation_margin(preprocessing.image_size),
+        min_side=model.shape.encoder.patch_size,
+        with_labels=False,
+        pin=device.type == "cuda",
+    )
+    is_stopped = False
+    try:
+        for batch in batches:
+            if stop is not None and stop.received:
+                is_stopped = True
+                break
+            bad |= batch.bad
+            if len(batch.images):
+                images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
+                with autocast(device, precision):
+                    logits.append(model(images).float().cpu())
+                indices.append(batch.indices.numpy())
+    finally:
+        batches.close()
+    if processes.any(is_stopped):
+        raise EvaluationStopped
+    own = np.concatenate(indices)
+    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad)
+    return merge(processes.gather(part))

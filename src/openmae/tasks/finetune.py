@@ -1,0 +1,470 @@
+"""`openmae finetune`: a classifier from labels: fine-tuned, partially or from scratch (paper, tables 9 and 11)."""
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from openmae.config import FinetuneConfig, SettledFinetune
+from openmae.data.augment import Augmentation, fill_colour
+from openmae.data.labels import LabelledData, Oversampled, class_weights, open_labelled, targets_of
+from openmae.data.loader import Batch, Stream
+from openmae.data.preprocess import DataFacts, look_at, normalise
+from openmae.data.regularise import Mixing, drop_path_masks, erase
+from openmae.errors import Fault, Interrupted, RequestError
+from openmae.model import cost
+from openmae.model.heads import Classifier
+from openmae.model.positions import resample_positions
+from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.classification_report import write_report
+from openmae.tasks.evaluation import predict
+from openmae.tasks.evaluators import Evaluator
+from openmae.tasks.held_out import EvaluationStopped
+from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
+from openmae.tasks.metrics import Predictions, figures
+from openmae.tasks.plan import check_disk, tuning_lines
+from openmae.tasks.progress import Progress
+from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
+from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
+from openmae.tasks.training_data import check_outside, names_of_step, read_steps
+from openmae.tasks.weights import Described, find_model, load_weights, read_described
+from openmae.training.average import Average
+from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
+from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
+from openmae.training.files import disk_faults, write_json
+from openmae.training.optim import CosineSchedule, adamw_of, layer_decay_groups
+from openmae.training.parallel import Processes, accumulating, joined, parallelise
+from openmae.training.signals import StopRequest
+from openmae.training.telemetry import RunLog
+
+RAW_WEIGHT = "weight"  # beside a moving average: the weights that training goes on with
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Train a classifier on labels; all that it leaves behind lies in `config.out`.
+
+    Returns:
+        What RUN/summary.json holds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
+        Interrupted: a signal; the run was saved and `--resume auto` continues it.
+        Fault: a full disk, a dead reader process, or a loss that is not finite.
+    """
+    config = FinetuneConfig.from_dict(config.to_dict())  # paths as strings
+    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
+        # Set-up. Nothing is written before all that can be wrong has been looked at.
+        run, earlier = Path(config.out), find_earlier(config, SettledFinetune)
+        asked = earlier.config if earlier else with_remembered_micro_batch(config)
+        device = pick_device(asked.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        starts_anew = earlier is None or earlier.checkpoint is None
+        init = read_described(find_model(asked.init)) if starts_anew and not asked.is_from_scratch else None
+        check_outside(asked.data, asked.out)
+        data = open_data(asked, init)
+        tuned, facts = decide(asked, earlier, init, data, device, processes)
+        chosen = tuned.config
+        num_steps = total_steps(chosen, len(data.train))
+        check_shares(chosen, processes)
+        stream = make_stream(tuned, data)
+
+        # Model and optimiser, from the checkpoint where there is one.
+        torch.manual_seed(chosen.seed)
+        model = Classifier.from_shape(tuned.shape)
+        if init is not None:
+            load_encoder_weights(model, init)
+        model.train_only(chosen.blocks)
+        model.to(device)
+        average = Average(model, chosen.ema) if chosen.ema else None
+        groups = layer_decay_groups(
+            model,
+            depth=tuned.shape.encoder.depth,
+            layer_decay=chosen.layer_decay,
+            weight_decay=chosen.weight_decay,
+        )
+        optimizer = adamw_of(groups, chosen.betas)
+        schedule = CosineSchedule(
+            peak=chosen.base_lr * chosen.batch_size / 256,
+            minimum=chosen.min_lr,
+            warmup_steps=chosen.warmup_epochs * len(data.train) / chosen.batch_size,
+            total_steps=num_steps,
+        )
+        step = restore(earlier, model, optimizer, average, data)
+        if len(set(processes.gather(step))) > 1:
+            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
+        if step > num_steps:
+            raise RequestError(
+                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
+            )
+        if step == num_steps and (summary := finished_summary(run)) is not None:
+            if processes.is_first:
+                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+            return summary
+        if processes.is_first and facts is not None:
+            print("\n".join(tuning_lines(tuned, data, facts, device, num_steps)), flush=True)
+        for warning in earlier.warnings if processes.is_first and earlier else ():
+            print(f"warning: {warning}", flush=True)
+        copies = 4 if average else 3
+        check_disk(run, 4 * copies * cost.classifier_parameters(tuned.shape), chosen.keep)
+        processes.wait()  # until all have seen the run folder as it was
+
+        # From here on the run folder exists.
+        state = earlier.state if earlier else {}
+        if processes.is_first:
+            begin(chosen, tuned.preprocessing, earlier, lock)
+            write_split(run, chosen, data)
+        with disk_faults(run):
+            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
+        progress = Progress(
+            log,
+            processes,
+            batch_size=chosen.batch_size,
+            num_images=len(data.train),
+            num_inputs=len(data.train),
+            max_bad=chosen.max_bad,
+            state=state,
+        )
+        settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
+        metadata = describe_classifier(tuned, data)
+        stepped = parallelise(model.train(), processes, device)
+        task = TuningStep(tuned, data, device, processes)
+        seen: dict[int, Predictions] = {}
+
+        def look(source: Any) -> Predictions:
+            with average.applied(model) if average else nullcontext():
+                return predict(
+                    model,
+                    source,
+                    tuned.preprocessing,
+                    device=device,
+                    precision=chosen.precision,
+                    batch_size=chosen.micro_batch_size,
+                    workers=chosen.workers,
+                    processes=processes,
+                    stop=stop,
+                )
+
+        def evaluated(step: int) -> dict[str, float]:
+            predictions = look(data.validation if data.validation is not None else data.report)
+            if data.validation is None or data.test is None:
+                seen.clear()
+                seen[step] = predictions
+                return named_figures(predictions)
+            return named_figures(predictions, "val_")
+
+        def watched() -> list[Evaluator]:
+            progress.note_bad(facts.bad if facts else {})
+            return [Evaluator(chosen.evaluate_every, evaluated, is_shared=True)]
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            state = {"data": fingerprint, "settings": settings, "classes": list(data.classes), **state}
+            raw = (
+                {f"{RAW_WEIGHT}/{n}": p.detach().cpu().clone() for n, p in model.named_parameters()} if average else {}
+            )
+            with average.applied(model) if average else nullcontext():
+                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep, raw)
+
+        def read_from(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+            if task.is_paired:
+                micro_batch_size = max(2, micro_batch_size // 2 * 2)
+            steps, pin = range(step, num_steps), device.type == "cuda"
+            return read_steps(
+                stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin, task.is_paired
+            )
+
+        def take_step(parts: Sequence[Batch], step: int) -> StepResult:
+            result = train_step(stepped, optimizer, parts, step, task)
+            if average is not None:
+                average.update(result[2])
+            return result
+
+        training = Training(
+            title="finetune",
+            run=run,
+            device=device,
+            num_steps=num_steps,
+            batch_size=chosen.batch_size,
+            micro_batch_size=chosen.micro_batch_size,
+            log_every=chosen.log_every,
+            save_every=chosen.save_every,
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            take_step=take_step,
+            read_from=read_from,
+            save=save,
+            restore=lambda checkpoint: put_back(checkpoint, model, optimizer, average),
+            names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
+        )
+        summary = run_loop(training, progress, watched, stop, processes, step)
+
+        # The final figure, on images that decided nothing.
+        model.eval()
+        try:
+            predictions = seen[num_steps] if num_steps in seen else look(data.report)
+        except EvaluationStopped:
+            raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
+        summary |= {
+            **named_figures(predictions),
+            "report": data.report_name,
+            "report_images": len(data.report),
+            "train_images": len(data.train),
+            "classes": data.num_classes,
+        }
+        if processes.is_first:
+            log.quarantine(predictions.bad)
+            write_report(
+                run, predictions, data.report, data.classes, tuned.preprocessing, f"{run.name}, {data.report_name}"
+            )
+            log.summary(summary)
+            print(said(summary, data, run))
+        processes.wait()
+        return summary
+
+
+class TuningStep:
+    """What a training step needs beside model and optimiser."""
+
+    def __init__(self, tuned: SettledTuning, data: LabelledData, device: torch.device, processes: Processes) -> None:
+        c = tuned.config
+        self.tuned, self.device, self.processes = tuned, device, processes
+        self.is_multi_label = data.is_multi_label
+        self.mixing = Mixing(
+            mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_classes
+        )
+        self.is_paired = bool(c.mixup or c.cutmix)
+        self.rates = drop_path_rates(c.drop_path, tuned.shape.encoder.depth, c.blocks)
+        weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
+        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
+
+
+def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
+    """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
+    first = 0 if num_blocks is None else depth - max(1, int(num_blocks))
+    rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
+    return [0.0 if block < first else value for block, value in enumerate(rates)]
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch], step: int, task: TuningStep
+) -> StepResult:
+    """One optimiser step over this process's micro-batches of a global batch.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are.
+    """
+    config, device = task.tuned.config, task.device
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts, start=1):
+        assert part.labels is not None
+        images = normalise(part.images.to(device, non_blocking=True), task.tuned.preprocessing)
+        if config.erasing:
+            images = erase(images, part.keys, config.erasing)
+        images, targets = task.mixing(images, part.labels.to(device), seed=config.seed, step=step)
+        scales = drop_path_masks(part.keys, task.rates).to(device) if any(task.rates) else None
+        with accumulating(model, is_last=number == len(parts)):
+            with autocast(device, config.precision):
+                logits = model(images, scales).float()
+            loss = classification_loss(logits, targets, task.is_multi_label, task.weights) / config.batch_size
+            (loss * task.processes.count).backward()  # what is averaged over processes must add up
+        total += loss.detach()
+    return total, *step_if_finite(model, optimizer)
+
+
+def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:
+    """The sum over images of cross-entropy with soft targets or, with several labels, of the mean binary one."""
+    if is_multi_label:
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
+    return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+
+
+def open_data(config: FinetuneConfig, init: Described | None) -> LabelledData:
+    """The labelled parts of DATA. Raises RequestError where they cannot be used."""
+    background = config.background
+    if background is None:
+        background = init.preprocessing.background if init is not None else 1.0
+    return open_labelled(
+        config.data,
+        labels=config.labels,
+        label_file=config.label_file,
+        held_out=config.held_out,
+        background=background,
+        max_pixels=config.max_pixels,
+    )
+
+
+def decide(
+    config: FinetuneConfig,
+    earlier: Earlier | None,
+    init: Described | None,
+    data: LabelledData,
+    device: torch.device,
+    processes: Processes,
+) -> tuple[SettledTuning, DataFacts | None]:
+    """The settings of the run: those of its earlier start, or new ones after a look at the data.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    machine = Machine(
+        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
+    )
+    if earlier is not None:
+        check_classes(earlier, data)
+        tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing)
+        return replace(tuned, config=replace(tuned.config, device=str(device))), None
+    try:
+        facts = look_at(data.train)
+    except RequestError as error:
+        raise RequestError(f"{config.data}: {error}") from None
+    start = None if init is None else (init.shape.encoder, init.preprocessing)
+    tuned = settle_finetune(config, facts, data.num_classes, data.is_multi_label, machine, start)
+    return replace(tuned, config=replace(tuned.config, device=str(device))), facts
+
+
+def check_classes(earlier: Earlier, data: LabelledData) -> None:
+    """Raise RequestError where DATA has not the classes that the run began with."""
+    before = earlier.state.get("classes")
+    if before is None or before == list(data.classes):
+        return
+    if len(before) != data.num_classes:
+        what = f"has {data.num_classes} classes, the run began with {len(before)}"
+    else:
+        new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
+        what = f"has the class {new!r}, which the run did not begin with"
+    raise RequestError(f"{earlier.config.data} {what}: restore it, or start a new run with another --out")
+
+
+def check_shares(config: SettledFinetune, processes: Processes) -> None:
+    """Raise RequestError where a process would get nothing of a batch."""
+    smallest = 2 if config.mixup or config.cutmix else 1
+    if processes.count * smallest > config.batch_size:
+        raise RequestError(
+            f"--batch-size {config.batch_size} for {processes.count} processes: give at least {smallest} each"
+        )
+
+
+def make_stream(tuned: SettledTuning, data: LabelledData) -> Stream:
+    """The endless stream of the run's training samples."""
+    config, preprocessing = tuned.config, tuned.preprocessing
+    has_rand_augment = config.rand_augment != "none"
+    augmentation = Augmentation(
+        kind=config.augment,
+        crop_scale=config.crop_scale,
+        rand_augment=config.rand_augment if has_rand_augment else None,
+        fill=fill_colour(preprocessing) if has_rand_augment else None,
+    )
+    source = Oversampled(data.train, targets_of(data.train)) if config.balance == "sampling" else data.train
+    return Stream(source, preprocessing, augmentation, config.seed, config.patch_size, with_labels=True)
+
+
+def load_encoder_weights(model: Classifier, init: Described) -> None:
+    """Take over a trained encoder; positions are resampled where the image size is another.
+
+    Raises:
+        RequestError: an encoder weight is missing or of another shape.
+    """
+    weights, own = init.encoder_weights, model.encoder.state_dict()
+    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.shape.encoder.grid, model.encoder.shape.grid)
+    for name, value in own.items():
+        if name not in weights:
+            hint = ": its classifier has no encoder norm, --pool mean needs none" if name.startswith("norm.") else ""
+            raise RequestError(f"{init.path} lacks the encoder's {name}{hint or ': it is damaged or incomplete'}")
+        if weights[name].shape != value.shape:
+            raise RequestError(
+                f"{init.path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"
+            )
+    model.encoder.load_state_dict({name: weights[name] for name in own})
+
+
+def restore(
+    earlier: Earlier | None,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    data: LabelledData,
+) -> int:
+    """Put the newest good checkpoint back; return the step to go on from.
+
+    Raises:
+        RequestError: the data is not that of the checkpoint.
+    """
+    if earlier is None or earlier.checkpoint is None:
+        return 0
+    earlier.check_settings()
+    if earlier.state["data"] != data.fingerprint:
+        raise RequestError(
+            f"{earlier.config.data} is not the data that this run began with (files or labels were added, removed or "
+            "changed): restore it, or start a new run with another --out"
+        )
+    put_back(earlier.checkpoint, model, optimizer, average)
+    return int(earlier.state["step"])
+
+
+def put_back(
+    checkpoint: Checkpoint, model: Classifier, optimizer: torch.optim.Optimizer, average: Average | None
+) -> None:
+    """Put a checkpoint's weights, their average and the optimiser back."""
+    folder = checkpoint.folder
+    load_weights(model, read_described(folder / MODEL).weights, str(folder))
+    if average is not None:
+        average.restore({name: parameter.detach() for name, parameter in model.named_parameters()})
+        raw = {k.removeprefix(f"{RAW_WEIGHT}/"): v for k, v in load_file(folder / OPTIMIZER).items()}
+        load_weights(model, {name: raw.get(name, value) for name, value in model.state_dict().items()}, str(folder))
+    optimizer.state.clear()
+    restore_optimizer(folder, model, optimizer, ignored=RAW_WEIGHT)
+
+
+def describe_classifier(tuned: SettledTuning, data: LabelledData) -> dict[str, Any]:
+    """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
+    return {
+        "kind": "classifier",
+        "shape": asdict(tuned.shape),
+        "preprocessing": asdict(tuned.preprocessing),
+        "classes": list(data.classes),
+        "is_multi_label": data.is_multi_label,
+        "recipe": tuned.config.recipe,
+        "seed": tuned.config.seed,
+    }
+
+
+def write_split(run: Path, config: FinetuneConfig, data: LabelledData) -> None:
+    """Write down which images of train were held out and, with `--labels`, which were trained on."""
+    split: dict[str, Any] = {}
+    if names := data.split_names():
+        split["held_out"] = names
+    if config.labels is not None:
+        split["train"] = [data.train.name(i) for i in range(len(data.train))]
+    if split:
+        with disk_faults(run):
+            write_json(run / "split.json", split)
+
+
+def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+    """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
+    found = figures(predictions)
+    found["held_out_loss"] = found.pop("loss")
+    return {prefix + name: value for name, value in found.items()}
+
+
+def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    """The last lines on the screen."""
+    if data.is_multi_label:
+        figure = f"mean average precision {summary['map']:.2f} %, F1 {summary['f1']:.2f} %"
+    else:
+        figure = (
+            f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"
+        )
+        if "top5" in summary:
+            figure += f", top-5 {summary['top5']:.2f} %"
+    unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
+    return (
+        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"done       {run / MODEL}; see {run / 'pictures'}, {run / 'classes.csv'} and {run / 'predictions.csv'}"
+    )
