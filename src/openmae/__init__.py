@@ -12,7 +12,7 @@ when something is used that needs it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ReconstructConfig
+from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ProbeConfig, ReconstructConfig
 from openmae.errors import Fault, Interrupted, RequestError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openmae.tasks.finetune import finetune
     from openmae.tasks.load import ClassifierModel, Model, load
     from openmae.tasks.pretrain import pretrain
+    from openmae.tasks.probe import probe
     from openmae.tasks.reconstruct import reconstruct
 
 __version__ = "0.1.0"
@@ -31,12 +32,14 @@ __all__ = [
     "Interrupted",
     "Model",
     "PretrainConfig",
+    "ProbeConfig",
     "ReconstructConfig",
     "RequestError",
     "demo",
     "finetune",
     "load",
     "pretrain",
+    "probe",
     "reconstruct",
 ]
 
@@ -47,6 +50,7 @@ _LAZY = {
     "demo": "openmae.tasks.demo",
     "finetune": "openmae.tasks.finetune",
     "pretrain": "openmae.tasks.pretrain",
+    "probe": "openmae.tasks.probe",
     "reconstruct": "openmae.tasks.reconstruct",
 }
 

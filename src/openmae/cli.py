@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 import openmae
-from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ReconstructConfig, check_name
+from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ProbeConfig, ReconstructConfig, check_name
 from openmae.errors import Fault, Interrupted, RequestError
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
@@ -50,6 +50,7 @@ METAVARS: dict[Any, str] = {
 Command = (
     _command(PretrainConfig, "pretrain", "data")
     | _command(FinetuneConfig, "finetune", "data")
+    | _command(ProbeConfig, "probe", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(DemoConfig, "demo")
 )
@@ -57,6 +58,7 @@ Command = (
 TASKS: dict[type, str] = {
     PretrainConfig: "pretrain",
     FinetuneConfig: "finetune",
+    ProbeConfig: "probe",
     ReconstructConfig: "reconstruct",
     DemoConfig: "demo",
 }

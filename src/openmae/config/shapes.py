@@ -171,6 +171,8 @@ class Preprocessing:
         interpolation: how images are resized (antialiased).
         background: what alpha is composited on, 0 black to 1 white.
         dtype: number type of the data: uint8, uint16 or float32.
+        margin: what evaluation keeps of the largest centred box of the model's aspect, along each side; 224/256
+            for classifiers (FACTS section 2), 1 else.
     """
 
     channels: int
@@ -181,9 +183,11 @@ class Preprocessing:
     interpolation: str = "bicubic"
     background: float = 1.0
     dtype: str = "uint8"
+    margin: float = 1.0
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_range("the margin", self.margin, 0, 1, open_low=True)
         check_name("the data's type", self.dtype, ("uint8", "uint16", "float32"))
         check_range("--background", self.background, 0, 1)
         for name in ("mean", "std"):

@@ -27,7 +27,6 @@ CROP_ATTEMPTS = 10
 FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
 # The paper names no strengths for its jitter ablation: brightness, contrast, saturation, hue as commonly used.
 JITTER = (0.4, 0.4, 0.4, 0.1)
-SMALLEST_WITH_MARGIN = 64  # pixels
 NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
 _DECIMAL = r"\d+(?:\.\d+)?"
 # timm passes over what it does not understand; here only what has an effect is let through.
@@ -127,9 +126,9 @@ def evaluation_box(image: NDArray, size: tuple[int, int], margin: float) -> Box:
 def evaluation_margin(size: tuple[int, int]) -> float:
     """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (FACTS section 2).
 
-    Below 64 px all too: so small a model is for images of its own size, where a margin would only be lost.
+    For images hardly larger than `size` it only throws pixels away: callers keep 1.0 there.
     """
-    return 224 / 256 if min(size) >= SMALLEST_WITH_MARGIN and max(size) <= 224 else 1.0
+    return 224 / 256 if max(size) <= 224 else 1.0
 
 
 def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, left: float) -> Box:

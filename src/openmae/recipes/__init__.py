@@ -2,5 +2,6 @@
 
 from openmae.recipes.finetune import FINETUNE_RECIPES
 from openmae.recipes.pretrain import PRETRAIN_RECIPES
+from openmae.recipes.probe import PROBE_RECIPES
 
-__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES"]
+__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES", "PROBE_RECIPES"]

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from openmae.config import Preprocessing
-from openmae.data.augment import evaluation_margin
 from openmae.data.labels import targets_of
 from openmae.data.loader import evaluation_batches
 from openmae.data.preprocess import normalise
@@ -50,7 +49,7 @@ def predict(
         share,
         batch_size=min(batch_size, LARGEST_BATCH),
         workers=workers if len(share) > LARGEST_BATCH else 0,
-        margin=evaluation_margin(preprocessing.image_size),
+        margin=preprocessing.margin,
         min_side=model.shape.encoder.patch_size,
         with_labels=False,
         pin=device.type == "cuda",

@@ -7,27 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from openmae.config import FinetuneConfig, SettledFinetune
 from openmae.data.augment import Augmentation, fill_colour
-from openmae.data.labels import LabelledData, Oversampled, class_weights, open_labelled, targets_of
+from openmae.data.labels import LabelledData, Oversampled, class_weights, targets_of
 from openmae.data.loader import Batch, Stream
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model import cost
 from openmae.model.heads import Classifier
-from openmae.model.positions import resample_positions
 from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.classification import (
+    check_classes,
+    classification_loss,
+    load_encoder_weights,
+    named_figures,
+    open_data,
+    said,
+    write_split,
+)
 from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluation import predict
 from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
-from openmae.tasks.metrics import Predictions, figures
+from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
@@ -37,7 +44,7 @@ from openmae.tasks.weights import Described, find_model, load_weights, read_desc
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
-from openmae.training.files import disk_faults, write_json
+from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw_of, layer_decay_groups
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
@@ -68,7 +75,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         starts_anew = earlier is None or earlier.checkpoint is None
         init = read_described(find_model(asked.init)) if starts_anew and not asked.is_from_scratch else None
         check_outside(asked.data, asked.out)
-        data = open_data(asked, init)
+        background = asked.background if init is None else init.preprocessing.background
+        data = open_data(asked, 1.0 if background is None else background)
         tuned, facts = decide(asked, earlier, init, data, device, processes)
         chosen = tuned.config
         num_steps = total_steps(chosen, len(data.train))
@@ -277,28 +285,6 @@ def train_step(
     return total, *step_if_finite(model, optimizer)
 
 
-def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:
-    """The sum over images of cross-entropy with soft targets or, with several labels, of the mean binary one."""
-    if is_multi_label:
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
-    return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
-
-
-def open_data(config: FinetuneConfig, init: Described | None) -> LabelledData:
-    """The labelled parts of DATA. Raises RequestError where they cannot be used."""
-    background = config.background
-    if background is None:
-        background = init.preprocessing.background if init is not None else 1.0
-    return open_labelled(
-        config.data,
-        labels=config.labels,
-        label_file=config.label_file,
-        held_out=config.held_out,
-        background=background,
-        max_pixels=config.max_pixels,
-    )
-
-
 def decide(
     config: FinetuneConfig,
     earlier: Earlier | None,
@@ -328,19 +314,6 @@ def decide(
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
 
 
-def check_classes(earlier: Earlier, data: LabelledData) -> None:
-    """Raise RequestError where DATA has not the classes that the run began with."""
-    before = earlier.state.get("classes")
-    if before is None or before == list(data.classes):
-        return
-    if len(before) != data.num_classes:
-        what = f"has {data.num_classes} classes, the run began with {len(before)}"
-    else:
-        new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
-        what = f"has the class {new!r}, which the run did not begin with"
-    raise RequestError(f"{earlier.config.data} {what}: restore it, or start a new run with another --out")
-
-
 def check_shares(config: SettledFinetune, processes: Processes) -> None:
     """Raise RequestError where a process would get nothing of a batch."""
     smallest = 2 if config.mixup or config.cutmix else 1
@@ -362,25 +335,6 @@ def make_stream(tuned: SettledTuning, data: LabelledData) -> Stream:
     )
     source = Oversampled(data.train, targets_of(data.train)) if config.balance == "sampling" else data.train
     return Stream(source, preprocessing, augmentation, config.seed, config.patch_size, with_labels=True)
-
-
-def load_encoder_weights(model: Classifier, init: Described) -> None:
-    """Take over a trained encoder; positions are resampled where the image size is another.
-
-    Raises:
-        RequestError: an encoder weight is missing or of another shape.
-    """
-    weights, own = init.encoder_weights, model.encoder.state_dict()
-    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.shape.encoder.grid, model.encoder.shape.grid)
-    for name, value in own.items():
-        if name not in weights:
-            hint = ": its classifier has no encoder norm, --pool mean needs none" if name.startswith("norm.") else ""
-            raise RequestError(f"{init.path} lacks the encoder's {name}{hint or ': it is damaged or incomplete'}")
-        if weights[name].shape != value.shape:
-            raise RequestError(
-                f"{init.path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"
-            )
-    model.encoder.load_state_dict({name: weights[name] for name in own})
 
 
 def restore(
@@ -432,39 +386,3 @@ def describe_classifier(tuned: SettledTuning, data: LabelledData) -> dict[str, A
         "recipe": tuned.config.recipe,
         "seed": tuned.config.seed,
     }
-
-
-def write_split(run: Path, config: FinetuneConfig, data: LabelledData) -> None:
-    """Write down which images of train were held out and, with `--labels`, which were trained on."""
-    split: dict[str, Any] = {}
-    if names := data.split_names():
-        split["held_out"] = names
-    if config.labels is not None:
-        split["train"] = [data.train.name(i) for i in range(len(data.train))]
-    if split:
-        with disk_faults(run):
-            write_json(run / "split.json", split)
-
-
-def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
-    """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
-    found = figures(predictions)
-    found["held_out_loss"] = found.pop("loss")
-    return {prefix + name: value for name, value in found.items()}
-
-
-def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
-    """The last lines on the screen."""
-    if data.is_multi_label:
-        figure = f"mean average precision {summary['map']:.2f} %, F1 {summary['f1']:.2f} %"
-    else:
-        figure = (
-            f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"
-        )
-        if "top5" in summary:
-            figure += f", top-5 {summary['top5']:.2f} %"
-    unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
-    return (
-        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
-        f"done       {run / MODEL}; see {run / 'pictures'}, {run / 'classes.csv'} and {run / 'predictions.csv'}"
-    )

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, MASKS, POOLS, MAEShape, Preprocessing, check_name, check_range, grid_of
-from openmae.data.augment import centre_box, resized_crop
+from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
@@ -82,7 +82,7 @@ class EncoderModel:
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        return resized_crop(array, centre_box(array, size), size)
+        return resized_crop(array, evaluation_box(array, size, p.margin), size)
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, SettledConfig, SettledFinetune, flag_of
+from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
 from openmae.data.labels import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.errors import Fault
@@ -13,6 +13,7 @@ from openmae.model import cost
 from openmae.tasks.choices import total_steps
 from openmae.tasks.settle import Settled, planned_memory
 from openmae.tasks.settle_finetune import SettledTuning
+from openmae.tasks.settle_probe import SettledProbing
 from openmae.training.device import describe
 
 # A checkpoint holds the weights and AdamW's two moments in float32.
@@ -121,11 +122,44 @@ def tuning_lines(
         lines.append(f"left out   {data.unlabelled:,} images without a label")
     if data.unmatched:
         lines.append(f"ignored    {data.unmatched:,} rows of {c.label_file} that name no image")
-    lines += [f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in tuned.reasons.items() if why != "as --init"]
+    return lines + decided_lines(c, tuned.reasons)
+
+
+def decided_lines(config: SettledFinetune | SettledProbe, reasons: dict[str, str]) -> list[str]:
+    """What was decided and why; what simply is the pre-trained model's is left out."""
+    told = {name: why for name, why in reasons.items() if why != "as --init"}
+    return [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in told.items()]
+
+
+def probing_lines(
+    settled: SettledProbing, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
+) -> list[str]:
+    """The plan of a linear probe, a line a fact."""
+    c, encoder, count = settled.config, settled.shape.encoder, len(data.train)
+    how = "computed once and kept" if c.augment == "none" else "computed as training goes, from augmented images"
+    rates = " ".join(f"{rate * c.batch_size / 256:.3g}" for rate in c.base_lr)
+    chosen = "on a split of train, see split.json" if data.is_validation_split else "on val"
+    lines = [
+        f"data       {count:,} labelled images to train on, {data.num_classes} classes; short side about "
+        f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"measured   on {len(data.report):,} images of {data.report_name}",
+        f"model      {c.init}: {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), frozen; "
+        f"{'class token' if c.pool == 'cls' else 'mean of the patch tokens'}; features {how}",
+        f"steps      {num_steps:,} of {c.batch_size} images: {num_steps * c.batch_size / count:.4g} epochs",
+        f"rate       {rates} = base rates x batch {c.batch_size} / 256 ({c.optimizer}); "
+        f"{c.warmup_epochs:.3g} epochs of warm-up, then a cosine to {c.min_lr:g}"
+        + (f"; the best is chosen {chosen}" if len(c.base_lr) > 1 else ""),
+        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+    ]
+    if data.unlabelled:
+        lines.append(f"left out   {data.unlabelled:,} images without a label")
+    lines += [
+        f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in settled.reasons.items() if why != "as --init"
+    ]
     return lines
 
 
-def words(config: SettledConfig | SettledFinetune, name: str) -> str:
+def words(config: SettledProbe | SettledConfig | SettledFinetune, name: str) -> str:
     value = getattr(config, name)
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)

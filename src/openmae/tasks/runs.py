@@ -59,8 +59,10 @@ class Earlier(Generic[T]):
 
     def check_settings(self) -> None:
         """Raise RequestError where config.json is not what the checkpoint was trained with."""
-        saved = self.state.get("settings", {})
+        saved = dict(self.state.get("settings", {}))
         for name, value in settings_of(self.config, self.preprocessing).items():
+            if name == "preprocessing" and name in saved:  # an older run's may lack what has a default since
+                saved[name] = json.loads(json.dumps(asdict(Preprocessing.from_dict(saved[name]))))
             if name in saved and saved[name] != value:
                 raise RequestError(
                     f"config.json says {flag_of(name)} {value}, the checkpoint was trained with {saved[name]}: "

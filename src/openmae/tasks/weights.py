@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from openmae.config import (
     MASKS,
@@ -116,6 +116,15 @@ def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preproces
             f"{path} is a classifier, whose decoder is gone: pre-training and reconstruction need a pre-trained model"
         )
     return found.weights, found.shape, found.preprocessing, found.description
+
+
+def load_weights_of(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model that has exactly these. Raises RequestError where it has not."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        if name not in weights or name not in own or weights[name].shape != own[name].shape:
+            raise RequestError(f"{where} does not fit: {name} is missing or of another shape")
+    model.load_state_dict(weights)
 
 
 def load_weights(model: MAE | Classifier, weights: dict[str, Tensor], where: str, grid: Grid | None = None) -> None:

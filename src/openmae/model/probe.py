@@ -1,0 +1,43 @@
+"""Several linear probes of one frozen encoder, trained side by side (paper, A.1; FACTS section 2)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmae.config import ClassifierShape
+from openmae.model.heads import Classifier
+
+
+class Probes(nn.Module):
+    """A BatchNorm without affine, shared, and a linear head for each learning rate; all begin alike.
+
+    The encoder is no part of it: it is frozen, and its features may have been computed once for all.
+    """
+
+    def __init__(self, shape: ClassifierShape, count: int) -> None:
+        super().__init__()
+        width = shape.encoder.width
+        self.fc_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+        self.heads = nn.ModuleList(nn.Linear(width, shape.num_classes) for _ in range(count))
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set every head to the same numbers: weights N(0, .01), biases 0."""
+        weight: Tensor | None = None
+        for head in self.heads:
+            assert isinstance(head, nn.Linear)
+            weight = nn.init.normal_(torch.empty_like(head.weight), std=0.01) if weight is None else weight
+            head.weight.copy_(weight)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "heads b classes"]:
+        """Each head's logits of pooled features."""
+        normed = self.fc_norm(features)
+        return torch.stack([head(normed) for head in self.heads])
+
+    @torch.no_grad()
+    def put_into(self, classifier: Classifier, number: int) -> None:
+        """Give a classifier of the `probe` kind the norm and the head with this number."""
+        classifier.fc_norm.load_state_dict(self.fc_norm.state_dict())
+        classifier.head.load_state_dict(self.heads[number].state_dict())

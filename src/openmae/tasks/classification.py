@@ -1,0 +1,106 @@
+"""What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from openmae.config import LabelledConfig
+from openmae.data.labels import LabelledData, open_labelled
+from openmae.errors import RequestError
+from openmae.model.heads import Classifier
+from openmae.model.positions import resample_positions
+from openmae.tasks.metrics import Predictions, figures
+from openmae.tasks.runs import Earlier
+from openmae.tasks.weights import Described
+from openmae.training.checkpoint import MODEL
+from openmae.training.files import disk_faults, write_json
+
+
+def open_data(config: LabelledConfig, background: float, needs_choice: bool = False) -> LabelledData:
+    """The labelled parts of DATA. Raises RequestError where they cannot be used."""
+    return open_labelled(
+        config.data,
+        labels=config.labels,
+        label_file=config.label_file,
+        held_out=config.held_out,
+        background=background,
+        max_pixels=config.max_pixels,
+        needs_choice=needs_choice,
+    )
+
+
+def check_classes(earlier: Earlier, data: LabelledData) -> None:
+    """Raise RequestError where DATA has not the classes that the run began with."""
+    before = earlier.state.get("classes")
+    if before is None or before == list(data.classes):
+        return
+    if len(before) != data.num_classes:
+        what = f"has {data.num_classes} classes, the run began with {len(before)}"
+    else:
+        new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
+        what = f"has the class {new!r}, which the run did not begin with"
+    raise RequestError(f"{earlier.config.data} {what}: restore it, or start a new run with another --out")
+
+
+def load_encoder_weights(model: Classifier, init: Described) -> None:
+    """Take over a trained encoder; positions are resampled where the image size is another.
+
+    Raises:
+        RequestError: an encoder weight is missing or of another shape.
+    """
+    weights, own = init.encoder_weights, model.encoder.state_dict()
+    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.shape.encoder.grid, model.encoder.shape.grid)
+    for name, value in own.items():
+        if name not in weights:
+            hint = ": its classifier has no encoder norm, --pool mean needs none" if name.startswith("norm.") else ""
+            raise RequestError(f"{init.path} lacks the encoder's {name}{hint or ': it is damaged or incomplete'}")
+        if weights[name].shape != value.shape:
+            raise RequestError(
+                f"{init.path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"
+            )
+    model.encoder.load_state_dict({name: weights[name] for name in own})
+
+
+def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:
+    """The sum over images of cross-entropy with soft targets or, with several labels, of the mean binary one."""
+    if is_multi_label:
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
+    return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+
+
+def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
+    """Write down which images of train were held out and, with `--labels`, which were trained on."""
+    split: dict[str, Any] = {}
+    if names := data.split_names():
+        split["held_out"] = names
+    if config.labels is not None:
+        split["train"] = [data.train.name(i) for i in range(len(data.train))]
+    if split:
+        with disk_faults(run):
+            write_json(run / "split.json", split)
+
+
+def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+    """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
+    found = figures(predictions)
+    found["held_out_loss"] = found.pop("loss")
+    return {prefix + name: value for name, value in found.items()}
+
+
+def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    """The last lines on the screen."""
+    if data.is_multi_label:
+        figure = f"mean average precision {summary['map']:.2f} %, F1 {summary['f1']:.2f} %"
+    else:
+        figure = (
+            f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"
+        )
+        if "top5" in summary:
+            figure += f", top-5 {summary['top5']:.2f} %"
+    unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
+    return (
+        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"done       {run / MODEL}; see {run / 'pictures'}, {run / 'classes.csv'} and {run / 'predictions.csv'}"
+    )

@@ -1,0 +1,441 @@
+"""`openmae probe`: a linear classifier on a frozen encoder (paper, table 10)."""
+
+import csv
+import hashlib
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmae.config import ProbeConfig, SettledProbe
+from openmae.data.augment import Augmentation
+from openmae.data.labels import LabelledData, Part
+from openmae.data.loader import Batch, Stream
+from openmae.data.preprocess import DataFacts, look_at, normalise
+from openmae.data.sources import Source
+from openmae.errors import Fault, RequestError
+from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
+from openmae.model.probe import Probes
+from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.classification import (
+    check_classes,
+    classification_loss,
+    load_encoder_weights,
+    named_figures,
+    open_data,
+    said,
+    write_split,
+)
+from openmae.tasks.classification_report import write_report
+from openmae.tasks.evaluators import Evaluator
+from openmae.tasks.extract import Features, extract
+from openmae.tasks.load import EncoderModel
+from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
+from openmae.tasks.metrics import Predictions
+from openmae.tasks.plan import check_disk, probing_lines
+from openmae.tasks.progress import Progress
+from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of
+from openmae.tasks.settle_probe import SettledProbing, settle_probe
+from openmae.tasks.training_data import check_outside, names_of_step, read_steps
+from openmae.tasks.weights import Described, find_model, load_weights_of, read_described
+from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
+from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
+from openmae.training.files import disk_faults, written_aside
+from openmae.training.lars import LARS
+from openmae.training.optim import CosineSchedule, sgd
+from openmae.training.parallel import Processes, accumulating, joined, parallelise
+from openmae.training.signals import StopRequest
+from openmae.training.telemetry import RunLog
+
+
+def probe(config: ProbeConfig) -> dict[str, Any]:
+    """Train linear heads on a frozen encoder, one for each rate; keep the best by a split of train.
+
+    Returns:
+        What RUN/summary.json holds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
+        Interrupted: a signal; the run was saved and `--resume auto` continues it.
+        Fault: a full disk, a dead reader process, or a loss that is not finite.
+    """
+    config = ProbeConfig.from_dict(config.to_dict())  # paths as strings
+    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
+        # Set-up. Nothing is written before all that can be wrong has been looked at.
+        run, earlier = Path(config.out), find_earlier(config, SettledProbe)
+        asked = earlier.config if earlier else config
+        device = pick_device(asked.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        init = read_described(find_model(asked.init))
+        check_outside(asked.data, asked.out)
+        needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
+        data = open_data(asked, init.preprocessing.background, needs_choice)
+        settled, facts = decide(asked, earlier, init, data, device, processes)
+        chosen, shape = settled.config, settled.shape
+        num_steps = total_steps(chosen, len(data.train))
+        if processes.count > chosen.batch_size:
+            raise RequestError(
+                f"--batch-size {chosen.batch_size} for {processes.count} processes: give at least one each"
+            )
+
+        # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
+        torch.manual_seed(chosen.seed)
+        classifier = Classifier.from_shape(shape)
+        load_encoder_weights(classifier, init)
+        classifier.requires_grad_(False).eval().to(device)
+        probes = Probes(shape, len(chosen.base_lr)).to(device)
+        peak = max(chosen.base_lr)
+        groups = [
+            {"params": list(head.parameters()), "weight_decay": chosen.weight_decay, "lr_scale": rate / peak}
+            for head, rate in zip(probes.heads, chosen.base_lr, strict=True)
+        ]
+        optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
+        schedule = CosineSchedule(
+            peak=peak * chosen.batch_size / 256,
+            minimum=chosen.min_lr,
+            warmup_steps=chosen.warmup_epochs * len(data.train) / chosen.batch_size,
+            total_steps=num_steps,
+        )
+        encoder_hash = hash_of(init)
+        step = restore(earlier, probes, optimizer, data, encoder_hash)
+        if len(set(processes.gather(step))) > 1:
+            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
+        if step > num_steps:
+            raise RequestError(
+                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
+            )
+        if step == num_steps and (summary := finished_summary(run)) is not None:
+            if processes.is_first:
+                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+            return summary
+        if processes.is_first and facts is not None:
+            print("\n".join(probing_lines(settled, data, facts, device, num_steps)), flush=True)
+        for warning in earlier.warnings if processes.is_first and earlier else ():
+            print(f"warning: {warning}", flush=True)
+        check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
+        processes.wait()  # until all have seen the run folder as it was
+
+        # From here on the run folder exists.
+        state = earlier.state if earlier else {}
+        if processes.is_first:
+            begin(chosen, settled.preprocessing, earlier, lock)
+            write_split(run, chosen, data)
+        with disk_faults(run):
+            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
+        progress = Progress(
+            log,
+            processes,
+            batch_size=chosen.batch_size,
+            num_images=len(data.train),
+            num_inputs=len(data.train),
+            max_bad=chosen.max_bad,
+            state=state,
+        )
+        progress.note_bad(facts.bad if facts else {})
+        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device)
+
+        def features_of(source: Source, title: str) -> Features:
+            return extract(
+                encoder,
+                source,
+                pool=chosen.pool,
+                workers=chosen.workers if len(source) > 256 else 0,
+                margin=settled.preprocessing.margin,
+                processes=processes,
+                precision=chosen.precision,
+                with_labels=True,
+                title=title,
+            )
+
+        reader = make_reader(settled, data, features_of, progress, classifier, device, processes, num_steps)
+        report = features_of(data.report, f"features of {data.report_name}")
+        choosing = features_of(data.validation, "features to choose by") if data.validation is not None else report
+        settings, fingerprint = settings_of(chosen, settled.preprocessing), data.fingerprint
+        stepped = parallelise(probes.train(), processes, device)
+
+        def evaluated(step: int) -> dict[str, float]:
+            found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
+            best = found[best_of(found, data.is_multi_label)]
+            return {f"choice_{name}": best[name] for name in (figure_of(data.is_multi_label), "held_out_loss")}
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            state = {
+                "data": fingerprint,
+                "settings": settings,
+                "classes": list(data.classes),
+                "encoder": encoder_hash,
+                **state,
+            }
+            description = {"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed, "step": step}
+            save_checkpoint(run, step, probes, optimizer, description, state, chosen.keep)
+
+        training = Training(
+            title="probe",
+            run=run,
+            device=device,
+            num_steps=num_steps,
+            batch_size=chosen.batch_size,
+            micro_batch_size=chosen.micro_batch_size,
+            log_every=chosen.log_every,
+            save_every=chosen.save_every,
+            model=probes,
+            optimizer=optimizer,
+            schedule=schedule,
+            take_step=lambda parts, step: train_step(
+                stepped, optimizer, parts, reader.features, data.is_multi_label, chosen.batch_size, device, processes
+            ),
+            read_from=reader.read_from,
+            save=save,
+            restore=lambda checkpoint: put_back(checkpoint, probes, optimizer),
+            names_of_step=lambda step: names_of_step(reader.stream, step, chosen.batch_size),
+        )
+        evaluators = [Evaluator(chosen.evaluate_every, evaluated)]
+        summary = run_loop(training, progress, lambda: evaluators, stop, processes, step)
+
+        # The choice, then the final figure on images that decided nothing.
+        probes.eval()
+        found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
+        number = best_of(found, data.is_multi_label)
+        predictions = predictions_of(probes, report, device)[number]
+        predictions = replace(predictions, bad=report.bad)
+        summary |= {
+            **named_figures(predictions),
+            "chosen_base_lr": chosen.base_lr[number],
+            "chosen_by": chosen_by(data),
+            "report": data.report_name,
+            "report_images": len(data.report),
+            "train_images": len(data.train),
+            "classes": data.num_classes,
+        }
+        if processes.is_first:
+            log.quarantine(report.bad)
+            write_rates(run / "rates.csv", chosen.base_lr, found)
+            probes.put_into(classifier, number)
+            description = {
+                "kind": "classifier",
+                "shape": asdict(shape),
+                "preprocessing": asdict(settled.preprocessing),
+                "classes": list(data.classes),
+                "is_multi_label": data.is_multi_label,
+                "recipe": chosen.recipe,
+                "seed": chosen.seed,
+                "step": num_steps,
+            }
+            with disk_faults(run), written_aside(run / MODEL) as partial:
+                save_model(partial, classifier, description)
+            title = f"{run.name}, {data.report_name}"
+            write_report(run, predictions, data.report, data.classes, settled.preprocessing, title)
+            log.summary(summary)
+            print(rate_lines(chosen.base_lr, found, number, data))
+            print(said(summary, data, run))
+        processes.wait()
+        return summary
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[Batch],
+    features: Callable[[Batch], Tensor],
+    is_multi_label: bool,
+    batch_size: int,
+    device: torch.device,
+    processes: Processes,
+) -> StepResult:
+    """One optimiser step of all heads; the loss that is told is their mean.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are.
+    """
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts, start=1):
+        assert part.labels is not None
+        targets = part.labels.to(device)
+        with accumulating(model, is_last=number == len(parts)):
+            logits = model(features(part))  # (heads, B, classes)
+            loss = sum(classification_loss(own, targets, is_multi_label, None) for own in logits) / batch_size
+            assert isinstance(loss, Tensor)
+            (loss * processes.count).backward()  # what is averaged over processes must add up
+        total += loss.detach() / len(logits)
+    return total, *step_if_finite(model, optimizer)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where training batches come from.
+
+    Attributes:
+        features: the pooled features of a batch: read, or computed by the frozen encoder.
+        read_from: the micro-batches of each step from one on.
+    """
+
+    stream: Stream
+    features: Callable[[Batch], Tensor]
+    read_from: Callable[[int, int], Generator[list[Batch], None, None]]
+
+
+def make_reader(
+    settled: SettledProbing,
+    data: LabelledData,
+    features_of: Callable[[Source, str], Features],
+    progress: Progress,
+    classifier: Classifier,
+    device: torch.device,
+    processes: Processes,
+    num_steps: int,
+) -> Reader:
+    """Features computed once where nothing is augmented, else as training goes."""
+    config, side = settled.config, settled.shape.encoder.patch_size
+    if config.augment == "none":
+        kept = features_of(data.train, "features to train on")
+        progress.note_bad(kept.bad)
+        values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
+        # Only for the order: unreadable images have no features to come across.
+        stream = Stream(
+            Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
+        )
+
+        def keep_reading(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+            share = processes.share(config.batch_size)
+            for number in range(step, num_steps):
+                rows, keys = stream.locate([number * config.batch_size + i for i in share])
+                yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
+
+        return Reader(stream, lambda part: part.images.to(device), keep_reading)
+
+    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale)
+    stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
+
+    @torch.no_grad()
+    def encoded(part: Batch) -> Tensor:
+        images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
+        with autocast(device, config.precision):
+            return pool_tokens(classifier.encoder(images), config.pool).float()
+
+    def read_on(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+        steps, pin = range(step, num_steps), device.type == "cuda"
+        return read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
+
+    return Reader(stream, encoded, read_on)
+
+
+@torch.no_grad()
+def predictions_of(probes: Probes, features: Features, device: torch.device) -> list[Predictions]:
+    """What each head says about images whose features are known."""
+    probes.eval()
+    values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
+    logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
+    return [
+        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad)
+        for own in logits
+    ]
+
+
+def figure_of(is_multi_label: bool) -> str:
+    return "map" if is_multi_label else "top1"
+
+
+def best_of(found: list[dict[str, float]], is_multi_label: bool) -> int:
+    """The head with the best figure; among equals the one with the lowest loss."""
+    figure = figure_of(is_multi_label)
+    return max(range(len(found)), key=lambda i: (found[i][figure], -found[i]["held_out_loss"]))
+
+
+def chosen_by(data: LabelledData) -> str:
+    if data.validation is None:
+        return "nothing: one rate"
+    return "split of train" if data.is_validation_split else "val"
+
+
+def write_rates(path: Path, rates: tuple[float, ...], found: list[dict[str, float]]) -> None:
+    """Every rate and its figures on the images that chose among them."""
+    names = list(found[0])
+    with disk_faults(path), written_aside(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["base_lr", *names])
+        writer.writerows([rate, *(own.get(name, "") for name in names)] for rate, own in zip(rates, found, strict=True))
+
+
+def rate_lines(rates: tuple[float, ...], found: list[dict[str, float]], number: int, data: LabelledData) -> str:
+    figure = figure_of(data.is_multi_label)
+    shown = ", ".join(f"{rate:g}: {own[figure]:.2f} %" for rate, own in zip(rates, found, strict=True))
+    return f"rates      {shown} ({chosen_by(data)}); {rates[number]:g} is kept"
+
+
+def decide(
+    config: ProbeConfig,
+    earlier: Earlier | None,
+    init: Described,
+    data: LabelledData,
+    device: torch.device,
+    processes: Processes,
+) -> tuple[SettledProbing, DataFacts | None]:
+    """The settings of the run: those of its earlier start, or new ones after a look at the data.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    encoder, preprocessing = init.shape.encoder, init.preprocessing
+    if earlier is not None:
+        check_classes(earlier, data)
+        settled = SettledProbing.of(earlier.config, encoder, data.num_classes, earlier.preprocessing)
+        return replace(settled, config=replace(settled.config, device=str(device))), None
+    try:
+        facts = look_at(data.train)
+    except RequestError as error:
+        raise RequestError(f"{config.data}: {error}") from None
+    machine = Machine(
+        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
+    )
+    settled = settle_probe(config, facts, data.num_classes, machine, encoder, preprocessing)
+    return replace(settled, config=replace(settled.config, device=str(device))), facts
+
+
+def hash_of(init: Described) -> str:
+    """A hash of the encoder's weights: a probe goes on with the encoder that it began with."""
+    digest = hashlib.sha256()
+    for name, value in sorted(init.encoder_weights.items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def restore(
+    earlier: Earlier | None,
+    probes: Probes,
+    optimizer: torch.optim.Optimizer,
+    data: LabelledData,
+    encoder_hash: str,
+) -> int:
+    """Put the newest good checkpoint back; return the step to go on from.
+
+    Raises:
+        RequestError: the data or the encoder is not that of the checkpoint.
+    """
+    if earlier is None or earlier.checkpoint is None:
+        return 0
+    earlier.check_settings()
+    if earlier.state["data"] != data.fingerprint:
+        raise RequestError(
+            f"{earlier.config.data} is not the data that this run began with (files or labels were added, removed or "
+            "changed): restore it, or start a new run with another --out"
+        )
+    if earlier.state["encoder"] != encoder_hash:
+        raise RequestError(
+            f"--init {earlier.config.init} is not the encoder that this run began with: restore it, or start a new "
+            "run with another --out"
+        )
+    put_back(earlier.checkpoint, probes, optimizer)
+    return int(earlier.state["step"])
+
+
+def put_back(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's heads and optimiser back."""
+    weights, _ = read_model(checkpoint.folder / MODEL)
+    load_weights_of(probes, weights, str(checkpoint.folder))
+    optimizer.state.clear()
+    restore_optimizer(checkpoint.folder, probes, optimizer)

@@ -1,0 +1,105 @@
+"""Deciding what the person left open in linear probing, each decision with its reason."""
+
+from dataclasses import dataclass, replace
+
+from openmae.config import ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape
+from openmae.data.preprocess import DataFacts
+from openmae.errors import RequestError
+from openmae.model import cost
+from openmae.recipes import PROBE_RECIPES
+from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_warmup, decide_machine, decide_pace
+from openmae.tasks.settle_finetune import margin_of
+
+# Tried side by side where a person names none; the paper's .1 is for batches of 16384 and 90 epochs of ImageNet.
+LARS_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+SGD_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+LARGEST_BATCH = 16384
+STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
+
+
+@dataclass(frozen=True)
+class SettledProbing:
+    """A probe's config without open questions and what follows from it."""
+
+    config: SettledProbe
+    shape: ClassifierShape
+    preprocessing: Preprocessing
+    reasons: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, config: SettledProbe, encoder: ViTShape, num_classes: int, preprocessing: Preprocessing
+    ) -> "SettledProbing":
+        """What a run that was settled before goes on with."""
+        return cls(config, probe_shape(config, encoder, num_classes), preprocessing, {})
+
+
+def probe_shape(config: SettledProbe, encoder: ViTShape, num_classes: int) -> ClassifierShape:
+    """The classifier that the chosen head makes of the encoder, at the probe's image size."""
+    resized = replace(encoder, image_size=config.size)
+    return ClassifierShape(encoder=resized, num_classes=num_classes, pool=config.pool, head="probe")
+
+
+def settle_probe(
+    config: ProbeConfig,
+    facts: DataFacts,
+    num_classes: int,
+    machine: Machine,
+    encoder: ViTShape,
+    preprocessing: Preprocessing,
+) -> SettledProbing:
+    """Fill every open setting.
+
+    Args:
+        facts: of the training images.
+        encoder, preprocessing: of the weights that are probed.
+
+    Raises:
+        RequestError: the settings do not fit each other or the data.
+    """
+    choices = Choices(config)
+    decide, get = choices.decide, choices.get
+    choices.take_recipe(PROBE_RECIPES)
+    decide("image_size", preprocessing.image_size, "as --init")
+    decide("augment", "none", "features are computed once and kept (table 10 has crop: slower, a little better)")
+    decide("crop_scale", (0.08, 1.0), "table 10")
+    decide("optimizer", "lars", "table 10")
+    decide("momentum", 0.9, "table 10")
+    is_lars = get("optimizer") == "lars"
+    decide("base_lr", LARS_RATES if is_lars else SGD_RATES, "tried side by side, the best by a split of train")
+    decide("weight_decay", 0.0, "table 10")
+    decide("min_lr", 0.0, "table 10")
+    batch = 64
+    while batch * 2 <= min(LARGEST_BATCH if get("augment") == "none" else 1024, facts.count // 16):
+        batch *= 2
+    decide("batch_size", min(batch, facts.count), f"{facts.count:,} images")
+    batch = get("batch_size")
+    if config.steps is None:
+        wanted = round(STEPS_WANTED * batch / facts.count)
+        decide("epochs", float(max(90, wanted) if get("augment") == "none" else 90), "table 10, or enough steps")
+    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
+    decide("warmup_epochs", min(10.0, 0.1 * epochs), "a tenth of the epochs, at most table 10's 10")
+    decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
+    decide_machine(machine, choices, encoder.width)
+    check_warmup(choices, facts.count)
+    guessed = {"micro_batch_size": config.micro_batch_size or batch}
+    settled = SettledProbe(**{**config.to_dict(), **choices.chosen, **guessed})
+    shape = probe_shape(settled, encoder, num_classes)
+    if facts.channels != encoder.channels and {facts.channels, encoder.channels} != {1, 3}:
+        raise RequestError(
+            f"the model takes {encoder.channels} channels, the images have {facts.channels}: use another --init"
+        )
+    if config.micro_batch_size is None and settled.augment != "none":
+        per_image = cost.classifier_activation_bytes(shape, 0, 2 if settled.precision == "bf16" else 4)
+        micro = batch
+        while micro > 1 and micro * per_image > MEMORY_SHARE * machine.memory:
+            micro //= 2
+        choices.reasons["micro_batch_size"] = "all at once" if micro == batch else "what fits into memory"
+        settled = replace(settled, micro_batch_size=micro)
+    kept = 4 * facts.count * encoder.width
+    if settled.augment == "none" and kept > MEMORY_SHARE * machine.memory:
+        raise RequestError(
+            f"the features of {facts.count:,} images take {kept / 1e9:.3g} GB: --augment crop computes them as it goes"
+        )
+    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts))
+    return SettledProbing(settled, shape, resized, choices.reasons)
