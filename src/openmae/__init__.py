@@ -12,12 +12,26 @@ when something is used that needs it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ProbeConfig, ReconstructConfig
+from openmae.config import (
+    AttentionConfig,
+    DemoConfig,
+    EmbedConfig,
+    ExperimentConfig,
+    FinetuneConfig,
+    KnnConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ReconstructConfig,
+)
 from openmae.errors import Fault, Interrupted, RequestError
 
 if TYPE_CHECKING:
+    from openmae.experiments.experiment import experiment
+    from openmae.tasks.attention import attention
     from openmae.tasks.demo import demo
+    from openmae.tasks.embed import embed
     from openmae.tasks.finetune import finetune
+    from openmae.tasks.knn import knn
     from openmae.tasks.load import ClassifierModel, Model, load
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.probe import probe
@@ -25,18 +39,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AttentionConfig",
     "ClassifierModel",
     "DemoConfig",
+    "EmbedConfig",
+    "ExperimentConfig",
     "Fault",
     "FinetuneConfig",
     "Interrupted",
+    "KnnConfig",
     "Model",
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
     "RequestError",
+    "attention",
     "demo",
+    "embed",
+    "experiment",
     "finetune",
+    "knn",
     "load",
     "pretrain",
     "probe",
@@ -47,7 +69,11 @@ _LAZY = {
     "Model": "openmae.tasks.load",
     "load": "openmae.tasks.load",
     "ClassifierModel": "openmae.tasks.load",
+    "attention": "openmae.tasks.attention",
     "demo": "openmae.tasks.demo",
+    "embed": "openmae.tasks.embed",
+    "experiment": "openmae.experiments.experiment",
+    "knn": "openmae.tasks.knn",
     "finetune": "openmae.tasks.finetune",
     "pretrain": "openmae.tasks.pretrain",
     "probe": "openmae.tasks.probe",

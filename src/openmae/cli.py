@@ -13,20 +13,31 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 
 import openmae
-from openmae.config import DemoConfig, FinetuneConfig, PretrainConfig, ProbeConfig, ReconstructConfig, check_name
+from openmae.config import (
+    AttentionConfig,
+    DemoConfig,
+    EmbedConfig,
+    ExperimentConfig,
+    FinetuneConfig,
+    KnnConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ReconstructConfig,
+    check_name,
+)
 from openmae.errors import Fault, Interrupted, RequestError
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
 
 
-def _command(config: type, name: str, positional: str | None = None) -> Any:
-    """A config as a subcommand: one setting without a flag, open settings shown as what they are.
+def _command(config: type, name: str, *positional: str) -> Any:
+    """A config as a subcommand: some settings without a flag, open settings shown as what they are.
 
     It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
     """
     annotations: dict[str, Any] = {}
     for setting, hint in get_type_hints(config).items():
-        if setting == positional:
+        if setting in positional:
             annotations[setting] = Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=setting.upper())]
         elif type(None) in get_args(hint):
             kinds = [kind for kind in get_args(hint) if kind is not type(None)]
@@ -51,6 +62,10 @@ Command = (
     _command(PretrainConfig, "pretrain", "data")
     | _command(FinetuneConfig, "finetune", "data")
     | _command(ProbeConfig, "probe", "data")
+    | _command(KnnConfig, "knn", "data")
+    | _command(EmbedConfig, "embed", "data")
+    | _command(AttentionConfig, "attention", "images")
+    | _command(ExperimentConfig, "experiment", "name", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(DemoConfig, "demo")
 )
@@ -59,6 +74,10 @@ TASKS: dict[type, str] = {
     PretrainConfig: "pretrain",
     FinetuneConfig: "finetune",
     ProbeConfig: "probe",
+    KnnConfig: "knn",
+    EmbedConfig: "embed",
+    AttentionConfig: "attention",
+    ExperimentConfig: "experiment",
     ReconstructConfig: "reconstruct",
     DemoConfig: "demo",
 }

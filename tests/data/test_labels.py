@@ -562,7 +562,7 @@ def test_several_labels_through_the_parts(tmp_path):
         expected = np.stack([numbers % 3 == 0, numbers % 2 == 0], axis=1)
         assert (targets_of(source) == expected).all()
         assert targets_of(source).dtype == np.float32
-    assert data.train.label(0) is None
+    assert (data.train.label(0) == targets_of(data.train)[0]).all()
     path = csv_of(tmp_path, "path,two,three\n" + "\n".join([*(row[:-1] + "0" for row in rows), "test/a.png,1,1"]))
     refused("has 1 images of class three, but train has none", opened, tmp_path / "data", label_file=path)
     path = csv_of(tmp_path, "path,two,three\ntrain/1.png,0,0\ntrain/2.png,0,0\n")

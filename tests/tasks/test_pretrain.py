@@ -98,6 +98,7 @@ def test_a_run_leaves_its_surface(norm_pixel_run):
     assert summary.keys() == {
         *("status", "step", "images_seen", "epoch", "loss", "held_out_loss", "bad_inputs", "seconds"),
         *("skipped_steps", "loss_spikes", "rollbacks"),
+        *("health", "effective_rank", "trivial_loss"),
     }
     assert (summary["status"], summary["step"], summary["images_seen"]) == ("complete", 12, 192)
     assert summary["bad_inputs"] == 0
@@ -113,7 +114,7 @@ def test_its_lines_say_what_the_surface_promises(norm_pixel_run):
     assert [line["step"] for line in held_out] == [4, 8, 12]
     common = {"step", "epoch", "images_seen"}
     assert all(line.keys() == common | {"loss", "lr", "grad_norm"} | TIMES for line in training)
-    assert all(line.keys() == common | {"held_out_loss"} for line in held_out)
+    assert all(line.keys() == common | {"held_out_loss", "effective_rank", "trivial_loss"} for line in held_out)
     assert training[0]["lr"] == 0
     assert training[-1]["images_seen"] == 12 * 16
 
@@ -122,7 +123,7 @@ def test_its_config_is_enough_to_run_it_again(norm_pixel_run, tmp_path):
     values = json.loads((norm_pixel_run / "config.json").read_text())
     config = PretrainConfig.from_dict(values)
     assert {name for name, value in config.to_dict().items() if value is None} <= {
-        *("recipe", "model", "mask_file", "epochs", "init")
+        *("recipe", "model", "mask_file", "epochs", "init", "watch", "watch_data", "watch_every")
     }
     pretrain(replace(config, out=str(tmp_path / "again")))
     same_training_state(norm_pixel_run, tmp_path / "again")

@@ -6,6 +6,8 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
+from openmae.config.experiment import ExperimentConfig
+from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.shapes import (
@@ -41,11 +43,15 @@ __all__ = [
     "STATISTICS",
     "TARGETS",
     "UNDO",
+    "AttentionConfig",
     "ClassifierShape",
     "DecoderShape",
     "DemoConfig",
+    "EmbedConfig",
+    "ExperimentConfig",
     "FinetuneConfig",
     "Grid",
+    "KnnConfig",
     "LabelledConfig",
     "MAEShape",
     "Preprocessing",

@@ -8,6 +8,7 @@ from openmae.config.pretrain import AUGMENTS, PRECISIONS, STATISTICS
 from openmae.config.shapes import DEFAULT_POOL, POOLS, SIZES
 from openmae.errors import RequestError
 
+REPORTS = ("test", "held-out")
 BALANCES = ("none", "weights", "sampling")
 FROM_SCRATCH = "none"
 PROBE_OPTIMIZERS = ("lars", "sgd")
@@ -125,6 +126,8 @@ class FinetuneConfig(LabelledConfig):
     """Train the last K blocks only: 0 the head alone, 0.5 the MLP half of the last block."""
     pool: str | None = None
     """mean (of the patch tokens, then a LayerNorm) or cls."""
+    report: str = "test"
+    """test, or held-out: the final figure is of the split of train (or val), and test is not looked at."""
     balance: str = "none"
     """none, weights (rare classes weigh more in the loss) or sampling (classes are shown equally often)."""
     model: str | None = None
@@ -170,6 +173,7 @@ class FinetuneConfig(LabelledConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("--pool", self.pool, POOLS)
+        check_name("--report", self.report, REPORTS)
         check_name("--balance", self.balance, BALANCES)
         check_name("--model", self.model, SIZES)
         check_name("--augment", self.augment, AUGMENTS)

@@ -10,6 +10,7 @@ MASKS = ("random", "block", "grid", "given")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
 STATISTICS = ("imagenet", "measured")
 PRECISIONS = ("fp32", "bf16")
+WATCHES = ("knn", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +100,14 @@ class PretrainConfig(Settings):
     """Steps between held-out losses."""
     picture_every: int | None = None
     """Steps between pictures of reconstructions."""
+    watch: str | None = None
+    """Look at labels on the way: knn or probe (logistic regression) on the class token; training never sees them."""
+    watch_data: str | None = None
+    """Labelled data to watch on, DATA unless given; its test part is left alone."""
+    watch_every: int | None = None
+    """Steps between looks at labels; as --evaluate-every unless given."""
+    watch_images: int = 2000
+    """At most so many images to learn from, and so many to ask about."""
     save_every: int | None = None
     """Steps between checkpoints."""
     keep: int = 2
@@ -112,11 +121,12 @@ class PretrainConfig(Settings):
         check_name("--augment", self.augment, AUGMENTS)
         check_name("--statistics", self.statistics, STATISTICS)
         check_name("--precision", self.precision, PRECISIONS)
+        check_name("--watch", self.watch, WATCHES)
         for name in ("width", "depth", "num_heads", "patch_size", "channels", "decoder_width", "decoder_depth"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):
             check_range(flag_of(name), getattr(self, name), 1)
-        for name in ("evaluate_every", "picture_every", "save_every", "max_pixels"):
+        for name in ("evaluate_every", "picture_every", "save_every", "max_pixels", "watch_every", "watch_images"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
             check_range(flag_of(name), getattr(self, name), 0)
@@ -132,6 +142,9 @@ class PretrainConfig(Settings):
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
         check_mask_file(self.mask, self.mask_file)
+        if self.watch is None and (self.watch_data is not None or self.watch_every is not None):
+            given = "--watch-data" if self.watch_data is not None else "--watch-every"
+            raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 

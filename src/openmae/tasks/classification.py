@@ -1,5 +1,6 @@
 """What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from openmae.config import LabelledConfig
 from openmae.data.labels import LabelledData, open_labelled
+from openmae.data.sources import open_source
 from openmae.errors import RequestError
 from openmae.model.heads import Classifier
 from openmae.model.positions import resample_positions
@@ -29,6 +31,17 @@ def open_data(config: LabelledConfig, background: float, needs_choice: bool = Fa
         max_pixels=config.max_pixels,
         needs_choice=needs_choice,
     )
+
+
+def check_reported(data: str) -> None:
+    """Raise RequestError where DATA has neither a test nor a val part to measure on."""
+    if open_source(data, "test") is None and open_source(data, "val") is None:
+        raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
+
+
+def without_test(data: LabelledData) -> LabelledData:
+    """The same, measured on what things are chosen by: its split of train or its val part."""
+    return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
 
 
 def check_classes(earlier: Earlier, data: LabelledData) -> None:

@@ -1,5 +1,6 @@
 """`openmae finetune`: a classifier from labels: fine-tuned, partially or from scratch (paper, tables 9 and 11)."""
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -27,6 +28,7 @@ from openmae.tasks.classification import (
     named_figures,
     open_data,
     said,
+    without_test,
     write_split,
 )
 from openmae.tasks.classification_report import write_report
@@ -76,7 +78,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         init = read_described(find_model(asked.init)) if starts_anew and not asked.is_from_scratch else None
         check_outside(asked.data, asked.out)
         background = asked.background if init is None else init.preprocessing.background
-        data = open_data(asked, 1.0 if background is None else background)
+        data = open_data(asked, 1.0 if background is None else background, asked.report == "held-out")
+        if asked.report == "held-out":
+            data = without_test(data)
         tuned, facts = decide(asked, earlier, init, data, device, processes)
         chosen = tuned.config
         num_steps = total_steps(chosen, len(data.train))
@@ -255,7 +259,7 @@ class TuningStep:
 
 def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
     """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
-    first = 0 if num_blocks is None else depth - max(1, int(num_blocks))
+    first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
     rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
     return [0.0 if block < first else value for block, value in enumerate(rates)]
 

@@ -1,5 +1,7 @@
 """Held-out images with masks that never change: a loss to compare along a run and between runs."""
 
+from collections.abc import Generator
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,6 +13,7 @@ from openmae.data.preprocess import normalise
 from openmae.data.sources import Source
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
+from openmae.model.vit import ViT
 from openmae.tasks.masks import MaskSampler, to_device
 from openmae.tasks.reconstruction import reconstruct_patches
 from openmae.training.device import autocast
@@ -54,6 +57,15 @@ class HeldOut:
                 total += float(model(prepared, masking).loss) * len(images)
         return total / len(self.images)
 
+    def samples(self) -> Generator[tuple[Tensor, Masking], None, None]:
+        """All images, prepared and on the CPU, a batch at a time with their masks."""
+        for images, keys in zip(self.images.split(LARGEST_BATCH), self.keys.split(LARGEST_BATCH), strict=True):
+            yield self._prepare(images, keys, torch.device("cpu"))
+
+    def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
+        """Features of all images, (n, width). Raises EvaluationStopped as `loss` does."""
+        return class_tokens(model.encoder, self.images, self.config, self.preprocessing, device, stop)
+
     @torch.no_grad()
     def picture(self, model: MAE, device: torch.device) -> Image.Image:
         """Reconstructions of the first images as a sheet."""
@@ -66,3 +78,26 @@ class HeldOut:
 
     def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
         return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)
+
+
+@torch.no_grad()
+def class_tokens(
+    encoder: ViT,
+    images: Tensor,
+    config: SettledConfig,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    stop: StopRequest,
+) -> Tensor:
+    """The class token of images as they were read, nothing masked: (n, width) float32 on the CPU.
+
+    Raises:
+        EvaluationStopped: a signal came.
+    """
+    tokens = []
+    for part in images.split(min(config.micro_batch_size, LARGEST_BATCH)):
+        if stop.received:
+            raise EvaluationStopped
+        with autocast(device, config.precision):
+            tokens.append(encoder(normalise(part.to(device), preprocessing))[:, 0].float().cpu())
+    return torch.cat(tokens)

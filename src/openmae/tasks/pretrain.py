@@ -23,6 +23,7 @@ from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
 from openmae.tasks.settle import Settled, settle
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
+from openmae.tasks.watch import open_watch
 from openmae.tasks.weights import find_model, load_weights, read_description
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
@@ -90,6 +91,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             print("\n".join(lines), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
+        if processes.is_first:
+            open_watch(chosen)  # refused now, where its labels are missing
         check_disk(run, checkpoint_bytes(shape), chosen.keep)
         processes.wait()  # until all have seen the run folder as it was
 

@@ -19,6 +19,7 @@ DATA_BOUND = 0.2  # share of waiting from which the readout says what to do
 MOST_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
 SPIKE_WINDOW, SPIKE_FROM = 50, 20  # lines that a loss is compared with; fewer than these say nothing
 SPIKE_DEVIATIONS = 8.0  # robust standard deviations above the median
+WATCHED = ("knn_top1", "probe_top1")  # per cent, said beside the losses
 
 
 class Progress:
@@ -32,6 +33,7 @@ class Progress:
 
     Attributes:
         skipped_in_row: steps without a finite gradient up to the last line; they changed no weight.
+        notes: what evaluators found in words; the summary holds it. They find it anew in a resumed run.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Progress:
         self.num_inputs, self.max_bad = num_inputs, max_bad
         self.started = time.monotonic() - state.get("seconds", 0.0)
         self.unreported: dict[str, str] = {}
+        self.notes: dict[str, str] = {}
         self.restore(state)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -155,10 +158,16 @@ class Progress:
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
         found, self.unreported = self._all_unreported(), {}
         unusual += [f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.note_bad(found)]
-        held_out = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
         bound = f"  waiting for data {waiting:.0%} (more --workers?)" if waiting > DATA_BOUND else ""
         shown = f"{loss:.4f}" if loss is not None else "not finite"
-        return [f"loss {shown}{held_out}  {speed:.0f} images/s{bound} ", *unusual]
+        return [f"loss {shown}{self._evaluations()}  {speed:.0f} images/s{bound} ", *unusual]
+
+    def _evaluations(self) -> str:
+        said = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
+        said += f" ({self.notes['health']})" if "health" in self.notes else ""
+        for name in WATCHED:
+            said += f"  {name.replace('_', ' ')} {self.results[name]:.1f} %" if name in self.results else ""
+        return said
 
     def _is_spike(self, loss: float) -> bool:
         if len(self.recent) < SPIKE_FROM:
@@ -203,6 +212,7 @@ class Progress:
             "images_seen": step * self.batch_size,
             "epoch": round(step * self.batch_size / self.num_images, 4),
             **self.results,
+            **self.notes,
             "bad_inputs": len(self.log.quarantined),
             **self.counts,
             "seconds": self.seconds,

@@ -10,9 +10,9 @@ from openmae.recipes import PROBE_RECIPES
 from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_warmup, decide_machine, decide_pace
 from openmae.tasks.settle_finetune import margin_of
 
-# Tried side by side where a person names none; the paper's .1 is for batches of 16384 and 90 epochs of ImageNet.
-LARS_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
-SGD_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+# Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
+LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
+SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 LARGEST_BATCH = 16384
 STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
 
@@ -65,8 +65,6 @@ def settle_probe(
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
-    is_lars = get("optimizer") == "lars"
-    decide("base_lr", LARS_RATES if is_lars else SGD_RATES, "tried side by side, the best by a split of train")
     decide("weight_decay", 0.0, "table 10")
     decide("min_lr", 0.0, "table 10")
     batch = 64
@@ -74,6 +72,9 @@ def settle_probe(
         batch *= 2
     decide("batch_size", min(batch, facts.count), f"{facts.count:,} images")
     batch = get("batch_size")
+    peaks = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
+    rates = tuple(float(f"{peak * 256 / batch:.4g}") for peak in peaks)
+    decide("base_lr", rates, "tried side by side, the best is kept")
     if config.steps is None:
         wanted = round(STEPS_WANTED * batch / facts.count)
         decide("epochs", float(max(90, wanted) if get("augment") == "none" else 90), "table 10, or enough steps")

@@ -1,0 +1,179 @@
+"""Settings of what is done with a frozen encoder's features: nearest neighbours, a table of them, attention maps."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.pretrain import PRECISIONS
+from openmae.config.shapes import DEFAULT_POOL, POOLS
+from openmae.errors import RequestError
+
+EMBED_POOLS = (*POOLS, "grid")
+EMBED_SPLITS = ("all", "train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnConfig(Settings):
+    """Weighted nearest neighbours among frozen features: how good they are without training anything on them."""
+
+    data: str
+    """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
+    init: str
+    """The pre-trained model: a run folder, a checkpoint or its model.safetensors."""
+    out: str
+    """Run folder to make."""
+    k: tuple[int, ...] = (10, 20)
+    """Numbers of neighbours that vote; the first one's accuracy is top1, that of 20 top1_k20."""
+    temperature: float = 0.07
+    """A neighbour's vote is exp(cosine similarity / temperature)."""
+    pool: str = DEFAULT_POOL
+    """cls or mean (of the patch tokens)."""
+    layer: int | None = None
+    """After which block, from 1; by default the last, and the norm behind it."""
+
+    # The labels
+    labels: str | None = None
+    """Look for neighbours in a fixed, stratified subset of train only: 500, or 1%."""
+    label_file: str | None = None
+    """A CSV: path,label."""
+    held_out: int | None = None
+    """Images of train held out (stratified) to measure by, where DATA has no val or test."""
+
+    # The data
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
+    max_bad: float = 0.01
+    """Largest tolerated fraction of unreadable training files; unreadable test files are counted."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+
+    # The run
+    batch_size: int | None = None
+    """Images at a time in each process."""
+    seed: int = 0
+    """Another seed draws another --labels subset and, where there is no val or test, another held-out split."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; by default the best there is."""
+    precision: str = "fp32"
+    """fp32 or bf16, of the encoder; features are kept as float32."""
+    workers: int | None = None
+    """Processes that read images."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _check_encoder_settings(self, POOLS)
+        check_range("--max-bad", self.max_bad, 0, 1)
+        check_range("--held-out", self.held_out, 0)
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--temperature", self.temperature, 0, open_low=True)
+        if not self.k:
+            raise RequestError("--k got nothing: give numbers of neighbours, such as --k 10 20")
+        for count in self.k:
+            check_range("--k", count, 1)
+        if len(set(self.k)) != len(self.k):
+            raise RequestError(f"--k got a number twice: {' '.join(map(str, self.k))}")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(Settings):
+    """A table of features: one row for each image, nothing masked, the same every time."""
+
+    data: str
+    """Images: a folder, parquet, embedded:NAME. Labels are taken along where they are known."""
+    init: str
+    """A run folder, a checkpoint or its model.safetensors."""
+    out: str
+    """The file to write: .npz or .parquet."""
+    pool: str = DEFAULT_POOL
+    """cls, mean (of the patch tokens) or grid (all of them, rows x columns x width)."""
+    layer: int | None = None
+    """After which block, from 1; by default the last, and the norm behind it."""
+    split: str = "all"
+    """train, val, test or all."""
+    half: bool = False
+    """Write float16 instead of float32."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
+    max_bad: float = 0.01
+    """Largest tolerated fraction of unreadable files; they are left out and named."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+    batch_size: int | None = None
+    """Images at a time in each process."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; by default the best there is."""
+    precision: str = "fp32"
+    """fp32 or bf16, of the encoder."""
+    workers: int | None = None
+    """Processes that read images."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        _check_encoder_settings(self, EMBED_POOLS)
+        check_range("--max-bad", self.max_bad, 0, 1)
+        check_name("--split", self.split, EMBED_SPLITS)
+        if not os.fspath(self.out).lower().endswith((".npz", ".parquet")):
+            raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .npz or .parquet")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Settings):
+    """Pictures of what the class token attends to, one row for each image."""
+
+    images: tuple[str, ...]
+    """Image files, or one data set (folder, parquet, embedded:NAME)."""
+    init: str
+    """A run folder, a checkpoint or its model.safetensors."""
+    out: str
+    """The PNG to write."""
+    layer: int | None = None
+    """Whose attention, from 1; by default the last block's."""
+    heads: bool = False
+    """Show every head beside their mean."""
+    limit: int = 8
+    """Images to show of a data set."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width: larger images give finer maps; positions are resampled."""
+    device: str | None = None
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.images:
+            raise RequestError("attention got no image: name image files or a data set")
+        check_range("--layer", self.layer, 1)
+        check_range("--limit", self.limit, 1, 1000)
+        check_range("--max-pixels", self.max_pixels, 1)
+        for side in self.size or ():
+            check_range("--image-size", side, 1, 16384)
+        if not os.fspath(self.out).lower().endswith(".png"):
+            raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+
+def _check_encoder_settings(config: Any, pools: tuple[str, ...]) -> None:
+    """What `knn` and `embed` ask of a frozen encoder alike."""
+    check_name("--pool", config.pool, pools)
+    check_name("--precision", config.precision, PRECISIONS)
+    check_range("--layer", config.layer, 1)
+    check_range("--batch-size", config.batch_size, 1)
+    check_range("--workers", config.workers, 0)
+    check_range("--max-pixels", config.max_pixels, 1)
+    for side in config.size or ():
+        check_range("--image-size", side, 1, 16384)

@@ -1,0 +1,269 @@
+"""Figure 9: from the linear probe over the last blocks to full fine-tuning, and from scratch, at shares of the labels.
+
+Every trained run has the same epochs and chooses among the same rates by a split of train; only what was chosen
+is measured on the test part.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
+from openmae.data.labels import open_labelled
+from openmae.errors import RequestError
+from openmae.tasks.classification import check_reported
+from openmae.tasks.evaluation import predict
+from openmae.tasks.finetune import finetune
+from openmae.tasks.knn import knn
+from openmae.tasks.load import ClassifierModel, load
+from openmae.tasks.metrics import figures
+from openmae.tasks.probe import probe
+from openmae.training.device import default_workers
+from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.training.parallel import Processes
+
+NEVER = 10**9  # steps: evaluations and checkpoints but the last would only cost time
+
+# Top-1 on the test part of each seed, the chosen rate, and top-1 on the split that chose it.
+Found = tuple[list[float], float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A protocol at a share of the labels: top-1 in per cent on the test part, of each seed; what chose it."""
+
+    protocol: str
+    labels: str
+    top1: list[float]
+    base_lr: float | None
+    chosen_by: float | None
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.top1)
+
+    @property
+    def words(self) -> str:
+        if len(self.top1) == 1:
+            return f"{self.mean:.1f}"
+        return f"{self.mean:.1f} ± {statistics.stdev(self.top1):.1f}"
+
+
+def figure_9(config: ExperimentConfig) -> dict[str, Any]:
+    """Run what is not finished yet, and write the table and the picture after every row.
+
+    Returns:
+        top-1 of every protocol and share, as results.json holds them.
+    """
+    out = Path(config.out)
+    model = load(config.init, config.device)
+    depth = model.encoder.shape.depth
+    if too_many := [b for b in config.blocks if b >= depth]:
+        raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
+    check_reported(config.data)
+    data = open_labelled(
+        config.data,
+        labels=None,
+        label_file=None,
+        held_out=None,
+        background=model.preprocessing.background,
+        max_pixels=FinetuneConfig.max_pixels,
+    )
+    with disk_faults(out):
+        write_json(out / "config.json", config.to_dict())
+    kept = _read(out / "results.json")
+    rows: list[Row] = []
+
+    def row(protocol: str, labels: str, run: Callable[..., Found], *arguments: Any) -> None:
+        key = f"{protocol} {labels}"
+        if key not in kept:
+            print(f"running {key}", flush=True)
+            kept[key] = run(labels, *arguments)
+        values = kept[key]
+        rows.append(Row(protocol, labels, *values))
+        print(f"{key}: {rows[-1].words} %", flush=True)
+        with disk_faults(out):
+            write_json(out / "results.json", kept)
+            _write_table(out / "results.csv", rows)
+            with written_aside(out / "results.md") as partial:
+                partial.write_text(table(rows, config.labels))
+        picture(out / "figure-9.png", rows, depth, config.labels)
+
+    def tuned(labels: str, epochs: float, blocks: float | None, init: str) -> Found:
+        """Train with every rate, choose by the split of train, measure the chosen on the test part."""
+        found = {}
+        name = f"{labels}-{'scratch' if init == 'none' else 'full' if blocks is None else f'{blocks:g}-blocks'}"
+        for rate in config.base_lr:
+            run = out / "runs" / f"{name}-{rate:g}"
+            settings = FinetuneConfig(
+                data=config.data,
+                init=init,
+                out=str(run),
+                labels=labels,
+                held_out=config.held_out,
+                report="held-out",
+                blocks=blocks,
+                epochs=epochs,
+                base_lr=rate,
+                batch_size=config.batch_size,
+                evaluate_every=NEVER,
+                save_every=NEVER,
+                resume="auto",
+                device=config.device,
+                workers=config.workers,
+                **(_shape_of(model) if init == "none" else {}),
+            )
+            found[rate] = float(_quietly(finetune, settings)["top1"])
+            print(f"  {name} {rate:g}: {found[rate]:.1f} % on the split of train", flush=True)
+        best = max(found, key=lambda rate: found[rate])
+        classifier = load(str(out / "runs" / f"{name}-{best:g}"), config.device)
+        assert isinstance(classifier, ClassifierModel)
+        predictions = predict(
+            classifier.classifier,
+            data.report,
+            classifier.preprocessing,
+            device=classifier.device,
+            precision="fp32",
+            batch_size=256,
+            workers=default_workers(classifier.device),
+            processes=Processes(),
+        )
+        return [figures(predictions)["top1"]], best, found[best]
+
+    def probed(labels: str) -> Found:
+        found = []
+        for seed in range(config.seeds):
+            settings = ProbeConfig(
+                data=config.data,
+                init=config.init,
+                out=str(out / "runs" / f"{labels}-probe-{seed}"),
+                labels=labels,
+                held_out=config.held_out,
+                seed=seed,
+                evaluate_every=NEVER,
+                resume="auto",
+                device=config.device,
+                workers=config.workers,
+            )
+            found.append(_quietly(probe, settings))
+        return [float(s["top1"]) for s in found], None, statistics.fmean(float(s["choice_top1"]) for s in found)
+
+    def neighbours(labels: str) -> Found:
+        settings = KnnConfig(
+            data=config.data,
+            init=config.init,
+            out=str(out / "runs" / f"{labels}-knn"),
+            labels=labels,
+            held_out=config.held_out,
+            device=config.device,
+            workers=config.workers,
+        )
+        return [float(_quietly(knn, settings)["top1"])], None, None
+
+    for labels in config.labels:
+        row("kNN", labels, neighbours)
+        row("probe", labels, probed)
+    for labels, epochs in zip(config.labels, config.epochs, strict=True):
+        row("full", labels, tuned, epochs, None, config.init)
+        row("scratch", labels, tuned, epochs, None, "none")
+        for blocks in config.blocks:
+            row(f"{blocks:g} blocks", labels, tuned, epochs, blocks, config.init)
+    return kept
+
+
+def _shape_of(model: Any) -> dict[str, Any]:
+    """The same model and preprocessing, for training from scratch."""
+    shape, p = model.encoder.shape, model.preprocessing
+    return {
+        "width": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+        "patch_size": shape.patch_size,
+        "channels": shape.channels,
+        "image_size": shape.image_size,
+        "mean": p.mean,
+        "std": p.std,
+        "value_range": p.value_range,
+        "background": p.background,
+    }
+
+
+def _quietly(task: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return task(config)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read ({error}): remove it to begin the table again") from None
+
+
+def _write_table(path: Path, rows: list[Row]) -> None:
+    with written_aside(path) as partial, partial.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["protocol", "labels", "top1", "seeds", "base_lr", "top1_on_the_split_that_chose"])
+        writer.writerows([r.protocol, r.labels, f"{r.mean:.4f}", len(r.top1), r.base_lr, r.chosen_by] for r in rows)
+
+
+def table(rows: list[Row], labels: tuple[str, ...]) -> str:
+    """Protocols down, shares of the labels across, in Markdown."""
+    lines = ["| | " + " | ".join(labels) + " |", "|---|" + "---|" * len(labels)]
+    protocols = list(dict.fromkeys(r.protocol for r in rows))
+    order = {"kNN": -2.0, "probe": -1.0, "full": 1e6, "scratch": 1e7}
+    for protocol in sorted(protocols, key=lambda p: order.get(p) or float(p.split()[0])):
+        cells = [next((r.words for r in rows if (r.protocol, r.labels) == (protocol, share)), "") for share in labels]
+        lines.append(f"| {protocol} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def picture(path: Path, rows: list[Row], depth: int, labels: tuple[str, ...]) -> None:
+    """Top-1 over the number of trained blocks, a line a share of the labels; from scratch and kNN as levels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = ("#c2452d", "#2d6cc2", "#3c8f4e", "#8e5aa8", "#b8860b")
+    for number, share in enumerate(labels):
+        colour = colours[number % len(colours)]
+        own = {r.protocol: r for r in rows if r.labels == share}
+        places = {"probe": 0.0, "full": float(depth)}
+        places |= {name: float(name.split()[0]) for name in own if name.endswith(" blocks")}
+        points = sorted((place, own[name]) for name, place in places.items() if name in own)
+        if points:
+            spread = [statistics.stdev(r.top1) if len(r.top1) > 1 else 0 for _, r in points]
+            axes.errorbar(
+                [x for x, _ in points],
+                [r.mean for _, r in points],
+                yerr=spread,
+                fmt="o-",
+                ms=4,
+                color=colour,
+                label=f"{share} of the labels",
+            )
+        for name, style in (("scratch", "--"), ("kNN", ":")):
+            if name in own:
+                axes.axhline(own[name].mean, ls=style, lw=1, color=colour)
+    axes.plot([], [], ls="--", lw=1, color="#666666", label="from scratch")
+    axes.plot([], [], ls=":", lw=1, color="#666666", label="kNN")
+    axes.set(
+        xlabel=f"blocks fine-tuned: 0 is the linear probe, {depth} is all",
+        ylabel="top-1 on the test part, %",
+        title="Partial fine-tuning (figure 9)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    with disk_faults(path), written_aside(path) as partial:
+        figure.savefig(partial)

@@ -1,0 +1,180 @@
+"""Whether pre-training goes well, without labels: the held-out loss against guessing and against its own past.
+
+No forecast is made of what a longer run would bring: the learning rate falls to 0 with the run, so its curve flattens
+in any case and says nothing of another length's.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openmae.model.masking import Masking
+from openmae.model.targets import Target
+
+LEARNING, STUCK, DIVERGING, COULD_STOP = "learning", "stuck", "diverging", "could stop"
+TOO_EARLY = "too early to say"
+
+FEWEST_POINTS = 3  # two make a line whatever happens
+EARLIEST = 0.1  # of the run: before it even a good run is hardly below guessing
+# Below guessing by this share of its loss: images of noise come nearer, and the constant fits the held-out images
+# themselves, which favours it by less than a hundredth.
+CLEARLY_BELOW = 0.02
+# Above its best by this share of all that was gained, and of the best itself: a held-out loss of the same images and
+# masks wavers by a few hundredths of either (measured: 3 % on 64 digits), so less is no rise.
+RISE_OF_GAIN, RISE_OF_BEST = 0.2, 0.05
+COLLAPSED_RANK = 2.0  # untrained encoders have 9 (24 wide, digits) and 36 (128 wide, CIFAR-10); training raises it
+FEWEST_IMAGES = 16  # n images can show a rank of n - 1 at most: of few, a low one says nothing
+PLATEAU_WINDOW = 0.25  # the last part of the steps so far
+PLATEAU_SHARE = 0.01  # of all that was gained; a run that learns gains several times this in its last quarter
+PLATEAU_FROM = 0.5  # of the run: before it the rate is near its peak and lowering it will still bring much
+# Behind it the cosine is below a tenth of its peak: a small gain there is the schedule's doing, so it is not judged.
+PLATEAU_UNTIL = 0.8
+
+
+class Point(NamedTuple):
+    """One evaluation; `rank` is None where too few images are held out."""
+
+    step: int
+    loss: float
+    rank: float | None
+
+
+class Verdict(NamedTuple):
+    """A word (learning, stuck, diverging, could stop, too early to say) and a line that says why."""
+
+    word: str
+    reason: str
+
+
+def effective_rank(features: Tensor) -> float:
+    """exp of the entropy of the centred features' normalised singular values: from 1 to min(n - 1, D).
+
+    Roy & Vetterli, "The effective rank" (2007); as a sign of how good features are without labels: RankMe (Garrido et
+    al., 2023), which does not centre them: a direction that all images share tells none apart.
+
+    Args:
+        features: (n, D); not finite, they have no rank: nan.
+    """
+    whole = features.detach().cpu().double()
+    if not whole.isfinite().all():
+        return math.nan
+    values: Tensor = torch.linalg.svdvals(whole - whole.mean(dim=0))
+    # Equal features differ by rounding, which has full rank.
+    rounding = torch.finfo(torch.float32).eps * whole.norm()
+    shares = values[values > rounding]
+    shares = shares / shares.sum()
+    return math.exp(-float((shares * shares.log()).sum())) if len(shares) else 1.0
+
+
+def trivial_loss(target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking]]]) -> float | None:
+    """The loss of the best guess that looks at nothing: one constant for each output, its mean over masked patches.
+
+    Args:
+        samples: goes through prepared images (B, C, H, W) with their masks; it is called twice.
+
+    Returns:
+        The mean over all masked patches, comparable with the held-out loss; None where what is predicted is no number.
+    """
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for images, masking in samples():
+        truth = target.truth(images, masking).cpu()
+        if not truth.is_floating_point():
+            return None
+        total = total + truth.double().sum(dim=(0, 1))
+        count += truth.shape[0] * truth.shape[1]
+    constant, loss = total / count, 0.0
+    for images, masking in samples():
+        truth = target.truth(images, masking).cpu().double()
+        loss += float(target.patch_losses(constant.expand(truth.shape), truth).sum())
+    return loss / count
+
+
+def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivial_loss: float | None) -> Verdict:
+    """What the evaluations so far say about a run of `num_steps`, in the order of their steps."""
+    if not points:
+        return Verdict(TOO_EARLY, "nothing was evaluated yet")
+    step, loss, rank = points[-1]
+    if not math.isfinite(loss):
+        return Verdict(DIVERGING, f"the held-out loss at step {step:,} is not finite")
+    finite = [point for point in points if math.isfinite(point.loss)]
+    best = min(finite, key=lambda point: point.loss)
+    top = max(finite[0].loss, trivial_loss or finite[0].loss)
+    rise = max(RISE_OF_GAIN * (top - best.loss), RISE_OF_BEST * best.loss)
+    if len(finite) >= FEWEST_POINTS and all(point.loss > best.loss + rise for point in finite[-2:]):
+        return Verdict(
+            DIVERGING,
+            f"the held-out loss rose to {loss:.4g} from {best.loss:.4g} at step {best.step:,}: if the training loss "
+            "rose too, try a lower --base-lr; else the images are learnt by heart, and fewer steps would do",
+        )
+    if len(finite) < FEWEST_POINTS:
+        return Verdict(TOO_EARLY, f"{len(finite)} of at least {FEWEST_POINTS} evaluations")
+    if step <= warmup_steps:
+        return Verdict(TOO_EARLY, f"the learning rate rises until step {math.ceil(warmup_steps):,}")
+    if step < EARLIEST * num_steps:
+        return Verdict(TOO_EARLY, f"less than {EARLIEST:.0%} of {num_steps:,} steps")
+    if rank is not None and rank < COLLAPSED_RANK:
+        return Verdict(STUCK, f"all images get nearly the same features (effective rank {rank:.2f})")
+    if trivial_loss is not None and loss > (1 - CLEARLY_BELOW) * trivial_loss:
+        return Verdict(
+            STUCK, f"the held-out loss {loss:.4g} is no better than guessing the mean patch ({trivial_loss:.4g})"
+        )
+    where = f"held-out loss {loss:.4g}"
+    if trivial_loss:  # 0 where all images are blank
+        where += f", {1 - loss / trivial_loss:.0%} below guessing the mean patch"
+    gained = _latest_gain(finite, top - best.loss, num_steps)
+    if gained is None:
+        return Verdict(LEARNING, where)
+    since, share = gained
+    if share < PLATEAU_SHARE:
+        return Verdict(COULD_STOP, f"{where}; hardly any of the whole gain came after step {since:,} ({share:.1%})")
+    return Verdict(LEARNING, f"{where}; {share:.1%} of the whole gain came after step {since:,}")
+
+
+def _latest_gain(points: Sequence[Point], total: float, num_steps: int) -> tuple[int, float] | None:
+    """Where the last quarter of the steps began, and the share of the `total` gain that it brought over the one before.
+
+    None while it is too early for that, or where there are too few evaluations.
+    """
+    end = min(points[-1].step, PLATEAU_UNTIL * num_steps)
+    middle, start = (1 - PLATEAU_WINDOW) * end, (1 - 2 * PLATEAU_WINDOW) * end
+    before = [point.loss for point in points if start < point.step <= middle]
+    lately = [point.loss for point in points if middle < point.step <= end]
+    if end < PLATEAU_FROM * num_steps or not before or not lately:
+        return None
+    # Medians: single values waver, and a lucky lowest one would stand for many.
+    return math.floor(middle), (median(before) - median(lately)) / max(total, 1e-12)
+
+
+class Health:
+    """The evaluations of a run and what they say about it.
+
+    Args:
+        lines: of metrics.jsonl, as far as a resumed run keeps them: nothing else needs to be saved.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: int,
+        warmup_steps: float,
+        trivial_loss: float | None,
+        lines: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        self.num_steps, self.warmup_steps, self.trivial_loss = num_steps, warmup_steps, trivial_loss
+        self.points: list[Point] = []
+        for line in lines:
+            if isinstance(line.get("step"), int) and isinstance(line.get("held_out_loss"), float):
+                self.record(line["step"], line["held_out_loss"], line.get("effective_rank"))
+
+    def record(self, step: int, loss: float, rank: float | None) -> None:
+        """Add an evaluation. What was recorded from its step on is forgotten: the run has been rolled back."""
+        self.points = [point for point in self.points if point.step < step] + [Point(step, loss, rank)]
+
+    def verdict(self) -> Verdict:
+        return judge(
+            self.points, num_steps=self.num_steps, warmup_steps=self.warmup_steps, trivial_loss=self.trivial_loss
+        )
