@@ -112,6 +112,9 @@ def run(arguments: list[str]) -> int:
         print(f"openmae {openmae.__version__}")
         return 0
     try:
+        if "--show" in arguments:
+            print("\n".join(show(arguments)))
+            return 0
         config = checked(parse(arguments))
         getattr(openmae, TASKS[type(config)])(config)
     except (RequestError, Interrupted, Fault) as error:
@@ -149,6 +152,22 @@ def parse(arguments: list[str]) -> Any:
         if not ending.code:
             raise
         raise RequestError(usage_error(told.getvalue())) from None
+
+
+def show(arguments: list[str]) -> list[str]:
+    """What `openmae COMMAND [--recipe NAME] --show` prints: the recipe's claim and settings, or all recipes.
+
+    Raises:
+        RequestError: the command has no recipes, or none of that name.
+    """
+    from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
+    from openmae.recipes.show import recipe_lines
+
+    recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": PROBE_RECIPES}
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    check_name("--show shows the recipes of", words[0], recipes)
+    named = words.index("--recipe") + 1 if "--recipe" in words else len(words)
+    return recipe_lines(recipes[words[0]], words[named] if named < len(words) else None)
 
 
 def usage_error(box: str) -> str:
