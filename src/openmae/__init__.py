@@ -22,6 +22,7 @@ from openmae.config import (
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
+    RobustnessConfig,
 )
 from openmae.errors import Fault, Interrupted, RequestError
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.probe import probe
     from openmae.tasks.reconstruct import reconstruct
+    from openmae.tasks.robustness import robustness
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "ProbeConfig",
     "ReconstructConfig",
     "RequestError",
+    "RobustnessConfig",
     "attention",
     "demo",
     "embed",
@@ -63,6 +66,7 @@ __all__ = [
     "pretrain",
     "probe",
     "reconstruct",
+    "robustness",
 ]
 
 _LAZY = {
@@ -78,6 +82,7 @@ _LAZY = {
     "pretrain": "openmae.tasks.pretrain",
     "probe": "openmae.tasks.probe",
     "reconstruct": "openmae.tasks.reconstruct",
+    "robustness": "openmae.tasks.robustness",
 }
 
 

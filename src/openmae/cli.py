@@ -23,6 +23,7 @@ from openmae.config import (
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
+    RobustnessConfig,
     check_name,
 )
 from openmae.errors import Fault, Interrupted, RequestError
@@ -65,6 +66,7 @@ Command = (
     | _command(KnnConfig, "knn", "data")
     | _command(EmbedConfig, "embed", "data")
     | _command(AttentionConfig, "attention", "images")
+    | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(DemoConfig, "demo")
@@ -77,6 +79,7 @@ TASKS: dict[type, str] = {
     KnnConfig: "knn",
     EmbedConfig: "embed",
     AttentionConfig: "attention",
+    RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
     ReconstructConfig: "reconstruct",
     DemoConfig: "demo",

@@ -10,6 +10,7 @@ from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
+from openmae.config.robustness import RobustnessConfig
 from openmae.config.shapes import (
     DEFAULT_POOL,
     HEADS,
@@ -58,6 +59,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
+    "RobustnessConfig",
     "Settings",
     "SettledConfig",
     "SettledFinetune",

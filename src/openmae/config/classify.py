@@ -5,7 +5,7 @@ from typing import get_type_hints
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.pretrain import AUGMENTS, PRECISIONS, STATISTICS
-from openmae.config.shapes import DEFAULT_POOL, POOLS, SIZES
+from openmae.config.shapes import POOLS, SIZES
 from openmae.errors import RequestError
 
 REPORTS = ("test", "held-out")
@@ -257,8 +257,8 @@ class SettledFinetune(FinetuneConfig):
 class ProbeConfig(LabelledConfig):
     """A linear probe of a frozen encoder (paper, table 10): several rates in one pass, chosen on a split of train."""
 
-    pool: str = DEFAULT_POOL
-    """cls or mean (of the patch tokens)."""
+    pool: str | None = None
+    """mean (of the patch tokens) or cls, which the paper probes."""
     optimizer: str | None = None
     """lars (table 10) or sgd."""
     augment: str | None = None
@@ -298,6 +298,7 @@ class SettledProbe(ProbeConfig):
     log_every: int
     evaluate_every: int
     save_every: int
+    pool: str
     optimizer: str
     augment: str
     base_lr: tuple[float, ...]

@@ -9,6 +9,7 @@ from typing import Any
 
 def _table_10() -> dict[str, Any]:
     return {
+        "pool": "cls",
         "optimizer": "lars",
         "base_lr": (0.1,),
         "momentum": 0.9,

@@ -56,7 +56,7 @@ def extract(
     batch_size: int | None = None,
     workers: int = 0,
     image_size: tuple[int, int] | None = None,
-    margin: float = 1.0,
+    margin: float | None = None,
     processes: Processes | None = None,
     precision: str = "fp32",
     with_labels: bool = False,
@@ -70,7 +70,7 @@ def extract(
         pool, layer: as of `EncoderModel.features`.
         batch_size: in each process; another one may change a feature's last bits.
         image_size: (height, width) in pixels; None: the model's own.
-        margin: fraction of the largest centred box that is kept, see `margin_for`.
+        margin: fraction of the largest centred box that is kept; None: the model's own, as `EncoderModel.features`.
         title: what the progress line says; None: no line.
 
     Raises:
@@ -88,7 +88,7 @@ def extract(
         indices,
         batch_size=size,
         workers=workers,
-        margin=margin,
+        margin=preprocessing.margin if margin is None else margin,
         min_side=model.encoder.shape.patch_size,
         with_labels=False,  # of a source where only some images have one, a batch would be refused
         pin=model.device.type == "cuda",
@@ -131,7 +131,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def margin_for(source: Source, size: tuple[int, int]) -> float:
-    """How much of the largest centred box an evaluation keeps: 224/256 up to a size of 224 (FACTS section 2).
+    """What kNN keeps of the largest centred box: 224/256 up to a size of 224, as a classifier (FACTS section 2).
 
     All of it where that would enlarge what is left: digits of 8 × 8 pixels have no margin to give.
 

@@ -17,6 +17,7 @@ from openmae.data.labels import LabelledData, Oversampled, class_weights, target
 from openmae.data.loader import Batch, Stream
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
+from openmae.data.sources import Source
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.model import cost
 from openmae.model.heads import Classifier
@@ -85,7 +86,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         chosen = tuned.config
         num_steps = total_steps(chosen, len(data.train))
         check_shares(chosen, processes)
-        stream = make_stream(tuned, data)
+        stream, task = make_stream(tuned, data), TuningStep(tuned, data, device, processes)
 
         # Model and optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
@@ -134,6 +135,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             write_split(run, chosen, data)
         with disk_faults(run):
             log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
+        # --max-bad is of training images: what an earlier final evaluation could not read is counted apart.
+        bad_to_measure = names_among(log.quarantined, data.report)
+        log.quarantined -= bad_to_measure
         progress = Progress(
             log,
             processes,
@@ -146,7 +150,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
         metadata = describe_classifier(tuned, data)
         stepped = parallelise(model.train(), processes, device)
-        task = TuningStep(tuned, data, device, processes)
         seen: dict[int, Predictions] = {}
 
         def look(source: Any) -> Predictions:
@@ -222,6 +225,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         try:
             predictions = seen[num_steps] if num_steps in seen else look(data.report)
         except EvaluationStopped:
+            log.summary(progress.summary("interrupted", num_steps))
             raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
         summary |= {
             **named_figures(predictions),
@@ -231,6 +235,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             "classes": data.num_classes,
         }
         if processes.is_first:
+            log.quarantined |= bad_to_measure  # they stand there already
             log.quarantine(predictions.bad)
             write_report(
                 run, predictions, data.report, data.classes, tuned.preprocessing, f"{run.name}, {data.report_name}"
@@ -316,6 +321,11 @@ def decide(
     start = None if init is None else (init.shape.encoder, init.preprocessing)
     tuned = settle_finetune(config, facts, data.num_classes, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
+
+
+def names_among(names: set[str], source: Source) -> set[str]:
+    """Those of `names` that are images of the source."""
+    return {name for i in range(len(source)) if (name := source.name(i)) in names} if names else set()
 
 
 def check_shares(config: SettledFinetune, processes: Processes) -> None:

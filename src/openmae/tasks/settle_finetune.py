@@ -81,6 +81,8 @@ def settle_finetune(
     if init is not None:
         _keep_model(config, *init, choices)
     choices.take_recipe(FINETUNE_RECIPES)
+    if init is not None and get("model") is not None:
+        raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
     if init is None:
         if get("model") is not None:
             decide_size(choices, get("model"))

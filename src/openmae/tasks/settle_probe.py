@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from openmae.config import ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape
+from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.model import cost
@@ -61,6 +61,7 @@ def settle_probe(
     decide, get = choices.decide, choices.get
     choices.take_recipe(PROBE_RECIPES)
     decide("image_size", preprocessing.image_size, "as --init")
+    decide("pool", DEFAULT_POOL, "as of embed and knn; table 10 has the class token")
     decide("augment", "none", "features are computed once and kept (table 10 has crop: slower, a little better)")
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("optimizer", "lars", "table 10")

@@ -1,0 +1,55 @@
+"""Who attends to whom: the softmax weights of a block, which the fused attention of `vit.py` never writes down."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openmae.config import check_range, grid_of
+from openmae.model.vit import Block, ViT
+
+
+@torch.no_grad()
+def attention_weights(
+    vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None = None
+) -> Float[Tensor, "b heads n n"]:
+    """The attention weights of one block on whole images, from each token (row) to each; the class token first.
+
+    Every row sums to 1. Takes B × heads × (1 + N)² numbers; `class_attention` needs the first row only.
+
+    Args:
+        layer: whose, from 1; None: the last block's.
+
+    Raises:
+        RequestError: there is no such block, or patches do not divide the images.
+    """
+    queries, keys = _queries_and_keys(vit, images, layer)
+    return (queries @ keys.transpose(-2, -1)).softmax(dim=-1)
+
+
+@torch.no_grad()
+def class_attention(
+    vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None = None
+) -> tuple[Float[Tensor, "b heads rows columns"], Float[Tensor, "b heads"]]:
+    """The class token's attention to the patches, as they lie in the image, and to itself; together they sum to 1.
+
+    Arguments and errors as of `attention_weights`.
+    """
+    queries, keys = _queries_and_keys(vit, images, layer)
+    weights = (queries[:, :, :1] @ keys.transpose(-2, -1)).softmax(dim=-1).squeeze(2)  # (B, heads, 1 + N)
+    height, width = images.shape[-2:]
+    grid = grid_of(height, width, vit.shape.patch_size)
+    return weights[..., 1:].unflatten(-1, grid), weights[..., 0]
+
+
+def _queries_and_keys(
+    vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None
+) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b heads n d"]]:
+    """A block's queries, scaled by 1/√d, and keys."""
+    depth = len(vit.blocks)
+    check_range("--layer", layer, 1, depth)
+    layer = layer or depth
+    block = vit.blocks[layer - 1]
+    assert isinstance(block, Block)
+    x = block.norm1(vit.tokens(images, num_blocks=layer - 1))
+    q, k, _ = block.attn.qkv(x).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return q * q.shape[-1] ** -0.5, k  # (B, heads, 1 + N, d)

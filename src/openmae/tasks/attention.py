@@ -1,0 +1,153 @@
+"""`openmae attention`: what the class token attends to, laid over the images."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from openmae.config import ReconstructConfig, check_range, grid_of
+from openmae.config.features import AttentionConfig
+from openmae.data.preprocess import to_unit
+from openmae.errors import shown
+from openmae.model.attention_maps import class_attention
+from openmae.tasks.load import EncoderModel, ImageLike, Model, load
+from openmae.tasks.pictures import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
+from openmae.tasks.reconstruct import gather_images, spare_input
+from openmae.training.files import disk_faults, written_aside
+
+LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
+COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too
+SHARE_OF_COLOUR = 0.65  # the rest is the image, in grey
+BAR = (256, 14)  # pixels
+
+
+def attention(config: AttentionConfig) -> dict[str, Any]:
+    """Write the sheet: picture | attention of the class token, mean of the heads | each head, a row for each image.
+
+    Each map is coloured from 0 to its own largest value, which stands below it (a share of all the attention that
+    the class token has) beside what a patch had if all got the same.
+
+    Returns:
+        images, skipped, layer, the grid of patches, and for each image the highest share of a patch and the class
+        token's to itself, both of the mean of the heads.
+
+    Raises:
+        RequestError: no readable image, an unknown model, a layer or size that does not fit.
+    """
+    config = AttentionConfig.from_dict(config.to_dict())  # paths as strings
+    asked = as_reconstruction(config)
+    spare_input(asked)
+    model = load(config.init, config.device)
+    depth = model.encoder.shape.depth
+    check_range("--layer", config.layer, 1, depth)
+    size = config.size or model.preprocessing.image_size
+    grid = grid_of(*size, model.encoder.shape.patch_size)
+    images, skipped = gather_images(asked, cast(Model, model))  # it needs no more than an encoder's `prepare`
+    for line in skipped:
+        print(f"skipped {shown(line)}")
+    layer = config.layer or depth
+    rows, highest, to_itself = [], [], []
+    for number, image in enumerate(images, 1):  # one by one: a long row of tokens squared, times the heads, is large
+        to_patches, itself = (
+            t[0].cpu() for t in class_attention(model.encoder, model.prepare(image, size, config.max_pixels), layer)
+        )
+        mean = to_patches.mean(0)
+        rows.append(row(image, model, size, [mean, *to_patches] if config.heads else [mean], config.max_pixels))
+        highest.append(float(mean.max()))
+        to_itself.append(float(itself.mean()))
+        print(told(image, number, mean, to_itself[-1]))
+    heads = [f"head {number + 1}" for number in range(len(to_patches))] if config.heads else []
+    blocks = 2 if len(rows) > 4 and not heads else 1
+    headers = ["image", f"class token's attention, block {layer} of {depth}, mean of the heads", *heads]
+    out = Path(config.out)
+    with disk_faults(out), written_aside(out) as partial:
+        with_bar(sheet(rows, headers, blocks)).save(partial)
+    print(f"wrote {shown(out)}")
+    return {
+        "images": len(images),
+        "skipped": len(skipped),
+        "layer": layer,
+        "grid": list(grid),
+        "highest": highest,
+        "to_itself": to_itself,
+    }
+
+
+def as_reconstruction(config: AttentionConfig) -> ReconstructConfig:
+    """The same images and file as `openmae reconstruct` takes them."""
+    names = ("images", "init", "out", "limit", "image_size", "device", "max_pixels")
+    return ReconstructConfig(**{name: getattr(config, name) for name in names})
+
+
+def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
+    """A line about an image's map, with the scale of its colours."""
+    name = shown(os.path.basename(image)) if isinstance(image, (str, Path)) else f"image {number}"
+    return (
+        f"{name}: attention to a patch {float(mean.min()):.2g} to {float(mean.max()):.2g} "
+        f"(all alike: {1 / mean.numel():.2g}), {to_itself:.0%} to the class token itself"
+    )
+
+
+def row(
+    image: ImageLike, model: EncoderModel, size: tuple[int, int], maps: list[Tensor], max_pixels: int
+) -> list[Tensor]:
+    """An image and maps over it, all of one size: each (3, H, W) in 0..1 with a line of text below.
+
+    Args:
+        maps: (rows, columns) each.
+    """
+    side = LEAST_SIDE if len(maps) == 1 else CELL
+    shown_size = (size[0] * (scale := max(1, -(-side // min(size)))), size[1] * scale)
+    # Read anew at the size of the picture: a model of small images sees few pixels, a person may see more.
+    picture = to_picture(to_unit(model.prepare(image, shown_size, max_pixels), model.preprocessing)[0])
+    cells = [captioned(picture, f"{size[0]} x {size[1]} px")]
+    for weights in maps:
+        text = f"0 to {float(weights.max()):.2g}, all alike {1 / weights.numel():.2g}"
+        cells.append(captioned(overlay(picture, weights), text))
+    return cells
+
+
+def overlay(picture: Image.Image, weights: Tensor) -> Image.Image:
+    """A map, coloured from 0 to its largest value, over the picture in grey."""
+    from matplotlib import colormaps
+
+    width, height = picture.size
+    # Bilinear, between the patches' centres: a bicubic one would overshoot and invent attention below 0.
+    relative = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+    scaled = F.interpolate(relative[None, None], (height, width), mode="bilinear", align_corners=False)
+    colours = colormaps[COLOURS](scaled[0, 0].clamp(0, 1).numpy())[..., :3]
+    grey = np.asarray(picture.convert("L"), dtype=np.float64)[..., None] / 255
+    mixed = SHARE_OF_COLOUR * colours + (1 - SHARE_OF_COLOUR) * grey
+    return Image.fromarray((mixed * 255).round().astype(np.uint8))
+
+
+def captioned(picture: Image.Image, text: str) -> Tensor:
+    """The picture with a line of text below: (3, H + LINE, W) in 0..1."""
+    canvas = Image.new("RGB", (picture.width, picture.height + LINE), PAPER)
+    canvas.paste(picture, (0, 0))
+    font = ImageFont.load_default(12 if picture.width >= LEAST_SIDE else 10)
+    ImageDraw.Draw(canvas).text((1, picture.height + 1), text, INK, font)
+    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1) / 255
+
+
+def with_bar(picture: Image.Image) -> Image.Image:
+    """The sheet with the scale of colours below, as they look over black and over white."""
+    from matplotlib import colormaps
+
+    width, height = BAR
+    canvas = Image.new("RGB", (picture.width, picture.height + height + 3 * GAP), PAPER)
+    canvas.paste(picture, (0, 0))
+    draw, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(12), picture.height + GAP
+    width = min(width, max(40, picture.width - 220))
+    colours = colormaps[COLOURS](np.linspace(0, 1, width))[:, :3] * SHARE_OF_COLOUR
+    grey = np.linspace(0, 1, height)[:, None, None] * (1 - SHARE_OF_COLOUR)
+    bar = Image.fromarray(((colours[None] + grey) * 255).round().astype(np.uint8))
+    draw.text((2 * GAP, top), "0", INK, font)
+    canvas.paste(bar, (2 * GAP + 12, top))
+    draw.text((2 * GAP + 18 + width, top), "highest value of each map", INK, font)
+    return canvas

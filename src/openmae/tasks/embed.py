@@ -1,0 +1,179 @@
+"""`openmae embed`: the features of all images as a table that other programs read."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import openmae
+from openmae.config.features import EmbedConfig
+from openmae.data.labels import labels_of
+from openmae.data.sources import SPLITS, Source, open_source
+from openmae.errors import RequestError, shown
+from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
+from openmae.tasks.load import load
+from openmae.training.device import default_workers, pick_device
+from openmae.training.files import disk_faults, written_aside
+from openmae.training.parallel import joined
+
+ROWS_AT_ONCE = 8192  # of a parquet file: a row group
+NAMED = 10  # unreadable images on the screen
+
+
+def embed(config: EmbedConfig) -> dict[str, Any]:
+    """Write the table: `features`, `paths`, `labels` (-1 where unknown) and `split`, one row for each readable image.
+
+    An .npz holds them as arrays beside `about`, JSON that says how they were made, and is read without pickles; a
+    .parquet has the columns features, path, label and split, and the same JSON in its metadata.
+
+    Returns:
+        status, images, unreadable, the features' shape, seconds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, no readable image or too many unreadable ones.
+        Fault: features that are not finite, or a full disk.
+    """
+    started = time.monotonic()
+    config = EmbedConfig.from_dict(config.to_dict())  # paths as strings
+    with joined() as processes:
+        check_file(config)
+        device = pick_device(config.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        model = load(config.init, str(device))
+        preprocessing = preprocessing_for(model, config.size)
+        parts = open_parts(config, preprocessing.background)
+        if processes.is_first:
+            told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
+            print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}", flush=True)
+        found: list[Features] = []
+        bad: dict[str, str] = {}
+        for split, source in parts.items():
+            features = extract(
+                model,
+                source,
+                pool=config.pool,
+                layer=config.layer,
+                batch_size=config.batch_size or default_batch_size(device),
+                workers=default_workers(device, processes.local_count) if config.workers is None else config.workers,
+                image_size=preprocessing.image_size,
+                processes=processes,
+                precision=config.precision,
+                title=split,
+            )
+            found.append(features)
+            bad |= features.bad
+        total = sum(map(len, parts.values()))
+        if processes.is_first:
+            for name, reason in list(bad.items())[:NAMED]:
+                print(f"unreadable, left out: {shown(name)} ({reason})")
+            if len(bad) > NAMED:
+                print(f"and {len(bad) - NAMED:,} more")
+        check_readable(bad, total, config.max_bad, "images")
+        values = [part.values for part in found if len(part.values)]
+        columns = {
+            "features": values[0] if len(values) == 1 else np.concatenate(values),
+            "paths": texts(shown(s.name(i)) for s, f in zip(parts.values(), found, strict=True) for i in f.indices),
+            "labels": np.concatenate([labels_of(s)[f.indices] for s, f in zip(parts.values(), found, strict=True)]),
+            "split": texts(name for name, f in zip(parts, found, strict=True) for _ in f.indices),
+        }
+        if config.half:
+            columns["features"] = columns["features"].astype(np.float16)
+        about = {
+            "openmae": openmae.__version__,
+            "pool": config.pool,
+            "layer": config.layer,
+            "preprocessing": asdict(preprocessing),
+            "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
+            "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
+        }
+        if processes.is_first:
+            write_table(Path(config.out), columns, json.dumps(about, default=str))
+            shape = " x ".join(map(str, columns["features"].shape))
+            print(f"wrote {shown(config.out)}: features {shape} {columns['features'].dtype}, paths, labels, split")
+    return {
+        "status": "complete",
+        "images": total - len(bad),
+        "unreadable": len(bad),
+        "shape": list(columns["features"].shape),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def check_file(config: EmbedConfig) -> None:
+    """Raise RequestError where the table would be among the images, or no file can be."""
+    out = Path(config.out)
+    if not config.data.startswith("embedded:") and Path(os.path.realpath(out)).is_relative_to(
+        os.path.realpath(config.data)
+    ):
+        raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
+    if out.is_dir():
+        raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
+    there = next(place for place in out.absolute().parents if place.exists())
+    if not there.is_dir():
+        raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
+
+
+def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
+    """The parts of DATA that are asked for, by name. Raises RequestError where there is no such part."""
+    wanted = SPLITS if config.split == "all" else (config.split,)
+    opened = {
+        split: open_source(config.data, split, background=background, max_pixels=config.max_pixels) for split in wanted
+    }
+    parts = {split: source for split, source in opened.items() if source is not None}
+    if not parts:
+        raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")
+    return parts
+
+
+def texts(items: Any) -> NDArray[np.str_]:
+    """Strings as a fixed-width array, which needs no pickle."""
+    return np.array(list(items), dtype=np.str_)
+
+
+def write_table(path: Path, columns: dict[str, NDArray], about: str) -> None:
+    """Write the table whole or not at all, as the ending of `path` says."""
+    assert not any(column.dtype.hasobject for column in columns.values()), "this would be a pickle"
+    with disk_faults(path), written_aside(path) as partial:
+        if path.suffix.lower() == ".npz":
+            with partial.open("wb") as file:
+                arrays: dict[str, Any] = {**columns, "about": np.array(about)}
+                np.savez(file, **arrays)
+        else:
+            _write_parquet(partial, columns, about)
+
+
+def _write_parquet(path: Path, columns: dict[str, NDArray], about: str) -> None:
+    import pyarrow as pa  # takes a quarter of a second
+    import pyarrow.parquet as pq
+
+    features = columns["features"].reshape(len(columns["features"]), -1)
+    kind = pa.list_(pa.from_numpy_dtype(features.dtype), features.shape[1])
+    shape = json.dumps(columns["features"].shape[1:])
+    schema = pa.schema(
+        [("path", pa.string()), ("label", pa.int64()), ("split", pa.string()), ("features", kind)],
+        metadata={"openmae": about, "shape": shape},
+    )
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(features), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            values = pa.FixedSizeListArray.from_arrays(pa.array(features[rows].reshape(-1)), type=kind)
+            table = _texts_and_labels(columns, rows)
+            writer.write_table(pa.Table.from_arrays([*table, values], schema=schema))
+
+
+def _texts_and_labels(columns: dict[str, NDArray], rows: slice) -> Sequence[Any]:
+    import pyarrow as pa
+
+    return (
+        pa.array(columns["paths"][rows].tolist(), pa.string()),
+        pa.array(columns["labels"][rows]),
+        pa.array(columns["split"][rows].tolist(), pa.string()),
+    )

@@ -1,0 +1,320 @@
+"""`openmae knn`: weighted nearest neighbours among frozen features; nothing is trained.
+
+The k training images whose features have the highest cosine similarity vote for their class with
+exp(similarity / temperature) each (Wu et al., 2018; the paper has no such table).
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import openmae
+from openmae.config import Preprocessing
+from openmae.config.features import KnnConfig
+from openmae.data.labels import LabelledData, open_labelled
+from openmae.errors import Fault, RequestError, shown
+from openmae.tasks.extract import (
+    Features,
+    check_readable,
+    default_batch_size,
+    extract,
+    margin_for,
+    preprocessing_for,
+)
+from openmae.tasks.load import load
+from openmae.tasks.metrics import interval
+from openmae.tasks.runs import check_place
+from openmae.training.device import default_workers, pick_device
+from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.training.parallel import Processes, joined
+
+CHUNK = 1024  # queries whose similarities to a part of the bank are in memory at a time
+BANK_CHUNKS = 64  # that part: so many times as many rows
+MOST_SCORES = 1 << 24  # votes of queries for classes in memory at a time
+
+
+def knn(config: KnnConfig) -> dict[str, Any]:
+    """Classify the test images by their nearest training images; what it finds lies in `config.out`.
+
+    Returns:
+        What RUN/summary.json holds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, more neighbours than images, or too many unreadable files.
+        Fault: features that are not finite, or a full disk.
+    """
+    started = time.monotonic()
+    config = KnnConfig.from_dict(config.to_dict())  # paths as strings
+    run = Path(config.out)
+    with joined() as processes:
+        check_vacant(run)
+        device = pick_device(config.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        model = load(config.init, str(device))
+        preprocessing = preprocessing_for(model, config.size)
+        data = open_data(config, preprocessing)
+        chosen = replace(
+            config,
+            image_size=preprocessing.image_size,
+            batch_size=config.batch_size or default_batch_size(device),
+            workers=default_workers(device, processes.local_count) if config.workers is None else config.workers,
+            device=str(device),
+        )
+        preprocessing = replace(preprocessing, margin=margin_for(data.train, preprocessing.image_size))
+        processes.wait()  # until all have seen the run folder as it was
+        if processes.is_first:
+            with disk_faults(run):
+                run.mkdir(parents=True, exist_ok=True)
+            print("\n".join(plan_lines(data, chosen, preprocessing.margin)), flush=True)
+        found: list[Features] = []
+        bad: dict[str, str] = {}
+        try:
+            for part, source in (("train", data.train), (data.report_name, data.report)):
+                features = extract(
+                    model,
+                    source,
+                    pool=chosen.pool,
+                    layer=chosen.layer,
+                    batch_size=chosen.batch_size,
+                    workers=chosen.workers or 0,
+                    image_size=preprocessing.image_size,
+                    margin=preprocessing.margin,
+                    processes=processes,
+                    precision=chosen.precision,
+                    with_labels=True,
+                    title=part,
+                )
+                bad |= features.bad
+                if processes.is_first:
+                    write_quarantine(run, bad)
+                max_bad = chosen.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
+                check_readable(features.bad, len(source), max_bad, f"images of {part}")
+                found.append(features)
+            bank, queries = found
+            check_k(chosen.k, len(bank.values))
+            predicted = vote(bank, queries, data.num_classes, chosen, device, processes)
+        except (RequestError, Fault):
+            if processes.is_first:
+                with suppress(OSError):  # what happened first is what must be said
+                    write_json(run / "summary.json", {"status": "failed"})
+            raise
+        summary = summarise(predicted, bank, queries, data, round(time.monotonic() - started, 1))
+        if processes.is_first:
+            record = {"openmae": openmae.__version__, **chosen.to_dict()}
+            with disk_faults(run):
+                write_json(run / "config.json", {**record, "preprocessing": asdict(preprocessing)})
+                write_json(run / "summary.json", summary)  # last: a run that says complete is
+            print("\n".join(result_lines(summary, chosen)))
+            print(f"wrote {run}")
+    return summary
+
+
+def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """The k rows of the bank with the largest dot product with each query; of equal ones the earlier.
+
+    Args:
+        bank, queries: (n, D) and (q, D).
+        chunk: rows of the bank at a time.
+
+    Returns:
+        (q, k) products, falling, and (q, k) indices.
+    """
+    values = queries.new_empty(len(queries), 0)
+    ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(bank), chunk):
+        part = queries @ bank[start : start + chunk].to(queries.device).T
+        kept = values.shape[1]
+        values, places = _largest(torch.cat([values, part], dim=1), k)
+        if kept:
+            earlier = ids.gather(1, places.clamp(max=kept - 1))
+            ids = torch.where(places < kept, earlier, places - kept + start)
+        else:
+            ids = places + start
+    return values, ids
+
+
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As `torch.topk`, but of equal values those that come first."""
+    k = min(k, values.shape[1])
+    found, ids = values.topk(k, dim=1)
+    # topk takes any of the values that equal the last one it takes; where there are more, sort the row.
+    is_tied = (values >= found[:, -1:]).sum(1) > k
+    if is_tied.any():
+        found[is_tied], ids[is_tied] = (t[:, :k] for t in values[is_tied].sort(dim=1, descending=True, stable=True))
+    ids, order = ids.sort(dim=1)
+    found, by_value = found.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return found, ids.gather(1, by_value)
+
+
+def neighbour_votes(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    num_classes: int,
+    chunk: int = CHUNK,
+    device: torch.device | None = None,
+) -> dict[int, Tensor]:
+    """The class that the k nearest rows of the bank vote for, by k: (q,) int64 each, on the CPU.
+
+    Of classes with equal votes the lower one wins; of rows that are equally near, the earlier ones vote.
+
+    Args:
+        bank, queries: features, (n, D) and (q, D) float32; normalised to length 1 here.
+        bank_labels: (n,) int64.
+        chunk: queries at a time, each against 64 times as many rows of the bank: a matter of memory.
+        device: where similarities are computed; None: where the queries are.
+    """
+    device = device or queries.device
+    bank, most = F.normalize(bank, dim=1), max(ks)
+    rows = chunk * BANK_CHUNKS
+    if len(bank) <= rows:  # moved once; a larger one goes piece by piece for each chunk of queries
+        bank = bank.to(device)
+    parts: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
+    for some in queries.split(chunk):
+        values, ids = (t.cpu() for t in nearest(bank, F.normalize(some.to(device), dim=1), most, rows))
+        # On the CPU, where sums have an order; relative to the nearest, so that no temperature overflows.
+        weights = ((values.double() - values[:, :1].double()) / temperature).exp()
+        for k in ks:
+            parts[k].append(_elected(weights[:, :k], bank_labels.cpu()[ids[:, :k]], num_classes))
+    return {k: torch.cat(found) for k, found in parts.items()}
+
+
+def _elected(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    rows = max(1, MOST_SCORES // num_classes)
+    elected = []
+    for some_weights, some_labels in zip(weights.split(rows), labels.split(rows), strict=True):
+        scores = torch.zeros(len(some_weights), num_classes, dtype=weights.dtype)
+        elected.append(scores.scatter_add_(1, some_labels, some_weights).argmax(1))
+    return torch.cat(elected)
+
+
+def vote(
+    bank: Features, queries: Features, num_classes: int, config: KnnConfig, device: torch.device, processes: Processes
+) -> dict[int, Tensor]:
+    """`neighbour_votes` for all queries, each process's share of them gathered."""
+    share = processes.share(len(queries.values))
+    own = neighbour_votes(
+        torch.from_numpy(bank.values),
+        torch.from_numpy(bank.labels),
+        torch.from_numpy(queries.values[share.start : share.stop]),
+        ks=config.k,
+        temperature=config.temperature,
+        num_classes=num_classes,
+        device=device,
+    )
+    parts = processes.gather(own)
+    return {k: torch.cat([part[k] for part in parts]) for k in config.k}
+
+
+def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
+    """Raises RequestError: unusable data or labels, several labels an image, or fewer images than neighbours."""
+    data = open_labelled(
+        config.data,
+        labels=config.labels,
+        label_file=config.label_file,
+        held_out=config.held_out,
+        seed_of_split=config.seed,
+        background=preprocessing.background,
+        max_pixels=config.max_pixels,
+    )
+    if data.is_multi_label:
+        raise RequestError("images with several labels have no nearest class: openmae probe can learn them")
+    check_k(config.k, len(data.train))
+    return data
+
+
+def check_k(ks: Sequence[int], num_images: int) -> None:
+    if max(ks) > num_images:
+        raise RequestError(f"--k got {max(ks)}, but there are {num_images} training images to vote: give a smaller one")
+
+
+def check_vacant(run: Path) -> None:
+    """Raise RequestError where a run would be lost, or none can be made."""
+    check_place(run)
+    if not run.exists() or not any(run.iterdir()):
+        return
+    try:
+        has_failed = json.loads((run / "summary.json").read_bytes()) == {"status": "failed"}  # as written above
+    except (OSError, ValueError):
+        has_failed = False
+    if not has_failed:
+        raise RequestError(f"{shown(run)} exists already and is not empty: choose another --out")
+
+
+def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str]:
+    report = data.report_name if data.report_name != "split of train" else "a split of train"
+    layer = "last block, normed" if config.layer is None else f"block {config.layer}"
+    height, width = config.size or (0, 0)
+    lines = [
+        f"bank       {len(data.train):,} training images, {data.num_classes} classes",
+        f"queries    {len(data.report):,} images of {report}",
+        f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "
+        f"{config.precision} on {config.device}",
+    ]
+    if data.unlabelled:
+        lines.append(f"left out   {data.unlabelled:,} images without a label")
+    if data.unmatched:
+        lines.append(f"ignored    {data.unmatched:,} rows of --label-file that name no image")
+    return lines
+
+
+def summarise(
+    predicted: dict[int, Tensor], bank: Features, queries: Features, data: LabelledData, seconds: float
+) -> dict[str, Any]:
+    """What summary.json holds: shares in per cent of the readable images, `top1` for the first k."""
+    labels = torch.from_numpy(queries.labels)
+    count = len(labels)
+    summary: dict[str, Any] = {"status": "complete"}
+    for number, (k, classes) in enumerate(predicted.items()):
+        right, end = int((classes == labels).sum()), f"_k{k}" if number else ""
+        low, high = interval(right, count)
+        summary |= {f"top1{end}": 100 * right / count, f"top1_low{end}": 100 * low, f"top1_high{end}": 100 * high}
+        if queries.bad:
+            summary[f"top1_lower_bound{end}"] = 100 * right / (count + len(queries.bad))
+    return summary | {
+        "k": next(iter(predicted)),
+        "images": count,
+        "train_images": len(bank.values),
+        "unreadable": len(queries.bad),
+        "bad_inputs": len(queries.bad) + len(bank.bad),
+        "classes": data.num_classes,
+        "report": data.report_name,
+        "seconds": seconds,
+    }
+
+
+def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
+    lines = []
+    for number, k in enumerate(config.k):
+        end = f"_k{k}" if number else ""
+        low, high = summary[f"top1_low{end}"], summary[f"top1_high{end}"]
+        lines.append(f"top1 {summary[f'top1{end}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
+    if summary["bad_inputs"]:
+        lines.append(
+            f"{summary['bad_inputs']:,} images could not be read, {summary['unreadable']:,} of them of "
+            f"{summary['report']}: named in quarantine.jsonl"
+        )
+    return lines
+
+
+def write_quarantine(run: Path, bad: dict[str, str]) -> None:
+    """Write down the inputs that could not be read; without any, remove what a failed try wrote."""
+    path = run / "quarantine.jsonl"
+    with disk_faults(path):
+        if not bad:
+            path.unlink(missing_ok=True)
+            return
+        with written_aside(path) as partial:
+            partial.write_text("".join(json.dumps({"name": name, "reason": why}) + "\n" for name, why in bad.items()))

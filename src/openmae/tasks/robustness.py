@@ -1,0 +1,378 @@
+"""`openmae robustness`: a classifier on ImageNet-C, -A, -R and -Sketch (paper, table 13).
+
+Of each set only the classes that it has compete: an answer is the highest of their logits.
+"""
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import openmae
+from openmae.config import Preprocessing, flag_of
+from openmae.config.robustness import RobustnessConfig
+from openmae.data.augment import evaluation_margin
+from openmae.data.folder import FolderSource
+from openmae.data.imagenet_variants import (
+    IMAGENET_A,
+    IMAGENET_C,
+    IMAGENET_R,
+    IMAGENET_SKETCH,
+    Part,
+    Variant,
+    class_parts,
+    corruption_parts,
+    known_classes,
+    open_part,
+    synsets_of,
+)
+from openmae.data.loader import evaluation_batches
+from openmae.data.preprocess import normalise
+from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
+from openmae.tasks.load import ClassifierModel, load
+from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
+from openmae.tasks.runs import check_place, held
+from openmae.tasks.training_data import check_outside
+from openmae.tasks.weights import find_model
+from openmae.training.device import autocast, default_workers, pick_device
+from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.training.parallel import Processes, joined
+from openmae.training.signals import StopRequest
+from openmae.training.telemetry import read_lines
+
+ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
+
+
+def robustness(config: RobustnessConfig) -> dict[str, Any]:
+    """Measure a classifier on the sets given; what it finds lies in `config.out`.
+
+    Returns:
+        What RUN/summary.json holds.
+
+    Raises:
+        RequestError: no classifier of ImageNet's classes, folders of another layout, or a run of other settings.
+        Interrupted: a signal; finished parts are kept and `--resume auto` goes on behind them.
+        Fault: scores that are not finite, or a full disk.
+    """
+    config = RobustnessConfig.from_dict(config.to_dict())  # paths as strings
+    run = Path(config.out)
+    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
+        # Set-up. Nothing is written before all that can be wrong has been looked at.
+        check_run(config, run)
+        device = pick_device(config.device, processes.local_rank)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        model = load_classifier(config.init, str(device))
+        preprocessing = preprocessing_for(model, config.size)
+        synsets, is_by_order = synsets_of(model.classes)
+        sets, extra = find_sets(config, synsets)
+        settings = {
+            "model": file_digest(find_model(config.init)),
+            "image_size": list(preprocessing.image_size),
+            "precision": config.precision,
+        }
+        finished = finished_rows(run, settings, sets)
+        if any(names != list(finished) for names in processes.gather(list(finished))):
+            raise Fault(f"the processes see different runs in {run}: is --out on a file system that all share?")
+        chosen = replace(
+            config,
+            image_size=preprocessing.image_size,
+            batch_size=config.batch_size or default_batch_size(device),
+            workers=default_workers(device, processes.local_count) if config.workers is None else config.workers,
+            device=str(device),
+        )
+        processes.wait()  # until all have seen the run folder as it was
+
+        # From here on the run folder exists.
+        if processes.is_first:
+            begin(run, chosen, preprocessing, finished, lock)
+            print("\n".join(plan_lines(sets, extra, model, is_by_order)), flush=True)
+        stop.defer()
+        try:
+            rows = measure(sets, model, synsets, preprocessing, chosen, settings, finished, processes, stop)
+        except BaseException as error:
+            if processes.is_first:
+                with suppress(OSError):  # what happened first is what must be said
+                    status = "interrupted" if isinstance(error, Interrupted) else "failed"
+                    write_json(run / "summary.json", {"status": status})
+            raise
+        summary = summarise(sets, rows)
+        if processes.is_first:
+            finish(run, sets, rows, summary)
+            paper = paper_row(model.encoder.shape, preprocessing.image_size)
+            print("\n".join(result_lines(sets, rows, summary, paper)))
+            print(f"wrote {run}")
+        processes.wait()
+    return summary
+
+
+def check_run(config: RobustnessConfig, run: Path) -> None:
+    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
+    check_place(run)
+    for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
+        if data is not None:
+            check_outside(data, config.out)
+    if not run.exists() or not any(run.iterdir()):
+        return
+    if config.resume == "never":
+        raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
+    if not (run / ROWS).is_file():
+        raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
+
+
+def load_classifier(init: str, device: str) -> ClassifierModel:
+    """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
+    model = load(init, device)
+    if not isinstance(model, ClassifierModel):
+        raise RequestError(f"--init {init} has no classes: give a fine-tuned or probed model")
+    if model.description.get("is_multi_label"):
+        raise RequestError(f"--init {init} gives an image several labels: these sets have one for each")
+    return model
+
+
+def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Measured], list[str]]:
+    """The sets to measure, and corruptions that are there but no part of the mean.
+
+    Raises:
+        RequestError: folders of another layout, or classes that the set or the classifier does not have.
+    """
+    found: list[tuple[Variant, list[Part]]] = []
+    extra: list[str] = []
+    if config.imagenet_c is not None:
+        parts, extra = corruption_parts(config.imagenet_c)
+        found.append((IMAGENET_C, parts))
+    for variant, root in (
+        (IMAGENET_A, config.imagenet_a),
+        (IMAGENET_R, config.imagenet_r),
+        (IMAGENET_SKETCH, config.imagenet_sketch),
+    ):
+        if root is not None:
+            found.append((variant, class_parts(variant, root)))
+    sets = [
+        Measured(variant=variant, parts=parts, classes=known_classes(variant, synsets, parts))
+        for variant, parts in found
+    ]
+    return sets, extra
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> dict[str, Row]:
+    """The rows of an earlier start, by part.
+
+    Raises:
+        RequestError: they are of another model or other settings, or of parts that are not given now.
+    """
+    rows = {}
+    for line in read_lines(run / ROWS):
+        with suppress(TypeError):
+            row = Row(**line)
+            rows[row.part] = row
+    names = {part.name for measured in sets for part in measured.parts}
+    for row in rows.values():
+        for name, value in settings.items():
+            before = row.settings.get(name)
+            if before != value:
+                what = "another --init" if name == "model" else f"{flag_of(name)} {before}, not {value}"
+                raise RequestError(f"the run in {run} has {what}: start another with a new --out")
+        if row.part not in names:
+            raise RequestError(f"the run in {run} has measured {row.part}: give that set too, or choose another --out")
+    return rows
+
+
+def begin(
+    run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
+) -> None:
+    """Make the run folder and hold it until `lock` is left."""
+    with disk_faults(run):
+        run.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(held(run))
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
+    with disk_faults(run):
+        write_json(run / "config.json", record)
+        write_json(run / "summary.json", {"status": "running"})
+        write_rows(run, list(finished.values()))  # without a last line that a crash cut short
+
+
+def write_rows(run: Path, rows: list[Row]) -> None:
+    with written_aside(run / ROWS) as partial:
+        partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def measure(
+    sets: list[Measured],
+    model: ClassifierModel,
+    synsets: Sequence[str],
+    preprocessing: Preprocessing,
+    config: RobustnessConfig,
+    settings: dict[str, Any],
+    finished: dict[str, Row],
+    processes: Processes,
+    stop: StopRequest,
+) -> dict[str, Row]:
+    """The rows of all parts, those not finished yet measured now; each is kept as soon as it is there.
+
+    Raises:
+        Interrupted: a signal came to one of the processes.
+        RequestError: a finished part's files have changed since, or none of a part can be read.
+    """
+    rows: dict[str, Row] = {}
+    count = sum(len(measured.parts) for measured in sets)
+    for measured in sets:
+        columns = torch.tensor([synsets.index(name) for name in measured.classes], device=model.device)
+        margin = evaluation_margin(preprocessing.image_size)
+        for part in measured.parts:
+            started = time.monotonic()
+            source = open_part(
+                part, measured.classes, background=preprocessing.background, max_pixels=config.max_pixels
+            )
+            if part.corruption is not None and part is measured.parts[0]:
+                # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
+                margin = margin_for(source, preprocessing.image_size)
+            fingerprint = processes.gather(source.fingerprint() if processes.is_first else "")[0]
+            row = finished.get(part.name)
+            if row is not None and row.fingerprint != fingerprint:
+                raise RequestError(f"{shown(part.folder)} has changed since it was measured: choose another --out")
+            if row is None:
+                images, wrong, bad = count_wrong(model, source, columns, preprocessing, margin, config, processes, stop)
+                row = Row(
+                    part=part.name,
+                    images=images,
+                    wrong=wrong,
+                    classes=len({source.label(i) for i in range(len(source))}),
+                    margin=margin,
+                    bad={f"{part.name}/{name}": reason for name, reason in bad.items()},
+                    seconds=round(time.monotonic() - started, 3),
+                    fingerprint=fingerprint,
+                    settings=settings,
+                )
+                if processes.is_first:
+                    path = Path(config.out) / ROWS
+                    with disk_faults(path, is_resumable=True), path.open("a") as file:
+                        file.write(json.dumps(asdict(row)) + "\n")
+            rows[part.name] = row
+            if processes.is_first:
+                said = f"{len(row.bad)} unreadable, " if row.bad else ""
+                pace = "measured before" if part.name in finished else f"{row.seconds:.0f} s"
+                print(
+                    f"{len(rows)}/{count}  {part.name}: error {100 * row.error:.2f} % of {row.images:,} images, "
+                    f"{said}{pace}",
+                    flush=True,
+                )
+    return rows
+
+
+@torch.no_grad()
+def count_wrong(
+    model: ClassifierModel,
+    source: FolderSource,
+    columns: torch.Tensor,
+    preprocessing: Preprocessing,
+    margin: float,
+    config: RobustnessConfig,
+    processes: Processes,
+    stop: StopRequest,
+) -> tuple[int, int, dict[str, str]]:
+    """Readable images of a source, how many of them get a wrong class, and the others' names: of all processes.
+
+    Each process takes a part of the images: none is counted twice, and an unreadable one is not replaced.
+
+    Args:
+        columns: which of the model's classes compete, in the order of the source's labels.
+
+    Raises:
+        Interrupted: a signal came to one of the processes.
+        RequestError: no image can be read, or a batch does not fit into memory.
+        Fault: a score is not finite.
+    """
+    images, wrong, broken, bad = 0, torch.zeros((), dtype=torch.int64, device=model.device), 0, dict[str, str]()
+    share, batch_size = processes.share(len(source)), config.batch_size or default_batch_size(model.device)
+    batches = evaluation_batches(
+        source,
+        preprocessing,
+        share,
+        batch_size=batch_size,
+        workers=config.workers or 0 if len(share) > batch_size else 0,  # starting readers takes longer than one batch
+        margin=margin,
+        min_side=model.encoder.shape.patch_size,
+        with_labels=True,
+        pin=model.device.type == "cuda",
+    )
+    with closing(batches):
+        for batch in batches:
+            if stop.received:
+                break
+            bad |= batch.bad
+            if batch.labels is None:  # nothing of it could be read
+                continue
+            prepared = normalise(batch.images.to(model.device, non_blocking=True), preprocessing)
+            try:
+                with autocast(model.device, config.precision):
+                    logits = model.classifier(prepared).float()[:, columns]
+            except torch.OutOfMemoryError:
+                raise RequestError(
+                    f"out of memory with {batch_size} images at a time: give a smaller --batch-size"
+                ) from None
+            broken += int((~logits.isfinite()).any(1).sum())
+            wrong += (logits.argmax(1) != batch.labels.to(model.device)).sum()
+            images += len(batch.images)
+    parts = processes.gather((images, int(wrong), broken, bad, stop.received))
+    if any(received for *_, received in parts):
+        raise Interrupted("stopped; finished parts are kept: --resume auto goes on behind them")
+    images, errors, broken = (sum(part[i] for part in parts) for i in range(3))
+    bad = {name: reason for part in parts for name, reason in part[3].items()}
+    assert images + len(bad) == len(source), "every image counts once"
+    if broken:
+        raise Fault(
+            f"the scores of {broken} of {images} images are not finite: the model's weights are broken or its numbers "
+            "overflow (--precision fp32 would tell)"
+        )
+    if not images:
+        name, reason = next(iter(bad.items()))
+        raise RequestError(f"none of {len(bad)} images can be read, the first {name!r}: {reason}")
+    return images, errors, dict(sorted(bad.items()))
+
+
+def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> None:
+    bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
+    with disk_faults(run, is_resumable=True):
+        with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
+            for measured in sets:
+                for part in measured.parts:
+                    row = rows[part.name]
+                    place = (measured.variant.title, part.corruption or "", part.severity or "")
+                    writer.writerow([*place, row.images, len(row.bad), 100 * row.error])
+        if bad:
+            with written_aside(run / "quarantine.jsonl") as partial:
+                lines = (json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in bad.items())
+                partial.write_text("".join(lines))
+        write_json(run / "summary.json", summary)  # last: a run that says complete is
+
+
+def plan_lines(sets: list[Measured], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
+    lines = []
+    if is_by_order:
+        lines.append("classes    1000 without WordNet ids: taken to be ImageNet's in the standard order")
+    for measured in sets:
+        parts = f", {len(measured.parts)} corruptions and severities" if measured.parts[0].corruption else ""
+        of_set = len(measured.variant.classes)
+        lines.append(
+            f"{measured.variant.title:17}answers among {len(measured.classes)} of the model's {len(model.classes)} "
+            f"classes (the set has {of_set}){parts}"
+        )
+    if extra:
+        lines.append(f"left out   {', '.join(extra)}: no part of the mean corruption error")
+    return lines
