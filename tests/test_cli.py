@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import openmae
-from openmae.cli import run
+from openmae.cli import TASKS, run
 
 TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
 TINY += " --device cpu --precision fp32 --workers 0"
@@ -239,7 +239,7 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("", ["pretrain, reconstruct, demo"]),
+        ("", ["pretrain, finetune, probe, knn, embed, attention, robustness, experiment, reconstruct, demo"]),
         ("pretrian images --out out", ["'pretrian'", "did you mean 'pretrain'"]),
         ("pretrain", ["DATA", "--out"]),
         ("pretrain images", ["--out"]),
@@ -248,11 +248,63 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
         ("pretrain images --out out --steps 1.5", ["--steps got '1.5'", "INT"]),
         ("pretrain images --out out --image-size 1 2 3", ["--image-size got '1', '2', '3'"]),
         ("reconstruct images/0.png --out out.png", ["--init"]),
+        ("fine-tune images --init run --out out", ["'fine-tune'", "did you mean 'finetune'"]),
+        ("finetune images --out out", ["--init"]),
+        ("probe images --init run", ["--out"]),
+        ("probe images --init run --out out --base-lr fast", ["--base-lr got 'fast'", "FLOAT"]),
+        ("knn --init run --out out", ["DATA"]),
+        ("knn images --init run --out out --k many", ["--k got 'many', which it does not take"]),
+        ("embed images --init run", ["--out"]),
+        ("experiment figure-9 images --init run --out out --blockz 1", ["--blockz", "did you mean --blocks"]),
+        ("experiment figure-9", ["DATA"]),
     ],
 )
 def test_a_wrong_usage_is_one_line_too(place, capsys, arguments, wanted):
     refused(capsys, arguments, *wanted)
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("finetune images --blocks 0.3", ["--blocks got 0.3", "0.5"]),
+        ("finetune images --mixup -1", ["--mixup got -1"]),
+        ("finetune images --layer-decay 0", ["--layer-decay got 0", "above 0"]),
+        ("finetune images --crop-scale 0.5 0.1", ["--crop-scale got 0.5 0.1", "rising"]),
+        ("finetune images --report tests", ["--report got 'tests'", "did you mean 'test'"]),
+        ("finetune images", ["no training image of images has a label"]),
+        ("finetune nowhere", ["no such file or folder: nowhere"]),
+        ("probe images --optimizer lasr", ["--optimizer got 'lasr'", "did you mean 'lars'"]),
+        ("probe images --base-lr 1 1", ["--base-lr got a rate twice"]),
+        ("probe images --momentum 1", ["--momentum got 1", "below 1"]),
+        ("probe images", ["no training image of images has a label"]),
+        ("probe images --steps 2 --epochs 3", ["both --epochs 3 and --steps 2"]),
+        ("knn images --k 0", ["--k got 0"]),
+        ("knn images --pool max", ["--pool got 'max'", "cls, mean"]),
+        ("knn images", ["no training image of images has a label"]),
+        ("embed images", ["--out got 'out'", ".npz or .parquet"]),
+        ("attention images", ["--out got 'out'", ".png"]),
+        ("robustness", ["--imagenet-c"]),
+        ("experiment figure-8 images", ["the experiment got 'figure-8'", "did you mean 'figure-9'"]),
+        ("experiment figure-9 images --epochs 1", ["--epochs got 1 values for 3 --labels"]),
+        ("experiment figure-9 images --blocks 0.5", ["has neither a test nor a val part"]),
+    ],
+)
+def test_commands_on_a_model_refuse(place, capsys, command, wanted):
+    before = listing(place)
+    refused(capsys, f"{command} --init run --out out --device cpu", *wanted)
+    assert not (place / "out").exists()
+    assert listing(place) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [("finetune", "new"), ("probe", "new"), ("knn", "new"), ("embed", "new.npz"), ("attention", "new.png")],
+)
+def test_a_model_that_is_none_is_refused(place, capsys, command, out):
+    for init, wanted in (("nowhere", "--init nowhere does not exist"), ("empty", "--init empty holds no model")):
+        refused(capsys, f"{command} images --init {init} --out {out} --device cpu", wanted)
+        assert not (place / out).exists()
 
 
 def test_a_name_that_is_no_text_is_shown_in_one_line(place, capsys):
@@ -301,7 +353,8 @@ def help_of(capsys, *command):
 
 def test_help_names_the_commands(capsys):
     said = help_of(capsys)
-    assert all(command in said for command in ("pretrain", "reconstruct", "demo"))
+    listed = re.findall(r"^\W*([a-z]+) {2,}\w", said, re.MULTILINE)
+    assert set(TASKS.values()) <= set(listed)
 
 
 def test_help_of_pretrain_names_every_flag(capsys):
@@ -314,6 +367,16 @@ def test_help_of_pretrain_names_every_flag(capsys):
     [
         ("reconstruct", ["--init", "--out", "--mask", "--mask-ratio", "--seed", "--undo"]),
         ("demo", ["--out", "--steps"]),
+        (
+            "finetune",
+            ["--init", "--out", "--blocks", "--labels", "--label-file", "--layer-decay", "--recipe", "--report"],
+        ),
+        ("probe", ["--init", "--out", "--optimizer", "--base-lr", "--augment", "--pool", "--momentum", "--held-out"]),
+        ("knn", ["--init", "--out", "--k", "--temperature", "--pool", "--labels"]),
+        ("embed", ["--init", "--out", "--pool"]),
+        ("attention", ["--init", "--out"]),
+        ("robustness", ["--init", "--out"]),
+        ("experiment", ["--init", "--out", "--labels", "--epochs", "--blocks", "--base-lr", "--seeds", "--held-out"]),
     ],
 )
 def test_help_of_other_commands(capsys, command, flags):

@@ -168,7 +168,7 @@ def show(arguments: list[str]) -> list[str]:
 
     recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": PROBE_RECIPES}
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    check_name("--show shows the recipes of", words[0], recipes)
+    check_name("the command of --show", words[0], recipes)
     named = words.index("--recipe") + 1 if "--recipe" in words else len(words)
     return recipe_lines(recipes[words[0]], words[named] if named < len(words) else None)
 
@@ -181,6 +181,8 @@ def usage_error(box: str) -> str:
     wrong_type = re.match(r"Error parsing (--\S+): no type matching (.+) could be instantiated from \[(.*)\]", text)
     if wrong_type:
         text = f"{wrong_type[1]} got {wrong_type[3]}: it takes {wrong_type[2].removeprefix('{None}|')}"
+    elif no_parse := re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", text):
+        text = f"{no_parse[1]} got {no_parse[2]}, which it does not take"
     near = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(lines))
     return f"{text}{f' (did you mean {near[1]}?)' if near else ''}: see openmae --help or openmae COMMAND --help"
 

@@ -27,7 +27,8 @@ from openmae.data.augment import (
     resized_crop,
 )
 from openmae.data.chance import global_chance, uniforms
-from openmae.data.loader import Stream, evaluation_batches, read, training_loader
+from openmae.data.evaluation import evaluation_batches
+from openmae.data.loader import Stream, read, training_loader
 from openmae.errors import RequestError
 
 from .test_chance import PREPROCESSING, SIZE, Memory

@@ -17,17 +17,17 @@ from PIL import Image
 
 from openmae.data.decode import MAX_PIXELS
 from openmae.data.label_file import MAX_BYTES, LabelledSource, read_label_file
+from openmae.data.labelled import open_labelled
 from openmae.data.labels import (
     Oversampled,
-    Part,
     class_weights,
     labels_of,
-    open_labelled,
     parse_labels,
     split_stratified,
     stratified,
     targets_of,
 )
+from openmae.data.parts import Part
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
 
@@ -481,7 +481,7 @@ def test_the_default_size_of_the_split(tmp_path, monkeypatch, count, held_out):
             return index % 3
 
     monkeypatch.setattr(
-        "openmae.data.labels.open_source", lambda _, split, **__: Numbers() if split == "train" else None
+        "openmae.data.labelled.open_source", lambda _, split, **__: Numbers() if split == "train" else None
     )
     data = opened("anything")
     assert (len(data.validation), len(data.train)) == (held_out, count - held_out)

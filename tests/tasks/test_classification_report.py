@@ -16,16 +16,10 @@ from sklearn import metrics as judge
 from openmae.config import Preprocessing
 from openmae.data.decode import BadImage
 from openmae.errors import Fault, RequestError
-from openmae.tasks.classification_report import (
-    FALLBACKS,
-    confusion_picture,
-    fitted,
-    legible,
-    most_wrong_picture,
-    width_of,
-    write_report,
-)
+from openmae.tasks.classification_report import write_report
+from openmae.tasks.lettering import FALLBACKS, fitted, legible, width_of
 from openmae.tasks.metrics import Predictions, confusion, figures, interval, merge, true_ranks
+from openmae.tasks.report_pictures import confusion_picture, most_wrong_picture
 
 HOSTILE = (
     "$\\alpha$",

@@ -16,8 +16,9 @@ from openmae.data.sources import open_source
 from openmae.errors import Fault, RequestError
 from openmae.tasks import knn as knn_module
 from openmae.tasks.extract import extract, margin_for
-from openmae.tasks.knn import knn, nearest, neighbour_votes
+from openmae.tasks.knn import knn
 from openmae.tasks.load import load
+from openmae.tasks.neighbours import nearest, neighbour_votes
 
 from ..processes import said, start, wait
 from .shared import snapshot

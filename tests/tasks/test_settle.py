@@ -36,6 +36,7 @@ DATA = {
 }
 # `held_out` is decided where the data is opened; `model` is a name for a width, a depth and heads.
 MAY_STAY_OPEN = {"recipe", "mask_file", "init", "model", "epochs", "steps", "held_out"}
+MAY_STAY_OPEN |= {"watch", "watch_data", "watch_every"}  # nothing of them reaches the training
 
 
 def config(**settings):

@@ -30,7 +30,7 @@ class LabelledConfig(Settings):
 
     # The labels
     labels: str | None = None
-    """Train on a fixed, stratified subset only: 500, or 1%."""
+    """Train on a fixed, stratified subset only: 500, or 1%; all unless given."""
     label_file: str | None = None
     """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class."""
     held_out: int | None = None
@@ -40,7 +40,7 @@ class LabelledConfig(Settings):
     image_size: int | tuple[int, int] | None = None
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
     crop_scale: tuple[float, float] | None = None
-    """Smallest and largest area of a random crop, of the image's."""
+    """Smallest and largest area of a random crop, of the image's; for --augment crop and crop-jitter."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
     max_pixels: int = 178_956_970
@@ -48,13 +48,16 @@ class LabelledConfig(Settings):
 
     # The optimisation
     epochs: float | None = None
+    """Passes over the training images; --steps says it in optimiser steps."""
     steps: int | None = None
     batch_size: int | None = None
     """Images a step, over all processes."""
     micro_batch_size: int | None = None
     """Images at a time on a device; the rest is accumulated."""
     min_lr: float | None = None
+    """Learning rate that the cosine ends at."""
     warmup_epochs: float | None = None
+    """Epochs in which the rate rises from 0, before the cosine."""
     weight_decay: float | None = None
 
     # The run
@@ -123,7 +126,7 @@ class FinetuneConfig(LabelledConfig):
 
     # What is trained
     blocks: float | None = None
-    """Train the last K blocks only: 0 the head alone, 0.5 the MLP half of the last block."""
+    """Train the last K blocks only: 0 the head and its norm, 0.5 the MLP half of the last too; all unless given."""
     pool: str | None = None
     """mean (of the patch tokens, then a LayerNorm) or cls."""
     report: str = "test"
@@ -158,6 +161,7 @@ class FinetuneConfig(LabelledConfig):
     cutmix: float | None = None
     """Alpha of cutmix; 0 is off."""
     label_smoothing: float | None = None
+    """What is taken from the true class and spread over all; not with several labels an image."""
     drop_path: float | None = None
     """Rate of the last block; it rises linearly from 0 over depth."""
 
@@ -165,6 +169,7 @@ class FinetuneConfig(LabelledConfig):
     base_lr: float | None = None
     """Learning rate at a batch of 256; the rate used is base_lr x batch_size / 256."""
     betas: tuple[float, float] | None = None
+    """AdamW's."""
     layer_decay: float | None = None
     """What each layer's rate is of the next one's; 1 is off."""
     ema: float | None = None

@@ -126,9 +126,19 @@ def evaluation_box(image: NDArray, size: tuple[int, int], margin: float) -> Box:
 def evaluation_margin(size: tuple[int, int]) -> float:
     """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (FACTS section 2).
 
-    For images hardly larger than `size` it only throws pixels away: callers keep 1.0 there.
+    For images hardly larger than `size` it only throws pixels away: there `margin_of` keeps all.
     """
     return 224 / 256 if max(size) <= 224 else 1.0
+
+
+def margin_of(size: tuple[int, int], short_side: float) -> float:
+    """`evaluation_margin`, but all where that would enlarge what is left: digits of 8 × 8 pixels have none to give.
+
+    Args:
+        short_side: in pixels, of the images that are measured.
+    """
+    margin = evaluation_margin(size)
+    return margin if short_side * margin >= min(size) else 1.0
 
 
 def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, left: float) -> Box:
@@ -203,7 +213,8 @@ def check_rand_augment(channels: int, dtype: str) -> None:
     """
     if channels not in (1, 3) or dtype != "uint8":
         raise RequestError(
-            f"--rand-augment works on 8-bit grey or RGB images, these are {dtype} in {channels} channels: leave it out"
+            f"--rand-augment works on 8-bit grey or RGB images, these are {dtype} in {channels} channels: "
+            "give --rand-augment none"
         )
 
 

@@ -6,7 +6,7 @@ positions s·B … (s+1)·B − 1. Every batch is full, and where a run stands i
 
 import multiprocessing
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
-from openmae.data.augment import NUM_CHANCES, Augmentation, check_rand_augment, evaluation_box, resized_crop
+from openmae.data.augment import NUM_CHANCES, Augmentation, check_rand_augment
 from openmae.data.chance import Permutation, sample_keys, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.preprocess import conform
@@ -26,7 +26,6 @@ from openmae.errors import RequestError
 
 MOST_REPLACEMENTS = 1000
 WORKER_TIMEOUT = 300  # seconds until a hung worker is given up
-_SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
 
 
 @dataclass(frozen=True)
@@ -44,63 +43,12 @@ class Batch:
     labels: Tensor | None = None
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, _pinned(self.labels))
+        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, pinned(self.labels))
 
 
-@dataclass(frozen=True)
-class EvaluationBatch:
-    """Attributes:
-    images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
-    labels: as in `Batch`.
-    indices: (B,) int64, where in the source each image stands.
-    bad: name and reason of each input that could not be read.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    indices: Tensor
-    bad: dict[str, str]
-
-    def pin_memory(self) -> "EvaluationBatch":
-        return EvaluationBatch(self.images.pin_memory(), _pinned(self.labels), self.indices.pin_memory(), self.bad)
-
-
-def _pinned(tensor: Tensor | None) -> Tensor | None:
+def pinned(tensor: Tensor | None) -> Tensor | None:
+    """In page-locked memory, from where a GPU copies without the CPU's help."""
     return None if tensor is None else tensor.pin_memory()
-
-
-class Subset:
-    """A part of a source: `count` entries of a fixed permutation, in O(1) memory."""
-
-    def __init__(self, source: Source, start: int, count: int) -> None:
-        self.source, self.start, self.count = source, start, count
-        self.permutation = Permutation(len(source), _SPLIT_KEY)
-        self.classes, self.ignored = source.classes, source.ignored
-
-    def __len__(self) -> int:
-        return self.count
-
-    def _index(self, index: int) -> int:
-        assert 0 <= index < self.count
-        return int(self.permutation(self.start + index)[0])
-
-    def name(self, index: int) -> str:
-        return self.source.name(self._index(index))
-
-    def label(self, index: int) -> Label:
-        return self.source.label(self._index(index))
-
-    def read(self, index: int) -> Any:
-        return self.source.read(self._index(index))
-
-    def fingerprint(self) -> str:
-        return f"{self.source.fingerprint()}[{self.start}:{self.start + self.count}]"
-
-
-def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
-    """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
-    assert 0 < held_out < len(source)
-    return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
 
 
 class Sample(NamedTuple):
@@ -177,12 +125,13 @@ class Stream(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
+    """A micro-batch of samples."""
     images, keys, bad, labels = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(torch.stack(images), torch.tensor(keys), reasons, _stacked(labels))
+    return Batch(torch.stack(images), torch.tensor(keys), reasons, stacked(labels))
 
 
-def _stacked(labels: Sequence[Label]) -> Tensor | None:
+def stacked(labels: Sequence[Label]) -> Tensor | None:
     """The labels of a batch; None where no image has one.
 
     Raises:
@@ -223,9 +172,22 @@ def training_loader(
         share: this process's among them.
         micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
     """
+    positions = _Positions(steps, batch_size, share, micro_batch_size)
+    return make_loader(stream, positions, collate, workers=workers, pin=pin)
+
+
+def make_loader(
+    dataset: Dataset,
+    batches: Iterable[list[int]],
+    collate: Callable[[list[Any]], Any],
+    *,
+    workers: int,
+    pin: bool,
+) -> DataLoader:
+    """A loader of `batches` of the data set, in their order; its readers leave signals to the main process."""
     return DataLoader(
-        stream,
-        batch_sampler=_Positions(steps, batch_size, share, micro_batch_size),
+        dataset,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
@@ -259,103 +221,3 @@ def _start_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-
-
-class _Evaluation(Dataset):
-    """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
-
-    def __init__(
-        self, source: Source, preprocessing: Preprocessing, margin: float, min_side: int, with_labels: bool
-    ) -> None:
-        self.source, self.preprocessing, self.margin = source, preprocessing, margin
-        self.min_side, self.with_labels = min_side, with_labels
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
-        p = self.preprocessing
-        try:
-            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
-        except BadImage as error:
-            return index, str(error), None
-        box = evaluation_box(image, p.image_size, self.margin)
-        label = self.source.label(index) if self.with_labels else None
-        return index, resized_crop(image, box, p.image_size), label
-
-    def collate(self, samples: Sequence[tuple[int, Tensor | str, Label]]) -> EvaluationBatch:
-        good = [(index, image, label) for index, image, label in samples if isinstance(image, Tensor)]
-        bad = {self.source.name(index): reason for index, reason, _ in samples if isinstance(reason, str)}
-        images = [image for _, image, _ in good]
-        dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
-        empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
-        return EvaluationBatch(
-            torch.stack(images) if images else empty,
-            _stacked([label for _, _, label in good]),
-            torch.tensor([index for index, _, _ in good], dtype=torch.int64),
-            bad,
-        )
-
-
-class _Parts:
-    """Indices in order, `size` at a time; the last part may be smaller."""
-
-    def __init__(self, indices: range | NDArray[np.int64], size: int) -> None:
-        self.indices, self.size = indices, size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return ([int(i) for i in self.indices[start : start + self.size]] for start in self._starts)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    @property
-    def _starts(self) -> range:
-        return range(0, len(self.indices), self.size)
-
-
-def evaluation_batches(
-    source: Source,
-    preprocessing: Preprocessing,
-    indices: range | NDArray[np.int64],
-    *,
-    batch_size: int,
-    workers: int,
-    margin: float,
-    min_side: int,
-    with_labels: bool,
-    pin: bool = False,
-) -> Generator[EvaluationBatch, None, None]:
-    """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
-
-    An unreadable image is left out and named, so a batch may be smaller, even empty (its labels are None then). With
-    several processes each gives its own part of the indices: nothing is padded, every image counts once.
-
-    Args:
-        margin: fraction of the largest centred box that is kept (`evaluation_margin`).
-
-    Raises:
-        RequestError: some images of a batch have a label and others not.
-    """
-    dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_Parts(indices, batch_size),
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        pin_memory=pin,
-        timeout=WORKER_TIMEOUT if workers else 0,
-        worker_init_fn=_start_worker,
-        prefetch_factor=2 if workers else None,
-        generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
-    )
-    return read(loader)
-
-
-def read_all(
-    source: Source, preprocessing: Preprocessing, min_side: int
-) -> tuple[Tensor, NDArray[np.int64], dict[str, str]]:
-    """Read a small source whole, centre-cropped: images (n, C, H, W), their indices, and what was unreadable.
-
-    Evaluation never replaces an unreadable image: it is left out and named.
-    """
-    dataset = _Evaluation(source, preprocessing, margin=1.0, min_side=min_side, with_labels=False)
-    batch = dataset.collate([dataset[index] for index in range(len(source))])
-    return batch.images, batch.indices.numpy(), batch.bad

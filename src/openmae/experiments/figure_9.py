@@ -7,7 +7,7 @@ is measured on the test part.
 import contextlib
 import csv
 import io
-import json
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,20 +15,24 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
-from openmae.data.labels import open_labelled
+from openmae.data.labelled import LabelledData, open_labelled
 from openmae.errors import RequestError
+from openmae.experiments.start import begin, kept_rows
 from openmae.tasks.classification import check_reported
 from openmae.tasks.evaluation import predict
 from openmae.tasks.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.metrics import figures
-from openmae.tasks.probe import probe
+from openmae.tasks.probe import hash_of, probe
+from openmae.tasks.training_data import check_outside
+from openmae.tasks.weights import find_model, read_described
 from openmae.training.device import default_workers
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes
 
 NEVER = 10**9  # steps: evaluations and checkpoints but the last would only cost time
+NEIGHBOURS = 10
 
 # Top-1 on the test part of each seed, the chosen rate, and top-1 on the split that chose it.
 Found = tuple[list[float], float | None, float | None]
@@ -60,6 +64,9 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
 
     Returns:
         top-1 of every protocol and share, as results.json holds them.
+
+    Raises:
+        RequestError: unusable data, or `config.out` holds something else or rows of other settings.
     """
     out = Path(config.out)
     model = load(config.init, config.device)
@@ -67,17 +74,26 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
     check_reported(config.data)
-    data = open_labelled(
-        config.data,
-        labels=None,
-        label_file=None,
-        held_out=None,
-        background=model.preprocessing.background,
-        max_pixels=FinetuneConfig.max_pixels,
-    )
-    with disk_faults(out):
-        write_json(out / "config.json", config.to_dict())
-    kept = _read(out / "results.json")
+    check_outside(config.data, config.out)
+
+    def opened(labels: str | None, held_out: int | None) -> LabelledData:
+        return open_labelled(
+            config.data,
+            labels=labels,
+            label_file=None,
+            held_out=held_out,
+            background=model.preprocessing.background,
+            max_pixels=FinetuneConfig.max_pixels,
+        )
+
+    data = opened(None, None)
+    held_out = config.held_out if data.validation is None else None  # DATA's own val part chooses
+    # What would be refused hours later is refused now.
+    counts = {labels: len(opened(labels, held_out).train) for labels in config.labels}
+    for blocks in config.blocks:
+        FinetuneConfig(data=config.data, init=config.init, out=config.out, blocks=blocks)
+    begin(out, config, data.fingerprint, hash_of(read_described(find_model(config.init))))
+    kept = kept_rows(out / "results.json")
     rows: list[Row] = []
 
     def row(protocol: str, labels: str, run: Callable[..., Found], *arguments: Any) -> None:
@@ -106,7 +122,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 init=init,
                 out=str(run),
                 labels=labels,
-                held_out=config.held_out,
+                held_out=held_out,
                 report="held-out",
                 blocks=blocks,
                 epochs=epochs,
@@ -144,7 +160,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 init=config.init,
                 out=str(out / "runs" / f"{labels}-probe-{seed}"),
                 labels=labels,
-                held_out=config.held_out,
+                held_out=held_out,
                 seed=seed,
                 evaluate_every=NEVER,
                 resume="auto",
@@ -155,12 +171,15 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
         return [float(s["top1"]) for s in found], None, statistics.fmean(float(s["choice_top1"]) for s in found)
 
     def neighbours(labels: str) -> Found:
+        run = out / "runs" / f"{labels}-knn"
+        shutil.rmtree(run, ignore_errors=True)  # left by a stop: it is quick, and never goes on
         settings = KnnConfig(
             data=config.data,
             init=config.init,
-            out=str(out / "runs" / f"{labels}-knn"),
+            out=str(run),
+            k=(min(NEIGHBOURS, counts[labels]),),
             labels=labels,
-            held_out=config.held_out,
+            held_out=held_out,
             device=config.device,
             workers=config.workers,
         )
@@ -197,15 +216,6 @@ def _shape_of(model: Any) -> dict[str, Any]:
 def _quietly(task: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, Any]:
     with contextlib.redirect_stdout(io.StringIO()):
         return task(config)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RequestError(f"{path} cannot be read ({error}): remove it to begin the table again") from None
 
 
 def _write_table(path: Path, rows: list[Row]) -> None:

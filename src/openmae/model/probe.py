@@ -1,5 +1,7 @@
 """Several linear probes of one frozen encoder, trained side by side (paper, A.1; FACTS section 2)."""
 
+from copy import deepcopy
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -18,7 +20,9 @@ class Probes(nn.Module):
         super().__init__()
         width = shape.encoder.width
         self.fc_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
-        self.heads = nn.ModuleList(nn.Linear(width, shape.num_classes) for _ in range(count))
+        # Copies draw no random numbers: a head begins alike however many stand beside it.
+        head = nn.Linear(width, shape.num_classes)
+        self.heads = nn.ModuleList(deepcopy(head) for _ in range(count))
         self.init_weights()
 
     @torch.no_grad()

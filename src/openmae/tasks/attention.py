@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openmae.config import ReconstructConfig, check_range, grid_of
+from openmae.config import check_range, grid_of
 from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
 from openmae.errors import shown
 from openmae.model.attention_maps import class_attention
-from openmae.tasks.load import EncoderModel, ImageLike, Model, load
+from openmae.tasks.load import EncoderModel, ImageLike, load
 from openmae.tasks.pictures import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
-from openmae.tasks.reconstruct import gather_images, spare_input
+from openmae.tasks.sheet_images import gather_images, spare_images
 from openmae.training.files import disk_faults, written_aside
 
 LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
@@ -40,14 +40,15 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         RequestError: no readable image, an unknown model, a layer or size that does not fit.
     """
     config = AttentionConfig.from_dict(config.to_dict())  # paths as strings
-    asked = as_reconstruction(config)
-    spare_input(asked)
+    spare_images(config.images, config.out)
     model = load(config.init, config.device)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size
     grid = grid_of(*size, model.encoder.shape.patch_size)
-    images, skipped = gather_images(asked, cast(Model, model))  # it needs no more than an encoder's `prepare`
+    images, skipped = gather_images(
+        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
+    )
     for line in skipped:
         print(f"skipped {shown(line)}")
     layer = config.layer or depth
@@ -76,12 +77,6 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         "highest": highest,
         "to_itself": to_itself,
     }
-
-
-def as_reconstruction(config: AttentionConfig) -> ReconstructConfig:
-    """The same images and file as `openmae reconstruct` takes them."""
-    names = ("images", "init", "out", "limit", "image_size", "device", "max_pixels")
-    return ReconstructConfig(**{name: getattr(config, name) for name in names})
 
 
 def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:

@@ -4,13 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from openmae.config import SIZES, check_name
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
+from openmae.training.device import default_workers, has_bf16, total_memory
 
 # Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
 LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
-
 
 MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 
@@ -23,6 +25,11 @@ class Machine:
     has_bf16: bool
     workers: int
     memory: int
+
+    @classmethod
+    def of(cls, device: torch.device, num_processes: int) -> "Machine":
+        """This one, which `num_processes` share."""
+        return cls(device.type, has_bf16(device), default_workers(device, num_processes), total_memory(device))
 
 
 class Choices:

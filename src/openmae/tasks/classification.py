@@ -1,14 +1,14 @@
 """What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmae.config import LabelledConfig
-from openmae.data.labels import LabelledData, open_labelled
+from openmae.config import ClassifierShape, LabelledConfig, Preprocessing
+from openmae.data.labelled import LabelledData, open_labelled
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
 from openmae.model.heads import Classifier
@@ -117,3 +117,18 @@ def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
         f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
         f"done       {run / MODEL}; see {run / 'pictures'}, {run / 'classes.csv'} and {run / 'predictions.csv'}"
     )
+
+
+def describe_classifier(
+    shape: ClassifierShape, preprocessing: Preprocessing, data: LabelledData, recipe: str | None, seed: int
+) -> dict[str, Any]:
+    """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
+    return {
+        "kind": "classifier",
+        "shape": asdict(shape),
+        "preprocessing": asdict(preprocessing),
+        "classes": list(data.classes),
+        "is_multi_label": data.is_multi_label,
+        "recipe": recipe,
+        "seed": seed,
+    }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import openmae
@@ -19,7 +18,7 @@ from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
-from openmae.training.device import default_workers, pick_device
+from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
 
@@ -44,9 +43,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     config = EmbedConfig.from_dict(config.to_dict())  # paths as strings
     with joined() as processes:
         check_file(config)
-        device = pick_device(config.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device))
         preprocessing = preprocessing_for(model, config.size)
         parts = open_parts(config, preprocessing.background)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from openmae.config import Preprocessing
+from openmae.data.evaluation import evaluation_batches
 from openmae.data.labels import targets_of
-from openmae.data.loader import evaluation_batches
 from openmae.data.preprocess import normalise
 from openmae.data.sources import Source
 from openmae.model.heads import Classifier

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from openmae.config import SettledConfig
-from openmae.data.loader import Subset
+from openmae.data.parts import Subset
 from openmae.model.mae import MAE
 from openmae.tasks.choices import total_steps
 from openmae.tasks.health import FEWEST_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss

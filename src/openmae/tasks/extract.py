@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, Preprocessing, grid_of
-from openmae.data.augment import evaluation_margin
+from openmae.data.augment import evaluation_margin, margin_of
+from openmae.data.evaluation import evaluation_batches
 from openmae.data.labels import targets_of
-from openmae.data.loader import evaluation_batches
 from openmae.data.preprocess import look_at, normalise
 from openmae.data.sources import Source
 from openmae.errors import Fault, RequestError
@@ -127,19 +127,17 @@ def preprocessing_for(model: EncoderModel, image_size: tuple[int, int] | None) -
 
 
 def default_batch_size(device: torch.device) -> int:
+    """Images at a time in each process, where none is asked for."""
     return BATCH_SIZES.get(device.type, BATCH_SIZE)
 
 
 def margin_for(source: Source, size: tuple[int, int]) -> float:
-    """What kNN keeps of the largest centred box: 224/256 up to a size of 224, as a classifier (FACTS section 2).
-
-    All of it where that would enlarge what is left: digits of 8 × 8 pixels have no margin to give.
+    """`margin_of` the source's first images; those of a size without a margin are not looked at.
 
     Raises:
         RequestError: no image of those looked at can be read.
     """
-    margin = evaluation_margin(size)
-    return margin if margin == 1 or look_at(source, LOOKED_AT).short_side * margin >= min(size) else 1.0
+    return 1.0 if evaluation_margin(size) == 1 else margin_of(size, look_at(source, LOOKED_AT).short_side)
 
 
 def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -> None:

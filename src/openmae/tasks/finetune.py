@@ -3,7 +3,7 @@
 import math
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from torch import nn
 
 from openmae.config import FinetuneConfig, SettledFinetune
 from openmae.data.augment import Augmentation, fill_colour
-from openmae.data.labels import LabelledData, Oversampled, class_weights, targets_of
+from openmae.data.labelled import LabelledData
+from openmae.data.labels import Oversampled, class_weights, targets_of
 from openmae.data.loader import Batch, Stream
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
-from openmae.data.sources import Source
-from openmae.errors import Fault, Interrupted, RequestError
+from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.model.heads import Classifier
 from openmae.tasks.choices import Machine, total_steps
 from openmae.tasks.classification import (
     check_classes,
     classification_loss,
+    describe_classifier,
     load_encoder_weights,
     named_figures,
     open_data,
@@ -35,18 +36,24 @@ from openmae.tasks.classification import (
 from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluation import predict
 from openmae.tasks.evaluators import Evaluator
-from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import Progress
-from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
+from openmae.tasks.runs import (
+    Earlier,
+    begin,
+    find_earlier,
+    settings_of,
+    summary_if_finished,
+    with_remembered_micro_batch,
+)
 from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
 from openmae.tasks.weights import Described, find_model, load_weights, read_described
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
+from openmae.training.device import autocast, use_device
 from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw_of, layer_decay_groups
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
@@ -72,9 +79,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config, SettledFinetune)
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
-        device = pick_device(asked.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(asked.device, processes.local_rank)
         starts_anew = earlier is None or earlier.checkpoint is None
         init = read_described(find_model(asked.init)) if starts_anew and not asked.is_from_scratch else None
         check_outside(asked.data, asked.out)
@@ -110,15 +115,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             total_steps=num_steps,
         )
         step = restore(earlier, model, optimizer, average, data)
-        if len(set(processes.gather(step))) > 1:
-            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
-        if step > num_steps:
-            raise RequestError(
-                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
-            )
-        if step == num_steps and (summary := finished_summary(run)) is not None:
-            if processes.is_first:
-                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
         if processes.is_first and facts is not None:
             print("\n".join(tuning_lines(tuned, data, facts, device, num_steps)), flush=True)
@@ -135,9 +132,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             write_split(run, chosen, data)
         with disk_faults(run):
             log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
-        # --max-bad is of training images: what an earlier final evaluation could not read is counted apart.
-        bad_to_measure = names_among(log.quarantined, data.report)
-        log.quarantined -= bad_to_measure
         progress = Progress(
             log,
             processes,
@@ -148,7 +142,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             state=state,
         )
         settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
-        metadata = describe_classifier(tuned, data)
+        metadata = describe_classifier(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
         stepped = parallelise(model.train(), processes, device)
         seen: dict[int, Predictions] = {}
 
@@ -200,6 +194,22 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 average.update(result[2])
             return result
 
+        def finish() -> dict[str, Any]:
+            """The final figure, on images that decided nothing."""
+            model.eval()
+            predictions = seen[num_steps] if num_steps in seen else look(data.report)
+            if processes.is_first:
+                log.quarantine_of(data.report_name, predictions.bad)
+                title = f"{run.name}, {data.report_name}"
+                write_report(run, predictions, data.report, data.classes, tuned.preprocessing, title)
+            return {
+                **named_figures(predictions),
+                "report": data.report_name,
+                "report_images": len(data.report),
+                "train_images": len(data.train),
+                "classes": data.num_classes,
+            }
+
         training = Training(
             title="finetune",
             run=run,
@@ -218,29 +228,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             restore=lambda checkpoint: put_back(checkpoint, model, optimizer, average),
             names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
         )
-        summary = run_loop(training, progress, watched, stop, processes, step)
-
-        # The final figure, on images that decided nothing.
-        model.eval()
-        try:
-            predictions = seen[num_steps] if num_steps in seen else look(data.report)
-        except EvaluationStopped:
-            log.summary(progress.summary("interrupted", num_steps))
-            raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
-        summary |= {
-            **named_figures(predictions),
-            "report": data.report_name,
-            "report_images": len(data.report),
-            "train_images": len(data.train),
-            "classes": data.num_classes,
-        }
+        summary = run_loop(training, progress, watched, stop, processes, step, finish)
+        log.summary(summary)
         if processes.is_first:
-            log.quarantined |= bad_to_measure  # they stand there already
-            log.quarantine(predictions.bad)
-            write_report(
-                run, predictions, data.report, data.classes, tuned.preprocessing, f"{run.name}, {data.report_name}"
-            )
-            log.summary(summary)
             print(said(summary, data, run))
         processes.wait()
         return summary
@@ -307,9 +297,7 @@ def decide(
     Raises:
         RequestError: no image of the look can be read, or the settings do not fit.
     """
-    machine = Machine(
-        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
-    )
+    machine = Machine.of(device, processes.local_count)
     if earlier is not None:
         check_classes(earlier, data)
         tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing)
@@ -321,11 +309,6 @@ def decide(
     start = None if init is None else (init.shape.encoder, init.preprocessing)
     tuned = settle_finetune(config, facts, data.num_classes, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
-
-
-def names_among(names: set[str], source: Source) -> set[str]:
-    """Those of `names` that are images of the source."""
-    return {name for i in range(len(source)) if (name := source.name(i)) in names} if names else set()
 
 
 def check_shares(config: SettledFinetune, processes: Processes) -> None:
@@ -366,11 +349,7 @@ def restore(
     if earlier is None or earlier.checkpoint is None:
         return 0
     earlier.check_settings()
-    if earlier.state["data"] != data.fingerprint:
-        raise RequestError(
-            f"{earlier.config.data} is not the data that this run began with (files or labels were added, removed or "
-            "changed): restore it, or start a new run with another --out"
-        )
+    earlier.check_data(data.fingerprint)
     put_back(earlier.checkpoint, model, optimizer, average)
     return int(earlier.state["step"])
 
@@ -387,16 +366,3 @@ def put_back(
         load_weights(model, {name: raw.get(name, value) for name, value in model.state_dict().items()}, str(folder))
     optimizer.state.clear()
     restore_optimizer(folder, model, optimizer, ignored=RAW_WEIGHT)
-
-
-def describe_classifier(tuned: SettledTuning, data: LabelledData) -> dict[str, Any]:
-    """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
-    return {
-        "kind": "classifier",
-        "shape": asdict(tuned.shape),
-        "preprocessing": asdict(tuned.preprocessing),
-        "classes": list(data.classes),
-        "is_multi_label": data.is_multi_label,
-        "recipe": tuned.config.recipe,
-        "seed": tuned.config.seed,
-    }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from openmae.config import Preprocessing, SettledConfig
 from openmae.data.chance import sample_keys
-from openmae.data.loader import read_all
+from openmae.data.evaluation import read_all
 from openmae.data.preprocess import normalise
 from openmae.data.sources import Source
 from openmae.model.mae import MAE

@@ -1,8 +1,4 @@
-"""`openmae knn`: weighted nearest neighbours among frozen features; nothing is trained.
-
-The k training images whose features have the highest cosine similarity vote for their class with
-exp(similarity / temperature) each (Wu et al., 2018; the paper has no such table).
-"""
+"""`openmae knn`: weighted nearest neighbours among frozen features; nothing is trained (no table of the paper)."""
 
 import json
 import time
@@ -13,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import openmae
 from openmae.config import Preprocessing
 from openmae.config.features import KnnConfig
-from openmae.data.labels import LabelledData, open_labelled
+from openmae.data.labelled import LabelledData, open_labelled
 from openmae.errors import Fault, RequestError, shown
 from openmae.tasks.extract import (
     Features,
@@ -31,14 +26,11 @@ from openmae.tasks.extract import (
 )
 from openmae.tasks.load import load
 from openmae.tasks.metrics import interval
-from openmae.tasks.runs import check_place
-from openmae.training.device import default_workers, pick_device
+from openmae.tasks.neighbours import neighbour_votes
+from openmae.tasks.place import check_place
+from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes, joined
-
-CHUNK = 1024  # queries whose similarities to a part of the bank are in memory at a time
-BANK_CHUNKS = 64  # that part: so many times as many rows
-MOST_SCORES = 1 << 24  # votes of queries for classes in memory at a time
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
@@ -56,9 +48,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     run = Path(config.out)
     with joined() as processes:
         check_vacant(run)
-        device = pick_device(config.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device))
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
@@ -118,88 +108,6 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     return summary
 
 
-def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank with the largest dot product with each query; of equal ones the earlier.
-
-    Args:
-        bank, queries: (n, D) and (q, D).
-        chunk: rows of the bank at a time.
-
-    Returns:
-        (q, k) products, falling, and (q, k) indices.
-    """
-    values = queries.new_empty(len(queries), 0)
-    ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(bank), chunk):
-        part = queries @ bank[start : start + chunk].to(queries.device).T
-        kept = values.shape[1]
-        values, places = _largest(torch.cat([values, part], dim=1), k)
-        if kept:
-            earlier = ids.gather(1, places.clamp(max=kept - 1))
-            ids = torch.where(places < kept, earlier, places - kept + start)
-        else:
-            ids = places + start
-    return values, ids
-
-
-def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As `torch.topk`, but of equal values those that come first."""
-    k = min(k, values.shape[1])
-    found, ids = values.topk(k, dim=1)
-    # topk takes any of the values that equal the last one it takes; where there are more, sort the row.
-    is_tied = (values >= found[:, -1:]).sum(1) > k
-    if is_tied.any():
-        found[is_tied], ids[is_tied] = (t[:, :k] for t in values[is_tied].sort(dim=1, descending=True, stable=True))
-    ids, order = ids.sort(dim=1)
-    found, by_value = found.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return found, ids.gather(1, by_value)
-
-
-def neighbour_votes(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    *,
-    ks: Sequence[int],
-    temperature: float,
-    num_classes: int,
-    chunk: int = CHUNK,
-    device: torch.device | None = None,
-) -> dict[int, Tensor]:
-    """The class that the k nearest rows of the bank vote for, by k: (q,) int64 each, on the CPU.
-
-    Of classes with equal votes the lower one wins; of rows that are equally near, the earlier ones vote.
-
-    Args:
-        bank, queries: features, (n, D) and (q, D) float32; normalised to length 1 here.
-        bank_labels: (n,) int64.
-        chunk: queries at a time, each against 64 times as many rows of the bank: a matter of memory.
-        device: where similarities are computed; None: where the queries are.
-    """
-    device = device or queries.device
-    bank, most = F.normalize(bank, dim=1), max(ks)
-    rows = chunk * BANK_CHUNKS
-    if len(bank) <= rows:  # moved once; a larger one goes piece by piece for each chunk of queries
-        bank = bank.to(device)
-    parts: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
-    for some in queries.split(chunk):
-        values, ids = (t.cpu() for t in nearest(bank, F.normalize(some.to(device), dim=1), most, rows))
-        # On the CPU, where sums have an order; relative to the nearest, so that no temperature overflows.
-        weights = ((values.double() - values[:, :1].double()) / temperature).exp()
-        for k in ks:
-            parts[k].append(_elected(weights[:, :k], bank_labels.cpu()[ids[:, :k]], num_classes))
-    return {k: torch.cat(found) for k, found in parts.items()}
-
-
-def _elected(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    rows = max(1, MOST_SCORES // num_classes)
-    elected = []
-    for some_weights, some_labels in zip(weights.split(rows), labels.split(rows), strict=True):
-        scores = torch.zeros(len(some_weights), num_classes, dtype=weights.dtype)
-        elected.append(scores.scatter_add_(1, some_labels, some_weights).argmax(1))
-    return torch.cat(elected)
-
-
 def vote(
     bank: Features, queries: Features, num_classes: int, config: KnnConfig, device: torch.device, processes: Processes
 ) -> dict[int, Tensor]:
@@ -236,6 +144,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
 
 
 def check_k(ks: Sequence[int], num_images: int) -> None:
+    """Raise RequestError where there are fewer images than neighbours."""
     if max(ks) > num_images:
         raise RequestError(f"--k got {max(ks)}, but there are {num_images} training images to vote: give a smaller one")
 
@@ -254,6 +163,7 @@ def check_vacant(run: Path) -> None:
 
 
 def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str]:
+    """What will be done, a line a fact; of settled settings."""
     report = data.report_name if data.report_name != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
@@ -296,6 +206,7 @@ def summarise(
 
 
 def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
+    """What came out, a line for each k."""
     lines = []
     for number, k in enumerate(config.k):
         end = f"_k{k}" if number else ""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from openmae.data.loader import Batch
 from openmae.errors import Fault, Interrupted
 from openmae.tasks.evaluators import Evaluator, evaluate
+from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.progress import MOST_SKIPPED, Progress
 from openmae.tasks.recovery import is_finite, roll_back, smaller_micro_batch
 from openmae.training.checkpoint import Checkpoint
@@ -71,8 +72,9 @@ def run_loop(
     stop: StopRequest,
     processes: Processes,
     step: int,
+    finish: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Train from `step` to the last one.
+    """Train from `step` to the last one, then `finish`: what it returns goes into the summary.
 
     Returns:
         What RUN/summary.json holds.
@@ -141,6 +143,10 @@ def run_loop(
                     raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
                 if wants_save:
                     save()
+        finished = finish()
+    except EvaluationStopped:
+        progress.log.summary(progress.summary("interrupted", step))
+        raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
     except BaseException as error:
         with suppress(Fault):  # on a full disk, what happened first is what must be said
             progress.log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
@@ -148,7 +154,7 @@ def run_loop(
     finally:
         batches.close()
         progress.log.close()
-    return progress.summary("complete", step)
+    return {**progress.summary("complete", step), **finished}
 
 
 def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
-from openmae.data.labels import LabelledData
+from openmae.data.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.errors import Fault
 from openmae.model import cost

@@ -12,7 +12,7 @@ from torch import nn
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
-from openmae.errors import Fault, RequestError
+from openmae.errors import RequestError
 from openmae.model.mae import MAE
 from openmae.tasks.choices import Machine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
@@ -20,13 +20,20 @@ from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, checkpoint_bytes, plan_lines
 from openmae.tasks.progress import Progress
-from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of, with_remembered_micro_batch
+from openmae.tasks.runs import (
+    Earlier,
+    begin,
+    find_earlier,
+    settings_of,
+    summary_if_finished,
+    with_remembered_micro_batch,
+)
 from openmae.tasks.settle import Settled, settle
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.watch import open_watch
 from openmae.tasks.weights import find_model, load_weights, read_description
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
+from openmae.training.device import autocast, use_device
 from openmae.training.files import disk_faults
 from openmae.training.optim import CosineSchedule, adamw
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
@@ -50,9 +57,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config, SettledConfig)
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
-        device = pick_device(asked.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(asked.device, processes.local_rank)
         data = open_training_data(asked)
         settled, facts = decide(asked, earlier, data, device, processes)
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
@@ -75,15 +80,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
         schedule = cosine(chosen, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)
-        if len(set(processes.gather(step))) > 1:
-            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
-        if step > num_steps:
-            raise RequestError(
-                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
-            )
-        if step == num_steps and (summary := finished_summary(run)) is not None:
-            if processes.is_first:
-                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
         if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
@@ -199,9 +196,7 @@ def decide(
     if config.init is not None:
         _, shape, preprocessing, _ = read_description(find_model(config.init))
         init = (shape, preprocessing)
-    machine = Machine(
-        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
-    )
+    machine = Machine.of(device, processes.local_count)
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))
     if config.held_out is None:
@@ -244,11 +239,7 @@ def restore(
         return 0
     folder = earlier.checkpoint.folder
     earlier.check_settings()
-    if earlier.state["data"] != data.fingerprint:
-        raise RequestError(
-            f"{earlier.config.data} is not the data that this run began with (files were added, removed or changed): "
-            "restore it, or start a new run with --init and another --out"
-        )
+    earlier.check_data(data.fingerprint)
     description = read_description(folder / MODEL)[3]
     if description["masking"] != masks.describe():
         raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")

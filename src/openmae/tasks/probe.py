@@ -4,7 +4,7 @@ import csv
 import hashlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from openmae.config import ProbeConfig, SettledProbe
 from openmae.data.augment import Augmentation
-from openmae.data.labels import LabelledData, Part
+from openmae.data.labelled import LabelledData
 from openmae.data.loader import Batch, Stream
+from openmae.data.parts import Part
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.sources import Source
-from openmae.errors import Fault, RequestError
+from openmae.errors import RequestError
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
@@ -25,6 +26,7 @@ from openmae.tasks.choices import Machine, total_steps
 from openmae.tasks.classification import (
     check_classes,
     classification_loss,
+    describe_classifier,
     load_encoder_weights,
     named_figures,
     open_data,
@@ -33,18 +35,18 @@ from openmae.tasks.classification import (
 )
 from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluators import Evaluator
-from openmae.tasks.extract import Features, extract
+from openmae.tasks.extract import Features, check_readable, extract
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, probing_lines
 from openmae.tasks.progress import Progress
-from openmae.tasks.runs import Earlier, begin, find_earlier, finished_summary, settings_of
+from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
 from openmae.tasks.weights import Described, find_model, load_weights_of, read_described
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
-from openmae.training.device import autocast, default_workers, has_bf16, pick_device, total_memory
+from openmae.training.device import autocast, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.lars import LARS
 from openmae.training.optim import CosineSchedule, sgd
@@ -69,9 +71,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         run, earlier = Path(config.out), find_earlier(config, SettledProbe)
         asked = earlier.config if earlier else config
-        device = pick_device(asked.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(asked.device, processes.local_rank)
         init = read_described(find_model(asked.init))
         check_outside(asked.data, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
@@ -104,15 +104,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         )
         encoder_hash = hash_of(init)
         step = restore(earlier, probes, optimizer, data, encoder_hash)
-        if len(set(processes.gather(step))) > 1:
-            raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
-        if step > num_steps:
-            raise RequestError(
-                f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps"
-            )
-        if step == num_steps and (summary := finished_summary(run)) is not None:
-            if processes.is_first:
-                print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
         if processes.is_first and facts is not None:
             print("\n".join(probing_lines(settled, data, facts, device, num_steps)), flush=True)
@@ -141,7 +133,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device)
 
         def features_of(source: Source, title: str) -> Features:
-            return extract(
+            found = extract(
                 encoder,
                 source,
                 pool=chosen.pool,
@@ -152,6 +144,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
                 with_labels=True,
                 title=title,
             )
+            check_readable(found.bad, len(source), 1.0, f"images ({title})")
+            return found
 
         reader = make_reader(settled, data, features_of, progress, classifier, device, processes, num_steps)
         report = features_of(data.report, f"features of {data.report_name}")
@@ -175,6 +169,32 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             description = {"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed, "step": step}
             save_checkpoint(run, step, probes, optimizer, description, state, chosen.keep)
 
+        def finish() -> dict[str, Any]:
+            """The choice, then the final figure on images that decided nothing."""
+            probes.eval()
+            found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
+            number = best_of(found, data.is_multi_label)
+            predictions = replace(predictions_of(probes, report, device)[number], bad=report.bad)
+            if processes.is_first:
+                log.quarantine_of(data.report_name, report.bad)
+                write_rates(run / "rates.csv", chosen.base_lr, found)
+                probes.put_into(classifier, number)
+                description = describe_classifier(shape, settled.preprocessing, data, chosen.recipe, chosen.seed)
+                with disk_faults(run), written_aside(run / MODEL) as partial:
+                    save_model(partial, classifier, {**description, "step": num_steps})
+                title = f"{run.name}, {data.report_name}"
+                write_report(run, predictions, data.report, data.classes, settled.preprocessing, title)
+                print(rate_lines(chosen.base_lr, found, number, data))
+            return {
+                **named_figures(predictions),
+                "chosen_base_lr": chosen.base_lr[number],
+                "chosen_by": chosen_by(data),
+                "report": data.report_name,
+                "report_images": len(data.report),
+                "train_images": len(data.train),
+                "classes": data.num_classes,
+            }
+
         training = Training(
             title="probe",
             run=run,
@@ -196,43 +216,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             names_of_step=lambda step: names_of_step(reader.stream, step, chosen.batch_size),
         )
         evaluators = [Evaluator(chosen.evaluate_every, evaluated)]
-        summary = run_loop(training, progress, lambda: evaluators, stop, processes, step)
-
-        # The choice, then the final figure on images that decided nothing.
-        probes.eval()
-        found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
-        number = best_of(found, data.is_multi_label)
-        predictions = predictions_of(probes, report, device)[number]
-        predictions = replace(predictions, bad=report.bad)
-        summary |= {
-            **named_figures(predictions),
-            "chosen_base_lr": chosen.base_lr[number],
-            "chosen_by": chosen_by(data),
-            "report": data.report_name,
-            "report_images": len(data.report),
-            "train_images": len(data.train),
-            "classes": data.num_classes,
-        }
+        summary = run_loop(training, progress, lambda: evaluators, stop, processes, step, finish)
+        log.summary(summary)
         if processes.is_first:
-            log.quarantine(report.bad)
-            write_rates(run / "rates.csv", chosen.base_lr, found)
-            probes.put_into(classifier, number)
-            description = {
-                "kind": "classifier",
-                "shape": asdict(shape),
-                "preprocessing": asdict(settled.preprocessing),
-                "classes": list(data.classes),
-                "is_multi_label": data.is_multi_label,
-                "recipe": chosen.recipe,
-                "seed": chosen.seed,
-                "step": num_steps,
-            }
-            with disk_faults(run), written_aside(run / MODEL) as partial:
-                save_model(partial, classifier, description)
-            title = f"{run.name}, {data.report_name}"
-            write_report(run, predictions, data.report, data.classes, settled.preprocessing, title)
-            log.summary(summary)
-            print(rate_lines(chosen.base_lr, found, number, data))
             print(said(summary, data, run))
         processes.wait()
         return summary
@@ -389,9 +375,7 @@ def decide(
         facts = look_at(data.train)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
-    machine = Machine(
-        device.type, has_bf16(device), default_workers(device, processes.local_count), total_memory(device)
-    )
+    machine = Machine.of(device, processes.local_count)
     settled = settle_probe(config, facts, data.num_classes, machine, encoder, preprocessing)
     return replace(settled, config=replace(settled.config, device=str(device))), facts
 
@@ -419,11 +403,7 @@ def restore(
     if earlier is None or earlier.checkpoint is None:
         return 0
     earlier.check_settings()
-    if earlier.state["data"] != data.fingerprint:
-        raise RequestError(
-            f"{earlier.config.data} is not the data that this run began with (files or labels were added, removed or "
-            "changed): restore it, or start a new run with another --out"
-        )
+    earlier.check_data(data.fingerprint)
     if earlier.state["encoder"] != encoder_hash:
         raise RequestError(
             f"--init {earlier.config.init} is not the encoder that this run began with: restore it, or start a new "

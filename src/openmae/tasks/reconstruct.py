@@ -1,17 +1,15 @@
 """`openmae reconstruct`: a sheet of masked | reconstruction | truth for files or a data set."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ReconstructConfig
-from openmae.data.decode import BadImage
-from openmae.data.sources import open_source
-from openmae.errors import RequestError, shown
+from openmae.errors import shown
 from openmae.model.targets import NormPixelTarget
-from openmae.tasks.load import ImageLike, Model, load_mae
+from openmae.tasks.load import load_mae
 from openmae.tasks.pictures import sheet
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
+from openmae.tasks.sheet_images import gather_images, spare_images
 from openmae.training.files import disk_faults, written_aside
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
@@ -23,9 +21,11 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
     """
-    spare_input(config)
+    spare_images(config.images, config.out)
     model = load_mae(config.init, config.device)
-    images, skipped = gather_images(config, model)
+    images, skipped = gather_images(
+        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
+    )
     for line in skipped:
         print(f"skipped {shown(line)}")
     normalised = isinstance(model.mae.target, NormPixelTarget)
@@ -68,49 +68,3 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     print(f"PSNR {summary['psnr_interpolation']:.2f} dB for interpolation from visible patches")
     print(f"wrote {out}")
     return summary
-
-
-def spare_input(config: ReconstructConfig) -> None:
-    """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
-    out = Path(os.path.realpath(config.out))
-    for name in config.images:
-        if out.is_relative_to(os.path.realpath(name)):
-            raise RequestError(f"--out {config.out} is, or lies among, the images to reconstruct: choose another name")
-
-
-def gather_images(config: ReconstructConfig, model: Model) -> tuple[list[ImageLike], list[str]]:
-    """The named files or the first images of the named data set, and a line about each that cannot be read.
-
-    Raises:
-        RequestError: none can be read.
-    """
-    names = config.images
-    files = [name for name in names if Path(name).is_file() and not name.endswith(".parquet")]
-    skipped: list[str] = []
-    images: list[ImageLike] = []
-    if len(files) == len(names):
-        for name in files:
-            try:
-                model.prepare(name, config.size, config.max_pixels)
-                images.append(name)
-            except RequestError as error:
-                skipped.append(str(error))
-    elif len(names) == 1:
-        options: dict[str, Any] = {"background": model.preprocessing.background, "max_pixels": config.max_pixels}
-        parts = (open_source(names[0], split, **options) for split in ("test", "val", "train"))
-        source = next(part for part in parts if part is not None)
-        for index in range(len(source)):
-            if len(images) == config.limit:
-                break
-            try:
-                image = source.read(index)
-                model.prepare(image, config.size)
-                images.append(image)
-            except (BadImage, RequestError) as error:
-                skipped.append(f"{source.name(index)}: {error}")
-    else:
-        missing = next(name for name in names if name not in files)
-        raise RequestError(f"{missing} is not an image file: name image files, or one data set alone")
-    if not images:
-        raise RequestError(f"no image could be read: {'; '.join(skipped[:3])}")
-    return images, skipped

@@ -3,22 +3,20 @@
 Of each set only the classes that it has compete: an answer is the highest of their logits.
 """
 
-import csv
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import openmae
-from openmae.config import Preprocessing, flag_of
+from openmae.config import Preprocessing
 from openmae.config.robustness import RobustnessConfig
 from openmae.data.augment import evaluation_margin
+from openmae.data.evaluation import evaluation_batches
 from openmae.data.folder import FolderSource
 from openmae.data.imagenet_variants import (
     IMAGENET_A,
@@ -33,22 +31,17 @@ from openmae.data.imagenet_variants import (
     open_part,
     synsets_of,
 )
-from openmae.data.loader import evaluation_batches
 from openmae.data.preprocess import normalise
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
-from openmae.tasks.runs import check_place, held
-from openmae.tasks.training_data import check_outside
+from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
 from openmae.tasks.weights import find_model
-from openmae.training.device import autocast, default_workers, pick_device
-from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.training.device import autocast, default_workers, use_device
+from openmae.training.files import write_json
 from openmae.training.parallel import Processes, joined
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import read_lines
-
-ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
 
 
 def robustness(config: RobustnessConfig) -> dict[str, Any]:
@@ -67,9 +60,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         check_run(config, run)
-        device = pick_device(config.device, processes.local_rank)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = use_device(config.device, processes.local_rank)
         model = load_classifier(config.init, str(device))
         preprocessing = preprocessing_for(model, config.size)
         synsets, is_by_order = synsets_of(model.classes)
@@ -114,20 +105,6 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
     return summary
 
 
-def check_run(config: RobustnessConfig, run: Path) -> None:
-    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
-    check_place(run)
-    for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
-        if data is not None:
-            check_outside(data, config.out)
-    if not run.exists() or not any(run.iterdir()):
-        return
-    if config.resume == "never":
-        raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
-    if not (run / ROWS).is_file():
-        raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
-
-
 def load_classifier(init: str, device: str) -> ClassifierModel:
     """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
     model = load(init, device)
@@ -164,50 +141,9 @@ def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Me
 
 
 def file_digest(path: Path) -> str:
+    """The SHA-256 of a file: a resumed run must be of the same model."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> dict[str, Row]:
-    """The rows of an earlier start, by part.
-
-    Raises:
-        RequestError: they are of another model or other settings, or of parts that are not given now.
-    """
-    rows = {}
-    for line in read_lines(run / ROWS):
-        with suppress(TypeError):
-            row = Row(**line)
-            rows[row.part] = row
-    names = {part.name for measured in sets for part in measured.parts}
-    for row in rows.values():
-        for name, value in settings.items():
-            before = row.settings.get(name)
-            if before != value:
-                what = "another --init" if name == "model" else f"{flag_of(name)} {before}, not {value}"
-                raise RequestError(f"the run in {run} has {what}: start another with a new --out")
-        if row.part not in names:
-            raise RequestError(f"the run in {run} has measured {row.part}: give that set too, or choose another --out")
-    return rows
-
-
-def begin(
-    run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
-) -> None:
-    """Make the run folder and hold it until `lock` is left."""
-    with disk_faults(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
-    with disk_faults(run):
-        write_json(run / "config.json", record)
-        write_json(run / "summary.json", {"status": "running"})
-        write_rows(run, list(finished.values()))  # without a last line that a crash cut short
-
-
-def write_rows(run: Path, rows: list[Row]) -> None:
-    with written_aside(run / ROWS) as partial:
-        partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 def measure(
@@ -258,9 +194,7 @@ def measure(
                     settings=settings,
                 )
                 if processes.is_first:
-                    path = Path(config.out) / ROWS
-                    with disk_faults(path, is_resumable=True), path.open("a") as file:
-                        file.write(json.dumps(asdict(row)) + "\n")
+                    add_row(Path(config.out), row)
             rows[part.name] = row
             if processes.is_first:
                 said = f"{len(row.bad)} unreadable, " if row.bad else ""
@@ -344,25 +278,8 @@ def count_wrong(
     return images, errors, dict(sorted(bad.items()))
 
 
-def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> None:
-    bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
-    with disk_faults(run, is_resumable=True):
-        with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
-            for measured in sets:
-                for part in measured.parts:
-                    row = rows[part.name]
-                    place = (measured.variant.title, part.corruption or "", part.severity or "")
-                    writer.writerow([*place, row.images, len(row.bad), 100 * row.error])
-        if bad:
-            with written_aside(run / "quarantine.jsonl") as partial:
-                lines = (json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in bad.items())
-                partial.write_text("".join(lines))
-        write_json(run / "summary.json", summary)  # last: a run that says complete is
-
-
 def plan_lines(sets: list[Measured], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
+    """What will be done, a line for each set."""
     lines = []
     if is_by_order:
         lines.append("classes    1000 without WordNet ids: taken to be ImageNet's in the standard order")

@@ -146,10 +146,12 @@ def figure_of(variant: Variant) -> tuple[str, str]:
 
 
 def prefix_of(variant: Variant) -> str:
+    """What its figures' names begin with: c, a, r, sketch."""
     return variant.title.removeprefix("ImageNet-").lower()
 
 
 def enumerated(missing: list[str]) -> str:
+    """The first few in words."""
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return "; ".join(missing[:NAMED]) + more
 

@@ -1,13 +1,9 @@
 """The run folder: protected when it exists, continued when asked."""
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.util import register_after_fork
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,7 +19,8 @@ from openmae.config import (
     SettledProbe,
     flag_of,
 )
-from openmae.errors import RequestError, shown
+from openmae.errors import Fault, RequestError
+from openmae.tasks.place import check_place, held
 from openmae.training.checkpoint import (
     CHECKPOINT_NAME,
     MODEL,
@@ -33,6 +30,7 @@ from openmae.training.checkpoint import (
     verify,
 )
 from openmae.training.files import PARTIAL, disk_faults, link_or_copy, write_json
+from openmae.training.parallel import Processes
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
@@ -69,6 +67,14 @@ class Earlier(Generic[T]):
                     f"config.json says {flag_of(name)} {value}, the checkpoint was trained with {saved[name]}: "
                     "put it back"
                 )
+
+    def check_data(self, fingerprint: str) -> None:
+        """Raise RequestError where the data is not that of the checkpoint."""
+        if self.state["data"] != fingerprint:
+            raise RequestError(
+                f"{self.config.data} is not the data that this run began with (files were added, removed or changed, "
+                "or their labels): restore it, or start a new run with another --out, from these weights with --init"
+            )
 
     @property
     def state(self) -> dict[str, Any]:
@@ -114,20 +120,6 @@ def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
     saved, preprocessing = _read_config(run, config, settled)
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
-
-
-def check_place(path: Path) -> None:
-    """Raise RequestError where a folder cannot be made."""
-    try:
-        str(path).encode()
-        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
-        if not there.is_dir():
-            raise RequestError(f"--out {shown(path)} cannot be a folder: {shown(there)} is none")
-    except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
 
 
 def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Earlier[T]:
@@ -239,39 +231,22 @@ def with_remembered_micro_batch(config: C) -> C:
     return replace(config, micro_batch_size=remembered)
 
 
-@contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Keep other programs from training into the folder at the same time.
+def summary_if_finished(run: Path, step: int, num_steps: int, processes: Processes) -> dict[str, Any] | None:
+    """The summary of a run that stands at its last step and is complete, else None; all processes must agree.
 
     Raises:
-        RequestError: one does.
+        RequestError: the checkpoint lies beyond the last step.
+        Fault: the processes see different checkpoints.
     """
-    lock = _Lock(os.open(run, os.O_RDONLY))
-    # A lock lasts while any process has it open: readers outlive a killed run by seconds, and must not hold it.
-    register_after_fork(lock, _Lock.close)
-    try:
-        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RequestError(f"another process trains into {run}: wait for it, or choose another --out") from None
-    except OSError:
-        pass  # a file system without locks
-    try:
-        yield
-    finally:
-        lock.close()
-
-
-@dataclass(frozen=True)
-class _Lock:
-    descriptor: int
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-def finished_summary(run: Path) -> dict[str, Any] | None:
-    """The summary of a run that is complete, or None."""
-    return _summary(run) if _status(run) == "complete" else None
+    if len(set(processes.gather(step))) > 1:
+        raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
+    if step > num_steps:
+        raise RequestError(f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps")
+    if step < num_steps or _status(run) != "complete":
+        return None
+    if processes.is_first:
+        print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
+    return _summary(run)
 
 
 def _status(run: Path) -> str | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
-from openmae.data.augment import check_rand_augment, evaluation_margin
+from openmae.data.augment import check_rand_augment, margin_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.model import cost
@@ -107,15 +107,9 @@ def settle_finetune(
         image_size=settled.size,
         background=settled.background,
         dtype=init[1].dtype if init is not None else facts.dtype,
-        margin=margin_of(settled.size, facts),
+        margin=margin_of(settled.size, facts.short_side),
     )
     return SettledTuning(settled, shape, preprocessing, choices.reasons)
-
-
-def margin_of(size: tuple[int, int], facts: DataFacts) -> float:
-    """The margin of an evaluation: none where it would enlarge what is left (digits of 8 × 8 pixels have none)."""
-    margin = evaluation_margin(size)
-    return margin if facts.short_side * margin >= min(size) else 1.0
 
 
 def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, choices: Choices) -> None:

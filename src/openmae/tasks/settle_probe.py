@@ -3,12 +3,12 @@
 from dataclasses import dataclass, replace
 
 from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape
+from openmae.data.augment import margin_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.recipes import PROBE_RECIPES
 from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_warmup, decide_machine, decide_pace
-from openmae.tasks.settle_finetune import margin_of
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
@@ -76,6 +76,11 @@ def settle_probe(
     peaks = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
     rates = tuple(float(f"{peak * 256 / batch:.4g}") for peak in peaks)
     decide("base_lr", rates, "tried side by side, the best is kept")
+    if get("min_lr") > 0 and len(get("base_lr")) > 1:
+        raise RequestError(
+            f"--min-lr got {get('min_lr'):g} for {len(get('base_lr'))} rates side by side, whose schedules are shares "
+            "of one: give one --base-lr, or leave it out"
+        )
     if config.steps is None:
         wanted = round(STEPS_WANTED * batch / facts.count)
         decide("epochs", float(max(90, wanted) if get("augment") == "none" else 90), "table 10, or enough steps")
@@ -92,7 +97,7 @@ def settle_probe(
             f"the model takes {encoder.channels} channels, the images have {facts.channels}: use another --init"
         )
     if config.micro_batch_size is None and settled.augment != "none":
-        per_image = cost.classifier_activation_bytes(shape, 0, 2 if settled.precision == "bf16" else 4)
+        per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if settled.precision == "bf16" else 4)
         micro = batch
         while micro > 1 and micro * per_image > MEMORY_SHARE * machine.memory:
             micro //= 2
@@ -103,5 +108,5 @@ def settle_probe(
         raise RequestError(
             f"the features of {facts.count:,} images take {kept / 1e9:.3g} GB: --augment crop computes them as it goes"
         )
-    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts))
+    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
     return SettledProbing(settled, shape, resized, choices.reasons)

@@ -9,7 +9,8 @@ from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
-from openmae.data.loader import Batch, Stream, read, split_held_out, training_loader
+from openmae.data.loader import Batch, Stream, read, training_loader
+from openmae.data.parts import split_held_out
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
 from openmae.tasks.weights import find_model, read_description

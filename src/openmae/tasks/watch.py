@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
-from openmae.data.labels import Part, labels_of, open_labelled, stratified
-from openmae.data.loader import evaluation_batches
+from openmae.data.evaluation import evaluation_batches
+from openmae.data.labelled import open_labelled
+from openmae.data.labels import labels_of, stratified
+from openmae.data.parts import Part
 from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.model.mae import MAE
 from openmae.tasks.extract import margin_for
 from openmae.tasks.held_out import class_tokens
-from openmae.tasks.knn import neighbour_votes
+from openmae.tasks.neighbours import neighbour_votes
 from openmae.training.signals import StopRequest
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # usual for such votes (Wu et al., 2018; DINO)

@@ -35,6 +35,14 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
     return device
 
 
+def use_device(name: str | None, local_rank: int) -> torch.device:
+    """`pick_device`, made the one that this process's CUDA calls go to."""
+    device = pick_device(name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def has_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 fast (on a CPU without such units it is 13× slower than fp32)."""
     if device.type == "cuda":

@@ -33,7 +33,7 @@ class RunLog:
         if writes and resume_step == 0:  # what an earlier try found may have been repaired
             self.quarantine_path.unlink(missing_ok=True)
         known = read_lines(self.quarantine_path) if resume_step else []
-        self.quarantined = {line["name"] for line in known if "name" in line}
+        self.quarantined = {line["name"] for line in known if "name" in line and "part" not in line}
         if writes:
             self.rewind(resume_step, evaluated)
             _keep_lines(self.quarantine_path, lambda line: True)
@@ -75,6 +75,15 @@ class RunLog:
             with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
                 file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items())
         return list(new)
+
+    def quarantine_of(self, part: str, bad: dict[str, str]) -> None:
+        """Put the unreadable inputs of a part that is only measured on record; they never count against `max_bad`."""
+        if self.writes:
+            _keep_lines(self.quarantine_path, lambda line: line.get("part") != part)
+            if bad:
+                lines = [json.dumps({"name": name, "reason": reason, "part": part}) for name, reason in bad.items()]
+                with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
+                    file.writelines(line + "\n" for line in lines)
 
     def summary(self, values: dict[str, Any]) -> None:
         if not self.writes:

@@ -1,0 +1,125 @@
+"""Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openmae.config import Preprocessing
+from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.decode import BadImage
+from openmae.data.loader import make_loader, pinned, read, stacked
+from openmae.data.preprocess import conform
+from openmae.data.sources import Label, Source
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Attributes:
+    images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
+    labels: as in `Batch`.
+    indices: (B,) int64, where in the source each image stands.
+    bad: name and reason of each input that could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    bad: dict[str, str]
+
+    def pin_memory(self) -> "EvaluationBatch":
+        return EvaluationBatch(self.images.pin_memory(), pinned(self.labels), self.indices.pin_memory(), self.bad)
+
+
+class _Evaluation(Dataset):
+    """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
+
+    def __init__(
+        self, source: Source, preprocessing: Preprocessing, margin: float, min_side: int, with_labels: bool
+    ) -> None:
+        self.source, self.preprocessing, self.margin = source, preprocessing, margin
+        self.min_side, self.with_labels = min_side, with_labels
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
+        p = self.preprocessing
+        try:
+            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
+        except BadImage as error:
+            return index, str(error), None
+        box = evaluation_box(image, p.image_size, self.margin)
+        label = self.source.label(index) if self.with_labels else None
+        return index, resized_crop(image, box, p.image_size), label
+
+    def collate(self, samples: Sequence[tuple[int, Tensor | str, Label]]) -> EvaluationBatch:
+        good = [(index, image, label) for index, image, label in samples if isinstance(image, Tensor)]
+        bad = {self.source.name(index): reason for index, reason, _ in samples if isinstance(reason, str)}
+        images = [image for _, image, _ in good]
+        dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
+        empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
+        return EvaluationBatch(
+            torch.stack(images) if images else empty,
+            stacked([label for _, _, label in good]),
+            torch.tensor([index for index, _, _ in good], dtype=torch.int64),
+            bad,
+        )
+
+
+class _Parts:
+    """Indices in order, `size` at a time; the last part may be smaller."""
+
+    def __init__(self, indices: range | NDArray[np.int64], size: int) -> None:
+        self.indices, self.size = indices, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([int(i) for i in self.indices[start : start + self.size]] for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.indices), self.size)
+
+
+def evaluation_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: range | NDArray[np.int64],
+    *,
+    batch_size: int,
+    workers: int,
+    margin: float,
+    min_side: int,
+    with_labels: bool,
+    pin: bool = False,
+) -> Generator[EvaluationBatch, None, None]:
+    """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
+
+    An unreadable image is left out and named, so a batch may be smaller, even empty (its labels are None then). With
+    several processes each gives its own part of the indices: nothing is padded, every image counts once.
+
+    Args:
+        margin: fraction of the largest centred box that is kept (`evaluation_margin`).
+
+    Raises:
+        RequestError: some images of a batch have a label and others not.
+    """
+    dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
+    batches = _Parts(indices, batch_size)
+    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin))
+
+
+def read_all(
+    source: Source, preprocessing: Preprocessing, min_side: int
+) -> tuple[Tensor, NDArray[np.int64], dict[str, str]]:
+    """Read a small source whole, centre-cropped: images (n, C, H, W), their indices, and what was unreadable.
+
+    Evaluation never replaces an unreadable image: it is left out and named.
+    """
+    dataset = _Evaluation(source, preprocessing, margin=1.0, min_side=min_side, with_labels=False)
+    batch = dataset.collate([dataset[index] for index in range(len(source))])
+    return batch.images, batch.indices.numpy(), batch.bad

@@ -1,0 +1,88 @@
+"""Parts of a source: a source again, made of some of its entries."""
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from openmae.data.chance import Permutation
+from openmae.data.folder import Ignored
+from openmae.data.sources import Label, Source
+
+_SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
+
+
+class View(ABC):
+    """Entries of `source` at the places that `place` gives."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.classes: tuple[str, ...] | None = source.classes
+        self.ignored: Ignored = source.ignored
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def place(self, index: int) -> int:
+        """Where in `source` entry 0 <= index < len(self) stands."""
+
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+
+    def name(self, index: int) -> str:
+        return self.source.name(self._checked(index))
+
+    def label(self, index: int) -> Label:
+        return self.source.label(self._checked(index))
+
+    def read(self, index: int) -> np.ndarray:
+        return self.source.read(self._checked(index))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.place(index)
+
+
+class Part(View):
+    """The images of `source` at `indices`, in that order."""
+
+    def __init__(self, source: Source, indices: ArrayLike) -> None:
+        super().__init__(source)
+        self.indices = np.array(indices, np.int64)
+        assert self.indices.ndim == 1 and (self.indices >= 0).all() and (self.indices < len(source)).all()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def place(self, index: int) -> int:
+        return int(self.indices[index])
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}[{hashlib.sha256(self.indices.tobytes()).hexdigest()}]"
+
+
+class Subset(View):
+    """`count` entries of a fixed permutation, from `start` on, in O(1) memory."""
+
+    def __init__(self, source: Source, start: int, count: int) -> None:
+        super().__init__(source)
+        self.start, self.count = start, count
+        self.permutation = Permutation(len(source), _SPLIT_KEY)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def place(self, index: int) -> int:
+        return int(self.permutation(self.start + index)[0])
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}[{self.start}:{self.start + self.count}]"
+
+
+def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
+    """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
+    assert 0 < held_out < len(source)
+    return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)

@@ -1,0 +1,64 @@
+"""Beginning an experiment, or going on with one: rows that are kept must be of the same settings."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from openmae.config import ExperimentConfig, flag_of
+from openmae.errors import RequestError
+from openmae.tasks.place import check_place
+from openmae.training.files import disk_faults, write_json
+
+MAY_CHANGE = {"device", "workers", "out"}
+MAY_GROW = {"labels", "epochs", "blocks"}
+
+
+def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str) -> None:
+    """Write OUT/config.json, after a look at what an earlier start left there.
+
+    Args:
+        fingerprint: of the data.
+        encoder: a hash of its weights.
+
+    Raises:
+        RequestError: the folder holds something else, or rows of other settings, data or weights.
+    """
+    check_place(out)
+    if len(set(config.labels)) < len(config.labels):
+        raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")
+    record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
+    if out.exists() and any(out.iterdir()):
+        try:
+            before = json.loads((out / "config.json").read_bytes())
+            if before["name"] != config.name:
+                raise ValueError
+            epochs = dict(zip(before["labels"], before["epochs"], strict=True))
+            blocks = set(before["blocks"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RequestError(f"{out} holds no {config.name}: choose another --out") from None
+        now = dict(zip(config.labels, config.epochs, strict=True))
+        changed = [n for n in record.keys() - MAY_CHANGE - MAY_GROW if record[n] != before.get(n, record[n])]
+        changed += [] if epochs.keys() <= now.keys() else ["labels"]
+        changed += ["epochs"] if any(now.get(share, value) != value for share, value in epochs.items()) else []
+        changed += [] if blocks <= set(config.blocks) else ["blocks"]
+        advice = "go on with the settings it began with (--labels and --blocks may be added), or choose another --out"
+        if {"data_fingerprint", "encoder"} & set(changed):
+            what = "data" if "data_fingerprint" in changed else "encoder"
+            raise RequestError(f"the {what} is not what the {config.name} in {out} began with: restore it, or {advice}")
+        if changed:
+            name = min(changed)
+            raise RequestError(
+                f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {before[name]}: {advice}"
+            )
+    with disk_faults(out):
+        write_json(out / "config.json", record)
+
+
+def kept_rows(path: Path) -> dict[str, Any]:
+    """What is finished already. Raises RequestError where it cannot be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read ({error}): remove it to begin the table again") from None

@@ -1,0 +1,132 @@
+"""Text on a picture, measured in pixels: names of any script fit their place and start no formula."""
+
+import math
+from functools import cache, lru_cache
+
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+
+PAD = 16
+DPI = 100
+INK, FAINT = "#282828", "#707070"
+# After matplotlib's own font, which lacks Chinese, Japanese and Korean: where one of these is installed it is used.
+FALLBACKS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Apple SD Gothic Neo", "Microsoft YaHei"),
+    *("Malgun Gothic", "Yu Gothic", "Arial Unicode MS"),
+)
+
+
+@cache
+def _fonts() -> dict[str, frozenset[int]]:
+    """The fonts that pictures are written in, each with the characters it has."""
+    installed = set(font_manager.fontManager.get_font_names())
+    families = ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
+    paths = [font_manager.findfont(FontProperties(family=[name])) for name in families]
+    return {
+        name: frozenset(font_manager.get_font(path).get_charmap()) for name, path in zip(families, paths, strict=True)
+    }
+
+
+def font_of(size: float) -> FontProperties:
+    """The first of the fonts that has a character writes it."""
+    return FontProperties(family=list(_fonts()), size=size)
+
+
+def legible(text: str) -> str:
+    """`text` on one line, with escapes for control characters and for what no font here has."""
+    return "".join(
+        char
+        if char.isprintable() and any(ord(char) in has for has in _fonts().values())
+        else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in text
+    )
+
+
+@lru_cache(maxsize=4096)
+def width_of(text: str, size: float) -> int:
+    """Its width in pixels when drawn."""
+    measured = RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font_of(size), ismath=False)
+    return math.ceil(measured[0])
+
+
+def fitted(text: str, width: float, size: float) -> str:
+    """`text` made legible and, if wider than `width` pixels, cut in the middle: names differ at both ends."""
+    text = legible(text if len(text) <= 240 else text[:144] + text[-96:]) or "(no name)"
+    if width_of(text, size) <= width:
+        return text
+    low, high = 0, len(text) - 1  # characters kept: `low` fit
+    while low < high:
+        keep = (low + high + 1) // 2
+        low, high = (keep, high) if width_of(_cut(text, keep), size) <= width else (low, keep - 1)
+    return _cut(text, low)
+
+
+def _cut(text: str, keep: int) -> str:
+    head = -(-keep * 3 // 5)
+    return text[:head] + "…" + text[len(text) - (keep - head) :]
+
+
+def headings(title: str, below: str, width: int) -> list[tuple[str, float, str]]:
+    """A heading's lines, each with its size and colour: the title on one, the sentence below it on some."""
+    lines = [""]
+    for word in below.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and width_of(longer, 9) > width - 2 * PAD:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [(fitted(title, width - 2 * PAD, 13), 13, INK), *((line, 9, FAINT) for line in lines)]
+
+
+def headings_height(lines: list[tuple[str, float, str]]) -> int:
+    """The pixels from the upper edge to what stands below the heading."""
+    return PAD + 24 + 15 * (len(lines) - 1) + PAD
+
+
+def write_headings(figure: Figure, lines: list[tuple[str, float, str]]) -> None:
+    """Write what `headings` made at the upper edge."""
+    for number, (line, size, colour) in enumerate(lines):
+        write(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)
+
+
+def page(width: int, height: int) -> Figure:
+    """An empty picture of so many pixels, without pyplot: a notebook's own pictures are left alone."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def box(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+    """Pixels from the upper left corner → matplotlib's shares from the lower left one."""
+    across, down = figure.get_size_inches() * DPI
+    return left / across, 1 - (top + height) / down, width / across, height / down
+
+
+def write(
+    figure: Figure,
+    x: float,
+    y: float,
+    text: str,
+    size: float,
+    colour: str = INK,
+    across: str = "left",
+    down: str = "center",
+    rotation: float = 0,
+) -> None:
+    """Plain text at a pixel: a `$` or a backslash in a name starts no formula, whatever matplotlibrc says."""
+    left, low, _, _ = box(figure, x, y, 0, 0)
+    figure.text(
+        left,
+        low,
+        text,
+        ha=across,
+        va=down,
+        rotation=rotation,
+        color=colour,
+        fontproperties=font_of(size),
+        parse_math=False,
+        usetex=False,
+    )

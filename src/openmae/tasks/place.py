@@ -1,0 +1,55 @@
+"""Where a run's files may lie, and keeping other programs out while they are written."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.util import register_after_fork
+from pathlib import Path
+
+from openmae.errors import RequestError, shown
+
+
+def check_place(path: Path) -> None:
+    """Raise RequestError where a folder cannot be made."""
+    try:
+        str(path).encode()
+        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise RequestError(f"--out {shown(path)} cannot be a folder: {shown(there)} is none")
+    except (OSError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Keep other programs from training into the folder at the same time.
+
+    Raises:
+        RequestError: one does.
+    """
+    lock = _Lock(os.open(run, os.O_RDONLY))
+    # A lock lasts while any process has it open: readers outlive a killed run by seconds, and must not hold it.
+    register_after_fork(lock, _Lock.close)
+    try:
+        fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(f"another process trains into {run}: wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+@dataclass(frozen=True)
+class _Lock:
+    descriptor: int
+
+    def close(self) -> None:
+        os.close(self.descriptor)
