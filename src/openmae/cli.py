@@ -43,7 +43,8 @@ def _command(config: type, name: str, *positional: str) -> Any:
         elif type(None) in get_args(hint):
             kinds = [kind for kind in get_args(hint) if kind is not type(None)]
             metavar = "|".join(METAVARS[kind] for kind in kinds)
-            shown = tyro.conf.arg(metavar=metavar, help_behavior_hint="(default: decided)")
+            hint_of_default = "(default: none)" if setting in OFF else "(default: decided)"
+            shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint_of_default)
             annotations[setting] = Annotated[hint, shown]
     body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
     shown_config = type(config.__name__, (config,), body)
@@ -51,6 +52,8 @@ def _command(config: type, name: str, *positional: str) -> Any:
     return Annotated[shown_config, tyro.conf.subcommand(name, prefix_name=False)]
 
 
+# Settings whose None is no open question.
+OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init"}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
@@ -169,8 +172,11 @@ def show(arguments: list[str]) -> list[str]:
     recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": PROBE_RECIPES}
     words = [word for argument in arguments for word in argument.split("=", 1)]
     check_name("the command of --show", words[0], recipes)
-    named = words.index("--recipe") + 1 if "--recipe" in words else len(words)
-    return recipe_lines(recipes[words[0]], words[named] if named < len(words) else None)
+    if "--recipe" in words:
+        names = words[words.index("--recipe") + 1 :][:1]
+    else:
+        names = words[words.index("--show") + 1 :][:1]
+    return recipe_lines(recipes[words[0]], names[0] if names else None)
 
 
 def usage_error(box: str) -> str:

@@ -67,7 +67,7 @@ IMAGENET_SKETCH = Variant(flag="--imagenet-sketch", title="ImageNet-Sketch", syn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class VariantPart:
     """Class folders that are measured together: a set, or one corruption and severity of ImageNet-C."""
 
     variant: Variant
@@ -119,7 +119,7 @@ def synsets_of(classes: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     )
 
 
-def known_classes(variant: Variant, synsets: Sequence[str], parts: Sequence[Part]) -> tuple[str, ...]:
+def known_classes(variant: Variant, synsets: Sequence[str], parts: Sequence[VariantPart]) -> tuple[str, ...]:
     """The set's classes that a classifier of these synsets knows: what its answers are restricted to.
 
     Raises:
@@ -142,17 +142,17 @@ def known_classes(variant: Variant, synsets: Sequence[str], parts: Sequence[Part
     return known
 
 
-def class_parts(variant: Variant, root: str) -> list[Part]:
+def class_parts(variant: Variant, root: str) -> list[VariantPart]:
     """A set that is one folder of class folders, as the one part that it is.
 
     Raises:
         RequestError: there are no class folders, or images lie beside them.
     """
     folder = _unwrapped(Path(root), variant, lambda name: SYNSET.fullmatch(name) is not None)
-    return [Part(variant=variant, folder=folder, classes=_class_folders(folder, variant))]
+    return [VariantPart(variant=variant, folder=folder, classes=_class_folders(folder, variant))]
 
 
-def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[Part], list[str]]:
+def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[VariantPart], list[str]]:
     """The corruptions and severities of ImageNet-C in the table's order, and the extra ones, which are left out.
 
     Raises:
@@ -180,7 +180,7 @@ def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[Par
             if folder.name not in map(str, SEVERITIES):
                 raise RequestError(f"{variant.flag} holds {shown(folder)}: severities are folders named 1 to 5")
             classes = _class_folders(folder, variant)
-            part = Part(
+            part = VariantPart(
                 variant=variant, folder=folder, classes=classes, corruption=corruption, severity=int(folder.name)
             )
             parts.append(part)
@@ -190,7 +190,7 @@ def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[Par
 
 
 def open_part(
-    part: Part, classes: Sequence[str], *, background: float = 1.0, max_pixels: int = MAX_PIXELS
+    part: VariantPart, classes: Sequence[str], *, background: float = 1.0, max_pixels: int = MAX_PIXELS
 ) -> FolderSource:
     """The images of a part; labels count through `classes`.
 

@@ -6,11 +6,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import Preprocessing, SettledConfig
+from openmae.config import DEFAULT_POOL, Preprocessing, SettledConfig
 from openmae.data.chance import sample_keys
 from openmae.data.evaluation import read_all
 from openmae.data.preprocess import normalise
 from openmae.data.sources import Source
+from openmae.model.heads import pool
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
 from openmae.model.vit import ViT
@@ -64,7 +65,7 @@ class HeldOut:
 
     def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
         """Features of all images, (n, width). Raises EvaluationStopped as `loss` does."""
-        return class_tokens(model.encoder, self.images, self.config, self.preprocessing, device, stop)
+        return pooled_features(model.encoder, self.images, self.config, self.preprocessing, device, stop)
 
     @torch.no_grad()
     def picture(self, model: MAE, device: torch.device) -> Image.Image:
@@ -81,7 +82,7 @@ class HeldOut:
 
 
 @torch.no_grad()
-def class_tokens(
+def pooled_features(
     encoder: ViT,
     images: Tensor,
     config: SettledConfig,
@@ -89,15 +90,18 @@ def class_tokens(
     device: torch.device,
     stop: StopRequest,
 ) -> Tensor:
-    """The class token of images as they were read, nothing masked: (n, width) float32 on the CPU.
+    """Pooled features of images as they were read, nothing masked: (n, width) float32 on the CPU.
+
+    Pooled as `openmae knn`, `probe` and `embed` do unless told otherwise.
 
     Raises:
         EvaluationStopped: a signal came.
     """
-    tokens = []
+    features = []
     for part in images.split(min(config.micro_batch_size, LARGEST_BATCH)):
         if stop.received:
             raise EvaluationStopped
         with autocast(device, config.precision):
-            tokens.append(encoder(normalise(part.to(device), preprocessing))[:, 0].float().cpu())
-    return torch.cat(tokens)
+            tokens = encoder(normalise(part.to(device), preprocessing))
+            features.append(pool(tokens, DEFAULT_POOL).float().cpu())
+    return torch.cat(features)

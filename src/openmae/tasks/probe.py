@@ -2,9 +2,9 @@
 
 import csv
 import hashlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import ProbeConfig, SettledProbe
-from openmae.data.augment import Augmentation
 from openmae.data.labelled import LabelledData
-from openmae.data.loader import Batch, Stream
-from openmae.data.parts import Part
-from openmae.data.preprocess import DataFacts, look_at, normalise
+from openmae.data.loader import Batch
+from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import Source
 from openmae.errors import RequestError
 from openmae.model.heads import Classifier
-from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
 from openmae.tasks.choices import Machine, total_steps
 from openmae.tasks.classification import (
@@ -38,15 +35,15 @@ from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.extract import Features, check_readable, extract
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
-from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, probing_lines
+from openmae.tasks.probe_features import check_parts, make_reader, predictions_of
 from openmae.tasks.progress import Progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
-from openmae.tasks.training_data import check_outside, names_of_step, read_steps
+from openmae.tasks.training_data import check_outside, names_of_step
 from openmae.tasks.weights import Described, find_model, load_weights_of, read_described
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
-from openmae.training.device import autocast, use_device
+from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.lars import LARS
 from openmae.training.optim import CosineSchedule, sgd
@@ -79,10 +76,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, shape = settled.config, settled.shape
         num_steps = total_steps(chosen, len(data.train))
-        if processes.count > chosen.batch_size:
-            raise RequestError(
-                f"--batch-size {chosen.batch_size} for {processes.count} processes: give at least one each"
-            )
+        check_parts(chosen, processes)
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
@@ -111,6 +105,29 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
         check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
+        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device)
+
+        def features_of(source: Source, title: str) -> Features:
+            found = extract(
+                encoder,
+                source,
+                pool=chosen.pool,
+                workers=chosen.workers if len(source) > 256 else 0,
+                margin=settled.preprocessing.margin,
+                processes=processes,
+                precision=chosen.precision,
+                with_labels=True,
+                title=title,
+            )
+            check_readable(found.bad, len(source), 1.0, f"images ({title})")
+            return found
+
+        kept = features_of(data.train, "features to train on") if chosen.augment == "none" else None
+        if kept is not None:
+            check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
+        reader = make_reader(settled, data, kept, classifier, device, processes, num_steps)
+        report = features_of(data.report, f"features of {data.report_name}")
+        choosing = features_of(data.validation, "features to choose by") if data.validation is not None else report
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
@@ -129,27 +146,6 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             max_bad=chosen.max_bad,
             state=state,
         )
-        progress.note_bad(facts.bad if facts else {})
-        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device)
-
-        def features_of(source: Source, title: str) -> Features:
-            found = extract(
-                encoder,
-                source,
-                pool=chosen.pool,
-                workers=chosen.workers if len(source) > 256 else 0,
-                margin=settled.preprocessing.margin,
-                processes=processes,
-                precision=chosen.precision,
-                with_labels=True,
-                title=title,
-            )
-            check_readable(found.bad, len(source), 1.0, f"images ({title})")
-            return found
-
-        reader = make_reader(settled, data, features_of, progress, classifier, device, processes, num_steps)
-        report = features_of(data.report, f"features of {data.report_name}")
-        choosing = features_of(data.validation, "features to choose by") if data.validation is not None else report
         settings, fingerprint = settings_of(chosen, settled.preprocessing), data.fingerprint
         stepped = parallelise(probes.train(), processes, device)
 
@@ -215,8 +211,12 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             restore=lambda checkpoint: put_back(checkpoint, probes, optimizer),
             names_of_step=lambda step: names_of_step(reader.stream, step, chosen.batch_size),
         )
-        evaluators = [Evaluator(chosen.evaluate_every, evaluated)]
-        summary = run_loop(training, progress, lambda: evaluators, stop, processes, step, finish)
+
+        def watched() -> list[Evaluator]:
+            progress.note_bad({**(facts.bad if facts else {}), **(kept.bad if kept else {})})
+            return [Evaluator(chosen.evaluate_every, evaluated)]
+
+        summary = run_loop(training, progress, watched, stop, processes, step, finish)
         log.summary(summary)
         if processes.is_first:
             print(said(summary, data, run))
@@ -249,77 +249,6 @@ def train_step(
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach() / len(logits)
     return total, *step_if_finite(model, optimizer)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Where training batches come from.
-
-    Attributes:
-        features: the pooled features of a batch: read, or computed by the frozen encoder.
-        read_from: the micro-batches of each step from one on.
-    """
-
-    stream: Stream
-    features: Callable[[Batch], Tensor]
-    read_from: Callable[[int, int], Generator[list[Batch], None, None]]
-
-
-def make_reader(
-    settled: SettledProbing,
-    data: LabelledData,
-    features_of: Callable[[Source, str], Features],
-    progress: Progress,
-    classifier: Classifier,
-    device: torch.device,
-    processes: Processes,
-    num_steps: int,
-) -> Reader:
-    """Features computed once where nothing is augmented, else as training goes."""
-    config, side = settled.config, settled.shape.encoder.patch_size
-    if config.augment == "none":
-        kept = features_of(data.train, "features to train on")
-        progress.note_bad(kept.bad)
-        values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
-        # Only for the order: unreadable images have no features to come across.
-        stream = Stream(
-            Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
-        )
-
-        def keep_reading(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
-            share = processes.share(config.batch_size)
-            for number in range(step, num_steps):
-                rows, keys = stream.locate([number * config.batch_size + i for i in share])
-                yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
-
-        return Reader(stream, lambda part: part.images.to(device), keep_reading)
-
-    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale)
-    stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
-
-    @torch.no_grad()
-    def encoded(part: Batch) -> Tensor:
-        images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
-        with autocast(device, config.precision):
-            return pool_tokens(classifier.encoder(images), config.pool).float()
-
-    def read_on(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
-        steps, pin = range(step, num_steps), device.type == "cuda"
-        return read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
-
-    return Reader(stream, encoded, read_on)
-
-
-@torch.no_grad()
-def predictions_of(probes: Probes, features: Features, device: torch.device) -> list[Predictions]:
-    """What each head says about images whose features are known."""
-    probes.eval()
-    values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
-    logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
-    return [
-        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad)
-        for own in logits
-    ]
 
 
 def figure_of(is_multi_label: bool) -> str:

@@ -23,8 +23,8 @@ from openmae.data.imagenet_variants import (
     IMAGENET_C,
     IMAGENET_R,
     IMAGENET_SKETCH,
-    Part,
     Variant,
+    VariantPart,
     class_parts,
     corruption_parts,
     known_classes,
@@ -121,7 +121,7 @@ def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Me
     Raises:
         RequestError: folders of another layout, or classes that the set or the classifier does not have.
     """
-    found: list[tuple[Variant, list[Part]]] = []
+    found: list[tuple[Variant, list[VariantPart]]] = []
     extra: list[str] = []
     if config.imagenet_c is not None:
         parts, extra = corruption_parts(config.imagenet_c)

@@ -9,8 +9,8 @@ from openmae.data.imagenet_variants import (
     IMAGENET_C,
     NAMED,
     SEVERITIES,
-    Part,
     Variant,
+    VariantPart,
     corruption_errors,
     missing_corruptions,
 )
@@ -72,7 +72,7 @@ class Measured:
     """A set as it is to be measured: its parts, and the classes that compete, in the order of its labels."""
 
     variant: Variant
-    parts: list[Part]
+    parts: list[VariantPart]
     classes: tuple[str, ...]
 
 
@@ -92,7 +92,7 @@ def summarise(sets: list[Measured], rows: dict[str, Row]) -> dict[str, Any]:
     return summary
 
 
-def corruption_figures(rows: dict[Part, Row]) -> dict[str, Any]:
+def corruption_figures(rows: dict[VariantPart, Row]) -> dict[str, Any]:
     """mce, or mce_partial (over the corruptions that have all severities) and what is missing; the errors themselves.
 
     With unreadable images mce_upper_bound too, which counts them as wrong.

@@ -23,7 +23,7 @@ from openmae.tasks.choices import (
 )
 
 # At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
-LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
+LOWEST_TUNING_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
 NARROW, MEDIUM = 192, 384
 SMALL_IMAGE = 64  # pixels: below, a crop of 8 % of the area has next to nothing in it
 MIXED_EPOCHS = 50  # mixed and erased images slow learning down: below, there is no time for them
@@ -97,7 +97,7 @@ def settle_finetune(
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     settled = SettledFinetune(**{**config.to_dict(), **choices.chosen, **guessed})
     shape = classifier_shape(settled, num_classes)
-    _check(settled, shape, facts)
+    _check(config, settled, shape, facts, is_multi_label)
     settled = _fit_memory(settled, shape, machine, choices)
     preprocessing = Preprocessing(
         channels=settled.channels,
@@ -137,12 +137,12 @@ def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Mach
     if config.steps is None:
         epochs = 100.0 if facts.count < 2500 else 50.0 if facts.count < 25_000 or machine.device != "cpu" else 20.0
         decide("epochs", epochs, f"{facts.count:,} images on {machine.device}")
-    lowest = LOWEST_PEAK_RATE["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
+    lowest = LOWEST_TUNING_RATE["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
     base = 1e-4 if config.is_from_scratch else 1e-3
     paper = base * batch / 256
     why = "the paper's" if paper >= lowest else f"the paper's {base:g} gives {paper:.1e} at this batch, too little"
     decide("base_lr", max(paper, lowest) * 256 / batch, why)
-    decide("min_lr", 1e-6, "as released")
+    decide("min_lr", 0.0 if config.is_from_scratch else 1e-6, "table 11" if config.is_from_scratch else "as released")
     if config.is_from_scratch:
         decide("layer_decay", 1.0, "nothing to preserve (table 11)")
         decide("weight_decay", 0.3 if width >= 768 else 0.05, "table 11" if width >= 768 else "a small model")
@@ -172,28 +172,39 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
     elif small:
         decide("rand_augment", "none", f"its strengths are for larger images than {side} px")
     decide("rand_augment", RAND_AUGMENT, "table 9")
-    why = (
-        "table 9"
-        if is_long
-        else f"table 9 has more, for longer runs than {epochs:.4g} epochs of {facts.count:,} images"
-    )
+    table = "table 11" if config.is_from_scratch else "table 9"
+    run = f"{epochs:.4g} epochs of {facts.count:,} images"
+    why = table if is_long else f"{table} has more, for longer runs than {run}"
     decide("mixup", 0.8 if is_long and not is_narrow else 0.0, why)
     decide("cutmix", 1.0 if is_long else 0.0, why)
-    decide("erasing", 0.25 if is_long else 0.0, why)
-    decide(
-        "label_smoothing", 0.0 if is_multi_label else 0.1, "several labels an image" if is_multi_label else "table 9"
-    )
+    if config.is_from_scratch:
+        decide("erasing", 0.0, "table 11 has none")
+    decide("erasing", 0.25 if is_long else 0.0, "as released" if is_long else f"released for longer runs than {run}")
+    if is_multi_label:
+        decide("label_smoothing", 0.0, "several labels an image")
+    decide("label_smoothing", 0.1, table)
     if config.blocks is not None:
         decide("drop_path", 0.0, "few blocks are trained")
-    decide("drop_path", 0.0 if is_narrow else 0.1, "a small model" if is_narrow else "table 9")
+    if is_narrow:
+        decide("drop_path", 0.0, "a small model")
+    is_large = get("width") >= (1024 if config.is_from_scratch else 1280)
+    decide("drop_path", 0.2 if is_large else 0.1, table)
 
 
-def _check(settled: SettledFinetune, shape: ClassifierShape, facts: DataFacts) -> None:
+def _check(
+    config: FinetuneConfig, settled: SettledFinetune, shape: ClassifierShape, facts: DataFacts, is_multi_label: bool
+) -> None:
     channels = shape.encoder.channels
     if facts.channels != channels and {facts.channels, channels} != {1, 3}:
         raise RequestError(
             f"the model takes {channels} channels, but the images have {facts.channels}: use another --init"
         )
+    if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
+        raise RequestError(
+            f"--crop-scale is for crops of random size, not for --augment {settled.augment}: leave it out"
+        )
+    if config.label_smoothing and is_multi_label:
+        raise RequestError("--label-smoothing is for one label an image, these have several: leave it out")
     if settled.rand_augment != "none":
         check_rand_augment(channels, facts.dtype)
     if settled.blocks is not None and settled.blocks > shape.encoder.depth:

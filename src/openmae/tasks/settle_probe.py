@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape
+from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape, flag_of
 from openmae.data.augment import margin_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
@@ -63,6 +63,10 @@ def settle_probe(
     decide("image_size", preprocessing.image_size, "as --init")
     decide("pool", DEFAULT_POOL, "as of embed and knn; table 10 has the class token")
     decide("augment", "none", "features are computed once and kept (table 10 has crop: slower, a little better)")
+    if get("augment") == "none":
+        for name in ("crop_scale", "micro_batch_size"):
+            if getattr(config, name) is not None:
+                raise RequestError(f"{flag_of(name)} is for --augment crop: give it too, or leave {flag_of(name)} out")
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
@@ -99,10 +103,12 @@ def settle_probe(
     if config.micro_batch_size is None and settled.augment != "none":
         per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if settled.precision == "bf16" else 4)
         micro = batch
-        while micro > 1 and micro * per_image > MEMORY_SHARE * machine.memory:
+        while micro > 2 and micro * per_image > MEMORY_SHARE * machine.memory:
             micro //= 2
         choices.reasons["micro_batch_size"] = "all at once" if micro == batch else "what fits into memory"
         settled = replace(settled, micro_batch_size=micro)
+    if settled.augment == "none":
+        choices.reasons.pop("crop_scale", None)  # not used, and not worth a word
     kept = 4 * facts.count * encoder.width
     if settled.augment == "none" and kept > MEMORY_SHARE * machine.memory:
         raise RequestError(

@@ -21,11 +21,11 @@ from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.model.mae import MAE
 from openmae.tasks.extract import margin_for
-from openmae.tasks.held_out import class_tokens
+from openmae.tasks.held_out import pooled_features
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.training.signals import StopRequest
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # usual for such votes (Wu et al., 2018; DINO)
+NEIGHBOURS, TEMPERATURE = 10, 0.07  # usual for such votes (Wu et al., 2018; DINO)
 PROBE_ITERATIONS = 200  # of L-BFGS: what it finds later moves the accuracy by less than the images' chance
 READ_AT_ONCE = 64
 
@@ -118,7 +118,7 @@ class Watch:
             EvaluationStopped: a signal came.
         """
         bank, queries = (
-            class_tokens(model.encoder, images, self.config, self.preprocessing, device, stop)
+            pooled_features(model.encoder, images, self.config, self.preprocessing, device, stop)
             for images in (self.bank, self.queries)
         )
         if not (bank.isfinite().all() and queries.isfinite().all()):

@@ -1,0 +1,108 @@
+"""Where a probe's features come from: computed once and kept, or as training goes; and what the heads make of them."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmae.config import SettledProbe
+from openmae.data.augment import Augmentation
+from openmae.data.labelled import LabelledData
+from openmae.data.loader import Batch, Stream
+from openmae.data.parts import Part
+from openmae.data.preprocess import normalise
+from openmae.errors import RequestError
+from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
+from openmae.model.probe import Probes
+from openmae.tasks.extract import Features
+from openmae.tasks.metrics import Predictions
+from openmae.tasks.settle_probe import SettledProbing
+from openmae.tasks.training_data import read_steps
+from openmae.training.device import autocast
+from openmae.training.parallel import Processes
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where training batches come from.
+
+    Attributes:
+        features: the pooled features of a batch: read, or computed by the frozen encoder.
+        read_from: the micro-batches of each step from one on.
+    """
+
+    stream: Stream
+    features: Callable[[Batch], Tensor]
+    read_from: Callable[[int, int], Generator[list[Batch], None, None]]
+
+
+def make_reader(
+    settled: SettledProbing,
+    data: LabelledData,
+    kept: Features | None,
+    classifier: Classifier,
+    device: torch.device,
+    processes: Processes,
+    num_steps: int,
+) -> Reader:
+    """Read the features that were `kept`; without them they are computed as training goes, from augmented images."""
+    config, side = settled.config, settled.shape.encoder.patch_size
+    if kept is not None:
+        values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
+        # Only for the order: unreadable images have no features to come across.
+        stream = Stream(
+            Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
+        )
+
+        def keep_reading(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+            share = processes.share(config.batch_size)
+            for number in range(step, num_steps):
+                rows, keys = stream.locate([number * config.batch_size + i for i in share])
+                yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
+
+        return Reader(stream, lambda part: part.images.to(device), keep_reading)
+
+    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale)
+    stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
+
+    @torch.no_grad()
+    def encoded(part: Batch) -> Tensor:
+        images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
+        with autocast(device, config.precision):
+            return pool_tokens(classifier.encoder(images), config.pool).float()
+
+    def read_on(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+        steps, pin = range(step, num_steps), device.type == "cuda"
+        micro_batch_size = part_size(len(processes.share(config.batch_size)), micro_batch_size)
+        return read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
+
+    return Reader(stream, encoded, read_on)
+
+
+def part_size(count: int, most: int) -> int:
+    """At most `most` images at a time, and never one alone: a BatchNorm of one image is not defined."""
+    sizes = (size for size in range(min(most, count), 1, -1) if count % size != 1)
+    return next(sizes, count)
+
+
+def check_parts(config: SettledProbe, processes: Processes) -> None:
+    """Raise RequestError where a process would have fewer than two images of a batch to norm."""
+    if config.batch_size // processes.count < 2:
+        raise RequestError(
+            f"--batch-size {config.batch_size} for {processes.count} process{'es' if processes.count > 1 else ''}: the "
+            "BatchNorm of a probe needs two images in each"
+        )
+
+
+@torch.no_grad()
+def predictions_of(probes: Probes, features: Features, device: torch.device) -> list[Predictions]:
+    """What each head says about images whose features are known."""
+    probes.eval()
+    values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
+    logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
+    return [
+        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad)
+        for own in logits
+    ]
