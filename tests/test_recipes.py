@@ -81,6 +81,7 @@ WANTED = {
     "scratch-large": ("large", 224, {**TABLE_11, "drop_path": 0.2, "epochs": 200}, 62_557, 1.6e-3),
     "scratch-huge": ("huge", 224, {**TABLE_11, "drop_path": 0.2, "epochs": 200}, 62_557, 1.6e-3),
 }
+OURS = ("cifar10", "few-labels")  # no table of the paper
 TRANSFERS = ("inaturalist-2017", "inaturalist-2018", "inaturalist-2019", "places-205", "places-365")
 
 
@@ -123,7 +124,15 @@ def test_transfers_go_by_table_9(name):
 
 
 def test_every_recipe_for_labels_is_held_against_a_table():
-    assert WANTED.keys() | set(TRANSFERS) == FINETUNE_RECIPES.keys()
+    assert WANTED.keys() | set(TRANSFERS) | set(OURS) == FINETUNE_RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_recipes_reach_a_run_and_leave_the_image_size_to_the_model(name):
+    tuned = settled(name, "base")
+    found = tuned.config.to_dict()
+    assert {key: found[key] for key in FINETUNE_RECIPES[name]()} == FINETUNE_RECIPES[name]()
+    assert tuned.shape.encoder.image_size == (224, 224)
 
 
 def test_flags_win_over_a_recipe():

@@ -65,8 +65,16 @@ def check_types(config: Any) -> None:
     """Raise RequestError where a field of a dataclass is not of its annotated type (a bool is no int)."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RequestError(f"{flag_of(name)} got {value}: it must be a finite number")
         if not _fits(value, hint):
             raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
+
+
+def check_value_range(got: tuple[float, float] | None) -> None:
+    """Raise RequestError where black does not lie below white (None passes)."""
+    if got is not None and not got[0] < got[1]:
+        raise RequestError(f"--value-range got {got[0]:g} {got[1]:g}: the first must lie below the second")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import Settings, check_name, check_range, check_types, check_value_range, flag_of, pair
 from openmae.config.pretrain import AUGMENTS, PRECISIONS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
 from openmae.errors import RequestError
@@ -197,6 +197,7 @@ class FinetuneConfig(LabelledConfig):
             raise RequestError(f"--blocks got {self.blocks:g}: a whole number of blocks, or 0.5")
         for value in self.betas or ():
             check_range("--betas", value, 0, 1, open_high=True)
+        check_value_range(self.value_range)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
         if self.is_from_scratch and self.blocks is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import Settings, check_name, check_range, check_types, check_value_range, flag_of, pair
 from openmae.config.shapes import SIZES, TARGETS
 from openmae.errors import RequestError
 
@@ -145,6 +145,7 @@ class PretrainConfig(Settings):
         if self.watch is None and (self.watch_data is not None or self.watch_every is not None):
             given = "--watch-data" if self.watch_data is not None else "--watch-every"
             raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
+        check_value_range(self.value_range)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 

@@ -105,7 +105,8 @@ def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float
 def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
     """The last lines on the screen."""
     if data.is_multi_label:
-        figure = f"mean average precision {summary['map']:.2f} %, F1 {summary['f1']:.2f} %"
+        precision = f"{summary['map']:.2f} %" if "map" in summary else "not defined (no image has any of the classes)"
+        figure = f"mean average precision {precision}, F1 {summary['f1']:.2f} %"
     else:
         figure = (
             f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"

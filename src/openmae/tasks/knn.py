@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import openmae
-from openmae.config import Preprocessing
+from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.errors import Fault, RequestError, shown
@@ -27,7 +27,7 @@ from openmae.tasks.extract import (
 from openmae.tasks.load import load
 from openmae.tasks.metrics import interval
 from openmae.tasks.neighbours import neighbour_votes
-from openmae.tasks.place import check_place
+from openmae.tasks.place import check_place, held
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes, joined
@@ -46,7 +46,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = KnnConfig.from_dict(config.to_dict())  # paths as strings
     run = Path(config.out)
-    with joined() as processes:
+    with joined() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device))
@@ -60,10 +60,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             device=str(device),
         )
         preprocessing = replace(preprocessing, margin=margin_for(data.train, preprocessing.image_size))
+        check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
             with disk_faults(run):
                 run.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(run))
             print("\n".join(plan_lines(data, chosen, preprocessing.margin)), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}

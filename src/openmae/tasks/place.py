@@ -15,7 +15,7 @@ def check_place(path: Path) -> None:
     """Raise RequestError where a folder cannot be made."""
     try:
         str(path).encode()
-        there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        there = next(place for place in (path, *path.absolute().parents) if _is_there(place))
         if not there.is_dir():
             raise RequestError(f"--out {shown(path)} cannot be a folder: {shown(there)} is none")
     except (OSError, ValueError) as error:
@@ -23,6 +23,15 @@ def check_place(path: Path) -> None:
             raise
         why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
         raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """As `os.path.lexists`, which hides that a name is too long."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextmanager

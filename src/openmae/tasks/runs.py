@@ -116,10 +116,19 @@ def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
                 f"{run} holds a model but its checkpoints are gone: continue from its weights with --init {run} and "
                 "another --out"
             )
+        _check_kind(run, settled)
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
     saved, preprocessing = _read_config(run, config, settled)
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
+
+
+def _check_kind(run: Path, settled: type[T]) -> None:
+    """Raise RequestError where config.json is not of a run of this kind: another command's results are not ours."""
+    try:
+        settled.from_dict(json.loads((run / "config.json").read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        raise RequestError(f"{run} holds something other than a run of this command: choose another --out") from None
 
 
 def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Earlier[T]:

@@ -97,7 +97,8 @@ def settle_finetune(
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     settled = SettledFinetune(**{**config.to_dict(), **choices.chosen, **guessed})
     shape = classifier_shape(settled, num_classes)
-    _check(config, settled, shape, facts, is_multi_label)
+    dtype = init[1].dtype if init is not None else facts.dtype
+    _check(config, settled, shape, facts, is_multi_label, dtype)
     settled = _fit_memory(settled, shape, machine, choices)
     preprocessing = Preprocessing(
         channels=settled.channels,
@@ -106,7 +107,7 @@ def settle_finetune(
         std=settled.std,
         image_size=settled.size,
         background=settled.background,
-        dtype=init[1].dtype if init is not None else facts.dtype,
+        dtype=dtype,
         margin=margin_of(settled.size, facts.short_side),
     )
     return SettledTuning(settled, shape, preprocessing, choices.reasons)
@@ -192,12 +193,21 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
 
 
 def _check(
-    config: FinetuneConfig, settled: SettledFinetune, shape: ClassifierShape, facts: DataFacts, is_multi_label: bool
+    config: FinetuneConfig,
+    settled: SettledFinetune,
+    shape: ClassifierShape,
+    facts: DataFacts,
+    is_multi_label: bool,
+    dtype: str,
 ) -> None:
     channels = shape.encoder.channels
     if facts.channels != channels and {facts.channels, channels} != {1, 3}:
         raise RequestError(
             f"the model takes {channels} channels, but the images have {facts.channels}: use another --init"
+        )
+    if "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
+        raise RequestError(
+            f"the model takes {dtype} images, these are {facts.dtype}: use another --init, or convert them"
         )
     if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
         raise RequestError(

@@ -122,7 +122,9 @@ def read_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), description
     except FileNotFoundError:
         raise RequestError(f"{path} does not exist: give a run folder, a checkpoint or a model.safetensors") from None
-    except (SafetensorError, json.JSONDecodeError, OSError, RecursionError) as error:
+    except RequestError:
+        raise
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:  # json: also numbers of 5,000 digits
         raise RequestError(f"{path} cannot be read as safetensors ({error}): it is damaged or something else") from None
 
 
