@@ -244,13 +244,21 @@ def rand_augment(image: Tensor, policy: str, fill: tuple[int, ...] | None, key: 
 def _rand_augment_transform(policy: str, fill: tuple[int, ...] | None) -> Callable[[Any], Any]:
     """timm's transform, built once a process: it imports timm, and is no part of what is sent to a worker."""
     from PIL import Image
-    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.auto_augment import posterize, rand_augment_transform
+
+    def posterize_to_black_too(picture: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+        # Magnitude 10 keeps no bit, which once gave a black picture; Pillow 12 refuses it, and timm 1.0.31 still asks.
+        return posterize(picture, bits_to_keep, **options) if bits_to_keep else Image.new(picture.mode, picture.size)
 
     # timm's `translate_const` reaches nothing here: all of its RandAugment sets shift by a share of the sides.
     settings: dict[str, Any] = {"interpolation": Image.Resampling.BICUBIC}
     if fill is not None:
         settings["img_mean"] = fill * 3 if len(fill) == 1 else fill
-    return rand_augment_transform(policy, settings)
+    transform = rand_augment_transform(policy, settings)
+    for operation in transform.ops:
+        if operation.aug_fn is posterize:
+            operation.aug_fn = posterize_to_black_too
+    return transform
 
 
 def _check_policy(policy: str) -> None:

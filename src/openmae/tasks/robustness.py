@@ -39,7 +39,7 @@ from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lin
 from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
 from openmae.tasks.weights import find_model
 from openmae.training.device import autocast, default_workers, use_device
-from openmae.training.files import write_json
+from openmae.training.files import write_json, written_aside
 from openmae.training.parallel import Processes, joined
 from openmae.training.signals import StopRequest
 
@@ -83,6 +83,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
+        earlier = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
         if processes.is_first:
             begin(run, chosen, preprocessing, finished, lock)
             print("\n".join(plan_lines(sets, extra, model, is_by_order)), flush=True)
@@ -92,6 +93,10 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         except BaseException as error:
             if processes.is_first:
                 with suppress(OSError):  # what happened first is what must be said
+                    if isinstance(error, RequestError) and earlier is not None:  # refused: what was measured stands
+                        with written_aside(run / "summary.json") as partial:
+                            partial.write_bytes(earlier)
+                        raise
                     status = "interrupted" if isinstance(error, Interrupted) else "failed"
                     write_json(run / "summary.json", {"status": status})
             raise
