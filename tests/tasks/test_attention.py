@@ -126,3 +126,8 @@ def test_wrong_settings(config, changes, message):
 def test_the_image_is_spared(config, digit):
     with pytest.raises(RequestError, match="choose another name"):
         attention(dataclasses.replace(config, out=str(digit)))
+
+
+def test_a_size_whose_weights_would_fill_the_memory_is_refused(config):
+    with pytest.raises(RequestError, match=r"the attention of [\d,]+ patches needs .* GB, cpu has .*: give a smaller"):
+        attention(dataclasses.replace(config, image_size=4000))

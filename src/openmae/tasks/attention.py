@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openmae.config import check_range, grid_of
+from openmae.config import Grid, check_range, grid_of
 from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
-from openmae.errors import shown
+from openmae.errors import RequestError, shown
 from openmae.model.attention_maps import class_attention
+from openmae.tasks.choices import MEMORY_SHARE
 from openmae.tasks.load import EncoderModel, ImageLike, load
 from openmae.tasks.pictures import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
 from openmae.tasks.sheet_images import gather_images, spare_images
+from openmae.training.device import total_memory
 from openmae.training.files import disk_faults, written_aside
 
 LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
@@ -46,6 +48,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size
     grid = grid_of(*size, model.encoder.shape.patch_size)
+    check_memory(grid, model)
     images, skipped = gather_images(
         config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
     )
@@ -77,6 +80,17 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         "highest": highest,
         "to_itself": to_itself,
     }
+
+
+def check_memory(grid: Grid, model: EncoderModel) -> None:
+    """Raise RequestError where a block's attention weights, which grow with the square of the patches, do not fit."""
+    tokens = 1 + grid[0] * grid[1]
+    needed, memory = 8 * model.encoder.shape.num_heads * tokens**2, total_memory(model.device)  # scores and weights
+    if needed > MEMORY_SHARE * memory:
+        raise RequestError(
+            f"the attention of {tokens - 1:,} patches needs {needed / 1e9:.3g} GB, {model.device} has "
+            f"{memory / 1e9:.3g}: give a smaller --image-size"
+        )
 
 
 def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
