@@ -10,6 +10,7 @@ from openmae.config import SIZES, check_name
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
 from openmae.training.device import default_workers, has_bf16, total_memory
+from openmae.training.optim import CosineSchedule
 
 # Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
 LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
@@ -77,6 +78,25 @@ def total_steps(config: Scheduled, num_images: int) -> int:
         return config.steps
     assert config.epochs is not None
     return max(1, round(config.epochs * num_images / config.batch_size))
+
+
+class Paced(Scheduled, Protocol):
+    """A settled config with a learning rate's schedule."""
+
+    @property
+    def min_lr(self) -> float: ...
+    @property
+    def warmup_epochs(self) -> float: ...
+
+
+def cosine(config: Paced, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
+    """The schedule of tables 8 to 11: base rate × batch / 256, warm-up, half a cosine."""
+    return CosineSchedule(
+        peak=base_lr * config.batch_size / 256,
+        minimum=config.min_lr,
+        warmup_steps=config.warmup_epochs * num_images / config.batch_size,
+        total_steps=num_steps,
+    )
 
 
 def check_warmup(choices: Choices, count: int) -> None:

@@ -67,8 +67,13 @@ def load_encoder_weights(model: Classifier, init: Described) -> None:
     weights["pos_embed"] = resample_positions(weights["pos_embed"], init.shape.encoder.grid, model.encoder.shape.grid)
     for name, value in own.items():
         if name not in weights:
-            hint = ": its classifier has no encoder norm, --pool mean needs none" if name.startswith("norm.") else ""
-            raise RequestError(f"{init.path} lacks the encoder's {name}{hint or ': it is damaged or incomplete'}")
+            hint = "it is damaged or incomplete"
+            if name.startswith("norm."):
+                way_out = (
+                    "--pool mean needs none" if model.shape.head == "fine-tune" else "probe the model it came from"
+                )
+                hint = f"its classifier has no encoder norm, {way_out}"
+            raise RequestError(f"{init.path} lacks the encoder's {name}: {hint}")
         if weights[name].shape != value.shape:
             raise RequestError(
                 f"{init.path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"

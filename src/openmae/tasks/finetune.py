@@ -21,7 +21,7 @@ from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.model.heads import Classifier
-from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
     classification_loss,
@@ -39,7 +39,7 @@ from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, tuning_lines
-from openmae.tasks.progress import Progress
+from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
     Earlier,
     begin,
@@ -54,11 +54,9 @@ from openmae.tasks.weights import Described, find_model, load_weights, read_desc
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
-from openmae.training.files import disk_faults
-from openmae.training.optim import CosineSchedule, adamw_of, layer_decay_groups
+from openmae.training.optim import adamw_of, layer_decay_groups
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import RunLog
 
 RAW_WEIGHT = "weight"  # beside a moving average: the weights that training goes on with
 
@@ -108,12 +106,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             weight_decay=chosen.weight_decay,
         )
         optimizer = adamw_of(groups, chosen.betas)
-        schedule = CosineSchedule(
-            peak=chosen.base_lr * chosen.batch_size / 256,
-            minimum=chosen.min_lr,
-            warmup_steps=chosen.warmup_epochs * len(data.train) / chosen.batch_size,
-            total_steps=num_steps,
-        )
+        schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, average, data)
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
@@ -126,21 +119,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
-        state = earlier.state if earlier else {}
         if processes.is_first:
             begin(chosen, tuned.preprocessing, earlier, lock)
             write_split(run, chosen, data)
-        with disk_faults(run):
-            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
-        progress = Progress(
-            log,
-            processes,
-            batch_size=chosen.batch_size,
-            num_images=len(data.train),
-            num_inputs=len(data.train),
-            max_bad=chosen.max_bad,
-            state=state,
-        )
+        progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
         settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
         metadata = describe_classifier(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
         stepped = parallelise(model.train(), processes, device)
@@ -199,7 +181,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             model.eval()
             predictions = seen[num_steps] if num_steps in seen else look(data.report)
             if processes.is_first:
-                log.quarantine_of(data.report_name, predictions.bad)
+                progress.log.quarantine_of(data.report_name, predictions.bad)
                 title = f"{run.name}, {data.report_name}"
                 write_report(run, predictions, data.report, data.classes, tuned.preprocessing, title)
             return {
@@ -229,7 +211,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
         )
         summary = run_loop(training, progress, watched, stop, processes, step, finish)
-        log.summary(summary)
+        progress.log.summary(summary)
         if processes.is_first:
             print(said(summary, data, run))
         processes.wait()

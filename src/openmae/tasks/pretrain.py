@@ -14,12 +14,12 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import RequestError
 from openmae.model.mae import MAE
-from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
 from openmae.tasks.plan import check_disk, checkpoint_bytes, plan_lines
-from openmae.tasks.progress import Progress
+from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
     Earlier,
     begin,
@@ -34,11 +34,9 @@ from openmae.tasks.watch import open_watch
 from openmae.tasks.weights import find_model, load_weights, read_description
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
-from openmae.training.files import disk_faults
-from openmae.training.optim import CosineSchedule, adamw
+from openmae.training.optim import adamw
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import RunLog
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             load_weights(model, weights, str(path), init_shape.encoder.grid)
         model.to(device)
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
-        schedule = cosine(chosen, len(data.train), num_steps)
+        schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
@@ -94,20 +92,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
-        state = earlier.state if earlier else {}
         if processes.is_first:
             begin(chosen, preprocessing, earlier, lock)
-        with disk_faults(run):
-            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
-        progress = Progress(
-            log,
-            processes,
-            batch_size=chosen.batch_size,
-            num_images=len(data.train),
-            num_inputs=data.count,
-            max_bad=chosen.max_bad,
-            state=state,
-        )
+        progress = open_progress(run, chosen, earlier, processes, len(data.train), data.count)
         settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
@@ -145,7 +132,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
         )
         summary = run_loop(training, progress, watched, stop, processes, step)
-        log.summary(summary)
+        progress.log.summary(summary)
         if processes.is_first:
             print(f"done       {run / MODEL}; look at it: openmae reconstruct IMAGE --init {run} --out pictures.png")
         processes.wait()
@@ -215,16 +202,6 @@ def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
-
-
-def cosine(config: SettledConfig, num_images: int, num_steps: int) -> CosineSchedule:
-    """Table 8's schedule: base rate × batch / 256, warm-up, half a cosine."""
-    return CosineSchedule(
-        peak=config.base_lr * config.batch_size / 256,
-        minimum=config.min_lr,
-        warmup_steps=config.warmup_epochs * num_images / config.batch_size,
-        total_steps=num_steps,
-    )
 
 
 def restore(

@@ -19,7 +19,7 @@ from openmae.data.sources import Source
 from openmae.errors import RequestError
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
-from openmae.tasks.choices import Machine, total_steps
+from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
     classification_loss,
@@ -37,7 +37,7 @@ from openmae.tasks.load import EncoderModel
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.plan import check_disk, probing_lines
 from openmae.tasks.probe_features import check_parts, make_reader, predictions_of
-from openmae.tasks.progress import Progress
+from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
 from openmae.tasks.training_data import check_outside, names_of_step
@@ -46,10 +46,9 @@ from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_o
 from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.lars import LARS
-from openmae.training.optim import CosineSchedule, sgd
+from openmae.training.optim import sgd
 from openmae.training.parallel import Processes, accumulating, joined, parallelise
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import RunLog
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
@@ -90,12 +89,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             for head, rate in zip(probes.heads, chosen.base_lr, strict=True)
         ]
         optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
-        schedule = CosineSchedule(
-            peak=peak * chosen.batch_size / 256,
-            minimum=chosen.min_lr,
-            warmup_steps=chosen.warmup_epochs * len(data.train) / chosen.batch_size,
-            total_steps=num_steps,
-        )
+        schedule = cosine(chosen, peak, len(data.train), num_steps)
         encoder_hash = hash_of(init)
         step = restore(earlier, probes, optimizer, data, encoder_hash)
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
@@ -131,21 +125,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
-        state = earlier.state if earlier else {}
         if processes.is_first:
             begin(chosen, settled.preprocessing, earlier, lock)
             write_split(run, chosen, data)
-        with disk_faults(run):
-            log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
-        progress = Progress(
-            log,
-            processes,
-            batch_size=chosen.batch_size,
-            num_images=len(data.train),
-            num_inputs=len(data.train),
-            max_bad=chosen.max_bad,
-            state=state,
-        )
+        progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
         settings, fingerprint = settings_of(chosen, settled.preprocessing), data.fingerprint
         stepped = parallelise(probes.train(), processes, device)
 
@@ -172,7 +155,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             number = best_of(found, data.is_multi_label)
             predictions = replace(predictions_of(probes, report, device)[number], bad=report.bad)
             if processes.is_first:
-                log.quarantine_of(data.report_name, report.bad)
+                progress.log.quarantine_of(data.report_name, report.bad)
                 write_rates(run / "rates.csv", chosen.base_lr, found)
                 probes.put_into(classifier, number)
                 description = describe_classifier(shape, settled.preprocessing, data, chosen.recipe, chosen.seed)
@@ -217,7 +200,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             return [Evaluator(chosen.evaluate_every, evaluated)]
 
         summary = run_loop(training, progress, watched, stop, processes, step, finish)
-        log.summary(summary)
+        progress.log.summary(summary)
         if processes.is_first:
             print(said(summary, data, run))
         processes.wait()

@@ -4,14 +4,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from openmae.config import SettledConfig, SettledFinetune, SettledProbe
 from openmae.data.loader import Batch
 from openmae.errors import RequestError
+from openmae.tasks.runs import Earlier
+from openmae.training.files import disk_faults
 from openmae.training.parallel import Processes
 from openmae.training.telemetry import RunLog
 
@@ -217,3 +221,31 @@ class Progress:
             **self.counts,
             "seconds": self.seconds,
         }
+
+
+def open_progress(
+    run: Path,
+    config: SettledConfig | SettledFinetune | SettledProbe,
+    earlier: Earlier | None,
+    processes: Processes,
+    num_images: int,
+    num_inputs: int,
+) -> Progress:
+    """The progress of a run that begins or goes on.
+
+    Raises:
+        Fault: the run folder cannot be written.
+    """
+    state = earlier.state if earlier else {}
+    step = int(state.get("step", 0))
+    with disk_faults(run):
+        log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)
+    return Progress(
+        log,
+        processes,
+        batch_size=config.batch_size,
+        num_images=num_images,
+        num_inputs=num_inputs,
+        max_bad=config.max_bad,
+        state=state,
+    )
