@@ -1,6 +1,6 @@
 """What determines a model's weights and how an image becomes its input."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Self
 
 from openmae.config.checks import check_name, check_range, check_types, flag_of
@@ -18,6 +18,8 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 # Beyond these a request is a slip, and would only run out of memory later.
 LARGEST = {"patch_size": 4096, "channels": 64, "width": 16384, "depth": 256, "num_heads": 1024, "image_size": 16384}
+POSITIONS = ("absolute", "none")
+RELATIVE_POSITIONS = ("none", "bias", "decomposed")
 TARGETS = ("pixel", "norm-pixel")
 POOLS = ("cls", "mean")
 DEFAULT_POOL = "mean"  # of embed, knn and probe: better than the class token where we measured (docs/results.md)
@@ -70,7 +72,18 @@ def check_heads(flag: str, width: int, num_heads: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape:
-    """What determines the encoder's weights. `image_size` is (height, width) in pixels."""
+    """What determines the encoder's weights. The defaults are MAE's plain ViT; what differs comes from elsewhere.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        positions: absolute: a table added to the patches; none: BEiT has relative ones only.
+        relative_positions: none; bias: a learned number for each offset (BEiT); decomposed: a learned vector for each
+            offset by row and by column, multiplied with the query (ViTDet).
+        layer_scale: a learned factor on each channel of each branch (BEiT).
+        class_token, final_norm: whether it has them (ViTDet has neither).
+        window_size: patches along a window's side in blocks with windowed attention; 0: attention is global.
+        global_blocks: blocks, from 0, whose attention is global all the same.
+    """
 
     image_size: tuple[int, int]
     patch_size: int
@@ -78,9 +91,21 @@ class ViTShape:
     width: int
     depth: int
     num_heads: int
+    positions: str = "absolute"
+    relative_positions: str = "none"
+    layer_scale: bool = False
+    class_token: bool = True
+    final_norm: bool = True
+    window_size: int = 0
+    global_blocks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_name("positions", self.positions, POSITIONS)
+        check_name("relative positions", self.relative_positions, RELATIVE_POSITIONS)
+        check_range("the window", self.window_size, 0, LARGEST["image_size"])
+        if self.class_token and (self.window_size or self.relative_positions == "decomposed"):
+            raise RequestError("windows and decomposed relative positions leave no place for a class token")
         for name in ("patch_size", "channels", "width", "depth", "num_heads"):
             check_range(flag_of(name), getattr(self, name), 1, LARGEST[name])
         for side in self.image_size:
@@ -99,8 +124,27 @@ class ViTShape:
         return self.grid[0] * self.grid[1]
 
     @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: the class token, or none."""
+        return int(self.class_token)
+
+    @property
     def patch_values(self) -> int:
         return self.patch_size * self.patch_size * self.channels
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the ViT of the paper, which masked pre-training needs and most formats hold."""
+        return all(getattr(self, f.name) == f.default for f in fields(self) if f.default is not MISSING)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file: what differs from the defaults is named, so that a plain ViT is described as ever."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +178,11 @@ class MAEShape:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        encoder = {**values["encoder"], "image_size": tuple(values["encoder"]["image_size"])}
-        return cls(**{**values, "encoder": ViTShape(**encoder), "decoder": DecoderShape(**values["decoder"])})
+        encoder, decoder = ViTShape.from_dict(values["encoder"]), DecoderShape(**values["decoder"])
+        return cls(**{**values, "encoder": encoder, "decoder": decoder})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "encoder": self.encoder.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +202,10 @@ class ClassifierShape:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        encoder = {**values["encoder"], "image_size": tuple(values["encoder"]["image_size"])}
-        return cls(**{**values, "encoder": ViTShape(**encoder)})
+        return cls(**{**values, "encoder": ViTShape.from_dict(values["encoder"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "encoder": self.encoder.to_dict()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from openmae.config import ClassifierShape, LabelledConfig, Preprocessing
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.model.heads import Classifier
 from openmae.model.positions import resample_positions
 from openmae.tasks.metrics import Predictions, figures
 from openmae.tasks.runs import Earlier
-from openmae.tasks.weights import Described
 from openmae.training.checkpoint import MODEL
 from openmae.training.files import disk_faults, write_json
 
@@ -64,7 +64,7 @@ def load_encoder_weights(model: Classifier, init: Described) -> None:
         RequestError: an encoder weight is missing or of another shape.
     """
     weights, own = init.encoder_weights, model.encoder.state_dict()
-    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.shape.encoder.grid, model.encoder.shape.grid)
+    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.encoder_shape.grid, model.encoder.shape.grid)
     for name, value in own.items():
         if name not in weights:
             hint = "it is damaged or incomplete"
@@ -131,7 +131,7 @@ def describe_classifier(
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
         "kind": "classifier",
-        "shape": asdict(shape),
+        "shape": shape.to_dict(),
         "preprocessing": asdict(preprocessing),
         "classes": list(data.classes),
         "is_multi_label": data.is_multi_label,

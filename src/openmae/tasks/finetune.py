@@ -19,6 +19,7 @@ from openmae.data.loader import Batch, Stream
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.model.heads import Classifier
 from openmae.tasks.choices import Machine, cosine, total_steps
@@ -50,7 +51,7 @@ from openmae.tasks.runs import (
 )
 from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
-from openmae.tasks.weights import Described, find_model, load_weights, read_described
+from openmae.tasks.weights import find_model, load_weights, read_described
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
@@ -288,7 +289,7 @@ def decide(
         facts = look_at(data.train)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
-    start = None if init is None else (init.shape.encoder, init.preprocessing)
+    start = None if init is None else (init.encoder_shape, init.preprocessing)
     tuned = settle_finetune(config, facts, data.num_classes, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
 

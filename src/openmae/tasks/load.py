@@ -10,7 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import DEFAULT_POOL, MASKS, POOLS, MAEShape, Preprocessing, check_name, check_range, grid_of
+from openmae.config import (
+    DEFAULT_POOL,
+    MASKS,
+    POOLS,
+    ClassifierShape,
+    MAEShape,
+    Preprocessing,
+    check_name,
+    check_range,
+    grid_of,
+)
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
@@ -213,6 +223,7 @@ def load(init: str, device: str | None = None) -> Model | ClassifierModel:
         load_weights(mae, found.weights, str(found.path))
         mae.eval().to(chosen)
         return Model(mae.encoder, found.preprocessing, found.description, chosen, mae)
+    assert isinstance(found.shape, ClassifierShape)
     classifier = Classifier.from_shape(found.shape)
     load_weights(classifier, found.weights, str(found.path))
     classifier.eval().to(chosen)

@@ -237,7 +237,7 @@ def describe_model(
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
         "kind": "mae",
-        "shape": asdict(shape),
+        "shape": shape.to_dict(),
         "preprocessing": asdict(preprocessing),
         "masking": masks.describe(),
         "recipe": config.recipe,

@@ -17,6 +17,7 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import Source
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
 from openmae.tasks.choices import Machine, cosine, total_steps
@@ -41,7 +42,7 @@ from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
 from openmae.tasks.training_data import check_outside, names_of_step
-from openmae.tasks.weights import Described, find_model, load_weights_of, read_described
+from openmae.tasks.weights import find_model, load_weights_of, read_described
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
 from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
@@ -278,7 +279,7 @@ def decide(
     Raises:
         RequestError: no image of the look can be read, or the settings do not fit.
     """
-    encoder, preprocessing = init.shape.encoder, init.preprocessing
+    encoder, preprocessing = init.encoder_shape, init.preprocessing
     if earlier is not None:
         check_classes(earlier, data)
         settled = SettledProbing.of(earlier.config, encoder, data.num_classes, earlier.preprocessing)

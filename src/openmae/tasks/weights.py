@@ -1,6 +1,5 @@
 """From `--init` to weights: which file it names, what the file says of itself, and whether it fits."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from openmae.config import (
     check_range,
 )
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.training.checkpoint import MODEL, newest_checkpoint, read_model
-
-ENCODER = "encoder."
 
 
 def find_model(init: str) -> Path:
@@ -42,29 +40,6 @@ def find_model(init: str) -> Path:
         told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
         raise RequestError(f"--init {init} holds no model: {told}")
     raise RequestError(f"--init {init} does not exist: give a run folder, a checkpoint or a model.safetensors")
-
-
-@dataclass(frozen=True)
-class Described:
-    """A model.safetensors of ours: weights, what they are of, and the whole description."""
-
-    path: Path
-    weights: dict[str, Tensor]
-    shape: MAEShape | ClassifierShape
-    preprocessing: Preprocessing
-    description: dict[str, Any]
-
-    @property
-    def encoder_weights(self) -> dict[str, Tensor]:
-        """The encoder's, by their names inside it.
-
-        Raises:
-            RequestError: there are none.
-        """
-        found = {k.removeprefix(ENCODER): v for k, v in self.weights.items() if k.startswith(ENCODER)}
-        if not found:
-            raise RequestError(f"{self.path} holds no encoder: give a pre-trained or fine-tuned model")
-        return found
 
 
 def read_described(path: Path) -> Described:
