@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 import openmae
 from openmae.errors import RequestError
 from openmae.tasks.load import load
-from openmae.tasks.weights import find_model, load_weights, read_description
+from openmae.tasks.take_over import start_pretraining
+from openmae.tasks.weights import find_model, read_described
 
 
 def png(path, mode="L", size=(12, 10), value=None):
@@ -118,16 +119,19 @@ def test_a_description_that_makes_no_model_is_refused(pixel_run, tmp_path, chang
 
 
 def test_weights_go_over_to_another_grid_but_not_their_positions(pixel_run, digits_config):
-    weights, shape, _, _ = read_description(pixel_run / "model.safetensors")
     from dataclasses import replace
 
     from openmae.model.mae import MAE
 
+    init = read_described(pixel_run / "model.safetensors")
+    weights, shape = init.weights, init.shape
     larger = MAE.from_shape(replace(shape, encoder=replace(shape.encoder, image_size=(16, 12))))
     positions = larger.encoder.pos_embed.clone()
-    load_weights(larger, weights, "a run", shape.encoder.grid)
+    lines = start_pretraining(larger, init)
     assert torch.equal(larger.encoder.norm.weight, weights["encoder.norm.weight"])
     assert torch.equal(larger.encoder.pos_embed, positions)
+    assert torch.equal(larger.decoder.predict.weight, weights["decoder.predict.weight"])
+    assert "positions are the sin-cos table of the new size" in lines[-1]
 
 
 # --- prepare ---

@@ -1,6 +1,7 @@
 """What openmae decides when nobody says: sound for many kinds of data, and never without a reason."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ import torch
 from openmae.config import IMAGENET_MEAN, PretrainConfig
 from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.tasks.choices import Machine, heads_for, total_steps
-from openmae.tasks.settle import planned_memory, settle
+from openmae.tasks.settle import Settled, planned_memory, settle
 
 CPU = Machine("cpu", False, 2, 16 << 30)
 GPU = Machine("cuda", True, 8, 80 << 30)
@@ -224,22 +226,27 @@ def test_precision_is_the_faster_one(machine, model, precision):
     assert settled(machine=machine, model=model).config.precision == precision
 
 
+def model_of(first: Settled) -> Described:
+    """A model that was trained with these settings; its weights are not looked at."""
+    return Described(Path("a run"), {}, first.shape, first.preprocessing, {})
+
+
 def test_weights_of_eight_bit_images_take_sixteen_bits_as_eight():
     """Or 0..65535 would be read on the weights' scale of 0..255."""
     first = settled(GREY)
-    again = settle(config(), DATA["microscope"], CPU, (first.shape, first.preprocessing))
+    again = settle(config(), DATA["microscope"], CPU, model_of(first))
     assert (again.preprocessing.dtype, again.preprocessing.value_range) == ("uint8", (0.0, 255.0))
-    own = settle(config(value_range=(0.0, 4095.0)), DATA["microscope"], CPU, (first.shape, first.preprocessing))
+    own = settle(config(value_range=(0.0, 4095.0)), DATA["microscope"], CPU, model_of(first))
     assert (own.preprocessing.dtype, own.preprocessing.value_range) == ("uint16", (0.0, 4095.0))
 
 
 def test_weights_to_start_from_bring_their_shape_and_statistics():
     first = settled(GREY, width=48, depth=2, num_heads=4, image_size=32, patch_size=8, target="pixel")
-    again = settle(config(), PHOTOS, GPU, (first.shape, first.preprocessing))
+    again = settle(config(), PHOTOS, GPU, model_of(first))
     assert again.shape == first.shape
     assert (again.preprocessing.mean, again.preprocessing.channels) == (first.preprocessing.mean, 1)
     assert again.reasons["width"] == "as --init"
-    other = settle(config(image_size=64), PHOTOS, GPU, (first.shape, first.preprocessing))
+    other = settle(config(image_size=64), PHOTOS, GPU, model_of(first))
     assert other.shape.encoder.grid == (8, 8)
 
 

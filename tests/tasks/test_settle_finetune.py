@@ -69,10 +69,12 @@ def test_the_model_and_its_preprocessing_are_kept():
     assert tuned.shape.encoder == shape
     assert tuned.preprocessing == replace(preprocessing, margin=224 / 256)
     assert {tuned.reasons[name] for name in ("width", "mean", "background", "image_size")} == {"as --init"}
-    for name, value in {"width": 384, "depth": 3, "patch_size": 8, "channels": 1, "background": 1.0}.items():
+    for name, value in {"width": 384, "depth": 3, "channels": 1, "background": 1.0}.items():
         with pytest.raises(RequestError, match=r"but --init has .*: leave it out"):
             settled(init=(shape, preprocessing), **{name: value})
     assert settled(init=(shape, preprocessing), width=768).shape.encoder == shape
+    smaller = settled(init=(shape, preprocessing), patch_size=14).shape.encoder  # its projection is resampled
+    assert smaller == replace(shape, patch_size=14)
     for settings in ({"model": "base"}, {"statistics": "imagenet"}):
         with pytest.raises(RequestError, match=r"is for training from scratch \(--init none\): leave it out"):
             settled(init=(shape, preprocessing), **settings)

@@ -1,6 +1,6 @@
 """What determines a model's weights and how an image becomes its input."""
 
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from openmae.config.checks import check_name, check_range, check_types, flag_of
@@ -83,6 +83,7 @@ class ViTShape:
         class_token, final_norm: whether it has them (ViTDet has neither).
         window_size: patches along a window's side in blocks with windowed attention; 0: attention is global.
         global_blocks: blocks, from 0, whose attention is global all the same.
+        norm_eps: of every LayerNorm, the decoder's too; transformers' own models have 1e-12.
     """
 
     image_size: tuple[int, int]
@@ -98,11 +99,13 @@ class ViTShape:
     final_norm: bool = True
     window_size: int = 0
     global_blocks: tuple[int, ...] = ()
+    norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
         check_types(self)
         check_name("positions", self.positions, POSITIONS)
         check_name("relative positions", self.relative_positions, RELATIVE_POSITIONS)
+        check_range("the eps of LayerNorm", self.norm_eps, 0, 1, open_low=True, open_high=True)
         check_range("the window", self.window_size, 0, LARGEST["image_size"])
         if self.class_token and (self.window_size or self.relative_positions == "decomposed"):
             raise RequestError("windows and decomposed relative positions leave no place for a class token")
@@ -132,10 +135,25 @@ class ViTShape:
     def patch_values(self) -> int:
         return self.patch_size * self.patch_size * self.channels
 
+    def resized(self, image_size: tuple[int, int], patch_size: int) -> Self:
+        """The same encoder for other sizes."""
+        return replace(self, image_size=image_size, patch_size=patch_size)
+
+    @property
+    def is_maskable(self) -> bool:
+        """Whether patches can be left out of it: nothing in it depends on where the others are."""
+        return (
+            self.class_token
+            and self.final_norm
+            and self.positions == "absolute"
+            and self.relative_positions == "none"
+            and not self.window_size
+        )
+
     @property
     def is_plain(self) -> bool:
-        """Whether it is the ViT of the paper, which masked pre-training needs and most formats hold."""
-        return all(getattr(self, f.name) == f.default for f in fields(self) if f.default is not MISSING)
+        """Whether it is the ViT of the paper, which most formats hold."""
+        return self.is_maskable and not self.layer_scale
 
     def to_dict(self) -> dict[str, Any]:
         """For a file: what differs from the defaults is named, so that a plain ViT is described as ever."""
@@ -175,6 +193,11 @@ class MAEShape:
 
     def __post_init__(self) -> None:
         check_name("--target", self.target, TARGETS)
+        if not self.encoder.is_maskable:
+            raise RequestError(
+                "masked pre-training takes an encoder with a class token, a final norm and absolute positions only: "
+                "this one can be probed, fine-tuned and embedded"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -18,15 +18,15 @@ from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeCon
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
+from openmae.interchange.described import hash_of
 from openmae.tasks.classification import check_reported
 from openmae.tasks.evaluation import predict
 from openmae.tasks.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.metrics import figures
-from openmae.tasks.probe import hash_of, probe
+from openmae.tasks.probe import probe
 from openmae.tasks.training_data import check_outside
-from openmae.tasks.weights import find_model, read_described
 from openmae.training.device import default_workers
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes
@@ -69,7 +69,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
         RequestError: unusable data, or `config.out` holds something else or rows of other settings.
     """
     out = Path(config.out)
-    model = load(config.init, config.device)
+    model = load(config.init, config.device, say=True)
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
@@ -92,7 +92,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     counts = {labels: len(opened(labels, held_out).train) for labels in config.labels}
     for blocks in config.blocks:
         FinetuneConfig(data=config.data, init=config.init, out=config.out, blocks=blocks)
-    begin(out, config, data.fingerprint, hash_of(read_described(find_model(config.init))))
+    begin(out, config, data.fingerprint, hash_of(model.encoder.state_dict()))
     kept = kept_rows(out / "results.json")
     rows: list[Row] = []
 

@@ -1,5 +1,7 @@
 """A model as it travels between files: weights by our names, and all that is needed to use them."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, ViTShape
 from openmae.errors import RequestError
+from openmae.interchange.report import Report
 
 ENCODER = "encoder."
 
@@ -21,6 +24,7 @@ class Described:
         weights: by the parameter names of `MAE`, of `Classifier`, or of an encoder alone behind `encoder.`.
         shape: of a masked autoencoder, a classifier, or (`ViTShape`) an encoder alone.
         description: what the file says of itself: kind, recipe, seed, step, classes, …
+        report: what became of each of the file's weights; None where nobody asked.
     """
 
     path: Path
@@ -28,6 +32,7 @@ class Described:
     shape: MAEShape | ClassifierShape | ViTShape
     preprocessing: Preprocessing
     description: dict[str, Any]
+    report: Report | None = None
 
     @property
     def encoder_shape(self) -> ViTShape:
@@ -44,3 +49,11 @@ class Described:
         if not found:
             raise RequestError(f"{self.path} holds no encoder: give a pre-trained or fine-tuned model")
         return found
+
+
+def hash_of(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights by name: a run goes on with the model that it began with."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

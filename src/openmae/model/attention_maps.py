@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openmae.config import check_range, grid_of
+from openmae.errors import RequestError
 from openmae.model.vit import Block, ViT
 
 
@@ -22,8 +23,8 @@ def attention_weights(
     Raises:
         RequestError: there is no such block, or patches do not divide the images.
     """
-    queries, keys = _queries_and_keys(vit, images, layer)
-    return (queries @ keys.transpose(-2, -1)).softmax(dim=-1)
+    queries, keys, scores = _parts(vit, images, layer)
+    return (queries @ keys.transpose(-2, -1) + scores).softmax(dim=-1)
 
 
 @torch.no_grad()
@@ -34,22 +35,32 @@ def class_attention(
 
     Arguments and errors as of `attention_weights`.
     """
-    queries, keys = _queries_and_keys(vit, images, layer)
-    weights = (queries[:, :, :1] @ keys.transpose(-2, -1)).softmax(dim=-1).squeeze(2)  # (B, heads, 1 + N)
+    if not vit.shape.class_token:
+        raise RequestError("attention is drawn from the class token, and this encoder has none")
+    queries, keys, scores = _parts(vit, images, layer)
+    weights = (
+        (queries[:, :, :1] @ keys.transpose(-2, -1) + scores[:, :, :1]).softmax(dim=-1).squeeze(2)
+    )  # (B, heads, 1 + N)
     height, width = images.shape[-2:]
     grid = grid_of(height, width, vit.shape.patch_size)
     return weights[..., 1:].unflatten(-1, grid), weights[..., 0]
 
 
-def _queries_and_keys(
+def _parts(
     vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None
-) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b heads n d"]]:
-    """A block's queries, scaled by 1/√d, and keys."""
+) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b heads n d"], Float[Tensor, "#b #heads #n #n"]]:
+    """A block's queries, scaled by 1/√d, its keys, and what relative positions add to the scores (else 0)."""
     depth = len(vit.blocks)
     check_range("--layer", layer, 1, depth)
     layer = layer or depth
     block = vit.blocks[layer - 1]
     assert isinstance(block, Block)
+    if block.window_size:
+        raise RequestError("attention within windows is not drawn: this is a ViTDet backbone")
     x = block.norm1(vit.tokens(images, num_blocks=layer - 1))
     q, k, _ = block.attn.qkv(x).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return q * q.shape[-1] ** -0.5, k  # (B, heads, 1 + N, d)
+    scores = x.new_zeros(1, 1, 1, 1)
+    if block.attn.relative is not None:
+        height, width = images.shape[-2:]
+        scores = block.attn.relative(q, grid_of(height, width, vit.shape.patch_size))
+    return q * q.shape[-1] ** -0.5, k, scores  # (B, heads, 1 + N, d)

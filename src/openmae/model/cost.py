@@ -1,6 +1,7 @@
 """What a model costs, counted from its shape: parameters, tokens, matrix-product work, memory."""
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
+from openmae.model.relative_positions import CLASS_OFFSETS
 
 
 def _blocks_flops(shape: ViTShape | DecoderShape, tokens: int) -> int:
@@ -21,13 +22,30 @@ def num_parameters(shape: MAEShape) -> int:
     return _blocks_parameters(encoder) + _blocks_parameters(decoder) + embed + bridge + mask_token + predict
 
 
+def encoder_parameters(encoder: ViTShape) -> int:
+    """Parameters of an encoder, positions among them."""
+    embed = encoder.patch_values * encoder.width + encoder.width + encoder.num_prefix * encoder.width
+    positions = (encoder.num_prefix + encoder.num_patches) * encoder.width if encoder.positions == "absolute" else 0
+    scales = 2 * encoder.depth * encoder.width if encoder.layer_scale else 0
+    norm = 0 if encoder.final_norm else -2 * encoder.width
+    return _blocks_parameters(encoder) + embed + positions + scales + norm + _relative_parameters(encoder)
+
+
+def _relative_parameters(encoder: ViTShape) -> int:
+    rows, columns = encoder.grid
+    if encoder.relative_positions == "bias":
+        return encoder.depth * encoder.num_heads * ((2 * rows - 1) * (2 * columns - 1) + CLASS_OFFSETS)
+    if encoder.relative_positions == "decomposed":
+        num_windowed = encoder.depth - len(encoder.global_blocks) if encoder.window_size else 0
+        offsets = num_windowed * 2 * (2 * encoder.window_size - 1)
+        offsets += (encoder.depth - num_windowed) * (2 * rows - 1 + 2 * columns - 1)
+        return offsets * (encoder.width // encoder.num_heads)
+    return 0
+
+
 def classifier_parameters(shape: ClassifierShape) -> int:
     """Parameters of a classifier, positions among them: fine-tuning trains these too."""
-    encoder = shape.encoder
-    embed = encoder.patch_values * encoder.width + encoder.width + encoder.width
-    positions = (1 + encoder.num_patches) * encoder.width
-    head = encoder.width * shape.num_classes + shape.num_classes
-    return _blocks_parameters(encoder) + embed + positions + head
+    return encoder_parameters(shape.encoder) + shape.encoder.width * shape.num_classes + shape.num_classes
 
 
 def classifier_flops(shape: ClassifierShape, num_trained: float | None) -> int:

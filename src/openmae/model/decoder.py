@@ -8,7 +8,7 @@ from openmae.config import DecoderShape, Grid, ViTShape
 from openmae.model.masking import Masking
 from openmae.model.patches import gather
 from openmae.model.positions import resample_positions, sincos_positions
-from openmae.model.vit import LAYER_NORM_EPS, Block, init_linear_and_norm
+from openmae.model.vit import Block, init_linear_and_norm
 
 
 class Decoder(nn.Module):
@@ -32,8 +32,10 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(encoder.width, shape.width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width)) if makes_mask_tokens else None
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + encoder.num_patches, shape.width), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(shape.width, shape.num_heads) for _ in range(shape.depth))
-        self.norm = nn.LayerNorm(shape.width, eps=LAYER_NORM_EPS)
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.num_heads, norm_eps=encoder.norm_eps) for _ in range(shape.depth)
+        )
+        self.norm = nn.LayerNorm(shape.width, eps=encoder.norm_eps)
         self.predict = nn.Linear(shape.width, num_outputs)
         self.init_weights()
 

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import ClassifierShape
-from openmae.model.vit import LAYER_NORM_EPS, ViT
+from openmae.errors import RequestError
+from openmae.model.vit import ViT
 
 
 class Classifier(nn.Module):
@@ -27,8 +28,8 @@ class Classifier(nn.Module):
         if shape.head == "probe":
             self.fc_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
         elif shape.pool == "mean":
-            self.fc_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-            self.encoder.norm = nn.Identity()  # type: ignore[assignment]
+            self.fc_norm = nn.LayerNorm(width, eps=shape.encoder.norm_eps)
+            self.encoder.norm = nn.Identity()
         self.head = nn.Linear(width, shape.num_classes)
         self.init_head()
 
@@ -60,7 +61,8 @@ class Classifier(nn.Module):
         self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
     ) -> Float[Tensor, "b d"]:
         """Pooled tokens, before the head's norm."""
-        return pool(self.encoder.norm(self.encoder.tokens(images, branch_scales)), self.shape.pool)
+        tokens = self.encoder.norm(self.encoder.tokens(images, branch_scales))
+        return pool(tokens, self.shape.pool, self.shape.encoder.num_prefix)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
@@ -94,6 +96,12 @@ class Classifier(nn.Module):
             block.requires_grad_(True)
 
 
-def pool(tokens: Float[Tensor, "b n d"], kind: str) -> Float[Tensor, "b d"]:
-    """The class token (`cls`), or the mean of the patch tokens (`mean`)."""
-    return tokens[:, 0] if kind == "cls" else tokens[:, 1:].mean(dim=1)
+def pool(tokens: Float[Tensor, "b n d"], kind: str, num_prefix: int = 1) -> Float[Tensor, "b d"]:
+    """The class token (`cls`), or the mean of the patch tokens (`mean`), which follow `num_prefix` others.
+
+    Raises:
+        RequestError: the class token is asked for where there is none.
+    """
+    if kind == "cls" and not num_prefix:
+        raise RequestError("--pool got 'cls', but this encoder has no class token: --pool mean")
+    return tokens[:, 0] if kind == "cls" else tokens[:, num_prefix:].mean(dim=1)

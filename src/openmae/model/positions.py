@@ -29,15 +29,17 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "1 n d"]:
     return torch.cat([torch.zeros(1, width, dtype=torch.float64), table])[None].float()
 
 
-def resample_positions(positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid) -> Float[Tensor, "1 m d"]:
-    """A position table for another grid by bicubic resampling; the class position is unchanged.
+def resample_positions(
+    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix: int = 1
+) -> Float[Tensor, "1 m d"]:
+    """A position table for another grid by bicubic resampling; the class position (`num_prefix` first) is unchanged.
 
     `align_corners=False` and no antialiasing: the convention of the field's ViT checkpoints, so a table
     resampled here equals the one that other programs make of the same weights.
     """
     if old_grid == new_grid:
         return positions
-    class_position, table = positions[:, :1], positions[:, 1:]
+    class_position, table = positions[:, :num_prefix], positions[:, num_prefix:]
     image = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     image = F.interpolate(image.float(), size=new_grid, mode="bicubic", align_corners=False)
     table = image.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)

@@ -43,7 +43,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     """
     config = AttentionConfig.from_dict(config.to_dict())  # paths as strings
     spare_images(config.images, config.out)
-    model = load(config.init, config.device)
+    model = load(config.init, config.device, say=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size

@@ -11,9 +11,6 @@ from openmae.config import ClassifierShape, LabelledConfig, Preprocessing
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
-from openmae.interchange.described import Described
-from openmae.model.heads import Classifier
-from openmae.model.positions import resample_positions
 from openmae.tasks.metrics import Predictions, figures
 from openmae.tasks.runs import Earlier
 from openmae.training.checkpoint import MODEL
@@ -55,30 +52,6 @@ def check_classes(earlier: Earlier, data: LabelledData) -> None:
         new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
         what = f"has the class {new!r}, which the run did not begin with"
     raise RequestError(f"{earlier.config.data} {what}: restore it, or start a new run with another --out")
-
-
-def load_encoder_weights(model: Classifier, init: Described) -> None:
-    """Take over a trained encoder; positions are resampled where the image size is another.
-
-    Raises:
-        RequestError: an encoder weight is missing or of another shape.
-    """
-    weights, own = init.encoder_weights, model.encoder.state_dict()
-    weights["pos_embed"] = resample_positions(weights["pos_embed"], init.encoder_shape.grid, model.encoder.shape.grid)
-    for name, value in own.items():
-        if name not in weights:
-            hint = "it is damaged or incomplete"
-            if name.startswith("norm."):
-                way_out = (
-                    "--pool mean needs none" if model.shape.head == "fine-tune" else "probe the model it came from"
-                )
-                hint = f"its classifier has no encoder norm, {way_out}"
-            raise RequestError(f"{init.path} lacks the encoder's {name}: {hint}")
-        if weights[name].shape != value.shape:
-            raise RequestError(
-                f"{init.path}: {name} is {tuple(weights[name].shape)} there and {tuple(value.shape)} here"
-            )
-    model.encoder.load_state_dict({name: weights[name] for name in own})
 
 
 def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:

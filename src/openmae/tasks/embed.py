@@ -44,7 +44,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     with joined() as processes:
         check_file(config)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device))
+        model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         parts = open_parts(config, preprocessing.background)
         if processes.is_first:

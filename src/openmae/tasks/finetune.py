@@ -20,6 +20,7 @@ from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.errors import RequestError
 from openmae.interchange.described import Described
+from openmae.interchange.reading import Hints
 from openmae.model import cost
 from openmae.model.heads import Classifier
 from openmae.tasks.choices import Machine, cosine, total_steps
@@ -27,7 +28,6 @@ from openmae.tasks.classification import (
     check_classes,
     classification_loss,
     describe_classifier,
-    load_encoder_weights,
     named_figures,
     open_data,
     said,
@@ -50,8 +50,9 @@ from openmae.tasks.runs import (
     with_remembered_micro_batch,
 )
 from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
+from openmae.tasks.take_over import load_encoder, load_weights
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
-from openmae.tasks.weights import find_model, load_weights, read_described
+from openmae.tasks.weights import read_described, read_init
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
@@ -80,7 +81,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
         device = use_device(asked.device, processes.local_rank)
         starts_anew = earlier is None or earlier.checkpoint is None
-        init = read_described(find_model(asked.init)) if starts_anew and not asked.is_from_scratch else None
+        init = None
+        if starts_anew and not asked.is_from_scratch:
+            init = read_init(asked.init, Hints(num_heads=asked.num_heads))
         check_outside(asked.data, asked.out)
         background = asked.background if init is None else init.preprocessing.background
         data = open_data(asked, 1.0 if background is None else background, asked.report == "held-out")
@@ -95,8 +98,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         # Model and optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         model = Classifier.from_shape(tuned.shape)
-        if init is not None:
-            load_encoder_weights(model, init)
+        lines = load_encoder(model.encoder, init) if init is not None else []
+        if processes.is_first and lines:
+            print("\n".join(lines), flush=True)
         model.train_only(chosen.blocks)
         model.to(device)
         average = Average(model, chosen.ema) if chosen.ema else None
@@ -283,7 +287,9 @@ def decide(
     machine = Machine.of(device, processes.local_count)
     if earlier is not None:
         check_classes(earlier, data)
-        tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing)
+        assert earlier.checkpoint is not None
+        like = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
+        tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing, like)
         return replace(tuned, config=replace(tuned.config, device=str(device))), None
     try:
         facts = look_at(data.train)

@@ -49,7 +49,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     with joined() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device))
+        model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
         chosen = replace(

@@ -14,9 +14,9 @@ from openmae.config import (
     DEFAULT_POOL,
     MASKS,
     POOLS,
-    ClassifierShape,
     MAEShape,
     Preprocessing,
+    ViTShape,
     check_name,
     check_range,
     grid_of,
@@ -26,13 +26,16 @@ from openmae.data.chance import sample_keys
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
 from openmae.data.preprocess import conform, normalise
 from openmae.errors import RequestError, shown
+from openmae.interchange.reading import Hints
+from openmae.interchange.report import Report
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 from openmae.tasks.masks import MaskSampler, described_mask, read_mask, to_device
 from openmae.tasks.reconstruction import Reconstruction, reconstruct_patches
-from openmae.tasks.weights import find_model, load_weights, read_described
+from openmae.tasks.take_over import load_encoder, load_weights
+from openmae.tasks.weights import read_init
 from openmae.training.device import pick_device
 
 # A path, a picture, or an array H × W × C (or H × W) of uint8, uint16 or float32.
@@ -50,12 +53,14 @@ class EncoderModel:
     Attributes:
         encoder: in evaluation mode; `Identity` for a norm means that the classifier it is of has none there.
         description: what the checkpoint says of itself: shape, preprocessing, recipe, seed, step.
+        report: what became of each weight of the file.
     """
 
     encoder: ViT
     preprocessing: Preprocessing
     description: dict[str, Any]
     device: torch.device
+    report: Report | None
 
     def prepare(
         self,
@@ -96,7 +101,7 @@ class EncoderModel:
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
-        """Tokens of whole images, nothing masked: (B, 1 + N, width), the class token first.
+        """Tokens of whole images, nothing masked: (B, 1 + N, width), the class token first (ViTDet has none).
 
         A tensor (B, C, H, W) is taken as normalised already.
         """
@@ -125,8 +130,8 @@ class EncoderModel:
         if pool == "grid":
             height, width = prepared.shape[-2:]
             rows, columns = grid_of(height, width, self.encoder.shape.patch_size)
-            return tokens[:, 1:].unflatten(1, (rows, columns))
-        pooled = pool_tokens(tokens, pool)
+            return tokens[:, self.encoder.shape.num_prefix :].unflatten(1, (rows, columns))
+        pooled = pool_tokens(tokens, pool, self.encoder.shape.num_prefix)
         return self._norm_pooled(pooled) if layer is None else pooled
 
     def _norm_pooled(self, pooled: Tensor) -> Tensor:
@@ -210,33 +215,50 @@ class Model(EncoderModel):
         return reconstruct_patches(self.mae, prepared, masking, self.preprocessing, undo=undo, paste=paste)
 
 
-def load(init: str, device: str | None = None) -> Model | ClassifierModel:
-    """Load a run folder, a checkpoint or a model.safetensors, ready to encode and to reconstruct or classify.
+def load(
+    init: str,
+    device: str | None = None,
+    *,
+    num_heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    say: bool = False,
+) -> Model | ClassifierModel | EncoderModel:
+    """Load a model, ready to encode and, where it holds what that needs, to reconstruct or classify.
+
+    Args:
+        init: a run folder, a checkpoint, a file of ours or of another program, `timm:NAME` or `hf:ORG/NAME`.
+        num_heads, image_size: of a foreign file that does not say them.
+        say: print which weights were loaded and which were not; `report` of the result tells it in any case.
 
     Raises:
-        RequestError: it does not exist, is damaged, or is no model of ours.
+        RequestError: it does not exist, is damaged, is no Vision Transformer, or lacks a weight of its encoder.
     """
-    found = read_described(find_model(init))
+    found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
+    common = (found.preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):
         mae = MAE.from_shape(found.shape)
         load_weights(mae, found.weights, str(found.path))
         mae.eval().to(chosen)
-        return Model(mae.encoder, found.preprocessing, found.description, chosen, mae)
-    assert isinstance(found.shape, ClassifierShape)
+        return Model(mae.encoder, *common, mae)
+    if isinstance(found.shape, ViTShape):
+        encoder = ViT(found.shape)
+        load_encoder(encoder, found)
+        return EncoderModel(encoder.eval().to(chosen), *common)
     classifier = Classifier.from_shape(found.shape)
     load_weights(classifier, found.weights, str(found.path))
     classifier.eval().to(chosen)
-    return ClassifierModel(classifier.encoder, found.preprocessing, found.description, chosen, classifier)
+    return ClassifierModel(classifier.encoder, *common, classifier)
 
 
 def load_mae(init: str, device: str | None = None) -> Model:
-    """As `load`, for what needs the decoder.
+    """As `load`, for what needs the decoder; says which weights were loaded.
 
     Raises:
         RequestError: it holds none.
     """
-    model = load(init, device)
+    model = load(init, device, say=True)
     if not isinstance(model, Model):
-        raise RequestError(f"--init {init} is a classifier: reconstruction needs the decoder of a pre-trained model")
+        what = "a classifier" if isinstance(model, ClassifierModel) else "an encoder only"
+        raise RequestError(f"--init {init} is {what}: reconstruction needs the decoder of a pre-trained model")
     return model

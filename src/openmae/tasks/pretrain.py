@@ -13,6 +13,8 @@ from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfi
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at, normalise
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
+from openmae.interchange.reading import Hints
 from openmae.model.mae import MAE
 from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
@@ -29,9 +31,10 @@ from openmae.tasks.runs import (
     with_remembered_micro_batch,
 )
 from openmae.tasks.settle import Settled, settle
+from openmae.tasks.take_over import load_weights, start_pretraining
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.watch import open_watch
-from openmae.tasks.weights import find_model, load_weights, read_description
+from openmae.tasks.weights import read_described, read_description, read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
 from openmae.training.optim import adamw
@@ -56,8 +59,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         run, earlier = Path(config.out), find_earlier(config, SettledConfig)
         asked = earlier.config if earlier else with_remembered_micro_batch(config)
         device = use_device(asked.device, processes.local_rank)
-        data = open_training_data(asked)
-        settled, facts = decide(asked, earlier, data, device, processes)
+        init = None
+        if asked.init is not None and earlier is None:
+            init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
+        data = open_training_data(asked, None if init is None else init.preprocessing.background)
+        settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
         masks = mask_sampler(chosen, shape)
         num_steps = total_steps(chosen, len(data.train))
@@ -70,10 +76,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # Model and optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         model = MAE.from_shape(shape)
-        if chosen.init is not None and not (earlier and earlier.checkpoint):
-            path = find_model(chosen.init)
-            weights, init_shape, _, _ = read_description(path)
-            load_weights(model, weights, str(path), init_shape.encoder.grid)
+        lines = start_pretraining(model, init) if init is not None else []
+        if processes.is_first and lines:
+            print("\n".join(lines), flush=True)
         model.to(device)
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
@@ -166,7 +171,12 @@ def train_step(
 
 
 def decide(
-    config: PretrainConfig, earlier: Earlier | None, data: TrainingData, device: torch.device, processes: Processes
+    config: PretrainConfig,
+    earlier: Earlier | None,
+    init: Described | None,
+    data: TrainingData,
+    device: torch.device,
+    processes: Processes,
 ) -> tuple[Settled, DataFacts | None]:
     """The settings of the run: those of its earlier start, or new ones after a look at the data.
 
@@ -174,15 +184,13 @@ def decide(
         RequestError: no image of the look can be read, or the settings do not fit.
     """
     if earlier is not None:
-        return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}), None
+        assert earlier.checkpoint is not None
+        encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
+        return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
     try:
         facts = look_at(data.train)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
-    init = None
-    if config.init is not None:
-        _, shape, preprocessing, _ = read_description(find_model(config.init))
-        init = (shape, preprocessing)
     machine = Machine.of(device, processes.local_count)
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))

@@ -1,7 +1,6 @@
 """`openmae probe`: a linear classifier on a frozen encoder (paper, table 10)."""
 
 import csv
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -17,7 +16,7 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import Source
 from openmae.errors import RequestError
-from openmae.interchange.described import Described
+from openmae.interchange.described import Described, hash_of
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
 from openmae.tasks.choices import Machine, cosine, total_steps
@@ -25,7 +24,6 @@ from openmae.tasks.classification import (
     check_classes,
     classification_loss,
     describe_classifier,
-    load_encoder_weights,
     named_figures,
     open_data,
     said,
@@ -41,8 +39,9 @@ from openmae.tasks.probe_features import check_parts, make_reader, predictions_o
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
+from openmae.tasks.take_over import load_encoder, load_weights_of
 from openmae.tasks.training_data import check_outside, names_of_step
-from openmae.tasks.weights import find_model, load_weights_of, read_described
+from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
 from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
@@ -69,7 +68,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run, earlier = Path(config.out), find_earlier(config, SettledProbe)
         asked = earlier.config if earlier else config
         device = use_device(asked.device, processes.local_rank)
-        init = read_described(find_model(asked.init))
+        init = read_init(asked.init)
         check_outside(asked.data, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing.background, needs_choice)
@@ -81,7 +80,9 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         classifier = Classifier.from_shape(shape)
-        load_encoder_weights(classifier, init)
+        lines = load_encoder(classifier.encoder, init)
+        if processes.is_first and lines:
+            print("\n".join(lines), flush=True)
         classifier.requires_grad_(False).eval().to(device)
         probes = Probes(shape, len(chosen.base_lr)).to(device)
         peak = max(chosen.base_lr)
@@ -91,7 +92,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         ]
         optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
         schedule = cosine(chosen, peak, len(data.train), num_steps)
-        encoder_hash = hash_of(init)
+        encoder_hash = hash_of(init.encoder_weights)
         step = restore(earlier, probes, optimizer, data, encoder_hash)
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
@@ -100,7 +101,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
         check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
-        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device)
+        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device, init.report)
 
         def features_of(source: Source, title: str) -> Features:
             found = extract(
@@ -291,14 +292,6 @@ def decide(
     machine = Machine.of(device, processes.local_count)
     settled = settle_probe(config, facts, data.num_classes, machine, encoder, preprocessing)
     return replace(settled, config=replace(settled.config, device=str(device))), facts
-
-
-def hash_of(init: Described) -> str:
-    """A hash of the encoder's weights: a probe goes on with the encoder that it began with."""
-    digest = hashlib.sha256()
-    for name, value in sorted(init.encoder_weights.items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def restore(

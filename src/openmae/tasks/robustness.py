@@ -3,7 +3,6 @@
 Of each set only the classes that it has compete: an answer is the highest of their logits.
 """
 
-import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
@@ -33,11 +32,11 @@ from openmae.data.imagenet_variants import (
 )
 from openmae.data.preprocess import normalise
 from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.interchange.described import hash_of
 from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
 from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
-from openmae.tasks.weights import find_model
 from openmae.training.device import autocast, default_workers, use_device
 from openmae.training.files import write_json, written_aside
 from openmae.training.parallel import Processes, joined
@@ -66,7 +65,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         synsets, is_by_order = synsets_of(model.classes)
         sets, extra = find_sets(config, synsets)
         settings = {
-            "model": file_digest(find_model(config.init)),
+            "model": hash_of(model.classifier.state_dict()),
             "image_size": list(preprocessing.image_size),
             "precision": config.precision,
         }
@@ -112,7 +111,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
 
 def load_classifier(init: str, device: str) -> ClassifierModel:
     """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
-    model = load(init, device)
+    model = load(init, device, say=True)
     if not isinstance(model, ClassifierModel):
         raise RequestError(f"--init {init} has no classes: give a fine-tuned or probed model")
     if model.description.get("is_multi_label"):
@@ -143,12 +142,6 @@ def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Me
         for variant, parts in found
     ]
     return sets, extra
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file: a resumed run must be of the same model."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def measure(

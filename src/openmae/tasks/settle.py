@@ -9,10 +9,12 @@ from openmae.config import (
     PretrainConfig,
     SettledConfig,
     ViTShape,
+    flag_of,
     num_kept,
 )
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
+from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.recipes import PRETRAIN_RECIPES
 from openmae.tasks.choices import (
@@ -37,14 +39,19 @@ class Settled:
     config: SettledConfig
     preprocessing: Preprocessing
     reasons: dict[str, str]
+    like: ViTShape | None = None
 
     @property
     def shape(self) -> MAEShape:
-        return shape_of(self.config)
+        return shape_of(self.config, self.like)
 
 
-def shape_of(config: SettledConfig) -> MAEShape:
-    """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
+def shape_of(config: SettledConfig, like: ViTShape | None = None) -> MAEShape:
+    """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
+
+    Args:
+        like: an encoder that others trained, for what no setting names (layer scale, the eps of its norms).
+    """
     c = config
     encoder = ViTShape(
         image_size=c.size,
@@ -54,18 +61,18 @@ def shape_of(config: SettledConfig) -> MAEShape:
         depth=c.depth,
         num_heads=c.num_heads,
     )
+    if like is not None:
+        encoder = like.resized(encoder.image_size, encoder.patch_size)
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
     return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
 
 
-def settle(
-    config: PretrainConfig, facts: DataFacts, machine: Machine, init: tuple[MAEShape, Preprocessing] | None = None
-) -> Settled:
+def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Described | None = None) -> Settled:
     """Fill every open setting.
 
     Args:
         facts: of the training images.
-        init: shape and preprocessing of the weights to start from, whose settings are taken over.
+        init: the weights to start from, whose settings are taken over.
 
     Raises:
         RequestError: the settings do not fit each other or the data.
@@ -76,7 +83,7 @@ def settle(
     if get("model") is not None:  # before --init: a contradiction must show
         decide_size(choices, get("model"))
     if init is not None:
-        _take_over(*init, choices, is_measured=config.statistics is not None or config.value_range is not None)
+        _take_over(init, choices, is_measured=config.statistics is not None or config.value_range is not None)
     decide_model(facts, machine, choices)
     _decide_decoder(choices)
     _decide_data(facts, choices)
@@ -87,7 +94,9 @@ def settle(
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     reasons = choices.reasons
     settled = SettledConfig(**{**config.to_dict(), **choices.chosen, **guessed})
-    shape = shape_of(settled)
+    like = None if init is None else init.encoder_shape
+    _check_kept(settled, like)
+    shape = shape_of(settled, like)
     if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
         raise RequestError(f"--channels got {shape.encoder.channels}, but the images have {facts.channels}")
     if facts.short_side < shape.encoder.patch_size:
@@ -117,19 +126,32 @@ def settle(
         std=settled.std,
         image_size=settled.size,
         background=settled.background,
-        dtype=init[1].dtype if init is not None and settled.value_range == init[1].value_range else facts.dtype,
+        dtype=init.preprocessing.dtype
+        if init is not None and settled.value_range == init.preprocessing.value_range
+        else facts.dtype,
     )
-    return Settled(settled, preprocessing, reasons)
+    return Settled(settled, preprocessing, reasons, like)
 
 
-def _take_over(shape: MAEShape, preprocessing: Preprocessing, choices: Choices, is_measured: bool) -> None:
+def _check_kept(config: SettledConfig, like: ViTShape | None) -> None:
+    """Raise RequestError where the encoder of `--init` is asked to have another shape than it has."""
+    for name in ("width", "depth", "num_heads", "channels"):
+        if like is not None and getattr(config, name) != getattr(like, name):
+            raise RequestError(
+                f"{flag_of(name)} got {getattr(config, name)}, but --init has {getattr(like, name)}: leave the model's "
+                "flags out to take its shape"
+            )
+
+
+def _take_over(init: Described, choices: Choices, is_measured: bool) -> None:
     """Take over what the weights were trained with; mean and deviation too unless new ones are asked for."""
-    decide = choices.decide
+    decide, preprocessing = choices.decide, init.preprocessing
     for name in ("image_size", "patch_size", "channels", "width", "depth", "num_heads"):
-        decide(name, getattr(shape.encoder, name), "as --init")
-    for name in ("width", "depth", "num_heads"):
-        decide("decoder_" + name, getattr(shape.decoder, name), "as --init")
-    decide("target", shape.target, "as --init")
+        decide(name, getattr(init.encoder_shape, name), "as --init")
+    if isinstance(init.shape, MAEShape):
+        for name in ("width", "depth", "num_heads"):
+            decide("decoder_" + name, getattr(init.shape.decoder, name), "as --init")
+        decide("target", init.shape.target, "as --init")
     for name in ("value_range", "background", *(() if is_measured else ("mean", "std"))):
         decide(name, getattr(preprocessing, name), "as --init")
 

@@ -40,13 +40,19 @@ class SettledTuning:
     reasons: dict[str, str]
 
     @classmethod
-    def of(cls, config: SettledFinetune, num_classes: int, preprocessing: Preprocessing) -> "SettledTuning":
+    def of(
+        cls, config: SettledFinetune, num_classes: int, preprocessing: Preprocessing, like: ViTShape | None = None
+    ) -> "SettledTuning":
         """What a run that was settled before goes on with."""
-        return cls(config, classifier_shape(config, num_classes), preprocessing, {})
+        return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
 
 
-def classifier_shape(config: SettledFinetune, num_classes: int) -> ClassifierShape:
-    """The model that a settled config describes. Raises RequestError where the numbers do not fit together."""
+def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
+    """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
+
+    Args:
+        like: the encoder to start from, for what no setting names (layer scale, relative positions, …).
+    """
     c = config
     encoder = ViTShape(
         image_size=c.size,
@@ -56,6 +62,8 @@ def classifier_shape(config: SettledFinetune, num_classes: int) -> ClassifierSha
         depth=c.depth,
         num_heads=c.num_heads,
     )
+    if like is not None:
+        encoder = like.resized(encoder.image_size, encoder.patch_size)
     return ClassifierShape(encoder=encoder, num_classes=num_classes, pool=c.pool)
 
 
@@ -96,7 +104,7 @@ def settle_finetune(
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     settled = SettledFinetune(**{**config.to_dict(), **choices.chosen, **guessed})
-    shape = classifier_shape(settled, num_classes)
+    shape = classifier_shape(settled, num_classes, None if init is None else init[0])
     dtype = init[1].dtype if init is not None else facts.dtype
     _check(config, settled, shape, facts, is_multi_label, dtype)
     settled = _fit_memory(settled, shape, machine, choices)
@@ -119,7 +127,7 @@ def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Prepro
     kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "value_range", "background")}
     for name, value in kept.items():
         asked = getattr(config, name)
-        if asked is not None and asked != value:
+        if asked is not None and asked != value and name != "patch_size":  # that is resampled
             raise RequestError(f"{flag_of(name)} got {asked}, but --init has {value}: leave it out")
         choices.decide(name, value, "as --init")
     for name in ("model", "statistics"):

@@ -13,7 +13,6 @@ from openmae.data.loader import Batch, Stream, read, training_loader
 from openmae.data.parts import split_held_out
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
-from openmae.tasks.weights import find_model, read_description
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
@@ -37,17 +36,18 @@ class TrainingData:
         return f"{self.train.fingerprint()} {self.held_out.fingerprint() if self.held_out is not None else ''}"
 
 
-def open_training_data(config: PretrainConfig) -> TrainingData:
+def open_training_data(config: PretrainConfig, background: float | None = None) -> TrainingData:
     """Open the training part of DATA and what the held-out loss is measured on.
+
+    Args:
+        background: what alpha is composited on, where the config leaves it open.
 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.data, config.out)
     options: dict[str, Any] = {"max_pixels": config.max_pixels}
-    background = config.background
-    if background is None and config.init is not None:
-        background = read_description(find_model(config.init))[2].background
+    background = background if config.background is None else config.background
     if background is not None:
         options["background"] = background
     train = open_source(config.data, "train", **options)

@@ -1,29 +1,84 @@
 """From `--init` to weights: which file it names, what the file says of itself, and whether it fits."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from openmae.config import (
     MASKS,
     ClassifierShape,
-    Grid,
     MAEShape,
     Preprocessing,
+    ViTShape,
     check_name,
     check_range,
 )
 from openmae.errors import RequestError
 from openmae.interchange.described import Described
+from openmae.interchange.files import find_stored, read_stored
+from openmae.interchange.read import describe
+from openmae.interchange.reading import Hints
+from openmae.interchange.report import Report
+from openmae.interchange.timm_models import read_timm
 from openmae.model import cost
-from openmae.model.heads import Classifier
-from openmae.model.mae import MAE
-from openmae.training.checkpoint import MODEL, newest_checkpoint, read_model
+from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
+
+TIMM = "timm:"
+
+
+def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Described:
+    """The model that an `--init` names, ours or another program's: a run folder, a checkpoint, a file, a folder in the
+    layout of transformers or timm, `timm:NAME`, `hf:ORG/NAME`.
+
+    Args:
+        hints: what a foreign file does not say itself.
+        say: print which weights were loaded, resized, unused (the first process does).
+
+    Raises:
+        RequestError: it does not exist, cannot be read, or lacks a weight of the encoder.
+    """
+    if init.startswith(TIMM):
+        found = describe(read_timm(init.removeprefix(TIMM)), init, hints)
+    else:
+        path = find_stored(init)
+        if is_ours(path):
+            found = with_report(read_described(find_model(init)), init)
+        elif path.exists():
+            found = describe(read_stored(path), init, hints)
+        else:
+            raise RequestError(f"--init {init} does not exist: give a run folder, a file, timm:NAME or hf:NAME")
+    if say and os.environ.get("RANK", "0") == "0":
+        assert found.report is not None
+        print("\n".join(found.report.lines()), flush=True)
+    return found
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder was written by openmae: a run, a checkpoint, or a model.safetensors that says so."""
+    if path.is_dir():
+        return (path / "checkpoints").is_dir() or ((path / MODEL).is_file() and is_ours(path / MODEL))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def with_report(found: Described, init: str) -> Described:
+    """A model of ours with a report: it holds exactly what it says, or it would not have been read."""
+    kinds = {"mae": "masked autoencoder", "classifier": "classifier", "encoder": "encoder"}
+    step = found.description.get("step")
+    kind = f"openmae {kinds[found.description.get('kind', 'mae')]}" + (f", step {step:,}" if step is not None else "")
+    loaded = {name: tuple(value.shape) for name, value in found.weights.items()}
+    return replace(found, report=Report(source=init, kind=kind, loaded=loaded))
 
 
 def find_model(init: str) -> Path:
-    """The model.safetensors that an `--init` names: of a run folder, of a checkpoint, or the file itself.
+    """The model.safetensors that an `--init` of ours names: of a run folder, of a checkpoint, or the file itself.
 
     Raises:
         RequestError: there is none.
@@ -43,18 +98,16 @@ def find_model(init: str) -> Path:
 
 
 def read_described(path: Path) -> Described:
-    """Read a masked autoencoder or a classifier.
+    """Read a masked autoencoder, a classifier or an encoder of ours.
 
     Raises:
-        RequestError: it cannot be read or describes neither.
+        RequestError: it cannot be read or describes none.
     """
     weights, description = read_model(path)
     kind = description.get("kind", "mae")
-    if kind not in ("mae", "classifier"):
-        raise RequestError(
-            f"{path} says it is a {kind!r}: a pre-trained (mae) or fine-tuned (classifier) model is needed"
-        )
-    shape: MAEShape | ClassifierShape
+    if kind not in ("mae", "classifier", "encoder"):
+        raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier or an encoder is needed")
+    shape: MAEShape | ClassifierShape | ViTShape
     try:
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
         if kind == "mae":
@@ -63,6 +116,9 @@ def read_described(path: Path) -> Described:
             check_name("masking", masking.get("kind"), MASKS)
             check_range("masking ratio", masking.get("ratio"), 0, 1)
             described = cost.num_parameters(shape) + cost.num_positions(shape)
+        elif kind == "encoder":
+            shape = ViTShape.from_dict(description["shape"])
+            described = cost.encoder_parameters(shape)
         else:
             shape = ClassifierShape.from_dict(description["shape"])
             classes = description["classes"]
@@ -87,43 +143,5 @@ def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preproces
     """
     found = read_described(path)
     if not isinstance(found.shape, MAEShape):
-        raise RequestError(
-            f"{path} is a classifier, whose decoder is gone: pre-training and reconstruction need a pre-trained model"
-        )
+        raise RequestError(f"{path} is no masked autoencoder: its decoder is needed here")
     return found.weights, found.shape, found.preprocessing, found.description
-
-
-def load_weights_of(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model that has exactly these. Raises RequestError where it has not."""
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights or name not in own or weights[name].shape != own[name].shape:
-            raise RequestError(f"{where} does not fit: {name} is missing or of another shape")
-    model.load_state_dict(weights)
-
-
-def load_weights(model: MAE | Classifier, weights: dict[str, Tensor], where: str, grid: Grid | None = None) -> None:
-    """Put weights into a model of the same shape.
-
-    Args:
-        grid: of the image size that the weights were trained at; where it is not the model's own, the model
-            keeps its fixed sin-cos positions.
-
-    Raises:
-        RequestError: a weight is missing, unknown or of another shape; the message names the first.
-    """
-    own = model.state_dict()
-    is_same_grid = grid is None or grid == model.encoder.shape.grid
-    positions = {name for name in own if name.endswith("pos_embed")}
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights:
-            raise RequestError(f"{where} lacks {name} {tuple(own[name].shape)}: it is a checkpoint of another model")
-        if name not in own:
-            raise RequestError(f"{where} has {name}, which this model does not: it is a checkpoint of another model")
-        if weights[name].shape != own[name].shape and (is_same_grid or name not in positions):
-            raise RequestError(
-                f"{where} is a checkpoint of another shape: {name} is {tuple(weights[name].shape)} there and "
-                f"{tuple(own[name].shape)} here; leave the model's flags out to take its shape"
-            )
-    fitting = {name: value for name, value in weights.items() if is_same_grid or name not in positions}
-    model.load_state_dict(fitting, strict=is_same_grid)

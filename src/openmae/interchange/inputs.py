@@ -1,0 +1,121 @@
+"""How a foreign model's images become its input: from transformers' and timm's settings to a `Preprocessing`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from openmae.errors import RequestError
+
+HALF = (0.5, 0.5, 0.5)
+PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+CLASSIFIER_MARGIN = 224 / 256  # as most classifiers were evaluated (FACTS section 2)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A record, and what has to be said about it."""
+
+    preprocessing: Preprocessing
+    remarks: tuple[str, ...]
+
+
+def read_inputs(
+    *,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    family: str,
+    channels: int,
+    image_size: tuple[int, int],
+    is_classifier: bool,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Inputs:
+    """The preprocessing that a checkpoint names, or the one that its family was trained with.
+
+    Args:
+        config: timm's or transformers' config.json.
+        processor: transformers' preprocessor_config.json.
+        mean, std: asked for, instead of what is found.
+
+    Raises:
+        RequestError: what is named is no preprocessing, or is given for another number of channels.
+    """
+    timm = config.get("pretrained_cfg") if isinstance(config.get("pretrained_cfg"), Mapping) else {}
+    assert isinstance(timm, Mapping)
+    remarks: list[str] = []
+    value_range = (0.0, 255.0)
+    margin = CLASSIFIER_MARGIN if is_classifier and max(image_size) <= 224 else 1.0
+    if "image_mean" in processor:
+        found_mean, found_std = _floats(processor, "image_mean"), _floats(processor, "image_std")
+        where, filter_name = "preprocessor_config.json", PILLOW_FILTERS.get(processor.get("resample", 3), "another")
+        scale = processor.get("rescale_factor", 1 / 255)
+        if processor.get("do_rescale", True) and isinstance(scale, int | float) and scale > 0:
+            value_range = (0.0, 1.0 / scale)
+        if processor.get("do_normalize", True) is False:
+            found_mean, found_std = (0.0,) * channels, (1.0,) * channels
+        margin = _processor_margin(processor, image_size, margin)
+    elif "mean" in timm:
+        found_mean, found_std = _floats(timm, "mean"), _floats(timm, "std")
+        where, filter_name = "config.json", str(timm.get("interpolation", "bicubic"))
+        share = timm.get("crop_pct")
+        if is_classifier and isinstance(share, int | float) and 0 < share <= 1:
+            margin = float(share)
+    elif family == "beit":
+        found_mean, found_std, where, filter_name = HALF, HALF, "BEiT was trained so; the file does not say", "bicubic"
+    else:
+        found_mean, found_std, filter_name = IMAGENET_MEAN, IMAGENET_STD, "bicubic"
+        where = "ImageNet's; the file does not say, --mean and --std of openmae convert set others"
+    if mean is not None:
+        found_mean, where = mean, "as asked for"
+    if std is not None:
+        found_std = std
+    found_mean, found_std = _for_channels(found_mean, channels), _for_channels(found_std, channels)
+    remarks.append(f"mean {_shown(found_mean)}, deviation {_shown(found_std)} ({where})")
+    if filter_name != "bicubic":
+        remarks.append(f"its images were resized by {filter_name} filter, here they are by bicubic")
+    # A factor of 1/255 in decimal gives 254.99999…
+    value_range = (
+        (0.0, float(round(value_range[1]))) if abs(value_range[1] - round(value_range[1])) < 1e-3 else value_range
+    )
+    return Inputs(
+        Preprocessing(
+            channels=channels,
+            value_range=value_range,
+            mean=found_mean,
+            std=found_std,
+            image_size=image_size,
+            margin=margin,
+        ),
+        tuple(remarks),
+    )
+
+
+def _processor_margin(processor: Mapping[str, Any], image_size: tuple[int, int], otherwise: float) -> float:
+    """The share of the short side that is left by a centre crop after the resize."""
+    size = processor.get("size")
+    if (
+        isinstance(size, Mapping)
+        and isinstance(size.get("shortest_edge"), int)
+        and processor.get("do_center_crop", True)
+    ):
+        return min(1.0, min(image_size) / max(1, size["shortest_edge"]))
+    # ViTImageProcessor resizes without a crop: all of a square image.
+    return 1.0 if size is not None else otherwise
+
+
+def _floats(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    values = settings.get(name)
+    values = [values] if isinstance(values, int | float) else values
+    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values) or not values:
+        raise RequestError(f"the checkpoint's {name} is {values!r}: it must be numbers")
+    return tuple(float(value) for value in values)
+
+
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One value for each channel; where another number is known, their mean for all."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _shown(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,106 @@
+"""What stands on a foreign encoder: a classifier, or a decoder of pixels."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
+from openmae.errors import RequestError
+from openmae.interchange.reading import Reading
+from openmae.model.heads import Classifier
+from openmae.model.mae import MAE
+from openmae.model.vit import ViT
+
+DECODER_HEAD_WIDTH = 32
+BATCH_NORM_EPS = 1e-6
+
+
+def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
+    if "head.weight" not in head or "head.bias" not in head or head["head.weight"].ndim != 2:
+        return None
+    num_classes = len(head["head.weight"])
+    if "fc_norm.weight" in head:
+        if "norm.weight" in r.weights:
+            raise RequestError(f"{r.source} has both norm and fc_norm: openmae's classifiers norm once")
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean")
+    pooling = r.config.get("global_pool", r.timm_arguments.get("global_pool", "token"))
+    if pooling == "avg":  # normed, then the mean: a probe's features; its BatchNorm does nothing
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean", head="probe")
+    return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="cls")
+
+
+def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
+    if shape.head != "probe":
+        return {}
+    width = shape.encoder.width
+    r.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
+    return {
+        "fc_norm.running_mean": torch.zeros(width),
+        "fc_norm.running_var": torch.full((width,), 1 - BATCH_NORM_EPS),
+        "fc_norm.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def class_names(r: Reading, count: int) -> list[str]:
+    names: Any = r.config.get("label_names")
+    labels = r.config.get("id2label")
+    if isinstance(labels, Mapping):
+        names = [labels.get(str(i), labels.get(i)) for i in range(count)]
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return list(names)
+    r.remarks.append("its classes have no names: numbers are theirs")
+    return [str(i) for i in range(count)]
+
+
+def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+    embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
+    numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))}
+    if embed is None or predict is None or embed.ndim != 2 or not numbers:
+        r.remarks.append("its decoder is incomplete: left")
+        return None
+    if len(predict) != encoder.patch_values:
+        r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left")
+        return None
+    width = len(embed)
+    said = r.config.get("decoder_num_attention_heads")
+    if isinstance(said, int):
+        heads, why = said, "from its config.json"
+    elif r.hints.decoder_num_heads is not None:
+        heads, why = r.hints.decoder_num_heads, "as asked for"
+    elif width % DECODER_HEAD_WIDTH == 0:
+        heads, why = width // DECODER_HEAD_WIDTH, f"width / {DECODER_HEAD_WIDTH}, as the paper's"
+    else:
+        raise RequestError(f"{r.source} does not say its decoder's heads: give --decoder-num-heads")
+    shape = MAEShape(
+        encoder=encoder,
+        decoder=DecoderShape(width=width, depth=max(numbers) + 1, num_heads=heads),
+        target=_target(r),
+    )
+    expected = {name for name in empty_model(shape).state_dict() if name.startswith("decoder.")}
+    if lacking := sorted(expected - decoder.keys()):
+        r.remarks.append(f"its decoder lacks {lacking[0]}: left")
+        return None
+    r.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
+    return shape
+
+
+def _target(r: Reading) -> str:
+    arguments = r.stored.extras.get("args")
+    said = r.config.get("norm_pix_loss", arguments.get("norm_pix_loss") if isinstance(arguments, Mapping) else None)
+    if r.hints.target is not None:
+        return r.hints.target
+    if isinstance(said, bool):
+        return "norm-pixel" if said else "pixel"
+    r.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
+    return "norm-pixel"
+
+
+def empty_model(shape: MAEShape | ClassifierShape | ViTShape) -> nn.Module:
+    """The model without memory, for its names and shapes."""
+    with torch.device("meta"):
+        if isinstance(shape, MAEShape):
+            return MAE.from_shape(shape)
+        return Classifier.from_shape(shape) if isinstance(shape, ClassifierShape) else ViT(shape)

@@ -1,0 +1,62 @@
+"""An encoder's weights for another image or patch size, every change by name."""
+
+from torch import Tensor
+
+from openmae.config import ViTShape
+from openmae.errors import RequestError
+from openmae.interchange.report import Shape
+from openmae.model.positions import resample_positions
+from openmae.model.relative_positions import resample_bias_table, resample_vectors
+
+KERNEL = "patch_embed.proj.weight"
+
+
+def fit_encoder(
+    weights: dict[str, Tensor], old: ViTShape, new: ViTShape, where: str
+) -> tuple[dict[str, Tensor], dict[str, tuple[Shape, Shape]]]:
+    """Resample what depends on the image and patch size.
+
+    Positions and tables of biases bicubically, vectors of offsets linearly, the patch projection so that it answers a
+    resized patch as it answered the patch (FlexiViT's pseudo-inverse, timm's `resample_patch_embed`).
+
+    Args:
+        weights: by their names inside the encoder.
+        where: they come from, for messages.
+
+    Returns:
+        The weights for `new`, and which were changed: their shapes before and after.
+
+    Raises:
+        RequestError: a weight is missing, or differs by more than the sizes.
+    """
+    if old.patch_size != new.patch_size and KERNEL in weights:
+        from timm.layers.patch_embed import resample_patch_embed
+
+        size = [new.patch_size, new.patch_size]
+        weights = {**weights, KERNEL: resample_patch_embed(weights[KERNEL], size)}
+    fitted: dict[str, Tensor] = {}
+    changed: dict[str, tuple[Shape, Shape]] = {}
+    for name, value in weights.items():
+        fitted[name] = _fitted(name, value, old, new)
+        if fitted[name].shape != value.shape:
+            changed[name] = (tuple(value.shape), tuple(fitted[name].shape))
+    if old.patch_size != new.patch_size:
+        sides = ((old.patch_size,) * 2, (new.patch_size,) * 2)
+        first = (new.width, new.channels)
+        changed[KERNEL] = (first + sides[0], first + sides[1])
+    if old.window_size != new.window_size:
+        raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are asked for")
+    return fitted, changed
+
+
+def _fitted(name: str, value: Tensor, old: ViTShape, new: ViTShape) -> Tensor:
+    if name == "pos_embed":
+        return resample_positions(value, old.grid, new.grid, new.num_prefix)
+    if name.endswith("relative.table"):
+        return resample_bias_table(value, old.grid, new.grid)
+    if name.endswith(("rel_pos_h", "rel_pos_w")):
+        number = int(name.split(".")[1])
+        if new.window_size and number not in new.global_blocks:
+            return value
+        return resample_vectors(value, new.grid[0] if name.endswith("h") else new.grid[1])
+    return value
