@@ -1,4 +1,4 @@
-"""Foreign weights in the commands: fine-tuned, probed, embedded, pre-trained further, and refused where they cannot be."""
+"""Foreign weights in the commands: fine-tuned, probed, embedded, pre-trained further, or refused."""
 
 from pathlib import Path
 from typing import Any
