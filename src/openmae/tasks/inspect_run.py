@@ -131,13 +131,11 @@ def _state(
     """Where it stands, and whether it is under way."""
     last = lines[-1] if lines else {}
     step = last.get("step", 0)
-    epoch = next((line["epoch"] for line in reversed(lines) if line.get("epoch", 0) > 0), None)
-    at = next((line["step"] for line in reversed(lines) if line.get("epoch", 0) > 0), 0)
     num_steps = None
     if settled is not None and settled.steps is not None:
         num_steps = settled.steps
-    elif settled is not None and settled.epochs is not None and epoch:
-        length = settled.epochs / epoch * at
+    elif settled is not None and settled.epochs is not None and (per_epoch := steps_per_epoch(lines)):
+        length = settled.epochs * per_epoch
         num_steps = max(round(length), step) if length < LARGEST_NUMBER else None
     status = summary.get("status")
     status = status if status in ("complete", "interrupted", "failed", "running") else "unknown"
@@ -157,6 +155,11 @@ def _state(
         or next((line["seconds"] for line in reversed(lines) if "seconds" in line), None),
         "idle_seconds": _age(run / "metrics.jsonl"),
     }
+
+
+def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
+    """As the last line tells it, which is the most exact; 0 where none does."""
+    return next((line["step"] / line["epoch"] for line in reversed(lines) if line.get("epoch", 0) > 1e-6), 0.0)
 
 
 def _age(path: Path) -> float | None:
@@ -219,11 +222,10 @@ def _health(settled: AnySettled | None, lines: Sequence[dict[str, Any]], report:
     """The verdict of `tasks/health`, as the run itself gives it; of pre-training only."""
     if not isinstance(settled, SettledConfig) or not report["num_steps"]:
         return {"health": None, "health_reason": None}
-    per_epoch = next((line["step"] / line["epoch"] for line in reversed(lines) if line.get("epoch", 0) > 0), 0.0)
     trivial = next((line["trivial_loss"] for line in reversed(lines) if "trivial_loss" in line), None)
     verdict = Health(
         num_steps=report["num_steps"],
-        warmup_steps=settled.warmup_epochs * per_epoch,
+        warmup_steps=min(settled.warmup_epochs * steps_per_epoch(lines), report["num_steps"]),
         trivial_loss=trivial,
         lines=lines,
     ).verdict()
