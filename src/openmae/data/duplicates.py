@@ -1,7 +1,9 @@
 """Which images are the same, and which look the same, among a million: without comparing each with each.
 
-Equal ones are found by sorting their keys. Hashes that differ in at most d of 64 bits agree on at least one of d + 1
-bands of them (the pigeonhole principle), so only those that share a band are compared: every such pair is found.
+Equal ones are found by sorting their keys. Hashes that differ in at most d of 64 bits agree on at least two of d + 2
+bands of them (the pigeonhole principle), so only those that share two bands are compared, and every such pair is found.
+Two bands of d + 2, and not one of d + 1: for d = 4 that is 15 sorts by 21 bits instead of 5 by 13, and among a million
+hashes a hundredth of the comparisons.
 """
 
 import itertools
@@ -15,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 DISTANCE = 4  # bits that may differ
 FURTHEST = 20.0  # mean difference of the tiny pictures, in 0..255: the same shape in other colours is another image
-MOST_IN_BAND = 5000  # that share a band are all compared; of more, each with so many that follow in order
+MOST_IN_BAND = 5000  # that share two bands are all compared; of more, each with so many that follow in order
 MOST_EDGES = 4_000_000  # kept before they are merged
 
 
@@ -32,7 +34,7 @@ class Alike:
         groups: (n,) a number for each image; linked images, directly or through others, have the same.
         seen: (n,) bits of the parts that an image or one that looks the same directly belongs to.
         partner: (n,) an image of another part that looks the same, the lowest part first; -1 where there is none.
-        is_complete: False where so many hashes share a band that not all were compared.
+        is_complete: False where so many hashes share two bands that not all were compared.
     """
 
     groups: NDArray[np.int64]
@@ -90,7 +92,7 @@ def as_keys(rows: NDArray[np.uint8]) -> NDArray[np.void]:
 def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """All pairs of indices whose hashes differ in at most `distance` bits, some at a time.
 
-    A pair may come more than once. Of a crowded band (see `is_crowded`) some may be missing.
+    A pair may come more than once. Where they are crowded (see `is_crowded`) some may be missing.
     """
     for band in _bands(hashes, distance):
         # Within a band by the whole hash: where there are too many, near ones stand beside each other.
@@ -106,15 +108,16 @@ def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDAr
 
 
 def is_crowded(hashes: NDArray[np.uint64], distance: int) -> bool:
-    """Whether so many share a band that `near_pairs` does not compare them all."""
+    """Whether so many share two bands that `near_pairs` does not compare them all."""
     return any(np.unique(band, return_counts=True)[1].max() > MOST_IN_BAND for band in _bands(hashes, distance))
 
 
 def _bands(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.uint64]]:
-    """The bits of each hash in `distance` + 1 parts that are as wide as each other, or nearly."""
-    edges = np.linspace(0, 64, distance + 2).round().astype(int).tolist()
-    for low, high in itertools.pairwise(edges):
-        yield (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
+    """The hashes with all bits cleared but for those of two of `distance` + 2 bands, for each two of them."""
+    edges = np.linspace(0, 64, distance + 3).round().astype(int).tolist()
+    masks = [(1 << high) - (1 << low) for low, high in itertools.pairwise(edges)]
+    for one, other in itertools.combinations(masks, 2):
+        yield hashes & np.uint64(one | other)
 
 
 class _Links:

@@ -12,20 +12,22 @@ from scipy.fft import dct
 
 SIDE, FREQUENCIES, THUMB = 32, 8, 4
 _BASIS = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)  # (8, 32)
+_IS_SLOPE = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES)).ravel() <= 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def look(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
-    """Of images as `shrink` gives them, (n, 32, 32, 3): their hashes (n,), their tiny pictures (n, 4, 4, 3), and the
-    standard deviations of their grey values in 0..255 (n,)."""
+    """Of images as `shrink` gives them, (n, 32, 32, 3): their hashes (n,), their tiny pictures (n, 4, 4, 3), and how
+    much there is to tell them by (n,): the deviation, in 0..255, of their grey values but for soft slopes."""
     grey = shrunk @ _LUMA
     waves = (_BASIS @ grey @ _BASIS.T).reshape(len(grey), -1)
     bits = waves > np.median(waves[:, 1:], axis=1, keepdims=True)
     bits[:, 0] = False  # the mean brightness
+    detail = np.sqrt((np.where(_IS_SLOPE, 0, waves) ** 2).sum(axis=1)) / SIDE
     block = SIDE // THUMB
     thumbs = shrunk.reshape(-1, THUMB, block, THUMB, block, 3).mean(axis=(2, 4))
     hashes = np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(-1)
-    return hashes, np.rint(thumbs).astype(np.uint8), grey.std(axis=(1, 2))
+    return hashes, np.rint(thumbs).astype(np.uint8), detail
 
 
 def shrink(image: NDArray) -> NDArray[np.float32]:
@@ -50,5 +52,7 @@ def _shrunk(image: NDArray) -> NDArray[np.float32]:
         for c in range(image.shape[2])
     ]
     values = np.stack(planes, axis=2)
-    low, high = values.min(), values.max()
-    return (values - low) * np.float32(255 / max(high - low, np.finfo(np.float32).tiny))
+    low, high = float(values.min()), float(values.max())
+    if not low < high:
+        return np.zeros_like(values)
+    return ((values.astype(np.float64) - low) * (255 / (high - low))).astype(np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 WIDTH = 100
 INDENT = 11
 NAMED = 5
+TINY = 16  # px
 
 
 def data_lines(report: dict[str, Any]) -> list[str]:
@@ -160,6 +161,9 @@ def _duplicates(report: dict[str, Any]) -> list[str]:
         )
     if not report["near_search_complete"]:
         lines += entry("", "very many images look alike: not all were compared, so there may be more")
+    sides = report["splits"]["train"]["short_side"]
+    if near and sides is not None and sides["median"] < TINY:
+        lines += entry("", f"images below {TINY} px look alike easily: see whether these are truly copies")
     for where, count in report["leaks"].items():
         lines += entry("", f"{where}: {count:,} equal or look the same")
     for leak in report["listed_leaks"][:3]:

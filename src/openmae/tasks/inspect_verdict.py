@@ -27,7 +27,8 @@ def to_mend(report: dict[str, Any]) -> list[str]:
         if split == "train" and bad > MAX_BAD * facts["looked_at"]:
             lines.append(
                 f"{bad:,} of {facts['looked_at']:,} training images cannot be read "
-                f"({_per_cent(bad, facts['looked_at'])}): more than --max-bad {MAX_BAD:g} allows, so training would stop. Mend or remove them."
+                f"({_per_cent(bad, facts['looked_at'])}): more than --max-bad {MAX_BAD:g} allows, so training would "
+                "stop. Mend or remove them."
             )
         elif bad:
             lines.append(f"{_images(bad, split + ' image')} cannot be read and would be skipped: mend or remove.")
