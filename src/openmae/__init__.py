@@ -18,6 +18,7 @@ from openmae.config import (
     EmbedConfig,
     ExperimentConfig,
     FinetuneConfig,
+    InspectConfig,
     KnnConfig,
     PretrainConfig,
     ProbeConfig,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from openmae.tasks.demo import demo
     from openmae.tasks.embed import embed
     from openmae.tasks.finetune import finetune
+    from openmae.tasks.inspect import inspect
     from openmae.tasks.knn import knn
     from openmae.tasks.load import ClassifierModel, Model, load
     from openmae.tasks.pretrain import pretrain
@@ -48,6 +50,7 @@ __all__ = [
     "ExperimentConfig",
     "Fault",
     "FinetuneConfig",
+    "InspectConfig",
     "Interrupted",
     "KnnConfig",
     "Model",
@@ -61,6 +64,7 @@ __all__ = [
     "embed",
     "experiment",
     "finetune",
+    "inspect",
     "knn",
     "load",
     "pretrain",
@@ -77,6 +81,7 @@ _LAZY = {
     "demo": "openmae.tasks.demo",
     "embed": "openmae.tasks.embed",
     "experiment": "openmae.experiments.experiment",
+    "inspect": "openmae.tasks.inspect",
     "knn": "openmae.tasks.knn",
     "finetune": "openmae.tasks.finetune",
     "pretrain": "openmae.tasks.pretrain",

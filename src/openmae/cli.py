@@ -19,6 +19,7 @@ from openmae.config import (
     EmbedConfig,
     ExperimentConfig,
     FinetuneConfig,
+    InspectConfig,
     KnnConfig,
     PretrainConfig,
     ProbeConfig,
@@ -53,7 +54,7 @@ def _command(config: type, name: str, *positional: str) -> Any:
 
 
 # Settings whose None is no open question.
-OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init"}
+OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init", "out", "limit"}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
@@ -72,6 +73,7 @@ Command = (
     | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
+    | _command(InspectConfig, "inspect", "path")
     | _command(DemoConfig, "demo")
 )
 # Looked up on use: `import openmae` stays quick.
@@ -85,6 +87,7 @@ TASKS: dict[type, str] = {
     RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
     ReconstructConfig: "reconstruct",
+    InspectConfig: "inspect",
     DemoConfig: "demo",
 }
 

@@ -8,6 +8,7 @@ from openmae.config.checks import Settings, check_name, check_range, check_types
 from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
+from openmae.config.inspect import InspectConfig
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
@@ -52,6 +53,7 @@ __all__ = [
     "ExperimentConfig",
     "FinetuneConfig",
     "Grid",
+    "InspectConfig",
     "KnnConfig",
     "LabelledConfig",
     "MAEShape",

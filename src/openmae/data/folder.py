@@ -92,6 +92,10 @@ class FolderSource:
         return None if self._labels is None else int(self._labels[index])
 
     def read(self, index: int) -> np.ndarray:
+        return decode(self.encoded(index), *self._options)
+
+    def encoded(self, index: int) -> bytes:
+        """The file's bytes. Raises BadImage where they cannot be had."""
         path = os.path.join(self._root, self._path(index))
         try:
             found = os.stat(path)
@@ -100,10 +104,9 @@ class FolderSource:
             if found.st_size > MAX_FILE_BYTES:
                 raise BadImage(f"a file of {found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
             with open(path, "rb", buffering=0) as file:
-                data = file.read()
+                return file.read()
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
-        return decode(data, *self._options)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -78,10 +78,14 @@ class ParquetSource:
         return label if label >= 0 else None
 
     def read(self, index: int) -> np.ndarray:
+        return decode(self.encoded(index), *self._options)
+
+    def encoded(self, index: int) -> bytes:
+        """The row's bytes. Raises BadImage where it has none."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         group = bisect_right(self._starts, index) - 1
-        return decode(self._rows(group)[index - self._starts[group]], *self._options)
+        return self._rows(group)[index - self._starts[group]]
 
     def fingerprint(self) -> str:
         return self._fingerprint

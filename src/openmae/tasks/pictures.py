@@ -68,7 +68,7 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(np.repeat(values, 3, axis=2) if values.shape[2] == 1 else values, "RGB")
 
 
-def loss_curve(path: Path, lines: list[dict], title: str) -> None:
+def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on masked patches") -> None:
     """Training and held-out loss over the images seen, as a PNG."""
     figure = Figure(figsize=(7, 4), dpi=120)
     FigureCanvasAgg(figure)  # without pyplot: a notebook's own pictures are left alone
@@ -82,7 +82,7 @@ def loss_curve(path: Path, lines: list[dict], title: str) -> None:
     values = sorted(loss for _, loss in training + held_out)
     if values and values[0] > 0 and values[-1] / values[0] > 5:
         axes.set_yscale("log")
-    axes.set(xlabel="images seen", ylabel="loss on masked patches", title=title)
+    axes.set(xlabel="images seen", ylabel=label, title=title)
     axes.grid(alpha=0.3)
     if training or held_out:
         axes.legend()

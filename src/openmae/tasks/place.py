@@ -56,6 +56,23 @@ def held(run: Path) -> Iterator[None]:
         lock.close()
 
 
+def is_held(run: Path) -> bool:
+    """Whether a program trains into the folder just now; False where that cannot be known."""
+    try:
+        descriptor = os.open(run, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @dataclass(frozen=True)
 class _Lock:
     descriptor: int

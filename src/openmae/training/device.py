@@ -63,13 +63,17 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_workers(device: torch.device, processes: int = 1) -> int:
     """Reader processes for each of `processes` on this machine.
 
     Most of its cores where a GPU computes, a quarter of them where the CPU itself does.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= processes
+    cores = available_cores() // processes
     if device.type == "cpu":
         return max(1, cores // 4)
     return max(1, min(cores - 1, 16))

@@ -1,0 +1,34 @@
+"""Settings of `openmae inspect`."""
+
+import os
+from dataclasses import dataclass
+
+from openmae.config.checks import Settings, check_range, check_types
+from openmae.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(Settings):
+    """Look at a data set, a run or a model before you rely on it: what it is, what is wrong with it, what to do."""
+
+    path: str
+    """A data set (folder of images, parquet, embedded:NAME), a run folder, or a checkpoint of any kind."""
+    out: str | None = None
+    """Folder to make, for the full report as JSON and pictures; without it nothing is written."""
+    limit: int | None = None
+    """Look at so many images of each part of a data set, evenly drawn; at all of them unless given."""
+    workers: int | None = None
+    """Processes that read images; by default one for each core."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+    seed: int = 0
+    """Another seed draws other images for --limit and the contact sheet."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not os.fspath(self.path):
+            raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
+        check_range("--limit", self.limit, 1)
+        check_range("--workers", self.workers, 0)
+        check_range("--max-pixels", self.max_pixels, 1)
+        check_range("--seed", self.seed, 0, 2**63 - 1)

@@ -1,0 +1,133 @@
+"""`openmae inspect DATA`: one pass over every image, and what it says."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmae.config import InspectConfig
+from openmae.data.census import examine
+from openmae.data.chance import Permutation
+from openmae.data.labels import labels_of
+from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.sources import SPLITS, Source, open_source
+from openmae.errors import RequestError, shown
+from openmae.tasks.inspect_findings import (
+    Duplicates,
+    Part,
+    class_findings,
+    find_duplicates,
+    misfits,
+    part_findings,
+    reasons,
+    statistics_findings,
+)
+from openmae.tasks.inspect_out import check_out, made_whole
+from openmae.tasks.inspect_pictures import contact_sheet, drawn, pair_sheet
+from openmae.tasks.inspect_screen import data_lines
+from openmae.tasks.inspect_verdict import size_advice, to_mend, would_choose
+from openmae.training.device import available_cores
+from openmae.training.files import write_json
+from openmae.training.telemetry import Screen
+
+LOOKED_AT = 256  # images that decide what openmae would choose, as before a run
+MOST_PAIRS = 12
+MOST_WORKERS = 16
+SUMMED = ("images", "looked_at", "unreadable", "wrong_extensions", "blank", "nearly_blank", "turned_by_exif")
+
+
+def inspect_data(config: InspectConfig) -> dict[str, Any]:
+    """Report on a data set; see `openmae.tasks.inspect.inspect`.
+
+    Raises:
+        RequestError: the data cannot be opened.
+        Fault: the report cannot be written.
+    """
+    started = time.monotonic()
+    spare = None if config.path.startswith("embedded:") else config.path
+    out = None if config.out is None else check_out(config.out, spare)
+    parts = [_examined(split, source, config) for split, source in _opened(config).items()]
+    facts = _facts(parts[0].source, config)
+    duplicates = find_duplicates(parts, MOST_PAIRS)
+    report = _report(config, parts, facts, duplicates)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    print("\n".join(data_lines(report)), flush=True)
+    if out is not None:
+        _write(out, report, parts, facts, duplicates, config.seed)
+        print(f"\nwrote      {shown(out)}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
+    return report
+
+
+def _opened(config: InspectConfig) -> dict[str, Source]:
+    opened = {split: open_source(config.path, split, max_pixels=config.max_pixels) for split in SPLITS}
+    return {split: source for split, source in opened.items() if source is not None}
+
+
+def _examined(split: str, source: Source, config: InspectConfig) -> Part:
+    """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
+    indices = np.arange(len(source))
+    if config.limit is not None and config.limit < len(source):
+        indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
+    workers = min(available_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
+    started = time.monotonic()
+    with Screen(len(indices), 0, f"{split:10}") as screen:
+        census = examine(
+            source,
+            indices,
+            workers=workers,
+            max_pixels=config.max_pixels,
+            tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
+        )
+    return Part(split, source, census, labels_of(source))
+
+
+def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
+    try:
+        return look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+    except RequestError:  # none can be read
+        return None
+
+
+def _report(
+    config: InspectConfig, parts: list[Part], facts: DataFacts | None, duplicates: Duplicates
+) -> dict[str, Any]:
+    splits = {part.split: part_findings(part) for part in parts}
+    whole = {name: sum(found[name] for found in splits.values()) for name in SUMMED}
+    report: dict[str, Any] = {
+        "kind": "data",
+        "path": shown(config.path),
+        **whole,
+        "is_limited": whole["looked_at"] < whole["images"],
+        "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),
+        "misfits": misfits(parts, facts),
+        "statistics": statistics_findings(parts[0], facts),
+        "classes": class_findings(parts),
+        **duplicates.findings,
+        "splits": splits,
+        "bad": [
+            {"split": part.split, "name": shown(part.source.name(index)), "reason": reason}
+            for part in parts
+            for index, reason in part.census.bad.items()
+        ],
+    }
+    report["to_mend"] = to_mend(report)
+    report["would_choose"] = would_choose(config.path, facts, config.max_pixels)
+    report["size_advice"] = size_advice(report, facts)
+    return report
+
+
+def _write(
+    out: Path, report: dict[str, Any], parts: list[Part], facts: DataFacts | None, duplicates: Duplicates, seed: int
+) -> None:
+    value_range = None if facts is None else (facts.dtype, facts.value_range)
+    with made_whole(out) as folder:
+        write_json(folder / "inspect.json", report)
+        lines = [json.dumps(line) + "\n" for line in report["bad"]]
+        (folder / "bad.jsonl").write_text("".join(lines))
+        contact_sheet(drawn(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
+        if duplicates.pairs:
+            places = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
+            pairs = list(zip(places[::2], places[1::2], strict=True))
+            pair_sheet(pairs, report, value_range).savefig(folder / "near-duplicates.png")

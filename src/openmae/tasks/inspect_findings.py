@@ -1,0 +1,316 @@
+"""What a pass over a data set says about it, as values for JSON: counts, sizes, classes, statistics, duplicates."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.data.census import (
+    BLANK,
+    DTYPES,
+    FORMATS,
+    LIES,
+    PLAIN,
+    TRANSPARENT,
+    TURNED,
+    Census,
+    Sums,
+)
+from openmae.data.duplicates import alike, as_keys, equal_groups
+from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.data.sources import SPLITS, Source
+from openmae.errors import shown
+
+SMALL = (224, 96, 32)  # px: the paper's size, what a CPU is given, a thumbnail
+MOST_LISTED = 10_000  # groups and leaks in the JSON; all are counted
+MOST_NAMED = 50  # images of a group
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split, and what was found in it.
+
+    Attributes:
+        labels: (images,) the class of each image of the source, -1 where there is none.
+    """
+
+    split: str
+    source: Source
+    census: Census
+    labels: NDArray[np.int64]
+
+
+def part_findings(part: Part) -> dict[str, Any]:
+    """Counts, sizes, formats, channels and types of one split."""
+    records, good = part.census.records, part.census.good
+    short = np.minimum(good["height"], good["width"])
+    long = np.maximum(good["height"], good["width"])
+    sizes = (good["width"].astype(np.int64) << 32) | good["height"]
+    values, counts = np.unique(sizes, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:5]
+    formats = np.bincount(records["format"], minlength=len(FORMATS))
+    in_files = records["bytes"][records["bytes"] >= 0]
+    ignored = part.source.ignored
+    return {
+        "images": len(part.source),
+        "looked_at": len(records),
+        "unreadable": len(part.census.bad),
+        "unreadable_reasons": reasons(part.census.bad.values()),
+        "short_side": _spread(short),
+        "long_side": _spread(long),
+        "sizes": len(values),
+        "common_sizes": [
+            {"width": int(values[i] >> 32), "height": int(values[i] & 0xFFFFFFFF), "images": int(counts[i])}
+            for i in most
+        ],
+        "smaller_than": {str(side): _share(short < side) for side in SMALL},
+        "formats": {FORMATS[i]: int(formats[i]) for i in np.argsort(-formats, kind="stable") if i and formats[i]},
+        "wrong_extensions": _flagged(good, LIES),
+        "channels": {str(number): count for number, count in _counted(good["channels"])},
+        "number_types": {DTYPES[number]: count for number, count in _counted(good["dtype"])},
+        "turned_by_exif": _flagged(good, TURNED),
+        "transparent": _flagged(good, TRANSPARENT),
+        "blank": _flagged(good, BLANK),
+        "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
+        "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
+        "ignored": {"extensions": ignored.extensions, "unusable": {shown(k): v for k, v in ignored.unusable.items()}},
+    }
+
+
+def reasons(bad: Iterable[str]) -> dict[str, int]:
+    """How many there are of each reason; reasons that differ in numbers only are one."""
+    kinds: dict[str, Counter[str]] = {}
+    for reason in bad:
+        kinds.setdefault(re.sub(r"\d[\d,.]*", "#", reason), Counter())[reason] += 1
+    told = {(next(iter(all_of)) if len(all_of) == 1 else kind): all_of.total() for kind, all_of in kinds.items()}
+    return dict(sorted(told.items(), key=lambda item: (-item[1], item[0])))
+
+
+def class_findings(parts: list[Part]) -> dict[str, Any] | None:
+    """Images of each class by split, the smallest and largest of train, and which are missing where; None without
+    labels."""
+    highest = max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
+    if highest < 0:
+        return None
+    names = parts[0].source.classes or tuple(map(str, range(highest + 1)))
+    counts = {
+        part.split: np.bincount(part.labels[part.labels >= 0], minlength=max(len(names), highest + 1)) for part in parts
+    }
+    names = (*names, *map(str, range(len(names), highest + 1)))
+    first = counts[parts[0].split]
+    present = np.flatnonzero(sum(counts.values()))
+    inhabited = np.flatnonzero(first)
+    low, high = (int(inhabited[first[inhabited].argmin()]), int(first.argmax())) if len(inhabited) else (None, None)
+    return {
+        "count": len(names),
+        "unlabelled": {part.split: int((part.labels < 0).sum()) for part in parts},
+        "smallest": None if low is None else {"class": shown(names[low]), "images": int(first[low])},
+        "largest": None if high is None else {"class": shown(names[high]), "images": int(first[high])},
+        "imbalance": None if low is None or high is None else round(float(first[high] / first[low]), 2),
+        "missing": {
+            split: [shown(names[i]) for i in present if not found[i]] for split, found in counts.items() if found.any()
+        },
+        "empty": [shown(name) for i, name in enumerate(names) if i not in set(present.tolist())],
+        "images": {split: {shown(names[i]): int(n) for i, n in enumerate(found)} for split, found in counts.items()},
+    }
+
+
+def statistics_findings(part: Part, facts: DataFacts | None) -> dict[str, Any] | None:
+    """Mean and deviation by channel of what most images are, as shares of the value range, beside ImageNet's.
+
+    Every image counts alike, whatever its size. Grey images of a colour set count as three equal channels.
+
+    Args:
+        facts: what `look_at` says, which decides channels, number type and value range.
+    """
+    if facts is None:
+        return None
+    sums: Sums | None = None
+    for (channels, dtype), found in sorted(part.census.sums.items()):
+        if dtype == facts.dtype and channels in (facts.channels, 1 if facts.channels == 3 else facts.channels):
+            spread = np.ones(facts.channels if channels == 1 else 1)
+            more = Sums(found.count, *(each * spread for each in (found.mean, found.square, found.low, found.high)))
+            if sums is None:
+                sums = more
+            else:
+                sums.add(more)
+    if sums is None:
+        return None
+    low, high = facts.value_range
+    mean, deviation = sums.statistics()
+    is_photographic = facts.channels in (1, 3) and facts.dtype == "uint8"
+    reference = imagenet_statistics(facts.channels) if is_photographic else (None, None)
+    return {
+        "images": sums.count,
+        "value_range": [low, high],
+        "mean": _rounded((mean - low) / (high - low)),
+        "deviation": _rounded(deviation / (high - low)),
+        "lowest": sums.low.tolist(),
+        "highest": sums.high.tolist(),
+        "imagenet_mean": None if reference[0] is None else _rounded(reference[0]),
+        "imagenet_deviation": None if reference[1] is None else _rounded(reference[1]),
+    }
+
+
+def misfits(parts: list[Part], facts: DataFacts | None) -> dict[str, int]:
+    """Readable images that training would refuse, by reason: they do not fit what most of the data is."""
+    found: Counter[str] = Counter()
+    for part in parts if facts is not None else ():
+        assert facts is not None
+        good = part.census.good
+        fits = {facts.channels} | ({1, 3} if facts.channels in (1, 3) else set())
+        is_other = ~np.isin(good["channels"], sorted(fits))
+        for channels, count in zip(*np.unique(good["channels"][is_other], return_counts=True), strict=True):
+            found[f"{channels} channels where the data has {facts.channels}"] += int(count)
+        is_float = good["dtype"] == DTYPES.index("float32")
+        is_wrong = ~is_other & (is_float != (facts.dtype == "float32"))
+        for dtype, count in zip(*np.unique(good["dtype"][is_wrong], return_counts=True), strict=True):
+            found[f"{DTYPES[dtype]} values where the data is {facts.dtype}"] += int(count)
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Copies and images that look the same, over all splits.
+
+    Attributes:
+        rows: (n,) of all that can be read and is not blank: which part, and which index there.
+        findings: counts and names for JSON.
+        pairs: rows that look the same, those of different splits first; for a picture.
+    """
+
+    rows: NDArray[np.int64]
+    findings: dict[str, Any]
+    pairs: list[tuple[int, int]]
+
+
+def find_duplicates(parts: list[Part], most_pairs: int) -> Duplicates:
+    """Group what is equal, what looks the same, and what does so across splits."""
+    goods = [part.census.good for part in parts]
+    goods = [good[(good["flags"] & BLANK) == 0] for good in goods]
+    of_part = np.repeat(np.arange(len(parts)), [len(good) for good in goods])
+    split_ids = np.array([SPLITS.index(part.split) for part in parts], np.uint8)
+    splits = split_ids[of_part] if len(parts) else np.empty(0, np.uint8)
+    rows = np.stack([of_part, np.concatenate([good["index"] for good in goods])], axis=1)
+    labels = np.concatenate([part.labels[good["index"]] for part, good in zip(parts, goods, strict=True)])
+    equal = equal_groups(as_keys(np.concatenate([good["digest"] for good in goods])))
+    has_look = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & PLAIN) == 0)
+    hashes = np.concatenate([good["hash"] for good in goods])[has_look]
+    thumbs = np.concatenate([good["thumb"] for good in goods])[has_look]
+    near = alike(hashes, thumbs, splits[has_look])
+    n = len(rows)
+    looks = np.full(n, -1, np.int64)
+    looks[has_look] = near.groups
+    seen, partner = 1 << splits.astype(np.int64), np.full(n, -1, np.int64)
+    seen[has_look] |= near.seen
+    if len(has_look):
+        partner[has_look] = np.where(near.partner >= 0, has_look[near.partner], -1)
+    _add_equal(equal, splits, seen, partner)
+
+    def name(row: int) -> str:
+        return shown(parts[rows[row, 0]].source.name(int(rows[row, 1])))
+
+    def named(groups: list[NDArray[np.int64]]) -> list[list[dict[str, Any]]]:
+        return [
+            [{"split": SPLITS[splits[row]], "name": name(row)} for row in group[:MOST_NAMED].tolist()]
+            for group in groups[:MOST_LISTED]
+        ]
+
+    exact_groups = _groups(equal)
+    near_groups = [group for group in _groups(looks) if len(np.unique(equal[group])) > 1]
+    leaks = {}
+    for held in (1, 2):
+        for other in range(held):
+            is_leak = (splits == held) & (seen >> other & 1 > 0)
+            if is_leak.any():
+                leaks[f"{SPLITS[held]} in {SPLITS[other]}"] = int(is_leak.sum())
+    leaked = np.flatnonzero((splits > 0) & (partner >= 0) & ((seen & ((1 << splits.astype(np.int64)) - 1)) > 0))
+    in_conflict = [group for group in exact_groups if len(np.unique(labels[group][labels[group] >= 0])) > 1]
+    findings = {
+        "exact_duplicates": sum(len(group) - 1 for group in exact_groups),
+        "exact_groups": len(exact_groups),
+        "near_duplicates": sum(len(np.unique(equal[group])) - 1 for group in near_groups),
+        "near_groups": len(near_groups),
+        "near_search_complete": near.is_complete,
+        "leaks": leaks,
+        "copies_with_other_labels": sum(len(group) for group in in_conflict),
+        "listed_exact": named(exact_groups),
+        "listed_near": named(near_groups),
+        "listed_leaks": [
+            {
+                "split": SPLITS[splits[row]],
+                "name": name(row),
+                "looks_like": name(int(partner[row])),
+                "in": SPLITS[splits[partner[row]]],
+                "is_equal": bool(equal[row] == equal[partner[row]]),
+            }
+            for row in leaked[:MOST_LISTED].tolist()
+        ],
+    }
+    pairs = [(int(partner[row]), row) for row in _drawn(leaked, most_pairs).tolist()]
+    for group in near_groups[: most_pairs - len(pairs)]:
+        first = int(group[0])
+        other = int(group[equal[group] != equal[first]][0])
+        if (first, other) not in pairs and (other, first) not in pairs:
+            pairs.append((first, other))
+    return Duplicates(rows, findings, pairs)
+
+
+def _add_equal(
+    equal: NDArray[np.int64], splits: NDArray[np.uint8], seen: NDArray[np.int64], partner: NDArray[np.int64]
+) -> None:
+    """Copies are the nearest partners; and they are found where the picture is too plain for a look."""
+    if not len(equal):
+        return
+    owners = np.full((int(equal.max()) + 1, len(SPLITS)), -1, np.int64)
+    owners[equal, splits] = np.arange(len(equal))
+    has = np.bitwise_or.reduce(np.where(owners >= 0, 1 << np.arange(len(SPLITS)), 0), axis=1)
+    seen |= has[equal]
+    for split in reversed(range(len(SPLITS))):
+        copy = owners[equal, split]
+        is_better = (copy >= 0) & (splits != split)
+        partner[is_better] = copy[is_better]
+
+
+def _groups(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The rows of each number from 0 on that several have, in the order of their first rows."""
+    order = np.argsort(numbers, kind="stable")
+    order = order[numbers[order] >= 0]
+    cuts = np.flatnonzero(np.diff(numbers[order])) + 1
+    starts, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(order)]])
+    several = np.flatnonzero(ends - starts > 1)
+    groups = [order[starts[i] : ends[i]] for i in several.tolist()]
+    return sorted(groups, key=lambda group: int(group[0]))
+
+
+def _drawn(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most `count` of them, evenly."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)] if len(rows) else rows
+
+
+def _spread(values: NDArray) -> dict[str, int] | None:
+    if not len(values):
+        return None
+    return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
+
+
+def _share(chosen: NDArray[np.bool_]) -> float:
+    return round(float(chosen.mean()), 4) if len(chosen) else 0.0
+
+
+def _flagged(records: NDArray, flag: int) -> int:
+    return int(((records["flags"] & flag) > 0).sum())
+
+
+def _counted(values: NDArray) -> list[tuple[int, int]]:
+    """Each value with how often it comes, the most frequent first."""
+    found, counts = np.unique(values, return_counts=True)
+    return [(int(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")]
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,356 @@
+"""`openmae inspect RUN`: what a run is, how it goes or went, and whether it can go on; also while it runs."""
+
+import itertools
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from openmae.config import InspectConfig, SettledConfig, SettledFinetune, SettledProbe
+from openmae.errors import Fault, RequestError, shown
+from openmae.tasks.health import Health
+from openmae.tasks.inspect_out import check_out, made_whole
+from openmae.tasks.inspect_screen import cut, entry, size
+from openmae.tasks.pictures import loss_curve
+from openmae.tasks.place import is_held
+from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify
+from openmae.training.files import write_json
+from openmae.training.telemetry import duration, read_lines
+
+LARGEST_NUMBER = 1e15  # no figure of a run is larger
+LARGEST_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+SPARKS = 60  # columns of a curve
+TITLES: dict[type, str] = {SettledConfig: "pre-training", SettledFinetune: "fine-tuning", SettledProbe: "linear probe"}
+COMMANDS: dict[type, str] = {SettledConfig: "pretrain", SettledFinetune: "finetune", SettledProbe: "probe"}
+# What matters of a run's settings, in the order of the screen.
+# fmt: off
+TOLD = (
+    "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
+    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "blocks", "labels", "optimizer", "batch_size",
+    "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
+    "device", "seed",
+)
+# fmt: on
+COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
+
+AnySettled = SettledConfig | SettledFinetune | SettledProbe
+
+
+def inspect_run(config: InspectConfig) -> dict[str, Any]:
+    """Report on a run folder; see `openmae.tasks.inspect.inspect`.
+
+    Raises:
+        RequestError: --out exists.
+        Fault: the report cannot be written.
+    """
+    out = None if config.out is None else check_out(config.out)
+    run = Path(config.path)
+    values, problem = read_values(run / "config.json")
+    settled, why_not = settled_of(values)
+    lines = [line for line in map(numbers_of, read_lines_of(run / "metrics.jsonl")) if line]
+    summary, _ = read_values(run / "summary.json")
+    report: dict[str, Any] = {
+        "kind": "run",
+        "path": shown(config.path),
+        "task": TITLES[type(settled)] if settled is not None else None,
+        "problem": problem or why_not,
+        "settings": {name: values[name] for name in TOLD if values.get(name) is not None},
+        "data": shown(settled.data) if settled is not None else None,
+        **_state(run, settled, lines, summary),
+        **_measured(lines, summary),
+        "checkpoints": checkpoints_of(run),
+    }
+    report |= _health(settled, lines, report)
+    report["resume"] = resume_command(config.path, settled, report)
+    print("\n".join(run_lines(report, lines)), flush=True)
+    if out is not None:
+        with made_whole(out) as folder:
+            write_json(folder / "inspect.json", report)
+            title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
+            label = "loss on masked patches" if isinstance(settled, SettledConfig) else "loss"
+            loss_curve(folder / "curve.png", [line for line in lines if "images_seen" in line], title, label)
+        print(f"\nwrote      {shown(out)}: curve.png, inspect.json", flush=True)
+    return report
+
+
+def read_values(path: Path) -> tuple[dict[str, Any], str | None]:
+    """An object of JSON, and why it cannot be had; whatever lies there."""
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            return {}, f"{path.name} is missing"
+        if path.stat().st_size > LARGEST_JSON:
+            return {}, f"{path.name} is larger than any of openmae's"
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        return {}, f"{path.name} cannot be read ({' '.join(str(error).split())[:80]})"
+    return (values, None) if isinstance(values, dict) else ({}, f"{path.name} holds no settings")
+
+
+def read_lines_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl as far as they are whole."""
+    try:
+        return read_lines(path) if path.is_file() else []
+    except OSError:
+        return []
+
+
+def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
+    """The finite numbers of a line, its counts as integers; empty where it names no step."""
+    kept: dict[str, Any] = {}
+    for name, value in line.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER:
+            kept[name] = value if isinstance(value, int) else float(value)
+    is_line = isinstance(kept.get("step"), int) and kept["step"] >= 0
+    return (
+        {name: value if name in ("step", "images_seen") else float(value) for name, value in kept.items()}
+        if is_line
+        else {}
+    )
+
+
+def settled_of(values: dict[str, Any]) -> tuple[AnySettled | None, str | None]:
+    """The settings of a run, checked as a run checks them; else why they are none."""
+    kind: type[SettledConfig] | type[SettledFinetune] | type[SettledProbe]
+    kind = SettledConfig if "decoder_width" in values else SettledFinetune if "blocks" in values else SettledProbe
+    try:
+        return kind.from_dict(values), None
+    except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        told = "" if not values else f": {' '.join(str(error).split())[:100]}"
+        return None, f"config.json is not of a run of pretrain, finetune or probe{told}"
+
+
+def _state(
+    run: Path, settled: AnySettled | None, lines: Sequence[dict[str, Any]], summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Where it stands, and whether it is under way."""
+    last = lines[-1] if lines else {}
+    step = last.get("step", 0)
+    num_steps = None
+    if settled is not None and settled.steps is not None:
+        num_steps = settled.steps
+    elif settled is not None and settled.epochs is not None and (per_epoch := steps_per_epoch(lines)):
+        length = settled.epochs * per_epoch
+        num_steps = max(round(length), step) if length < LARGEST_NUMBER else None
+    status = summary.get("status")
+    status = status if status in ("complete", "interrupted", "failed", "running") else "unknown"
+    if is_held(run):
+        status = "running"
+    elif status == "running":  # it was killed: nothing could be written
+        status = "ended without a word"
+    if status == "complete" and step:
+        num_steps = step
+    return {
+        "status": status,
+        "step": step,
+        "num_steps": num_steps,
+        "epoch": last.get("epoch"),
+        "images_seen": last.get("images_seen"),
+        "seconds": last.get("seconds")
+        or next((line["seconds"] for line in reversed(lines) if "seconds" in line), None),
+        "idle_seconds": _age(run / "metrics.jsonl"),
+    }
+
+
+def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
+    """As the last line tells it, which is the most exact; 0 where none does."""
+    return next((line["step"] / line["epoch"] for line in reversed(lines) if line.get("epoch", 0) > 1e-6), 0.0)
+
+
+def _age(path: Path) -> float | None:
+    try:
+        return round(max(time.time() - path.stat().st_mtime, 0.0), 1)
+    except OSError:
+        return None
+
+
+def _measured(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """The losses, the pace, and what was unusual."""
+
+    def of(name: str) -> list[float]:
+        return [line[name] for line in lines if name in line]
+
+    losses, held_out = of("loss"), of("held_out_loss")
+    counts = {name: number for name in COUNTS if isinstance(number := summary.get(name), int)}
+    counts.setdefault("skipped_steps", int(sum(of("skipped_steps"))))
+    counts.setdefault("loss_spikes", int(sum(of("loss_spike"))))
+    return {
+        "loss": losses[-1] if losses else None,
+        "first_loss": losses[0] if losses else None,
+        "lowest_loss": min(losses, default=None),
+        "held_out_loss": held_out[-1] if held_out else None,
+        "lowest_held_out_loss": min(held_out, default=None),
+        "other_figures": {
+            name: value
+            for name in ("top1", "knn_top1", "probe_top1", "psnr")
+            if isinstance(value := summary.get(name, next(reversed(of(name)), None)), (int, float))
+        },
+        "lr": of("lr")[-1] if of("lr") else None,
+        "images_per_second": round(median(of("images_per_second")), 2) if of("images_per_second") else None,
+        "data_wait": round(median(of("data_wait")), 4) if of("data_wait") else None,
+        "memory": int(max(of("memory"))) if of("memory") else None,
+        "lines": len(lines),
+        **counts,
+    }
+
+
+def checkpoints_of(run: Path) -> list[dict[str, Any]]:
+    """The checkpoints, newest first: their size, and whether their bytes are those that were written."""
+    found = []
+    for folder in checkpoint_folders(run):
+        try:
+            step, problem = int(folder.name.removeprefix("step-")), None
+            count = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            verify(folder)
+        except DamagedCheckpoint as error:
+            problem = str(error)
+        except (Fault, OSError, ValueError) as error:
+            count, problem = 0, " ".join(str(error).split())[:100]
+        if folder.is_dir():  # the run may have deleted it meanwhile
+            found.append(
+                {"name": folder.name, "step": step, "bytes": count, "is_whole": problem is None, "problem": problem}
+            )
+    return found
+
+
+def _health(settled: AnySettled | None, lines: Sequence[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of `tasks/health`, as the run itself gives it; of pre-training only."""
+    if not isinstance(settled, SettledConfig) or not report["num_steps"]:
+        return {"health": None, "health_reason": None}
+    trivial = next((line["trivial_loss"] for line in reversed(lines) if "trivial_loss" in line), None)
+    verdict = Health(
+        num_steps=report["num_steps"],
+        warmup_steps=min(settled.warmup_epochs * steps_per_epoch(lines), report["num_steps"]),
+        trivial_loss=trivial,
+        lines=lines,
+    ).verdict()
+    return {"health": verdict.word, "health_reason": verdict.reason}
+
+
+def resume_command(path: str, settled: AnySettled | None, report: dict[str, Any]) -> dict[str, Any]:
+    """Whether the run can go on, why not, and the command that does it."""
+    whole = [found for found in report["checkpoints"] if found["is_whole"]]
+    if settled is None:
+        return {"can": False, "why": "its settings cannot be read", "command": None}
+    if report["status"] == "running":
+        return {"can": False, "why": "it is running now", "command": None}
+    if not whole:
+        why = "none of its checkpoints is whole" if report["checkpoints"] else "it has no checkpoint"
+        return {"can": False, "why": why, "command": None}
+    words = ["openmae", COMMANDS[type(settled)], settled.data, "--out", path, "--resume", "auto"]
+    if settled.init is not None:
+        words += ["--init", settled.init]
+    why = f"from step {whole[0]['step']:,}"
+    if report["status"] == "complete":
+        words += ["--epochs", "MORE"] if settled.steps is None else ["--steps", "MORE"]
+        why = "it is complete; more steps would continue it"
+    return {"can": True, "why": why, "command": shown(shlex.join(words))}
+
+
+def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
+    """What a person reads."""
+    told = [""]
+    told += entry("run", f"{report['path']}: {report['task'] or 'of another kind'}")
+    if report["problem"]:
+        told += entry("problem", shown(report["problem"]))
+    if report["data"]:
+        told += entry("data", report["data"])
+    settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report["settings"].items())
+    if settings:
+        told += entry("settings", settings)
+    told += entry("status", _status(report))
+    told += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
+    held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    if held_out:
+        told += _curve("held_out_loss", lines, held_out[0], min(held_out), held_out[-1])
+    for name, value in report["other_figures"].items():
+        told += entry(name.replace("_", " "), f"{value:.4g}")
+    if report["lr"] is not None:
+        told += entry("rate", f"{report['lr']:.3g} at the last step")
+    if report["images_per_second"] is not None:
+        pace = f"{report['images_per_second']:,.0f} images/s (median)"
+        if report["data_wait"] is not None:
+            pace += f", {report['data_wait']:.0%} of the time waiting for data"
+        if report["memory"] is not None:
+            pace += f", at most {size(report['memory'])} of memory"
+        told += entry("pace", pace)
+    unusual = [
+        f"{report[name]:,} {words}"
+        for name, words in (
+            ("skipped_steps", "steps skipped (no finite gradient)"),
+            ("loss_spikes", "loss spikes"),
+            ("rollbacks", "roll-backs"),
+            ("bad_inputs", "unreadable inputs (quarantine.jsonl names them)"),
+        )
+        if report.get(name)
+    ]
+    told += entry("unusual", "; ".join(unusual) or "nothing")
+    if report["health"] is not None:
+        told += entry("health", f"{report['health']}: {report['health_reason']}")
+    told += _checkpoints(report["checkpoints"])
+    resume = report["resume"]
+    told += entry("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
+    if resume["command"]:
+        told.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
+    return told
+
+
+def _status(report: dict[str, Any]) -> str:
+    total = f" of {report['num_steps']:,}" if report["num_steps"] else ""
+    text = f"{report['status']}, step {report['step']:,}{total}"
+    if report["epoch"] is not None:
+        text += f", epoch {report['epoch']:.2f}"
+    if report["seconds"] is not None:
+        text += f", {duration(report['seconds'])} of work"
+    if report["status"] == "running" and report["idle_seconds"] is not None:
+        text += f"; the last line was written {duration(report['idle_seconds'])} ago"
+    return text
+
+
+def _curve(name: str, lines: Sequence[dict[str, Any]], first: Any, lowest: Any, last: Any) -> list[str]:
+    values = [line[name] for line in lines if name in line]
+    if not values:
+        return []
+    label = {"loss": "loss", "held_out_loss": "held out"}[name]
+    return [
+        *entry(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
+        *([f"{'':<11}{sparkline(values)}"] if len(values) > 1 else []),
+    ]
+
+
+def sparkline(values: Sequence[float], columns: int = SPARKS, bars: str | None = None) -> str:
+    """A curve in one line of characters, each the median of its part of the values."""
+    if bars is None:
+        try:
+            BARS.encode(sys.stdout.encoding or "ascii")
+            bars = BARS
+        except (UnicodeEncodeError, LookupError):
+            bars = PLAIN_BARS
+    count = min(columns, len(values))
+    cuts = [round(i * len(values) / count) for i in range(count + 1)]
+    points = [median(values[low:high]) for low, high in itertools.pairwise(cuts)]
+    low, high = min(points), max(points)
+    scale = (len(bars) - 1) / (high - low) if math.isfinite(high - low) and high > low else 0.0
+    return "".join(bars[round((point - low) * scale)] for point in points)
+
+
+def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return entry("saved", "no checkpoint")
+    told: list[str] = []
+    for number, checkpoint in enumerate(found[:5]):
+        state = "whole" if checkpoint["is_whole"] else f"damaged: {cut(shown(checkpoint['problem']), 60)}"
+        text = f"{cut(checkpoint['name'], 30)}  {size(checkpoint['bytes'])}  {state}"
+        told += entry("saved" if number == 0 else "", text)
+    return told + (entry("", f"and {len(found) - 5} more") if len(found) > 5 else [])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " x ".join(map(_short, value[:4]))
+    return f"{value:g}" if isinstance(value, float) else shown(cut(str(value), 40))

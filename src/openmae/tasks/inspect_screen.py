@@ -1,0 +1,176 @@
+"""The report on a data set as lines of at most 100 columns."""
+
+import textwrap
+from typing import Any
+
+WIDTH = 100
+INDENT = 11
+NAMED = 5
+TINY = 16  # px
+
+
+def data_lines(report: dict[str, Any]) -> list[str]:
+    """What a person reads."""
+    lines: list[str] = [""]
+    limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
+    parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
+    lines += entry("data", f"{report['path']}: {parts}{limited}")
+    lines += _classes(report["classes"])
+    for split, facts in report["splits"].items():
+        lines += ["", *_split(split, facts)]
+    lines += ["", *_statistics(report)]
+    lines += _bad(report)
+    lines += _duplicates(report)
+    lines += ["", "Before training"]
+    for line in report["to_mend"] or [
+        "Nothing was found that must be mended. Whether the images suit your purpose, only you can say."
+    ]:
+        lines += bullet(line)
+    if report["would_choose"]:
+        lines += ["", "What openmae pretrain would choose here"]
+        for line in [*report["would_choose"], *([report["size_advice"]] if report["size_advice"] else [])]:
+            lines += bullet(line)
+    return lines
+
+
+def entry(label: str, text: str) -> list[str]:
+    """A label and a text beside it, wrapped."""
+    lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]
+    return [f"{label:<{INDENT - 1}} {lines[0]}", *(" " * INDENT + line for line in lines[1:])]
+
+
+def bullet(text: str) -> list[str]:
+    """A point of a list, wrapped."""
+    lines = textwrap.wrap(text, WIDTH - 4, break_on_hyphens=False)
+    return [f"  - {lines[0]}", *(" " * 4 + line for line in lines[1:])]
+
+
+def cut(name: str, most: int = 60) -> str:
+    """A name of at most so many characters, cut in the middle: names differ at both ends."""
+    return name if len(name) <= most else f"{name[: most * 3 // 5]}...{name[len(name) - most * 2 // 5 + 3 :]}"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _classes(classes: dict[str, Any] | None) -> list[str]:
+    if classes is None:
+        return entry("labels", "none (pre-training needs none)")
+    text = f"{classes['count']:,}"
+    if classes["smallest"] is not None:
+        low, high = classes["smallest"], classes["largest"]
+        text += (
+            f"; in train from {low['images']:,} ({cut(low['class'], 30)}) to {high['images']:,} images "
+            f"({cut(high['class'], 30)}), ratio {classes['imbalance']:g}"
+        )
+    missing = [f"{split} lacks {len(names):,}" for split, names in classes["missing"].items() if names]
+    unlabelled = [f"{n:,} of {split} have no label" for split, n in classes["unlabelled"].items() if n]
+    return entry("classes", "; ".join([text, *missing, *unlabelled]))
+
+
+def _split(split: str, facts: dict[str, Any]) -> list[str]:
+    if facts["short_side"] is None:
+        return entry(split, f"none of {facts['looked_at']:,} images can be read")
+    short, long = facts["short_side"], facts["long_side"]
+    common = ", ".join(f"{s['width']} x {s['height']} ({s['images']:,})" for s in facts["common_sizes"][:3])
+    smaller = ", ".join(f"{share:.1%} below {side} px" for side, share in facts["smaller_than"].items() if share)
+    lines = entry(
+        split,
+        f"short side {short['least']} to {short['most']} px, median {short['median']}; long side {long['least']} to "
+        f"{long['most']}, median {long['median']}" + (f"; short sides {smaller}" if smaller else ""),
+    )
+    lines += entry("", f"{facts['sizes']:,} size{'s' * (facts['sizes'] != 1)}, most often {common}")
+    files = _list(facts["formats"])
+    if facts["file_bytes"] is not None:
+        weight = facts["file_bytes"]
+        files += f"; files of {size(weight['least'])} to {size(weight['most'])}, median {size(weight['median'])}"
+        files += f", together {size(weight['total'])}"
+    if files:
+        lines += entry("", files)
+    kinds = f"channels {_list(facts['channels'])}; values {_list(facts['number_types'])}"
+    others = [
+        f"{facts[name]:,} {words}"
+        for name, words in (
+            ("turned_by_exif", "turned by EXIF"),
+            ("transparent", "with transparency"),
+            ("blank", "blank (one value)"),
+            ("nearly_blank", "nearly blank"),
+            ("wrong_extensions", "with the extension of another format"),
+        )
+        if facts[name]
+    ]
+    lines += entry("", "; ".join([kinds, *others]))
+    ignored = facts["ignored"]
+    if split == "train" and (ignored["extensions"] or ignored["unusable"]):
+        told = [f"{n:,} {cut(extension, 20)}" for extension, n in list(ignored["extensions"].items())[:NAMED]]
+        told += [f"{cut(name, 40)} ({why})" for name, why in list(ignored["unusable"].items())[:3]]
+        lines += entry("ignored", ", ".join(told))
+    return lines
+
+
+def _list(counts: dict[str, int]) -> str:
+    """One kind alone by its name, several with their counts."""
+    return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{name} ({n:,})" for name, n in counts.items())
+
+
+def _statistics(report: dict[str, Any]) -> list[str]:
+    found = report["statistics"]
+    if found is None:
+        return []
+    low, high = found["value_range"]
+    over = f"{found['images']:,} looked at (--limit)" if report["is_limited"] else f"all {found['images']:,}"
+    lines = entry(
+        "channels", f"over {over} training images, each counting alike, where {low:g} is 0 and {high:g} is 1:"
+    )
+    for name in ("mean", "deviation"):
+        values, other = found[name], found[f"imagenet_{name}"]
+        text = f"{name:<9}  " + " ".join(f"{value:.4f}" for value in values[:8]) + (" ..." if len(values) > 8 else "")
+        text += f"   (ImageNet {' '.join(f'{value:.3f}' for value in other)})" if other else ""
+        lines.append(" " * INDENT + text)
+    return lines
+
+
+def _bad(report: dict[str, Any]) -> list[str]:
+    if not report["unreadable"]:
+        return []
+    lines = ["", *entry("unreadable", f"{report['unreadable']:,} of {report['looked_at']:,}:")]
+    for reason, count in list(report["unreadable_reasons"].items())[:NAMED]:
+        lines += [" " * INDENT + f"{count:>6,}  {cut(reason, 78)}"]
+    if len(report["unreadable_reasons"]) > NAMED:
+        lines.append(" " * INDENT + f"and {len(report['unreadable_reasons']) - NAMED} more reasons")
+    names = ", ".join(cut(found["name"], 40) for found in report["bad"][:NAMED])
+    more = report["unreadable"] - NAMED
+    return lines + entry("", f"such as {names}" + (f" and {more:,} more" if more > 0 else ""))
+
+
+def _duplicates(report: dict[str, Any]) -> list[str]:
+    exact, near = report["exact_duplicates"], report["near_duplicates"]
+    if not (exact or near or report["leaks"]):
+        lines = entry("duplicates", "none found")
+    else:
+        lines = entry(
+            "duplicates",
+            f"{exact:,} equal {'copies' if exact != 1 else 'copy'} of other images; {near:,} more that only look the "
+            "same (another size, compression or brightness)",
+        )
+    if not report["near_search_complete"]:
+        lines += entry("", "very many images look alike: not all were compared, so there may be more")
+    sides = report["splits"]["train"]["short_side"]
+    if near and sides is not None and sides["median"] < TINY:
+        lines += entry("", f"images below {TINY} px look alike easily: see whether these are truly copies")
+    for where, count in report["leaks"].items():
+        lines += entry("", f"{where}: {count:,} equal or look the same")
+    for leak in report["listed_leaks"][:3]:
+        is_or = "is" if leak["is_equal"] else "looks like"
+        told = f"  {leak['split']} {cut(leak['name'], 34)} {is_or} {leak['in']} {cut(leak['looks_like'], 34)}"
+        lines.append(" " * INDENT + told)
+    if not report["leaks"]:
+        for group in [*report["listed_exact"][:2], *report["listed_near"][:2]]:
+            lines.append(" " * INDENT + "  " + ", ".join(cut(member["name"], 36) for member in group[:2]))
+    return lines
