@@ -56,6 +56,8 @@ def class_names(r: Reading, count: int) -> list[str]:
 
 
 def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+    if not decoder:
+        return None
     embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
     numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))}
     if embed is None or predict is None or embed.ndim != 2 or not numbers:
