@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -262,3 +264,18 @@ def test_weights_are_not_changed(tmp_path):
     init = save_run(tmp_path / "init", mae, shape, make_preprocessing(shape.encoder, margin=0.875))
     weights = load_file(out_of(init, "timm") / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in mae.encoder.state_dict().items())
+
+
+def test_a_disk_that_fills_up_while_writing_is_one_line(tmp_path, init):
+    """Torch's writers end the process or speak of positions there: no file may grow beyond 50 kB here."""
+    outs = {"reference": "out.pth", "torch-export": "out.pt2", "timm": "out"}
+    commands = [["convert", str(init), str(tmp_path / name), "--to", to] for to, name in outs.items()]
+    program = (
+        "import resource; from openmae import cli; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        f"for command in {commands!r}: assert cli.run(command) == 1"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == len(outs)
+    assert done.stderr.count("was not saved") == len(outs)
+    assert left(tmp_path) == ["init"]

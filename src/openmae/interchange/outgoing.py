@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -115,7 +114,3 @@ def check_mask_tokens(model: Described, what: str) -> None:
 def class_names(model: Described) -> list[str]:
     names: list[str] = model.description["classes"]
     return names
-
-
-def is_float32(weights: Mapping[str, Tensor]) -> bool:
-    return all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())

@@ -3,6 +3,7 @@
 A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` instead of `norm` where the mean is normed.
 """
 
+import io
 import re
 from pathlib import Path
 
@@ -52,4 +53,7 @@ def reference_name(ours: str) -> str:
 
 
 def write_reference(path: Path, outgoing: Outgoing) -> None:
-    torch.save({"model": {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}}, path)
+    """Write the .pth, in memory first: torch's own writer says of a full disk "unexpected pos"."""
+    whole = io.BytesIO()
+    torch.save({"model": {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}}, whole)
+    path.write_bytes(whole.getbuffer())

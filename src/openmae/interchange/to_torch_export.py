@@ -1,5 +1,6 @@
 """To torch.export's .pt2, with a free batch size, read back and checked before it is kept."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -25,7 +26,9 @@ def write_torch_export(path: Path, model: Described, pool: str) -> float:
     program = torch.export.export(module, (some_images(model, 2),), dynamic_shapes=({0: batch},))
     values = metadata(model, outputs, pool)
     lines = ",\n".join(f' "{name}": {value}' for name, value in values.items())
-    torch.export.save(program, path, extra_files={METADATA_FILE: f"{{\n{lines}\n}}\n"})
+    whole = io.BytesIO()  # given a file, torch's own writer ends the process where the disk is full
+    torch.export.save(program, whole, extra_files={METADATA_FILE: f"{{\n{lines}\n}}\n"})
+    path.write_bytes(whole.getbuffer())
     read = torch.export.load(path).module()
     expected = [as_tuple(module(some_images(model, batch))) for batch in BATCHES]
     found = [as_tuple(read(some_images(model, batch))) for batch in BATCHES]
