@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmae.config import (
     AttentionConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     ExperimentConfig,
@@ -30,6 +31,7 @@ from openmae.errors import Fault, Interrupted, RequestError
 if TYPE_CHECKING:
     from openmae.experiments.experiment import experiment
     from openmae.tasks.attention import attention
+    from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo
     from openmae.tasks.embed import embed
     from openmae.tasks.finetune import finetune
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
     "ClassifierModel",
+    "ConvertConfig",
     "DemoConfig",
     "EmbedConfig",
     "ExperimentConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "RequestError",
     "RobustnessConfig",
     "attention",
+    "convert",
     "demo",
     "embed",
     "experiment",
@@ -78,6 +82,7 @@ _LAZY = {
     "load": "openmae.tasks.load",
     "ClassifierModel": "openmae.tasks.load",
     "attention": "openmae.tasks.attention",
+    "convert": "openmae.tasks.convert",
     "demo": "openmae.tasks.demo",
     "embed": "openmae.tasks.embed",
     "experiment": "openmae.experiments.experiment",

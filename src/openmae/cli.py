@@ -15,6 +15,7 @@ import tyro
 import openmae
 from openmae.config import (
     AttentionConfig,
+    ConvertConfig,
     DemoConfig,
     EmbedConfig,
     ExperimentConfig,
@@ -54,7 +55,7 @@ def _command(config: type, name: str, *positional: str) -> Any:
 
 
 # Settings whose None is no open question.
-OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init", "out", "limit"}
+OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init", "out", "limit", "push"}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
@@ -72,6 +73,7 @@ Command = (
     | _command(AttentionConfig, "attention", "images")
     | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
+    | _command(ConvertConfig, "convert", "init", "out")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(InspectConfig, "inspect", "path")
     | _command(DemoConfig, "demo")
@@ -86,6 +88,7 @@ TASKS: dict[type, str] = {
     AttentionConfig: "attention",
     RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
+    ConvertConfig: "convert",
     ReconstructConfig: "reconstruct",
     InspectConfig: "inspect",
     DemoConfig: "demo",

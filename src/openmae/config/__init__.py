@@ -6,6 +6,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
+from openmae.config.convert import ConvertConfig
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.inspect import InspectConfig
@@ -47,6 +48,7 @@ __all__ = [
     "UNDO",
     "AttentionConfig",
     "ClassifierShape",
+    "ConvertConfig",
     "DecoderShape",
     "DemoConfig",
     "EmbedConfig",

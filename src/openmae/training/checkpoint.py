@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,14 @@ def save_checkpoint(
 
 
 def save_model(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write weights with their description; equal weights and descriptions give equal bytes."""
+    """Write a model's weights with their description; equal weights and descriptions give equal bytes."""
+    save_weights(path, model.state_dict(), metadata)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    """As `save_model`, of weights by name."""
     description = json.dumps({"format_version": FORMAT_VERSION, **metadata}, sort_keys=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(tensors, path, metadata={METADATA_KEY: description})
     make_readable(path)
 

@@ -43,6 +43,48 @@ def written_aside(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """A new, empty folder to write files to; it becomes `path`, which must not exist, when all is on the disk."""
+    with _new_folder(path) as partial:
+        yield partial
+        _sync_all(partial)
+        partial.rename(path)
+
+
+@contextmanager
+def files_written_aside(path: Path) -> Iterator[Path]:
+    """A new, empty folder to write files to; they move beside `path`, it being the last of them, when all are there.
+
+    For what names its own parts: they lie under their final names until then, too.
+    """
+    with _new_folder(path) as partial:
+        yield partial
+        _sync_all(partial)
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == path.name):
+            file.replace(path.with_name(file.name))
+        partial.rmdir()
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _sync_all(folder: Path) -> None:
+    for file in folder.iterdir():
+        sync(file)
+    sync(folder)
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     with written_aside(path) as partial:
         partial.write_bytes(json_bytes(values))

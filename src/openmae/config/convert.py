@@ -1,0 +1,59 @@
+"""Settings of `openmae convert`."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from openmae.config.checks import Settings, check_name, check_types
+from openmae.config.shapes import DEFAULT_POOL, POOLS
+from openmae.errors import RequestError
+
+# Each format with the ending that its file must have; a folder has none.
+FORMATS: dict[str, str | None] = {
+    "openmae": None,
+    "timm": None,
+    "transformers": None,
+    "reference": ".pth",
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+}
+PARTS = ("all", "encoder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Settings):
+    """A trained model as other programs read it; where that is a program, it was checked against ours."""
+
+    init: str
+    """A run folder, a checkpoint or its model.safetensors."""
+    out: str
+    """What to write: a folder (openmae, timm, transformers), or a file .pth (reference), .onnx or .pt2."""
+    to: str
+    """openmae, timm, transformers, reference, onnx or torch-export."""
+    part: str = "all"
+    """all, or encoder: decoder and head are left out."""
+    pool: str = DEFAULT_POOL
+    """How an encoder's `features` are pooled in onnx and torch-export: cls or mean."""
+    licence: str = "other"
+    """The weights' licence for the model card, as the hub names it: mit, cc-by-nc-4.0."""
+    push: str | None = None
+    """ORG/NAME: put the folder on the Hugging Face hub, too; a new place there is private."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("--to", self.to, FORMATS)
+        check_name("--part", self.part, PARTS)
+        check_name("--pool", self.pool, POOLS)
+        ending, out = FORMATS[self.to], os.fspath(self.out)
+        if ending and not out.lower().endswith(ending):
+            raise RequestError(f"OUT got {out!r}: --to {self.to} writes a file, whose name must end in {ending}")
+        if not ending and out.lower().endswith((".safetensors", ".bin", *filter(None, FORMATS.values()))):
+            raise RequestError(f"OUT got {out!r}: --to {self.to} writes a folder, give it a name without that ending")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.licence):
+            raise RequestError(f"--licence got {self.licence!r}: it must be a name such as mit or cc-by-nc-4.0")
+        if self.push is None:
+            return
+        if ending:
+            raise RequestError(f"--push got {self.push}: only openmae, timm and transformers make a folder to push")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+            raise RequestError(f"--push got {self.push!r}: it must look like ORG/NAME")

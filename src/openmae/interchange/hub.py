@@ -1,0 +1,26 @@
+"""A folder onto the Hugging Face hub."""
+
+from pathlib import Path
+
+from openmae.errors import Fault
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a folder; a repository that does not exist yet is made, private.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        Fault: the hub refused it, or cannot be reached.
+    """
+    import huggingface_hub  # takes half a second
+
+    try:
+        api = huggingface_hub.HfApi()
+        api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Converted by openmae")
+    except Exception as error:  # of the network, of the login, of the hub: a class for each
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise Fault(f"{folder} is written, but --push {name} failed: {said}") from error
+    return f"https://huggingface.co/{name}"

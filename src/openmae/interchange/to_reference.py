@@ -1,0 +1,59 @@
+"""To the layout of the reference's checkpoints: flat names in a .pth under `model` (FACTS).
+
+A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` instead of `norm` where the mean is normed.
+"""
+
+import io
+import re
+from pathlib import Path
+
+import torch
+
+from openmae.config import ClassifierShape
+from openmae.errors import RequestError
+from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.outgoing import Outgoing, check_mask_tokens, check_plain, without
+
+# Ours → theirs, of the decoder; everything else keeps its name.
+DECODER = (
+    (r"decoder\.embed\.(weight|bias)", r"decoder_embed.\1"),
+    (r"decoder\.mask_token", "mask_token"),
+    (r"decoder\.pos_embed", "decoder_pos_embed"),
+    (r"decoder\.(blocks\..*)", r"decoder_\1"),
+    (r"decoder\.norm\.(weight|bias)", r"decoder_norm.\1"),
+    (r"decoder\.predict\.(weight|bias)", r"decoder_pred.\1"),
+)
+
+
+def to_reference(model: Described) -> Outgoing:
+    """Names and weights.
+
+    Raises:
+        RequestError: the layout cannot hold the model.
+    """
+    check_plain(model, "reference")
+    check_mask_tokens(model, "reference")
+    if isinstance(model.shape, ClassifierShape) and model.shape.head == "probe":
+        raise RequestError("--to reference holds fine-tuned classifiers, this is a probe: --to timm holds it")
+    names = {name: reference_name(name) for name in model.weights}
+    weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
+    heads = model.encoder_shape.num_heads
+    remarks = [f"the layout names no head count ({heads}), image preparation or classes: tell its reader"]
+    if not model.encoder_shape.final_norm:
+        remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
+    return Outgoing(weights, without(model.weights, names), remarks=tuple(remarks))
+
+
+def reference_name(ours: str) -> str:
+    """Their name for our weight."""
+    for pattern, theirs in DECODER:
+        if match := re.fullmatch(pattern, ours):
+            return match.expand(theirs)
+    return ours.removeprefix(ENCODER)
+
+
+def write_reference(path: Path, outgoing: Outgoing) -> None:
+    """Write the .pth, in memory first: torch's own writer says of a full disk "unexpected pos"."""
+    whole = io.BytesIO()
+    torch.save({"model": {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}}, whole)
+    path.write_bytes(whole.getbuffer())

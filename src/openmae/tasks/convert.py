@@ -1,0 +1,156 @@
+"""`openmae convert`: a trained model as other programs read it."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from openmae.config import ClassifierShape, ConvertConfig, MAEShape
+from openmae.config.convert import FORMATS
+from openmae.errors import RequestError, shown
+from openmae.interchange import exported
+from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.hub import push
+from openmae.interchange.model_card import figures_beside, model_card
+from openmae.interchange.outgoing import Outgoing, encoder_part, without
+from openmae.interchange.to_onnx import DATA_ENDING, OPSET, check_extra, write_onnx
+from openmae.interchange.to_reference import to_reference, write_reference
+from openmae.interchange.to_timm import to_timm
+from openmae.interchange.to_torch_export import write_torch_export
+from openmae.interchange.to_transformers import to_transformers
+from openmae.model.heads import Classifier
+from openmae.model.mae import MAE
+from openmae.model.vit import ViT
+from openmae.tasks.weights import find_model, read_described
+from openmae.training.checkpoint import MODEL, save_weights
+from openmae.training.files import disk_faults, files_written_aside, folder_written_aside, written_aside
+
+CARD = "README.md"
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Write OUT, whole or not at all; a program (onnx, torch-export) only if it computes what the model computes.
+
+    Returns:
+        status, tensors (how many were written), left_out (our names), error (of a program), url (of --push).
+
+    Raises:
+        RequestError: INIT is no model, OUT exists, or the format cannot hold the model.
+        Fault: a full disk, a program that computes something else, or a hub that refuses.
+    """
+    config = ConvertConfig.from_dict(config.to_dict())  # paths as strings
+    check_out(config)
+    if config.to == "onnx":
+        check_extra()
+    model = read_described(find_model(config.init))
+    check_complete(model)
+    whole = model
+    if config.part == "encoder":
+        model = encoder_part(model)
+    dropped = without(whole.weights, model.weights)
+    out = Path(config.out)
+    result: dict[str, Any] = {"status": "complete"}
+    if FORMATS[config.to] is None:
+        outgoing = outgoing_of(model, config.to)
+        with disk_faults(out), folder_written_aside(out) as folder:
+            if config.to == "openmae":
+                save_weights(folder / MODEL, model.weights, model.description)
+            else:
+                outgoing.write(folder)
+            figures = figures_beside(config.init)
+            card = model_card(model, config.to, config.licence, figures, outgoing.remarks)
+            (folder / CARD).write_text(card, encoding="utf-8")
+    elif config.to == "reference":
+        outgoing = to_reference(model)
+        with disk_faults(out), written_aside(out) as file:
+            write_reference(file, outgoing)
+    else:
+        outgoing, result["error"] = write_program(out, model, config)
+    left_out = (*outgoing.left_out, *dropped)
+    print("\n".join(report_lines(config, outgoing, left_out, result.get("error"))), flush=True)
+    if config.push is not None:
+        result["url"] = push(out, config.push)
+        print(f"pushed     {result['url']}")
+    return {**result, "tensors": len(outgoing.weights), "left_out": list(left_out)}
+
+
+def outgoing_of(model: Described, to: str) -> Outgoing:
+    """What a folder format holds of the model. Raises RequestError where that is not the model."""
+    if to == "timm":
+        return to_timm(model)
+    return to_transformers(model) if to == "transformers" else Outgoing(model.weights)
+
+
+def write_program(out: Path, model: Described, config: ConvertConfig) -> tuple[Outgoing, float]:
+    """Export and check; an ONNX file of more than 2 GB has a second one beside it."""
+    write = write_onnx if config.to == "onnx" else write_torch_export
+    with disk_faults(out), files_written_aside(out) as folder:
+        error = write(folder / out.name, model, config.pool)
+    left_out = exported.left_out(model)
+    weights = {name: value for name, value in model.weights.items() if name not in left_out}
+    remarks = ("input images: float32, normalised, any batch size",)
+    return Outgoing(
+        weights, left_out, remarks=(f"ONNX opset {OPSET}", *remarks) if config.to == "onnx" else remarks
+    ), error
+
+
+def check_out(config: ConvertConfig) -> None:
+    """Raise RequestError where OUT exists, is among a run's checkpoints, or can be no file."""
+    out = Path(config.out)
+    beside = [out, out.with_name(out.name + DATA_ENDING)] if config.to == "onnx" else [out]
+    for path in beside:
+        if os.path.lexists(path):
+            raise RequestError(f"OUT {shown(path)} exists already: choose another name")
+    there = next(place for place in out.absolute().parents if place.exists())
+    if not there.is_dir():
+        raise RequestError(f"OUT {shown(out)} cannot be written: {shown(there)} is no folder")
+    inside = Path(os.path.realpath(out)).parents
+    if any(re.fullmatch(r"step-\d{8,}", place.name) or place.name == "checkpoints" for place in inside):
+        raise RequestError(f"OUT {shown(out)} lies among a run's checkpoints, which are deleted as it goes on")
+
+
+def check_complete(model: Described) -> None:
+    """Raise RequestError where the weights are not those of the shape: a format must not hold half a model."""
+    with torch.device("meta"):
+        expected: nn.Module
+        if isinstance(model.shape, MAEShape):
+            expected, prefix = MAE.from_shape(model.shape), ""
+        elif isinstance(model.shape, ClassifierShape):
+            expected, prefix = Classifier.from_shape(model.shape), ""
+        else:
+            expected, prefix = ViT(model.shape), ENCODER
+    own = {prefix + name: value.shape for name, value in expected.state_dict().items()}
+    for name in sorted(own.keys() | model.weights.keys()):
+        if name not in model.weights or name not in own or model.weights[name].shape != own[name]:
+            raise RequestError(f"{model.path} is damaged: {name} is missing, unknown or of another shape")
+
+
+def report_lines(
+    config: ConvertConfig, outgoing: Outgoing, left_out: tuple[str, ...], error: float | None
+) -> list[str]:
+    """What was written and what was not."""
+    count = sum(value.numel() for value in outgoing.weights.values())
+    lines = [f"wrote      {shown(config.out)} ({config.to}): {len(outgoing.weights)} tensors, {count:,} values"]
+    if error is not None:
+        batches = ", ".join(map(str, exported.BATCHES))
+        lines.append(f"checked    against openmae at batches of {batches}: differs by {error:.1e} of the largest value")
+    lines += [f"           {remark}" for remark in outgoing.remarks]
+    for part, names in grouped(left_out).items():
+        lines.append(f"left out   {part}: {len(names)} tensor{'s' * (len(names) != 1)} ({listed(names)})")
+    return lines
+
+
+def grouped(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Names by their first part: decoder, head, …"""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.split(".")[0], []).append(name)
+    return groups
+
+
+def listed(names: list[str]) -> str:
+    """What a part's names are of: of decoder.blocks.0.norm1.weight, blocks."""
+    return ", ".join(dict.fromkeys((name.split(".") * 2)[1] for name in sorted(names)))
