@@ -57,7 +57,7 @@ def test_another_programs_model_and_its_report(tmp_path, capsys):
     assert found["model"] == "encoder"
     assert list(found["unused"]) == ["pooler.dense.bias", "pooler.dense.weight"]
     said = capsys.readouterr().out
-    assert "4 heads (from its config.json)" in said
+    assert "4 heads (as it says)" in said
     assert "encoder only, reconstruction needs the decoder" in said
     assert "encoder.blocks.0-1.attn.qkv.weight (96, 32)" in said
     assert "norm_eps 1e-12" not in said  # of no matter: it is a plain ViT

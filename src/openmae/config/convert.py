@@ -4,8 +4,8 @@ import os
 import re
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_types
-from openmae.config.shapes import DEFAULT_POOL, POOLS
+from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.shapes import DEFAULT_POOL, LARGEST, POOLS, TARGETS
 from openmae.errors import RequestError
 
 # Each format with the ending that its file must have; a folder has none.
@@ -36,6 +36,19 @@ class ConvertConfig(Settings):
     """How an encoder's `features` are pooled in onnx and torch-export: cls or mean."""
     licence: str = "other"
     """The weights' licence for the model card, as the hub names it: mit, cc-by-nc-4.0."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width: positions are resampled. Also the size of a file that does not say it."""
+    patch_size: int | None = None
+    """Side of a patch in pixels: the patch projection is resampled (FlexiViT)."""
+    num_heads: int | None = None
+    """Of a file that does not say it; otherwise width / 64."""
+    decoder_num_heads: int | None = None
+    """Likewise; otherwise width / 32."""
+    target: str | None = None
+    """What a masked autoencoder predicts whose file does not say it: pixel or norm-pixel."""
+    mean: tuple[float, ...] | None = None
+    """Of the images' values after scaling to 0..1, where the file does not say it or says it wrong."""
+    std: tuple[float, ...] | None = None
     push: str | None = None
     """ORG/NAME: put the folder on the Hugging Face hub, too; a new place there is private."""
 
@@ -44,6 +57,13 @@ class ConvertConfig(Settings):
         check_name("--to", self.to, FORMATS)
         check_name("--part", self.part, PARTS)
         check_name("--pool", self.pool, POOLS)
+        check_name("--target", self.target, TARGETS)
+        for name in ("patch_size", "num_heads", "decoder_num_heads"):
+            check_range(flag_of(name), getattr(self, name), 1, LARGEST[name.removeprefix("decoder_")])
+        for side in self.size or ():
+            check_range("--image-size", side, 1, LARGEST["image_size"])
+        if (self.mean is None) != (self.std is None):
+            raise RequestError("--mean and --std go together: give both, a value for each channel")
         ending, out = FORMATS[self.to], os.fspath(self.out)
         if ending and not out.lower().endswith(ending):
             raise RequestError(f"OUT got {out!r}: --to {self.to} writes a file, whose name must end in {ending}")
@@ -57,3 +77,8 @@ class ConvertConfig(Settings):
             raise RequestError(f"--push got {self.push}: only openmae, timm and transformers make a folder to push")
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
             raise RequestError(f"--push got {self.push!r}: it must look like ORG/NAME")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)

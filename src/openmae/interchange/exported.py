@@ -46,8 +46,6 @@ def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]
     if pool == "cls" and not shape.class_token:
         raise RequestError("--pool got cls, but this encoder has no class token: --pool mean")
     encoder = ViT(shape)
-    if not shape.final_norm:
-        encoder.norm = nn.Identity()  # type: ignore[assignment]
     encoder.load_state_dict({name.removeprefix(ENCODER): value for name, value in part.weights.items()})
     return Encoding(encoder, pool).eval(), ("tokens", "features")
 

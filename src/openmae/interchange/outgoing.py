@@ -12,6 +12,7 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described
+from openmae.model.vit import LAYER_NORM_EPS
 from openmae.training.files import make_readable
 
 PROBE_EPS = 1e-6  # of the probe's BatchNorm (FACTS section 2)
@@ -95,11 +96,19 @@ def check_plain(model: Described, what: str) -> None:
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return
-    plain = shape.to_dict().keys() - {"image_size", "patch_size", "channels", "width", "depth", "num_heads"}
+    plain = shape.to_dict().keys() - {"image_size", "patch_size", "channels", "width", "depth", "num_heads", "norm_eps"}
     differs = ", ".join(f"{name} {getattr(shape, name)}" for name in sorted(plain))
     raise RequestError(
         f"--to {what} holds a plain ViT only, this encoder has {differs}: --to openmae, onnx and torch-export hold it"
     )
+
+
+def eps_remarks(model: Described, program: str) -> list[str]:
+    """What has to be said where a program's LayerNorms have the eps of 1e-6 and this model's another."""
+    eps = model.encoder_shape.norm_eps
+    if eps == LAYER_NORM_EPS:
+        return []
+    return [f"its norms have an eps of {eps:g}, {program} has {LAYER_NORM_EPS:g}: features differ from about 1e-5 on"]
 
 
 def check_mask_tokens(model: Described, what: str) -> None:

@@ -39,7 +39,7 @@ def read_encoder(r: Reading) -> ViTShape:
     relative, grid = "none", None
     table = weights.get("blocks.0.attn.relative.table")
     if table is not None:
-        relative, grid = "bias", _square(r, (math.isqrt(len(table) - CLASS_OFFSETS) + 1) // 2, patch_size)
+        relative, grid = "bias", _grid_of_biases(r, len(table) - CLASS_OFFSETS, patch_size)
     by_row = {n: weights.get(f"blocks.{n}.attn.relative.rel_pos_h") for n in sorted(numbers)}
     window_size, global_blocks = 0, tuple[int, ...]()
     if r.found.family == "vitdet":
@@ -174,16 +174,26 @@ def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size:
     return target
 
 
-def _square(r: Reading, side: int, patch_size: int) -> Grid:
-    size = r.image_size
-    return (size[0] // patch_size, size[1] // patch_size) if size else (side, side)
+def _grid_of_biases(r: Reading, num_offsets: int, patch_size: int) -> Grid:
+    """The grid that a table of so many (row, column) offsets is for: as the file says, else a square."""
+    if (size := r.image_size) is not None:
+        grid = (size[0] // patch_size, size[1] // patch_size)
+        if (2 * grid[0] - 1) * (2 * grid[1] - 1) == num_offsets:
+            return grid
+    side = math.isqrt(max(num_offsets, 0))
+    if side * side != num_offsets or side % 2 == 0:
+        raise RequestError(
+            f"{r.source} has relative positions of {num_offsets} offsets, which are of no square: say its size in "
+            "pixels with --image-size H W (openmae convert)"
+        )
+    return ((side + 1) // 2, (side + 1) // 2)
 
 
 def _heads(r: Reading, width: int, table: Tensor | None, by_row: Mapping[int, Tensor | None]) -> int:
     vectors = next((v for v in by_row.values() if v is not None), None)
-    said: Any = r.config.get("num_attention_heads") or r.timm_arguments.get("num_heads")
+    said: Any = r.config.get("num_attention_heads") or r.timm_arguments.get("num_heads") or r.said("num_heads")
     if isinstance(said, int):
-        heads, why = said, "from its config.json"
+        heads, why = said, "as it says"
     elif table is not None:
         heads, why = table.shape[1], "from its table of relative positions"
     elif vectors is not None:

@@ -67,9 +67,9 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
         r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left")
         return None
     width = len(embed)
-    said = r.config.get("decoder_num_attention_heads")
+    said = r.said("decoder_num_attention_heads") or r.said("decoder_num_heads")
     if isinstance(said, int):
-        heads, why = said, "from its config.json"
+        heads, why = said, "as it says"
     elif r.hints.decoder_num_heads is not None:
         heads, why = r.hints.decoder_num_heads, "as asked for"
     elif width % DECODER_HEAD_WIDTH == 0:
@@ -90,8 +90,7 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
 
 
 def _target(r: Reading) -> str:
-    arguments = r.stored.extras.get("args")
-    said = r.config.get("norm_pix_loss", arguments.get("norm_pix_loss") if isinstance(arguments, Mapping) else None)
+    said = r.said("norm_pix_loss")
     if r.hints.target is not None:
         return r.hints.target
     if isinstance(said, bool):

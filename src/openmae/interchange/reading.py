@@ -45,6 +45,14 @@ class Reading:
         """transformers' or timm's config.json; empty where there is none."""
         return self.stored.config
 
+    def said(self, name: str) -> Any:
+        """What config.json, the checkpoint or the arguments in it say under this name; None where nothing does."""
+        arguments = self.stored.extras.get("args")
+        for place in (self.config, self.stored.extras, arguments if isinstance(arguments, Mapping) else {}):
+            if name in place:
+                return place[name]
+        return None
+
     @property
     def timm_arguments(self) -> Mapping[str, Any]:
         """What timm's config.json gives to the model's constructor."""
@@ -57,7 +65,7 @@ class Reading:
         timm = self.config.get("pretrained_cfg")
         size = timm.get("input_size") if isinstance(timm, Mapping) else None
         of_timm = pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None
-        return self.hints.image_size or pair(self.config.get("image_size")) or of_timm
+        return self.hints.image_size or pair(self.said("image_size")) or of_timm
 
     def take(self, *prefixes: str) -> dict[str, Tensor]:
         """Take out the weights whose names begin so."""

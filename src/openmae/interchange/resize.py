@@ -1,9 +1,12 @@
 """An encoder's weights for another image or patch size, every change by name."""
 
+from dataclasses import asdict, replace
+
 from torch import Tensor
 
-from openmae.config import ViTShape
+from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
+from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.report import Shape
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import resample_bias_table, resample_vectors
@@ -47,6 +50,39 @@ def fit_encoder(
     if old.window_size != new.window_size:
         raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are asked for")
     return fitted, changed
+
+
+def resized_model(
+    model: Described, image_size: tuple[int, int] | None, patch_size: int | None
+) -> tuple[Described, list[str]]:
+    """The whole model for another image or patch size, and a line about each weight that was resampled.
+
+    Raises:
+        RequestError: the patch does not divide the image, or a decoder would have to predict patches of another size.
+    """
+    old = model.encoder_shape
+    new = old.resized(image_size or old.image_size, patch_size or old.patch_size)
+    if new == old:
+        return model, []
+    if isinstance(model.shape, MAEShape) and new.patch_size != old.patch_size:
+        raise RequestError(
+            f"--patch-size got {new.patch_size}: the decoder of {model.path} predicts patches of {old.patch_size} px; "
+            "--part encoder leaves it out"
+        )
+    fitted, changed = fit_encoder(model.encoder_weights, old, new, str(model.path))
+    weights = {**model.weights, **{ENCODER + name: value for name, value in fitted.items()}}
+    lines = [f"resized    {ENCODER}{name}: {was} -> {now}" for name, (was, now) in changed.items()]
+    shape: MAEShape | ClassifierShape | ViTShape = new
+    if not isinstance(model.shape, ViTShape):
+        shape = replace(model.shape, encoder=new)
+    if isinstance(model.shape, MAEShape):
+        before = weights["decoder.pos_embed"]
+        after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid)
+        lines.append(f"resized    decoder.pos_embed: {tuple(before.shape)} -> {tuple(after.shape)}")
+    preprocessing = replace(model.preprocessing, image_size=new.image_size)
+    description = {**model.description, "shape": shape.to_dict(), "preprocessing": asdict(preprocessing)}
+    resized = replace(model, weights=weights, shape=shape, preprocessing=preprocessing, description=description)
+    return resized, lines
 
 
 def _fitted(name: str, value: Tensor, old: ViTShape, new: ViTShape) -> Tensor:

@@ -6,13 +6,14 @@ A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` inst
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from openmae.config import ClassifierShape
+from openmae.config import ClassifierShape, MAEShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described
-from openmae.interchange.outgoing import Outgoing, check_mask_tokens, check_plain, without
+from openmae.interchange.outgoing import Outgoing, check_mask_tokens, check_plain, eps_remarks, without
 
 # Ours → theirs, of the decoder; everything else keeps its name.
 DECODER = (
@@ -23,6 +24,9 @@ DECODER = (
     (r"decoder\.norm\.(weight|bias)", r"decoder_norm.\1"),
     (r"decoder\.predict\.(weight|bias)", r"decoder_pred.\1"),
 )
+
+
+BESIDE = "beside"  # the weights in the .pth: what `--init` reads again and other programs pass over
 
 
 def to_reference(model: Described) -> Outgoing:
@@ -39,9 +43,14 @@ def to_reference(model: Described) -> Outgoing:
     weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
     heads = model.encoder_shape.num_heads
     remarks = [f"the layout names no head count ({heads}), image preparation or classes: tell its reader"]
+    remarks += eps_remarks(model, "the reference")
     if not model.encoder_shape.final_norm:
         remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
-    return Outgoing(weights, without(model.weights, names), remarks=tuple(remarks))
+    beside: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
+    if isinstance(model.shape, MAEShape):
+        beside["decoder_num_heads"] = model.shape.decoder.num_heads
+        beside["norm_pix_loss"] = model.shape.target == "norm-pixel"
+    return Outgoing(weights, without(model.weights, names), {BESIDE: beside}, tuple(remarks))
 
 
 def reference_name(ours: str) -> str:
@@ -55,5 +64,6 @@ def reference_name(ours: str) -> str:
 def write_reference(path: Path, outgoing: Outgoing) -> None:
     """Write the .pth, in memory first: torch's own writer says of a full disk "unexpected pos"."""
     whole = io.BytesIO()
-    torch.save({"model": {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}}, whole)
+    weights = {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}
+    torch.save({"model": weights, **outgoing.configs[BESIDE]}, whole)
     path.write_bytes(whole.getbuffer())

@@ -13,7 +13,16 @@ from typing import Any
 
 from openmae.config import SIZES, ClassifierShape, Preprocessing, ViTShape
 from openmae.interchange.described import ENCODER, Described
-from openmae.interchange.outgoing import FOLDED, Outgoing, check_plain, class_names, head_of, norms_the_mean, without
+from openmae.interchange.outgoing import (
+    FOLDED,
+    Outgoing,
+    check_plain,
+    class_names,
+    eps_remarks,
+    head_of,
+    norms_the_mean,
+    without,
+)
 
 
 def to_timm(model: Described) -> Outgoing:
@@ -24,7 +33,7 @@ def to_timm(model: Described) -> Outgoing:
     """
     check_plain(model, "timm")
     weights, taken = dict(model.encoder_weights), {f"{ENCODER}{name}": name for name in model.encoder_weights}
-    remarks = []
+    remarks = eps_remarks(model, "timm")
     if isinstance(model.shape, ClassifierShape):
         weights["head.weight"], weights["head.bias"] = head_of(model)
         taken |= {name: name for name in ("head.weight", "head.bias")}

@@ -27,7 +27,7 @@ from openmae.interchange.outgoing import (
     norms_the_mean,
     without,
 )
-from openmae.model.vit import LAYER_NORM_EPS, MLP_RATIO
+from openmae.model.vit import MLP_RATIO
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -144,7 +144,7 @@ def transformers_config(model: Described) -> dict[str, Any]:
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": LAYER_NORM_EPS,
+        "layer_norm_eps": shape.norm_eps,
         "image_size": height if height == width else [height, width],
         "patch_size": shape.patch_size,
         "num_channels": shape.channels,

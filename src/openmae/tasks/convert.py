@@ -16,6 +16,8 @@ from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.hub import push
 from openmae.interchange.model_card import figures_beside, model_card
 from openmae.interchange.outgoing import Outgoing, encoder_part, without
+from openmae.interchange.reading import Hints
+from openmae.interchange.resize import resized_model
 from openmae.interchange.to_onnx import DATA_ENDING, OPSET, check_extra, write_onnx
 from openmae.interchange.to_reference import to_reference, write_reference
 from openmae.interchange.to_timm import to_timm
@@ -24,7 +26,7 @@ from openmae.interchange.to_transformers import to_transformers
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
-from openmae.tasks.weights import find_model, read_described
+from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, save_weights
 from openmae.training.files import disk_faults, files_written_aside, folder_written_aside, written_aside
 
@@ -45,8 +47,19 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     check_out(config)
     if config.to == "onnx":
         check_extra()
-    model = read_described(find_model(config.init))
+    hints = Hints(
+        num_heads=config.num_heads,
+        decoder_num_heads=config.decoder_num_heads,
+        image_size=config.size,
+        target=config.target,
+        mean=config.mean,
+        std=config.std,
+    )
+    model = read_init(config.init, hints)
     check_complete(model)
+    model, resized = resized_model(model, config.size, config.patch_size)
+    for line in resized:
+        print(line, flush=True)
     whole = model
     if config.part == "encoder":
         model = encoder_part(model)
