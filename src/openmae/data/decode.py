@@ -127,11 +127,9 @@ def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     _check_size(header.height, header.width, header.components, max_pixels)
     if header.height * header.width > MAX_PIXELS:  # a higher limit is also Pillow's to allow
         return None
-    orientation = 1
-    if not header.is_bare:
-        orientation = _vouched_orientation(data)
-        if orientation is None:
-            return None
+    orientation = 1 if header.is_bare else _vouched_orientation(data)
+    if orientation is None:
+        return None
     image = decode_plain(data, header.components)
     return None if image is None else np.ascontiguousarray(_upright(image, orientation))
 
