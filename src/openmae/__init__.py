@@ -19,6 +19,7 @@ from openmae.config import (
     ExperimentConfig,
     FinetuneConfig,
     KnnConfig,
+    PackConfig,
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from openmae.tasks.finetune import finetune
     from openmae.tasks.knn import knn
     from openmae.tasks.load import ClassifierModel, Model, load
+    from openmae.tasks.pack import pack
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.probe import probe
     from openmae.tasks.reconstruct import reconstruct
@@ -51,6 +53,7 @@ __all__ = [
     "Interrupted",
     "KnnConfig",
     "Model",
+    "PackConfig",
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "finetune",
     "knn",
     "load",
+    "pack",
     "pretrain",
     "probe",
     "reconstruct",
@@ -79,6 +83,7 @@ _LAZY = {
     "experiment": "openmae.experiments.experiment",
     "knn": "openmae.tasks.knn",
     "finetune": "openmae.tasks.finetune",
+    "pack": "openmae.tasks.pack",
     "pretrain": "openmae.tasks.pretrain",
     "probe": "openmae.tasks.probe",
     "reconstruct": "openmae.tasks.reconstruct",

@@ -20,6 +20,7 @@ from openmae.config import (
     ExperimentConfig,
     FinetuneConfig,
     KnnConfig,
+    PackConfig,
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -72,6 +73,7 @@ Command = (
     | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
     | _command(ReconstructConfig, "reconstruct", "images")
+    | _command(PackConfig, "pack", "data", "out")
     | _command(DemoConfig, "demo")
 )
 # Looked up on use: `import openmae` stays quick.
@@ -85,6 +87,7 @@ TASKS: dict[type, str] = {
     RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
     ReconstructConfig: "reconstruct",
+    PackConfig: "pack",
     DemoConfig: "demo",
 }
 

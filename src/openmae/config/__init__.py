@@ -8,6 +8,7 @@ from openmae.config.checks import Settings, check_name, check_range, check_types
 from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
+from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
@@ -33,6 +34,7 @@ from openmae.config.shapes import (
 __all__ = [
     "AUGMENTS",
     "DEFAULT_POOL",
+    "FORMATS",
     "HEADS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -55,6 +57,7 @@ __all__ = [
     "KnnConfig",
     "LabelledConfig",
     "MAEShape",
+    "PackConfig",
     "Preprocessing",
     "PretrainConfig",
     "ProbeConfig",
