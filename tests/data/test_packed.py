@@ -82,7 +82,7 @@ def test_a_jpeg_pack_shows_the_same_pictures(data, packs):
         image = after.read(i)
         wanted = Image.fromarray(before.read(i)).resize(image.shape[1::-1], Image.Resampling.BICUBIC)
         error = np.abs(image.astype(float) - np.asarray(wanted)).mean()
-        assert error < 5  # measured: 1.2 to 3.4 grey levels (quality 90, colour at half the resolution)
+        assert error < 4  # measured: 1.1 to 3.2 grey levels (quality 90, colour at half the resolution)
 
 
 def test_a_raw_pack_holds_the_centre(data, packs):
@@ -94,8 +94,8 @@ def test_a_raw_pack_holds_the_centre(data, packs):
         top, left = (height - side) // 2, (width - side) // 2
         wanted = Image.fromarray(original[top : top + side, left : left + side]).resize((48, 48), Image.BICUBIC)
         assert image.shape == (48, 48, 3)
-        # Two programs' bicubic resizing; measured: at most 1, where each pass is rounded.
-        assert np.abs(image.astype(int) - np.asarray(wanted)).max() <= 2
+        # Two programs' bicubic resizing, each pass rounded to 8 bits; measured: at most 2, mostly 1.
+        assert np.abs(image.astype(int) - np.asarray(wanted)).max() <= 3
 
 
 def test_a_raw_pack_is_a_plain_file(packs):

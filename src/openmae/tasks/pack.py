@@ -123,7 +123,8 @@ def check_apart(data: str, out: Path) -> None:
 
 def check_vacant(config: PackConfig, out: Path) -> None:
     """Raise RequestError where something would be lost."""
-    if not out.exists() or not any(out.iterdir()):
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
         return
     is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
     if not is_ours:
@@ -340,8 +341,9 @@ class _Job:
     ) -> dict[int, str]:
         bad: dict[int, str] = {}
         partial, at = path.with_name(PARTIAL + path.name), part.start
-        with open(partial, "w+b") as file:
+        with open(partial, "w+b") as file, ExitStack() as cleanup:
             writer = ShardWriter(file, of_split["classes"], of_split["labelled"])
+            cleanup.callback(writer.abandon)
             while at < part.stop:
                 found = self._next(split, images)
                 bad |= found.bad

@@ -101,6 +101,10 @@ class ShardWriter:
             at += len(data)
         self.rows = []
 
+    def abandon(self) -> None:
+        """Leave the file as it is: Arrow's writer would else end it when it is collected, and may not be able to."""
+        self.writer.is_open = False
+
     def close(self) -> NDArray[np.int64]:
         """Finish the file; the places of its images: (rows, 2)."""
         self._write()
