@@ -125,9 +125,7 @@ def test_nothing_of_the_images_travels_to_a_worker(packs):
 
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
 def test_training_batches_are_the_same_with_and_without_workers(packs, form):
-    p = Preprocessing(
-        channels=3, value_range=(0.0, 255.0), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(32, 32)
-    )
+    p = Preprocessing(channels=3, value_range=(0.0, 255.0), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(32, 32))
     stream = Stream(open_source(str(packs / form), "train"), p, Augmentation(), 3, min_side=1, with_labels=True)
 
     def batches(workers):

@@ -47,6 +47,15 @@ def read_pack(root: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def pack_format(data: str) -> str | None:
+    """jpeg or raw, where DATA is a pack."""
+    try:
+        manifest = read_pack(Path(data))
+    except (RequestError, ValueError):
+        return None
+    return None if manifest is None else str(manifest["format"])
+
+
 def _check_manifest(manifest: dict[str, Any]) -> None:
     assert manifest["format"] in ("jpeg", "raw")
     for name, entry in manifest["files"].items():
