@@ -21,6 +21,7 @@ from openmae.config import (
     FinetuneConfig,
     InspectConfig,
     KnnConfig,
+    PackConfig,
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from openmae.tasks.inspect import inspect
     from openmae.tasks.knn import knn
     from openmae.tasks.load import ClassifierModel, Model, load
+    from openmae.tasks.pack import pack
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.probe import probe
     from openmae.tasks.reconstruct import reconstruct
@@ -57,6 +59,7 @@ __all__ = [
     "Interrupted",
     "KnnConfig",
     "Model",
+    "PackConfig",
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
@@ -71,6 +74,7 @@ __all__ = [
     "inspect",
     "knn",
     "load",
+    "pack",
     "pretrain",
     "probe",
     "reconstruct",
@@ -89,6 +93,7 @@ _LAZY = {
     "inspect": "openmae.tasks.inspect",
     "knn": "openmae.tasks.knn",
     "finetune": "openmae.tasks.finetune",
+    "pack": "openmae.tasks.pack",
     "pretrain": "openmae.tasks.pretrain",
     "probe": "openmae.tasks.probe",
     "reconstruct": "openmae.tasks.reconstruct",

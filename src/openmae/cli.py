@@ -22,6 +22,7 @@ from openmae.config import (
     FinetuneConfig,
     InspectConfig,
     KnnConfig,
+    PackConfig,
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -76,6 +77,7 @@ Command = (
     | _command(ConvertConfig, "convert", "init", "out")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(InspectConfig, "inspect", "path")
+    | _command(PackConfig, "pack", "data", "out")
     | _command(DemoConfig, "demo")
 )
 # Looked up on use: `import openmae` stays quick.
@@ -91,6 +93,7 @@ TASKS: dict[type, str] = {
     ConvertConfig: "convert",
     ReconstructConfig: "reconstruct",
     InspectConfig: "inspect",
+    PackConfig: "pack",
     DemoConfig: "demo",
 }
 

@@ -223,7 +223,8 @@ class Memory:
 
 
 def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: str = "crop", **changes) -> list[Batch]:
-    stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4)
+    crops = changes.pop("crops_per_decode", 1)
+    stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4, crops_per_decode=crops)
     settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
     settings.setdefault("share", range(settings["batch_size"]))
     return list(read(training_loader(stream, steps=range(first, last), **settings)))
@@ -284,6 +285,55 @@ def test_small_parts_of_a_batch_make_the_batch():
     for i, batch in enumerate(whole):
         assert torch.equal(torch.cat([part.images for part in parts[2 * i : 2 * i + 2]]), batch.images)
         assert torch.equal(torch.cat([part.keys for part in parts[2 * i : 2 * i + 2]]), batch.keys)
+
+
+class Counting(Memory):
+    """Counts how often it is read."""
+
+    reads = 0
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        self.reads += 1
+        return super().read(index)
+
+
+@pytest.mark.parametrize("crops", [2, 5])
+def test_crops_of_a_decode_differ_and_it_is_decoded_once(crops: int):
+    source = Counting()
+    batches = batches_of(source, 0, SIZE * crops // 10, crops_per_decode=crops)
+    seen, keys = indices_in(batches), torch.cat([batch.keys for batch in batches]).tolist()
+    images = torch.cat([batch.images for batch in batches])
+    groups = [range(start, start + crops) for start in range(0, len(seen) - crops + 1, crops)]
+    assert source.reads == -(-len(seen) // crops)
+    for group in groups:
+        assert len({seen[i] for i in group}) == 1
+        assert len({keys[i] for i in group}) == crops
+        assert len({images[i].numpy().tobytes() for i in group}) == crops
+    # The order of the groups is that of the images without this option, and a group's first crop is that image's.
+    plain = batches_of(Memory(), 0, len(groups) // 10 + 1)
+    assert [seen[group.start] for group in groups] == indices_in(plain)[: len(groups)]
+    first = torch.cat([batch.images for batch in plain])[: len(groups)]
+    assert torch.equal(images[[group.start for group in groups]], first)
+    assert len(set(keys)) == len(keys)
+
+
+def test_in_as_many_epochs_as_crops_each_image_is_decoded_once():
+    """An epoch stays as many crops as there are images: K of them see each image K times."""
+    seen = indices_in(batches_of(Memory(20), 0, 3 * 20 // 10, crops_per_decode=3))
+    assert sorted(seen) == sorted(list(range(20)) * 3)
+
+
+@pytest.mark.parametrize("bad", [frozenset(), frozenset({1, 2, 7})], ids=["readable", "some unreadable"])
+def test_workers_parts_and_processes_change_nothing_with_several_crops(bad: frozenset[int]):
+    alone = batches_of(Memory(bad=bad), 0, 6, crops_per_decode=5)
+    assert_equal(batches_of(Memory(bad=bad), 0, 6, crops_per_decode=5, workers=2), alone)
+    assert_equal(batches_of(Memory(bad=bad), 4, 6, crops_per_decode=5), alone[4:])
+    settings = {"crops_per_decode": 5, "micro_batch_size": 3}  # parts that cut the crops of an image asunder
+    shares = [batches_of(Memory(bad=bad), 0, 6, share=share, **settings) for share in (range(4), range(4, 10))]
+    for step, batch in enumerate(alone):
+        parts = [part for i, share in enumerate(shares) for part in share[2 * step : 2 * step + 2]]
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.keys for part in parts]), batch.keys)
 
 
 def test_seeds_and_epochs_crop_and_order_differently():

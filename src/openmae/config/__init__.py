@@ -10,6 +10,7 @@ from openmae.config.convert import ConvertConfig
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.inspect import InspectConfig
+from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
@@ -35,6 +36,7 @@ from openmae.config.shapes import (
 __all__ = [
     "AUGMENTS",
     "DEFAULT_POOL",
+    "FORMATS",
     "HEADS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
@@ -59,6 +61,7 @@ __all__ = [
     "KnnConfig",
     "LabelledConfig",
     "MAEShape",
+    "PackConfig",
     "Preprocessing",
     "PretrainConfig",
     "ProbeConfig",

@@ -90,6 +90,9 @@ class PretrainConfig(Settings):
     """fp32 or bf16."""
     workers: int | None = None
     """Processes that read images."""
+    crops_per_decode: int = 1
+    """Crops of an image in a row, which is decoded once for them: less reading, and batches of fewer different images.
+    An epoch stays as many crops as there are images."""
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
     init: str | None = None
@@ -131,6 +134,7 @@ class PretrainConfig(Settings):
         for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
             check_range(flag_of(name), getattr(self, name), 0)
         check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--crops-per-decode", self.crops_per_decode, 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)
         check_range("--background", self.background, 0, 1)
@@ -199,6 +203,10 @@ class SettledConfig(PretrainConfig):
         missing = [name for name in narrowed if getattr(self, name) is None]
         if missing or (self.steps is None) == (self.epochs is None):
             raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+        if self.batch_size % self.crops_per_decode:
+            raise RequestError(
+                f"--crops-per-decode got {self.crops_per_decode}, which does not divide --batch-size {self.batch_size}"
+            )
 
     @property
     def size(self) -> tuple[int, int]:

@@ -36,6 +36,15 @@ def sample_keys(seed: int, epoch: ArrayLike, index: ArrayLike) -> NDArray[np.int
     return mix(seed, epoch, index).view(np.int64)
 
 
+def crop_keys(keys: ArrayLike, crops: ArrayLike) -> NDArray[np.int64]:
+    """The keys of the crops of samples, where one decoded image gives several: (B,) int64.
+
+    The first crop's is the sample's own.
+    """
+    keys, crops = np.asarray(keys, np.int64), np.asarray(crops)
+    return np.where(crops == 0, keys, mix(keys.view(np.uint64), crops).view(np.int64))
+
+
 def uniforms(keys: ArrayLike, count: int, stream: str) -> NDArray[np.float64]:
     """`count` numbers, uniform in [0, 1), for each key: (B, count)."""
     start = mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])

@@ -1,7 +1,8 @@
 """Bytes of an image file -> H x W x C, or a named reason why not.
 
-Three readers: Pillow for the common formats, tifffile for what Pillow would narrow or refuse (stacks, many channels,
-16-bit RGB, floats), NumPy for `.npy`. Whatever a reader raises becomes `BadImage`; half an image is never returned.
+Four readers: Pillow for the common formats, libjpeg-turbo for plain JPEGs, of which there are most, tifffile for what
+Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats), NumPy for `.npy`. Whatever a reader raises
+becomes `BadImage`; half an image is never returned.
 """
 
 import io
@@ -16,6 +17,8 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from openmae.data.jpeg import decode_plain, read_header
 
 # An explicit list: Image.open would otherwise offer the bytes to every plugin it has, Ghostscript's among them. MPO is
 # opened as JPEG.
@@ -58,6 +61,9 @@ def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -
     """
     if not data:
         raise BadImage("empty file")
+    plain = _read_plain_jpeg(data, max_pixels)
+    if plain is not None:
+        return plain
     try:
         with warnings.catch_warnings():
             # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
@@ -111,6 +117,34 @@ def _check_size(height: int, width: int, channels: int, max_pixels: int) -> None
         raise BadImage(f"{height} x {width} x {channels} values, the limit is {max_pixels} pixels")
     if channels > MAX_CHANNELS:
         raise BadImage(f"{channels} channels or pages, the limit is {MAX_CHANNELS}")
+
+
+def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """A JPEG without the way through Pillow, or None where that must look at it."""
+    header = read_header(data)
+    if header is None:
+        return None
+    _check_size(header.height, header.width, header.components, max_pixels)
+    if header.height * header.width > MAX_PIXELS:  # a higher limit is also Pillow's to allow
+        return None
+    orientation = 1 if header.is_bare else _vouched_orientation(data)
+    if orientation is None:
+        return None
+    image = decode_plain(data, header.components)
+    return None if image is None else np.ascontiguousarray(_upright(image, orientation))
+
+
+def _vouched_orientation(data: bytes) -> int | None:
+    """Which side of a JPEG is up, as Pillow reads its EXIF and XMP; None where Pillow takes it for something else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+                if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+                    return None
+                return _orientation(image)
+    except Exception:  # Pillow, reading it whole, will say what is wrong
+        return None
 
 
 def _read_with_pillow(

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.decode import BadImage
-from openmae.data.loader import make_loader, pinned, read, stacked
+from openmae.data.loader import make_loader, pinned, read, stack, stacked
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
 
@@ -61,7 +61,7 @@ class _Evaluation(Dataset):
         dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
         empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
         return EvaluationBatch(
-            torch.stack(images) if images else empty,
+            stack(images) if images else empty,
             stacked([label for _, _, label in good]),
             torch.tensor([index for index, _, _ in good], dtype=torch.int64),
             bad,

@@ -2,6 +2,9 @@
 
 Position t of the stream is sample `permutation_of_epoch(t mod n)` of epoch `t // n`; batch s holds the
 positions s·B … (s+1)·B − 1. Every batch is full, and where a run stands is one integer: its step.
+
+With K crops of each decoded image, positions K·g … K·g + K − 1 are crops of the sample that position g would be: an
+image comes K times in a row and then not for K epochs. An epoch stays n crops, as what a run costs and sees does.
 """
 
 import multiprocessing
@@ -18,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, check_rand_augment
-from openmae.data.chance import Permutation, sample_keys, uniforms
+from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
@@ -63,6 +66,9 @@ class Sample(NamedTuple):
 class Stream(Dataset):
     """Training samples by their position in the endless stream.
 
+    Args:
+        crops_per_decode: positions in a row that are crops of one image, decoded once where a reader has them together.
+
     Raises:
         RequestError: the augmentation does not fit the images.
     """
@@ -76,34 +82,44 @@ class Stream(Dataset):
         min_side: int,
         *,
         with_labels: bool = False,
+        crops_per_decode: int = 1,
     ) -> None:
+        assert crops_per_decode >= 1
         if augmentation.rand_augment is not None:
             check_rand_augment(preprocessing.channels, preprocessing.dtype)
             assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
         self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
+        self.crops_per_decode = crops_per_decode
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The index in the source and the key of each position: two (B,) arrays."""
-        epochs, offsets = np.divmod(np.asarray(positions, dtype=np.int64), len(self.source))
+        groups, crops = np.divmod(np.asarray(positions, dtype=np.int64), self.crops_per_decode)
+        epochs, offsets = np.divmod(groups, len(self.source))
         indices = np.empty_like(offsets)
         for epoch in np.unique(epochs).tolist():
             of_epoch = epochs == epoch
             indices[of_epoch] = Permutation(len(self.source), self.seed, epoch)(offsets[of_epoch])
-        return indices, sample_keys(self.seed, epochs, indices)
+        keys = sample_keys(self.seed, epochs, indices)
+        return indices, keys if self.crops_per_decode == 1 else crop_keys(keys, crops)
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         """A batch at once: DataLoader's fetcher prefers this, and hashing in bulk is far cheaper."""
         indices, keys = self.locate(positions)
         chances = uniforms(keys, NUM_CHANCES, "augment")
-        return [
-            self._sample(i, k, chance) for i, k, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True)
-        ]
+        p, samples = self.preprocessing, list[Sample]()
+        before, found = None, None
+        for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
+            if found is None or index != before:
+                before, found = index, self._read(index)
+            image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
+            samples.append(Sample(image, key, found.bad, found.label))
+        return samples
 
     def __getitem__(self, position: int) -> Sample:
         return self.__getitems__([position])[0]
 
-    def _sample(self, index: int, key: int, chance: NDArray[np.float64]) -> Sample:
+    def _read(self, index: int) -> "_Decoded":
         """Read one image; an unreadable one is replaced by the next readable one in the source's order.
 
         Raises:
@@ -115,20 +131,34 @@ class Stream(Dataset):
             try:
                 image = self.source.read(candidate)
                 image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
-                p = self.preprocessing
-                result = self.augmentation(image, p.image_size, chance, key, p.value_range)
-                return Sample(result, key, bad, self.source.label(candidate) if self.with_labels else None)
+                return _Decoded(image, bad, self.source.label(candidate) if self.with_labels else None)
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)
         name, reason = next(iter(bad.items()))
         raise RequestError(f"{len(bad)} images in a row cannot be read, the first {name!r}: {reason}")
 
 
+class _Decoded(NamedTuple):
+    image: NDArray
+    bad: dict[str, str]
+    label: Label
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
     images, keys, bad, labels = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(torch.stack(images), torch.tensor(keys), reasons, stacked(labels))
+    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels))
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images of one size and type as a batch: (B, ...); in a reader process straight into what it shares."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.stack(list(images))
+    like = images[0]
+    shared = like.untyped_storage()._new_shared(len(images) * like.numel() * like.element_size(), device="cpu")
+    batch = torch.empty(0, dtype=like.dtype).set_(shared, 0, (len(images), *like.shape))  # type: ignore[call-overload]
+    return torch.stack(list(images), out=batch)
 
 
 def stacked(labels: Sequence[Label]) -> Tensor | None:

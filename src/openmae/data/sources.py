@@ -1,4 +1,4 @@
-"""DATA: a folder of images, parquet in the Hugging Face layout, photographs inside the wheel; and their splits.
+"""DATA: a folder of images, parquet in the Hugging Face layout, a pack, photographs inside the wheel; and their splits.
 
 A source is an index -> sample table that is cheap to open, keeps no file open, and may be pickled or forked.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
 from openmae.data.folder import FolderSource, Ignored, class_names, scan
+from openmae.data.packed import PackedSource, read_pack
 from openmae.data.parquet import ParquetSource, is_parquet
 from openmae.errors import RequestError, shown
 
@@ -52,7 +53,7 @@ class Source(Protocol):
 def open_source(
     data: str, split: str = "train", *, background: float = 1.0, max_pixels: int = MAX_PIXELS
 ) -> Source | None:
-    """Open the `split` (train, val or test) of DATA: a folder, a parquet file, a folder of them, `embedded:NAME`.
+    """Open the `split` (train, val or test) of DATA: a folder, parquet file or folder, a pack, `embedded:NAME`.
 
     Children called train*, val*, test* are splits if all children that hold data are called so; otherwise everything is
     `train`. One folder around them all is looked through. Returns None for a val or test that is not there.
@@ -78,7 +79,18 @@ def open_source(
         if isinstance(error, RequestError):
             raise
         raise RequestError(f"cannot open {shown(data)}: {getattr(error, 'strerror', None) or error}") from None
+    manifest = read_pack(Path(data))
+    if manifest is not None:
+        return _open_pack(Path(data), manifest, split, options)
     return _open_folder(Path(data), split, options)
+
+
+def _open_pack(root: Path, manifest: dict[str, Any], split: str, options: dict[str, Any]) -> Source | None:
+    if split in manifest["splits"]:
+        return PackedSource(root, manifest, split, **options)
+    if split == "train":
+        raise RequestError(f"{shown(root)} holds {' and '.join(manifest['splits'])} but no train")
+    return None
 
 
 def _open_folder(root: Path, split: str, options: dict[str, Any]) -> Source | None:

@@ -28,7 +28,7 @@ from openmae.tasks.inspect_out import check_out, made_whole
 from openmae.tasks.inspect_pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect_screen import data_lines
 from openmae.tasks.inspect_verdict import size_advice, to_mend, would_choose
-from openmae.training.device import available_cores
+from openmae.training.device import num_cores
 from openmae.training.files import write_json
 from openmae.training.telemetry import Screen
 
@@ -70,7 +70,7 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
-    workers = min(available_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
+    workers = min(num_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
     started = time.monotonic()
     with Screen(len(indices), 0, f"{split:10}") as screen:
         census = examine(

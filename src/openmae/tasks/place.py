@@ -11,18 +11,18 @@ from pathlib import Path
 from openmae.errors import RequestError, shown
 
 
-def check_place(path: Path) -> None:
-    """Raise RequestError where a folder cannot be made."""
+def check_place(path: Path, flag: str = "--out") -> None:
+    """Raise RequestError, which names the `flag`, where a folder cannot be made."""
     try:
         str(path).encode()
         there = next(place for place in (path, *path.absolute().parents) if _is_there(place))
         if not there.is_dir():
-            raise RequestError(f"--out {shown(path)} cannot be a folder: {shown(there)} is none")
+            raise RequestError(f"{flag} {shown(path)} cannot be a folder: {shown(there)} is none")
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
         why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        raise RequestError(f"--out {shown(str(path)[:200])} cannot be a folder: {why}") from None
+        raise RequestError(f"{flag} {shown(str(path)[:200])} cannot be a folder: {why}") from None
 
 
 def _is_there(path: Path) -> bool:
@@ -35,8 +35,8 @@ def _is_there(path: Path) -> bool:
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
-    """Keep other programs from training into the folder at the same time.
+def held(run: Path, flag: str = "--out") -> Iterator[None]:
+    """Keep other programs from writing into the folder at the same time.
 
     Raises:
         RequestError: one does.
@@ -47,7 +47,7 @@ def held(run: Path) -> Iterator[None]:
     try:
         fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RequestError(f"another process trains into {run}: wait for it, or choose another --out") from None
+        raise RequestError(f"another process writes into {run}: wait for it, or choose another {flag}") from None
     except OSError:
         pass  # a file system without locks
     try:

@@ -73,7 +73,14 @@ def check_outside(data: str, out: str) -> None:
 
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
     """The endless stream of the run's training samples."""
-    return Stream(train, preprocessing, Augmentation(kind=config.augment), config.seed, min_side=config.patch_size)
+    return Stream(
+        train,
+        preprocessing,
+        Augmentation(kind=config.augment),
+        config.seed,
+        min_side=config.patch_size,
+        crops_per_decode=config.crops_per_decode,
+    )
 
 
 def read_steps(

@@ -1,6 +1,7 @@
 """What the machine is and which precision it is good at."""
 
 import contextlib
+import math
 import os
 import platform
 import resource
@@ -63,9 +64,14 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def num_cores() -> int:
+    """Cores that this process may use: of its CPU set, and of a container's share of time (cgroup 2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return cores
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:
@@ -73,7 +79,7 @@ def default_workers(device: torch.device, processes: int = 1) -> int:
 
     Most of its cores where a GPU computes, a quarter of them where the CPU itself does.
     """
-    cores = available_cores() // processes
+    cores = num_cores() // processes
     if device.type == "cpu":
         return max(1, cores // 4)
     return max(1, min(cores - 1, 16))

@@ -1,0 +1,67 @@
+"""Settings of `openmae pack`."""
+
+from dataclasses import dataclass
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.shapes import LARGEST
+from openmae.errors import RequestError
+
+FORMATS = ("jpeg", "raw")
+SUBSAMPLINGS = ("420", "444")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig(Settings):
+    """Turn any data into data that is fast to read: small JPEGs in parquet, or raw numbers in a memory-mapped .npy.
+
+    Splits, labels, class and file names are kept. `openmae pack PACK --verify` checks one that is there.
+    """
+
+    data: str
+    """Images: a folder, parquet, embedded:NAME, another pack."""
+    out: str | None = None
+    """Folder to make."""
+    format: str = "jpeg"
+    """jpeg: the whole image, 8 bits, grey or RGB; raw: one shape for all, any number type and channels."""
+    size: int | tuple[int, int] | None = None
+    """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less."""
+    quality: int = 90
+    """Of JPEGs, 1 to 100."""
+    subsampling: str = "420"
+    """Of JPEGs' colour: 420, or 444 (better, a quarter larger, a third slower)."""
+    background: float = 1.0
+    """What transparent pixels become: 0 black to 1 white."""
+    max_bad: float = 0.01
+    """Largest tolerated fraction of unreadable files; they are left out and named."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+    shard_mb: float = 256.0
+    """Megabytes of a parquet file, about; also what is lost when a pack is stopped."""
+    workers: int | None = None
+    """Processes that read and pack images; all cores unless given."""
+    resume: str = "never"
+    """never, or auto (start or continue)."""
+    verify: bool = False
+    """Check every byte of the pack DATA against its checksums; writes nothing."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("--format", self.format, FORMATS)
+        check_name("--subsampling", self.subsampling, SUBSAMPLINGS)
+        check_name("--resume", self.resume, ("never", "auto"))
+        check_range("--quality", self.quality, 1, 100)
+        check_range("--background", self.background, 0, 1)
+        check_range("--max-bad", self.max_bad, 0, 1)
+        check_range("--max-pixels", self.max_pixels, 1)
+        check_range("--shard-mb", self.shard_mb, 0, 2000, open_low=True)
+        check_range("--workers", self.workers, 0)
+        for side in pair(self.size) or ():
+            check_range("--size", side, 1, LARGEST["image_size"])
+        if self.format == "jpeg" and isinstance(self.size, tuple):
+            raise RequestError("--size got height and width: JPEGs keep their aspect, give the short side")
+        if self.verify == (self.out is not None):
+            raise RequestError(
+                "--verify checks the pack that is named, and writes no OUT"
+                if self.verify
+                else "no OUT given: openmae pack DATA OUT"
+            )

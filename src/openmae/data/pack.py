@@ -1,0 +1,104 @@
+"""One image of any source, made ready for a pack: a small JPEG, or numbers of one shape."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openmae.config import pair
+from openmae.data.augment import centre_box, resized_crop
+from openmae.data.decode import BadImage
+from openmae.data.preprocess import conform
+from openmae.data.sources import Source
+
+LONGEST_JPEG = 65_500  # libjpeg's limit of a side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How an image is packed.
+
+    Attributes:
+        size: jpeg: the short side at most; raw: the side, or height and width.
+        channels, dtype: of a raw pack.
+    """
+
+    format: str
+    size: int | tuple[int, int]
+    quality: int
+    subsampling: str
+    channels: int
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H × W × C of a raw pack."""
+        height, width = pair(self.size)
+        return height, width, self.channels
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an image in a raw pack."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def __call__(self, image: NDArray) -> bytes:
+        """A file's or a row's bytes. Raises BadImage for an image that this pack cannot hold."""
+        return self._jpeg(image) if self.format == "jpeg" else self._raw(image).tobytes()
+
+    def _jpeg(self, image: NDArray) -> bytes:
+        """The whole image, its short side no longer than `size`; never enlarged."""
+        height, width, channels = image.shape
+        if image.dtype != np.uint8 or channels not in (1, 3):
+            raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: --format raw keeps it")
+        assert isinstance(self.size, int)
+        scale = self.size / min(height, width)
+        if scale < 1:
+            target = (max(1, round(height * scale)), max(1, round(width * scale)))
+            image = resized_crop(image, (0, 0, height, width), target).permute(1, 2, 0).numpy()
+        if max(image.shape[:2]) > LONGEST_JPEG:
+            raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {LONGEST_JPEG}")
+        colours = ("GRAY", "Gray") if channels == 1 else ("RGB", self.subsampling)
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(image), self.quality, *colours)
+
+    def _raw(self, image: NDArray) -> NDArray:
+        """The largest centred box of the pack's aspect, resized to its shape."""
+        height, width, channels = self.shape
+        image = conform(image, channels, self.dtype)
+        crop = resized_crop(image, centre_box(image, (height, width)), (height, width)).permute(1, 2, 0).numpy()
+        if self.dtype == "uint16":  # it was resized as float32, and bicubic weights overshoot
+            crop = np.rint(crop).clip(0, 65535).astype(np.uint16)
+        return np.ascontiguousarray(crop)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Images in the source's order, from `start` on: the bytes of each, or the reason why there are none."""
+
+    start: int
+    images: list[bytes | Tensor]
+    bad: dict[int, str]
+
+
+class PackedImages(Dataset):
+    """A source's images as a pack holds them."""
+
+    def __init__(self, source: Source, packing: Packing) -> None:
+        self.source, self.packing = source, packing
+
+    def __getitem__(self, index: int) -> tuple[int, bytes | None, str]:
+        try:
+            return index, self.packing(self.source.read(index)), ""
+        except BadImage as error:
+            return index, None, str(error)
+
+    def collate(self, samples: list[tuple[int, bytes | None, str]]) -> Packed:
+        images = [data for _, data, _ in samples if data is not None]
+        bad = {index: reason for index, data, reason in samples if data is None}
+        if self.packing.format == "raw" and images:  # a tensor goes through shared memory, bytes through a pipe
+            rows: list[bytes | Tensor] = [torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8)]
+            return Packed(samples[0][0], rows, bad)
+        return Packed(samples[0][0], list(images), bad)

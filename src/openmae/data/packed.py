@@ -1,0 +1,191 @@
+"""What `openmae pack` makes, as a source: images that are quick to read, one read of the disk each.
+
+A pack is a folder with `pack.json` (what it holds, checksums) and, for each split, `SPLIT.index.npz` (names, labels,
+places) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`, N × H × W × C.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.data.decode import MAX_PIXELS, BadImage, decode
+from openmae.data.folder import Ignored
+from openmae.errors import RequestError, shown
+
+MANIFEST, UNFINISHED = "pack.json", ".partial-pack.json"
+VERSION = 1
+DTYPES = ("uint8", "uint16", "float32")
+
+
+def read_pack(root: Path) -> dict[str, Any] | None:
+    """The manifest of the pack in a folder; None where the folder is no pack.
+
+    Raises:
+        RequestError: the pack is unfinished, damaged, or of a newer kind.
+    """
+    try:
+        manifest = json.loads((root / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or "openmae_pack" not in manifest:
+        if os.path.lexists(root / UNFINISHED):
+            raise RequestError(f"{shown(root)} is an unfinished pack: openmae pack … --resume auto finishes it")
+        return None
+    if manifest["openmae_pack"] != VERSION:
+        raise RequestError(
+            f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION}"
+        )
+    try:
+        _check_manifest(manifest)
+    except (KeyError, TypeError, AttributeError, AssertionError):
+        raise RequestError(f"{shown(root / MANIFEST)} is damaged: pack the data again") from None
+    return manifest
+
+
+def pack_format(data: str) -> str | None:
+    """jpeg or raw, where DATA is a pack."""
+    try:
+        manifest = read_pack(Path(data))
+    except (RequestError, ValueError):
+        return None
+    return None if manifest is None else str(manifest["format"])
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    assert manifest["format"] in ("jpeg", "raw")
+    for name, entry in manifest["files"].items():
+        assert name == os.path.basename(name) and not name.startswith(".") and "\0" not in name
+        assert isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+    for split in manifest["splits"].values():
+        assert isinstance(split["images"], int) and split["images"] > 0
+        assert split["classes"] is None or all(isinstance(c, str) for c in split["classes"])
+        assert all(name in manifest["files"] for name in (*split["data"], split["index"]))
+    if manifest["format"] == "raw":
+        assert manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3
+        assert all(isinstance(side, int) and side > 0 for side in manifest["shape"])
+
+
+def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
+    """What of a pack's files is not as its manifest says, each in words; reads every byte."""
+    found = []
+    for name, entry in manifest["files"].items():
+        try:
+            with open(root / name, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            found.append(f"{name}: {error.strerror}")
+            continue
+        if digest != entry["sha256"]:
+            found.append(f"{name}: its bytes have changed")
+    return found
+
+
+class PackedSource:
+    """One split of a pack. What a reader process needs of it is shared: pages of the file, never copies.
+
+    Raises:
+        RequestError: a file is missing or of another size than the manifest says.
+    """
+
+    def __init__(
+        self, root: Path, manifest: dict[str, Any], split: str, *, background: float = 1.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        of_split = manifest["splits"][split]
+        self._root, self._options = Path(os.path.abspath(root)), (background, max_pixels)
+        self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
+        self._shape = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
+        self._dtype = str(manifest["dtype"])
+        self._map: NDArray | None = None
+        self.ignored = Ignored()
+        self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None
+        for name in (*self._files, of_split["index"]):
+            self._check_size(name, manifest["files"][name]["bytes"])
+        try:
+            self._read_index(self._root / of_split["index"], manifest["files"])
+            if self._shape is not None:
+                self._open_map()
+        except (OSError, ValueError, KeyError, EOFError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            raise RequestError(
+                f"{shown(self._root)} is damaged ({reason}): openmae pack {shown(self._root)} --verify says where"
+            ) from None
+        canonical = json.dumps(manifest, sort_keys=True)
+        self._fingerprint = hashlib.sha256(f"{split} {canonical}".encode()).hexdigest()
+
+    def _check_size(self, name: str, size: int) -> None:
+        try:
+            there = os.stat(self._root / name).st_size
+        except OSError as error:
+            raise RequestError(f"{shown(self._root / name)}, a part of the pack: {error.strerror}") from None
+        if there != size:
+            raise RequestError(
+                f"{shown(self._root / name)} has {there} bytes, {MANIFEST} says {size}: copy it again, or pack again"
+            )
+
+    def _read_index(self, path: Path, files: dict[str, Any]) -> None:
+        with np.load(path, allow_pickle=False) as index:
+            self._names = index["names"].astype(np.uint8, casting="safe").tobytes()
+            self._ends = index["name_ends"].astype(np.int64, casting="safe")
+            self._labels = index["labels"].astype(np.int64, casting="safe")
+            places = None if self._shape is not None else index["places"].astype(np.int64, casting="safe")
+        assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
+        assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
+        self._places = places  # (N, 3): file, offset, length
+        if places is not None:
+            assert places.shape == (self._count, 3) and (places >= 0).all(), "places"
+            assert (places[:, 0] < len(self._files)).all(), "places"
+            sizes = np.array([files[name]["bytes"] for name in self._files], np.int64)
+            assert (places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file"
+
+    def _open_map(self) -> NDArray:
+        """The images as they lie in the file; opened anew in a process that was not forked from this one."""
+        if self._map is None:
+            images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
+            assert images.shape == (self._count, *(self._shape or ())), f"shape {images.shape}"
+            assert images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}"
+            self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
+        return self._map
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return index
+
+    def name(self, index: int) -> str:
+        """The name that the image had in the data that was packed."""
+        start = self._ends[index - 1] if self._checked(index) else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+    def label(self, index: int) -> int | None:
+        label = int(self._labels[self._checked(index)])
+        return label if label >= 0 else None
+
+    def read(self, index: int) -> np.ndarray:
+        self._checked(index)
+        if self._places is None:
+            return self._open_map()[index]
+        file, offset, length = self._places[index].tolist()
+        try:
+            descriptor = os.open(self._root / self._files[file], os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise BadImage(error.strerror or type(error).__name__) from error
+        return decode(data, *self._options)
+
+    def fingerprint(self) -> str:
+        """Of the manifest, which holds checksums of all else: a pack may be moved."""
+        return self._fingerprint

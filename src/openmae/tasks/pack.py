@@ -1,0 +1,449 @@
+"""`openmae pack`: any data turned into data that is fast to read."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.config import PackConfig
+from openmae.data.chance import Permutation
+from openmae.data.decode import BadImage
+from openmae.data.loader import make_loader, read
+from openmae.data.pack import Packed, PackedImages, Packing
+from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
+from openmae.data.preprocess import look_at
+from openmae.data.sources import SPLITS, Source, open_source
+from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.tasks.pack_files import (
+    Journal,
+    RawFile,
+    ShardWriter,
+    entry,
+    write_index,
+    write_manifest,
+    write_quarantine,
+)
+from openmae.tasks.place import check_place, held
+from openmae.tasks.plan import size_words
+from openmae.training.device import num_cores
+from openmae.training.files import PARTIAL, disk_faults, sync
+from openmae.training.signals import StopRequest
+from openmae.training.telemetry import Screen
+
+DEFAULT_SIZE = 256
+LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
+BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
+RAW_PART_BYTES = 64 << 20  # between two lines of a raw pack's journal
+QUARANTINE = "quarantine.jsonl"
+
+
+def pack(config: PackConfig) -> dict[str, Any]:
+    """Pack DATA into OUT, or check a pack.
+
+    Returns:
+        status, images, unreadable, bytes, seconds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, OUT exists, too many unreadable files, a damaged pack.
+        Interrupted: a signal; what is packed stays, and `--resume auto` goes on.
+        Fault: the disk is or would be full, or a reader process died.
+    """
+    started = time.monotonic()
+    config = PackConfig.from_dict(config.to_dict())  # paths as strings
+    if config.verify:
+        return verify(config.data)
+    assert config.out is not None
+    with StopRequest() as stop, ExitStack() as lock:
+        stop.defer()
+        out = Path(config.out)
+        check_place(out, "OUT")
+        check_apart(config.data, out)
+        check_vacant(config, out)
+        sources = open_all(config)
+        plan, packing, estimate = make_plan(config, sources)
+        finished = check_same(out, plan)
+        if finished is None:
+            with disk_faults(out):
+                out.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(out, "OUT"))
+            check_disk(out, estimate)
+            print("\n".join(plan_lines(config, plan, packing, estimate, sources)), flush=True)
+            with disk_faults(out), closing(_Job(config, out, sources, packing, plan, stop)) as job:
+                write_manifest(out / UNFINISHED, plan)
+                finished = job.run()
+        clean(out)
+        total = sum(split["images"] for split in finished["splits"].values())
+        missing = sum(split["inputs"] - split["images"] for split in finished["splits"].values())
+        size = sum(file["bytes"] for file in finished["files"].values())
+        left_out = f"; {missing:,} left out, {QUARANTINE} says which and why" if missing else ""
+        print(f"packed     {total:,} images into {shown(out)}, {size_words(size)}{left_out}")
+        seconds = round(time.monotonic() - started, 1)
+        return {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
+
+
+def verify(data: str) -> dict[str, Any]:
+    """Check every byte of a pack.
+
+    Raises:
+        RequestError: it is damaged, or none.
+    """
+    started, root = time.monotonic(), Path(data)
+    manifest = read_pack(root)
+    if manifest is None:
+        raise RequestError(f"{shown(data)} is no pack: it has no {MANIFEST}")
+    found = damage(root, manifest)
+    for split in manifest["splits"]:
+        if not found:
+            open_source(data, split)
+    if found:
+        raise RequestError(f"{shown(data)} is damaged: {'; '.join(found[:5])}")
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    images = sum(split["images"] for split in manifest["splits"].values())
+    print(f"whole      {shown(data)}: {images:,} images, {size_words(size)} in {len(manifest['files'])} files")
+    seconds = round(time.monotonic() - started, 1)
+    return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
+
+
+def check_apart(data: str, out: Path) -> None:
+    """Raise RequestError where the pack would lie among its data, or they in it."""
+    if data.startswith("embedded:"):
+        return
+    there, here = Path(os.path.realpath(data)), Path(os.path.realpath(out))
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise RequestError(f"OUT {shown(out)} and DATA {shown(data)} lie inside each other: choose another OUT")
+
+
+def check_vacant(config: PackConfig, out: Path) -> None:
+    """Raise RequestError where something would be lost."""
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
+        return
+    is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
+    if not is_ours:
+        raise RequestError(f"{shown(out)} exists and holds something else: choose another OUT")
+    if config.resume == "never":
+        raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
+
+
+def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a pack that is finished already, else None.
+
+    Raises:
+        RequestError: what is there was begun with other settings or other data.
+    """
+    finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
+    earlier = finished
+    if finished is None and os.path.lexists(out / UNFINISHED):
+        try:
+            earlier = json.loads((out / UNFINISHED).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    if earlier is None:
+        return None
+    for name, value in plan.items():
+        before = earlier.get(name) if isinstance(earlier, dict) else None
+        if name == "splits":
+            same = all(
+                {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
+                for split, of_split in value.items()
+            )
+            if not same or set(before or {}) != set(value):
+                raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
+        elif before != value:
+            raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
+    return finished
+
+
+def clean(out: Path) -> None:
+    """Remove what only an unfinished pack needs."""
+    for path in sorted(out.glob(PARTIAL + "*")):
+        path.unlink(missing_ok=True)
+
+
+def open_all(config: PackConfig) -> dict[str, Source]:
+    """All splits of DATA that there are."""
+    options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
+    found = {split: open_source(config.data, split, **options) for split in SPLITS}
+    return {split: source for split, source in found.items() if source is not None and len(source)}
+
+
+def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], Packing, int]:
+    """What the pack will be, a pure function of settings and data; and about how many bytes.
+
+    Raises:
+        RequestError: JPEG cannot hold the data.
+    """
+    first = next(iter(sources.values()))
+    facts = look_at(first, LOOKED_AT)
+    size = config.size if config.size is not None else min(DEFAULT_SIZE, facts.short_side)
+    is_raw = config.format == "raw"
+    if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
+        raise RequestError(
+            f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: --format raw keeps it"
+        )
+    packing = Packing(
+        format=config.format,
+        size=size,
+        quality=config.quality,
+        subsampling=config.subsampling,
+        channels=facts.channels,
+        dtype=facts.dtype,
+    )
+    num_inputs = sum(map(len, sources.values()))
+    mean_bytes = packing.row_bytes if is_raw else probe(first, packing)
+    rows = max(1, round(config.shard_mb * 1e6 / mean_bytes))
+    splits = {
+        split: {
+            "inputs": len(source),
+            "fingerprint": source.fingerprint(),
+            "classes": None if source.classes is None else list(source.classes),
+            "labelled": any(source.label(i) is not None for i in range(len(source))),
+        }
+        for split, source in sources.items()
+    }
+    plan = {
+        "openmae_pack": VERSION,
+        "format": config.format,
+        "size": list(size) if isinstance(size, tuple) else size,
+        "quality": None if is_raw else config.quality,
+        "subsampling": None if is_raw else config.subsampling,
+        "background": config.background,
+        "max_pixels": config.max_pixels,
+        "dtype": facts.dtype,
+        "shape": list(packing.shape) if is_raw else None,
+        "images_per_file": None if is_raw else rows,
+        "splits": splits,
+    }
+    return plan, packing, round(num_inputs * (mean_bytes + 64))
+
+
+def probe(source: Source, packing: Packing) -> float:
+    """Bytes of a packed image, from some that are drawn evenly."""
+    sizes = []
+    for index in Permutation(len(source), 1)(np.arange(min(PROBED, len(source)))).tolist():
+        try:
+            sizes.append(len(packing(source.read(index))))
+        except BadImage:
+            continue
+    return float(np.mean(sizes)) if sizes else float(packing.row_bytes)
+
+
+def check_disk(out: Path, estimate: int) -> None:
+    """Raise Fault where the pack will not fit."""
+    there = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    free = shutil.disk_usage(out).free
+    if estimate - there > free:
+        raise Fault(
+            f"{shown(out)} needs about {size_words(estimate - there)} and {size_words(free)} are free: free some "
+            "space, give a smaller --size or another OUT"
+        )
+
+
+def plan_lines(
+    config: PackConfig, plan: dict[str, Any], packing: Packing, estimate: int, sources: dict[str, Source]
+) -> list[str]:
+    """What a person reads before it begins."""
+    counts = ", ".join(f"{len(source):,} of {split}" for split, source in sources.items())
+    decided = "" if config.size is not None else " (--size decided: 256, or the images' own short side where smaller)"
+    if plan["format"] == "raw":
+        height, width, channels = packing.shape
+        how = (
+            f"raw {plan['dtype']}, the centre {height}x{width} px x {channels} of each image: what lies outside the "
+            "largest centred box is lost"
+        )
+    else:
+        how = (
+            f"JPEG, short side at most {plan['size']} px, quality {plan['quality']}, {plan['subsampling']}, "
+            f"{plan['images_per_file']:,} images a file"
+        )
+    return [f"images     {counts}", f"pack       {how}{decided}", f"disk       about {size_words(estimate)}"]
+
+
+@dataclass
+class _Job:
+    """A pack being written; what the journal names is there, all else is written again."""
+
+    config: PackConfig
+    out: Path
+    sources: dict[str, Source]
+    packing: Packing
+    plan: dict[str, Any]
+    stop: StopRequest
+
+    def run(self) -> dict[str, Any]:
+        """Write what is missing; the manifest."""
+        self.journal = Journal(self.out)
+        self.bad = self.journal.bad
+        self.inputs = sum(map(len, self.sources.values()))
+        files: dict[str, Any] = {}
+        splits: dict[str, Any] = {}
+        done = sum(line["inputs"] for line in self.journal.lines)
+        with Screen(self.inputs, done, "packing") as self.screen:
+            self.done = done
+            for split, source in self.sources.items():
+                write = self._write_raw if self.plan["format"] == "raw" else self._write_jpegs
+                names, places = write(split, source)
+                kept = np.array([i for i in range(len(source)) if (split, i) not in self.bad], np.int64)
+                if not len(kept):
+                    raise RequestError(f"none of the {len(source):,} images of {split} can be packed")
+                index = f"{split}.index.npz"
+                write_index(self.out / index, source, kept, places)
+                files |= {name: entry(self.out / name) for name in (*names, index)}
+                splits[split] = {**self.plan["splits"][split], "images": len(kept), "data": names, "index": index}
+        write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
+        manifest = {**self.plan, "splits": splits, "files": files}
+        write_manifest(self.out / MANIFEST, manifest)
+        return manifest
+
+    def close(self) -> None:
+        """What was skipped is on record however this ended."""
+        if hasattr(self, "journal"):
+            write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
+
+    def _write_jpegs(self, split: str, source: Source) -> tuple[list[str], NDArray[np.int64]]:
+        """Write the parquet files of a split: their names, and file, offset and length of each image."""
+        per_file, of_split = self.plan["images_per_file"], self.plan["splits"][split]
+        count = -(-len(source) // per_file)
+        there = {line["file"] for line in self.journal.of(split)}
+        parts = [range(start, min(start + per_file, len(source))) for start in range(0, len(source), per_file)]
+        missing = [part for number, part in enumerate(parts) if number not in there]
+        names, places = list[str](), list[NDArray[np.int64]]()
+        with closing(self._images(source, missing)) as images:
+            for number, part in enumerate(parts):
+                path = self.out / f"{split}-{number:05d}-of-{count:05d}.parquet"
+                places_path = self.out / f"{PARTIAL}{path.stem}.places.npy"
+                if number not in there:
+                    bad = self._write_jpeg_file(split, source, of_split, part, images, path, places_path)
+                    self.journal.add(split=split, file=number, inputs=len(part), bad=bad)
+                of_file = np.load(places_path)
+                if len(of_file):
+                    places.append(np.column_stack([np.full(len(of_file), len(names)), of_file]))
+                    names.append(path.name)
+        return names, np.concatenate(places) if places else np.empty((0, 3), np.int64)
+
+    def _write_jpeg_file(
+        self,
+        split: str,
+        source: Source,
+        of_split: dict[str, Any],
+        part: range,
+        images: Iterator[Packed],
+        path: Path,
+        places_path: Path,
+    ) -> dict[int, str]:
+        bad: dict[int, str] = {}
+        partial, at = path.with_name(PARTIAL + path.name), part.start
+        with open(partial, "w+b") as file, ExitStack() as cleanup:
+            writer = ShardWriter(file, of_split["classes"], of_split["labelled"])
+            cleanup.callback(writer.abandon)
+            while at < part.stop:
+                found = self._next(split, images)
+                bad |= found.bad
+                kept = (i for i in range(at, part.stop) if i not in found.bad)
+                for data, i in zip(found.images, kept, strict=False):
+                    assert isinstance(data, bytes)
+                    writer.add(data, source.name(i), _label(source, i))
+                at += len(found.images) + len(found.bad)
+            places = writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        with open(places_path, "wb") as index:
+            np.save(index, places)
+        sync(places_path)
+        if len(places):
+            partial.replace(path)
+            sync(self.out)
+        return bad
+
+    def _write_raw(self, split: str, source: Source) -> tuple[list[str], None]:
+        """Write the .npy of a split: its name."""
+        path = self.out / f"{split}.npy"
+        partial = path.with_name(PARTIAL + path.name)
+        lines = self.journal.of(split)
+        first, rows = sum(line["inputs"] for line in lines), sum(line["rows"] for line in lines)
+        if first == len(source) and path.exists():
+            return [path.name], None
+        if rows and not partial.exists():
+            raise RequestError(f"{shown(partial)} is gone: choose another OUT, or remove {shown(self.out)}")
+        raw = RawFile(partial, self.packing.shape, self.packing.dtype, rows)
+        with closing(raw), closing(self._images(source, [range(first, len(source))])) as images:
+            bad: dict[int, str] = {}
+            at = first
+
+            def note() -> None:
+                nonlocal rows, first, bad
+                raw.sync()
+                if at > first:
+                    self.journal.add(split=split, inputs=at - first, rows=raw.rows - rows, bad=bad)
+                rows, first, bad = raw.rows, at, {}
+
+            try:
+                while at < len(source):
+                    found = self._next(split, images)
+                    before = raw.rows
+                    raw.add(found.images)
+                    bad |= found.bad
+                    at += raw.rows - before + len(found.bad)
+                    if (raw.rows - rows) * raw.row_bytes >= RAW_PART_BYTES:
+                        note()
+            except (Interrupted, RequestError):  # what is whole is kept
+                note()
+                raise
+            note()
+            raw.finish()
+        partial.replace(path)
+        sync(self.out)
+        return [path.name], None
+
+    def _images(self, source: Source, parts: list[range]) -> Generator[Packed, None, None]:
+        """The images of some stretches of a source, packed, in order; no batch lies in two of them."""
+        size = max(1, min(BATCH_IMAGES, BATCH_BYTES // self.packing.row_bytes)) if self.plan["shape"] else BATCH_IMAGES
+        batches = [list(part[start : start + size]) for part in parts for start in range(0, len(part), size)]
+        dataset = PackedImages(source, self.packing)
+        workers = num_cores() if self.config.workers is None else self.config.workers
+        workers = min(workers, len(batches))
+        return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False))
+
+    def _next(self, split: str, images: Iterator[Packed]) -> Packed:
+        """The next images, unless it is time to stop."""
+        if self.stop.received:
+            raise Interrupted(
+                f"{self.stop.received} after {self.done:,} of {self.inputs:,} images: finished files are kept, "
+                "--resume auto goes on"
+            )
+        try:
+            found = next(images)
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
+        self.done += len(found.bad) + (
+            len(found.images)
+            if self.plan["format"] == "jpeg"
+            else sum(len(image) for image in found.images) // self.packing.row_bytes
+        )
+        self.screen.update(self.done, f"{split}, {len(self.bad)} unreadable")
+        new = {(split, i): reason for i, reason in found.bad.items()}
+        self.bad |= new
+        if len(self.bad) > self.config.max_bad * self.inputs:
+            (_, last), reason = list(self.bad.items())[-1]
+            raise RequestError(
+                f"{len(self.bad)} of {self.inputs:,} inputs cannot be packed, the last "
+                f"{shown(self.sources[split].name(last))} ({reason}): more than --max-bad {self.config.max_bad:g}; "
+                f"{shown(self.out / QUARANTINE)} names them; --resume auto with a higher --max-bad goes on"
+            )
+        return found
+
+
+def _label(source: Source, index: int) -> int | None:
+    label = source.label(index)
+    assert label is None or isinstance(label, int)
+    return label
