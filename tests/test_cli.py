@@ -239,7 +239,7 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("", ["pretrain, finetune, probe, knn, embed, attention, robustness, experiment, reconstruct, demo"]),
+        ("", ["pretrain, finetune, probe, knn, embed, attention, robustness, experiment, reconstruct, inspect, demo"]),
         ("pretrian images --out out", ["'pretrian'", "did you mean 'pretrain'"]),
         ("pretrain", ["DATA", "--out"]),
         ("pretrain images", ["--out"]),
