@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -136,6 +138,17 @@ def test_blank_images_are_counted_as_blank_and_never_as_copies(report):
     assert report["blank"] == 3
     named = json.dumps([report["listed_exact"], report["listed_near"]])
     assert "blank" not in named
+
+
+def test_equal_copies_leak_even_where_they_are_too_plain_for_a_look(tmp_path):
+    slope = np.linspace(100, 104, 64).round().astype(np.uint8)
+    for split, offset in (("train", 0), ("val", 0), ("val", 1)):
+        (tmp_path / split).mkdir(exist_ok=True)
+        Image.fromarray(np.tile(slope + offset, (48, 1))).save(tmp_path / split / f"{offset}.png")
+    found = inspected(tmp_path)
+    assert found["nearly_blank"] == 3
+    assert (found["exact_duplicates"], found["near_duplicates"], found["leaks"]) == (1, 0, {"val in train": 1})
+    assert found["listed_leaks"][0]["looks_like"] == "train/0.png"
 
 
 def test_statistics_are_those_of_every_pixel_each_image_counting_alike(report, zoo):
@@ -373,6 +386,15 @@ def test_what_a_path_is(tmp_path):
     assert kind_of("embedded:photos") == "data"
     with pytest.raises(RequestError, match="cannot open"):
         inspected("x\0y")
+
+
+def test_a_model_is_handed_on(tmp_path, monkeypatch):
+    stand_in = types.ModuleType("openmae.tasks.inspect_model")
+    stand_in.inspect_model = lambda config: {"kind": "model", "path": config.path}
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for path in (str(tmp_path), str(tmp_path / "model.safetensors"), "timm:vit_tiny_patch16_224"):
+        assert inspected(path) == {"kind": "model", "path": path}
 
 
 def test_formats_are_told_by_content():

@@ -143,6 +143,7 @@ def test_hostile_lines_and_summaries_are_survived(copied, tmp_path):
         '{"step": 15, "loss": Infinity, "epoch": 1e-300, "images_seen": 9}',
         '{"step": 16, "loss": [1], "held_out_loss": "low", "effective_rank": {}, "seconds": true}',
         '{"step": ' + "9" * 400 + ', "loss": 1.0}',
+        '{"step": 16, "memory": ' + "9" * 400 + "}",
         '{"step": 17, "epoch": 1e-310, "held_out_loss": 0.5, "effective_rank": "high", "images_seen": 9}',
         "[1, 2]",
         "{" * 50_000,
