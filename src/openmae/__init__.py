@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmae.config import (
     AttentionConfig,
+    BenchConfig,
     DemoConfig,
     EmbedConfig,
     ExperimentConfig,
@@ -27,6 +28,7 @@ from openmae.config import (
 from openmae.errors import Fault, Interrupted, RequestError
 
 if TYPE_CHECKING:
+    from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
     from openmae.tasks.attention import attention
     from openmae.tasks.demo import demo
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
+    "BenchConfig",
     "ClassifierModel",
     "DemoConfig",
     "EmbedConfig",
@@ -57,6 +60,7 @@ __all__ = [
     "RequestError",
     "RobustnessConfig",
     "attention",
+    "bench",
     "demo",
     "embed",
     "experiment",
@@ -74,6 +78,7 @@ _LAZY = {
     "load": "openmae.tasks.load",
     "ClassifierModel": "openmae.tasks.load",
     "attention": "openmae.tasks.attention",
+    "bench": "openmae.benchmarks.bench",
     "demo": "openmae.tasks.demo",
     "embed": "openmae.tasks.embed",
     "experiment": "openmae.experiments.experiment",

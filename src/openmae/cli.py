@@ -15,6 +15,7 @@ import tyro
 import openmae
 from openmae.config import (
     AttentionConfig,
+    BenchConfig,
     DemoConfig,
     EmbedConfig,
     ExperimentConfig,
@@ -53,11 +54,12 @@ def _command(config: type, name: str, *positional: str) -> Any:
 
 
 # Settings whose None is no open question.
-OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init"}
+OFF = {"json", "recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init"}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
     str: "NAME",
+    bool: "True|False",
     tuple[int, int]: "HEIGHT WIDTH",
     tuple[float, float]: "FLOAT FLOAT",
     tuple[float, ...]: "FLOAT ...",
@@ -71,6 +73,7 @@ Command = (
     | _command(AttentionConfig, "attention", "images")
     | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
+    | _command(BenchConfig, "bench", "name")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(DemoConfig, "demo")
 )
@@ -84,6 +87,7 @@ TASKS: dict[type, str] = {
     AttentionConfig: "attention",
     RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
+    BenchConfig: "bench",
     ReconstructConfig: "reconstruct",
     DemoConfig: "demo",
 }
