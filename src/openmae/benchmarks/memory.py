@@ -5,6 +5,7 @@ peak above what lay there before the step. On a GPU the allocator says so itself
 every allocation and the peak is their running sum: to the byte, whatever else runs on the machine.
 """
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -90,6 +91,7 @@ def peaks(
 
 def _peak_of_allocations(step: Callable[[], None]) -> int:
     """The highest sum of what torch's CPU allocator gave out and had not got back since the step began."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports on stderr that there is no GPU
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
