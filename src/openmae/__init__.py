@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmae.config import (
     AttentionConfig,
+    BenchConfig,
     ConvertConfig,
     DemoConfig,
     EmbedConfig,
@@ -30,6 +31,7 @@ from openmae.config import (
 from openmae.errors import Fault, Interrupted, RequestError
 
 if TYPE_CHECKING:
+    from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
+    "BenchConfig",
     "ClassifierModel",
     "ConvertConfig",
     "DemoConfig",
@@ -66,6 +69,7 @@ __all__ = [
     "RequestError",
     "RobustnessConfig",
     "attention",
+    "bench",
     "convert",
     "demo",
     "embed",
@@ -87,6 +91,7 @@ _LAZY = {
     "ClassifierModel": "openmae.tasks.load",
     "attention": "openmae.tasks.attention",
     "convert": "openmae.tasks.convert",
+    "bench": "openmae.benchmarks.bench",
     "demo": "openmae.tasks.demo",
     "embed": "openmae.tasks.embed",
     "experiment": "openmae.experiments.experiment",

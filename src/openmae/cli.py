@@ -15,6 +15,7 @@ import tyro
 import openmae
 from openmae.config import (
     AttentionConfig,
+    BenchConfig,
     ConvertConfig,
     DemoConfig,
     EmbedConfig,
@@ -56,11 +57,25 @@ def _command(config: type, name: str, *positional: str) -> Any:
 
 
 # Settings whose None is no open question.
-OFF = {"recipe", "labels", "label_file", "blocks", "watch", "layer", "mask_file", "init", "out", "limit", "push"}
+OFF = {
+    "json",
+    "recipe",
+    "labels",
+    "label_file",
+    "blocks",
+    "watch",
+    "layer",
+    "mask_file",
+    "init",
+    "out",
+    "limit",
+    "push",
+}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
     str: "NAME",
+    bool: "True|False",
     tuple[int, int]: "HEIGHT WIDTH",
     tuple[float, float]: "FLOAT FLOAT",
     tuple[float, ...]: "FLOAT ...",
@@ -75,6 +90,7 @@ Command = (
     | _command(RobustnessConfig, "robustness")
     | _command(ExperimentConfig, "experiment", "name", "data")
     | _command(ConvertConfig, "convert", "init", "out")
+    | _command(BenchConfig, "bench", "name")
     | _command(ReconstructConfig, "reconstruct", "images")
     | _command(InspectConfig, "inspect", "path")
     | _command(PackConfig, "pack", "data", "out")
@@ -91,6 +107,7 @@ TASKS: dict[type, str] = {
     RobustnessConfig: "robustness",
     ExperimentConfig: "experiment",
     ConvertConfig: "convert",
+    BenchConfig: "bench",
     ReconstructConfig: "reconstruct",
     InspectConfig: "inspect",
     PackConfig: "pack",

@@ -4,6 +4,7 @@
 recipe, the data and the device, and say why. What a run finally used stands in its `config.json` without a `None`.
 """
 
+from openmae.config.bench import BenchConfig
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
 from openmae.config.convert import ConvertConfig
@@ -49,6 +50,7 @@ __all__ = [
     "TARGETS",
     "UNDO",
     "AttentionConfig",
+    "BenchConfig",
     "ClassifierShape",
     "ConvertConfig",
     "DecoderShape",

@@ -88,6 +88,8 @@ class PretrainConfig(Settings):
     """cpu, cuda, cuda:1, mps; by default the best there is."""
     precision: str | None = None
     """fp32 or bf16."""
+    compile: bool | None = None
+    """Compile the model (torch.compile): faster on GPUs after a minute, not on CPUs."""
     workers: int | None = None
     """Processes that read images."""
     crops_per_decode: int = 1
@@ -191,6 +193,7 @@ class SettledConfig(PretrainConfig):
     seed: int
     device: str
     precision: str
+    compile: bool = False  # as in runs from before there was a choice
     workers: int
     log_every: int
     evaluate_every: int

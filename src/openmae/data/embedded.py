@@ -104,7 +104,7 @@ class EmbeddedPhotos:
 
     def read(self, index: int) -> np.ndarray:
         region, x, y, side = self.crop(index)
-        return np.ascontiguousarray(_photograph(region.path)[y : y + side, x : x + side])
+        return np.ascontiguousarray(photograph(region.path)[y : y + side, x : x + side])
 
     def fingerprint(self) -> str:
         seen = [(r.path.name, r.path.stat().st_size, r.x, r.y, r.width, r.height) for r in self.regions]
@@ -155,7 +155,7 @@ def _packaged(package: str, path: str) -> Path:
 
 
 @cache
-def _photograph(path: Path) -> np.ndarray:
+def photograph(path: Path) -> np.ndarray:
     return decode(path.read_bytes())
 
 

@@ -65,6 +65,11 @@ class ParquetSource:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": OrderedDict()}  # a worker reads its own; images are no luggage
 
+    @property
+    def files(self) -> list[Path]:
+        """The files whose rows these are, in their order."""
+        return list(self._files)
+
     def __len__(self) -> int:
         return self._starts[-1]
 

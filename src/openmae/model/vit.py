@@ -43,12 +43,13 @@ class Attention(nn.Module):
         """
         batch, count, width = x.shape
         if num_queries is None or num_queries == count:
-            q, k, v = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1)
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # split first: gradients are stacked in place
         else:
             q = F.linear(x[:, -num_queries:], self.qkv.weight[:width], self.qkv.bias[:width])
             q = q.reshape(batch, num_queries, self.num_heads, -1).transpose(1, 2)
             kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
-            k, v = kv.reshape(batch, count, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            k, v = (part.transpose(1, 2) for part in kv.reshape(batch, count, 2, self.num_heads, -1).unbind(2))
         scores = None
         if self.relative is not None:
             assert grid is not None and num_queries is None, "relative positions are of whole images"

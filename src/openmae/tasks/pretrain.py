@@ -103,7 +103,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
-        stepped = parallelise(model.train(), processes, device)
+        stepped = parallelise(model.train(), processes, device, is_compiled=chosen.compile)
 
         def save(step: int, state: dict[str, Any]) -> None:
             state = {"data": fingerprint, "settings": settings, **state}

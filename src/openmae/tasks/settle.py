@@ -90,6 +90,8 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     _decide_optimisation(config, facts, machine, choices)
 
     decide_machine(machine, choices, get("width"))
+    is_gpu = machine.device == "cuda"
+    choices.decide("compile", is_gpu, "faster on GPUs" if is_gpu else f"gains nothing on {machine.device}")
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     reasons = choices.reasons

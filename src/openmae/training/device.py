@@ -1,6 +1,7 @@
 """What the machine is and which precision it is good at."""
 
 import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -11,6 +12,8 @@ from pathlib import Path
 import torch
 
 from openmae.errors import RequestError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
@@ -41,7 +44,23 @@ def use_device(name: str | None, local_rank: int) -> torch.device:
     device = pick_device(name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    elif device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of giving it back to the system each time.
+
+    A step of ViT-B at batch 16 otherwise has 190,000 page faults, a twelfth of its time. The peak is the same, and so
+    are all numbers. Whoever sets glibc's own MALLOC_ variables has decided otherwise; other systems are left alone.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library: none of these settings
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -114,8 +114,17 @@ def _join(backend: str) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
 
 
-def parallelise(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
-    """The model as the training step calls it: itself, or wrapped so that gradients are averaged."""
+def parallelise(
+    model: nn.Module, processes: Processes, device: torch.device, *, is_compiled: bool = False
+) -> nn.Module:
+    """The model as the training step calls it: itself, or wrapped so that gradients are averaged.
+
+    Args:
+        is_compiled: through torch.compile. `model` itself stays as it is, with its names and for whoever measures;
+            a smaller last micro-batch is compiled once more, not made a symbol.
+    """
+    if is_compiled:
+        model = cast(nn.Module, torch.compile(model, dynamic=False))
     if processes.count == 1:
         return model
     # A 1-channel patch projection's gradient has other strides than its bucket: copied, and not worth a word.

@@ -1,0 +1,1 @@
+"""What `openmae bench` measures: our program beside others, in one process, on equal terms."""

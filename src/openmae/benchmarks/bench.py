@@ -1,0 +1,63 @@
+"""`openmae bench NAME`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openmae.benchmarks.asymmetry import asymmetry_rows
+from openmae.benchmarks.epoch import epoch_rows
+from openmae.benchmarks.loader import loader_rows
+from openmae.benchmarks.machine import check_measurable, hardware
+from openmae.benchmarks.memory import memory_rows
+from openmae.benchmarks.rows import table
+from openmae.benchmarks.settings import settings_rows
+from openmae.benchmarks.step import step_rows
+from openmae.config import BenchConfig
+from openmae.errors import RequestError
+from openmae.tasks.choices import Machine
+from openmae.training.device import use_device
+from openmae.training.files import disk_faults, write_json
+
+BENCHES = {
+    "step": step_rows,
+    "memory": memory_rows,
+    "asymmetry": asymmetry_rows,
+    "loader": loader_rows,
+    "epoch": epoch_rows,
+    "settings": settings_rows,
+}
+
+
+def bench(config: BenchConfig) -> dict[str, Any]:
+    """Measure, print the table, and write the JSON file where one is asked for.
+
+    Returns:
+        What the file holds: `hardware` and `rows`.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, or nothing that can be measured here.
+        Fault: two programs that should compute the same do not.
+    """
+    device = use_device(config.device, 0)
+    machine = Machine.of(device, 1)
+    # As `openmae pretrain` on a GPU; on a CPU with bf16 units ask for it.
+    precision = config.precision or ("bf16" if machine.device == "cuda" and machine.has_bf16 else "fp32")
+    check_measurable(device, precision)
+    if config.json is not None and Path(config.json).is_dir():
+        raise RequestError(f"--json {config.json} is a folder: give the name of a file")
+    found = hardware(device, precision)
+    print(f"hardware  {found['cpu']}, {found['cores']} cores, {found['threads']} threads" + (
+        f"; {found['gpu']}" if "gpu" in found else ""), flush=True)  # fmt: skip
+    print("versions  " + ", ".join(f"{n} {found[n]}" for n in ("openmae", "torch", "transformers") if n in found))
+    rows = BENCHES[config.name](replace(config, precision=precision), device)
+    if not any(row.ours for row in rows):
+        raise RequestError("nothing could be measured: " + "; ".join(dict.fromkeys(row.peer for row in rows)))
+    result = {"hardware": found, "rows": [row.to_dict() for row in rows]}
+    print("\n" + "\n".join(table(rows)))
+    print("ratio: median of the rounds, above 1 openmae is better; low and high are its worst and best round")
+    if config.quick:
+        print("--quick: too little work for figures; leave it out to measure")
+    if config.json is not None:
+        with disk_faults(Path(config.json)):
+            write_json(Path(config.json), result)
+    return result

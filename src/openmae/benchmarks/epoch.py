@@ -1,0 +1,307 @@
+"""`openmae bench epoch`: training on small images from parquet, end to end, against the transformers `Trainer` recipe.
+
+Ours is what `openmae pretrain` does: source, stream, reader processes, `train_step`. The peer is transformers'
+`run_mae.py`: ViTMAEForPreTraining, `Trainer`, PIL images and torchvision's RandomResizedCrop, flip, ToTensor and
+Normalize, with fused AdamW, SDPA, as many readers and threads, the same model and batch. A round is a stretch of some
+steps of each, not a whole epoch: inside one `Trainer.train()` its callback hands over to ours and back. Readers of both
+sides may fill their two batches each while the other trains.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from openmae.benchmarks.machine import waiting
+from openmae.benchmarks.ours import RATE, Ours, make_ours
+from openmae.benchmarks.peers import check_equal, find_transformers, loss_and_norm, make_peer, twin
+from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, PretrainConfig
+from openmae.data.augment import CROP_SCALE
+from openmae.data.loader import Batch
+from openmae.data.parquet import ParquetSource
+from openmae.data.preprocess import look_at
+from openmae.data.sources import Source, open_source
+from openmae.errors import Fault
+from openmae.tasks.choices import Machine
+from openmae.tasks.pretrain import train_step
+from openmae.tasks.settle import Settled, settle
+from openmae.tasks.training_data import make_stream, read_steps
+from openmae.training.optim import set_rate
+from openmae.training.parallel import Processes
+
+SIDE, PATCH = 32, 4
+BATCH, QUICK_BATCH = 256, 16
+GENERATED = 2048  # images made where there is no DATA
+GOALS = {"peer": "1.5", "data": "0.95"}
+
+
+def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """The row against Trainer (`peer`) and the one against batches that are ready (`data`).
+
+    Raises:
+        RequestError: DATA cannot be used.
+        Fault: the programs do not compute the same loss, or a reader died.
+    """
+    with tempfile.TemporaryDirectory(prefix="openmae-bench-") as place:
+        data = config.data or str(generate(Path(place) / "generated.parquet"))
+        source = open_source(data)
+        assert source is not None
+        settled = settled_on(source, data, config, device)
+        rows = []
+        for case in config.case or ("peer", "data"):
+            rows.append(_against_trainer(settled, source, config, device, place) if case == "peer" else
+                        _against_ready(settled, source, config, device))  # fmt: skip
+        return rows
+
+
+def settled_on(source: Source, data: str, config: BenchConfig, device: torch.device) -> Settled:
+    """What `openmae pretrain --model tiny` decides for images of this size; photographs are cut to 32 px."""
+    batch = config.batch_size or (QUICK_BATCH if config.quick else BATCH)
+    shape: dict[str, Any] = {"model": "tiny", "image_size": SIDE, "patch_size": PATCH}
+    if config.quick:
+        shape |= {"model": None, "width": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
+    asked = PretrainConfig(
+        data=data,
+        out="none",
+        steps=1000,
+        batch_size=batch,
+        micro_batch_size=batch,
+        statistics="imagenet",
+        channels=3,
+        workers=config.workers,
+        precision=config.precision,
+        device=str(device),
+        **shape,
+    )
+    return settle(asked, look_at(source, 32), Machine.of(device, 1))
+
+
+class OurRun:
+    """The endless run of `openmae pretrain`, taken some steps further at a time."""
+
+    def __init__(self, settled: Settled, source: Source, device: torch.device) -> None:
+        self.ours: Ours = make_ours(settled, device)
+        stream = make_stream(settled.config, settled.preprocessing, source)
+        c = settled.config
+        steps = range(10**6)
+        self.batches: Generator[list[Batch], None, None] = read_steps(
+            stream, c.batch_size, c.micro_batch_size, c.workers, steps, Processes(), device.type == "cuda"
+        )
+
+    def advance(self, num_steps: int) -> None:
+        for parts in itertools.islice(self.batches, num_steps):
+            self.step(parts)
+
+    def step(self, parts: list[Batch]) -> None:
+        o = self.ours
+        set_rate(o.optimizer, RATE)
+        train_step(o.stepped, o.optimizer, parts, o.settled, o.masks, o.device, Processes())
+
+
+def _against_ready(settled: Settled, source: Source, config: BenchConfig, device: torch.device) -> Row:
+    """End to end against the same steps on batches that lie in memory."""
+    run = OurRun(settled, source, device)
+    try:
+        wait, ready = waiting(device), next(run.batches)
+
+        def on_ready() -> None:
+            for _ in range(config.segment):
+                run.step(ready)
+
+        ours, theirs = [], []
+        for number in range(WARM_UP + config.rounds):
+            whole, synthetic = timed(lambda: run.advance(config.segment), wait)(), timed(on_ready, wait)()
+            if number >= WARM_UP:
+                ours.append(whole)
+                theirs.append(synthetic)
+    finally:
+        run.batches.close()
+    details = {"goal": GOALS["data"], "steps": config.segment, "workers": settled.config.workers}
+    return Row(
+        case=f"end to end, {_words(settled)}", peer="ours on batches that are ready", ours=ours, theirs=theirs,
+        details=details,
+    )  # fmt: skip
+
+
+def _against_trainer(
+    settled: Settled, source: Source, config: BenchConfig, device: torch.device, place: str
+) -> Row:  # fmt: skip
+    transformers, c = find_transformers(), settled.config
+    case = f"an epoch, {_words(settled)}"
+    run = OurRun(settled, source, device)
+    wait = waiting(device)
+    details: dict[str, Any] = {
+        "goal": GOALS["peer"],
+        "steps": config.segment,
+        "workers": c.workers,
+        "share_of_an_epoch": config.segment * c.batch_size / len(source),
+    }
+    try:
+        try:
+            import accelerate  # noqa: F401
+        except ImportError:
+            transformers = None
+        if transformers is None:
+            mine = [timed(lambda: run.advance(config.segment), wait)() for _ in range(config.rounds)]
+            missing = f"transformers and accelerate {NOT_INSTALLED}"
+            return Row(case=case, peer=missing, ours=mine, details=details)
+        model = twin(transformers, run.ours.model.cpu(), settled.shape)
+        run.ours.model.to(device)
+        o = run.ours
+        peer = make_peer(model, o.images(), o.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
+        print(check_equal(o.loss_and_norm(), loss_and_norm(model, peer.loss()), c.precision), flush=True)
+        ours, theirs = _take_turns(transformers, model, run, source, config, device, place)
+    finally:
+        run.batches.close()
+    epoch = len(source) / (config.segment * c.batch_size)
+    details |= {
+        "our_epoch_seconds": sorted(ours)[len(ours) // 2] * epoch,
+        "their_epoch_seconds": sorted(theirs)[len(theirs) // 2] * epoch,
+    }
+    return Row(case=case, peer="transformers Trainer, run_mae.py's recipe", ours=ours, theirs=theirs, details=details)
+
+
+def _take_turns(
+    transformers: Any, model: Any, run: OurRun, source: Source, config: BenchConfig, device: torch.device, place: str
+) -> tuple[list[float], list[float]]:
+    """Seconds of each stretch of ours and theirs, inside one `Trainer.train()`."""
+    c, wait, segment = run.ours.settled.config, waiting(device), config.segment
+    ours: list[float] = []
+    theirs: list[float] = []
+    start = 0.0
+
+    class HandOver(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            nonlocal start
+            if state.global_step % segment:
+                return
+            wait()
+            seconds = time.perf_counter() - start
+            mine = timed(lambda: run.advance(segment), wait)()
+            if state.global_step > WARM_UP * segment:
+                theirs.append(seconds)
+                ours.append(mine)
+            start = time.perf_counter()
+
+    arguments = transformers.TrainingArguments(
+        output_dir=place,
+        per_device_train_batch_size=c.batch_size,
+        max_steps=(WARM_UP + config.rounds) * segment,
+        learning_rate=RATE,
+        weight_decay=c.weight_decay,
+        adam_beta1=c.betas[0],
+        adam_beta2=c.betas[1],
+        max_grad_norm=0.0,  # as ours: the paper clips nothing
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        dataloader_num_workers=c.workers,
+        remove_unused_columns=False,
+        label_names=["pixel_values"],
+        save_strategy="no",
+        logging_steps=c.log_every,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        bf16=c.precision == "bf16",
+        seed=0,
+    )
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=TheirImages(source, SIDE),
+        data_collator=lambda examples: {"pixel_values": torch.stack(examples)},
+        callbacks=[HandOver()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(None):
+        start = time.perf_counter()
+        trainer.train()
+    if len(ours) != config.rounds:
+        raise Fault(f"Trainer ended after {len(ours)} of {config.rounds} rounds")
+    return ours, theirs
+
+
+class TheirImages(Dataset):
+    """run_mae.py's images: PIL, then torchvision's transforms to float; encoded bytes lie in memory."""
+
+    def __init__(self, source: Source, side: int) -> None:
+        from torchvision import transforms
+
+        self.source = source
+        self.encoded = encoded_images(source)
+        self.transform: Callable[[Any], torch.Tensor] = transforms.Compose(
+            [
+                transforms.Lambda(_as_rgb),
+                transforms.RandomResizedCrop(
+                    side, scale=CROP_SCALE, interpolation=transforms.InterpolationMode.BICUBIC
+                ),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            ]
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        from PIL import Image
+
+        if self.encoded is not None:
+            return self.transform(Image.open(BytesIO(self.encoded[index])))
+        return self.transform(Image.fromarray(self.source.read(index).squeeze()))
+
+
+def _as_rgb(image: Any) -> Any:
+    return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def encoded_images(source: Source) -> list[bytes] | None:
+    """The encoded bytes of every image of a parquet source; of another kind None: then it decodes as ours does."""
+    if not isinstance(source, ParquetSource):
+        return None
+    import pyarrow.parquet
+
+    encoded: list[bytes] = []
+    for file in source.files:
+        for value in pyarrow.parquet.read_table(file, columns=["image"]).column("image").to_pylist():
+            encoded.append(value["bytes"] if isinstance(value, dict) else value)
+    return encoded
+
+
+def generate(path: Path) -> Path:
+    """A parquet file of small PNGs in the Hugging Face layout, cut from the photographs inside the wheels."""
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    source = open_source("embedded:photos")
+    assert source is not None
+    images = []
+    for index in range(GENERATED):
+        encoded = BytesIO()
+        Image.fromarray(source.read(index)).resize((SIDE, SIDE), Image.Resampling.BOX).save(encoded, "PNG")
+        images.append({"bytes": encoded.getvalue(), "path": None})
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    os.makedirs(path.parent, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"image": pyarrow.array(images, kind)}), path)
+    return path
+
+
+def _words(settled: Settled) -> str:
+    e, d = settled.shape.encoder, settled.shape.decoder
+    return (
+        f"{e.image_size[0]} px, patch {e.patch_size}, {e.width} x {e.depth}, decoder {d.width} x {d.depth}, "
+        f"batch {settled.config.batch_size}"
+    )

@@ -1,0 +1,189 @@
+"""`openmae bench loader`: images/s of one core from files to a batch, against torchvision's ImageFolder and PIL.
+
+Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, antialiased), flip, uint8 batches. The
+peer is what everyone ships: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize, float batches. Packs are made of
+the same images, and compared with the peer on the originals: that is the choice a person has.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import openmae
+from openmae.benchmarks.rows import Row, in_turn
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, Preprocessing
+from openmae.data.augment import CROP_SCALE, Augmentation
+from openmae.data.decode import EXTENSIONS
+from openmae.data.embedded import EmbeddedPhotos, photograph
+from openmae.data.loader import Stream, collate
+from openmae.data.sources import Source, open_source
+from openmae.errors import RequestError
+
+SIZE = 224
+BATCH = 32
+IMAGES, QUICK_IMAGES = 256, 32  # a round
+PHOTO_SIZE = (500, 375)  # of the written photographs: the ImageNet average
+NUM_PHOTOS = 40
+GOALS = {"original": "1.8", "jpeg-pack": "3", "raw-pack": "5"}
+WORDS = {"original": "original files", "jpeg-pack": "JPEG pack, 256 px", "raw-pack": "raw pack, 256 px"}
+
+
+def loader_rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """A row for each way of keeping the images.
+
+    Raises:
+        RequestError: DATA holds no images in files, or none can be packed.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # one core: the comparison is of work, not of scheduling
+    try:
+        with tempfile.TemporaryDirectory(prefix="openmae-bench-") as place:
+            return _rows(config, Path(place))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rows(config: BenchConfig, place: Path) -> list[Row]:
+    data = config.data or str(write_photographs(place / "photographs"))
+    count = QUICK_IMAGES if config.quick else IMAGES
+    theirs = their_reader(data, place / "classes", count)
+    names = config.case or tuple(WORDS)
+    sides, rows = {}, []
+    for name in names:
+        try:
+            source = opened(name, data, place)
+        except RequestError as error:
+            if name in config.case:
+                raise
+            rows.append(Row(case=WORDS[name], peer=f"not measured: {error}"))
+            continue
+        sides[name] = our_reader(source, count)
+    if not sides:
+        raise RequestError("nothing can be measured here: every case of the loader is missing something")
+    their_rates, *rates = in_turn(config.rounds, theirs, *sides.values())
+    for name, mine in zip(sides, rates, strict=True):
+        rows.append(
+            Row(
+                case=f"{WORDS[name]}, {SIZE} px crops, one core",
+                peer="torchvision ImageFolder, PIL, float",
+                unit="images/s",
+                more_is_better=True,
+                ours=mine,
+                theirs=their_rates,
+                details={"goal": GOALS[name]},
+            )
+        )
+    return sorted(rows, key=lambda row: not row.ours)
+
+
+def opened(name: str, data: str, place: Path) -> Source:
+    """The images as they are, or packed.
+
+    Raises:
+        RequestError: packing is not there.
+    """
+    if name != "original":
+        data = pack(data, place / name, name.removesuffix("-pack"))
+    source = open_source(data)
+    assert source is not None
+    return source
+
+
+def pack(data: str, out: Path, form: str) -> str:
+    """Pack DATA at 256 px into `out`. Raises RequestError where this version of openmae cannot."""
+    names: Any = openmae
+    try:
+        make, settings = names.pack, names.PackConfig
+    except AttributeError:
+        raise RequestError("this version of openmae has no `openmae pack` yet") from None
+    make(settings(data=data, out=str(out), format=form, size=256))
+    return str(out)
+
+
+def our_reader(source: Source, count: int) -> Callable[[], float]:
+    """Images/s of our stream, over the next `count` images of it."""
+    preprocessing = Preprocessing(
+        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(SIZE, SIZE)
+    )
+    stream = Stream(source, preprocessing, Augmentation(kind="crop"), seed=0, min_side=16)
+    position = 0
+
+    def batches() -> Iterator[object]:
+        nonlocal position
+        for _ in range(count // BATCH):
+            yield collate(stream.__getitems__(range(position, position + BATCH)))
+            position += BATCH
+
+    return rate_of(batches, count // BATCH * BATCH)
+
+
+def their_reader(data: str, place: Path, count: int) -> Callable[[], float]:
+    """Images/s of an ImageFolder over `count` random images. A flat folder gets a class by way of links in `place`.
+
+    Raises:
+        RequestError: DATA is no folder of image files.
+    """
+    from torchvision import datasets, transforms
+
+    root = Path(data)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS) if root.is_dir() else []
+    if not files:
+        raise RequestError(f"--data {data} holds no image files: the loader is compared on a folder of JPEGs")
+    (place / "all").mkdir(parents=True)
+    for number, path in enumerate(files):
+        os.symlink(path.resolve(), place / "all" / f"{number}{path.suffix.lower()}")
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                SIZE, scale=CROP_SCALE, interpolation=transforms.InterpolationMode.BICUBIC
+            ),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )  # fmt: skip
+    folder = datasets.ImageFolder(place, transform)
+    chance = np.random.default_rng(0)
+
+    def batches() -> Iterator[object]:
+        for _ in range(count // BATCH):
+            samples = [folder[int(index)] for index in chance.integers(0, len(folder), BATCH)]
+            yield torch.stack([image for image, _ in samples])
+
+    return rate_of(batches, count // BATCH * BATCH)
+
+
+def rate_of(batches: Callable[[], Iterator[object]], count: int) -> Callable[[], float]:
+    """Images/s of going through some batches once."""
+    from openmae.benchmarks.rows import timed
+
+    def go() -> None:
+        for _ in batches():
+            pass
+
+    measure = timed(go, lambda: None)
+    return lambda: count / measure()
+
+
+def write_photographs(folder: Path) -> Path:
+    """Cuttings of the photographs inside the wheels as JPEGs of the usual size and quality."""
+    folder.mkdir(parents=True)
+    chance = np.random.default_rng(0)
+    regions = EmbeddedPhotos("train").regions
+    width, height = PHOTO_SIZE
+    for number in range(NUM_PHOTOS):
+        region = regions[number % len(regions)]
+        whole = photograph(region.path)[region.y : region.y + region.height, region.x : region.x + region.width]
+        top = int(chance.integers(0, max(1, whole.shape[0] - height)))
+        left = int(chance.integers(0, max(1, whole.shape[1] - width)))
+        cutting = Image.fromarray(np.ascontiguousarray(whole[top : top + height, left : left + width]))
+        if cutting.size != PHOTO_SIZE:
+            cutting = cutting.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
+        cutting.save(folder / f"{number:03}.jpg", quality=92)
+    return folder

@@ -1,0 +1,134 @@
+"""Our side of a comparison: the settings, model and step of `openmae pretrain`, on a batch that is ready."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openmae.benchmarks.peers import loss_and_norm
+from openmae.config import MAEShape, PretrainConfig
+from openmae.data.chance import sample_keys, uniforms
+from openmae.data.loader import Batch
+from openmae.data.preprocess import DataFacts, normalise
+from openmae.model.mae import MAE
+from openmae.model.masking import noise_per_image
+from openmae.tasks.choices import Machine
+from openmae.tasks.masks import MaskSampler, to_device
+from openmae.tasks.pretrain import mask_sampler, train_step
+from openmae.tasks.settle import Settled, settle
+from openmae.training.device import autocast
+from openmae.training.optim import adamw, set_rate
+from openmae.training.parallel import Processes, parallelise
+
+RATE = 1e-4  # small: a step moves the weights, a few change little
+
+# Settings of the cases. The paper's decoder is the default from Base on.
+CASES: dict[str, dict[str, Any]] = {
+    "tiny": {"width": 24, "depth": 2, "num_heads": 3, "patch_size": 4, "image_size": 16}
+    | {"decoder_width": 16, "decoder_depth": 1, "decoder_num_heads": 2},
+    "small": {"width": 192, "depth": 12, "num_heads": 3, "patch_size": 4, "image_size": 28}
+    | {"decoder_width": 96, "decoder_depth": 4, "decoder_num_heads": 3},
+    "base": {"model": "base", "patch_size": 16, "image_size": 224},
+    "large": {"model": "large", "patch_size": 16, "image_size": 224},
+    "huge": {"model": "huge", "patch_size": 14, "image_size": 224},
+}
+WORDS = {
+    "tiny": "16 px, 24 x 2 (to try the command)",
+    "small": "28 px, patch 4, 192 x 12, decoder 96 x 4",
+    "base": "ViT-B/16 at 224 px",
+    "large": "ViT-L/16 at 224 px",
+    "huge": "ViT-H/14 at 224 px",
+}
+CPU_BATCH = {"tiny": 4, "small": 256, "base": 16, "large": 4, "huge": 2}
+QUICK_BATCH = {"tiny": 2, "small": 32, "base": 2, "large": 1, "huge": 1}
+
+
+def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None) -> int:
+    """Images a step: what was asked for, the paper-like 256 on a GPU, what a CPU does in seconds."""
+    if asked is not None:
+        return asked
+    if is_quick:
+        return QUICK_BATCH[case]
+    return 256 if device.type == "cuda" else CPU_BATCH[case]
+
+
+def settled_for(case: str, batch: int, device: torch.device, precision: str | None, **settings: Any) -> Settled:
+    """What `openmae pretrain` would decide for this model, with the whole batch at once."""
+    facts = DataFacts(
+        count=50_000,
+        channels=3,
+        dtype="uint8",
+        short_side=224,
+        value_range=(0.0, 255.0),
+        mean=(120.0,) * 3,
+        std=(60.0,) * 3,
+    )
+    asked: dict[str, Any] = {"batch_size": batch, "micro_batch_size": batch, "steps": 1000, **CASES[case], **settings}
+    config = PretrainConfig(data="none", out="none", precision=precision, device=str(device), **asked)
+    return settle(config, facts, Machine.of(device, 1))
+
+
+@dataclass
+class Ours:
+    """`openmae pretrain`'s own step on one batch.
+
+    Attributes:
+        parts: the micro-batches of the step: raw uint8 images and keys.
+        stepped: the model as the step calls it.
+    """
+
+    settled: Settled
+    model: MAE
+    stepped: nn.Module
+    optimizer: torch.optim.Optimizer
+    masks: MaskSampler
+    parts: list[Batch]
+    device: torch.device
+
+    @property
+    def shape(self) -> MAEShape:
+        return self.settled.shape
+
+    @property
+    def visible(self) -> int:
+        return self.masks.num_visible
+
+    def step(self) -> None:
+        set_rate(self.optimizer, RATE)
+        train_step(self.stepped, self.optimizer, self.parts, self.settled, self.masks, self.device, Processes())
+
+    def images(self) -> Tensor:
+        """The batch as a model takes it."""
+        return torch.cat([normalise(part.images.to(self.device), self.settled.preprocessing) for part in self.parts])
+
+    def noise(self) -> Tensor:
+        """The noise that our masks are made of."""
+        keys = torch.cat([part.keys for part in self.parts]).numpy()
+        noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
+        return torch.from_numpy(noise).float().to(self.device)
+
+    def loss_and_norm(self) -> tuple[float, float]:
+        """Of the whole batch at once, without a step."""
+        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])), self.device)
+        with autocast(self.device, self.settled.config.precision):
+            loss = self.model(self.images(), masking).loss
+        return loss_and_norm(self.model, loss)
+
+
+def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
+    """Our program with fresh weights and a batch of smooth noise, the same for the same seed."""
+    torch.manual_seed(seed)
+    config, shape = settled.config, settled.shape
+    model = MAE.from_shape(shape).to(device).train()
+    optimizer = adamw(model, config.weight_decay, config.betas)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(config.batch_size, 3, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, size=shape.encoder.image_size, mode="bicubic")
+    images = ((images + 0.1 * torch.randn(images.shape, generator=generator)) * 255).clamp(0, 255).to(torch.uint8)
+    keys = torch.from_numpy(sample_keys(seed, np.zeros(len(images), np.int64), np.arange(len(images))))
+    micro = config.micro_batch_size
+    parts = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
+    stepped = parallelise(model, Processes(), device, is_compiled=is_compiled)
+    return Ours(settled, model, stepped, optimizer, mask_sampler(config, shape), parts, device)

@@ -1,0 +1,122 @@
+"""Rounds in which programs take turns, the ratio of each round, and the table they make."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+WARM_UP = 1  # rounds that are thrown away: allocators fill, kernels are chosen, files come into the cache
+NOT_INSTALLED = "not installed: pip install 'openmae[bench]'"
+
+Side = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        case, peer: what was run, and beside what; where the peer is missing, why and how to get it.
+        unit: of the raw numbers.
+        more_is_better: images/s are, seconds and bytes are not.
+        ours, theirs: raw numbers, one a round; empty where a side did not run.
+        details: further keys of the JSON row, like the share of the machine's ceiling.
+    """
+
+    case: str
+    peer: str
+    unit: str = "s"
+    more_is_better: bool = False
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each round; above 1 ours is better."""
+        if not self.theirs:
+            return []
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return [ours / theirs if self.more_is_better else theirs / ours for ours, theirs in pairs]
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of the JSON file; `ratio`, `low` and `high` are null without a peer."""
+        ratios = self.ratios
+        return {
+            "case": self.case,
+            "peer": self.peer,
+            "ratio": statistics.median(ratios) if ratios else None,
+            "low": min(ratios, default=None),
+            "high": max(ratios, default=None),
+            "ours": self.ours,
+            "theirs": self.theirs,
+            "unit": self.unit,
+            **self.details,
+        }
+
+
+def in_turn(rounds: int, *sides: Side) -> list[list[float]]:
+    """What each side returns in each round. Every second round runs them backwards: none always comes first."""
+    results: list[list[float]] = [[] for _ in sides]
+    for number in range(WARM_UP + rounds):
+        order = range(len(sides)) if number % 2 == 0 else range(len(sides) - 1, -1, -1)
+        for side in order:
+            value = sides[side]()
+            if number >= WARM_UP:
+                results[side].append(value)
+    return results
+
+
+def timed(action: Callable[[], object], wait: Callable[[], None]) -> Side:
+    """Seconds of the action; `wait` returns when the device has done all it was given."""
+
+    def measure() -> float:
+        wait()
+        start = time.perf_counter()
+        action()
+        wait()
+        return time.perf_counter() - start
+
+    return measure
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """The rows as aligned lines: ratio, its lowest and highest round, medians of both sides."""
+    cells = [["case", "against", "ratio", "low", "high", "ours", "theirs", ""]]
+    for row in rows:
+        values = row.to_dict()
+        ratio = [f"{values[name]:.2f}" if row.ratios else "-" for name in ("ratio", "low", "high")]
+        sides = [_words(statistics.median(side), row.unit) if side else "-" for side in (row.ours, row.theirs)]
+        cells.append([row.case, row.peer, *ratio, *sides, _details(row.details)])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in (0, 1, 7) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+    return [lines[0], "-" * len(lines[0]), *lines[1:]]
+
+
+def _words(value: float, unit: str) -> str:
+    if unit == "bytes":
+        return f"{value / 1e6:,.0f} MB"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
+
+
+def _details(details: dict[str, Any]) -> str:
+    said = []
+    if "share_of_ceiling" in details:
+        share, theirs = details["share_of_ceiling"], details.get("their_share_of_ceiling")
+        said.append(f"{share:.0%} of the ceiling" + (f", theirs {theirs:.0%}" if theirs else ""))
+    if "flops_ratio" in details:
+        said.append(f"by FLOPs {details['flops_ratio']:.2f}")
+    if "paper" in details:
+        said.append(f"paper {details['paper']}")
+    if "goal" in details:
+        said.append(f"goal {details['goal']}")
+    if "note" in details:
+        said.append(details["note"])
+    return "; ".join(said)

@@ -1,0 +1,101 @@
+"""`openmae bench step`: one optimiser step on a batch that is ready, against transformers' ViTMAE.
+
+Both have the same weights, images, masks, optimiser, precision and threads. Ours is the step of `openmae pretrain`
+whole: it normalises, draws masks and measures the gradient's norm; the peer gets images and noise ready.
+"""
+
+import gc
+from typing import Any
+
+import torch
+
+from openmae.benchmarks.machine import ceiling, share_of, waiting
+from openmae.benchmarks.ours import RATE, WORDS, Ours, batch_of, make_ours, settled_for
+from openmae.benchmarks.peers import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
+from openmae.benchmarks.rows import NOT_INSTALLED, Row, in_turn, timed
+from openmae.config import BenchConfig
+
+GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
+MFU_GOALS = {"base": 0.45, "large": 0.55, "huge": 0.60}
+
+
+def step_rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """A row for each case; on a GPU also compiled forms of both programs.
+
+    Raises:
+        Fault: the programs do not compute the same loss.
+    """
+    usual = ("base", "large", "huge") if device.type == "cuda" else ("small", "base")
+    rows = []
+    for case in config.case or usual:
+        rows += _case(case, config, device)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return rows
+
+
+def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ours, Peer | None]:
+    """Both programs on the same weights, images and masks; what shows that they are equal is printed first.
+
+    Raises:
+        Fault: they are not.
+    """
+    batch = batch_of(case, device, config.quick, config.batch_size)
+    settled = settled_for(case, batch, device, config.precision)
+    ours = make_ours(settled, device)
+    print(f"\n{WORDS[case]}, {batch} images, {settled.config.precision}", flush=True)
+    transformers = find_transformers()
+    if transformers is None:
+        return ours, None
+    c = settled.config
+    model = twin(transformers, ours.model.cpu(), settled.shape)
+    ours.model.to(device)
+    peer = make_peer(model, ours.images(), ours.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
+    print(check_equal(ours.loss_and_norm(), loss_and_norm(peer.model, peer.loss()), c.precision), flush=True)
+    return ours, peer
+
+
+def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
+    ours, peer = equal_pair(case, config, device)
+    c, wait = ours.settled.config, waiting(device)
+    name = f"{WORDS[case]}, batch {c.batch_size}"
+    measure = ceiling(ours.shape, ours.visible, c.batch_size, device, c.precision)
+    sides = {"ceiling": measure, "ours": timed(ours.step, wait)}
+    if peer is not None:
+        sides["theirs"] = timed(peer.step, wait)
+    if device.type == "cuda":
+        sides["ours compiled"] = timed(make_ours(ours.settled, device, is_compiled=True).step, wait)
+        if peer is not None:
+            compiled = torch.compile(peer.model, dynamic=False)
+            again = Peer(peer.model, peer.optimizer, peer.images, peer.noise, device, c.precision, compiled)
+            sides["theirs compiled"] = timed(again.step, wait)
+    times = dict(zip(sides, in_turn(config.rounds, *sides.values()), strict=True))
+
+    def row(ours_name: str, theirs_name: str, peer_words: str) -> Row:
+        mine, theirs = times[ours_name], times.get(theirs_name, [])
+
+        def share(seconds: list[float]) -> float:
+            return share_of(times["ceiling"], seconds, ours.shape, ours.visible, c.batch_size)
+
+        details: dict[str, Any] = {
+            "images_per_second": c.batch_size / sorted(mine)[len(mine) // 2],
+            "ceiling_gflops": max(times["ceiling"]) / 1e9,
+            "share_of_ceiling": share(mine),
+        }
+        if theirs:
+            details["their_share_of_ceiling"] = share(theirs)
+        if (device.type, case) in GOALS:
+            details["goal"] = GOALS[device.type, case]
+        if device.type == "cuda" and case in MFU_GOALS:
+            details["mfu_goal"] = MFU_GOALS[case]
+        return Row(case=name, peer=peer_words, ours=mine, theirs=theirs, details=details)
+
+    tuned = "transformers ViTMAE, SDPA, fused AdamW"
+    missing = f"transformers {NOT_INSTALLED}"
+    rows = [row("ours", "theirs", tuned if peer else missing)]
+    if "ours compiled" in times:
+        rows.append(row("ours compiled", "theirs", f"{tuned}; ours compiled" if peer else missing))
+    if "theirs compiled" in times:
+        rows.append(row("ours compiled", "theirs compiled", f"{tuned}; both compiled"))
+    return rows
