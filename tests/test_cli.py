@@ -257,6 +257,8 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
         ("embed images --init run", ["--out"]),
         ("experiment figure-9 images --init run --out out --blockz 1", ["--blockz", "did you mean --blocks"]),
         ("experiment figure-9", ["DATA"]),
+        ("pack images", ["no OUT given: openmae pack DATA OUT"]),
+        ("pack images out --format png", ["--format got 'png'", "known are jpeg, raw"]),
     ],
 )
 def test_a_wrong_usage_is_one_line_too(place, capsys, arguments, wanted):
