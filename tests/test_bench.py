@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import openmae
 from openmae.benchmarks import bench as command
@@ -190,30 +192,17 @@ def test_the_loader_runs_on_a_flat_folder(tmp_path, monkeypatch):
     assert torch.get_num_threads() == threads
 
 
-def test_a_pack_is_measured_where_openmae_can_pack(tmp_path, monkeypatch, capsys):
-    """With `openmae pack` the packs are made of the same images; without it a row says so, or exit 2 if asked for."""
+def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, capsys):
+    """Images that a JPEG pack cannot hold: the row says so, or exit 2 if that case was asked for."""
     monkeypatch.setattr(loader, "NUM_PHOTOS", 4)
     folder = loader.write_photographs(tmp_path / "photographs")
-    asked = []
-
-    class Packing:
-        PackConfig = dict
-
-        @staticmethod
-        def pack(settings):
-            asked.append(settings)
-            loader.write_photographs(Path(settings["out"]))
-
-    monkeypatch.setattr(loader, "openmae", Packing)
     rows = loader.loader_rows(BenchConfig(name="loader", data=str(folder), quick=True), CPU)
-    assert [settings["format"] for settings in asked] == ["jpeg", "raw"]
-    assert all(settings["size"] == 256 for settings in asked)
-    assert len(rows) == 3
-
-    monkeypatch.setattr(loader, "openmae", object())
-    refused(capsys, f"bench loader --case raw-pack --quick --data {folder}", "openmae pack")
-    rows = loader.loader_rows(BenchConfig(name="loader", data=str(folder), quick=True), CPU)
-    assert [bool(row.ours) for row in rows] == [True, False, False]
+    assert [row.case.split(",")[0] for row in rows] == ["original files", "JPEG pack", "raw pack"]
+    assert all(len(row.ours) == len(row.theirs) == 5 for row in rows)
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    Image.fromarray(np.zeros((300, 300), np.uint16)).save(deep / "0.png")
+    refused(capsys, f"bench loader --case jpeg-pack --quick --data {deep}", "--format raw")
 
 
 def test_without_the_peer_ours_is_measured_and_the_row_says_how_to_get_it(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """`openmae bench loader`: images/s of one core from files to a batch, against torchvision's ImageFolder and PIL.
 
-Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, antialiased), flip, uint8 batches. The
-peer is what everyone ships: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize, float batches. Packs are made of
+Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, antialiased), flip, uint8
+batches, normalised as the training step does it. The peer is what everyone ships: ImageFolder, RandomResizedCrop, flip,
+ToTensor, Normalize, float batches. Packs are made of
 the same images, and compared with the peer on the originals: that is the choice a person has.
 """
 
@@ -9,7 +10,6 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from openmae.data.augment import CROP_SCALE, Augmentation
 from openmae.data.decode import EXTENSIONS
 from openmae.data.embedded import EmbeddedPhotos, photograph
 from openmae.data.loader import Stream, collate
+from openmae.data.preprocess import normalise
 from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError
 
@@ -86,24 +87,15 @@ def opened(name: str, data: str, place: Path) -> Source:
     """The images as they are, or packed.
 
     Raises:
-        RequestError: packing is not there.
+        RequestError: they cannot be packed.
     """
     if name != "original":
-        data = pack(data, place / name, name.removesuffix("-pack"))
+        out = str(place / name)
+        openmae.pack(openmae.PackConfig(data=data, out=out, format=name.removesuffix("-pack"), size=256))
+        data = out
     source = open_source(data)
     assert source is not None
     return source
-
-
-def pack(data: str, out: Path, form: str) -> str:
-    """Pack DATA at 256 px into `out`. Raises RequestError where this version of openmae cannot."""
-    names: Any = openmae
-    try:
-        make, settings = names.pack, names.PackConfig
-    except AttributeError:
-        raise RequestError("this version of openmae has no `openmae pack` yet") from None
-    make(settings(data=data, out=str(out), format=form, size=256))
-    return str(out)
 
 
 def our_reader(source: Source, count: int) -> Callable[[], float]:
@@ -117,7 +109,8 @@ def our_reader(source: Source, count: int) -> Callable[[], float]:
     def batches() -> Iterator[object]:
         nonlocal position
         for _ in range(count // BATCH):
-            yield collate(stream.__getitems__(range(position, position + BATCH)))
+            batch = collate(stream.__getitems__(range(position, position + BATCH)))
+            yield normalise(batch.images, preprocessing)
             position += BATCH
 
     return rate_of(batches, count // BATCH * BATCH)
