@@ -807,8 +807,8 @@ def bad_inputs(tmp_path, pretrained):
             [],
             r"lacks encoder\.blocks\.1\.norm2\.weight",
         ),
-        "no model": (good, tmp_path / "nowhere", [], r"--init .*nowhere does not exist: give a run folder"),
-        "a folder of images": (good, good, [], r"--init .* holds no model"),
+        "no model": (good, tmp_path / "nowhere", [], r"nowhere does not exist: give a checkpoint"),
+        "a folder of images": (good, good, [], r"holds no model: neither model\.safetensors"),
         "no data": (tmp_path / "missing", pretrained, [], r"missing"),
         "rows of nothing": (
             *(unlabelled, pretrained, ["--label-file", tmp_path / "labels.csv"]),

@@ -11,9 +11,9 @@ from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.described import expected_weights
 from openmae.interchange.reading import Reading
+from openmae.model.heads import PROBE_EPS
 
 DECODER_HEAD_WIDTH = 32
-BATCH_NORM_EPS = 1e-6
 
 
 def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
@@ -37,7 +37,7 @@ def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
     r.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
     return {
         "fc_norm.running_mean": torch.zeros(width),
-        "fc_norm.running_var": torch.full((width,), 1 - BATCH_NORM_EPS),
+        "fc_norm.running_var": torch.full((width,), 1 - PROBE_EPS),
         "fc_norm.num_batches_tracked": torch.tensor(0),
     }
 
