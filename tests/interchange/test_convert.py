@@ -107,11 +107,33 @@ def test_a_full_disk_leaves_nothing(tmp_path, init, to, monkeypatch):
     assert left(tmp_path) == ["init"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_heads": 4}, "--num-heads got 4, but .* has 3: leave it out"),
+        ({"decoder_num_heads": 2}, "--decoder-num-heads got 2, but .* has 4"),
+        ({"target": "pixel"}, "--target got pixel, but .* has norm-pixel"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "--mean got .* has .*: leave it out"),
+    ],
+)
+def test_what_a_model_of_ours_says_is_not_contradicted(init, settings, said):
+    with pytest.raises(RequestError, match=said):
+        out_of(init, "openmae", **settings)
+    out_of(init, "openmae", num_heads=3, decoder_num_heads=4, target="norm-pixel")
+
+
+def test_a_model_of_ours_comes_back_from_the_hub(init, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(init))
+    assert openmae.load("hf:someone/mine", "cpu").description["step"] == 7
+
+
 def test_half_a_model_is_refused(tmp_path):
     mae, shape = make_mae()
     del mae.encoder.blocks[1].attn.qkv
     init = save_run(tmp_path / "init", mae, shape)
-    with pytest.raises(RequestError, match=r"is damaged: encoder.blocks.1.attn.qkv.bias is missing"):
+    with pytest.raises(RequestError, match=r"lacks encoder.blocks.1.attn.qkv.bias"):
         out_of(init, "timm")
 
 

@@ -47,28 +47,28 @@ def rewritten(run, tmp_path, change_weights=None, change_description=None):
 
 def test_a_run_a_checkpoint_and_a_file_name_the_same_model(pixel_run):
     checkpoint = pixel_run / "checkpoints" / "step-00000012"
-    assert find_model(str(pixel_run)) == pixel_run / "model.safetensors"
-    assert find_model(str(checkpoint)) == checkpoint / "model.safetensors"
-    assert find_model(str(checkpoint / "model.safetensors")) == checkpoint / "model.safetensors"
+    assert find_model(pixel_run) == pixel_run / "model.safetensors"
+    assert find_model(checkpoint) == checkpoint / "model.safetensors"
+    assert find_model(checkpoint / "model.safetensors") == checkpoint / "model.safetensors"
 
 
 def test_a_run_without_its_last_model_falls_back_to_a_checkpoint(pixel_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(pixel_run, run)
     (run / "model.safetensors").unlink()
-    assert find_model(str(run)).parent.name == "step-00000012"
+    assert find_model(run).parent.name == "step-00000012"
     (run / "checkpoints" / "step-00000012" / "state.json").write_text("{}")
-    assert find_model(str(run)).parent.name == "step-00000010"
+    assert find_model(run).parent.name == "step-00000010"
     shutil.rmtree(run / "checkpoints" / "step-00000010")
     with pytest.raises(RequestError, match=r"holds no model: step-00000012 is damaged \(state\.json"):
-        find_model(str(run))
+        find_model(run)
 
 
 def test_a_model_that_is_not_there_is_a_wrong_request(tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
-        find_model(str(tmp_path / "nothing"))
+        find_model(tmp_path / "nothing")
     with pytest.raises(RequestError, match=r"neither model\.safetensors nor checkpoints/"):
-        find_model(str(tmp_path))
+        find_model(tmp_path)
 
 
 def test_it_knows_how_it_was_trained(model):

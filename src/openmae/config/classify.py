@@ -22,7 +22,7 @@ class LabelledConfig(Settings):
     data: str
     """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
     init: str
-    """The pre-trained model: a run folder, a checkpoint or its model.safetensors."""
+    """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """Run folder to make."""
     recipe: str | None = None
@@ -122,7 +122,7 @@ class FinetuneConfig(LabelledConfig):
     """Fine-tuning on labels, whole or the last blocks, or training from scratch (paper, tables 9 and 11)."""
 
     init: str
-    """The pre-trained model: a run folder, a checkpoint or its model.safetensors; none trains from scratch."""
+    """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME; none trains from scratch."""
 
     # What is trained
     blocks: float | None = None

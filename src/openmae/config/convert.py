@@ -25,7 +25,7 @@ class ConvertConfig(Settings):
     """A trained model as other programs read it; where that is a program, it was checked against ours."""
 
     init: str
-    """A run folder, a checkpoint or its model.safetensors."""
+    """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """What to write: a folder (openmae, timm, transformers), or a file .pth (reference), .onnx or .pt2."""
     to: str

@@ -20,7 +20,7 @@ class KnnConfig(Settings):
     data: str
     """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
     init: str
-    """The pre-trained model: a run folder, a checkpoint or its model.safetensors."""
+    """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """Run folder to make."""
     k: tuple[int, ...] = (10, 20)
@@ -87,7 +87,7 @@ class EmbedConfig(Settings):
     data: str
     """Images: a folder, parquet, embedded:NAME. Labels are taken along where they are known."""
     init: str
-    """A run folder, a checkpoint or its model.safetensors."""
+    """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """The file to write: .npz or .parquet."""
     pool: str = DEFAULT_POOL
@@ -134,7 +134,7 @@ class AttentionConfig(Settings):
     images: tuple[str, ...]
     """Image files, or one data set (folder, parquet, embedded:NAME)."""
     init: str
-    """A run folder, a checkpoint or its model.safetensors."""
+    """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """The PNG to write."""
     layer: int | None = None

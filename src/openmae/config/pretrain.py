@@ -98,7 +98,7 @@ class PretrainConfig(Settings):
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
     init: str | None = None
-    """Weights to start from: a run folder, a checkpoint or its model.safetensors."""
+    """Weights to start from: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl."""
     evaluate_every: int | None = None

@@ -17,7 +17,7 @@ class ReconstructConfig(Settings):
     images: tuple[str, ...]
     """Image files, or one data set (folder, parquet, embedded:NAME)."""
     init: str
-    """A run folder, a checkpoint or its model.safetensors."""
+    """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """The PNG to write."""
     mask: str | None = None

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.report import Report
+from openmae.model.heads import Classifier
+from openmae.model.mae import MAE
+from openmae.model.vit import ViT
 
 ENCODER = "encoder."
 
@@ -40,15 +44,32 @@ class Described:
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
-        """The encoder's, by their names inside it.
+        """The encoder's, by their names inside it."""
+        return {k.removeprefix(ENCODER): v for k, v in self.weights.items() if k.startswith(ENCODER)}
 
-        Raises:
-            RequestError: there are none.
-        """
-        found = {k.removeprefix(ENCODER): v for k, v in self.weights.items() if k.startswith(ENCODER)}
-        if not found:
-            raise RequestError(f"{self.path} holds no encoder: give a pre-trained or fine-tuned model")
-        return found
+
+def expected_weights(shape: MAEShape | ClassifierShape | ViTShape) -> dict[str, Tensor]:
+    """What `Described.weights` of this shape are, by name, without memory (torch's meta device)."""
+    model: nn.Module
+    with torch.device("meta"):
+        if isinstance(shape, ViTShape):
+            return {ENCODER + name: value for name, value in ViT(shape).state_dict().items()}
+        model = MAE.from_shape(shape) if isinstance(shape, MAEShape) else Classifier.from_shape(shape)
+    return dict(model.state_dict())
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Raise RequestError where a weight is missing, unknown or of another shape; the message names the first."""
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights:
+            raise RequestError(f"{where} lacks {name} {tuple(expected[name].shape)}: it is damaged or of another model")
+        if name not in expected:
+            raise RequestError(f"{where} has {name}, which this model does not: it is damaged or of another model")
+        if weights[name].shape != expected[name].shape:
+            raise RequestError(
+                f"{where} is damaged or of another shape: {name} is {tuple(weights[name].shape)} there and "
+                f"{tuple(expected[name].shape)} here"
+            )
 
 
 def hash_of(weights: Mapping[str, Tensor]) -> str:

@@ -12,6 +12,7 @@ from openmae.errors import Fault, RequestError
 from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.outgoing import encoder_part
 from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
 
 TOLERANCE = 1e-4  # of the largest value: beyond it nothing is written
@@ -27,8 +28,7 @@ class Encoding(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
         tokens = self.encoder(images)
-        patches = tokens[:, self.encoder.shape.num_prefix :]
-        return tokens, tokens[:, 0] if self.pool == "cls" else patches.mean(dim=1)
+        return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix)
 
 
 def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
@@ -46,7 +46,7 @@ def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]
     if pool == "cls" and not shape.class_token:
         raise RequestError("--pool got cls, but this encoder has no class token: --pool mean")
     encoder = ViT(shape)
-    encoder.load_state_dict({name.removeprefix(ENCODER): value for name, value in part.weights.items()})
+    encoder.load_state_dict(part.encoder_weights)
     return Encoding(encoder, pool).eval(), ("tokens", "features")
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described
+from openmae.model.heads import PROBE_EPS
 from openmae.model.vit import LAYER_NORM_EPS
 from openmae.training.files import make_readable
 
-PROBE_EPS = 1e-6  # of the probe's BatchNorm (FACTS section 2)
 # What the head of a probe is made of beside its matrix; it is folded into that.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 

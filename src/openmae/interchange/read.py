@@ -8,12 +8,12 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.described import ENCODER, Described, expected_weights
 from openmae.interchange.files import Stored
 from openmae.interchange.inputs import read_inputs
 from openmae.interchange.names import join_qkv
 from openmae.interchange.read_encoder import read_encoder
-from openmae.interchange.read_head import batch_norm, class_names, empty_model, read_decoder, read_head
+from openmae.interchange.read_head import batch_norm, class_names, read_decoder, read_head
 from openmae.interchange.reading import Hints, Reading
 from openmae.interchange.recognise import Recognised, recognise
 from openmae.interchange.report import Report
@@ -118,8 +118,7 @@ def _build(r: Reading) -> tuple[Described, str]:
 
 def _hold_against(r: Reading, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
     """Raise RequestError where a weight of the model is missing or of another shape, by name."""
-    state = empty_model(shape).state_dict()
-    expected = {ENCODER + n: v for n, v in state.items()} if isinstance(shape, ViTShape) else state
+    expected = expected_weights(shape)
     missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in own]
     if missing:
         rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""

@@ -5,17 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 from openmae.errors import RequestError
+from openmae.interchange.described import expected_weights
 from openmae.interchange.reading import Reading
-from openmae.model.heads import Classifier
-from openmae.model.mae import MAE
-from openmae.model.vit import ViT
+from openmae.model.heads import PROBE_EPS
 
 DECODER_HEAD_WIDTH = 32
-BATCH_NORM_EPS = 1e-6
 
 
 def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
@@ -39,7 +37,7 @@ def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
     r.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
     return {
         "fc_norm.running_mean": torch.zeros(width),
-        "fc_norm.running_var": torch.full((width,), 1 - BATCH_NORM_EPS),
+        "fc_norm.running_var": torch.full((width,), 1 - PROBE_EPS),
         "fc_norm.num_batches_tracked": torch.tensor(0),
     }
 
@@ -81,7 +79,7 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
         decoder=DecoderShape(width=width, depth=max(numbers) + 1, num_heads=heads),
         target=_target(r),
     )
-    expected = {name for name in empty_model(shape).state_dict() if name.startswith("decoder.")}
+    expected = {name for name in expected_weights(shape) if name.startswith("decoder.")}
     if lacking := sorted(expected - decoder.keys()):
         r.remarks.append(f"its decoder lacks {lacking[0]}: left")
         return None
@@ -97,11 +95,3 @@ def _target(r: Reading) -> str:
         return "norm-pixel" if said else "pixel"
     r.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
     return "norm-pixel"
-
-
-def empty_model(shape: MAEShape | ClassifierShape | ViTShape) -> nn.Module:
-    """The model without memory, for its names and shapes."""
-    with torch.device("meta"):
-        if isinstance(shape, MAEShape):
-            return MAE.from_shape(shape)
-        return Classifier.from_shape(shape) if isinstance(shape, ClassifierShape) else ViT(shape)

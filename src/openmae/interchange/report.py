@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What became of every weight of a file and of every weight that the model needs.
+    """What became of every weight of a file. No model is built that misses one, so missing are none.
 
     Attributes:
         source: the file or the name that was asked for.
@@ -20,7 +20,6 @@ class Report:
         loaded: by our names.
         resized: by our names: from which shape to which.
         unused: by the file's names.
-        missing: by our names; nothing is built of a model that misses one.
     """
 
     source: str
@@ -29,7 +28,6 @@ class Report:
     loaded: Mapping[str, Shape] = field(default_factory=dict)
     resized: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     unused: Mapping[str, Shape] = field(default_factory=dict)
-    missing: Mapping[str, Shape] = field(default_factory=dict)
 
     def lines(self, *, full: bool = False) -> list[str]:
         """For the screen; equal weights of all blocks share a line. `full` names what was loaded, too."""
@@ -45,11 +43,10 @@ class Report:
             lines += [f"             {line}" for line in families(self.loaded)]
         for name, (old, new) in self.resized.items():
             lines.append(f"           resized {name}: {_shape(old)} -> {_shape(new)}")
-        for what, weights in (("unused", self.unused), ("missing", self.missing)):
-            if weights:
-                lines.append(f"           {what} {len(weights)}:")
-                lines += [f"             {line}" for line in families(weights)]
-        if not self.unused and not self.missing:
+        if self.unused:
+            lines.append(f"           unused {len(self.unused)}:")
+            lines += [f"             {line}" for line in families(self.unused)]
+        else:
             lines.append("           unused: none; missing: none")
         return lines
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.files import CONFIG, PROCESSOR
 from openmae.interchange.outgoing import (
     FOLDED,
     Outgoing,
@@ -29,7 +30,6 @@ from openmae.interchange.outgoing import (
 )
 from openmae.model.vit import MLP_RATIO
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 MODULES = {
     "norm1": "layernorm_before",

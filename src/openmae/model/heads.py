@@ -8,6 +8,8 @@ from openmae.config import ClassifierShape
 from openmae.errors import RequestError
 from openmae.model.vit import ViT
 
+PROBE_EPS = 1e-6  # of the probe's BatchNorm (FACTS section 2)
+
 
 class Classifier(nn.Module):
     """An encoder, pooled tokens, a norm and a linear head; parameter names beside `encoder.` are timm's.
@@ -26,7 +28,7 @@ class Classifier(nn.Module):
         width = shape.encoder.width
         self.fc_norm: nn.Module = nn.Identity()
         if shape.head == "probe":
-            self.fc_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+            self.fc_norm = nn.BatchNorm1d(width, eps=PROBE_EPS, affine=False)
         elif shape.pool == "mean":
             self.fc_norm = nn.LayerNorm(width, eps=shape.encoder.norm_eps)
             self.encoder.norm = nn.Identity()

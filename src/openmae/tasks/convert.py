@@ -5,14 +5,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from openmae.config import ClassifierShape, ConvertConfig, MAEShape
+from openmae.config import ConvertConfig
 from openmae.config.convert import FORMATS
 from openmae.errors import RequestError, shown
 from openmae.interchange import exported
-from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.described import Described
 from openmae.interchange.hub import push
 from openmae.interchange.model_card import figures_beside, model_card
 from openmae.interchange.outgoing import Outgoing, encoder_part, without
@@ -23,9 +20,6 @@ from openmae.interchange.to_reference import to_reference, write_reference
 from openmae.interchange.to_timm import to_timm
 from openmae.interchange.to_torch_export import write_torch_export
 from openmae.interchange.to_transformers import to_transformers
-from openmae.model.heads import Classifier
-from openmae.model.mae import MAE
-from openmae.model.vit import ViT
 from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, save_weights
 from openmae.training.files import disk_faults, files_written_aside, folder_written_aside, written_aside
@@ -56,7 +50,6 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         std=config.std,
     )
     model = read_init(config.init, hints)
-    check_complete(model)
     model, resized = resized_model(model, config.size, config.patch_size)
     for line in resized:
         print(line, flush=True)
@@ -123,22 +116,6 @@ def check_out(config: ConvertConfig) -> None:
     inside = Path(os.path.realpath(out)).parents
     if any(re.fullmatch(r"step-\d{8,}", place.name) or place.name == "checkpoints" for place in inside):
         raise RequestError(f"OUT {shown(out)} lies among a run's checkpoints, which are deleted as it goes on")
-
-
-def check_complete(model: Described) -> None:
-    """Raise RequestError where the weights are not those of the shape: a format must not hold half a model."""
-    with torch.device("meta"):
-        expected: nn.Module
-        if isinstance(model.shape, MAEShape):
-            expected, prefix = MAE.from_shape(model.shape), ""
-        elif isinstance(model.shape, ClassifierShape):
-            expected, prefix = Classifier.from_shape(model.shape), ""
-        else:
-            expected, prefix = ViT(model.shape), ENCODER
-    own = {prefix + name: value.shape for name, value in expected.state_dict().items()}
-    for name in sorted(own.keys() | model.weights.keys()):
-        if name not in model.weights or name not in own or model.weights[name].shape != own[name]:
-            raise RequestError(f"{model.path} is damaged: {name} is missing, unknown or of another shape")
 
 
 def report_lines(

@@ -23,7 +23,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     config = InspectConfig.from_dict(config.to_dict())  # paths as strings
     kind = kind_of(config.path)
     if kind == "model":
-        from openmae.tasks.inspect_model import inspect_model  # type: ignore[import-not-found, unused-ignore]
+        from openmae.tasks.inspect_model import inspect_model
 
         return inspect_model(config)
     if kind == "run":

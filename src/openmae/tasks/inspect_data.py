@@ -24,12 +24,12 @@ from openmae.tasks.inspect_findings import (
     reasons,
     statistics_findings,
 )
-from openmae.tasks.inspect_out import check_out, made_whole
+from openmae.tasks.inspect_out import check_out
 from openmae.tasks.inspect_pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect_screen import data_lines
 from openmae.tasks.inspect_verdict import size_advice, to_mend, would_choose
 from openmae.training.device import num_cores
-from openmae.training.files import write_json
+from openmae.training.files import disk_faults, folder_written_aside, write_json
 from openmae.training.telemetry import Screen
 
 LOOKED_AT = 256  # images that decide what openmae would choose, as before a run
@@ -122,7 +122,7 @@ def _write(
     out: Path, report: dict[str, Any], parts: list[Part], facts: DataFacts | None, duplicates: Duplicates, seed: int
 ) -> None:
     value_range = None if facts is None else (facts.dtype, facts.value_range)
-    with made_whole(out) as folder:
+    with disk_faults(out), folder_written_aside(out) as folder:
         write_json(folder / "inspect.json", report)
         lines = [json.dumps(line) + "\n" for line in report["bad"]]
         (folder / "bad.jsonl").write_text("".join(lines))

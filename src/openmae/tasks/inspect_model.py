@@ -10,10 +10,10 @@ from openmae.config import ClassifierShape, InspectConfig, MAEShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.described import Described
 from openmae.interchange.report import families
-from openmae.tasks.inspect_out import check_out, made_whole
+from openmae.tasks.inspect_out import check_out
 from openmae.tasks.weights import find_model, is_ours, read_init
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
-from openmae.training.files import write_json
+from openmae.training.files import disk_faults, folder_written_aside, write_json
 
 CAN = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
@@ -50,7 +50,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     }
     print("\n".join(lines(init, found)), flush=True)
     if out is not None:
-        with made_whole(out) as folder:
+        with disk_faults(out), folder_written_aside(out) as folder:
             write_json(folder / "inspect.json", found)
     return found
 
@@ -112,7 +112,7 @@ def checksums(path: str) -> dict[str, str]:
         return {}
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix in (".safetensors", ".bin"))
     if is_ours(place):
-        model = find_model(path)
+        model = find_model(place)
         files = [model]
         if (model.parent / MANIFEST).is_file():
             try:

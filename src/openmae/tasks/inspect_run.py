@@ -14,12 +14,12 @@ from typing import Any
 from openmae.config import InspectConfig, SettledConfig, SettledFinetune, SettledProbe
 from openmae.errors import Fault, RequestError, shown
 from openmae.tasks.health import Health
-from openmae.tasks.inspect_out import check_out, made_whole
+from openmae.tasks.inspect_out import check_out
 from openmae.tasks.inspect_screen import cut, entry, size
 from openmae.tasks.pictures import loss_curve
 from openmae.tasks.place import is_held
 from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify
-from openmae.training.files import write_json
+from openmae.training.files import disk_faults, folder_written_aside, write_json
 from openmae.training.telemetry import duration, read_lines
 
 LARGEST_NUMBER = 1e15  # no figure of a run is larger
@@ -70,7 +70,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
     report["resume"] = resume_command(config.path, settled, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
-        with made_whole(out) as folder:
+        with disk_faults(out), folder_written_aside(out) as folder:
             write_json(folder / "inspect.json", report)
             title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
             label = "loss on masked patches" if isinstance(settled, SettledConfig) else "loss"

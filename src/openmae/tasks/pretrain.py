@@ -34,7 +34,7 @@ from openmae.tasks.settle import Settled, settle
 from openmae.tasks.take_over import load_weights, start_pretraining
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.watch import open_watch
-from openmae.tasks.weights import read_described, read_description, read_init
+from openmae.tasks.weights import read_described, read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.device import autocast, use_device
 from openmae.training.optim import adamw
@@ -225,8 +225,7 @@ def restore(
     folder = earlier.checkpoint.folder
     earlier.check_settings()
     earlier.check_data(data.fingerprint)
-    description = read_description(folder / MODEL)[3]
-    if description["masking"] != masks.describe():
+    if read_described(folder / MODEL).description["masking"] != masks.describe():
         raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
     put_back(earlier.checkpoint, model, optimizer)
     return int(earlier.state["step"])
@@ -234,7 +233,7 @@ def restore(
 
 def put_back(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and optimiser back."""
-    load_weights(model, read_description(checkpoint.folder / MODEL)[0], str(checkpoint.folder))
+    load_weights(model, read_described(checkpoint.folder / MODEL).weights, str(checkpoint.folder))
     optimizer.state.clear()
     restore_optimizer(checkpoint.folder, model, optimizer)
 

@@ -39,7 +39,7 @@ from openmae.tasks.probe_features import check_parts, make_reader, predictions_o
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
-from openmae.tasks.take_over import load_encoder, load_weights_of
+from openmae.tasks.take_over import load_encoder, load_weights
 from openmae.tasks.training_data import check_outside, names_of_step
 from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
@@ -322,6 +322,6 @@ def restore(
 def put_back(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's heads and optimiser back."""
     weights, _ = read_model(checkpoint.folder / MODEL)
-    load_weights_of(probes, weights, str(checkpoint.folder))
+    load_weights(probes, weights, str(checkpoint.folder))
     optimizer.state.clear()
     restore_optimizer(checkpoint.folder, probes, optimizer)

@@ -5,40 +5,20 @@ from torch import Tensor, nn
 
 from openmae.config import ClassifierShape, MAEShape
 from openmae.errors import RequestError
-from openmae.interchange.described import ENCODER, Described
+from openmae.interchange.described import ENCODER, Described, check_weights
 from openmae.interchange.resize import fit_encoder
-from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.positions import sincos_positions
 from openmae.model.vit import ViT
 
 
-def load_weights_of(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model that has exactly these. Raises RequestError where it has not."""
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights or name not in own or weights[name].shape != own[name].shape:
-            raise RequestError(f"{where} does not fit: {name} is missing or of another shape")
-    model.load_state_dict(weights)
-
-
-def load_weights(model: MAE | Classifier, weights: dict[str, Tensor], where: str) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
     """Put weights into a model of the same shape.
 
     Raises:
         RequestError: a weight is missing, unknown or of another shape; the message names the first.
     """
-    own = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        if name not in weights:
-            raise RequestError(f"{where} lacks {name} {tuple(own[name].shape)}: it is a checkpoint of another model")
-        if name not in own:
-            raise RequestError(f"{where} has {name}, which this model does not: it is a checkpoint of another model")
-        if weights[name].shape != own[name].shape:
-            raise RequestError(
-                f"{where} is a checkpoint of another shape: {name} is {tuple(weights[name].shape)} there and "
-                f"{tuple(own[name].shape)} here"
-            )
+    check_weights(weights, model.state_dict(), where)
     model.load_state_dict(weights)
 
 

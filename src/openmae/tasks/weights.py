@@ -3,10 +3,8 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from openmae.config import (
     MASKS,
@@ -16,9 +14,10 @@ from openmae.config import (
     ViTShape,
     check_name,
     check_range,
+    flag_of,
 )
-from openmae.errors import RequestError
-from openmae.interchange.described import Described
+from openmae.errors import RequestError, shown
+from openmae.interchange.described import Described, check_weights, expected_weights
 from openmae.interchange.files import find_stored, read_stored
 from openmae.interchange.read import describe
 from openmae.interchange.reading import Hints
@@ -35,22 +34,21 @@ def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Des
     layout of transformers or timm, `timm:NAME`, `hf:ORG/NAME`.
 
     Args:
-        hints: what a foreign file does not say itself.
+        hints: what a foreign file does not say itself; one of ours says it all, and is not contradicted.
         say: print which weights were loaded, resized, unused (the first process does).
 
     Raises:
-        RequestError: it does not exist, cannot be read, or lacks a weight of the encoder.
+        RequestError: it does not exist, cannot be read, lacks a weight of the encoder, or contradicts a hint.
     """
     if init.startswith(TIMM):
         found = describe(read_timm(init.removeprefix(TIMM)), init, hints)
     else:
         path = find_stored(init)
         if is_ours(path):
-            found = with_report(read_described(find_model(init)), init)
-        elif path.exists():
-            found = describe(read_stored(path), init, hints)
+            found = with_report(read_described(find_model(path)), init)
+            _check_hints(found, hints or Hints())
         else:
-            raise RequestError(f"--init {init} does not exist: give a run folder, a file, timm:NAME or hf:NAME")
+            found = describe(read_stored(path), init, hints)
     if say and os.environ.get("RANK", "0") == "0":
         assert found.report is not None
         print("\n".join(found.report.lines()), flush=True)
@@ -77,13 +75,25 @@ def with_report(found: Described, init: str) -> Described:
     return replace(found, report=Report(source=init, kind=kind, loaded=loaded))
 
 
-def find_model(init: str) -> Path:
-    """The model.safetensors that an `--init` of ours names: of a run folder, of a checkpoint, or the file itself.
+def _check_hints(found: Described, hints: Hints) -> None:
+    """Raise RequestError where a hint would be ignored. The image size is none here: it asks to resample."""
+    shape, p = found.shape, found.preprocessing
+    said = {"num_heads": found.encoder_shape.num_heads, "mean": p.mean, "std": p.std}
+    if isinstance(shape, MAEShape):
+        said |= {"decoder_num_heads": shape.decoder.num_heads, "target": shape.target}
+    for name in ("num_heads", "decoder_num_heads", "target", "mean", "std"):
+        asked = getattr(hints, name)
+        if asked is not None and asked != said.get(name):
+            has = said.get(name, "none")
+            raise RequestError(f"{flag_of(name)} got {asked}, but {shown(found.path)} has {has}: leave it out")
+
+
+def find_model(path: Path) -> Path:
+    """The model.safetensors of ours that a run folder or a checkpoint holds, or the file itself.
 
     Raises:
         RequestError: there is none.
     """
-    path = Path(init)
     if path.is_file():
         return path
     if (path / MODEL).is_file():
@@ -93,15 +103,15 @@ def find_model(init: str) -> Path:
         if checkpoint is not None:
             return checkpoint.folder / MODEL
         told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
-        raise RequestError(f"--init {init} holds no model: {told}")
-    raise RequestError(f"--init {init} does not exist: give a run folder, a checkpoint or a model.safetensors")
+        raise RequestError(f"--init {shown(path)} holds no model: {told}")
+    raise RequestError(f"--init {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
 
 
 def read_described(path: Path) -> Described:
-    """Read a masked autoencoder, a classifier or an encoder of ours.
+    """Read a masked autoencoder, a classifier or an encoder of ours: it holds exactly the weights of its shape.
 
     Raises:
-        RequestError: it cannot be read or describes none.
+        RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
     """
     weights, description = read_model(path)
     kind = description.get("kind", "mae")
@@ -132,16 +142,5 @@ def read_described(path: Path) -> Described:
     held = sum(tensor.numel() for tensor in weights.values())
     if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
         raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
+    check_weights(weights, expected_weights(shape), str(path))
     return Described(path, weights, shape, preprocessing, description)
-
-
-def read_description(path: Path) -> tuple[dict[str, Tensor], MAEShape, Preprocessing, dict[str, Any]]:
-    """Weights, shape, preprocessing and the whole description of a masked autoencoder.
-
-    Raises:
-        RequestError: it cannot be read or is something else.
-    """
-    found = read_described(path)
-    if not isinstance(found.shape, MAEShape):
-        raise RequestError(f"{path} is no masked autoencoder: its decoder is needed here")
-    return found.weights, found.shape, found.preprocessing, found.description

@@ -45,7 +45,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_aside(path: Path) -> Iterator[Path]:
-    """A new, empty folder to write files to; it becomes `path`, which must not exist, when all is on the disk."""
+    """A new, empty folder to write files to; it becomes `path`, new or an empty folder, when all is on the disk."""
     with _new_folder(path) as partial:
         yield partial
         _sync_all(partial)
