@@ -101,7 +101,7 @@ def test_the_file_holds_the_same_values(tmp_path):
     assert weights.keys() == (
         {name.removeprefix("encoder.") for name in mae.state_dict() if name.startswith("encoder.")}
         | {
-            "decoder_" + name.removeprefix("decoder.").replace("embed.", "embed.").replace("predict.", "pred.")
+            "decoder_" + name.removeprefix("decoder.").replace("predict.", "pred.")
             for name in mae.state_dict()
             if name.startswith("decoder.") and name != "decoder.mask_token"
         }

@@ -42,7 +42,8 @@ def to_reference(model: Described) -> Outgoing:
     names = {name: reference_name(name) for name in model.weights}
     weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
     heads = model.encoder_shape.num_heads
-    remarks = [f"the layout names no head count ({heads}), image preparation or classes: tell its reader"]
+    told = f"the layout names no image preparation or classes, and other programs are not told the head count ({heads})"
+    remarks = [f"{told}: tell its reader"]
     remarks += eps_remarks(model, "the reference")
     if not model.encoder_shape.final_norm:
         remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
