@@ -30,7 +30,7 @@ from openmae.config import (
     RobustnessConfig,
     check_name,
 )
-from openmae.errors import Fault, Interrupted, RequestError
+from openmae.errors import Fault, Interrupted, RequestError, shown
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
 
@@ -152,7 +152,7 @@ def run(arguments: list[str]) -> int:
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
-        message = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+        message = shown(" ".join(str(error).split()))
         print(f"openmae: {message}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

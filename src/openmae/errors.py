@@ -27,5 +27,8 @@ class Interrupted(BaseException):
 
 def shown(path: str | Path) -> str:
     """A path for a message of one line: bytes that are no UTF-8, and line ends, as escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold
+        text = str(path)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

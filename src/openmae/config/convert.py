@@ -75,7 +75,7 @@ class ConvertConfig(Settings):
             return
         if ending:
             raise RequestError(f"--push got {self.push}: only openmae, timm and transformers make a folder to push")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.push):
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", self.push) or ".." in self.push:
             raise RequestError(f"--push got {self.push!r}: it must look like ORG/NAME")
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.errors import RequestError
 
+LARGEST_NUMBER = 1e9
 HALF = (0.5, 0.5, 0.5)
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 CLASSIFIER_MARGIN = 224 / 256  # as most classifiers were evaluated (FACTS section 2)
@@ -46,14 +47,16 @@ def read_inputs(
     remarks: list[str] = []
     value_range = (0.0, 255.0)
     margin = CLASSIFIER_MARGIN if is_classifier and max(image_size) <= 224 else 1.0
-    if "image_mean" in processor:
-        found_mean, found_std = _floats(processor, "image_mean"), _floats(processor, "image_std")
-        where, filter_name = "preprocessor_config.json", PILLOW_FILTERS.get(processor.get("resample", 3), "another")
-        scale = processor.get("rescale_factor", 1 / 255)
-        if processor.get("do_rescale", True) and isinstance(scale, int | float) and scale > 0:
-            value_range = (0.0, 1.0 / scale)
+    if "image_mean" in processor or processor.get("do_normalize") is False:
         if processor.get("do_normalize", True) is False:
             found_mean, found_std = (0.0,) * channels, (1.0,) * channels
+        else:
+            found_mean, found_std = _floats(processor, "image_mean"), _floats(processor, "image_std")
+        number = processor.get("resample", 3)
+        where, filter_name = "preprocessor_config.json", "another"
+        if isinstance(number, int):
+            filter_name = PILLOW_FILTERS.get(number, "another")
+        value_range = (0.0, _brightest(processor))
         margin = _processor_margin(processor, image_size, margin)
     elif "mean" in timm:
         found_mean, found_std = _floats(timm, "mean"), _floats(timm, "std")
@@ -107,9 +110,23 @@ def _processor_margin(processor: Mapping[str, Any], image_size: tuple[int, int],
 def _floats(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
     values = settings.get(name)
     values = [values] if isinstance(values, int | float) else values
-    if not isinstance(values, list | tuple) or not all(isinstance(v, int | float) for v in values) or not values:
-        raise RequestError(f"the checkpoint's {name} is {values!r}: it must be numbers")
+    if not isinstance(values, list | tuple) or not values or not all(_is_number(value) for value in values):
+        raise RequestError(f"the checkpoint's {name} is {str(values)[:100]!r}: it must be numbers")
     return tuple(float(value) for value in values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and -LARGEST_NUMBER < value < LARGEST_NUMBER  # not NaN, too
+
+
+def _brightest(processor: Mapping[str, Any]) -> float:
+    """The value that becomes 1."""
+    if not processor.get("do_rescale", True):
+        return 1.0
+    scale = processor.get("rescale_factor", 1 / 255)
+    if not _is_number(scale) or not scale * LARGEST_NUMBER > 1:
+        raise RequestError(f"the checkpoint's rescale_factor is {str(scale)[:100]!r}: it must be a number above 0")
+    return float(1 / scale)
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, ViTShape
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.interchange.described import ENCODER, Described, expected_weights
 from openmae.interchange.files import Stored
 from openmae.interchange.inputs import read_inputs
@@ -17,6 +17,7 @@ from openmae.interchange.read_head import batch_norm, class_names, read_decoder,
 from openmae.interchange.reading import Hints, Reading
 from openmae.interchange.recognise import Recognised, recognise
 from openmae.interchange.report import Report
+from openmae.interchange.timm_models import with_timm_defaults
 
 FAMILIES = {
     "mae": "masked autoencoder",
@@ -43,9 +44,13 @@ def describe(stored: Stored, source: str, hints: Hints | None = None) -> Describ
     kinds = sorted({str(value.dtype).removeprefix("torch.") for value in found.weights.values()})
     if kinds != ["float32"]:
         remarks.append(f"{', '.join(kinds)} converted to float32")
+    stored = with_timm_defaults(stored, source)
     weights, absent = join_qkv({name: _plain(value, name, source) for name, value in found.weights.items()})
     if absent:
         parts = sorted({name.split(".")[-2] for name in absent})
+        blocks = {name.rsplit(".", 2)[0] for name in weights if name.endswith("attn.qkv.bias")}
+        if parts not in (["k"], ["k", "q", "v"]) or len(absent) != len(parts) * len(blocks):
+            raise RequestError(f"{source} lacks {shown(absent[0])}, which others of its blocks have: it is damaged")
         remarks.append(f"{', '.join(parts)} of its attention have no bias: zero, which computes the same")
     r = Reading(stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks)
     described, content = _build(r)
@@ -100,6 +105,8 @@ def _build(r: Reading) -> tuple[Described, str]:
         r.unused.update(decoder)
     else:
         r.unused.update(decoder | head)
+        if ENCODER + "norm.weight" not in weights:  # what norms after pooling has gone with the head
+            shape = encoder = replace(encoder, final_norm=False)
     _hold_against(r, shape, weights)
     inputs = read_inputs(
         config=r.config,
@@ -124,6 +131,8 @@ def _hold_against(r: Reading, shape: MAEShape | ClassifierShape | ViTShape, own:
         rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise RequestError(f"{r.source} lacks {', '.join(missing[:3])}{rest}: it is incomplete or of another kind")
     for name in [name for name in own if name not in expected]:
+        if name.startswith(ENCODER):
+            raise RequestError(f"{r.source} has {shown(name)}, which its other blocks do not tell of: it is damaged")
         r.unused[name] = own.pop(name)
     for name, value in expected.items():
         if own[name].shape != value.shape:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,9 @@ from openmae.model.vit import LAYER_NORM_EPS
 
 HEAD_WIDTH = 64
 TRANSFORMERS_EPS = 1e-12  # of its ViT, ViTMAE and BEiT where no config.json says otherwise
+USUAL_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400M, Huge, giant and gigantic: not 64 wide
+MAX_WINDOW = 256
+MAX_ENLARGED = 100  # times as many positions as a file holds are not made because it says so
 MOCO_HEADS = {384: 12, 768: 12}  # MoCo v3's S and B both have 12 (PEERS_AND_TRANSFER)
 
 
@@ -31,7 +33,7 @@ def read_encoder(r: Reading) -> ViTShape:
     width, channels, patch_size, second = kernel.shape
     if patch_size != second:
         raise RequestError(f"{r.source} has patches of {patch_size} x {second} px: openmae's are square")
-    numbers = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
+    numbers = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d{1,6})\.", name))}
     depth = max(numbers, default=-1) + 1
     if len(numbers) < depth or not numbers:
         raise RequestError(f"{r.source} has {len(numbers)} blocks, the last numbered {depth - 1}: it is incomplete")
@@ -87,11 +89,17 @@ def _need(r: Reading, name: str, ndim: int) -> Tensor:
 
 def _norm_eps(r: Reading) -> float:
     said = r.config.get("layer_norm_eps")
-    if isinstance(said, int | float) and 0 < said < 1:
+    if said is not None:
+        if not isinstance(said, int | float) or not 0 < said < 1:
+            raise RequestError(
+                f"{r.source} says that layer_norm_eps is {str(said)[:50]!r}: it must lie between 0 and 1"
+            )
         return float(said)
     is_transformers = r.found.program == "transformers" and r.found.family != "vitdet"
     if is_transformers:
         r.remarks.append(f"the eps of its norms is taken to be {TRANSFORMERS_EPS:g}, transformers' own")
+    elif r.found.family in ("vit", "dino", "beit"):
+        r.remarks.append(f"the exact GELU, and {LAYER_NORM_EPS:g} as the eps of its norms: the file does not say")
     return TRANSFORMERS_EPS if is_transformers else LAYER_NORM_EPS
 
 
@@ -118,7 +126,11 @@ def _windows(
         longest = max(len(table) for table in tables.values())
         columns = r.weights[f"blocks.{next(n for n, t in tables.items() if len(t) == longest)}.attn.relative.rel_pos_w"]
         grid = ((longest + 1) // 2, (len(columns) + 1) // 2)
-    if isinstance(size, int) and isinstance(indices, list):
+    if size is not None and indices is not None:
+        is_window = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_WINDOW
+        if not is_window or not isinstance(indices, list) or not set(map(str, indices)) <= set(map(str, by_row)):
+            told = str((size, indices))[:100]
+            raise RequestError(f"{r.source} says that window_size and window_block_indices are {told}: no such blocks")
         window, global_blocks = size, tuple(n for n in by_row if n not in indices)
     elif tables:
         lengths = {len(table) for table in tables.values()}
@@ -144,10 +156,10 @@ def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size:
     if positions.ndim != 3 or len(positions) != 1:
         raise RequestError(f"{r.source}: pos_embed is {old}: it must be (1, patches, width)")
     count, width = positions.shape[1:]
-    said = r.image_size
     own = grid if r.found.family != "vitdet" else None
-    if own is None and said is not None:
-        own = (said[0] // patch_size, said[1] // patch_size)
+    if own is None:
+        grids = [(height // patch_size, width // patch_size) for height, width in r.image_sizes]
+        own = next((g for g in grids if g[0] * g[1] in (count, count - 1)), None)
     if own is None or own[0] * own[1] not in (count, count - 1):
         # A square of patches behind the class token's place; what else would fit is not guessed.
         side = math.isqrt(count - int(has_class or r.found.family == "vitdet"))
@@ -166,6 +178,8 @@ def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size:
         r.remarks.append("its class token has no position: zero")
     target = grid or own
     if target != own:
+        if not 0 < target[0] * target[1] <= MAX_ENLARGED * count:
+            raise RequestError(f"{r.source} says {target[0]}x{target[1]} patches and has {count} positions: damaged?")
         positions = resample_positions(positions, own, target, int(has_class))
         r.remarks.append(f"positions resampled (bicubic) from {own[0]}x{own[1]} to {target[0]}x{target[1]} patches")
     r.weights["pos_embed"] = positions
@@ -176,7 +190,7 @@ def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size:
 
 def _grid_of_biases(r: Reading, num_offsets: int, patch_size: int) -> Grid:
     """The grid that a table of so many (row, column) offsets is for: as the file says, else a square."""
-    if (size := r.image_size) is not None:
+    for size in r.image_sizes:
         grid = (size[0] // patch_size, size[1] // patch_size)
         if (2 * grid[0] - 1) * (2 * grid[1] - 1) == num_offsets:
             return grid
@@ -191,8 +205,8 @@ def _grid_of_biases(r: Reading, num_offsets: int, patch_size: int) -> Grid:
 
 def _heads(r: Reading, width: int, table: Tensor | None, by_row: Mapping[int, Tensor | None]) -> int:
     vectors = next((v for v in by_row.values() if v is not None), None)
-    said: Any = r.config.get("num_attention_heads") or r.timm_arguments.get("num_heads") or r.said("num_heads")
-    if isinstance(said, int):
+    said = r.number("num_attention_heads", "num_heads")
+    if said is not None:
         heads, why = said, "as it says"
     elif table is not None:
         heads, why = table.shape[1], "from its table of relative positions"
@@ -202,6 +216,8 @@ def _heads(r: Reading, width: int, table: Tensor | None, by_row: Mapping[int, Te
         heads, why = r.hints.num_heads, "as asked for"
     elif r.found.family == "moco-v3" and width in MOCO_HEADS:
         heads, why = MOCO_HEADS[width], f"as MoCo v3 has at a width of {width}"
+    elif width in USUAL_HEADS:
+        heads, why = USUAL_HEADS[width], f"as is usual at a width of {width}, which --num-heads can change"
     elif width % HEAD_WIDTH == 0:
         heads, why = width // HEAD_WIDTH, f"width / {HEAD_WIDTH}, which --num-heads can change"
     else:

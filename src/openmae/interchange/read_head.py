@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.interchange.described import expected_weights
 from openmae.interchange.reading import Reading
 from openmae.model.heads import PROBE_EPS
@@ -20,14 +20,35 @@ def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> Clas
     if "head.weight" not in head or "head.bias" not in head or head["head.weight"].ndim != 2:
         return None
     num_classes = len(head["head.weight"])
-    if "fc_norm.weight" in head:
-        if "norm.weight" in r.weights:
-            raise RequestError(f"{r.source} has both norm and fc_norm: openmae's classifiers norm once")
+    is_normed = "fc_norm.weight" in head
+    if is_normed and "norm.weight" in r.weights:
+        raise RequestError(f"{r.source} has both norm and fc_norm: openmae's classifiers norm once")
+    pooling = _pooling(r, encoder, is_normed)
+    if pooling == "avg" and is_normed:
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean")
-    pooling = r.config.get("global_pool", r.timm_arguments.get("global_pool", "token"))
     if pooling == "avg":  # normed, then the mean: a probe's features; its BatchNorm does nothing
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean", head="probe")
-    return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="cls")
+    if pooling == "token" and not is_normed and encoder.class_token:
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="cls")
+    what = (
+        f"{pooling}{' and a norm' if is_normed else ''}" if encoder.class_token else f"{pooling}, without a class token"
+    )
+    r.remarks.append(f"its head is left: it pools by {shown(what[:50])}, which openmae's classifiers do not")
+    return None
+
+
+def _pooling(r: Reading, encoder: ViTShape, is_normed: bool) -> str:
+    """timm's word for what the head takes of the tokens."""
+    if any("attn_pool." in name for name in r.found.unused):
+        return "attention"
+    said = r.config.get("global_pool", r.timm_arguments.get("global_pool"))
+    if said == "avg" and encoder.class_token and r.timm_arguments.get("pool_include_prefix"):
+        return "the mean with the class token"
+    if said is not None:
+        return str(said)
+    if not is_normed and r.found.program != "transformers":
+        r.remarks.append("its head is taken to read the class token: the file does not say")
+    return "avg" if is_normed else "token"
 
 
 def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
@@ -48,7 +69,7 @@ def class_names(r: Reading, count: int) -> list[str]:
     if isinstance(labels, Mapping):
         names = [labels.get(str(i), labels.get(i)) for i in range(count)]
     if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
-        return list(names)
+        return [shown(name) for name in names]  # which can be terminal commands
     r.remarks.append("its classes have no names: numbers are theirs")
     return [str(i) for i in range(count)]
 
@@ -57,7 +78,7 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
     if not decoder:
         return None
     embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
-    numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d+)\.", name))}
+    numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d{1,6})\.", name))}
     if embed is None or predict is None or embed.ndim != 2 or not numbers:
         r.remarks.append("its decoder is incomplete: left")
         return None
@@ -65,8 +86,8 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
         r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left")
         return None
     width = len(embed)
-    said = r.said("decoder_num_attention_heads") or r.said("decoder_num_heads")
-    if isinstance(said, int):
+    said = r.number("decoder_num_attention_heads", "decoder_num_heads")
+    if said is not None:
         heads, why = said, "as it says"
     elif r.hints.decoder_num_heads is not None:
         heads, why = r.hints.decoder_num_heads, "as asked for"

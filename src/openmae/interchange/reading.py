@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openmae.errors import RequestError
 from openmae.interchange.files import Stored
 from openmae.interchange.recognise import Recognised
 
@@ -60,12 +61,28 @@ class Reading:
         return found if isinstance(found, Mapping) else {}
 
     @property
-    def image_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels, as asked for or as a config.json says."""
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) in pixels as a config.json says, then as asked for: which it is, the positions tell."""
         timm = self.config.get("pretrained_cfg")
         size = timm.get("input_size") if isinstance(timm, Mapping) else None
         of_timm = pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None
-        return self.hints.image_size or pair(self.said("image_size")) or of_timm
+        told = (pair(self.said("image_size")), pair(self.timm_arguments.get("img_size")), of_timm)
+        return [size for size in (*told, self.hints.image_size) if size is not None]
+
+    def number(self, *names: str) -> int | None:
+        """What the file says under the first of the names that it says anything under.
+
+        Raises:
+            RequestError: it is no positive integer.
+        """
+        for name in names:
+            value = self.timm_arguments.get(name, self.said(name))
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise RequestError(f"{self.source} says that {name} is {str(value)[:50]!r}: it must be a whole number")
+            return value
+        return None
 
     def take(self, *prefixes: str) -> dict[str, Tensor]:
         """Take out the weights whose names begin so."""
@@ -74,7 +91,7 @@ class Reading:
 
 def pair(size: Any) -> tuple[int, int] | None:
     """(height, width) of a JSON value that is one positive integer or two; None of anything else."""
-    if isinstance(size, int) and size > 0:
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size, size
     is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
     return (size[0], size[1]) if is_pair else None

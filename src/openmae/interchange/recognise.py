@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.interchange.files import Stored
 from openmae.interchange.names import (
     DERIVED,
@@ -32,7 +32,9 @@ PREFERRED_PREFIXES = ("base_encoder.", "teacher.")
 # Parts of an encoder that openmae's has no place for: without them it would compute something else.
 FOREIGN_PARTS = re.compile(
     r"(blocks|layers|encoder\.layer)\..*|(embeddings\.)?(reg_token|register_tokens|storage_tokens|dist_token"
-    r"|distillation_token)|norm_pre\..*|pre_layrnorm\..*|rope\..*|pos_embed.+|level_embed.*"
+    r"|distillation_token)|norm_pre\..*|pre_layrnorm\..*|rope\..*|pos_embed.+|level_embed.*|patch_embed\..*"
+    r"|embeddings\.(?!mask_token$).*|encoder\.mid_position_embeddings",
+    re.DOTALL,
 )
 MANY = 3  # names in a message
 
@@ -85,7 +87,9 @@ def recognise(stored: Stored) -> Recognised:
         else:
             unused[full] = tensors[full]
     if strange:
-        named = ", ".join(strange[:MANY]) + (f" and {len(strange) - MANY} more" if len(strange) > MANY else "")
+        named = ", ".join(map(shown, strange[:MANY])) + (
+            f" and {len(strange) - MANY} more" if len(strange) > MANY else ""
+        )
         raise RequestError(
             f"{stored.path} has {named}: parts that openmae's ViT has no place for, so it cannot be read"
         )
@@ -111,7 +115,7 @@ def _choose_group(stored: Stored) -> tuple[Mapping[str, Tensor], list[str]]:
     having = [name for name, tensors in stored.groups.items() if any(name.endswith(tuple(ANCHORS)) for name in tensors)]
     if not having:
         names = [name for tensors in stored.groups.values() for name in tensors]
-        held = f"{len(names)} weights such as {', '.join(names[:MANY])}" if names else "no weights"
+        held = f"{len(names)} weights such as {', '.join(map(shown, names[:MANY]))}" if names else "no weights"
         raise RequestError(f"{stored.path} holds {held}: no Vision Transformer whose names are known here")
     group = next((name for name in PREFERRED_GROUPS if name in having), having[0])
     others = [name for name in stored.groups if name != group]

@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from openmae.errors import shown
+
 Shape = tuple[int, ...]
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Report:
             lines += [f"             {line}" for line in families(self.unused)]
         else:
             lines.append("           unused: none; missing: none")
-        return lines
+        return [shown(line) for line in lines]  # names in a file can be terminal commands
 
 
 def families(weights: Mapping[str, Shape]) -> list[str]:

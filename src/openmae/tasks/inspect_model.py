@@ -79,7 +79,7 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         said.append("decoder    none: encoder only, reconstruction needs the decoder")
     if isinstance(init.shape, ClassifierShape):
         classes = init.description["classes"]
-        named = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+        named = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
         said.append(f"classes    {len(classes)}: {named}; pooled by {init.shape.pool}")
     said.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
@@ -95,7 +95,7 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         said += [f"             {line}" for line in families(init.report.unused)]
     said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
     said.append(f"good for   {CAN[type(init.shape)]}")
-    return said
+    return [shown(line) for line in said]  # names in a file can be terminal commands
 
 
 UNUSUAL = ("positions", "relative_positions", "layer_scale", "class_token", "final_norm", "window_size", "norm_eps")
