@@ -12,6 +12,7 @@ from openmae.errors import Fault, RequestError
 from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.outgoing import encoder_part
 from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
 
 TOLERANCE = 1e-4  # of the largest value: beyond it nothing is written
@@ -27,9 +28,7 @@ class Encoding(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
         tokens = self.encoder(images)
-        # Not `heads.pool`: a call whose shapes are checked would fix the batch size while it is traced.
-        patches = tokens[:, self.encoder.shape.num_prefix :]
-        return tokens, tokens[:, 0] if self.pool == "cls" else patches.mean(dim=1)
+        return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix)
 
 
 def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
