@@ -235,6 +235,7 @@ class ViT(nn.Module):
     ) -> Float[Tensor, "b m d"]:
         x = tokens
         if self.cls_token is not None:
+            # x.shape[0]: `len` is a Python integer, which torch.export would keep as the only batch size.
             x = torch.cat([(self.cls_token + class_position).expand(x.shape[0], -1, -1), x], dim=1)
         for number, block in enumerate(self.blocks[:num_blocks]):
             x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
