@@ -15,7 +15,7 @@ import torch
 from openmae.config import ConvertConfig
 from openmae.errors import Fault, RequestError
 from openmae.interchange import to_onnx
-from openmae.model.vit import Attention
+from openmae.model.block import Attention
 from openmae.tasks.convert import convert
 
 from .outgoing_models import (
@@ -102,7 +102,7 @@ def test_a_mistake_shows(classifier_file, mistake, monkeypatch):
             module.eps = 1e-5
     if mistake == "tanh":
         gelu = torch.nn.functional.gelu
-        monkeypatch.setattr("openmae.model.vit.F.gelu", lambda x: gelu(x, approximate="tanh"))
+        monkeypatch.setattr("openmae.model.block.F.gelu", lambda x: gelu(x, approximate="tanh"))
     images = photo_images(shape.encoder)
     assert relative_error(outputs_of(path, images)[0], wrong(images)) > TOLERANCE["onnx"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described
+from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
-from openmae.model.vit import LAYER_NORM_EPS
 from openmae.training.files import make_readable
 
 # What the head of a probe is made of beside its matrix; it is folded into that.

@@ -10,9 +10,9 @@ from torch import Tensor
 from openmae.config import Grid, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.reading import Reading, pair
+from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import CLASS_OFFSETS
-from openmae.model.vit import LAYER_NORM_EPS
 
 HEAD_WIDTH = 64
 TRANSFORMERS_EPS = 1e-12  # of its ViT, ViTMAE and BEiT where no config.json says otherwise

@@ -28,7 +28,7 @@ from openmae.interchange.outgoing import (
     norms_the_mean,
     without,
 )
-from openmae.model.vit import MLP_RATIO
+from openmae.model.block import MLP_RATIO
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
 MODULES = {

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from openmae.config import check_range, grid_of
 from openmae.errors import RequestError
-from openmae.model.vit import Block, ViT
+from openmae.model.block import Block
+from openmae.model.vit import ViT
 
 
 @torch.no_grad()

@@ -5,10 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import DecoderShape, Grid, ViTShape
+from openmae.model.block import Block, init_linear_and_norm
 from openmae.model.masking import Masking
 from openmae.model.patches import gather
 from openmae.model.positions import resample_positions, sincos_positions
-from openmae.model.vit import Block, init_linear_and_norm
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,155 @@
+"""A pre-norm Transformer block, the encoder's and the decoder's alike (paper, section 3)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openmae.config import Grid
+from openmae.model.relative_positions import BiasTable, DecomposedPositions
+
+LAYER_NORM_EPS = 1e-6
+LAYER_SCALE = 0.1  # at first (BEiT-B)
+MLP_RATIO = 4
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv matrix and a bias on each of its three parts.
+
+    Args:
+        relative: what is added to the scores, from the queries and the grid (see `relative_positions`); MAE has none.
+    """
+
+    def __init__(self, width: int, num_heads: int, relative: BiasTable | DecomposedPositions | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.relative = relative
+
+    def forward(
+        self, x: Float[Tensor, "b n d"], num_queries: int | None = None, grid: Grid | None = None
+    ) -> Float[Tensor, "b q d"]:
+        """Attend from the last `num_queries` tokens (None: from all) to all tokens.
+
+        Args:
+            grid: rows and columns of the patches among the tokens; for relative positions.
+        """
+        batch, count, width = x.shape
+        if num_queries is None or num_queries == count:
+            qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1)
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # split first: gradients are stacked in place
+        else:
+            q = F.linear(x[:, -num_queries:], self.qkv.weight[:width], self.qkv.bias[:width])
+            q = q.reshape(batch, num_queries, self.num_heads, -1).transpose(1, 2)
+            kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
+            k, v = (part.transpose(1, 2) for part in kv.reshape(batch, count, 2, self.num_heads, -1).unbind(2))
+        scores = None
+        if self.relative is not None:
+            assert grid is not None and num_queries is None, "relative positions are of whole images"
+            scores = self.relative(q, grid).to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=scores)  # (B, heads, N, d)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, MLP_RATIO * width)
+        self.fc2 = nn.Linear(MLP_RATIO * width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor on each channel of a branch (BEiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(width))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        nn.init.constant_(self.gamma, LAYER_SCALE)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block, the encoder's and the decoder's alike.
+
+    Args:
+        relative, layer_scale, window_size, norm_eps: of encoders that others trained (see `ViTShape`).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        relative: BiasTable | DecomposedPositions | None = None,
+        layer_scale: bool = False,
+        window_size: int = 0,
+        norm_eps: float = LAYER_NORM_EPS,
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
+        self.attn = Attention(width, num_heads, relative)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = MLP(width)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        num_queries: int | None = None,
+        branch_scales: Float[Tensor, "2 b"] | None = None,
+        grid: Grid | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """Apply the block.
+
+        Args:
+            num_queries: compute (exactly) only the last so many output tokens.
+            branch_scales: drop path: what each sample's attention and MLP branch are multiplied by.
+            grid: rows and columns of the patches; for relative positions and windows.
+        """
+        shortcut = x if num_queries is None else x[:, -num_queries:]
+        if self.window_size:
+            assert grid is not None and num_queries is None, "windows are of whole images"
+            attended = in_windows(self.attn, self.norm1(x), grid, self.window_size)
+        else:
+            attended = self.attn(self.norm1(x), num_queries, grid)
+        attended = self.ls1(attended)
+        if branch_scales is None:
+            x = shortcut + attended
+            return x + self.ls2(self.mlp(self.norm2(x)))
+        scales = branch_scales.to(x.dtype)[:, :, None, None]
+        x = shortcut + scales[0] * attended
+        return x + scales[1] * self.ls2(self.mlp(self.norm2(x)))
+
+
+def in_windows(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int) -> Float[Tensor, "b n d"]:
+    """Attend within windows of `size` × `size` patches; the last ones are filled up with zeros (ViTDet)."""
+    rows, columns = grid
+    down, right = -rows % size, -columns % size
+    x = F.pad(x.unflatten(1, grid), (0, 0, 0, right, 0, down))
+    count = ((rows + down) // size, (columns + right) // size)
+    x = x.unflatten(2, (count[1], size)).unflatten(1, (count[0], size)).transpose(2, 3)  # (B, r, c, size, size, D)
+    x = attn(x.flatten(3, 4).flatten(0, 2), grid=(size, size))
+    x = x.unflatten(1, (size, size)).unflatten(0, (-1, *count)).transpose(2, 3)
+    x = x.flatten(3, 4).flatten(1, 2)  # (B, padded rows, padded columns, D)
+    return x[:, :rows, :columns].flatten(1, 2)
+
+
+def init_linear_and_norm(module: nn.Module) -> None:
+    """Xavier uniform for a Linear's matrix, zero for its bias, 1 and 0 for a LayerNorm (FACTS section 1)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
