@@ -230,6 +230,7 @@ def test_no_terminal_commands_come_out_of_names(tmp_path: Path, capsys: pytest.C
     state = {**timm_vit(num_classes=0).state_dict(), f"x{bad}": torch.zeros(1)}
     torch.save(state, tmp_path / "names.pth")
     torch.save({**state, f"blocks.0.{bad}": torch.zeros(1)}, tmp_path / "parts.pth")
+    capsys.readouterr()  # transformers' progress
     for path, code in ((init, 0), (str(tmp_path / "names.pth"), 0), (str(tmp_path / "parts.pth"), 2)):
         assert run(["inspect", path]) == code
         assert run(["convert", path, f"{path}-out", "--to", "openmae"]) == code
