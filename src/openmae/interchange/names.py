@@ -112,9 +112,8 @@ def join_qkv(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
             joined[f"{attention}.qkv.weight"] = torch.cat(given)
         fused = joined.get(f"{attention}.qkv.weight")
         if fused is None or f"{attention}.qkv.bias" in joined or fused.ndim != 2 or len(fused) % 3:
-            joined |= {
-                name: value for name, value in weights.items() if re.fullmatch(rf"{attention}\.[qkv]\.bias", name)
-            }
+            names = {f"{attention}.{part}.bias" for part in "qkv"} & weights.keys()
+            joined |= {name: weights[name] for name in names}
             continue
         zeros = fused.new_zeros(len(fused) // 3)
         biases = [weights.get(f"{attention}.{part}.bias") for part in "qkv"]
