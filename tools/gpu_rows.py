@@ -1,0 +1,148 @@
+"""Fill every row of the goals that needs a GPU, in ten minutes: python tools/gpu_rows.py OUT.json [--data DATA].
+
+Steps of B, L and H at batch 256 (eager and compiled, the peer too) with their share of the measured bf16 product
+(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, and JPEGs decoded on the GPU.
+
+Not yet run: there was no GPU where this was written. Each part is a process of its own, so one that fails leaves the
+others; what failed is said at the end.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BENCHES = {
+    "step": "step --case base large",
+    "step-huge": "step --case huge --batch-size 128",
+    "memory": "memory --case base",
+    "asymmetry": "asymmetry --case 8-block 1-block --batch-size 64",
+}
+SECONDS = {"step": 300, "step-huge": 150, "memory": 60, "asymmetry": 60}
+READ_SECONDS = 10
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", help="JPEGs of full size, in a folder; photographs in the wheels unless given")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"hardware": None, "rows": []}
+    failed = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, command in BENCHES.items():
+            file = Path(place) / f"{name}.json"
+            words = [
+                sys.executable,
+                "-m",
+                "openmae",
+                "bench",
+                *command.split(),
+                "--device",
+                "cuda",
+                "--json",
+                str(file),
+            ]
+            try:
+                subprocess.run(words, check=True, timeout=SECONDS[name])
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                failed.append(f"{name}: {error}")
+                continue
+            part = json.loads(file.read_bytes())
+            result["hardware"] = result["hardware"] or part["hardware"]
+            result["rows"] += part["rows"]
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # what is done is kept
+        steps = [row["images_per_second"] for row in result["rows"] if "mfu_goal" in row]
+        for measure in (readers, decoded_on_gpu):
+            try:
+                result["rows"].append(measure(arguments.data, Path(place), steps))
+            except Exception as error:  # a driver without nvJPEG, say: the other rows stand
+                failed.append(f"{measure.__name__}: {error!r}")
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in result["rows"]:
+        share = f"  MFU {row['share_of_ceiling']:.0%}" if "share_of_ceiling" in row else ""
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        print(f"{row['case']:60} {ratio:>6}  {row['peer']}{share}")
+    print("\n".join(f"failed  {line}" for line in failed))
+    return 1 if failed else 0
+
+
+def files_of(data: str | None, place: Path) -> Path:
+    from openmae.benchmarks.loader import write_photographs
+
+    folder = place / "photographs"
+    return Path(data) if data else folder if folder.exists() else write_photographs(folder)
+
+
+def readers(data: str | None, place: Path, steps: list[float]) -> dict[str, Any]:
+    """Images/s of the default number of reader processes, against the fastest step: below 1 a run waits for data."""
+    import torch
+
+    from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+    from openmae.data.augment import Augmentation
+    from openmae.data.loader import Stream
+    from openmae.data.sources import open_source
+    from openmae.tasks.training_data import read_steps
+    from openmae.training.device import default_workers
+    from openmae.training.parallel import Processes
+
+    source = open_source(str(files_of(data, place)))
+    assert source is not None
+    preprocessing = Preprocessing(
+        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(224, 224)
+    )
+    stream = Stream(source, preprocessing, Augmentation(), seed=0, min_side=16)
+    workers = default_workers(torch.device("cuda"))
+    batches = read_steps(stream, 256, 256, workers, range(10**6), Processes(), pin=True)
+    for _ in range(2 * workers + 2):  # what was read ahead
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < READ_SECONDS:
+        count += sum(len(part.images) for part in next(batches))
+    rate = count / (time.perf_counter() - start)
+    batches.close()
+    ratio = rate / max(steps) if steps else None
+    return {
+        "case": f"{workers} readers, images/s",
+        "peer": "the fastest step: below 1 a run waits for data",
+        "ratio": ratio,
+        "low": ratio,
+        "high": ratio,
+        "ours": [rate],
+        "theirs": [max(steps)] if steps else [],
+    }
+
+
+def decoded_on_gpu(data: str | None, place: Path, steps: list[float]) -> dict[str, Any]:
+    """JPEGs/s that nvJPEG decodes in batches, against the fastest step."""
+    import torch
+    from torchvision.io import decode_jpeg, read_file
+
+    files = sorted(p for p in files_of(data, place).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[:64]
+    encoded = [read_file(str(file)) for file in files]
+    rates = []
+    for _ in range(6):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        decode_jpeg(encoded, device="cuda")
+        torch.cuda.synchronize()
+        rates.append(len(encoded) / (time.perf_counter() - start))
+    rates = rates[1:]
+    ratio = sorted(rates)[len(rates) // 2] / max(steps) if steps else None
+    return {
+        "case": f"{len(files)} JPEGs at once on the GPU, images/s",
+        "peer": "the fastest step",
+        "ratio": ratio,
+        "low": min(rates) / max(steps) if steps else None,
+        "high": max(rates) / max(steps) if steps else None,
+        "ours": rates,
+        "theirs": [max(steps)] * len(rates) if steps else [],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
