@@ -1,103 +1,148 @@
-"""Every GPU row of docs/benchmarks in one call: steps with MFU, memory, table 1c and 2, decoding, data-bound or not.
+"""Fill every row of the goals that needs a GPU, in ten minutes: python tools/gpu_rows.py OUT.json [--data DATA].
 
-    python tools/gpu_rows.py OUT [--data FOLDER_OF_JPEGS] [--small PARQUET] [--quick] [--device cpu]
+Steps of B, L and H at batch 256 (eager and compiled, the peer too) with their share of the measured bf16 product
+(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, and JPEGs decoded on the GPU.
 
-Writes one JSON file a benchmark and OUT/rows.md. About ten minutes on one GPU; on a CPU only to see that it runs.
+Not yet run: there was no GPU where this was written. Each part is a process of its own, so one that fails leaves the
+others; what failed is said at the end.
 """
 
 import argparse
 import json
-import os
-import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from torchvision.io import decode_jpeg
+BENCHES = {
+    "step": "step --case base large",
+    "step-huge": "step --case huge --batch-size 128",
+    "memory": "memory --case base",
+    "asymmetry": "asymmetry --case 8-block 1-block --batch-size 64",
+}
+SECONDS = {"step": 300, "step-huge": 150, "memory": 60, "asymmetry": 60}
+READ_SECONDS = 10
 
-import openmae
-from openmae import BenchConfig
 
-LIMIT = 600  # seconds; what has not begun by then is left out, and said
-BATCH, ROUNDS = 64, 5
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data", help="folder of JPEGs, for loader and decoding; photographs in the wheel else")
-    parser.add_argument("--small", help="small images for the epoch, as CIFAR-10 in parquet")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--device", default="cuda")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    began, lines = time.monotonic(), ["| case | peer | ours (median) | ratio (low-high) |", "|---|---|---|---|"]
-    found: dict[str, Any] = {}
-    for name in ("step", "memory", "asymmetry", "loader", "epoch"):
-        if time.monotonic() - began > LIMIT:
-            lines.append(f"| {name} | not begun within {LIMIT} s | | |")
-            continue
-        data = {"loader": given.data, "epoch": given.small}.get(name)
-        settings = BenchConfig(
-            name=name, data=data, device=given.device, quick=given.quick, json=str(given.out / f"{name}.json")
-        )
-        try:
-            found[name] = openmae.bench(settings)
-        except (openmae.RequestError, openmae.Fault, RuntimeError) as error:  # the other rows are still wanted
-            lines.append(f"| {name} | failed: {' '.join(str(error).split())[:200]} | | |")
-            continue
-        lines += [line_of(row) for row in found[name]["rows"]]
-    lines += decoding(given.data, given.device, given.out)
-    lines += data_bound(found)
-    (given.out / "rows.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    parser.add_argument("--data", help="JPEGs of full size, in a folder; photographs in the wheels unless given")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {"hardware": None, "rows": []}
+    failed = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, command in BENCHES.items():
+            file = Path(place) / f"{name}.json"
+            words = [
+                sys.executable,
+                "-m",
+                "openmae",
+                "bench",
+                *command.split(),
+                "--device",
+                "cuda",
+                "--json",
+                str(file),
+            ]
+            try:
+                subprocess.run(words, check=True, timeout=SECONDS[name])
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                failed.append(f"{name}: {error}")
+                continue
+            part = json.loads(file.read_bytes())
+            result["hardware"] = result["hardware"] or part["hardware"]
+            result["rows"] += part["rows"]
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # what is done is kept
+        steps = [row["images_per_second"] for row in result["rows"] if "mfu_goal" in row]
+        for measure in (readers, decoded_on_gpu):
+            try:
+                result["rows"].append(measure(arguments.data, Path(place), steps))
+            except Exception as error:  # a driver without nvJPEG, say: the other rows stand
+                failed.append(f"{measure.__name__}: {error!r}")
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    for row in result["rows"]:
+        share = f"  MFU {row['share_of_ceiling']:.0%}" if "share_of_ceiling" in row else ""
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        print(f"{row['case']:60} {ratio:>6}  {row['peer']}{share}")
+    print("\n".join(f"failed  {line}" for line in failed))
+    return 1 if failed else 0
 
 
-def line_of(row: dict[str, Any]) -> str:
-    """A row of the table; with its share of the machine's measured ceiling where it has one."""
-    ours = f"{statistics.median(row['ours']):.4g} {row['unit']}" if row["ours"] else "-"
-    if "share_of_ceiling" in row:
-        ours += f", {row['share_of_ceiling']:.0%} of the measured ceiling"
-    ratio = f"{row['ratio']:.2f} ({row['low']:.2f}-{row['high']:.2f})" if row["ratio"] else "-"
-    return f"| {row['case']} | {row['peer']} | {ours} | {ratio} |"
+def files_of(data: str | None, place: Path) -> Path:
+    from openmae.benchmarks.loader import write_photographs
+
+    folder = place / "photographs"
+    return Path(data) if data else folder if folder.exists() else write_photographs(folder)
 
 
-def decoding(data: str | None, device: str, out: Path) -> list[str]:
-    """Images/s of torchvision's JPEG decoder on the device, whole images, batches of encoded bytes in memory."""
-    if data is None:
-        return ["| JPEG decoding on the device | give --data FOLDER_OF_JPEGS | | |"]
-    files = [path for path in sorted(Path(data).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")][:BATCH]
-    encoded = [torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for path in files]
+def readers(data: str | None, place: Path, steps: list[float]) -> dict[str, Any]:
+    """Images/s of the default number of reader processes, against the fastest step: below 1 a run waits for data."""
+    import torch
+
+    from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+    from openmae.data.augment import Augmentation
+    from openmae.data.loader import Stream
+    from openmae.data.sources import open_source
+    from openmae.tasks.training_data import read_steps
+    from openmae.training.device import default_workers
+    from openmae.training.parallel import Processes
+
+    source = open_source(str(files_of(data, place)))
+    assert source is not None
+    preprocessing = Preprocessing(
+        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(224, 224)
+    )
+    stream = Stream(source, preprocessing, Augmentation(), seed=0, min_side=16)
+    workers = default_workers(torch.device("cuda"))
+    batches = read_steps(stream, 256, 256, workers, range(10**6), Processes(), pin=True)
+    for _ in range(2 * workers + 2):  # what was read ahead
+        next(batches)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < READ_SECONDS:
+        count += sum(len(part.images) for part in next(batches))
+    rate = count / (time.perf_counter() - start)
+    batches.close()
+    ratio = rate / max(steps) if steps else None
+    return {
+        "case": f"{workers} readers, images/s",
+        "peer": "the fastest step: below 1 a run waits for data",
+        "ratio": ratio,
+        "low": ratio,
+        "high": ratio,
+        "ours": [rate],
+        "theirs": [max(steps)] if steps else [],
+    }
+
+
+def decoded_on_gpu(data: str | None, place: Path, steps: list[float]) -> dict[str, Any]:
+    """JPEGs/s that nvJPEG decodes in batches, against the fastest step."""
+    import torch
+    from torchvision.io import decode_jpeg, read_file
+
+    files = sorted(p for p in files_of(data, place).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[:64]
+    encoded = [read_file(str(file)) for file in files]
     rates = []
-    try:
-        for _ in range(ROUNDS + 1):
-            start = time.perf_counter()
-            decode_jpeg(encoded, device=device)
-            if device.startswith("cuda"):
-                torch.cuda.synchronize()
-            rates.append(len(encoded) / (time.perf_counter() - start))
-    except RuntimeError as error:
-        return [f"| JPEG decoding on the device | failed: {' '.join(str(error).split())[:200]} | | |"]
-    (out / "decoding.json").write_text(json.dumps({"images_per_second": rates[1:]}, indent=1) + "\n")
-    return [f"| JPEG decoding on {device}, {len(encoded)} images a call | | {statistics.median(rates[1:]):.0f}/s | |"]
-
-
-def data_bound(found: dict[str, Any]) -> list[str]:
-    """For each model whether all cores read as many images/s as the step takes."""
-    if "loader" not in found or "step" not in found:
-        return []
-    cores = os.cpu_count() or 1
-    lines = []
-    for step in found["step"]["rows"]:
-        for loader in found["loader"]["rows"]:
-            if step.get("images_per_second") and loader["ours"]:
-                supply = statistics.median(loader["ours"]) * cores
-                verdict = "enough" if supply >= step["images_per_second"] else "data-bound"
-                need = f"{step['images_per_second']:.0f} images/s taken, {supply:.0f} read by {cores} cores"
-                lines.append(f"| {step['case']} from {loader['case']} | | {need} | {verdict} |")
-    return lines
+    for _ in range(6):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        decode_jpeg(encoded, device="cuda")
+        torch.cuda.synchronize()
+        rates.append(len(encoded) / (time.perf_counter() - start))
+    rates = rates[1:]
+    ratio = sorted(rates)[len(rates) // 2] / max(steps) if steps else None
+    return {
+        "case": f"{len(files)} JPEGs at once on the GPU, images/s",
+        "peer": "the fastest step",
+        "ratio": ratio,
+        "low": min(rates) / max(steps) if steps else None,
+        "high": max(rates) / max(steps) if steps else None,
+        "ours": rates,
+        "theirs": [max(steps)] * len(rates) if steps else [],
+    }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -111,6 +111,8 @@ def _details(details: dict[str, Any]) -> str:
     if "share_of_ceiling" in details:
         share, theirs = details["share_of_ceiling"], details.get("their_share_of_ceiling")
         said.append(f"{share:.0%} of the ceiling" + (f", theirs {theirs:.0%}" if theirs else ""))
+    if "cpu_ratio" in details:
+        said.append(f"by CPU time {details['cpu_ratio']:.2f}")
     if "flops_ratio" in details:
         said.append(f"by FLOPs {details['flops_ratio']:.2f}")
     if "paper" in details:

@@ -5,6 +5,9 @@ whole: it normalises, draws masks and measures the gradient's norm; the peer get
 """
 
 import gc
+import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ import torch
 from openmae.benchmarks.machine import ceiling, share_of, waiting
 from openmae.benchmarks.ours import RATE, WORDS, Ours, batch_of, make_ours, settled_for
 from openmae.benchmarks.peers import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
-from openmae.benchmarks.rows import NOT_INSTALLED, Row, in_turn, timed
+from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
 from openmae.config import BenchConfig
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
@@ -56,14 +59,27 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
     return ours, peer
 
 
+def counting(action: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+    """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
+
+    def counted() -> None:
+        start = time.process_time()
+        action()
+        seconds.append(time.process_time() - start)
+
+    return counted
+
+
 def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ours, peer = equal_pair(case, config, device)
     c, wait = ours.settled.config, waiting(device)
     name = f"{WORDS[case]}, batch {c.batch_size}"
     measure = ceiling(ours.shape, ours.visible, c.batch_size, device, c.precision)
-    sides = {"ceiling": measure, "ours": timed(ours.step, wait)}
+    ours_worked: list[float] = []
+    they_worked: list[float] = []
+    sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
     if peer is not None:
-        sides["theirs"] = timed(peer.step, wait)
+        sides["theirs"] = timed(counting(peer.step, they_worked), wait)
     if device.type == "cuda":
         sides["ours compiled"] = timed(make_ours(ours.settled, device, is_compiled=True).step, wait)
         if peer is not None:
@@ -85,6 +101,9 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
         }
         if theirs:
             details["their_share_of_ceiling"] = share(theirs)
+            if device.type == "cpu":
+                pairs = zip(ours_worked[WARM_UP:], they_worked[WARM_UP:], strict=True)
+                details["cpu_ratio"] = statistics.median(b / a for a, b in pairs)
         if (device.type, case) in GOALS:
             details["goal"] = GOALS[device.type, case]
         if device.type == "cuda" and case in MFU_GOALS:
