@@ -296,7 +296,7 @@ def test_an_own_validation_part_chooses(pretrained, tmp_path, monkeypatch):
         (["--labels", "10%", "--epochs", "1", "--blocks", "0.3"], "--blocks got 0.3: a whole number of blocks, or 0.5"),
         (["--labels", "10%", "--epochs", "1", "--blocks", "2"], "--blocks got 2: the model has 2, and all of them"),
         (["--labels", "10%", "--epochs", "1", "--held-out", "2000"], "--held-out 2000: of 1434 labelled images"),
-        (["--init", "nowhere"], "--init nowhere does not exist"),
+        (["--init", "nowhere"], "nowhere does not exist"),
         (["--out", "RUN"], "holds no figure-9: choose another --out"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_run_under_way_is_said_to_run_and_is_not_disturbed(copied):
     with held(copied):
         found = inspected(copied)
         assert (found["status"], found["resume"]["can"]) == ("running", False)
-        with pytest.raises(openmae.RequestError, match="another process trains"), held(copied):
+        with pytest.raises(openmae.RequestError, match="another process writes into"), held(copied):
             pass
     assert inspected(copied)["status"] == "ended without a word"  # killed: nobody holds it
     with held(copied):  # and looking holds nothing

@@ -659,8 +659,8 @@ def bad_inputs(tmp_path, pretrained):
         "nothing readable": (broken, pretrained, [], r"none of 7 images looked at can be read"),
         "more labels than images": (good, pretrained, ["--labels", "9"], r"there are 7 labelled .*; ask for fewer"),
         "fewer than classes": (good, pretrained, ["--labels", "1"], r"1 images for 2 classes; ask for at least 2"),
-        "no encoder": (good, headless, [], r"holds no encoder: give a pre-trained or fine-tuned model"),
-        "no model": (good, tmp_path / "nowhere", [], r"--init .*nowhere does not exist: give a run folder"),
+        "no encoder": (good, headless, [], r"lacks encoder\.blocks\.0\.\S+ .*: it is damaged or of another model"),
+        "no model": (good, tmp_path / "nowhere", [], r"nowhere does not exist: give a checkpoint"),
         "no data": (tmp_path / "missing", pretrained, [], r"missing"),
         "too much held out": (good, pretrained, ["--held-out", "7"], r"--held-out 7: of 8 .*hold out fewer"),
         "out among the data": (good, pretrained, ["--out", good / "run"], r"lies inside .*would become its data"),
@@ -673,7 +673,7 @@ def bad_inputs(tmp_path, pretrained):
         "momentum of 1": (good, pretrained, ["--momentum", "1"], r"--momentum got 1: .*below 1"),
         "a size no patch fits": (good, pretrained, ["--image-size", "9"], r"--image-size 8 8 would do"),
         "no warm-up fits": (good, pretrained, ["--warmup-epochs", "9"], r"--warmup-epochs got 9 .*give fewer"),
-        "nothing to probe": (good, "none", [], r"--init none does not exist"),
+        "nothing to probe": (good, "none", [], r"none does not exist"),
     }
 
 

@@ -43,7 +43,7 @@ def size_of(path: Path) -> int:
         found = os.stat(path)
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
-            refuse(path, "does not exist: give a checkpoint's file or folder, or hf:ORG/NAME")
+            refuse(path, "does not exist: give a checkpoint's file or folder, a run, timm:NAME or hf:ORG/NAME")
         refuse(path, f"cannot be looked at ({getattr(error, 'strerror', None) or 'no possible name'})")
     if not stat.S_ISREG(found.st_mode):
         refuse(path, "is no regular file (a pipe, socket or device, say), and is not opened")
