@@ -1,12 +1,12 @@
 """The light decoder: encoded patches and mask tokens in, predictions out (paper, section 3)."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import DecoderShape, Grid, ViTShape
 from openmae.model.masking import Masking
-from openmae.model.patches import gather
 from openmae.model.positions import resample_positions, sincos_positions
 from openmae.model.vit import Block, init_linear_and_norm
 
@@ -67,8 +67,9 @@ class Decoder(nn.Module):
         if self.mask_token is not None:
             mask_tokens = self.mask_token.to(x.dtype).expand(len(x), masking.num_masked, -1)
             x = torch.cat([x, mask_tokens], dim=1)
-        positions = resample_positions(self.pos_embed, self.grid, grid).expand(len(x), -1, -1)
-        x = x + torch.cat([positions[:, :1], gather(positions[:, 1:], masking.shuffled_ids)], dim=1)
+        positions = resample_positions(self.pos_embed, self.grid, grid)
+        class_position = positions[:, :1].expand(len(x), -1, -1)
+        x = x + torch.cat([class_position, F.embedding(masking.shuffled_ids, positions[0, 1:])], dim=1)
         # Only what is predicted needs to come out of the last block.
         num_queries = x.shape[1] - 1 if all_patches else masking.num_masked
         for block in self.blocks[:-1]:

@@ -255,7 +255,7 @@ class ViT(nn.Module):
         class_position, table = positions[:, :1], positions[:, 1:]
         # Gather pixels before projecting them: what is dropped is never embedded.
         patches = gather(patchify(images, self.shape.patch_size), keep_ids)
-        table = gather(table.expand(len(images), -1, -1), keep_ids)
+        table = F.embedding(keep_ids, table[0])  # whole rows: many times faster than gather on a CPU
         return self.encode(self.embed(patches, table), class_position)
 
     def tokens(
