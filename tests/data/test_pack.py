@@ -20,8 +20,8 @@ from PIL import Image
 from openmae import PackConfig, cli, pack
 from openmae.data.sources import open_source
 from openmae.errors import Fault, RequestError
-from openmae.tasks import pack as task
 from openmae.tasks import pack_files
+from openmae.tasks import pack_job as task
 
 RNG = np.random.default_rng(1)
 BOTH = pytest.mark.parametrize("form", ["jpeg", "raw"])

@@ -4,45 +4,31 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from openmae.config import PackConfig
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
-from openmae.data.loader import make_loader, read
-from openmae.data.pack import Packed, PackedImages, Packing
+from openmae.data.pack import Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
 from openmae.data.preprocess import look_at
 from openmae.data.sources import SPLITS, Source, open_source
-from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.errors import Fault, RequestError, shown
 from openmae.tasks.pack_files import (
-    Journal,
-    RawFile,
-    ShardWriter,
-    entry,
-    write_index,
     write_manifest,
-    write_quarantine,
 )
+from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import size_words
-from openmae.training.device import num_cores
-from openmae.training.files import PARTIAL, disk_faults, sync
+from openmae.training.files import PARTIAL, disk_faults
 from openmae.training.signals import StopRequest
-from openmae.training.telemetry import Screen
 
 DEFAULT_SIZE = 256
 LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
-BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
-RAW_PART_BYTES = 64 << 20  # between two lines of a raw pack's journal
-QUARANTINE = "quarantine.jsonl"
 
 
 def pack(config: PackConfig) -> dict[str, Any]:
@@ -76,7 +62,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
             print("\n".join(plan_lines(config, plan, packing, estimate, sources)), flush=True)
-            with disk_faults(out), closing(_Job(config, out, sources, packing, plan, stop)) as job:
+            with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
         clean(out)
@@ -265,185 +251,3 @@ def plan_lines(
             f"{plan['images_per_file']:,} images a file"
         )
     return [f"images     {counts}", f"pack       {how}{decided}", f"disk       about {size_words(estimate)}"]
-
-
-@dataclass
-class _Job:
-    """A pack being written; what the journal names is there, all else is written again."""
-
-    config: PackConfig
-    out: Path
-    sources: dict[str, Source]
-    packing: Packing
-    plan: dict[str, Any]
-    stop: StopRequest
-
-    def run(self) -> dict[str, Any]:
-        """Write what is missing; the manifest."""
-        self.journal = Journal(self.out)
-        self.bad = self.journal.bad
-        self.inputs = sum(map(len, self.sources.values()))
-        files: dict[str, Any] = {}
-        splits: dict[str, Any] = {}
-        done = sum(line["inputs"] for line in self.journal.lines)
-        with Screen(self.inputs, done, "packing") as self.screen:
-            self.done = done
-            for split, source in self.sources.items():
-                write = self._write_raw if self.plan["format"] == "raw" else self._write_jpegs
-                names, places = write(split, source)
-                kept = np.array([i for i in range(len(source)) if (split, i) not in self.bad], np.int64)
-                if not len(kept):
-                    raise RequestError(f"none of the {len(source):,} images of {split} can be packed")
-                index = f"{split}.index.npz"
-                write_index(self.out / index, source, kept, places)
-                files |= {name: entry(self.out / name) for name in (*names, index)}
-                splits[split] = {**self.plan["splits"][split], "images": len(kept), "data": names, "index": index}
-        write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
-        manifest = {**self.plan, "splits": splits, "files": files}
-        write_manifest(self.out / MANIFEST, manifest)
-        return manifest
-
-    def close(self) -> None:
-        """What was skipped is on record however this ended."""
-        if hasattr(self, "journal"):
-            write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
-
-    def _write_jpegs(self, split: str, source: Source) -> tuple[list[str], NDArray[np.int64]]:
-        """Write the parquet files of a split: their names, and file, offset and length of each image."""
-        per_file, of_split = self.plan["images_per_file"], self.plan["splits"][split]
-        count = -(-len(source) // per_file)
-        there = {line["file"] for line in self.journal.of(split)}
-        parts = [range(start, min(start + per_file, len(source))) for start in range(0, len(source), per_file)]
-        missing = [part for number, part in enumerate(parts) if number not in there]
-        names, places = list[str](), list[NDArray[np.int64]]()
-        with closing(self._images(source, missing)) as images:
-            for number, part in enumerate(parts):
-                path = self.out / f"{split}-{number:05d}-of-{count:05d}.parquet"
-                places_path = self.out / f"{PARTIAL}{path.stem}.places.npy"
-                if number not in there:
-                    bad = self._write_jpeg_file(split, source, of_split, part, images, path, places_path)
-                    self.journal.add(split=split, file=number, inputs=len(part), bad=bad)
-                of_file = np.load(places_path)
-                if len(of_file):
-                    places.append(np.column_stack([np.full(len(of_file), len(names)), of_file]))
-                    names.append(path.name)
-        return names, np.concatenate(places) if places else np.empty((0, 3), np.int64)
-
-    def _write_jpeg_file(
-        self,
-        split: str,
-        source: Source,
-        of_split: dict[str, Any],
-        part: range,
-        images: Iterator[Packed],
-        path: Path,
-        places_path: Path,
-    ) -> dict[int, str]:
-        bad: dict[int, str] = {}
-        partial, at = path.with_name(PARTIAL + path.name), part.start
-        with open(partial, "w+b") as file, ExitStack() as cleanup:
-            writer = ShardWriter(file, of_split["classes"], of_split["labelled"])
-            cleanup.callback(writer.abandon)
-            while at < part.stop:
-                found = self._next(split, images)
-                bad |= found.bad
-                kept = (i for i in range(at, part.stop) if i not in found.bad)
-                for data, i in zip(found.images, kept, strict=False):
-                    assert isinstance(data, bytes)
-                    writer.add(data, source.name(i), _label(source, i))
-                at += len(found.images) + len(found.bad)
-            places = writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-        with open(places_path, "wb") as index:
-            np.save(index, places)
-        sync(places_path)
-        if len(places):
-            partial.replace(path)
-            sync(self.out)
-        return bad
-
-    def _write_raw(self, split: str, source: Source) -> tuple[list[str], None]:
-        """Write the .npy of a split: its name."""
-        path = self.out / f"{split}.npy"
-        partial = path.with_name(PARTIAL + path.name)
-        lines = self.journal.of(split)
-        first, rows = sum(line["inputs"] for line in lines), sum(line["rows"] for line in lines)
-        if first == len(source) and path.exists():
-            return [path.name], None
-        if rows and not partial.exists():
-            raise RequestError(f"{shown(partial)} is gone: choose another OUT, or remove {shown(self.out)}")
-        raw = RawFile(partial, self.packing.shape, self.packing.dtype, rows)
-        with closing(raw), closing(self._images(source, [range(first, len(source))])) as images:
-            bad: dict[int, str] = {}
-            at = first
-
-            def note() -> None:
-                nonlocal rows, first, bad
-                raw.sync()
-                if at > first:
-                    self.journal.add(split=split, inputs=at - first, rows=raw.rows - rows, bad=bad)
-                rows, first, bad = raw.rows, at, {}
-
-            try:
-                while at < len(source):
-                    found = self._next(split, images)
-                    before = raw.rows
-                    raw.add(found.images)
-                    bad |= found.bad
-                    at += raw.rows - before + len(found.bad)
-                    if (raw.rows - rows) * raw.row_bytes >= RAW_PART_BYTES:
-                        note()
-            except (Interrupted, RequestError):  # what is whole is kept
-                note()
-                raise
-            note()
-            raw.finish()
-        partial.replace(path)
-        sync(self.out)
-        return [path.name], None
-
-    def _images(self, source: Source, parts: list[range]) -> Generator[Packed, None, None]:
-        """The images of some stretches of a source, packed, in order; no batch lies in two of them."""
-        size = max(1, min(BATCH_IMAGES, BATCH_BYTES // self.packing.row_bytes)) if self.plan["shape"] else BATCH_IMAGES
-        batches = [list(part[start : start + size]) for part in parts for start in range(0, len(part), size)]
-        dataset = PackedImages(source, self.packing)
-        workers = num_cores() if self.config.workers is None else self.config.workers
-        workers = min(workers, len(batches))
-        return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False))
-
-    def _next(self, split: str, images: Iterator[Packed]) -> Packed:
-        """The next images, unless it is time to stop."""
-        if self.stop.received:
-            raise Interrupted(
-                f"{self.stop.received} after {self.done:,} of {self.inputs:,} images: finished files are kept, "
-                "--resume auto goes on"
-            )
-        try:
-            found = next(images)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
-        self.done += len(found.bad) + (
-            len(found.images)
-            if self.plan["format"] == "jpeg"
-            else sum(len(image) for image in found.images) // self.packing.row_bytes
-        )
-        self.screen.update(self.done, f"{split}, {len(self.bad)} unreadable")
-        new = {(split, i): reason for i, reason in found.bad.items()}
-        self.bad |= new
-        if len(self.bad) > self.config.max_bad * self.inputs:
-            (_, last), reason = list(self.bad.items())[-1]
-            raise RequestError(
-                f"{len(self.bad)} of {self.inputs:,} inputs cannot be packed, the last "
-                f"{shown(self.sources[split].name(last))} ({reason}): more than --max-bad {self.config.max_bad:g}; "
-                f"{shown(self.out / QUARANTINE)} names them; --resume auto with a higher --max-bad goes on"
-            )
-        return found
-
-
-def _label(source: Source, index: int) -> int | None:
-    label = source.label(index)
-    assert label is None or isinstance(label, int)
-    return label
