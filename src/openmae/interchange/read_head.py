@@ -17,6 +17,11 @@ DECODER_HEAD_WIDTH = 32
 
 
 def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
+    """The classifier that the head makes of the encoder; None where there is none, or none that openmae has.
+
+    Raises:
+        RequestError: the tokens would be normed twice.
+    """
     if "head.weight" not in head or "head.bias" not in head or head["head.weight"].ndim != 2:
         return None
     num_classes = len(head["head.weight"])
@@ -52,6 +57,7 @@ def _pooling(r: Reading, encoder: ViTShape, is_normed: bool) -> str:
 
 
 def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
+    """For a head on plain pooled features: the statistics of a probe's BatchNorm that changes nothing."""
     if shape.head != "probe":
         return {}
     width = shape.encoder.width
@@ -64,6 +70,7 @@ def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
 
 
 def class_names(r: Reading, count: int) -> list[str]:
+    """The classes as timm or transformers name them, else their numbers."""
     names: Any = r.config.get("label_names")
     labels = r.config.get("id2label")
     if isinstance(labels, Mapping):
@@ -75,15 +82,20 @@ def class_names(r: Reading, count: int) -> list[str]:
 
 
 def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+    """The masked autoencoder that encoder and decoder make; None without a whole decoder of pixels.
+
+    Raises:
+        RequestError: nothing says how many heads it has.
+    """
     if not decoder:
         return None
     embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
     numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d{1,6})\.", name))}
     if embed is None or predict is None or embed.ndim != 2 or not numbers:
-        r.remarks.append("its decoder is incomplete: left")
+        r.remarks.append("its decoder is incomplete: left out")
         return None
     if len(predict) != encoder.patch_values:
-        r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left")
+        r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
         return None
     width = len(embed)
     said = r.number("decoder_num_attention_heads", "decoder_num_heads")
@@ -102,7 +114,7 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
     )
     expected = {name for name in expected_weights(shape) if name.startswith("decoder.")}
     if lacking := sorted(expected - decoder.keys()):
-        r.remarks.append(f"its decoder lacks {lacking[0]}: left")
+        r.remarks.append(f"its decoder lacks {lacking[0]}: left out")
         return None
     r.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
     return shape

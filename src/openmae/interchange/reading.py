@@ -25,11 +25,13 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """Attributes:
-    source: what the person asked for, for messages.
-    weights: by our names; parts are taken out as they find their place.
-    unused: by whatever name is known: what found none.
-    resized: by our names: the shape in the file and here.
+    """What the parts of `describe` hand on to each other.
+
+    Attributes:
+        source: what the person asked for, for messages.
+        weights: by our names; parts are taken out as they find their place.
+        unused: by whatever name is known: what found none.
+        resized: by our names: the shape in the file and here.
     """
 
     stored: Stored

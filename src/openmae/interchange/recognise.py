@@ -121,7 +121,7 @@ def _choose_group(stored: Stored) -> tuple[Mapping[str, Tensor], list[str]]:
     others = [name for name in stored.groups if name != group]
     remarks = []
     if group:
-        remarks.append(f"taken from {group!r}" + (f"; {', '.join(map(repr, others))} left" if others else ""))
+        remarks.append(f"taken from {group!r}" + (f"; {', '.join(map(repr, others))} left out" if others else ""))
     return stored.groups[group], remarks
 
 
