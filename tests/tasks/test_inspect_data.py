@@ -19,6 +19,7 @@ import openmae
 from openmae import InspectConfig, RequestError
 from openmae.cli import run
 from openmae.data.census import RECORD, examine, measured
+from openmae.data.decode import BadImage
 from openmae.data.duplicates import alike, near_pairs
 from openmae.data.formats import format_of, is_turned
 from openmae.data.perceptual import look, shrink
@@ -157,7 +158,7 @@ def test_statistics_are_those_of_every_pixel_each_image_counting_alike(report, z
     for index in range(len(source)):
         try:
             image = source.read(index)
-        except Exception:
+        except BadImage:
             continue
         if image.dtype == np.uint8 and image.shape[2] in (1, 3):
             values = np.broadcast_to(image, (*image.shape[:2], 3)).reshape(-1, 3) / 255
