@@ -16,6 +16,7 @@ from openmae.errors import RequestError
 from openmae.interchange.files import read_stored
 from openmae.interchange.read import describe
 from openmae.interchange.reading import Hints
+from openmae.interchange.report import families
 from openmae.tasks.load import ClassifierModel, EncoderModel, Model
 
 from .foreign import (
@@ -426,8 +427,8 @@ def test_the_report_counts_every_weight_once(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path)
     found = describe(read_stored(tmp_path), "here")
     assert found.report is not None
-    lines = "\n".join(found.report.lines(full=True))
-    assert "blocks.0-2.attn.qkv.weight (384, 128)" in lines
+    lines = "\n".join(found.report.lines())
+    assert "encoder.blocks.0-2.attn.qkv.weight (384, 128)" in families(found.report.loaded)
     assert "loaded 44 weights: encoder 42, head 2" in lines
     assert "unused: none; missing: none" in lines
 

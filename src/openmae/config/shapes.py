@@ -155,6 +155,12 @@ class ViTShape:
         """Whether it is the ViT of the paper, which most formats hold."""
         return self.is_maskable and not self.layer_scale
 
+    @property
+    def differences(self) -> dict[str, Any]:
+        """What it has that the paper's ViT has not, by setting; the eps of its norms, if another, among it."""
+        sizes = ("image_size", "patch_size", "channels", "width", "depth", "num_heads")
+        return {name: value for name, value in self.to_dict().items() if name not in sizes}
+
     def to_dict(self) -> dict[str, Any]:
         """For a file: what differs from the defaults is named, so that a plain ViT is described as ever."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -96,8 +96,7 @@ def check_plain(model: Described, what: str) -> None:
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return
-    plain = shape.to_dict().keys() - {"image_size", "patch_size", "channels", "width", "depth", "num_heads", "norm_eps"}
-    differs = ", ".join(f"{name} {getattr(shape, name)}" for name in sorted(plain))
+    differs = ", ".join(f"{name} {value}" for name, value in sorted(shape.differences.items()) if name != "norm_eps")
     raise RequestError(
         f"--to {what} holds a plain ViT only, this encoder has {differs}: --to openmae, onnx and torch-export hold it"
     )

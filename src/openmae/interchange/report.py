@@ -31,8 +31,8 @@ class Report:
     resized: Mapping[str, tuple[Shape, Shape]] = field(default_factory=dict)
     unused: Mapping[str, Shape] = field(default_factory=dict)
 
-    def lines(self, *, full: bool = False) -> list[str]:
-        """For the screen; equal weights of all blocks share a line. `full` names what was loaded, too."""
+    def lines(self) -> list[str]:
+        """For the screen: counts of what was loaded; the rest by name, equal weights of all blocks on a line."""
         of_part = {
             part: sum(name.startswith(f"{part}.") for name in self.loaded) for part in ("encoder", "decoder", "head")
         }
@@ -41,8 +41,6 @@ class Report:
         parts += [f"others {rest}"] if rest else []
         lines = [f"init       {self.source}: {self.kind}", *(f"           {remark}" for remark in self.remarks)]
         lines.append(f"           loaded {len(self.loaded)} weights: {', '.join(parts) or 'none'}")
-        if full:
-            lines += [f"             {line}" for line in families(self.loaded)]
         for name, (old, new) in self.resized.items():
             lines.append(f"           resized {name}: {_shape(old)} -> {_shape(new)}")
         if self.unused:

@@ -67,8 +67,7 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         f"{encoder.channels} channel{'s' * (encoder.channels != 1)}",
     ]
     if not encoder.is_plain:
-        unusual = {k: v for k, v in encoder.to_dict().items() if k in UNUSUAL}
-        said.append(f"           no plain ViT: {', '.join(f'{k} {v}' for k, v in unusual.items())}")
+        said.append(f"           no plain ViT: {', '.join(f'{k} {v}' for k, v in encoder.differences.items())}")
     if isinstance(init.shape, MAEShape):
         decoder, masking = init.shape.decoder, init.description.get("masking") or {}
         said.append(
@@ -96,9 +95,6 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
     said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
     said.append(f"good for   {CAN[type(init.shape)]}")
     return [shown(line) for line in said]  # names in a file can be terminal commands
-
-
-UNUSUAL = ("positions", "relative_positions", "layer_scale", "class_token", "final_norm", "window_size", "norm_eps")
 
 
 def checksums(path: str) -> dict[str, str]:
