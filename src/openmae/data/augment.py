@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,13 @@ _POLICY_PARTS = (
 )
 
 Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+class Crop(NamedTuple):
+    """What of an image a sample shows: the box, resized and then perhaps mirrored left to right."""
+
+    box: Box
+    is_flipped: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,22 +95,29 @@ class Augmentation:
         Returns:
             (C, height, width), uint8 for uint8 input, else float32.
         """
-        result = self._crop_and_flip(image, size, chance)
+        crop = self.crop(image, size, chance)
+        result = resized_crop(image, crop.box, size)
+        result = result.flip(-1) if crop.is_flipped else result
         if self.kind == "crop-jitter":
             result = jitter(result, chance[4 * CROP_ATTEMPTS + 1 :].tolist(), value_range)
         return result if self.rand_augment is None else rand_augment(result, self.rand_augment, self.fill, key)
 
-    def _crop_and_flip(self, image: NDArray, size: tuple[int, int], chance: NDArray[np.float64]) -> Tensor:
+    @property
+    def only_crops(self) -> bool:
+        """Whether crop and flip are all that happens: then it matters not where they are made."""
+        return self.kind != "crop-jitter" and self.rand_augment is None
+
+    def crop(self, image: NDArray, size: tuple[int, int], chance: NDArray[np.float64]) -> Crop:
+        """Which crop of an H × W × C image the chances give, for a result of `size`."""
         if self.kind == "none":
-            return resized_crop(image, centre_box(image, size), size)
+            return Crop(centre_box(image, size), False)
         height, width = image.shape[:2]
         if self.kind == "crop-fixed":
             box = fixed_size_box(height, width, size, chance[0], chance[1])
         else:
             attempts = chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
             box = random_size_box(height, width, self.crop_scale, attempts)
-        result = resized_crop(image, box, size)
-        return result.flip(-1) if chance[4 * CROP_ATTEMPTS] < 0.5 else result
+        return Crop(box, bool(chance[4 * CROP_ATTEMPTS] < 0.5))
 
 
 def centre_box(image: NDArray, size: tuple[int, int]) -> Box:

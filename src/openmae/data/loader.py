@@ -7,6 +7,7 @@ With K crops of each decoded image, positions K·g … K·g + K − 1 are crops 
 image comes K times in a row and then not for K epochs. An epoch stays n crops, as what a run costs and sees does.
 """
 
+import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
-from openmae.data.augment import NUM_CHANCES, Augmentation, check_rand_augment
+from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.preprocess import conform
@@ -32,21 +33,43 @@ WORKER_TIMEOUT = 300  # seconds until a hung worker is given up
 
 
 @dataclass(frozen=True)
+class Crops:
+    """What of each image of a batch a training step is to see.
+
+    Attributes:
+        boxes: (B, 4) int64: top, left, height, width in pixels.
+        is_flipped: (B,) bool: mirrored left to right afterwards.
+    """
+
+    boxes: Tensor
+    is_flipped: Tensor
+
+    def pin_memory(self) -> "Crops":
+        return Crops(self.boxes.pin_memory(), self.is_flipped.pin_memory())
+
+    def to(self, device: torch.device) -> "Crops":
+        return Crops(self.boxes.to(device, non_blocking=True), self.is_flipped.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
 class Batch:
     """Attributes:
-    images: (B, C, H, W), uint8 or float32, not normalised.
+    images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
     keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
     bad: name and reason of each input that could not be read and was replaced.
     labels: (B,) int64 or, with several for an image, (B, classes) float32; None where not asked for or unknown.
+    crops: what is still to be cut out of the images; None where they are cropped.
     """
 
     images: Tensor
     keys: Tensor
     bad: dict[str, str]
     labels: Tensor | None = None
+    crops: Crops | None = None
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, pinned(self.labels))
+        crops = None if self.crops is None else self.crops.pin_memory()
+        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, pinned(self.labels), crops)
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
@@ -55,12 +78,13 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 
 class Sample(NamedTuple):
-    """`bad` is what could not be read on the way to the image."""
+    """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C."""
 
-    image: Tensor
+    image: Tensor | NDArray
     key: int
     bad: dict[str, str]
     label: Label
+    crop: Crop | None = None
 
 
 class Stream(Dataset):
@@ -68,6 +92,7 @@ class Stream(Dataset):
 
     Args:
         crops_per_decode: positions in a row that are crops of one image, decoded once where a reader has them together.
+        is_whole: images stay whole, each with its crop, for `crop_and_normalise`; they must all have one shape.
 
     Raises:
         RequestError: the augmentation does not fit the images.
@@ -83,14 +108,16 @@ class Stream(Dataset):
         *,
         with_labels: bool = False,
         crops_per_decode: int = 1,
+        is_whole: bool = False,
     ) -> None:
         assert crops_per_decode >= 1
+        assert augmentation.only_crops or not is_whole
         if augmentation.rand_augment is not None:
             check_rand_augment(preprocessing.channels, preprocessing.dtype)
             assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
         self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
-        self.crops_per_decode = crops_per_decode
+        self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The index in the source and the key of each position: two (B,) arrays."""
@@ -112,8 +139,12 @@ class Stream(Dataset):
         for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
             if found is None or index != before:
                 before, found = index, self._read(index)
-            image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
-            samples.append(Sample(image, key, found.bad, found.label))
+            if self.is_whole:
+                crop = self.augmentation.crop(found.image, p.image_size, chance)
+                samples.append(Sample(found.image, key, found.bad, found.label, crop))
+            else:
+                image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
+                samples.append(Sample(image, key, found.bad, found.label))
         return samples
 
     def __getitem__(self, position: int) -> Sample:
@@ -146,19 +177,36 @@ class _Decoded(NamedTuple):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
-    images, keys, bad, labels = zip(*samples, strict=True)
+    images, keys, bad, labels, crops = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels))
+    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), _crops_of(crops))
 
 
-def stack(images: Sequence[Tensor]) -> Tensor:
+def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:
+    known = [crop for crop in crops if crop is not None]
+    if not known:
+        return None
+    return Crops(torch.tensor([crop.box for crop in known]), torch.tensor([crop.is_flipped for crop in known]))
+
+
+def stack(images: Sequence[Tensor | NDArray]) -> Tensor:
     """Images of one size and type as a batch: (B, ...); in a reader process straight into what it shares."""
+    tensors = [image for image in images if isinstance(image, Tensor)]
+    if tensors:
+        return torch.stack(tensors, out=_room((len(images), *tensors[0].shape), tensors[0].dtype))
+    arrays = [image for image in images if isinstance(image, np.ndarray)]
+    batch = _room((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    np.stack(arrays, out=batch.numpy())  # by NumPy, for torch warns of read-only memory, which a pack's pages are
+    return batch
+
+
+def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor; in a reader process in memory that it shares."""
     if torch.utils.data.get_worker_info() is None:
-        return torch.stack(list(images))
-    like = images[0]
-    shared = like.untyped_storage()._new_shared(len(images) * like.numel() * like.element_size(), device="cpu")
-    batch = torch.empty(0, dtype=like.dtype).set_(shared, 0, (len(images), *like.shape))  # type: ignore[call-overload]
-    return torch.stack(list(images), out=batch)
+        return torch.empty(shape, dtype=dtype)
+    room = torch.empty(0, dtype=dtype)
+    shared = room.untyped_storage()._new_shared(math.prod(shape) * room.element_size(), device="cpu")
+    return room.set_(shared, 0, shape)  # type: ignore[call-overload]
 
 
 def stacked(labels: Sequence[Label]) -> Tensor | None:

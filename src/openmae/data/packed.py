@@ -88,6 +88,9 @@ def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
 class PackedSource:
     """One split of a pack. What a reader process needs of it is shared: pages of the file, never copies.
 
+    Attributes:
+        shape: height, width and channels of every image of a raw pack; None for JPEGs.
+
     Raises:
         RequestError: a file is missing or of another size than the manifest says.
     """
@@ -98,7 +101,7 @@ class PackedSource:
         of_split = manifest["splits"][split]
         self._root, self._options = Path(os.path.abspath(root)), (background, max_pixels)
         self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
-        self._shape = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
+        self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
         self._dtype = str(manifest["dtype"])
         self._map: NDArray | None = None
         self.ignored = Ignored()
@@ -107,7 +110,7 @@ class PackedSource:
             self._check_size(name, manifest["files"][name]["bytes"])
         try:
             self._read_index(self._root / of_split["index"], manifest["files"])
-            if self._shape is not None:
+            if self.shape is not None:
                 self._open_map()
         except (OSError, ValueError, KeyError, EOFError, AssertionError) as error:
             reason = " ".join(str(error).split())[:100] or type(error).__name__
@@ -132,7 +135,7 @@ class PackedSource:
             self._names = index["names"].astype(np.uint8, casting="safe").tobytes()
             self._ends = index["name_ends"].astype(np.int64, casting="safe")
             self._labels = index["labels"].astype(np.int64, casting="safe")
-            places = None if self._shape is not None else index["places"].astype(np.int64, casting="safe")
+            places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
         assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
         assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
         self._places = places  # (N, 3): file, offset, length
@@ -146,7 +149,7 @@ class PackedSource:
         """The images as they lie in the file; opened anew in a process that was not forked from this one."""
         if self._map is None:
             images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
-            assert images.shape == (self._count, *(self._shape or ())), f"shape {images.shape}"
+            assert images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}"
             assert images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}"
             self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
         return self._map

@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
+from openmae.data.packed import PackedSource
 from openmae.data.sources import Label, Source
 
 _SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
@@ -86,3 +87,10 @@ def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
     """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
     assert 0 < held_out < len(source)
     return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
+
+
+def raw_shape(source: Source) -> tuple[int, int, int] | None:
+    """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
+    while isinstance(source, View):
+        source = source.source
+    return source.shape if isinstance(source, PackedSource) else None

@@ -12,6 +12,7 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
+from openmae.data.parts import raw_shape
 from openmae.data.sources import Source
 from openmae.errors import RequestError
 
@@ -49,10 +50,17 @@ def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1) -> NDA
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Raw values → the model's input: (B, C, H, W) → float32, scaled, mean 0 and deviation 1 by channel."""
+    return normalise_(images.to(torch.float32, copy=True), preprocessing)
+
+
+def normalise_(values: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """`normalise` of float32 values, in place: on a CPU fetching memory for two more takes longer than the arithmetic.
+
+    Returns:
+        The same tensor.
+    """
     low, high = preprocessing.value_range
-    mean, std = _columns(preprocessing, images)
-    # In place on the copy: on a CPU fetching memory for two more takes longer than the arithmetic.
-    values = images.to(torch.float32, copy=True)
+    mean, std = _columns(preprocessing, values)
     return values.sub_(low + mean * (high - low)).div_(std * (high - low))
 
 
@@ -82,6 +90,7 @@ class DataFacts:
         mean, std: by channel, of raw values.
         bad: name and reason of each image of the look that could not be read.
         other_dtypes: how many images of the look have another number type.
+        raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
     """
 
     count: int
@@ -93,6 +102,7 @@ class DataFacts:
     std: tuple[float, ...]
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
+    raw_shape: tuple[int, int, int] | None = None
 
 
 def look_at(source: Source, limit: int = 256) -> DataFacts:
@@ -140,6 +150,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         std=tuple(max(float(v), smallest) for v in pixels.std(1)),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
+        raw_shape=raw_shape(source),
     )
 
 
