@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from openmae.data.loader import Batch
 from openmae.tasks import pretrain
 from openmae.tasks.held_out import HeldOut
 from openmae.tasks.progress import Progress
@@ -55,8 +56,8 @@ def hang_in_save() -> None:
 
 def spoil_images(first: int, last: int, value: float) -> None:
     """Give images of calls first … last this value."""
-    real, counter = task.normalise, itertools.count(1)
-    task.normalise = lambda *a: real(*a) * (value if first <= next(counter) <= last else 1.0)
+    real, counter = task.model_input, itertools.count(1)
+    task.model_input = lambda *a: real(*a) * (value if first <= next(counter) <= last else 1.0)
 
 
 def spoil_weights(step: int) -> None:
@@ -74,14 +75,14 @@ def spoil_weights(step: int) -> None:
 
 def too_large(most: int, calls: int) -> None:
     """Let images of more than `most` at a time be too many, from this call on."""
-    real, counter = task.normalise, itertools.count(1)
+    real, counter = task.model_input, itertools.count(1)
 
-    def normalise(images: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if next(counter) >= calls and len(images) > most:
+    def model_input(batch: Batch, *rest: Any) -> torch.Tensor:
+        if next(counter) >= calls and len(batch.images) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(images, *rest)
+        return real(batch, *rest)
 
-    task.normalise = normalise
+    task.model_input = model_input
 
 
 def break_reader(what: str) -> None:

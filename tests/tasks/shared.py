@@ -5,6 +5,10 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from openmae.data.loader import Batch, Crops
 from openmae.tasks.progress import Progress
 from openmae.training.telemetry import read_lines
 
@@ -62,3 +66,14 @@ def signal_at(monkeypatch, step, number=signal.SIGTERM):
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Progress, "add", add_and_signal)
+
+
+def whole_parts():
+    """A step of four whole images of 20 x 24 pixels, each with its box and flip, in micro-batches of 3 and 1."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8))
+    boxes = torch.tensor([(0, 0, 20, 24), (3, 5, 16, 16), (1, 2, 9, 11), (4, 0, 13, 10)])
+    is_flipped, keys = torch.tensor([True, False, True, False]), torch.arange(4)
+    return [
+        Batch(images[part], keys[part], {}, None, Crops(boxes[part], is_flipped[part]))
+        for part in (slice(3), slice(3, 4))
+    ]

@@ -273,16 +273,16 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(digits_config, pixel_run, 
 
 def test_a_stop_in_the_middle_of_accumulation_loses_nothing(digits_config, tmp_path, monkeypatch):
     """A signal in the second of four micro-batches of step 6: the step is finished, then saved."""
-    whole, out, counter, real = tmp_path / "whole", tmp_path / "run", itertools.count(1), task.normalise
+    whole, out, counter, real = tmp_path / "whole", tmp_path / "run", itertools.count(1), task.model_input
 
-    def normalise_and_signal(images, preprocessing):
+    def prepare_and_signal(*arguments):
         if next(counter) == 5 * 4 + 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(images, preprocessing)
+        return real(*arguments)
 
     pretrain(pixel_config(digits_config, whole, micro_batch_size=4))
     with monkeypatch.context() as patch:
-        patch.setattr(task, "normalise", normalise_and_signal)
+        patch.setattr(task, "model_input", prepare_and_signal)
         with pytest.raises(Interrupted, match="SIGTERM at step 6: saved"):
             pretrain(pixel_config(digits_config, out, micro_batch_size=4))
     pretrain(pixel_config(digits_config, out, micro_batch_size=4, resume="auto"))
@@ -435,6 +435,7 @@ def test_a_named_checkpoint_spoils_no_other_run(digits_config, pixel_run, norm_p
         ({"init": "elsewhere"}, "--init None, not elsewhere"),
         ({"recipe": "mae-large"}, "--recipe None, not mae-large"),
         ({"precision": "bf16"}, "--precision fp32, not bf16"),
+        ({"crop_on": "device"}, "--crop-on reader, not device"),
     ],
 )
 def test_changed_settings_are_refused_by_name(digits_config, pixel_run, changes, flag):

@@ -61,7 +61,7 @@ def tensors(run_folder, step):
 
 def test_a_step_with_gradients_that_are_not_finite_changes_nothing(digits_config, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    at_calls(monkeypatch, "normalise", {6}, lambda images: images * float("nan"))
+    at_calls(monkeypatch, "model_input", {6}, lambda images: images * float("nan"))
     summary = pretrain(pixel_config(digits_config, out, save_every=1, keep=20, log_every=1))
     before, after, later = (tensors(out, step) for step in (5, 6, 7))
     assert any(name.startswith("step/") for name in before)
@@ -77,7 +77,7 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(digits_config
 
 
 def test_a_skipped_step_between_two_lines_leaves_the_mean_finite(digits_config, tmp_path, monkeypatch):
-    at_calls(monkeypatch, "normalise", {5}, lambda images: images * float("inf"))
+    at_calls(monkeypatch, "model_input", {5}, lambda images: images * float("inf"))
     pretrain(pixel_config(digits_config, tmp_path / "run"))
     line = next(line for line in metrics(tmp_path / "run") if line["step"] == 6)
     assert (line["skipped_steps"], np.isfinite(line["loss"])) == (1, True)
@@ -85,7 +85,7 @@ def test_a_skipped_step_between_two_lines_leaves_the_mean_finite(digits_config, 
 
 def test_many_in_a_row_roll_back(digits_config, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    at_calls(monkeypatch, "normalise", range(2, 2 + MOST_SKIPPED), lambda images: images * float("nan"))
+    at_calls(monkeypatch, "model_input", range(2, 2 + MOST_SKIPPED), lambda images: images * float("nan"))
     summary = pretrain(pixel_config(digits_config, out, log_every=1, save_every=1, steps=12))
     assert "not finite: back to step 10" in capsys.readouterr().out
     assert (summary["status"], summary["rollbacks"]) == ("complete", 1)
@@ -94,7 +94,7 @@ def test_many_in_a_row_roll_back(digits_config, tmp_path, monkeypatch, capsys):
 def test_after_three_roll_backs_the_batchs_files_are_named(digits_config, gradients, tmp_path, monkeypatch):
     out = tmp_path / "run"
     config = gradients_config(digits_config, gradients, out, log_every=1, steps=100)
-    at_calls(monkeypatch, "normalise", range(8, 1000), lambda images: images * float("nan"))
+    at_calls(monkeypatch, "model_input", range(8, 1000), lambda images: images * float("nan"))
     with pytest.raises(Fault, match=r"not finite at step \d+, after 3 roll-backs: try a lower --base-lr") as fault:
         pretrain(config)
     step = int(re.search(r"at step (\d+)", str(fault.value))[1])
@@ -151,13 +151,13 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
     """It happens in a step's second micro-batch, when the first one's gradients are there already."""
     failing = iter([False] * 5 + [True])
 
-    def normalise(images, preprocessing):
+    def model_input(batch, *rest):
         if next(failing, False):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(images, preprocessing)
+        return real(batch, *rest)
 
-    real = task.normalise
-    monkeypatch.setattr(task, "normalise", normalise)
+    real = task.model_input
+    monkeypatch.setattr(task, "model_input", model_input)
     pretrain(pixel_config(digits_config, tmp_path / "run", micro_batch_size=8))
     assert "out of memory: now 4 images at a time" in capsys.readouterr().out
     for whole, parts in zip(metrics(pixel_run), metrics(tmp_path / "run"), strict=True):
@@ -166,10 +166,10 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(
 
 
 def test_one_image_that_is_too_large_ends_the_run(digits_config, tmp_path, monkeypatch):
-    def normalise(images, preprocessing):
+    def model_input(batch, *rest):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(task, "normalise", normalise)
+    monkeypatch.setattr(task, "model_input", model_input)
     with pytest.raises(Fault, match=r"out of memory with a single image at a time: give a smaller"):
         pretrain(pixel_config(digits_config, tmp_path / "run"))
 
@@ -179,16 +179,16 @@ def test_several_processes_start_again_with_half_as_many_images(
     digits_config, pixel_run, tmp_path, monkeypatch, trained
 ):
     """Of two, one cannot go on alone: it says so, and the next start takes half, with or without a checkpoint."""
-    out, counter, real = tmp_path / "run", itertools.count(), task.normalise
+    out, counter, real = tmp_path / "run", itertools.count(), task.model_input
 
-    def normalise(images, preprocessing):
+    def model_input(batch, *rest):
         if next(counter) == trained:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(images, preprocessing)
+        return real(batch, *rest)
 
     config = pixel_config(digits_config, out, resume="auto", save_every=2, evaluate_every=100)
     with monkeypatch.context() as patch:
-        patch.setattr(task, "normalise", normalise)
+        patch.setattr(task, "model_input", model_input)
         smaller = loop.smaller_micro_batch
         two = Processes(count=2)  # as one of two sees it, which has half of each batch
         patch.setattr(loop, "smaller_micro_batch", lambda *arguments: smaller(*arguments[:-1], two))
@@ -202,7 +202,7 @@ def test_several_processes_start_again_with_half_as_many_images(
 
 
 def test_another_runtime_error_is_not_taken_for_little_memory(digits_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(task, "normalise", lambda *arguments: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr(task, "model_input", lambda *arguments: torch.ones(2) @ torch.ones(3))
     with pytest.raises(RuntimeError, match="size"):
         pretrain(pixel_config(digits_config, tmp_path / "run"))
 

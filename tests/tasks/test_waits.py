@@ -13,6 +13,8 @@ from openmae.tasks.runs import MAY_CHANGE
 from openmae.training.optim import set_rate
 from openmae.training.parallel import Processes, parallelise
 
+from .shared import whole_parts
+
 CPU = torch.device("cpu")
 
 # What makes a GPU's queue run empty: a number brought to Python, a result whose shape depends on values.
@@ -38,6 +40,15 @@ class Waits(TorchDispatchMode):
 def test_a_step_never_waits(settings):
     """On a CPU every operation goes through the dispatcher, too: there what would wait on a GPU is counted."""
     ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3, **settings), CPU)
+    ours.step()
+    with Waits() as waits:
+        ours.step()
+    assert not waits.found
+
+
+def test_a_step_that_crops_never_waits():
+    ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
+    ours.parts = whole_parts()
     ours.step()
     with Waits() as waits:
         ours.step()

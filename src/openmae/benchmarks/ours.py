@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from openmae.benchmarks.peers import loss_and_norm
 from openmae.config import MAEShape, PretrainConfig
 from openmae.data.chance import sample_keys, uniforms
+from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
-from openmae.data.preprocess import DataFacts, normalise
+from openmae.data.preprocess import DataFacts
 from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.tasks.choices import Machine
@@ -101,7 +102,7 @@ class Ours:
 
     def images(self) -> Tensor:
         """The batch as a model takes it."""
-        return torch.cat([normalise(part.images.to(self.device), self.settled.preprocessing) for part in self.parts])
+        return torch.cat([model_input(part, self.settled.preprocessing, self.device) for part in self.parts])
 
     def noise(self) -> Tensor:
         """The noise that our masks are made of."""

@@ -8,6 +8,7 @@ from openmae.errors import RequestError
 
 MASKS = ("random", "block", "grid", "given")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
+CROP_PLACES = ("reader", "device")
 STATISTICS = ("imagenet", "measured")
 PRECISIONS = ("fp32", "bf16")
 WATCHES = ("knn", "probe")
@@ -95,6 +96,8 @@ class PretrainConfig(Settings):
     crops_per_decode: int = 1
     """Crops of an image in a row, which is decoded once for them: less reading, and batches of fewer different images.
     An epoch stays as many crops as there are images."""
+    crop_on: str | None = None
+    """reader, or device: readers only copy images of a raw pack, and the device crops and resizes them in a batch."""
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
     init: str | None = None
@@ -124,6 +127,7 @@ class PretrainConfig(Settings):
         check_name("--mask", self.mask, MASKS)
         check_name("--target", self.target, TARGETS)
         check_name("--augment", self.augment, AUGMENTS)
+        check_name("--crop-on", self.crop_on, CROP_PLACES)
         check_name("--statistics", self.statistics, STATISTICS)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--watch", self.watch, WATCHES)
@@ -195,6 +199,7 @@ class SettledConfig(PretrainConfig):
     precision: str
     compile: bool = False  # as in runs from before there was a choice
     workers: int
+    crop_on: str = "reader"  # as in runs from before there was a choice
     log_every: int
     evaluate_every: int
     picture_every: int

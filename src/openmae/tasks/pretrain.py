@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
+from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
-from openmae.data.preprocess import DataFacts, look_at, normalise
+from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
 from openmae.interchange.described import Described
 from openmae.interchange.reading import Hints
@@ -160,7 +161,7 @@ def train_step(
     config = settled.config
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, start=1):
-        images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
+        images = model_input(part, settled.preprocessing, device)
         masking = to_device(masks(part.keys), device)
         with accumulating(model, is_last=number == len(parts)):
             with autocast(device, config.precision):

@@ -12,8 +12,9 @@ from openmae.config import (
     flag_of,
     num_kept,
 )
+from openmae.data.augment import Augmentation
 from openmae.data.preprocess import DataFacts
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.recipes import PRETRAIN_RECIPES
@@ -92,6 +93,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
     choices.decide("compile", is_gpu, "faster on GPUs" if is_gpu else f"gains nothing on {machine.device}")
+    _decide_crop(facts, machine, choices)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
     reasons = choices.reasons
@@ -178,6 +180,25 @@ def _decide_data(facts: DataFacts, choices: Choices) -> None:
     decide("target", "norm-pixel", "the paper's best (table 1d)")
     decide("augment", "crop", "the paper's default (table 1e)")
     decide_statistics(facts, choices)
+
+
+def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
+    """Where crops are made. Raises RequestError where the device is asked to and cannot."""
+    augment = choices.get("augment")
+    if not Augmentation(kind=augment).only_crops:
+        obstacle = f"--augment {augment} goes on with the crop where it is read"
+        remedy = "--augment crop"
+    elif facts.raw_shape is None:
+        obstacle = f"{shown(choices.config.data)} is no raw pack, and only there all images have one shape"
+        remedy = "DATA from openmae pack --format raw"
+    else:
+        is_gpu = machine.device == "cuda"
+        why = "a raw pack: its readers need only copy" if is_gpu else f"faster than cropping on {machine.device}"
+        choices.decide("crop_on", "device" if is_gpu else "reader", why)
+        return
+    if choices.get("crop_on") == "device":
+        raise RequestError(f"--crop-on device: {obstacle}; give {remedy}, or --crop-on reader")
+    choices.decide("crop_on", "reader", obstacle)
 
 
 def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Machine, choices: Choices) -> None:

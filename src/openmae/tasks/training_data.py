@@ -80,6 +80,7 @@ def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Sour
         config.seed,
         min_side=config.patch_size,
         crops_per_decode=config.crops_per_decode,
+        is_whole=config.crop_on == "device",
     )
 
 
