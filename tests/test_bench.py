@@ -197,7 +197,9 @@ def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, c
     monkeypatch.setattr(loader, "NUM_PHOTOS", 4)
     folder = loader.write_photographs(tmp_path / "photographs")
     rows = loader.loader_rows(BenchConfig(name="loader", data=str(folder), quick=True), CPU)
-    assert [row.case.split(",")[0] for row in rows] == ["original files", "JPEG pack", "raw pack"]
+    assert [row.case.split(",")[0] for row in rows] == ["original files", "JPEG pack", "raw pack", "raw pack"]
+    assert rows[-1].case == "raw pack, 256 px, crops left to the device, one core"
+    assert "without crop" in "\n".join(table(rows)).splitlines()[-1]  # what is not in it stands beside the figure
     assert all(len(row.ours) == len(row.theirs) == 5 for row in rows)
     deep = tmp_path / "deep"
     deep.mkdir()

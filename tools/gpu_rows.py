@@ -1,7 +1,8 @@
 """Fill every row of the goals that needs a GPU, in ten minutes: python tools/gpu_rows.py OUT.json [--data DATA].
 
 Steps of B, L and H at batch 256 (eager and compiled, the peer too) with their share of the measured bf16 product
-(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, and JPEGs decoded on the GPU.
+(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, JPEGs decoded on the GPU, and
+whole images of a raw pack cropped there (`pretrain --crop-on device`).
 
 Not yet run: there was no GPU where this was written. Each part is a process of its own, so one that fails leaves the
 others; what failed is said at the end.
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def main() -> int:
             result["rows"] += part["rows"]
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # what is done is kept
         steps = [row["images_per_second"] for row in result["rows"] if "mfu_goal" in row]
-        for measure in (readers, decoded_on_gpu):
+        for measure in (readers, decoded_on_gpu, cropped_on_gpu):
             try:
                 result["rows"].append(measure(arguments.data, Path(place), steps))
             except Exception as error:  # a driver without nvJPEG, say: the other rows stand
@@ -142,6 +144,53 @@ def decoded_on_gpu(data: str | None, place: Path, steps: list[float]) -> dict[st
         "ours": rates,
         "theirs": [max(steps)] * len(rates) if steps else [],
     }
+
+
+def cropped_on_gpu(data: str | None, place: Path, steps: list[float]) -> dict[str, Any]:
+    """Images/s of 256 px that are cropped to 224, flipped and normalised, 256 at once, against the fastest step.
+
+    A ratio of r means that cropping takes 1/r of that step's time.
+    """
+    import torch
+
+    from openmae.benchmarks.machine import waiting
+    from openmae.benchmarks.rows import timed
+
+    device = torch.device("cuda")
+    crop, count = whole_batch(device, batch=256, side=256, size=224)
+    measure = timed(crop, waiting(device))
+    rates = [count / measure() for _ in range(12)][2:]
+    ratio = sorted(rates)[len(rates) // 2] / max(steps) if steps else None
+    return {
+        "case": f"{count} whole images cropped on the GPU, images/s",
+        "peer": "the fastest step",
+        "ratio": ratio,
+        "low": min(rates) / max(steps) if steps else None,
+        "high": max(rates) / max(steps) if steps else None,
+        "ours": rates,
+        "theirs": [max(steps)] * len(rates) if steps else [],
+    }
+
+
+def whole_batch(device: Any, *, batch: int, side: int, size: int) -> tuple[Callable[[], Any], int]:
+    """What crops a batch of noise that lies on the device, and how many images it holds."""
+    import numpy as np
+    import torch
+
+    from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+    from openmae.data.augment import NUM_CHANCES, Augmentation
+    from openmae.data.device_crop import crop_and_normalise
+    from openmae.data.loader import Crops
+
+    preprocessing = Preprocessing(
+        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(size, size)
+    )
+    chance = np.random.default_rng(0)
+    images = chance.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    found = [Augmentation().crop(image, (size, size), chance.uniform(size=NUM_CHANCES)) for image in images]
+    crops = Crops(torch.tensor([crop.box for crop in found]), torch.tensor([crop.is_flipped for crop in found]))
+    on_device, crops = torch.from_numpy(images).to(device), crops.to(device)
+    return lambda: crop_and_normalise(on_device, crops, preprocessing), batch
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "step": ("small", "base", "large", "huge", "tiny"),
     "memory": ("base", "small", "tiny"),
     "asymmetry": ("8-block", "1-block", "tiny"),
-    "loader": ("original", "jpeg-pack", "raw-pack"),
+    "loader": ("original", "jpeg-pack", "raw-pack", "raw-pack-whole"),
     "epoch": ("peer", "data"),
     "settings": ("small", "tiny"),
 }
