@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import RATE, WORDS
+from openmae.benchmarks.ours import RATE, WORDS, make_ours, settled_for
 from openmae.benchmarks.peers import find_transformers, make_peer, twin
 from openmae.benchmarks.rows import NOT_INSTALLED, Row
 from openmae.benchmarks.step import equal_pair
@@ -23,7 +23,7 @@ GOAL = "1/0.55 = 1.82"
 
 
 def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """Per case a row for all memory and one for activations; ratios above 1: ours takes less.
+    """Per case, form and peer a row for all memory and one for activations; ratios above 1: ours takes less.
 
     Raises:
         Fault: the programs do not compute the same loss.
@@ -31,39 +31,38 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     rows = []
     for case in config.case or ("base",):
         ours, peer = equal_pair(case, config, device)
-        c = ours.settled.config
-        mine = peaks(ours.step, (ours.model, ours.optimizer), device)
-        details = {
-            "planned_activations": cost.activation_bytes(
-                ours.shape, ours.visible, 2 if c.precision == "bf16" else 4
-            ) * c.batch_size
-        }  # fmt: skip
-        name = f"{WORDS[case]}, batch {c.batch_size}"
-        transformers = find_transformers()
-        if peer is None or transformers is None:
-            missing = f"transformers {NOT_INSTALLED}"
-            rows.append(Row(case=f"{name}: all", peer=missing, unit="bytes", ours=[mine[0]], details=details))
-            continue
-        theirs = peaks(peer.step, (peer.model, peer.optimizer), device)
-        written_out = twin(transformers, ours.model.cpu(), ours.shape, attention="eager")
-        ours.model.to(device)
-        usual = make_peer(
-            written_out, peer.images, peer.noise, RATE, c.weight_decay, c.betas, device, c.precision
-        )  # fmt: skip
-        eager = peaks(usual.step, (usual.model, usual.optimizer), device)
-        for words, other in (("SDPA", theirs), ("attention written out", eager)):
-            for part, index in (("all", 0), ("activations", 1)):
-                note = {**details, "goal": GOAL} if (case, words) == ("base", "SDPA") and index == 0 else details
-                rows.append(
-                    Row(
-                        case=f"{name}: {part}",
-                        peer=f"transformers ViTMAE, {words}",
-                        unit="bytes",
-                        ours=[mine[index]],
-                        theirs=[other[index]],
-                        details=note,
+        c, transformers = ours.settled.config, find_transformers()
+        again = make_ours(settled_for(case, c.batch_size, device, c.precision, recompute=True), device)
+        mine = {
+            "": peaks(ours.step, (ours.model, ours.optimizer), device),
+            ", --recompute True": peaks(again.step, (again.model, again.optimizer), device),
+        }
+        theirs: dict[str, tuple[float, float] | None] = {f"transformers {NOT_INSTALLED}": None}
+        if peer is not None and transformers is not None:
+            written_out = twin(transformers, ours.model.cpu(), ours.shape, attention="eager")
+            usual = make_peer(
+                written_out, peer.images, peer.noise, RATE, c.weight_decay, c.betas, device, c.precision
+            )  # fmt: skip
+            theirs = {
+                f"transformers ViTMAE, {words}": peaks(side.step, (side.model, side.optimizer), device)
+                for words, side in (("SDPA", peer), ("attention written out", usual))
+            }
+        bytes_per_value = 2 if c.precision == "bf16" else 4
+        for form, own in mine.items():
+            planned = cost.activation_bytes(ours.shape, ours.visible, bytes_per_value, recompute=bool(form))
+            details = {"planned_activations": planned * c.batch_size} | ({"goal": GOAL} if case == "base" else {})
+            for words, other in theirs.items():
+                for part, name in enumerate(("all", "activations")):
+                    rows.append(
+                        Row(
+                            case=f"{WORDS[case]}, batch {c.batch_size}{form}: {name}",
+                            peer=words,
+                            unit="bytes",
+                            ours=[own[part]],
+                            theirs=[] if other is None else [other[part]],
+                            details=details,
+                        )
                     )
-                )
     return rows
 
 
