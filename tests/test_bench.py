@@ -174,11 +174,12 @@ def test_a_tiny_case_runs(name, tmp_path, capsys):
 
 def test_an_epoch_runs_against_trainer(tmp_path):
     path = tmp_path / "rows.json"
-    assert run(f"bench epoch --quick --segment 2 --workers 0 --json {path}".split()) == 0
-    against_trainer, against_ready = check_json(path)
+    assert run(f"bench epoch --quick --segment 2 --workers 0 --case peer data defaults --json {path}".split()) == 0
+    against_trainer, against_ready, against_defaults = check_json(path)
     assert "Trainer" in against_trainer["peer"]
     assert against_trainer["their_epoch_seconds"] > 0
     assert "ready" in against_ready["peer"]
+    assert "512 x 8: not the same model" in against_defaults["peer"]
 
 
 def test_the_loader_runs_on_a_flat_folder(tmp_path, monkeypatch):
