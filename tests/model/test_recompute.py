@@ -1,11 +1,10 @@
 """What the backward pass computes again is the same to the bit and takes less memory; bf16 between blocks is bf16."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
+from openmae.benchmarks.memory import kept_bytes
 from openmae.model.block import Block
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking, noise_per_image, random_masking
@@ -24,22 +23,6 @@ def gradients(mae: MAE, images: Tensor, masking: Masking, is_bf16: bool) -> tupl
         loss = mae(images, masking).loss
     loss.backward()
     return loss.detach(), {n: p.grad.clone() for n, p in mae.named_parameters() if p.grad is not None}
-
-
-def kept_bytes(function: Callable[[], object], mae: MAE) -> int:
-    """Bytes that the backward pass of what `function` computes keeps, the parameters' own left out."""
-    own = {p.untyped_storage().data_ptr() for p in mae.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in own:
-            kept[place] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = function()
-    assert result is not None
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 @pytest.mark.parametrize("is_bf16", [False, True], ids=["fp32", "bf16"])

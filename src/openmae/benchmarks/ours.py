@@ -110,12 +110,15 @@ class Ours:
         noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
         return torch.from_numpy(noise).float().to(self.device)
 
+    def loss(self, count: int | None = None) -> Tensor:
+        """Of the first `count` images, or of the whole batch, at once."""
+        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
+        with autocast(self.device, self.settled.config.precision):
+            return self.model(self.images()[:count], masking).loss
+
     def loss_and_norm(self) -> tuple[float, float]:
         """Of the whole batch at once, without a step."""
-        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])), self.device)
-        with autocast(self.device, self.settled.config.precision):
-            loss = self.model(self.images(), masking).loss
-        return loss_and_norm(self.model, loss)
+        return loss_and_norm(self.model, self.loss())
 
 
 def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
