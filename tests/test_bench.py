@@ -157,7 +157,11 @@ def test_a_tiny_case_runs(name, tmp_path, capsys):
     assert all(row["case"] in shown for row in rows)
     if name in ("step", "memory"):
         assert shown.index("equal ") < shown.index("ratio")  # equal loss comes first
+    if name == "memory":
+        plain, recomputed = (row for row in rows if "SDPA" in row["peer"] and "kept for" in row["case"])
+        assert recomputed["ours"] < plain["ours"]
     if name == "step":
+        assert len(rows) == 2
         assert len(rows[0]["ours"]) == ROUNDS
         assert rows[0]["share_of_ceiling"] > 0
     if name == "asymmetry":
@@ -170,11 +174,12 @@ def test_a_tiny_case_runs(name, tmp_path, capsys):
 
 def test_an_epoch_runs_against_trainer(tmp_path):
     path = tmp_path / "rows.json"
-    assert run(f"bench epoch --quick --segment 2 --workers 0 --json {path}".split()) == 0
-    against_trainer, against_ready = check_json(path)
+    assert run(f"bench epoch --quick --segment 2 --workers 0 --case peer data defaults --json {path}".split()) == 0
+    against_trainer, against_ready, against_defaults = check_json(path)
     assert "Trainer" in against_trainer["peer"]
     assert against_trainer["their_epoch_seconds"] > 0
     assert "ready" in against_ready["peer"]
+    assert "512 x 8: not the same model" in against_defaults["peer"]
 
 
 def test_the_loader_runs_on_a_flat_folder(tmp_path, monkeypatch):
@@ -213,10 +218,10 @@ def test_without_the_peer_ours_is_measured_and_the_row_says_how_to_get_it(tmp_pa
     for name in ("step", "memory"):
         path = tmp_path / f"{name}.json"
         assert run(f"bench {name} --case tiny --quick --json {path}".split()) == 0
-        (row,) = check_json(path, has_peer=False)
-        assert row["ratio"] is None
-        assert row["ours"]
-        assert "openmae[bench]" in row["peer"]
+        for row in check_json(path, has_peer=False):
+            assert row["ratio"] is None
+            assert row["ours"]
+            assert "openmae[bench]" in row["peer"]
 
 
 def test_nothing_to_measure_is_no_success(monkeypatch, capsys):

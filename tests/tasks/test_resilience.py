@@ -207,6 +207,17 @@ def test_another_runtime_error_is_not_taken_for_little_memory(digits_config, tmp
         pretrain(pixel_config(digits_config, tmp_path / "run"))
 
 
+def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
+    def no_compiler(graph, inputs):
+        raise OSError("no C compiler found")
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend=no_compiler, **options))
+    with pytest.raises(Fault, match=r"torch.compile fails here \(.*no C compiler found.*\): --compile False goes"):
+        pretrain(pixel_config(digits_config, tmp_path / "run", compile=True))
+    torch._dynamo.reset()
+
+
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=10**6, used=10**6 - 1000, free=1000))
     out = tmp_path / "run"

@@ -289,6 +289,26 @@ def test_the_micro_batch_halves_until_it_fits():
     assert planned_memory(result.shape, result.config, 2 * micro) > 0.6 * little.memory
 
 
+def test_recomputing_begins_where_smaller_micro_batches_end():
+    assert settled(machine=GPU, model="huge", batch_size=64).config.recompute is False
+    tight = replace(GPU, memory=17 << 30)  # 16 bytes for each of Huge's 657 M parameters take 10.5 GB
+    result = settled(machine=tight, model="huge", batch_size=64, image_size=448, precision="fp32")
+    assert (result.config.micro_batch_size, result.config.recompute) == (1, True)
+    assert result.reasons["recompute"] == "memory is short"
+    plain = replace(result.config, recompute=False)
+    assert planned_memory(result.shape, result.config, 1) < planned_memory(result.shape, plain, 1)
+    asked = settled(machine=tight, model="huge", batch_size=64, image_size=448, precision="fp32", recompute=False)
+    assert asked.config.recompute is False
+
+
+def test_compiling_waits_for_a_gpu_and_its_compiler():
+    assert settled(machine=GPU).config.compile
+    assert not settled(machine=CPU).config.compile
+    without = settled(machine=replace(GPU, has_triton=False))
+    assert not without.config.compile
+    assert without.reasons["compile"] == "triton is not installed"
+
+
 def test_the_number_of_steps():
     c = settled(epochs=2.0, batch_size=32).config
     assert total_steps(c, 1000) == 62  # 62.5, rounded to even

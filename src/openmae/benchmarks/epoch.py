@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,16 @@ from torch.utils.data import Dataset
 
 from openmae.benchmarks.machine import waiting
 from openmae.benchmarks.ours import RATE, Ours, make_ours
-from openmae.benchmarks.peers import check_equal, find_transformers, loss_and_norm, make_peer, twin
+from openmae.benchmarks.peers import (
+    check_equal,
+    find_transformers,
+    loss_and_norm,
+    make_peer,
+    twin,
+    vit_mae_config,
+)
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
-from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, PretrainConfig
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, DecoderShape, PretrainConfig
 from openmae.data.augment import CROP_SCALE
 from openmae.data.loader import Batch
 from openmae.data.parquet import ParquetSource
@@ -43,10 +51,13 @@ SIDE, PATCH = 32, 4
 BATCH, QUICK_BATCH = 256, 16
 GENERATED = 2048  # images made where there is no DATA
 GOALS = {"peer": "1.5", "data": "0.95"}
+THEIR_DECODER = DecoderShape(width=512, depth=8, num_heads=16)  # run_mae.py's, unless it is told otherwise
 
 
 def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     """The row against Trainer (`peer`) and the one against batches that are ready (`data`).
+
+    `defaults`, on request, is against Trainer with the decoder that run_mae.py has by default: not the same model.
 
     Raises:
         RequestError: DATA cannot be used.
@@ -59,8 +70,10 @@ def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         settled = settled_on(source, data, config, device)
         rows = []
         for case in config.case or ("peer", "data"):
-            rows.append(_against_trainer(settled, source, config, device, place) if case == "peer" else
-                        _against_ready(settled, source, config, device))  # fmt: skip
+            if case == "data":
+                rows.append(_against_ready(settled, source, config, device))
+            else:
+                rows.append(_against_trainer(settled, source, config, device, place, is_equal=case == "peer"))
         return rows
 
 
@@ -134,14 +147,14 @@ def _against_ready(settled: Settled, source: Source, config: BenchConfig, device
 
 
 def _against_trainer(
-    settled: Settled, source: Source, config: BenchConfig, device: torch.device, place: str
-) -> Row:  # fmt: skip
+    settled: Settled, source: Source, config: BenchConfig, device: torch.device, place: str, is_equal: bool
+) -> Row:
     transformers, c = find_transformers(), settled.config
     case = f"an epoch, {_words(settled)}"
     run = OurRun(settled, source, device)
     wait = waiting(device)
     details: dict[str, Any] = {
-        "goal": GOALS["peer"],
+        **({"goal": GOALS["peer"]} if is_equal else {}),
         "steps": config.segment,
         "workers": c.workers,
         "share_of_an_epoch": config.segment * c.batch_size / len(source),
@@ -155,11 +168,17 @@ def _against_trainer(
             mine = [timed(lambda: run.advance(config.segment), wait)() for _ in range(config.rounds)]
             missing = f"transformers and accelerate {NOT_INSTALLED}"
             return Row(case=case, peer=missing, ours=mine, details=details)
-        model = twin(transformers, run.ours.model.cpu(), settled.shape)
-        run.ours.model.to(device)
-        o = run.ours
-        peer = make_peer(model, o.images(), o.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
-        print(check_equal(o.loss_and_norm(), loss_and_norm(model, peer.loss()), c.precision), flush=True)
+        words = "transformers Trainer, run_mae.py's recipe"
+        if is_equal:
+            model = twin(transformers, run.ours.model.cpu(), settled.shape)
+            run.ours.model.to(device)
+            o = run.ours
+            peer = make_peer(model, o.images(), o.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
+            print(check_equal(o.loss_and_norm(), loss_and_norm(model, peer.loss()), c.precision), flush=True)
+        else:
+            shape = replace(settled.shape, decoder=THEIR_DECODER)
+            model = transformers.ViTMAEForPreTraining(vit_mae_config(transformers, shape, "sdpa"))
+            words += f" and its decoder of {THEIR_DECODER.width} x {THEIR_DECODER.depth}: not the same model"
         ours, theirs = _take_turns(transformers, model, run, source, config, device, place)
     finally:
         run.batches.close()
@@ -168,7 +187,7 @@ def _against_trainer(
         "our_epoch_seconds": sorted(ours)[len(ours) // 2] * epoch,
         "their_epoch_seconds": sorted(theirs)[len(theirs) // 2] * epoch,
     }
-    return Row(case=case, peer="transformers Trainer, run_mae.py's recipe", ours=ours, theirs=theirs, details=details)
+    return Row(case=case, peer=words, ours=ours, theirs=theirs, details=details)
 
 
 def _take_turns(

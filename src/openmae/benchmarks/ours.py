@@ -67,6 +67,7 @@ def settled_for(case: str, batch: int, device: torch.device, precision: str | No
         std=(60.0,) * 3,
     )
     asked: dict[str, Any] = {"batch_size": batch, "micro_batch_size": batch, "steps": 1000, **CASES[case], **settings}
+    asked = {"recompute": False, **asked}  # nothing is chosen by how much memory is here
     config = PretrainConfig(data="none", out="none", precision=precision, device=str(device), **asked)
     return settle(config, facts, Machine.of(device, 1))
 
@@ -110,19 +111,28 @@ class Ours:
         noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
         return torch.from_numpy(noise).float().to(self.device)
 
+    def loss(self, count: int | None = None) -> Tensor:
+        """Of the first `count` images, or of the whole batch, at once."""
+        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
+        with autocast(self.device, self.settled.config.precision):
+            return self.model(self.images()[:count], masking).loss
+
     def loss_and_norm(self) -> tuple[float, float]:
         """Of the whole batch at once, without a step."""
-        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])), self.device)
-        with autocast(self.device, self.settled.config.precision):
-            loss = self.model(self.images(), masking).loss
-        return loss_and_norm(self.model, loss)
+        return loss_and_norm(self.model, self.loss())
 
 
 def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
-    """Our program with fresh weights and a batch of smooth noise, the same for the same seed."""
+    """Our program with fresh weights and a batch of smooth noise, the same for the same seed.
+
+    Args:
+        is_compiled: whatever the settings say: what compiled and eager forms compute is compared, too.
+    """
     torch.manual_seed(seed)
     config, shape = settled.config, settled.shape
     model = MAE.from_shape(shape).to(device).train()
+    model.set_recompute(config.recompute)
+    model.set_low_precision_residual(config.bf16_residual)
     optimizer = adamw(model, config.weight_decay, config.betas)
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(config.batch_size, 3, 8, 8, generator=generator)

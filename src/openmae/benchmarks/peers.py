@@ -119,9 +119,10 @@ class Peer:
     precision: str
     forward: Callable[..., Any]
 
-    def loss(self) -> Tensor:
+    def loss(self, count: int | None = None) -> Tensor:
+        """Of the first `count` images, or of the whole batch."""
         with autocast(self.device, self.precision):
-            return self.forward(self.images, noise=self.noise).loss
+            return self.forward(self.images[:count], noise=self.noise[:count]).loss
 
     def step(self) -> None:
         self.loss().backward()

@@ -12,7 +12,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "memory": ("base", "small", "tiny"),
     "asymmetry": ("8-block", "1-block", "tiny"),
     "loader": ("original", "jpeg-pack", "raw-pack", "raw-pack-whole"),
-    "epoch": ("peer", "data"),
+    "epoch": ("peer", "data", "defaults"),
     "settings": ("small", "tiny"),
 }
 ON_DATA = ("loader", "epoch")

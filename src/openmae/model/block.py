@@ -1,9 +1,13 @@
 """A pre-norm Transformer block, the encoder's and the decoder's alike (paper, section 3)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from openmae.config import Grid
 from openmae.model.relative_positions import BiasTable, DecomposedPositions
@@ -35,6 +39,12 @@ class Attention(nn.Module):
         Args:
             grid: rows and columns of the patches among the tokens; for relative positions.
         """
+        return self.attend(*self.project(x, num_queries), grid)
+
+    def project(
+        self, x: Float[Tensor, "b n d"], num_queries: int | None = None
+    ) -> tuple[Float[Tensor, "b h q e"], Float[Tensor, "b h n e"], Float[Tensor, "b h n e"]]:
+        """Queries of the last `num_queries` tokens (None: of all), keys and values of all, by head."""
         batch, count, width = x.shape
         if num_queries is None or num_queries == count:
             qkv = self.qkv(x).reshape(batch, count, 3, self.num_heads, -1)
@@ -44,9 +54,19 @@ class Attention(nn.Module):
             q = q.reshape(batch, num_queries, self.num_heads, -1).transpose(1, 2)
             kv = F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:])
             k, v = (part.transpose(1, 2) for part in kv.reshape(batch, count, 2, self.num_heads, -1).unbind(2))
+        return q, k, v
+
+    def attend(
+        self,
+        q: Float[Tensor, "b h q e"],
+        k: Float[Tensor, "b h n e"],
+        v: Float[Tensor, "b h n e"],
+        grid: Grid | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """What queries, keys and values give."""
         scores = None
         if self.relative is not None:
-            assert grid is not None and num_queries is None, "relative positions are of whole images"
+            assert grid is not None and q.shape == k.shape, "relative positions are of whole images"
             scores = self.relative(q, grid).to(q.dtype)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=scores)  # (B, heads, N, d)
         return self.proj(x.transpose(1, 2).flatten(2))
@@ -59,7 +79,11 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.narrow(self.fc1(x))
+
+    def narrow(self, hidden: Float[Tensor, "b n m"]) -> Float[Tensor, "b n d"]:
+        """The hidden layer, through GELU, back to the width."""
+        return self.fc2(F.gelu(hidden))
 
 
 class LayerScale(nn.Module):
@@ -82,7 +106,13 @@ class Block(nn.Module):
 
     Args:
         relative, layer_scale, window_size, norm_eps: of encoders that others trained (see `ViTShape`).
+
+    Attributes:
+        recomputes: norms and GELU are not kept for the backward pass but computed again there. Of the 16 values that
+            a block keeps for each token and channel 10 remain; results are the same to the bit.
     """
+
+    recomputes = False
 
     def __init__(
         self,
@@ -118,18 +148,44 @@ class Block(nn.Module):
             grid: rows and columns of the patches; for relative positions and windows.
         """
         shortcut = x if num_queries is None else x[:, -num_queries:]
-        if self.window_size:
-            assert grid is not None and num_queries is None, "windows are of whole images"
-            attended = in_windows(self.attn, self.norm1(x), grid, self.window_size)
-        else:
-            attended = self.attn(self.norm1(x), num_queries, grid)
-        attended = self.ls1(attended)
+        attended = self.ls1(self._attention(x, num_queries, grid))
         if branch_scales is None:
             x = shortcut + attended
-            return x + self.ls2(self.mlp(self.norm2(x)))
+            return x + self.ls2(self._mlp(x))
         scales = branch_scales.to(x.dtype)[:, :, None, None]
         x = shortcut + scales[0] * attended
-        return x + scales[1] * self.ls2(self.mlp(self.norm2(x)))
+        return x + scales[1] * self.ls2(self._mlp(x))
+
+    def _attention(
+        self, x: Float[Tensor, "b n d"], num_queries: int | None, grid: Grid | None
+    ) -> Float[Tensor, "b q d"]:
+        if self.window_size:
+            assert grid is not None and num_queries is None, "windows are of whole images"
+            return in_windows(self.attn, self.norm1(x), grid, self.window_size)
+        if self.recomputes:
+            q, k, v = recomputed(lambda x: self.attn.project(self.norm1(x), num_queries), x)
+            return self.attn.attend(q, k, v, grid)
+        return self.attn(self.norm1(x), num_queries, grid)
+
+    def _mlp(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        if self.recomputes:
+            return recomputed(self.mlp.narrow, recomputed(lambda x: self.mlp.fc1(self.norm2(x)), x))
+        return self.mlp(self.norm2(x))
+
+
+def recomputed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """`function(x)`, of which only x is kept for the backward pass.
+
+    Where a cheap operation feeds a matrix product only the cheap one runs again: what the backward pass asks for is
+    the product's input, and checkpointing stops as soon as it has that.
+    """
+    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def as_computed(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """x in the type that products are computed in: bf16 under autocast, else as it is."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def in_windows(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int) -> Float[Tensor, "b n d"]:

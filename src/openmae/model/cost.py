@@ -96,15 +96,18 @@ def training_flops(shape: MAEShape, visible: int) -> int:
     return 3 * forward + 2 * projection
 
 
-def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int) -> int:
+def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, recompute: bool = False) -> int:
     """Rough memory that the activations of one image take until the backward pass.
 
     A block keeps about 18 values for each token and unit of width: the two norms' inputs and outputs, qkv,
     the attention's output, the residuals and the MLP's hidden layer before and after GELU.
+
+    Args:
+        recompute: norms' outputs and what GELU made are not kept: about 12 values.
     """
     encoder, decoder, count = shape.encoder, shape.decoder, shape.encoder.num_patches
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
-    values = 18 * encoder.depth * encoded * encoder.width
-    values += 18 * decoder.depth * (1 + count) * decoder.width
+    a_token = 12 if recompute else 18
+    values = a_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
     values += 6 * count * encoder.patch_values
     return values * bytes_per_value

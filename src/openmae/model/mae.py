@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import Grid, MAEShape, grid_of
+from openmae.model.block import Block
 from openmae.model.decoder import Decoder
 from openmae.model.masking import Masking
 from openmae.model.patches import gather, patchify
@@ -56,6 +57,16 @@ class MAE(nn.Module):
     def _init_mask_token(self) -> None:
         if self.encoder_mask_token is not None:
             nn.init.normal_(self.encoder_mask_token, std=0.02)
+
+    def set_recompute(self, is_on: bool = True) -> None:
+        """Whether blocks compute norms and GELU again in the backward pass instead of keeping them."""
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.recomputes = is_on
+
+    def set_low_precision_residual(self, is_on: bool = True) -> None:
+        """Whether what runs from block to block is bf16 too where autocast computes in bf16; weights stay float32."""
+        self.encoder.low_precision_residual = self.decoder.low_precision_residual = is_on
 
     def grid(self, images: Float[Tensor, "b c h w"]) -> Grid:
         """Rows and columns of patches in the images."""

@@ -1,5 +1,6 @@
 """What all training tasks decide alike when the person left it open, each decision with its reason."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,17 +21,21 @@ MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 
 @dataclass(frozen=True)
 class Machine:
-    """What decisions may depend on: device type (cpu, cuda, mps), bf16 units, reader processes, memory in bytes."""
+    """What decisions may depend on: device type (cpu, cuda, mps), bf16 units, reader processes, memory in bytes, and
+    whether torch.compile has what it compiles with on a GPU."""
 
     device: str
     has_bf16: bool
     workers: int
     memory: int
+    has_triton: bool = True
 
     @classmethod
     def of(cls, device: torch.device, num_processes: int) -> "Machine":
         """This one, which `num_processes` share."""
-        return cls(device.type, has_bf16(device), default_workers(device, num_processes), total_memory(device))
+        has_triton = importlib.util.find_spec("triton") is not None
+        workers = default_workers(device, num_processes)
+        return cls(device.type, has_bf16(device), workers, total_memory(device), has_triton)
 
 
 class Choices:

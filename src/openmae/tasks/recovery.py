@@ -31,8 +31,11 @@ def smaller_micro_batch(
     Raises:
         RuntimeError: `error`, if it was something else.
         Fault: one image at a time is too much, or there are several processes; the run folder then remembers
-            the smaller micro-batch.
+            the smaller micro-batch. Or it was torch.compile that failed.
     """
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+        raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
     is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
     if not is_out_of_memory:
         raise error

@@ -34,7 +34,7 @@ from openmae.training.parallel import Processes
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
-MAY_CHANGE = {"workers", "device", "compile", "steps", "epochs", "max_bad", "resume", "out", "data"}
+MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out", "data"}
 MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # they look, and change nothing
 # What a person may not change, yet leaves the same run: the weights it began with are in it, and memory may
 # have asked for fewer images at a time.

@@ -92,10 +92,11 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
 
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
-    choices.decide("compile", is_gpu, "faster on GPUs" if is_gpu else f"gains nothing on {machine.device}")
+    why = "faster on GPUs" if machine.has_triton else "triton is not installed"
+    choices.decide("compile", is_gpu and machine.has_triton, why if is_gpu else f"gains nothing on {machine.device}")
     _decide_crop(facts, machine, choices)
     check_warmup(choices, facts.count)
-    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
+    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size"), "recompute": bool(config.recompute)}
     reasons = choices.reasons
     settled = SettledConfig(**{**config.to_dict(), **choices.chosen, **guessed})
     like = None if init is None else init.encoder_shape
@@ -117,6 +118,8 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         micro = micro_batch(shape, settled, machine)
         reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
         settled = replace(settled, micro_batch_size=micro)
+    if config.recompute is None:
+        settled, reasons["recompute"] = _with_recompute(shape, settled, machine)
     needed = planned_memory(shape, settled, settled.micro_batch_size)
     if needed > machine.memory:
         raise RequestError(
@@ -235,9 +238,17 @@ def micro_batch(shape: MAEShape, config: SettledConfig, machine: Machine) -> int
     return micro
 
 
+def _with_recompute(shape: MAEShape, config: SettledConfig, machine: Machine) -> tuple[SettledConfig, str]:
+    """Recomputing only where even these few images at a time do not fit without: smaller micro-batches cost less."""
+    if planned_memory(shape, config, config.micro_batch_size) <= MEMORY_SHARE * machine.memory:
+        return config, "memory suffices"
+    return replace(config, recompute=True), "memory is short"
+
+
 def planned_memory(shape: MAEShape, config: SettledConfig, micro: int) -> int:
     """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
     count = shape.encoder.num_patches
     visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))
-    activations = cost.activation_bytes(shape, visible, 2 if config.precision == "bf16" else 4)
+    bytes_per_value = 2 if config.precision == "bf16" else 4
+    activations = cost.activation_bytes(shape, visible, bytes_per_value, recompute=config.recompute)
     return 16 * cost.num_parameters(shape) + micro * activations

@@ -1,0 +1,203 @@
+"""The loss curve of every fast form lies on that of the plain program: forty steps on photographs.
+
+The plain program is `tests/model/plain_mae.py` with torch's AdamW in its plainest form. On a GPU, where there is one,
+bf16 and torch.compile are held against fp32 without it.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from openmae.benchmarks.ours import Ours, make_ours, settled_for
+from openmae.data.loader import Batch
+from openmae.data.preprocess import normalise
+from openmae.data.sources import open_source
+from openmae.tasks.pretrain import train_step
+from openmae.tasks.training_data import make_stream, read_steps
+from openmae.training.optim import set_rate, weight_decay_groups
+from openmae.training.parallel import Processes, parallelise
+
+from ..model.plain_mae import plain_mae
+
+CPU = torch.device("cpu")
+STEPS, BATCH, PEAK = 40, 16, 3e-3
+Curve = list[float]
+
+
+def rate_of(step: int) -> float:
+    return PEAK * min(1.0, (step + 1) / 8)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    """Crops of the photographs inside the wheels, another batch every step."""
+    settled = settled_for("tiny", BATCH, CPU, "fp32")
+    source = open_source("embedded:photos")
+    assert source is not None
+    stream = make_stream(settled.config, settled.preprocessing, source)
+    parts = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
+    return [part for (part,) in parts]
+
+
+def fresh(device: torch.device = CPU, **settings: Any) -> Ours:
+    return make_ours(settled_for("tiny", BATCH, device, settings.pop("precision", "fp32"), **settings), device)
+
+
+def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
+    """Of `openmae pretrain`'s own step."""
+    ours.model.set_recompute(ours.settled.config.recompute)
+    ours.model.set_low_precision_residual(ours.settled.config.bf16_residual)
+    losses = []
+    for step, batch in enumerate(batches):
+        cuts = range(0, BATCH, micro)
+        parts = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
+        set_rate(ours.optimizer, rate_of(step))
+        loss, _, _ = train_step(ours.stepped, ours.optimizer, parts, ours.settled, ours.masks, ours.device, Processes())
+        losses.append(float(loss))
+    return losses
+
+
+def plain_curve(ours: Ours, batches: list[Batch], betas: tuple[float, float] | None = None) -> Curve:
+    """The same weights and batches through the plain program and one parameter after the other."""
+    c = ours.settled.config
+    groups = weight_decay_groups(ours.model, c.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas or c.betas, foreach=False, fused=False)
+    losses = []
+    for step, batch in enumerate(batches):
+        images, masking = normalise(batch.images, ours.settled.preprocessing), ours.masks(batch.keys)
+        set_rate(optimizer, rate_of(step))
+        loss = plain_mae(ours.model, images, masking.shuffled_ids, masking.num_visible, normalise=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.fixture(scope="module")
+def plain_losses(batches) -> Curve:
+    return plain_curve(fresh(), batches)
+
+
+def apart(a: Curve, b: Curve) -> float:
+    """The largest relative difference of any step."""
+    assert len(a) == len(b) == STEPS
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+# Each form and how far from the plain curve any of its steps may lie. Measured: fp32 1.8e-7, bf16 1.4e-3.
+FORMS: dict[str, tuple[dict[str, Any], float]] = {
+    "as it is": ({}, 2e-6),
+    "recompute": ({"recompute": True}, 2e-6),
+    "micro-batches": ({"micro": 5}, 2e-6),
+    "bf16": ({"precision": "bf16"}, 4e-3),
+    "bf16 residual": ({"precision": "bf16", "bf16_residual": True}, 4e-3),
+    "bf16 residual, recompute": ({"precision": "bf16", "bf16_residual": True, "recompute": True}, 4e-3),
+}
+
+
+def of_form(name: str, batches: list[Batch]) -> Curve:
+    settings = dict(FORMS[name][0])
+    micro = settings.pop("micro", BATCH)
+    return curve(fresh(**settings), batches, micro)
+
+
+def test_the_curve_falls(plain_losses):
+    """Or there would be nothing to lie on."""
+    assert sum(plain_losses[-8:]) < 0.8 * sum(plain_losses[:8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_fast_forms_lie_on_the_plain_curve(form, batches, plain_losses):
+    assert apart(of_form(form, batches), plain_losses) < FORMS[form][1]
+
+
+def tanh_gelu(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    gelu = torch.nn.functional.gelu
+    monkeypatch.setattr(torch.nn.functional, "gelu", lambda x: gelu(x, approximate="tanh"))
+
+
+def usual_betas(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    for group in ours.optimizer.param_groups:
+        group["betas"] = (0.9, 0.999)
+
+
+def one_position_off(ours: Ours, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours.model.decoder.pos_embed.data = ours.model.decoder.pos_embed.roll(1, dims=1)
+
+
+# Measured: 4.8e-5, 1.8e-2, 8.4e-2. The first would pass for bf16: what that rounds is larger.
+MISTAKES: dict[Callable[[Ours, pytest.MonkeyPatch], None], float] = {
+    tanh_gelu: 2e-6,
+    usual_betas: 4e-3,
+    one_position_off: 4e-3,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_leaves_the_curve(mistake, batches, plain_losses, monkeypatch):
+    ours = fresh()
+    mistake(ours, monkeypatch)
+    assert apart(curve(ours, batches), plain_losses) > MISTAKES[mistake]
+
+
+COMPILED = """
+import json, torch
+from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.tasks.pretrain import train_step
+from openmae.training.optim import set_rate
+from openmae.training.parallel import Processes
+
+CPU, result = torch.device("cpu"), []
+for precision, recompute, bf16_residual in (("fp32", False, False), ("fp32", True, False), ("bf16", True, True)):
+    torch._dynamo.reset()
+    curves = []
+    for is_compiled in (False, True):
+        ours = make_ours(settled_for("tiny", 4, CPU, precision, micro_batch_size=3), CPU)
+        ours.model.set_recompute(recompute)
+        ours.model.set_low_precision_residual(bf16_residual)
+        if is_compiled:
+            options = {"dynamic": False, "fullgraph": True, "backend": "aot_eager_decomp_partition"}
+            ours.stepped = torch.compile(ours.model, **options)
+        curves.append([])
+        for _ in range(6):
+            set_rate(ours.optimizer, 3e-3)
+            loss, _, _ = train_step(
+                ours.stepped, ours.optimizer, ours.parts, ours.settled, ours.masks, CPU, Processes()
+            )
+            curves[-1].append(float(loss))
+    result.append(max(abs(a - b) / a for a, b in zip(*curves)))
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_step_is_captured_whole_and_lies_on_the_eager_curve():
+    """One graph forward and one backward (`fullgraph`), run without a compiler, in a process whose signatures are
+    not checked: those checks cannot be captured. Measured: 9.9e-8, 9.9e-8, 5.6e-4."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    fp32, recomputed, bf16 = json.loads(done.stdout.splitlines()[-1])
+    assert fp32 < 2e-6
+    assert recomputed < 2e-6
+    assert bf16 < 4e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("form", ["bf16", "bf16 residual", "bf16 residual, recompute"])
+def test_bf16_compiled_lies_on_fp32_eager_on_a_gpu(form, batches):
+    """Not yet run: there was no GPU where this was written."""
+    device = torch.device("cuda")
+    ours = fresh(device, **FORMS[form][0])
+    ours.stepped = parallelise(ours.model, Processes(), device, is_compiled=True)
+    assert apart(curve(ours, batches), curve(fresh(device), batches)) < FORMS[form][1]
