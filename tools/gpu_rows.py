@@ -1,8 +1,8 @@
 """Fill every row of the goals that needs a GPU, in ten minutes: python tools/gpu_rows.py OUT.json [--data DATA].
 
 Steps of B, L and H at batch 256 (eager and compiled, the peer too) with their share of the measured bf16 product
-(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, JPEGs decoded on the GPU, and
-whole images of a raw pack cropped there (`pretrain --crop-on device`).
+(MFU), peak memory, the asymmetry, images/s of the readers beside what the steps need, JPEGs decoded on the GPU, whole
+images of a raw pack cropped there (`pretrain --crop-on device`), and CUDA graphs on a small model.
 
 Not yet run: there was no GPU where this was written. Each part is a process of its own, so one that fails leaves the
 others; what failed is said at the end.
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 BENCHES = {
-    "step": "step --case base large",
+    "step-base": "step --case base",
+    "step-large": "step --case large",
     "step-huge": "step --case huge --batch-size 128",
     "memory": "memory --case base",
     "asymmetry": "asymmetry --case 8-block 1-block --batch-size 64",
 }
-SECONDS = {"step": 300, "step-huge": 150, "memory": 60, "asymmetry": 60}
+SECONDS = {"step-base": 200, "step-large": 110, "step-huge": 110, "memory": 40, "asymmetry": 50}
 READ_SECONDS = 10
 
 
@@ -59,7 +60,7 @@ def main() -> int:
             result["rows"] += part["rows"]
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # what is done is kept
         steps = [row["images_per_second"] for row in result["rows"] if "mfu_goal" in row]
-        for measure in (readers, decoded_on_gpu, cropped_on_gpu):
+        for measure in (readers, decoded_on_gpu, cropped_on_gpu, cuda_graphs):
             try:
                 result["rows"].append(measure(arguments.data, Path(place), steps))
             except Exception as error:  # a driver without nvJPEG, say: the other rows stand
@@ -169,6 +170,38 @@ def cropped_on_gpu(data: str | None, place: Path, steps: list[float]) -> dict[st
         "high": max(rates) / max(steps) if steps else None,
         "ours": rates,
         "theirs": [max(steps)] * len(rates) if steps else [],
+    }
+
+
+def cuda_graphs(data: str | None, place: Path, steps: list[float], device_name: str = "cuda") -> dict[str, Any]:
+    """A step of the small model, 64 images, with CUDA graphs (`reduce-overhead`) against compiled without them.
+
+    Above 1 they pay, and `openmae pretrain --compile` should have them for small batches. Both losses are compared.
+    """
+    import torch
+
+    from openmae.benchmarks.machine import waiting
+    from openmae.benchmarks.ours import make_ours, settled_for
+    from openmae.benchmarks.rows import in_turn, timed
+
+    device = torch.device(device_name)
+    settled = settled_for("small", 64, device, "bf16" if device_name == "cuda" else "fp32")
+    plain, graphs = make_ours(settled, device, is_compiled=True), make_ours(settled, device)
+    graphs.stepped = torch.compile(graphs.model, dynamic=False, mode="reduce-overhead")
+    wait = waiting(device)
+    ours, theirs = in_turn(10, timed(graphs.step, wait), timed(plain.step, wait))
+    losses = [float(side.loss().detach()) for side in (graphs, plain)]
+    if abs(losses[0] - losses[1]) > 1e-2 * losses[1]:
+        raise ValueError(f"after equal steps the losses differ: {losses}")
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    return {
+        "case": "28 px, patch 4, 192 x 12, batch 64, CUDA graphs",
+        "peer": "ours compiled without them",
+        "ratio": ratios[len(ratios) // 2],
+        "low": ratios[0],
+        "high": ratios[-1],
+        "ours": ours,
+        "theirs": theirs,
     }
 
 
