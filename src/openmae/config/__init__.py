@@ -12,14 +12,13 @@ from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.inspect import InspectConfig
 from openmae.config.pack import FORMATS, PackConfig
+from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
 from openmae.config.shapes import (
     DEFAULT_POOL,
     HEADS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     LARGEST,
     POOLS,
     SIZES,
@@ -28,7 +27,6 @@ from openmae.config.shapes import (
     DecoderShape,
     Grid,
     MAEShape,
-    Preprocessing,
     ViTShape,
     grid_of,
     num_kept,
