@@ -34,6 +34,7 @@ from openmae.data.sources import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.tasks import finetune as task
+from openmae.tasks import tuning_step
 from openmae.tasks.finetune import finetune
 from openmae.tasks.pretrain import pretrain
 from openmae.training.checkpoint import METADATA_KEY, read_model
@@ -387,7 +388,7 @@ def as_the_full_run(full_run, out):
 @pytest.mark.usefixtures("no_report")
 def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run, tmp_path, monkeypatch):
     """A signal in the first of two micro-batches of step 3: the step is finished, then saved."""
-    out, counter, real = tmp_path / "run", itertools.count(1), task.normalise
+    out, counter, real = tmp_path / "run", itertools.count(1), tuning_step.normalise
 
     def normalise_and_signal(images, preprocessing):
         if next(counter) == 5:
@@ -395,7 +396,7 @@ def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run
         return real(images, preprocessing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "normalise", normalise_and_signal)
+        patch.setattr(tuning_step, "normalise", normalise_and_signal)
         with pytest.raises(Interrupted, match="SIGTERM at step 3: saved"):
             finetune(full_config(out, pretrained))
     finetune(full_config(out, pretrained, resume="auto"))
