@@ -19,7 +19,7 @@ from openmae.interchange.described import Described
 from openmae.interchange.reading import Hints
 from openmae.model import cost
 from openmae.model.heads import Classifier
-from openmae.tasks.averaged_checkpoint import averaged, put_back, save_averaged
+from openmae.tasks.averaged_checkpoint import put_back, save_averaged
 from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
@@ -31,10 +31,8 @@ from openmae.tasks.classification import (
     write_split,
 )
 from openmae.tasks.classification_report import write_report
-from openmae.tasks.evaluation import predict
 from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.loop import StepResult, Training, run_loop
-from openmae.tasks.metrics import Predictions
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
@@ -48,6 +46,7 @@ from openmae.tasks.runs import (
 from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
 from openmae.tasks.take_over import load_encoder
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
+from openmae.tasks.tuning_figures import TuningFigures
 from openmae.tasks.tuning_step import TuningStep, train_step
 from openmae.tasks.weights import read_described, read_init
 from openmae.training.average import Average
@@ -126,33 +125,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
         metadata = describe_classifier(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
         stepped = parallelise(model.train(), processes, device)
-        seen: dict[int, Predictions] = {}
-
-        def look(source: Any) -> Predictions:
-            with averaged(model, average):
-                return predict(
-                    model,
-                    source,
-                    tuned.preprocessing,
-                    device=device,
-                    precision=chosen.precision,
-                    batch_size=chosen.micro_batch_size,
-                    workers=chosen.workers,
-                    processes=processes,
-                    stop=stop,
-                )
-
-        def evaluated(step: int) -> dict[str, float]:
-            predictions = look(data.validation if data.validation is not None else data.report)
-            if data.validation is None or data.test is None:
-                seen.clear()
-                seen[step] = predictions
-                return named_figures(predictions)
-            return named_figures(predictions, "val_")
+        figures = TuningFigures(tuned, data, model, average, device, processes, stop)
 
         def watched() -> list[Evaluator]:
             progress.note_bad(facts.bad if facts else {})
-            return [Evaluator(chosen.evaluate_every, evaluated, is_shared=True)]
+            return [Evaluator(chosen.evaluate_every, figures.evaluated, is_shared=True)]
 
         def save(step: int, state: dict[str, Any]) -> None:
             state = {"data": fingerprint, "settings": settings, "classes": list(data.classes), **state}
@@ -175,7 +152,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         def finish() -> dict[str, Any]:
             """The final figure, on images that decided nothing."""
             model.eval()
-            predictions = seen[num_steps] if num_steps in seen else look(data.report)
+            predictions = figures.reported(num_steps)
             if processes.is_first:
                 progress.log.quarantine_of(data.report_name, predictions.bad)
                 title = f"{run.name}, {data.report_name}"
