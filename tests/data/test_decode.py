@@ -370,7 +370,7 @@ def test_damaged_tiff_is_silent():
     script = f"from openmae.data.decode import decode\ntry: decode({tiff(RGB16)[:200]!r})\n"
     script += "except Exception as error: print(type(error))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.stdout.strip(), done.stderr) == ("<class 'openmae.data.decode.BadImage'>", "")
+    assert (done.stdout.strip(), done.stderr) == ("<class 'openmae.data.pixels.BadImage'>", "")
 
 
 def test_decoding_is_silent_and_leaves_the_filters(capfd):

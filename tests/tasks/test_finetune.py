@@ -34,6 +34,7 @@ from openmae.data.sources import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.tasks import finetune as task
+from openmae.tasks import tuning_figures, tuning_step
 from openmae.tasks.finetune import finetune
 from openmae.tasks.pretrain import pretrain
 from openmae.training.checkpoint import METADATA_KEY, read_model
@@ -387,7 +388,7 @@ def as_the_full_run(full_run, out):
 @pytest.mark.usefixtures("no_report")
 def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run, tmp_path, monkeypatch):
     """A signal in the first of two micro-batches of step 3: the step is finished, then saved."""
-    out, counter, real = tmp_path / "run", itertools.count(1), task.normalise
+    out, counter, real = tmp_path / "run", itertools.count(1), tuning_step.normalise
 
     def normalise_and_signal(images, preprocessing):
         if next(counter) == 5:
@@ -395,7 +396,7 @@ def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run
         return real(images, preprocessing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(task, "normalise", normalise_and_signal)
+        patch.setattr(tuning_step, "normalise", normalise_and_signal)
         with pytest.raises(Interrupted, match="SIGTERM at step 3: saved"):
             finetune(full_config(out, pretrained))
     finetune(full_config(out, pretrained, resume="auto"))
@@ -422,7 +423,7 @@ def test_a_crash_costs_only_the_steps_behind_the_last_save(pretrained, full_run,
 def test_a_stop_in_the_last_evaluation_is_made_up_for(pretrained, tmp_path, monkeypatch):
     """DATA with val and test: the final figure comes after the last checkpoint."""
     data = folders(tmp_path / "data", train={"a": 4, "b": 4}, val={"a": 1, "b": 1}, test={"a": 2, "b": 1})
-    out, real = tmp_path / "run", task.predict
+    out, real = tmp_path / "run", tuning_figures.predict
 
     def predict(model, source, *arguments, stop, **options):
         if len(source) == 3:
@@ -431,7 +432,7 @@ def test_a_stop_in_the_last_evaluation_is_made_up_for(pretrained, tmp_path, monk
 
     settings = {"data": data, "steps": 2, "evaluate_every": 1, "rand_augment": "none"}
     with monkeypatch.context() as patch:
-        patch.setattr(task, "predict", predict)
+        patch.setattr(tuning_figures, "predict", predict)
         with pytest.raises(Interrupted, match="final evaluation: saved, --resume auto continues"):
             finetune(config(out, pretrained, **settings))
     assert not (out / "predictions.csv").exists()

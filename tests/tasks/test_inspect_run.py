@@ -11,7 +11,7 @@ from PIL import Image
 import openmae
 from openmae import InspectConfig
 from openmae.cli import run as command
-from openmae.tasks.inspect_run import PLAIN_BARS, sparkline
+from openmae.tasks.inspect_run_screen import PLAIN_BARS, sparkline
 from openmae.tasks.inspect_screen import WIDTH
 from openmae.tasks.place import held
 

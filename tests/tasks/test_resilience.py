@@ -417,8 +417,8 @@ def test_a_signal_while_an_image_is_decoded_makes_it_no_bad_image(
         return real_pillow(*arguments, **options)
 
     assert real is decode_module.decode
-    real_pillow = decode_module._read_with_pillow
-    monkeypatch.setattr(decode_module, "_read_with_pillow", read_and_signal)
+    real_pillow = decode_module.read_with_pillow
+    monkeypatch.setattr(decode_module, "read_with_pillow", read_and_signal)
     out = tmp_path / "run"
     with pytest.raises(Interrupted, match="SIGTERM before the first step"):
         pretrain(gradients_config(digits_config, gradients, out))

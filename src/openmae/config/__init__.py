@@ -6,20 +6,21 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 
 from openmae.config.bench import BenchConfig
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
-from openmae.config.classify import FinetuneConfig, LabelledConfig, ProbeConfig, SettledFinetune, SettledProbe
 from openmae.config.convert import ConvertConfig
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
+from openmae.config.finetune import FinetuneConfig, SettledFinetune
 from openmae.config.inspect import InspectConfig
+from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
+from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
+from openmae.config.probe import ProbeConfig, SettledProbe
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
 from openmae.config.shapes import (
     DEFAULT_POOL,
     HEADS,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     LARGEST,
     POOLS,
     SIZES,
@@ -28,7 +29,6 @@ from openmae.config.shapes import (
     DecoderShape,
     Grid,
     MAEShape,
-    Preprocessing,
     ViTShape,
     grid_of,
     num_kept,

@@ -6,7 +6,7 @@ import warnings
 
 from PIL import ExifTags, Image
 
-from openmae.data.decode import FORMATS
+from openmae.data.pillow import FORMATS
 
 UNKNOWN, EMPTY = "unknown", "empty"
 _MAGIC = (

@@ -1,32 +1,28 @@
 """`openmae finetune`: a classifier from labels: fine-tuned, partially or from scratch (paper, tables 9 and 11)."""
 
-import math
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import nn
 
 from openmae.config import FinetuneConfig, SettledFinetune
 from openmae.data.augment import Augmentation, fill_colour
 from openmae.data.labelled import LabelledData
-from openmae.data.labels import Oversampled, class_weights, targets_of
+from openmae.data.labels import Oversampled, targets_of
 from openmae.data.loader import Batch, Stream
-from openmae.data.preprocess import DataFacts, look_at, normalise
-from openmae.data.regularise import Mixing, drop_path_masks, erase
+from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
 from openmae.interchange.described import Described
 from openmae.interchange.reading import Hints
 from openmae.model import cost
 from openmae.model.heads import Classifier
+from openmae.tasks.averaged_checkpoint import put_back, save_averaged
 from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
-    classification_loss,
     describe_classifier,
     named_figures,
     open_data,
@@ -35,10 +31,8 @@ from openmae.tasks.classification import (
     write_split,
 )
 from openmae.tasks.classification_report import write_report
-from openmae.tasks.evaluation import predict
 from openmae.tasks.evaluators import Evaluator
-from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
-from openmae.tasks.metrics import Predictions
+from openmae.tasks.loop import StepResult, Training, run_loop
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
@@ -50,17 +44,17 @@ from openmae.tasks.runs import (
     with_remembered_micro_batch,
 )
 from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
-from openmae.tasks.take_over import load_encoder, load_weights
+from openmae.tasks.take_over import load_encoder
 from openmae.tasks.training_data import check_outside, names_of_step, read_steps
+from openmae.tasks.tuning_figures import TuningFigures
+from openmae.tasks.tuning_step import TuningStep, train_step
 from openmae.tasks.weights import read_described, read_init
 from openmae.training.average import Average
-from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.device import autocast, use_device
+from openmae.training.checkpoint import MODEL
+from openmae.training.device import use_device
 from openmae.training.optim import adamw_of, layer_decay_groups
-from openmae.training.parallel import Processes, accumulating, joined, parallelise
+from openmae.training.parallel import Processes, joined, parallelise
 from openmae.training.signals import StopRequest
-
-RAW_WEIGHT = "weight"  # beside a moving average: the weights that training goes on with
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -131,41 +125,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
         metadata = describe_classifier(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
         stepped = parallelise(model.train(), processes, device)
-        seen: dict[int, Predictions] = {}
-
-        def look(source: Any) -> Predictions:
-            with average.applied(model) if average else nullcontext():
-                return predict(
-                    model,
-                    source,
-                    tuned.preprocessing,
-                    device=device,
-                    precision=chosen.precision,
-                    batch_size=chosen.micro_batch_size,
-                    workers=chosen.workers,
-                    processes=processes,
-                    stop=stop,
-                )
-
-        def evaluated(step: int) -> dict[str, float]:
-            predictions = look(data.validation if data.validation is not None else data.report)
-            if data.validation is None or data.test is None:
-                seen.clear()
-                seen[step] = predictions
-                return named_figures(predictions)
-            return named_figures(predictions, "val_")
+        figures = TuningFigures(tuned, data, model, average, device, processes, stop)
 
         def watched() -> list[Evaluator]:
             progress.note_bad(facts.bad if facts else {})
-            return [Evaluator(chosen.evaluate_every, evaluated, is_shared=True)]
+            return [Evaluator(chosen.evaluate_every, figures.evaluated, is_shared=True)]
 
         def save(step: int, state: dict[str, Any]) -> None:
             state = {"data": fingerprint, "settings": settings, "classes": list(data.classes), **state}
-            raw = (
-                {f"{RAW_WEIGHT}/{n}": p.detach().cpu().clone() for n, p in model.named_parameters()} if average else {}
-            )
-            with average.applied(model) if average else nullcontext():
-                save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep, raw)
+            save_averaged(run, step, model, optimizer, average, {**metadata, "step": step}, state, chosen.keep)
 
         def read_from(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
             if task.is_paired:
@@ -184,7 +152,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         def finish() -> dict[str, Any]:
             """The final figure, on images that decided nothing."""
             model.eval()
-            predictions = seen[num_steps] if num_steps in seen else look(data.report)
+            predictions = figures.reported(num_steps)
             if processes.is_first:
                 progress.log.quarantine_of(data.report_name, predictions.bad)
                 title = f"{run.name}, {data.report_name}"
@@ -221,54 +189,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             print(said(summary, data, run))
         processes.wait()
         return summary
-
-
-class TuningStep:
-    """What a training step needs beside model and optimiser."""
-
-    def __init__(self, tuned: SettledTuning, data: LabelledData, device: torch.device, processes: Processes) -> None:
-        c = tuned.config
-        self.tuned, self.device, self.processes = tuned, device, processes
-        self.is_multi_label = data.is_multi_label
-        self.mixing = Mixing(
-            mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_classes
-        )
-        self.is_paired = bool(c.mixup or c.cutmix)
-        self.rates = drop_path_rates(c.drop_path, tuned.shape.encoder.depth, c.blocks)
-        weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
-        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
-
-
-def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
-    """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
-    first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
-    rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
-    return [0.0 if block < first else value for block, value in enumerate(rates)]
-
-
-def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch], step: int, task: TuningStep
-) -> StepResult:
-    """One optimiser step over this process's micro-batches of a global batch.
-
-    A step whose gradients are not finite leaves weights and optimiser as they are.
-    """
-    config, device = task.tuned.config, task.device
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts, start=1):
-        assert part.labels is not None
-        images = normalise(part.images.to(device, non_blocking=True), task.tuned.preprocessing)
-        if config.erasing:
-            images = erase(images, part.keys, config.erasing)
-        images, targets = task.mixing(images, part.labels.to(device), seed=config.seed, step=step)
-        scales = drop_path_masks(part.keys, task.rates).to(device) if any(task.rates) else None
-        with accumulating(model, is_last=number == len(parts)):
-            with autocast(device, config.precision):
-                logits = model(images, scales).float()
-            loss = classification_loss(logits, targets, task.is_multi_label, task.weights) / config.batch_size
-            (loss * task.processes.count).backward()  # what is averaged over processes must add up
-        total += loss.detach()
-    return total, *step_if_finite(model, optimizer)
 
 
 def decide(
@@ -341,17 +261,3 @@ def restore(
     earlier.check_data(data.fingerprint)
     put_back(earlier.checkpoint, model, optimizer, average)
     return int(earlier.state["step"])
-
-
-def put_back(
-    checkpoint: Checkpoint, model: Classifier, optimizer: torch.optim.Optimizer, average: Average | None
-) -> None:
-    """Put a checkpoint's weights, their average and the optimiser back."""
-    folder = checkpoint.folder
-    load_weights(model, read_described(folder / MODEL).weights, str(folder))
-    if average is not None:
-        average.restore({name: parameter.detach() for name, parameter in model.named_parameters()})
-        raw = {k.removeprefix(f"{RAW_WEIGHT}/"): v for k, v in load_file(folder / OPTIMIZER).items()}
-        load_weights(model, {name: raw.get(name, value) for name, value in model.state_dict().items()}, str(folder))
-    optimizer.state.clear()
-    restore_optimizer(folder, model, optimizer, ignored=RAW_WEIGHT)

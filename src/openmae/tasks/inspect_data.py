@@ -14,11 +14,10 @@ from openmae.data.labels import labels_of
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
+from openmae.tasks.inspect_duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect_findings import (
-    Duplicates,
     Part,
     class_findings,
-    find_duplicates,
     misfits,
     part_findings,
     reasons,

@@ -1,6 +1,6 @@
 """`openmae probe`: a linear classifier on a frozen encoder (paper, table 10)."""
 
-import csv
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,7 +14,6 @@ from openmae.config import ProbeConfig, SettledProbe
 from openmae.data.labelled import LabelledData
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at
-from openmae.data.sources import Source
 from openmae.errors import RequestError
 from openmae.interchange.described import Described, hash_of
 from openmae.model.heads import Classifier
@@ -31,11 +30,12 @@ from openmae.tasks.classification import (
 )
 from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluators import Evaluator
-from openmae.tasks.extract import Features, check_readable, extract
+from openmae.tasks.extract import check_readable
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.plan import check_disk, probing_lines
-from openmae.tasks.probe_features import check_parts, make_reader, predictions_of
+from openmae.tasks.probe_features import check_parts, features_of, make_reader, predictions_of
+from openmae.tasks.probe_rates import best_of, chosen_by, figure_of, rate_lines, write_rates
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
@@ -102,28 +102,13 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             print(f"warning: {warning}", flush=True)
         check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
         encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device, init.report)
-
-        def features_of(source: Source, title: str) -> Features:
-            found = extract(
-                encoder,
-                source,
-                pool=chosen.pool,
-                workers=chosen.workers if len(source) > 256 else 0,
-                margin=settled.preprocessing.margin,
-                processes=processes,
-                precision=chosen.precision,
-                with_labels=True,
-                title=title,
-            )
-            check_readable(found.bad, len(source), 1.0, f"images ({title})")
-            return found
-
-        kept = features_of(data.train, "features to train on") if chosen.augment == "none" else None
+        features = functools.partial(features_of, encoder, settled, processes)
+        kept = features(data.train, "features to train on") if chosen.augment == "none" else None
         if kept is not None:
             check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
         reader = make_reader(settled, data, kept, classifier, device, processes, num_steps)
-        report = features_of(data.report, f"features of {data.report_name}")
-        choosing = features_of(data.validation, "features to choose by") if data.validation is not None else report
+        report = features(data.report, f"features of {data.report_name}")
+        choosing = features(data.validation, "features to choose by") if data.validation is not None else report
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
@@ -234,37 +219,6 @@ def train_step(
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach() / len(logits)
     return total, *step_if_finite(model, optimizer)
-
-
-def figure_of(is_multi_label: bool) -> str:
-    return "map" if is_multi_label else "top1"
-
-
-def best_of(found: list[dict[str, float]], is_multi_label: bool) -> int:
-    """The head with the best figure; among equals the one with the lowest loss."""
-    figure = figure_of(is_multi_label)
-    return max(range(len(found)), key=lambda i: (found[i][figure], -found[i]["held_out_loss"]))
-
-
-def chosen_by(data: LabelledData) -> str:
-    if data.validation is None:
-        return "nothing: one rate"
-    return "split of train" if data.is_validation_split else "val"
-
-
-def write_rates(path: Path, rates: tuple[float, ...], found: list[dict[str, float]]) -> None:
-    """Every rate and its figures on the images that chose among them."""
-    names = list(found[0])
-    with disk_faults(path), written_aside(path) as partial, partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["base_lr", *names])
-        writer.writerows([rate, *(own.get(name, "") for name in names)] for rate, own in zip(rates, found, strict=True))
-
-
-def rate_lines(rates: tuple[float, ...], found: list[dict[str, float]], number: int, data: LabelledData) -> str:
-    figure = figure_of(data.is_multi_label)
-    shown = ", ".join(f"{rate:g}: {own[figure]:.2f} %" for rate, own in zip(rates, found, strict=True))
-    return f"rates      {shown} ({chosen_by(data)}); {rates[number]:g} is kept"
 
 
 def decide(

@@ -12,11 +12,13 @@ from openmae.data.labelled import LabelledData
 from openmae.data.loader import Batch, Stream
 from openmae.data.parts import Part
 from openmae.data.preprocess import normalise
+from openmae.data.sources import Source
 from openmae.errors import RequestError
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
-from openmae.tasks.extract import Features
+from openmae.tasks.extract import Features, check_readable, extract
+from openmae.tasks.load import EncoderModel
 from openmae.tasks.metrics import Predictions
 from openmae.tasks.settle_probe import SettledProbing
 from openmae.tasks.training_data import read_steps
@@ -36,6 +38,26 @@ class Reader:
     stream: Stream
     features: Callable[[Batch], Tensor]
     read_from: Callable[[int, int], Generator[list[Batch], None, None]]
+
+
+def features_of(
+    encoder: EncoderModel, settled: SettledProbing, processes: Processes, source: Source, title: str
+) -> Features:
+    """The pooled features of all images, computed once. Raises RequestError where none can be read."""
+    config = settled.config
+    found = extract(
+        encoder,
+        source,
+        pool=config.pool,
+        workers=config.workers if len(source) > 256 else 0,
+        margin=settled.preprocessing.margin,
+        processes=processes,
+        precision=config.precision,
+        with_labels=True,
+        title=title,
+    )
+    check_readable(found.bad, len(source), 1.0, f"images ({title})")
+    return found
 
 
 def make_reader(

@@ -1,0 +1,110 @@
+"""Settings of what is trained on labels: what fine-tuning and the linear probe have in common."""
+
+from dataclasses import dataclass, fields
+from typing import get_type_hints
+
+from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.pretrain import PRECISIONS
+from openmae.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledConfig(Settings):
+    """What fine-tuning and probing have in common: the data, the model to start from, and the run."""
+
+    data: str
+    """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
+    init: str
+    """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
+    out: str
+    """Run folder to make."""
+    recipe: str | None = None
+    """Settings by name; flags given beside it win; --show lists and prints them."""
+
+    # The labels
+    labels: str | None = None
+    """Train on a fixed, stratified subset only: 500, or 1%; all unless given."""
+    label_file: str | None = None
+    """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class."""
+    held_out: int | None = None
+    """Images of train held out (stratified) to choose or to measure by, where DATA has no val or test."""
+
+    # The data
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
+    crop_scale: tuple[float, float] | None = None
+    """Smallest and largest area of a random crop, of the image's; for --augment crop and crop-jitter."""
+    max_bad: float | None = None
+    """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
+    max_pixels: int = 178_956_970
+    """Images of more pixels are refused (decompression bombs)."""
+
+    # The optimisation
+    epochs: float | None = None
+    """Passes over the training images; --steps says it in optimiser steps."""
+    steps: int | None = None
+    batch_size: int | None = None
+    """Images a step, over all processes."""
+    micro_batch_size: int | None = None
+    """Images at a time on a device; the rest is accumulated."""
+    min_lr: float | None = None
+    """Learning rate that the cosine ends at."""
+    warmup_epochs: float | None = None
+    """Epochs in which the rate rises from 0, before the cosine."""
+    weight_decay: float | None = None
+
+    # The run
+    seed: int | None = None
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps; by default the best there is."""
+    precision: str | None = None
+    """fp32 or bf16."""
+    workers: int | None = None
+    """Processes that read images."""
+    resume: str = "never"
+    """never, auto (start or continue), or the path of a checkpoint."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl."""
+    evaluate_every: int | None = None
+    """Steps between evaluations."""
+    save_every: int | None = None
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_name("--precision", self.precision, PRECISIONS)
+        for name in ("steps", "batch_size", "micro_batch_size", "log_every", "keep", "evaluate_every", "save_every"):
+            check_range(flag_of(name), getattr(self, name), 1)
+        for name in ("workers", "held_out", "min_lr", "warmup_epochs", "weight_decay"):
+            check_range(flag_of(name), getattr(self, name), 0)
+        check_range("--max-pixels", self.max_pixels, 1)
+        check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--epochs", self.epochs, 0, open_low=True)
+        check_range("--max-bad", self.max_bad, 0, 1)
+        for side in pair(self.image_size) or ():
+            check_range("--image-size", side, 1, 16384)
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            low, high = self.crop_scale
+            raise RequestError(f"--crop-scale got {low:g} {high:g}: two shares of the area, rising, above 0 to 1")
+        if self.epochs is not None and self.steps is not None:
+            raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+    def check_settled(self) -> None:
+        """Raise RequestError where a setting that must be decided is None."""
+        hints = get_type_hints(type(self))
+        missing = [
+            f.name for f in fields(self) if getattr(self, f.name) is None and type(None) not in _kinds(hints[f.name])
+        ]
+        if missing or (self.steps is None) == (self.epochs is None):
+            raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+
+
+def _kinds(hint: object) -> tuple[object, ...]:
+    return getattr(hint, "__args__", (hint,))

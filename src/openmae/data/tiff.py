@@ -1,0 +1,85 @@
+"""TIFF: what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats) with tifffile."""
+
+import io
+import logging
+import math
+import re
+import zlib
+from typing import Any
+
+import numpy as np
+
+from openmae.data.pillow import read_with_pillow
+from openmae.data.pixels import BadImage, as_known_type, check_size, composite, upright
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
+
+_ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a channel like any other (near infrared, say)
+
+# tifffile logs each damaged tag; what matters of it becomes a BadImage. Without a handler it would go to stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def read_tiff(data: bytes, background: float, max_pixels: int) -> np.ndarray:
+    """Pages of one shape and type, stacked as channels.
+
+    Raises BadImage for what is not taken, and what the two libraries raise for all else.
+    """
+    from tifffile import TiffFile
+
+    # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
+    with TiffFile(io.BytesIO(data)) as tiff:
+        pages: list[Any] = []
+        page: Any
+        for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
+            if not page.is_reduced:  # thumbnails and pyramid levels
+                pages.append(page)
+            check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+        if not pages or any(page.shape != pages[0].shape for page in pages):
+            shapes = ", ".join(sorted({str(page.shape) for page in pages}))
+            raise BadImage(f"TIFF pages of different shapes: {shapes}" if pages else "TIFF without a full-size page")
+        said = re.search(r"^images=(\d+)", pages[0].description or "", re.MULTILINE)
+        if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
+            raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
+        if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
+            layers = read_with_pillow(data, background, max_pixels, [page.index for page in pages])
+        else:
+            layers = [_tiff_page(page, data, background) for page in pages]
+        if len({layer.dtype for layer in layers}) > 1:
+            raise BadImage("TIFF pages of different types")
+        return layers[0] if len(layers) == 1 else np.concatenate(layers, axis=2)
+
+
+def _suits_pillow(page: Any) -> bool:
+    """Whether Pillow reads this TIFF page without dropping bits or channels."""
+    bits, extra = page.bitspersample, page.extrasamples
+    if page.photometric not in (0, 1, 2):  # palette, CMYK, YCbCr, LAB: its colour conversions are the better ones
+        return True
+    if page.samplesperpixel == 1 and page.photometric == 1 and page.sampleformat == 1:
+        return bits in (1, 2, 4, 8, 16)
+    base = 3 if page.photometric == 2 else 1
+    plain = page.samplesperpixel == base + len(extra) and (not extra or (len(extra) == 1 and extra[0] in _ALPHA))
+    return bits in (1, 8) and page.sampleformat == 1 and plain
+
+
+def _tiff_page(page: Any, data: bytes, background: float) -> np.ndarray:
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise BadImage(f"TIFF page with axes {page.axes}")
+    if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
+        raise BadImage(
+            f"TIFF compression {page.compression.name} for {page.samplesperpixel} x {page.bitspersample} bit"
+        )
+    if page.compression in (8, 32946):
+        size = math.prod(page.chunks) * page.dtype.itemsize
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if len(zlib.decompressobj().decompress(data[offset : offset + count], size + 1)) > size:
+                raise BadImage("a TIFF segment that inflates beyond its declared size")
+    array = page.asarray(maxworkers=1)
+    array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
+    if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
+        array = np.iinfo(array.dtype).max - array
+    array = as_known_type(array)
+    extra = page.extrasamples
+    if len(extra) == 1 and extra[0] in _ALPHA:
+        array = composite(array, background, premultiplied=extra[0] == 1)
+    return upright(array, page.tags.valueof(274, default=1))
