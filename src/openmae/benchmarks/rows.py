@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WARM_UP = 1  # rounds that are thrown away: allocators fill, kernels are chosen, files come into the cache
+WARM_UP = 2  # rounds that are thrown away: kernels are chosen, files cached; allocators fill only in the second
 NOT_INSTALLED = "not installed: pip install 'openmae[bench]'"
 
 Side = Callable[[], float]
