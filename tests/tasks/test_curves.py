@@ -20,7 +20,7 @@ from openmae.data.sources import open_source
 from openmae.tasks.pretrain import train_step
 from openmae.tasks.training_data import make_stream, read_steps
 from openmae.training.optim import set_rate, weight_decay_groups
-from openmae.training.parallel import Processes, parallelise
+from openmae.training.parallel import Processes
 
 from ..model.plain_mae import plain_mae
 
@@ -50,8 +50,6 @@ def fresh(device: torch.device = CPU, **settings: Any) -> Ours:
 
 def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
     """Of `openmae pretrain`'s own step."""
-    ours.model.set_recompute(ours.settled.config.recompute)
-    ours.model.set_low_precision_residual(ours.settled.config.bf16_residual)
     losses = []
     for step, batch in enumerate(batches):
         cuts = range(0, BATCH, micro)
@@ -90,7 +88,8 @@ def apart(a: Curve, b: Curve) -> float:
     return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
 
 
-# Each form and how far from the plain curve any of its steps may lie. Measured: fp32 1.8e-7, bf16 1.4e-3.
+# Each form and how far from the plain curve any of its steps may lie. Measured: fp32 1.7e-7, 1.7e-7 and 1.8e-7; bf16
+# 1.4e-3, with its residual 1.1e-3, recomputed the same.
 FORMS: dict[str, tuple[dict[str, Any], float]] = {
     "as it is": ({}, 2e-6),
     "recompute": ({"recompute": True}, 2e-6),
@@ -148,56 +147,76 @@ def test_a_mistake_leaves_the_curve(mistake, batches, plain_losses, monkeypatch)
     assert apart(curve(ours, batches), plain_losses) > MISTAKES[mistake]
 
 
+# In a process of its own: there signatures are not checked, and those checks cannot be captured.
 COMPILED = """
-import json, torch
+import json, sys, torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 from openmae.benchmarks.ours import make_ours, settled_for
 from openmae.tasks.pretrain import train_step
 from openmae.training.optim import set_rate
 from openmae.training.parallel import Processes
 
-CPU, result = torch.device("cpu"), []
-for precision, recompute, bf16_residual in (("fp32", False, False), ("fp32", True, False), ("bf16", True, True)):
+PRODUCTS, products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default), 0
+
+def count(graph, inputs):
+    global products
+    products += sum(node.target in PRODUCTS for node in graph.graph.nodes)
+    return make_boxed_func(graph.forward)
+
+whole = aot_autograd(fw_compiler=count, bw_compiler=count, partition_fn=min_cut_rematerialization_partition,
+                     decompositions=select_decomp_table())  # what inductor is given, run as it is
+
+def curve(device, precision, recompute, bf16_residual, **options):
     torch._dynamo.reset()
-    curves = []
-    for is_compiled in (False, True):
-        ours = make_ours(settled_for("tiny", 4, CPU, precision, micro_batch_size=3), CPU)
-        ours.model.set_recompute(recompute)
-        ours.model.set_low_precision_residual(bf16_residual)
-        if is_compiled:
-            options = {"dynamic": False, "fullgraph": True, "backend": "aot_eager_decomp_partition"}
-            ours.stepped = torch.compile(ours.model, **options)
-        curves.append([])
-        for _ in range(6):
-            set_rate(ours.optimizer, 3e-3)
-            loss, _, _ = train_step(
-                ours.stepped, ours.optimizer, ours.parts, ours.settled, ours.masks, CPU, Processes()
-            )
-            curves[-1].append(float(loss))
-    result.append(max(abs(a - b) / a for a, b in zip(*curves)))
+    settings = {"micro_batch_size": 4, "recompute": recompute, "bf16_residual": bf16_residual}
+    ours = make_ours(settled_for("tiny", 4, device, precision, **settings), device)
+    if options:
+        ours.stepped = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
+    losses = []
+    for _ in range(6):
+        set_rate(ours.optimizer, 3e-3)
+        loss, _, _ = train_step(ours.stepped, ours.optimizer, ours.parts, ours.settled, ours.masks, device, Processes())
+        losses.append(float(loss))
+    return losses
+
+device = torch.device(sys.argv[1])
+options = {"backend": whole} if device.type == "cpu" else {"mode": "default"}
+plain, result = curve(device, "fp32", False, False), []
+for form in (("fp32", False, False), ("fp32", True, False), ("bf16", False, False), ("bf16", True, True)):
+    products = 0
+    compiled = curve(device, *form, **options)
+    result.append((max(abs(a - b) / a for a, b in zip(plain, compiled)), products))
 print(json.dumps(result))
 """
 
 
+def compiled_forms(device: str) -> list[tuple[float, int]]:
+    """Of fp32, fp32 recomputed, bf16, bf16 recomputed with a bf16 residual: distance to fp32 eager, products run."""
+    done = subprocess.run([sys.executable, "-c", COMPILED, device], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_step_is_captured_whole_and_lies_on_the_eager_curve():
-    """One graph forward and one backward (`fullgraph`), run without a compiler, in a process whose signatures are
-    not checked: those checks cannot be captured. Measured: 9.9e-8, 9.9e-8, 5.6e-4."""
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    fp32, recomputed, bf16 = json.loads(done.stdout.splitlines()[-1])
-    assert fp32 < 2e-6
-    assert recomputed < 2e-6
-    assert bf16 < 4e-3
+def test_a_compiled_step_is_captured_whole_and_lies_on_the_eager_curve():
+    """One graph forward and one backward (`fullgraph`), run without a compiler; recomputing adds no product.
+
+    Measured: 9.8e-8, 9.8e-8, 1.3e-3, 1.2e-3.
+    """
+    fp32, recomputed, bf16, bf16_recomputed = compiled_forms("cpu")
+    assert max(fp32[0], recomputed[0]) < 2e-6
+    assert max(bf16[0], bf16_recomputed[0]) < 4e-3
+    assert fp32[1] == recomputed[1] > 0
+    assert bf16[1] == bf16_recomputed[1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("form", ["bf16", "bf16 residual", "bf16 residual, recompute"])
-def test_bf16_compiled_lies_on_fp32_eager_on_a_gpu(form, batches):
-    """Not yet run: there was no GPU where this was written."""
-    device = torch.device("cuda")
-    ours = fresh(device, **FORMS[form][0])
-    ours.stepped = parallelise(ours.model, Processes(), device, is_compiled=True)
-    assert apart(curve(ours, batches), curve(fresh(device), batches)) < FORMS[form][1]
+def test_bf16_compiled_lies_on_fp32_eager_on_a_gpu():
+    """Not yet run: there was no GPU where this was written, and the limit is the CPU's."""
+    for difference, _ in compiled_forms("cuda"):
+        assert difference < 4e-3

@@ -211,11 +211,44 @@ def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
     def no_compiler(graph, inputs):
         raise OSError("no C compiler found")
 
+    torch._dynamo.reset()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend=no_compiler, **options))
     with pytest.raises(Fault, match=r"torch.compile fails here \(.*no C compiler found.*\): --compile False goes"):
         pretrain(pixel_config(digits_config, tmp_path / "run", compile=True))
-    torch._dynamo.reset()
+
+
+def test_little_memory_while_compiling_is_little_memory(tmp_path):
+    error = RuntimeError("the compiler failed")
+    error.inner_exception = torch.OutOfMemoryError("CUDA out of memory")
+    model = torch.nn.Linear(1, 1)
+    tmp_path.joinpath("config.json").write_text("{}")
+    optimizer = torch.optim.SGD(model.parameters())
+    assert loop.smaller_micro_batch(tmp_path, 16, 8, error, optimizer, Processes()) == 4
+
+
+def test_the_forms_of_a_step_reach_the_model(digits_config, tmp_path, monkeypatch):
+    """And change no figure where they must not."""
+    seen, save = [], task.save_checkpoint
+
+    def watch(run, step, model, *rest):
+        seen.append((model.decoder.blocks[0].recomputes, model.encoder.bf16_residual, model.decoder.bf16_residual))
+        return save(run, step, model, *rest)
+
+    monkeypatch.setattr(task, "save_checkpoint", watch)
+    plain = pretrain(pixel_config(digits_config, tmp_path / "plain", steps=4))
+    again = pretrain(pixel_config(digits_config, tmp_path / "again", steps=4, recompute=True))
+    assert again["loss"] == plain["loss"]
+    pretrain(pixel_config(digits_config, tmp_path / "bf16", steps=4, precision="bf16", bf16_residual=True))
+    assert set(seen) == {(False, False, False), (True, False, False), (False, True, True)}
+    config = pixel_config(digits_config, tmp_path / "plain", steps=6, resume="auto", recompute=True)
+    assert pretrain(config)["status"] == "complete"  # may change
+    with pytest.raises(RequestError, match="--bf16-residual"):  # may not
+        pretrain(
+            pixel_config(
+                digits_config, tmp_path / "bf16", steps=6, resume="auto", precision="bf16", bf16_residual=False
+            )
+        )
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmae.config import IMAGENET_MEAN, PretrainConfig
+from openmae.config import IMAGENET_MEAN, PretrainConfig, SettledConfig
 from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
 from openmae.interchange.described import Described
@@ -304,9 +304,19 @@ def test_recomputing_begins_where_smaller_micro_batches_end():
 def test_compiling_waits_for_a_gpu_and_its_compiler():
     assert settled(machine=GPU).config.compile
     assert not settled(machine=CPU).config.compile
-    without = settled(machine=replace(GPU, has_triton=False))
+    without = settled(machine=replace(GPU, can_compile=False))
     assert not without.config.compile
-    assert without.reasons["compile"] == "triton is not installed"
+    assert without.reasons["compile"] == "needs triton and a GPU of compute capability 7.0 or more"
+
+
+def test_a_bf16_residual_is_for_bf16():
+    with pytest.raises(RequestError, match=r"--bf16-residual is for --precision bf16, and .* fp32: leave it out"):
+        settled(bf16_residual=True)
+    assert settled(machine=GPU, model="base", bf16_residual=True).config.bf16_residual
+    old = settled().config.to_dict()
+    for name in ("recompute", "bf16_residual"):  # a run of before there was a choice
+        assert old.pop(name) is False
+    assert SettledConfig.from_dict(old) == settled().config
 
 
 def test_the_number_of_steps():

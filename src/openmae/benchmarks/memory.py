@@ -8,23 +8,26 @@ what autograd keeps for the backward pass of one more image, which decides how l
 
 import os
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import RATE, WORDS, Ours, make_ours, settled_for
-from openmae.benchmarks.peers import Peer, find_transformers, make_peer, twin
+from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, make_ours, settled_for
+from openmae.benchmarks.peers import Peer, check_equal, find_transformers, make_peer, twin
 from openmae.benchmarks.rows import NOT_INSTALLED, Row
 from openmae.benchmarks.step import equal_pair
 from openmae.config import BenchConfig
 from openmae.model import cost
 
 GOAL = "1/0.55 = 1.82"
-# Forms of our step beside the plain one.
-FORMS: dict[str, dict[str, Any]] = {"--recompute True": {"recompute": True}}
-BF16_FORMS = FORMS | {"--recompute True --bf16-residual": {"recompute": True, "bf16_residual": True}}
+FORMS = [
+    Form(words="", settings={}),
+    Form(words=", --recompute True", settings={"recompute": True}),
+    Form(words=", --recompute True --bf16-residual True", settings={"recompute": True, "bf16_residual": True}),
+]
 PARTS = ("all", "activations", "kept for an image")
 
 
@@ -38,10 +41,8 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     for case in config.case or ("base",):
         ours, peer = equal_pair(case, config, device)
         c, transformers = ours.settled.config, find_transformers()
-        mine = {"": of_ours(ours)}
-        for form, settings in (BF16_FORMS if c.precision == "bf16" else FORMS).items():
-            settled = settled_for(case, c.batch_size, device, c.precision, **settings)
-            mine[f", {form}"] = of_ours(make_ours(settled, device))
+        forms = [form for form in FORMS if c.precision == "bf16" or "bf16_residual" not in form.settings]
+        equal_to = ours.loss_and_norm()
         theirs: dict[str, list[float]] = {f"transformers {NOT_INSTALLED}": []}
         if peer is not None and transformers is not None:
             written_out = twin(transformers, ours.model.cpu(), ours.shape, attention="eager")
@@ -53,21 +54,26 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
                 "transformers ViTMAE, attention written out": of_peer(usual),
             }
         bytes_per_value = 2 if c.precision == "bf16" else 4
-        for form, own in mine.items():
-            planned = cost.activation_bytes(ours.shape, ours.visible, bytes_per_value, recompute=bool(form))
-            details = {"planned_activations": planned * c.batch_size} | ({"goal": GOAL} if case == "base" else {})
-            for words, other in theirs.items():
-                rows += [
+        for form in forms:
+            side = make_ours(settled_for(case, c.batch_size, device, c.precision, **form.settings), device)
+            check_equal(side.loss_and_norm(), equal_to, c.precision)
+            own = of_ours(side)
+            recompute = form.settings.get("recompute", False)
+            planned = cost.activation_bytes(ours.shape, ours.visible, bytes_per_value, recompute=recompute)
+            for (words, other), (part, name) in product(theirs.items(), enumerate(PARTS)):
+                details: dict[str, Any] = {"planned_activations": planned * c.batch_size}
+                if case == "base" and name == "all":
+                    details["goal"] = GOAL
+                rows.append(
                     Row(
-                        case=f"{WORDS[case]}, batch {c.batch_size}, {c.precision}{form}: {name}",
+                        case=f"{WORDS[case]}, batch {c.batch_size}, {c.precision}{form.words}: {name}",
                         peer=words,
                         unit="bytes",
                         ours=[own[part]],
                         theirs=other[part : part + 1],
                         details=details,
                     )
-                    for part, name in enumerate(PARTS)
-                ]
+                )
     return rows
 
 
@@ -102,6 +108,7 @@ def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()  # or what an operation keeps of its own result would hold its graph for ever
         if (place := tensor.untyped_storage().data_ptr()) not in own:
             kept[place] = tensor  # alive, so that no other tensor comes to lie in its place
         return tensor

@@ -72,6 +72,21 @@ def settled_for(case: str, batch: int, device: torch.device, precision: str | No
     return settle(config, facts, Machine.of(device, 1))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A way of computing the same step.
+
+    Attributes:
+        words: the flags that ask for it.
+        settings: of `PretrainConfig`.
+        is_compiled: whether the step's model goes through torch.compile.
+    """
+
+    words: str
+    settings: dict[str, Any]
+    is_compiled: bool = False
+
+
 @dataclass
 class Ours:
     """`openmae pretrain`'s own step on one batch.
@@ -112,10 +127,10 @@ class Ours:
         return torch.from_numpy(noise).float().to(self.device)
 
     def loss(self, count: int | None = None) -> Tensor:
-        """Of the first `count` images, or of the whole batch, at once."""
+        """Of the first `count` images, or of the whole batch, at once, as a step computes it."""
         masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
         with autocast(self.device, self.settled.config.precision):
-            return self.model(self.images()[:count], masking).loss
+            return self.stepped(self.images()[:count], masking).loss
 
     def loss_and_norm(self) -> tuple[float, float]:
         """Of the whole batch at once, without a step."""
@@ -126,13 +141,13 @@ def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = Fal
     """Our program with fresh weights and a batch of smooth noise, the same for the same seed.
 
     Args:
-        is_compiled: whatever the settings say: what compiled and eager forms compute is compared, too.
+        is_compiled: whether `stepped` goes through torch.compile; the settings' `compile` is not looked at.
     """
     torch.manual_seed(seed)
     config, shape = settled.config, settled.shape
     model = MAE.from_shape(shape).to(device).train()
     model.set_recompute(config.recompute)
-    model.set_low_precision_residual(config.bf16_residual)
+    model.set_bf16_residual(config.bf16_residual)
     optimizer = adamw(model, config.weight_decay, config.betas)
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(config.batch_size, 3, 8, 8, generator=generator)

@@ -13,28 +13,27 @@ from typing import Any
 import torch
 
 from openmae.benchmarks.machine import ceiling, share_of, waiting
-from openmae.benchmarks.ours import RATE, WORDS, Ours, batch_of, make_ours, settled_for
+from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, settled_for
 from openmae.benchmarks.peers import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
 from openmae.config import BenchConfig
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
-# Forms of our step beside the plain one: settings, and whether it is compiled. Of Large and Huge only the default is
-# measured on a GPU: each form takes up to a minute to compile.
-FORMS: dict[str, dict[str, tuple[dict[str, Any], bool]]] = {
-    "cpu": {"--recompute True": ({"recompute": True}, False)},
-    "cuda": {
-        "compiled": ({}, True),
-        "compiled, --recompute True": ({"recompute": True}, True),
-        "compiled, --bf16-residual": ({"bf16_residual": True}, True),
-    },
+RECOMPUTE = {"recompute": True}
+# Forms of our step beside the plain one. On a GPU the compiled one is the default; the others are asked for.
+COMPILED = Form(words="compiled", settings={}, is_compiled=True)
+ASKED_FOR = {
+    "cpu": [Form(words="--recompute True", settings=RECOMPUTE)],
+    "cuda": [
+        Form(words="compiled, --recompute True", settings=RECOMPUTE, is_compiled=True),
+        Form(words="compiled, --bf16-residual True", settings={"bf16_residual": True}, is_compiled=True),
+    ],
 }
-LARGE = ("large", "huge")
 MFU_GOALS = {"base": 0.45, "large": 0.55, "huge": 0.60}
 
 
 def step_rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """A row for each case; on a GPU also compiled forms of both programs.
+    """A row for each case; on a GPU also compiled forms of both programs, with `--forms` those that are asked for.
 
     Raises:
         Fault: the programs do not compute the same loss.
@@ -84,6 +83,7 @@ def counting(action: Callable[[], None], seconds: list[float]) -> Callable[[], N
 def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ours, peer = equal_pair(case, config, device)
     c, wait = ours.settled.config, waiting(device)
+    equal_to = ours.loss_and_norm()
     name = f"{WORDS[case]}, batch {c.batch_size}"
     measure = ceiling(ours.shape, ours.visible, c.batch_size, device, c.precision)
     ours_worked: list[float] = []
@@ -91,12 +91,16 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
     if peer is not None:
         sides["theirs"] = timed(counting(peer.step, they_worked), wait)
-    forms = FORMS.get(device.type, {})
-    forms = {form: of for form, of in forms.items() if case not in LARGE or form == "compiled"}
-    forms = {form: of for form, of in forms.items() if c.precision == "bf16" or not of[0].get("bf16_residual")}
-    for form, (settings, is_compiled) in forms.items():
-        settled = settled_for(case, c.batch_size, device, c.precision, **settings)
-        sides[form] = timed(make_ours(settled, device, is_compiled=is_compiled).step, wait)
+    forms = [COMPILED] if device.type == "cuda" else []
+    forms += ASKED_FOR.get(device.type, []) if config.forms else []
+    for form in forms:
+        if form.settings.get("bf16_residual") and c.precision != "bf16":
+            continue
+        settled = settled_for(case, c.batch_size, device, c.precision, **form.settings)
+        side = make_ours(settled, device, is_compiled=form.is_compiled)
+        if peer is not None:
+            print(f"{form.words}: {check_equal(side.loss_and_norm(), equal_to, c.precision)}", flush=True)
+        sides[form.words] = timed(side.step, wait)
     if peer is not None and device.type == "cuda":
         compiled = torch.compile(peer.model, dynamic=False)
         again = Peer(peer.model, peer.optimizer, peer.images, peer.noise, device, c.precision, compiled)
@@ -128,7 +132,8 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     tuned = "transformers ViTMAE, SDPA, fused AdamW"
     missing = f"transformers {NOT_INSTALLED}"
     rows = [row("ours", "theirs", tuned if peer else missing)]
-    rows += [row(form, "theirs", f"{tuned}; ours {form}" if peer else missing) for form in forms]
+    of_forms = [form.words for form in forms if form.words in times]
+    rows += [row(form, "theirs", f"{tuned}; ours {form}" if peer else missing) for form in of_forms]
     if "theirs compiled" in times:
         rows.append(row("compiled", "theirs compiled", f"{tuned}; both compiled"))
     return rows

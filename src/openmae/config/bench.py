@@ -40,6 +40,8 @@ class BenchConfig(Settings):
     device: str | None = None
     precision: str | None = None
     """fp32 or bf16."""
+    forms: bool = False
+    """step: also the forms of our step that are asked for by --recompute and --bf16-residual."""
     workers: int | None = None
     """epoch: processes that read images, for each program."""
     quick: bool = False
@@ -57,5 +59,7 @@ class BenchConfig(Settings):
         check_range("--batch-size", self.batch_size, 1)
         check_range("--segment", self.segment, 1)
         check_range("--workers", self.workers, 0)
+        if self.forms and self.name != "step":
+            raise RequestError(f"--forms is for step, and {self.name} has none")
         if self.data is not None and self.name not in ON_DATA:
             raise RequestError(f"--data is for {' and '.join(ON_DATA)}: openmae bench {self.name} needs no images")

@@ -92,9 +92,10 @@ class PretrainConfig(Settings):
     compile: bool | None = None
     """Compile the model (torch.compile): faster on GPUs after a minute, not on CPUs."""
     recompute: bool | None = None
-    """Compute norms and GELU again in the backward pass instead of keeping them: 0.6 of the memory, equal numbers."""
-    bf16_residual: bool = False
-    """With --precision bf16: what runs from block to block is bf16 too, half the memory traffic; weights stay fp32."""
+    """Compute norms and GELU again in the backward pass: keeps about 0.65 of the activations, the same results; unasked
+    where memory is short."""
+    bf16_residual: bool | None = None
+    """For --precision bf16 with --compile or --recompute: the residual stream is bf16 too; weights stay fp32."""
     workers: int | None = None
     """Processes that read images."""
     crops_per_decode: int = 1
@@ -203,6 +204,7 @@ class SettledConfig(PretrainConfig):
     precision: str
     compile: bool = False  # as in runs from before there was a choice
     recompute: bool = False
+    bf16_residual: bool = False
     workers: int
     crop_on: str = "reader"  # as in runs from before there was a choice
     log_every: int
@@ -217,7 +219,9 @@ class SettledConfig(PretrainConfig):
         if missing or (self.steps is None) == (self.epochs is None):
             raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
         if self.bf16_residual and self.precision != "bf16":
-            raise RequestError(f"--bf16-residual is for --precision bf16, and this run computes in {self.precision}")
+            raise RequestError(
+                f"--bf16-residual is for --precision bf16, and this run computes in {self.precision}: leave it out"
+            )
         if self.batch_size % self.crops_per_decode:
             raise RequestError(
                 f"--crops-per-decode got {self.crops_per_decode}, which does not divide --batch-size {self.batch_size}"

@@ -1,13 +1,14 @@
 """A pre-norm Transformer block, the encoder's and the decoder's alike (paper, section 3)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from openmae.config import Grid
 from openmae.model.relative_positions import BiasTable, DecomposedPositions
@@ -108,8 +109,8 @@ class Block(nn.Module):
         relative, layer_scale, window_size, norm_eps: of encoders that others trained (see `ViTShape`).
 
     Attributes:
-        recomputes: norms and GELU are not kept for the backward pass but computed again there. Of the 16 values that
-            a block keeps for each token and channel 10 remain; results are the same to the bit.
+        recomputes: what norms and GELU give is not kept for the backward pass but computed again there (but for norm1
+            before windows). Of 16 values for each token and channel 10 remain; results are the same to the bit.
     """
 
     recomputes = False
@@ -173,16 +174,22 @@ class Block(nn.Module):
         return self.mlp(self.norm2(x))
 
 
-def recomputed(function: Callable[[Tensor], Any], x: Tensor) -> Any:
-    """`function(x)`, of which only x is kept for the backward pass.
+def recomputed(function: Callable[[Tensor], Any], x: Float[Tensor, "b n d"]) -> Any:
+    """`function(x)`, a cheap operation that feeds matrix products, of which only x is kept for the backward pass.
 
-    Where a cheap operation feeds a matrix product only the cheap one runs again: what the backward pass asks for is
-    the product's input, and checkpointing stops as soon as it has that.
+    Only the cheap part runs again: what the backward pass asks for is the products' input, and checkpointing stops as
+    soon as it has that. Compiled there is no such stop: there the products' results are kept by name.
     """
+    if torch.compiler.is_compiling():
+        return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_products)
     return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
 
 
-def as_computed(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+def _keeping_products() -> tuple[AbstractContextManager, AbstractContextManager]:
+    return create_selective_checkpoint_contexts([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
+
+
+def to_autocast_dtype(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """x in the type that products are computed in: bf16 under autocast, else as it is."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

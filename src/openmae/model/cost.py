@@ -99,11 +99,12 @@ def training_flops(shape: MAEShape, visible: int) -> int:
 def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, recompute: bool = False) -> int:
     """Rough memory that the activations of one image take until the backward pass.
 
-    A block keeps about 18 values for each token and unit of width: the two norms' inputs and outputs, qkv,
-    the attention's output, the residuals and the MLP's hidden layer before and after GELU.
+    A block keeps 16 values for each token and unit of width: the two norms' inputs and outputs, qkv, the attention's
+    output and the MLP's hidden layer before and after GELU. Counted are 18, for with bf16 the norms' inputs take twice
+    the bytes.
 
     Args:
-        recompute: norms' outputs and what GELU made are not kept: about 12 values.
+        recompute: what norms and GELU give is not kept: 6 values fewer.
     """
     encoder, decoder, count = shape.encoder, shape.decoder, shape.encoder.num_patches
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import DecoderShape, Grid, ViTShape
-from openmae.model.block import Block, as_computed, init_linear_and_norm
+from openmae.model.block import Block, init_linear_and_norm, to_autocast_dtype
 from openmae.model.masking import Masking
 from openmae.model.positions import resample_positions, sincos_positions
 
@@ -24,10 +24,10 @@ class Decoder(nn.Module):
         makes_mask_tokens: False when the latent holds the masked places already (table 1c).
 
     Attributes:
-        low_precision_residual: as the encoder's.
+        bf16_residual: as the encoder's.
     """
 
-    low_precision_residual = False
+    bf16_residual = False
 
     def __init__(
         self, encoder: ViTShape, shape: DecoderShape, num_outputs: int, makes_mask_tokens: bool = True
@@ -75,8 +75,8 @@ class Decoder(nn.Module):
         positions = resample_positions(self.pos_embed, self.grid, grid)
         class_position = positions[:, :1].expand(len(x), -1, -1)
         x = x + torch.cat([class_position, F.embedding(masking.shuffled_ids, positions[0, 1:])], dim=1)
-        if self.low_precision_residual:
-            x = as_computed(x)
+        if self.bf16_residual:
+            x = to_autocast_dtype(x)
         # Only what is predicted needs to come out of the last block.
         num_queries = x.shape[1] - 1 if all_patches else masking.num_masked
         for block in self.blocks[:-1]:

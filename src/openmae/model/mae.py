@@ -64,9 +64,9 @@ class MAE(nn.Module):
             if isinstance(module, Block):
                 module.recomputes = is_on
 
-    def set_low_precision_residual(self, is_on: bool = True) -> None:
+    def set_bf16_residual(self, is_on: bool = True) -> None:
         """Whether what runs from block to block is bf16 too where autocast computes in bf16; weights stay float32."""
-        self.encoder.low_precision_residual = self.decoder.low_precision_residual = is_on
+        self.encoder.bf16_residual = self.decoder.bf16_residual = is_on
 
     def grid(self, images: Float[Tensor, "b c h w"]) -> Grid:
         """Rows and columns of patches in the images."""

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openmae.config import Grid, ViTShape, grid_of
-from openmae.model.block import Block, LayerScale, as_computed, init_linear_and_norm
+from openmae.model.block import Block, LayerScale, init_linear_and_norm, to_autocast_dtype
 from openmae.model.patches import gather, patchify
 from openmae.model.positions import resample_positions, sincos_positions
 from openmae.model.relative_positions import BiasTable, DecomposedPositions
@@ -32,10 +32,10 @@ class ViT(nn.Module):
     """The encoder. It knows nothing of masks: it encodes the patches that it is given.
 
     Attributes:
-        low_precision_residual: what runs from block to block is bf16 too where autocast computes in bf16.
+        bf16_residual: what runs from block to block is bf16 too where autocast computes in bf16.
     """
 
-    low_precision_residual = False
+    bf16_residual = False
 
     def __init__(self, shape: ViTShape) -> None:
         super().__init__()
@@ -108,8 +108,8 @@ class ViT(nn.Module):
         if self.cls_token is not None:
             # x.shape[0]: `len` is a Python integer, which torch.export would keep as the only batch size.
             x = torch.cat([(self.cls_token + class_position).expand(x.shape[0], -1, -1), x], dim=1)
-        if self.low_precision_residual:
-            x = as_computed(x)
+        if self.bf16_residual:
+            x = to_autocast_dtype(x)
         for number, block in enumerate(self.blocks[:num_blocks]):
             x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
         return x

@@ -1,6 +1,5 @@
 """What all training tasks decide alike when the person left it open, each decision with its reason."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ import torch
 from openmae.config import SIZES, check_name
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
-from openmae.training.device import default_workers, has_bf16, total_memory
+from openmae.training.device import can_compile, default_workers, has_bf16, total_memory
 from openmae.training.optim import CosineSchedule
 
 # Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
@@ -22,20 +21,19 @@ MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 @dataclass(frozen=True)
 class Machine:
     """What decisions may depend on: device type (cpu, cuda, mps), bf16 units, reader processes, memory in bytes, and
-    whether torch.compile has what it compiles with on a GPU."""
+    whether torch.compile can compile for the device."""
 
     device: str
     has_bf16: bool
     workers: int
     memory: int
-    has_triton: bool = True
+    can_compile: bool = True
 
     @classmethod
     def of(cls, device: torch.device, num_processes: int) -> "Machine":
         """This one, which `num_processes` share."""
-        has_triton = importlib.util.find_spec("triton") is not None
         workers = default_workers(device, num_processes)
-        return cls(device.type, has_bf16(device), workers, total_memory(device), has_triton)
+        return cls(device.type, has_bf16(device), workers, total_memory(device), can_compile(device))
 
 
 class Choices:

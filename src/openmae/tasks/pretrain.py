@@ -82,7 +82,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             print("\n".join(lines), flush=True)
         model.to(device)
         model.set_recompute(chosen.recompute)
-        model.set_low_precision_residual(chosen.bf16_residual)
+        model.set_bf16_residual(chosen.bf16_residual)
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
         step = restore(earlier, model, optimizer, data, masks)

@@ -33,16 +33,18 @@ def smaller_micro_batch(
         Fault: one image at a time is too much, or there are several processes; the run folder then remembers
             the smaller micro-batch. Or it was torch.compile that failed.
     """
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
-        raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
-    is_out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-    if not is_out_of_memory:
+    if not _is_out_of_memory(error):
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+            raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
         raise error
     optimizer.zero_grad(set_to_none=True)
     micro = min(micro_batch_size, len(processes.share(batch_size)))
     if micro == 1:
-        raise Fault("out of memory with a single image at a time: give a smaller --model or --image-size")
+        raise Fault(
+            "out of memory with a single image at a time: give a smaller --model or --image-size (pretrain: or "
+            "--recompute True)"
+        )
     remember_micro_batch(run, micro // 2, too_many=micro)
     if processes.count > 1:
         raise Fault(
@@ -52,6 +54,14 @@ def smaller_micro_batch(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return micro // 2
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also where the compiler ran out of it, trying out kernels, and wrapped what happened."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return True
+    cause = getattr(error, "inner_exception", None) or error.__cause__
+    return isinstance(cause, torch.OutOfMemoryError)
 
 
 def is_finite(model: nn.Module) -> bool:

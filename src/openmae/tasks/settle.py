@@ -92,8 +92,9 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
 
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
-    why = "faster on GPUs" if machine.has_triton else "triton is not installed"
-    choices.decide("compile", is_gpu and machine.has_triton, why if is_gpu else f"gains nothing on {machine.device}")
+    why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
+    choices.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
+    choices.decide("bf16_residual", False, "not yet measured on a GPU")
     _decide_crop(facts, machine, choices)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size"), "recompute": bool(config.recompute)}
@@ -125,6 +126,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         raise RequestError(
             f"{settled.micro_batch_size} images at a time need about {needed / 1e9:.3g} GB of memory, "
             f"{machine.device} has {machine.memory / 1e9:.3g}: give a smaller --model or --image-size"
+            + ("" if settled.recompute else ", or --recompute True")
         )
     preprocessing = Preprocessing(
         channels=settled.channels,
@@ -239,7 +241,7 @@ def micro_batch(shape: MAEShape, config: SettledConfig, machine: Machine) -> int
 
 
 def _with_recompute(shape: MAEShape, config: SettledConfig, machine: Machine) -> tuple[SettledConfig, str]:
-    """Recomputing only where even these few images at a time do not fit without: smaller micro-batches cost less."""
+    """Recomputing only where a single image at a time does not fit without it."""
     if planned_memory(shape, config, config.micro_batch_size) <= MEMORY_SHARE * machine.memory:
         return config, "memory suffices"
     return replace(config, recompute=True), "memory is short"

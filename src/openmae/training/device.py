@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import importlib.util
 import math
 import os
 import platform
@@ -68,6 +69,13 @@ def has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and "amx_bf16" in _cpu_flags()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile finds what it compiles with for a GPU: triton, which needs compute capability 7.0."""
+    if device.type != "cuda":
+        return True
+    return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _cpu_flags() -> set[str]:
