@@ -94,7 +94,8 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
     choices.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
-    choices.decide("bf16_residual", False, "not yet measured on a GPU")
+    is_bf16 = get("precision") == "bf16"
+    choices.decide("bf16_residual", False, "not yet measured on a GPU" if is_bf16 else "this run computes in fp32")
     _decide_crop(facts, machine, choices)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size"), "recompute": bool(config.recompute)}
