@@ -63,6 +63,32 @@ def test_a_wait_would_be_counted():
     assert waits.found == ["_local_scalar_dense", "nonzero", "_local_scalar_dense"]
 
 
+@pytest.mark.parametrize("is_whole", [False, True], ids=["cropped", "whole"])
+def test_a_step_makes_no_tensor_of_numbers(is_whole, monkeypatch):
+    """To bring Python's numbers to a GPU is to wait for it, too, and no operation tells them from a CPU's."""
+    ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
+    ours.parts = whole_parts() if is_whole else ours.parts
+    ours.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "tensor", lambda *arguments, **options: pytest.fail(f"torch.tensor{arguments}"))
+        ours.step()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("is_whole", [False, True], ids=["cropped", "whole"])
+def test_a_step_never_waits_on_a_gpu(is_whole):
+    """CUDA's own word on it. Not yet run: there was no GPU where this was written."""
+    device = torch.device("cuda")
+    ours = make_ours(settled_for("tiny", 4, device, "bf16", micro_batch_size=3), device)
+    ours.parts = [part.pin_memory() for part in (whole_parts() if is_whole else ours.parts)]
+    ours.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.fixture
 def compiled_eagerly(monkeypatch):
     """torch.compile without a compiler: the graph is captured and guarded as ever, and run as it is."""

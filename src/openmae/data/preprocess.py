@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -60,22 +61,24 @@ def normalise_(values: Tensor, preprocessing: Preprocessing) -> Tensor:
         The same tensor.
     """
     low, high = preprocessing.value_range
-    mean, std = _columns(preprocessing, values)
+    mean, std = _columns(preprocessing, values.device)
     return values.sub_(low + mean * (high - low)).div_(std * (high - low))
 
 
 def to_unit(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The model's input → values where 0..1 is the range that can be shown: the inverse, not clipped."""
-    mean, std = _columns(preprocessing, images)
+    mean, std = _columns(preprocessing, images.device)
     return images.float() * std + mean
 
 
-def _columns(preprocessing: Preprocessing, like: Tensor) -> tuple[Tensor, Tensor]:
-    shape = (1, -1, 1, 1)
-    return (
-        torch.tensor(preprocessing.mean, device=like.device).view(shape),
-        torch.tensor(preprocessing.std, device=like.device).view(shape),
-    )
+def _columns(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _column(preprocessing.mean, device), _column(preprocessing.std, device)
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A value for each channel: (1, C, 1, 1). Kept, because to bring numbers to a GPU is to wait for it."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)

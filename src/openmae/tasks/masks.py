@@ -74,7 +74,11 @@ def described_mask(masking: dict[str, Any], grid: Grid) -> Tensor | None:
 
 
 def to_device(masking: Masking, device: torch.device) -> Masking:
-    return Masking(masking.keep_ids.to(device, non_blocking=True), masking.masked_ids.to(device, non_blocking=True))
+    """The masking on the device; to a GPU from page-locked memory, for which nobody waits."""
+    ids = (masking.keep_ids, masking.masked_ids)
+    if device.type == "cuda":
+        ids = (ids[0].pin_memory(), ids[1].pin_memory())
+    return Masking(*(part.to(device, non_blocking=True) for part in ids))
 
 
 def read_mask(path: str, grid: Grid) -> Tensor:
