@@ -205,7 +205,8 @@ def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, c
     assert [row.case.split(",")[0] for row in rows] == ["original files", "JPEG pack", "raw pack", "raw pack"]
     assert rows[-1].case == "raw pack, 256 px, crops left to the device, one core"
     assert "without crop" in "\n".join(table(rows)).splitlines()[-1]  # what is not in it stands beside the figure
-    assert all(len(row.ours) == len(row.theirs) == 5 for row in rows)
+    assert all(len(row.ours) == len(row.theirs) == 5 for row in rows[:-1])
+    assert not rows[-1].theirs
     deep = tmp_path / "deep"
     deep.mkdir()
     Image.fromarray(np.zeros((300, 300), np.uint16)).save(deep / "0.png")

@@ -102,7 +102,8 @@ class PretrainConfig(Settings):
     """Crops of an image in a row, which is decoded once for them: less reading, and batches of fewer different images.
     An epoch stays as many crops as there are images."""
     crop_on: str | None = None
-    """reader, or device: readers only copy images of a raw pack, and the device crops and resizes them in a batch."""
+    """reader, or device: readers only copy images of a raw pack, and the device crops and resizes them in a batch; the
+    default on CUDA. Pixels differ by what a reader rounds: a run keeps it."""
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
     init: str | None = None
@@ -218,6 +219,10 @@ class SettledConfig(PretrainConfig):
         missing = [name for name in narrowed if getattr(self, name) is None]
         if missing or (self.steps is None) == (self.epochs is None):
             raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+        if self.crop_on == "device" and self.augment == "crop-jitter":
+            raise RequestError(
+                "--crop-on device: --augment crop-jitter goes on with the crop where it is read; give --crop-on reader"
+            )
         if self.bf16_residual and self.precision != "bf16":
             raise RequestError(
                 f"--bf16-residual is for --precision bf16, and this run computes in {self.precision}: leave it out"

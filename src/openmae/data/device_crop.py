@@ -30,7 +30,8 @@ def crop_and_normalise(images: Tensor, crops: Crops, preprocessing: Preprocessin
 
     This is `F.interpolate(…, mode="bicubic", antialias=True)` of each box as float32: 8-bit images are clipped to
     0..255, where the reader's way also rounds, twice. Always in float32, autocast or not. On CUDA torch multiplies
-    float32 in full unless `torch.backends.cuda.matmul.allow_tf32` was set; TF32 would cost about 0.1 grey levels.
+    float32 in full unless someone allows TF32 (`torch.set_float32_matmul_precision`, `allow_tf32`, or
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE in the environment), which would cost about 0.1 grey levels (an estimate).
 
     Nothing here waits for the device, and no shape depends on a value.
 

@@ -195,11 +195,12 @@ def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
         obstacle = f"--augment {augment} goes on with the crop where it is read"
         remedy = "--augment crop"
     elif facts.raw_shape is None:
-        obstacle = f"{shown(choices.config.data)} is no raw pack, and only there all images have one shape"
+        obstacle = f"{shown(choices.config.data)} is no raw pack, and only there all images are known to have one shape"
         remedy = "DATA from openmae pack --format raw"
     else:
         is_gpu = machine.device == "cuda"
-        why = "a raw pack: its readers need only copy" if is_gpu else f"faster than cropping on {machine.device}"
+        whys = {"cuda": "a raw pack: its readers need only copy", "cpu": "faster than cropping on cpu"}
+        why = whys.get(machine.device, f"not measured on {machine.device}")
         choices.decide("crop_on", "device" if is_gpu else "reader", why)
         return
     if choices.get("crop_on") == "device":
