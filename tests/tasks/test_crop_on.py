@@ -169,7 +169,7 @@ def test_it_is_decided_with_a_reason(facts, machine, augment, wanted, why):
     assert why in settled.reasons["crop_on"]
 
 
-def test_what_is_asked_for_is_done(packs):
+def test_what_is_asked_for_is_done():
     for crop_on in ("reader", "device"):
         for machine in (CPU_MACHINE, GPU):
             settled = settle(PretrainConfig(data="images", out="run", crop_on=crop_on), PACKED, machine)
@@ -182,6 +182,8 @@ def test_runs_from_before_there_was_a_choice_cropped_in_the_reader():
     old = settled.to_dict()
     del old["crop_on"]
     assert SettledConfig.from_dict(old) == settled
+    with pytest.raises(RequestError, match="--crop-on device: --augment crop-jitter"):
+        replace(settled, crop_on="device", augment="crop-jitter")
 
 
 @pytest.mark.parametrize(
