@@ -211,6 +211,9 @@ def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, c
     deep.mkdir()
     Image.fromarray(np.zeros((300, 300), np.uint16)).save(deep / "0.png")
     refused(capsys, f"bench loader --case jpeg-pack --quick --data {deep}", "--format raw")
+    np.save(deep / "1.npy", np.zeros((8, 8, 3), np.uint8))  # what we read and torchvision does not
+    (deep / "0.png").unlink()
+    refused(capsys, f"bench loader --quick --data {deep}", "holds no image files")
 
 
 def test_without_the_peer_ours_is_measured_and_the_row_says_how_to_get_it(tmp_path, monkeypatch):

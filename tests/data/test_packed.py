@@ -244,6 +244,14 @@ def test_a_file_that_goes_away_is_a_bad_image(packs, tmp_path):
         source.read(0)
 
 
+def test_a_raw_pack_without_its_manifest_is_no_picture(packs, tmp_path):
+    """Its .npy would be taken for one image of many channels."""
+    moved = shutil.copytree(packs / "raw", tmp_path / "moved")
+    (moved / "pack.json").unlink()
+    with pytest.raises(RequestError, match=r"moved is a raw pack without a pack.json: copy it again, or pack again"):
+        open_source(str(moved))
+
+
 def test_a_folder_with_another_pack_json_is_a_folder(tmp_path):
     photograph(20, 20).save(tmp_path / "a.png")
     (tmp_path / packed.MANIFEST).write_text('{"name": "something of npm"}')

@@ -216,6 +216,26 @@ def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend=no_compiler, **options))
     with pytest.raises(Fault, match=r"torch.compile fails here \(.*no C compiler found.*\): --compile False goes"):
         pretrain(pixel_config(digits_config, tmp_path / "run", compile=True))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["compile"] is False
+
+
+def test_a_resume_that_cannot_compile_leaves_the_run_as_it_was(digits_config, tmp_path, monkeypatch):
+    def no_compiler(graph, inputs):
+        raise OSError("no C compiler found")
+
+    out = tmp_path / "run"
+    pretrain(pixel_config(digits_config, out, steps=4))
+    untouched = shutil.copytree(out, tmp_path / "untouched")
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:
+        compile_ = torch.compile
+        patch.setattr(torch, "compile", lambda model, **options: compile_(model, backend=no_compiler, **options))
+        with pytest.raises(Fault, match=r"torch.compile fails"):
+            pretrain(pixel_config(digits_config, out, steps=8, resume="auto", compile=True))
+    for folder in (out, untouched):
+        pretrain(pixel_config(digits_config, folder, steps=8, resume="auto"))
+    same_training_state(out, untouched)
+    assert json.loads((out / "config.json").read_text())["compile"] is False
 
 
 def test_little_memory_while_compiling_is_little_memory(tmp_path):

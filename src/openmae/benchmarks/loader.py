@@ -138,7 +138,8 @@ def their_reader(data: str, place: Path, count: int) -> Callable[[], float]:
     from torchvision import datasets, transforms
 
     root = Path(data)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in EXTENSIONS) if root.is_dir() else []
+    known = [end for end in datasets.folder.IMG_EXTENSIONS if end in EXTENSIONS]
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in known) if root.is_dir() else []
     if not files:
         raise RequestError(f"--data {data} holds no image files: the loader is compared on a folder of JPEGs")
     (place / "all").mkdir(parents=True)

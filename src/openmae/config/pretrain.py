@@ -95,7 +95,7 @@ class PretrainConfig(Settings):
     """Compute norms and GELU again in the backward pass: keeps about 0.65 of the activations, the same results; unasked
     where memory is short."""
     bf16_residual: bool | None = None
-    """For --precision bf16 with --compile or --recompute: the residual stream is bf16 too; weights stay fp32."""
+    """For --precision bf16: the residual stream is bf16 too, weights are not; saves with --compile or --recompute."""
     workers: int | None = None
     """Processes that read images."""
     crops_per_decode: int = 1

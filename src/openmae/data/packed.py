@@ -33,6 +33,8 @@ def read_pack(root: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or "openmae_pack" not in manifest:
+        if any(os.path.lexists(str(index).removesuffix(".index.npz") + ".npy") for index in root.glob("*.index.npz")):
+            raise RequestError(f"{shown(root)} is a raw pack without a {MANIFEST}: copy it again, or pack again")
         if os.path.lexists(root / UNFINISHED):
             raise RequestError(f"{shown(root)} is an unfinished pack: openmae pack … --resume auto finishes it")
         return None

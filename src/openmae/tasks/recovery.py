@@ -8,7 +8,7 @@ from torch import nn
 
 from openmae.errors import Fault
 from openmae.tasks.progress import Progress
-from openmae.tasks.runs import remember_micro_batch
+from openmae.tasks.runs import remember_micro_batch, remember_no_compile
 from openmae.training.checkpoint import Checkpoint, newest_checkpoint
 from openmae.training.parallel import Processes
 
@@ -31,10 +31,11 @@ def smaller_micro_batch(
     Raises:
         RuntimeError: `error`, if it was something else.
         Fault: one image at a time is too much, or there are several processes; the run folder then remembers
-            the smaller micro-batch. Or it was torch.compile that failed.
+            the smaller micro-batch. Or it was torch.compile that failed: it remembers to go without.
     """
     if not _is_out_of_memory(error):
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            remember_no_compile(run)
             reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
             raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
         raise error

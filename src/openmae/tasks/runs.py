@@ -221,9 +221,17 @@ def begin(config: AnyConfig, preprocessing: Preprocessing, earlier: Earlier | No
 
 def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> None:
     """Write down that a run needs smaller micro-batches, for when it is started again."""
-    values = json.loads((run / "config.json").read_bytes())
-    values |= {"micro_batch_size": micro_batch_size, SMALLER_MICRO_BATCH: too_many}
-    # Processes that run out of memory together write the same; one of them may come too late.
+    _remember(run, {"micro_batch_size": micro_batch_size, SMALLER_MICRO_BATCH: too_many})
+
+
+def remember_no_compile(run: Path) -> None:
+    """Write down that a run does not compile: what it has trained so far goes on without, to the same weights."""
+    _remember(run, {"compile": False})
+
+
+def _remember(run: Path, settings: dict[str, Any]) -> None:
+    values = json.loads((run / "config.json").read_bytes()) | settings
+    # Processes that fail together write the same; one of them may come too late.
     with disk_faults(run), suppress(FileNotFoundError):
         write_json(run / "config.json", values)
 

@@ -6,6 +6,7 @@ function here does nothing. Models and loops know of no process group: distribut
 
 import contextlib
 import datetime
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -124,6 +125,8 @@ def parallelise(
             a smaller last micro-batch is compiled once more, not made a symbol.
     """
     if is_compiled:
+        # That recomputed parts must change nothing in place: they do not, and a person could do nothing about it.
+        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
         model = cast(nn.Module, torch.compile(model, dynamic=False))
     if processes.count == 1:
         return model
