@@ -206,7 +206,7 @@ def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, c
     assert rows[-1].case == "raw pack, 256 px, crops left to the device, one core"
     assert "without crop" in "\n".join(table(rows)).splitlines()[-1]  # what is not in it stands beside the figure
     assert all(len(row.ours) == len(row.theirs) == 5 for row in rows[:-1])
-    assert not rows[-1].theirs
+    assert rows[-1].to_dict()["ratio"] is None
     deep = tmp_path / "deep"
     deep.mkdir()
     Image.fromarray(np.zeros((300, 300), np.uint16)).save(deep / "0.png")
@@ -214,6 +214,21 @@ def test_packs_are_made_of_the_same_images_and_measured(tmp_path, monkeypatch, c
     np.save(deep / "1.npy", np.zeros((8, 8, 3), np.uint8))  # what we read and torchvision does not
     (deep / "0.png").unlink()
     refused(capsys, f"bench loader --quick --data {deep}", "holds no image files")
+
+
+def test_a_pack_that_failed_half_way_is_not_opened(tmp_path, monkeypatch):
+    """The case that would use it, too, gives the reason why it could not be made."""
+    monkeypatch.setattr(loader, "NUM_PHOTOS", 2)
+    folder = loader.write_photographs(tmp_path / "photographs")
+
+    def fail(config):
+        Path(config.out).mkdir()
+        raise RequestError("no space")
+
+    monkeypatch.setattr(openmae, "pack", fail)
+    rows = loader.loader_rows(BenchConfig(name="loader", data=str(folder), quick=True), CPU)
+    assert [row.peer for row in rows if not row.ours] == ["not measured: no space"] * 3
+    assert len(rows) == 4
 
 
 def test_without_the_peer_ours_is_measured_and_the_row_says_how_to_get_it(tmp_path, monkeypatch):

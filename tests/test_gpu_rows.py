@@ -17,29 +17,36 @@ _spec.loader.exec_module(gpu_rows)
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys):
-    """The real processes' places are taken by ones that write a row, fail, or write nothing."""
+    """The real processes' places are taken by ones that write a row, fail, write nothing, or hang."""
     row = {"case": "c", "peer": "p", "ratio": 2.0, "images_per_second": 100.0, "mfu_goal": 0.5, "share_of_ceiling": 0.4}
-    asked = {}
+    asked, failing = {}, ("step-large", "forms", "readers")
 
     def command_of(name, file, data, steps):
         asked[name] = steps
         text = json.dumps({"hardware": "h", "rows": [{**row, "case": name}]})
         program = f"open({str(file)!r}, 'w').write({text!r})"
-        program = {"step-large": "raise SystemExit(1)", "readers": "pass"}.get(name, program)
+        program = {"step-large": "raise SystemExit(1)", "readers": "pass", "forms": "import time; time.sleep(60)"}.get(
+            name, program
+        )
         return [sys.executable, "-c", program]
 
     monkeypatch.setattr(gpu_rows, "command_of", command_of)
+    monkeypatch.setitem(gpu_rows.SECONDS, "forms", 0.5)
     out = tmp_path / "rows.json"
     assert gpu_rows.main([str(out)]) == 1
     result = json.loads(out.read_bytes())
     names = [row["case"] for row in result["rows"]]
-    assert names == [name for name in (*gpu_rows.BENCHES, *gpu_rows.MEASURES) if name not in ("step-large", "readers")]
+    assert names == [name for name in (*gpu_rows.BENCHES, *gpu_rows.MEASURES) if name not in failing]
     assert result["hardware"] == "h"
     assert asked["cuda_graphs"]
     said = capsys.readouterr().out
-    assert "failed  step-large" in said
-    assert "failed  readers" in said
+    assert all(f"failed  {name}" in said for name in failing)
     assert "MFU 40%" in said
+
+
+def test_every_part_is_given_up_at_a_time_and_all_after_fifteen_minutes():
+    assert gpu_rows.SECONDS.keys() == {*gpu_rows.BENCHES, *gpu_rows.MEASURES}
+    assert sum(gpu_rows.SECONDS.values()) <= 900
 
 
 def test_every_command_is_one_that_openmae_knows(tmp_path):

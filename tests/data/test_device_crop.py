@@ -113,6 +113,7 @@ def test_a_box_of_the_results_size_is_its_pixels():
 
 
 def test_what_lies_outside_the_box_is_not_seen():
+    """Measured: 2.4e-7, of 1 within the box and a million around it."""
     images = torch.zeros(1, 40, 40, 1)
     images[:, 10:30, 5:20] = 1.0
     around = torch.where(images > 0, images, float(1 << 20))
@@ -123,20 +124,21 @@ def test_what_lies_outside_the_box_is_not_seen():
 
 @pytest.mark.parametrize("side", [1, 17, 224, 300])
 def test_weights_add_up_to_one(side):
-    """So a surface of one colour keeps it. Measured: 1.8e-7."""
+    """So a surface of one colour keeps it. Measured: 1.8e-7, and of a surface of 201 7.6e-5."""
     weights = resize_weights(torch.tensor([0, 3, 100]), torch.tensor([256, 77, 1]), 256, side)
     torch.testing.assert_close(weights.sum(2), torch.ones(3, side), rtol=0, atol=1e-6)
     result = cropped(torch.full((1, 256, 256, 3), 201, dtype=torch.uint8), crops_of([(3, 5, 199, 210)]), (side, side))
-    torch.testing.assert_close(result, torch.full_like(result, 201.0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(result, torch.full_like(result, 201.0), rtol=0, atol=2e-4)
 
 
 def test_values_are_normalised_as_ever():
+    """Measured: 3.1e-6, of values up to 10."""
     images, crops = noise(3, 40, 40), crops_of([(0, 0, 30, 30), (5, 5, 20, 20), (9, 1, 16, 12)])
     p = Preprocessing(
         channels=3, value_range=(3.0, 250.0), mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.1), image_size=(16, 12)
     )
     wanted = normalise(interpolated(images, crops, (16, 12)), p)
-    torch.testing.assert_close(crop_and_normalise(images, crops, p), wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(crop_and_normalise(images, crops, p), wanted, rtol=0, atol=2e-5)
     exact = normalise(images[2:, 9:25, 1:13].permute(0, 3, 1, 2), p)
     assert torch.equal(crop_and_normalise(images, crops, p)[2:], exact)
 
@@ -194,13 +196,14 @@ def test_a_wrong_box_or_flip_shows(wrong):
 
 
 def test_many_images_are_taken_in_parts(monkeypatch):
+    """Measured: the same bits, with one and two threads; a library may add in another order, by the size of a batch."""
     images, crops = noise(7, 20, 24), crops_of([(i, i, 10 + i, 9) for i in range(7)], [i % 2 == 0 for i in range(7)])
     whole = cropped(images, crops, (8, 8))
     for count in (1, 3):
         monkeypatch.setattr(device_crop, "VALUES_AT_ONCE", count * 20 * 24 * 3 + 5)
-        torch.testing.assert_close(cropped(images, crops, (8, 8)), whole, rtol=0, atol=1e-4)
+        torch.testing.assert_close(cropped(images, crops, (8, 8)), whole, rtol=0, atol=TOLERANCE / 10)
     monkeypatch.setattr(device_crop, "VALUES_AT_ONCE", 1)  # an image larger than that
-    torch.testing.assert_close(cropped(images, crops, (8, 8)), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(cropped(images, crops, (8, 8)), whole, rtol=0, atol=TOLERANCE / 10)
 
 
 def test_autocast_does_not_reach_it():

@@ -24,12 +24,13 @@ WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_sele
 class Waits(TorchDispatchMode):
     """Counts the operations that would wait for a GPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: set[str] = WAITING) -> None:
         super().__init__()
+        self.waiting = waiting
         self.found: list[str] = []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if (name := function.overloadpacket.__name__) in WAITING:
+        if (name := function.overloadpacket.__name__) in self.waiting:
             self.found.append(name)
         return function(*arguments, **(options or {}))
 
@@ -65,13 +66,22 @@ def test_a_wait_would_be_counted():
 
 @pytest.mark.parametrize("is_whole", [False, True], ids=["cropped", "whole"])
 def test_a_step_makes_no_tensor_of_numbers(is_whole, monkeypatch):
-    """To bring Python's numbers to a GPU is to wait for it, too, and no operation tells them from a CPU's."""
+    """To bring Python's numbers to a GPU is to wait for it, too. `torch.tensor` and its kin show as `lift_fresh`; so do
+    the NumPy arrays from which masks are made on the CPU, and nothing else may."""
     ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
     ours.parts = whole_parts() if is_whole else ours.parts
     ours.step()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "tensor", lambda *arguments, **options: pytest.fail(f"torch.tensor{arguments}"))
+    arrays, from_numpy = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: arrays.append(array) or from_numpy(array))
+    with Waits(WAITING | {"lift_fresh"}) as waits:
         ours.step()
+    assert waits.found == ["lift_fresh"] * len(arrays)
+    assert len(arrays) == len(ours.parts)
+    with Waits(WAITING | {"lift_fresh"}) as waits:
+        torch.tensor([1.0])
+        torch.as_tensor([1.0])
+        torch.ones(1).new_tensor([1.0])
+    assert waits.found == ["lift_fresh"] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

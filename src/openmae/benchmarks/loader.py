@@ -4,7 +4,8 @@ Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, 
 batches, normalised as the training step does it. The peer is what everyone ships: ImageFolder, RandomResizedCrop, flip,
 ToTensor, Normalize, float batches. Packs are made of
 the same images, and compared with the peer on the originals: that is the choice a person has. Of the last row
-(`--crop-on device`) only what a reader does is measured: crop, resize, flip and normalising are the device's.
+(`--crop-on device`) only what a reader does is measured: crop, resize, flip and normalising are the device's. It has no
+peer.
 """
 
 import os
@@ -40,7 +41,7 @@ WORDS = {
     "raw-pack": f"raw pack, 256 px, {SIZE} px crops",
     "raw-pack-whole": "raw pack, 256 px, crops left to the device",
 }
-LEFT_OUT = "without crop, resize and normalising, which theirs has"
+LEFT_OUT = "without crop, resize and normalising, which the others have"
 
 
 def loader_rows(config: BenchConfig, device: torch.device) -> list[Row]:

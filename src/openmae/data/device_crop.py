@@ -53,8 +53,8 @@ def crop_and_normalise(images: Tensor, crops: Crops, preprocessing: Preprocessin
             values = _resized_crops(part, boxes, is_flipped, preprocessing.image_size)
             if images.dtype == torch.uint8:  # bicubic weights overshoot at edges, to what no picture holds
                 values.clamp_(0, 255)
-            parts.append(normalise_(values, preprocessing))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+            parts.append(values)
+    return normalise_(parts[0] if len(parts) == 1 else torch.cat(parts), preprocessing)
 
 
 def _resized_crops(images: Tensor, boxes: Tensor, is_flipped: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -75,10 +74,12 @@ def _columns(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor
     return _column(preprocessing.mean, device), _column(preprocessing.std, device)
 
 
-@lru_cache(maxsize=64)
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel: (1, C, 1, 1). Kept, because to bring numbers to a GPU is to wait for it."""
-    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+    """A value for each channel: (1, C, 1, 1). Filled in there: to copy numbers to a GPU is to wait for it."""
+    column = torch.empty(1, len(values), 1, 1, device=device)
+    for channel, value in enumerate(values):
+        column[:, channel].fill_(value)
+    return column
 
 
 @dataclass(frozen=True)
