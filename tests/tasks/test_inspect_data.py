@@ -362,7 +362,11 @@ def test_an_interruption_ends_the_readers_and_leaves_nothing(zoo, tmp_path, monk
         return examine(*arguments, tell=lambda done: os.kill(os.getpid(), signal.SIGINT), **options)
 
     monkeypatch.setattr("openmae.tasks.inspect_data.examine", interrupted)
-    assert run(["inspect", str(zoo), "--out", str(tmp_path / "look"), "--workers", "1"]) == 3
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert run(["inspect", str(zoo), "--out", str(tmp_path / "look"), "--workers", "1"]) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.count("\n") == 1
     assert multiprocessing.active_children() == []
     assert os.listdir(tmp_path) == []
