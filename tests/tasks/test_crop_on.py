@@ -19,10 +19,9 @@ from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
 from openmae.errors import RequestError
 from openmae.tasks.choices import Machine
-from openmae.tasks.pretrain import pretrain, train_step
+from openmae.tasks.pretrain import pretrain
 from openmae.tasks.runs import MAY_CHANGE
 from openmae.tasks.settle import settle
-from openmae.training.parallel import Processes
 
 from ..processes import TINY, run, send, start, wait, wait_for_step
 from .shared import metrics, same_training_state, untimed, whole_parts
@@ -64,9 +63,8 @@ def test_a_step_is_that_of_the_float_crops():
     cut = [Batch(model_input(part, raw, CPU), part.keys, {}) for part in whole_parts()]
     for parts in (whole_parts(), cut):
         ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
-        loss, norm, skipped = train_step(
-            ours.stepped, ours.optimizer, parts, ours.settled, ours.masks, CPU, Processes()
-        )
+        ours.parts = parts
+        loss, norm, skipped = ours.step()
         assert not skipped
         gradients = [state["exp_avg"] for state in ours.optimizer.state.values()]  # a tenth of each, after one step
         assert len(gradients) > 30

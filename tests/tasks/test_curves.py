@@ -17,7 +17,6 @@ from openmae.benchmarks.ours import Ours, make_ours, settled_for
 from openmae.data.loader import Batch
 from openmae.data.preprocess import normalise
 from openmae.data.sources import open_source
-from openmae.tasks.pretrain import train_step
 from openmae.tasks.training_data import make_stream, read_steps
 from openmae.training.optim import set_rate, weight_decay_groups
 from openmae.training.parallel import Processes
@@ -53,9 +52,8 @@ def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
     losses = []
     for step, batch in enumerate(batches):
         cuts = range(0, BATCH, micro)
-        parts = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
-        set_rate(ours.optimizer, rate_of(step))
-        loss, _, _ = train_step(ours.stepped, ours.optimizer, parts, ours.settled, ours.masks, ours.device, Processes())
+        ours.parts = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
+        loss, _, _ = ours.step(rate_of(step))
         losses.append(float(loss))
     return losses
 
@@ -154,9 +152,6 @@ from functorch.compile import make_boxed_func, min_cut_rematerialization_partiti
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
 from openmae.benchmarks.ours import make_ours, settled_for
-from openmae.tasks.pretrain import train_step
-from openmae.training.optim import set_rate
-from openmae.training.parallel import Processes
 
 PRODUCTS, products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default), 0
 
@@ -176,8 +171,7 @@ def curve(device, precision, recompute, bf16_residual, **options):
         ours.stepped = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
     losses = []
     for _ in range(6):
-        set_rate(ours.optimizer, 3e-3)
-        loss, _, _ = train_step(ours.stepped, ours.optimizer, ours.parts, ours.settled, ours.masks, device, Processes())
+        loss, _, _ = ours.step(3e-3)
         losses.append(float(loss))
     return losses
 

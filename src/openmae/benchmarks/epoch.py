@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -41,9 +41,11 @@ from openmae.data.preprocess import look_at
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault
 from openmae.tasks.choices import Machine
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.pretrain import train_step
 from openmae.tasks.settle import Settled, settle
 from openmae.tasks.training_data import make_stream, read_steps
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import set_rate
 from openmae.training.parallel import Processes
 
@@ -107,18 +109,23 @@ class OurRun:
         stream = make_stream(settled.config, settled.preprocessing, source)
         c = settled.config
         steps = range(10**6)
-        self.batches: Generator[list[Batch], None, None] = read_steps(
+        self.batches = read_steps(
             stream, c.batch_size, c.micro_batch_size, c.workers, steps, Processes(), device.type == "cuda"
         )
+        self.inputs = inputs_of_steps(self.batches, self.ours.prepare, device)
 
     def advance(self, num_steps: int) -> None:
-        for parts in itertools.islice(self.batches, num_steps):
-            self.step(parts)
+        for inputs in itertools.islice(self.inputs, num_steps):
+            self.step(inputs)
 
-    def step(self, parts: list[Batch]) -> None:
+    def close(self) -> None:
+        self.inputs.close()
+        self.batches.close()
+
+    def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
         o = self.ours
         set_rate(o.optimizer, RATE)
-        train_step(o.stepped, o.optimizer, parts, o.settled, o.masks, o.device, Processes())
+        train_step(o.stepped, o.optimizer, inputs, o.settled.config, Processes())
 
 
 def _against_ready(settled: Settled, source: Source, config: BenchConfig, device: torch.device) -> Row:
@@ -126,10 +133,11 @@ def _against_ready(settled: Settled, source: Source, config: BenchConfig, device
     run = OurRun(settled, source, device)
     try:
         wait, ready = waiting(device), next(run.batches)
+        always = inputs_of_steps((ready for _ in itertools.count()), run.ours.prepare, device)
 
         def on_ready() -> None:
-            for _ in range(config.segment):
-                run.step(ready)
+            for inputs in itertools.islice(always, config.segment):
+                run.step(inputs)
 
         ours, theirs = [], []
         for number in range(WARM_UP + config.rounds):
@@ -138,7 +146,7 @@ def _against_ready(settled: Settled, source: Source, config: BenchConfig, device
                 ours.append(whole)
                 theirs.append(synthetic)
     finally:
-        run.batches.close()
+        run.close()
     details = {"goal": GOALS["data"], "steps": config.segment, "workers": settled.config.workers}
     return Row(
         case=f"end to end, {_words(settled)}", peer="ours on batches that are ready", ours=ours, theirs=theirs,
@@ -181,7 +189,7 @@ def _against_trainer(
             words += f" and its decoder of {THEIR_DECODER.width} x {THEIR_DECODER.depth}: not the same model"
         ours, theirs = _take_turns(transformers, model, run, source, config, device, place)
     finally:
-        run.batches.close()
+        run.close()
     epoch = len(source) / (config.segment * c.batch_size)
     details |= {
         "our_epoch_seconds": sorted(ours)[len(ours) // 2] * epoch,

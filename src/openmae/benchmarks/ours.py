@@ -1,6 +1,8 @@
 """Our side of a comparison: the settings, model and step of `openmae pretrain`, on a batch that is ready."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,12 @@ from openmae.data.preprocess import DataFacts
 from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.tasks.choices import Machine
+from openmae.tasks.loop import StepResult
 from openmae.tasks.masks import MaskSampler, to_device
-from openmae.tasks.pretrain import mask_sampler, train_step
+from openmae.tasks.model_input import ModelInput
+from openmae.tasks.pretrain import mask_sampler, prepare, train_step
 from openmae.tasks.settle import Settled, settle
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.device import autocast
 from openmae.training.optim import adamw, set_rate
 from openmae.training.parallel import Processes, parallelise
@@ -112,9 +117,21 @@ class Ours:
     def visible(self) -> int:
         return self.masks.num_visible
 
-    def step(self) -> None:
-        set_rate(self.optimizer, RATE)
-        train_step(self.stepped, self.optimizer, self.parts, self.settled, self.masks, self.device, Processes())
+    def step(self, rate: float = RATE) -> StepResult:
+        set_rate(self.optimizer, rate)
+        return train_step(self.stepped, self.optimizer, next(self.inputs), self.settled.config, Processes())
+
+    @cached_property
+    def inputs(self) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+        """The same batch for every step, as a run has them: on a GPU copied ahead."""
+        return inputs_of_steps(self._steps(), self.prepare, self.device)
+
+    def _steps(self) -> Generator[list[Batch], None, None]:
+        while True:
+            yield self.parts
+
+    def prepare(self, part: Batch) -> ModelInput:
+        return prepare(part, self.settled, self.masks, self.device)
 
     def images(self) -> Tensor:
         """The batch as a model takes it."""
@@ -156,5 +173,7 @@ def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = Fal
     keys = torch.from_numpy(sample_keys(seed, np.zeros(len(images), np.int64), np.arange(len(images))))
     micro = config.micro_batch_size
     parts = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
+    if device.type == "cuda":
+        parts = [part.pin_memory() for part in parts]  # as a run's are
     stepped = parallelise(model, Processes(), device, is_compiled=is_compiled)
     return Ours(settled, model, stepped, optimizer, mask_sampler(config, shape), parts, device)

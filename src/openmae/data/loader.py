@@ -10,6 +10,7 @@ image comes K times in a row and then not for K epochs. An epoch stays n crops, 
 import math
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,12 +25,15 @@ from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
+from openmae.data.hand_over import PREFETCHED, handed_over, received, room
+from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
-from openmae.errors import RequestError
+from openmae.errors import Fault, RequestError
 
 MOST_REPLACEMENTS = 1000
 WORKER_TIMEOUT = 300  # seconds until a hung worker is given up
+SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,13 @@ class Stream(Dataset):
         self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
         self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """Of an image as a reader hands it over."""
+        p = self.preprocessing
+        shape = raw_shape(self.source) if self.is_whole else None
+        return math.prod(shape or (p.channels, *p.image_size)) * (1 if p.dtype == "uint8" else 4)
+
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The index in the source and the key of each position: two (B,) arrays."""
         groups, crops = np.divmod(np.asarray(positions, dtype=np.int64), self.crops_per_decode)
@@ -193,20 +204,11 @@ def stack(images: Sequence[Tensor | NDArray]) -> Tensor:
     """Images of one size and type as a batch: (B, ...); in a reader process straight into what it shares."""
     tensors = [image for image in images if isinstance(image, Tensor)]
     if tensors:
-        return torch.stack(tensors, out=_room((len(images), *tensors[0].shape), tensors[0].dtype))
+        return torch.stack(tensors, out=room((len(images), *tensors[0].shape), tensors[0].dtype))
     arrays = [image for image in images if isinstance(image, np.ndarray)]
-    batch = _room((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    batch = room((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
     np.stack(arrays, out=batch.numpy())  # by NumPy, for torch warns of read-only memory, which a pack's pages are
     return batch
-
-
-def _room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """An empty tensor; in a reader process in memory that it shares."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    room = torch.empty(0, dtype=dtype)
-    shared = room.untyped_storage()._new_shared(math.prod(shape) * room.element_size(), device="cpu")
-    return room.set_(shared, 0, shape)  # type: ignore[call-overload]
 
 
 def stacked(labels: Sequence[Label]) -> Tensor | None:
@@ -241,7 +243,15 @@ class _Positions:
 
 
 def training_loader(
-    stream: Stream, *, steps: range, batch_size: int, share: range, micro_batch_size: int, workers: int, pin: bool
+    stream: Stream,
+    *,
+    steps: range,
+    batch_size: int,
+    share: range,
+    micro_batch_size: int,
+    workers: int,
+    pin: bool,
+    through_pipes: bool = False,
 ) -> DataLoader:
     """Micro-batches of `steps` in order, whatever the number of workers.
 
@@ -251,7 +261,7 @@ def training_loader(
         micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
     """
     positions = _Positions(steps, batch_size, share, micro_batch_size)
-    return make_loader(stream, positions, collate, workers=workers, pin=pin)
+    return make_loader(stream, positions, collate, workers=workers, pin=pin, through_pipes=through_pipes)
 
 
 def make_loader(
@@ -261,37 +271,124 @@ def make_loader(
     *,
     workers: int,
     pin: bool,
+    through_pipes: bool = False,
 ) -> DataLoader:
-    """A loader of `batches` of the data set, in their order; its readers leave signals to the main process."""
+    """A loader of `batches` of the data set, in their order; its readers leave signals to the main process.
+
+    Args:
+        through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
+            so unasked.
+    """
     return DataLoader(
-        dataset,
+        _Reader(dataset, collate, through_pipes),
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=pin,
         timeout=WORKER_TIMEOUT if workers else 0,
         worker_init_fn=_start_worker,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
     )
+
+
+class _Reader(Dataset):
+    """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], through_pipes: bool) -> None:
+        self.dataset, self.collate, self.through_pipes = dataset, collate, through_pipes
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        if torch.utils.data.get_worker_info() is None:
+            return self._batch(indices)
+        try:
+            return handed_over(self._batch(indices), self.through_pipes)
+        except Exception as error:
+            return _Failed(type(error).__name__, str(error), isinstance(error, RequestError))
+
+    def _batch(self, indices: list[int]) -> Any:
+        at_once = getattr(self.dataset, "__getitems__", None)
+        return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
+
+
+class _Failed(NamedTuple):
+    """What went wrong in a reader process."""
+
+    kind: str
+    message: str
+    is_request_error: bool
+
+    def pin_memory(self) -> "_Failed":
+        return self
+
+    @property
+    def error(self) -> RequestError | Fault:
+        if self.is_request_error:
+            return RequestError(self.message)
+        said = self.message.strip().splitlines()[-1:] or [""]
+        return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def read(loader: DataLoader) -> Generator[Any, None, None]:
     """Go through a loader once; when the generator is closed, its reader processes are gone.
 
     Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
+
+    Raises:
+        RequestError: as a reader raised it.
+        Fault: a reader failed, died or hung.
     """
     before = set(multiprocessing.active_children())
     batches = iter(loader)
     readers = set(multiprocessing.active_children()) - before
     try:
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield received(batch)
+    except RuntimeError as error:
+        raise reader_fault(error) or error from None
     finally:
-        if readers:  # private, but a traceback may keep `batches` alive, and then nothing else ends the readers
-            batches._shutdown_workers()  # type: ignore[attr-defined]
-        for reader in readers:
-            if reader.is_alive():
-                reader.kill()
+        if readers:
+            _end(batches, readers)
+
+
+def reader_fault(error: BaseException) -> Fault | None:
+    """What DataLoader says of a reader that died or hung, as a person needs it; None where it is another error.
+
+    DataLoader's own signal handler raises it wherever the main process happens to be.
+    """
+    said = str(error)
+    if not isinstance(error, RuntimeError) or isinstance(error, Fault) or "DataLoader" not in said:
+        return None
+    if "timed out" in said:
+        what = f"hung: no batch came for {WORKER_TIMEOUT} s (a disk or server that does not answer?)"
+    elif "Bus error" in said:
+        what = "met the end of its memory or of a file (shared memory: docker run --shm-size; a file cut short?)"
+    elif "Killed" in said:
+        what = "was killed, most likely because the machine is short of memory: give fewer --workers"
+    else:
+        what = f"died ({' '.join(said.split())})"
+    return Fault(f"a reader process {what}; --workers 0 reads in the main process")
+
+
+def _end(batches: Iterator[Any], readers: set[Any]) -> None:
+    """End the readers: in order if they do so at once, else by force.
+
+    Private, but a traceback may keep `batches` alive, and then nothing else ends them. In a thread, for with many
+    readers, or one that hangs, it waits for each in turn, and for its own thread without an end.
+    """
+    ending = threading.Thread(target=batches._shutdown_workers, daemon=True)  # type: ignore[attr-defined]
+    ending.start()
+    ending.join(SHUTDOWN_SECONDS)
+    for reader in readers:
+        if reader.is_alive():
+            reader.kill()
+    ending.join(SHUTDOWN_SECONDS)
 
 
 def _start_worker(worker: int) -> None:

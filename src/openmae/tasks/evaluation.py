@@ -1,5 +1,7 @@
 """What a classifier says about every image of a source, each counted once."""
 
+from contextlib import closing
+
 import numpy as np
 import torch
 
@@ -54,21 +56,15 @@ def predict(
         with_labels=False,
         pin=device.type == "cuda",
     )
-    is_stopped = False
-    try:
-        for batch in batches:
-            if stop is not None and stop.received:
-                is_stopped = True
-                break
+    with closing(batches if stop is None else stop.reading(batches)) as until_stopped:
+        for batch in until_stopped:
             bad |= batch.bad
             if len(batch.images):
                 images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
                 with autocast(device, precision):
                     logits.append(model(images).float().cpu())
                 indices.append(batch.indices.numpy())
-    finally:
-        batches.close()
-    if processes.any(is_stopped):
+    if processes.any(stop is not None and stop.received is not None):
         raise EvaluationStopped
     own = np.concatenate(indices)
     part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad)

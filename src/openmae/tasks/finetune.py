@@ -1,6 +1,6 @@
 """`openmae finetune`: a classifier from labels: fine-tuned, partially or from scratch (paper, tables 9 and 11)."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from openmae.tasks.classification import (
 from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.loop import StepResult, Training, run_loop
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
@@ -51,6 +52,7 @@ from openmae.tasks.tuning_step import TuningStep, train_step
 from openmae.tasks.weights import read_described, read_init
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.device import use_device
 from openmae.training.optim import adamw_of, layer_decay_groups
 from openmae.training.parallel import Processes, joined, parallelise
@@ -135,15 +137,16 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             state = {"data": fingerprint, "settings": settings, "classes": list(data.classes), **state}
             save_averaged(run, step, model, optimizer, average, {**metadata, "step": step}, state, chosen.keep)
 
-        def read_from(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+        def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
             if task.is_paired:
                 micro_batch_size = max(2, micro_batch_size // 2 * 2)
             steps, pin = range(step, num_steps), device.type == "cuda"
-            return read_steps(
+            read = read_steps(
                 stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin, task.is_paired
             )
+            return inputs_of_steps(read, task.prepare, device)
 
-        def take_step(parts: Sequence[Batch], step: int) -> StepResult:
+        def take_step(parts: StepInputs[Batch, ModelInput], step: int) -> StepResult:
             result = train_step(stepped, optimizer, parts, step, task)
             if average is not None:
                 average.update(result[2])

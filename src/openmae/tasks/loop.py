@@ -3,7 +3,8 @@
 Every task that trains hands its own step and verbs to `run_loop`; the loop knows no model and no data.
 """
 
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.data.loader import Batch
+from openmae.data.loader import Batch, reader_fault
 from openmae.errors import Fault, Interrupted
 from openmae.tasks.evaluators import Evaluator, evaluate
 from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.progress import MOST_SKIPPED, Progress
 from openmae.tasks.recovery import is_finite, roll_back, smaller_micro_batch
 from openmae.training.checkpoint import Checkpoint
+from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import peak_memory
 from openmae.training.optim import set_rate
 from openmae.training.parallel import Processes
-from openmae.training.signals import StopRequest
+from openmae.training.signals import GivenUp, StopRequest
 from openmae.training.telemetry import Screen, duration
+from openmae.training.waits import Waits
 
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said
 
@@ -40,8 +43,10 @@ class Training:
         title: of the progress line.
         model: without what distribution puts around it.
         schedule: the learning rate of a step.
+        warm_up: compile for a step's micro-batches and check that, before the first step and after each change of their
+            size; returns a line about it. None where nothing is compiled.
         take_step: one optimiser step, over this process's micro-batches of the step with this number.
-        read_from: the micro-batches of each step from one on, of at most so many images.
+        read_from: the micro-batches of each step from one on, of at most so many images, made ready for the model.
         save: write the checkpoint of a step, with where the run stands; called in the first process.
         restore: put a checkpoint's weights and optimiser back.
         names_of_step: the inputs of a step's batch.
@@ -58,11 +63,12 @@ class Training:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Callable[[int], float]
-    take_step: Callable[[Sequence[Batch], int], StepResult]
-    read_from: Callable[[int, int], Generator[list[Batch], None, None]]
+    take_step: Callable[[StepInputs[Batch, Any], int], StepResult]
+    read_from: Callable[[int, int], Generator[StepInputs[Batch, Any], None, None]]
     save: Callable[[int, dict[str, Any]], None]
     restore: Callable[[Checkpoint], None]
     names_of_step: Callable[[int], list[str]]
+    warm_up: Callable[[StepInputs[Batch, Any], StopRequest], str] | None = None
 
 
 def run_loop(
@@ -85,39 +91,71 @@ def run_loop(
         Fault: a full disk, a dead reader process, or numbers that are not finite after every roll-back.
     """
     t, micro_batch_size = training, training.micro_batch_size
+    is_warm, saved_step = t.warm_up is None, step
 
     def save() -> None:
+        nonlocal saved_step
         state = progress.to_dict()
-        if processes.is_first:
-            t.save(step, state)
-        processes.wait()
+        with waits.on("the checkpoint to be written"):
+            if processes.is_first:
+                t.save(step, state)
+            processes.wait()
+        saved_step = step
 
-    batches = t.read_from(step, micro_batch_size)
+    def stop_if_asked() -> None:
+        """Save and stop where a signal came to any of the processes. No weight has changed since the last step."""
+        with waits.on("another process"):
+            is_asked = processes.any(stop.received is not None)
+        if is_asked:
+            signal = stop.received or "a signal to another process"
+            if processes.any(not is_finite(t.model)):
+                raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
+            if saved_step != step or step == 0:
+                save()
+            raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
+
+    inputs = t.read_from(step, micro_batch_size)
+    screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
+    say = screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}", flush=True)
+    waits = Waits(say)
     try:
         evaluators = make_evaluators()
         stop.defer()
-        with Screen(t.num_steps, step, t.title, quiet=not processes.is_first) as screen:
+        with screen, waits:
             screen.say(f"resumed at step {step:,}" if step else f"writing to {t.run}")
             first = step
-            evaluate(evaluators, step, t.num_steps, t.model, progress, stop)  # if a stop came before it could
+            with waits.on("the evaluation"):
+                evaluate(evaluators, step, t.num_steps, t.model, progress, stop)  # if a stop came before it could
             while step < t.num_steps:
-                parts = progress.wait_for(batches)
-                set_rate(t.optimizer, rate := t.schedule(step))
                 try:
+                    with suppress(GivenUp), stop.giving_up(), waits.on("the readers' next batch"):
+                        parts = progress.wait_for(inputs)
+                    stop_if_asked()
+                    if not is_warm:
+                        assert t.warm_up is not None
+                        screen.say("compiling  the step, about a minute on a GPU")
+                        before = time.monotonic()
+                        with waits.on("the compiler"):
+                            screen.say(warm_up(t.warm_up, parts, stop))
+                        is_warm = True
+                        for clock in (screen, progress):
+                            clock.leave_out(time.monotonic() - before)
+                        stop_if_asked()
+                    set_rate(t.optimizer, rate := t.schedule(step))
                     loss, norm, is_skipped = t.take_step(parts, step)
                 except RuntimeError as error:
                     micro_batch_size = smaller_micro_batch(
                         t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes
                     )
                     screen.say(f"out of memory: now {micro_batch_size} images at a time")
-                    batches.close()
-                    batches = t.read_from(step, micro_batch_size)
+                    inputs.close()
+                    inputs, is_warm = t.read_from(step, micro_batch_size), t.warm_up is None
                     continue
                 step += 1
                 progress.add(loss, is_skipped)
                 if step % t.log_every == 0 or step in (1, t.num_steps):
-                    # The one place that waits for the device.
-                    said, *unusual = progress.line(step, rate, norm, peak_memory(t.device))
+                    with waits.on("the device"):
+                        said, *unusual = progress.line(step, rate, norm, peak_memory(t.device))
                     screen.update(step, said)
                     for line in unusual:
                         screen.say(line)
@@ -125,36 +163,45 @@ def run_loop(
                 if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(t.model))):
                     step = roll_back(t.run, step, t.restore, progress, t.names_of_step(step - 1))
                     screen.say(f"weights or gradients are not finite: back to step {step:,}")
-                    batches.close()
-                    batches = t.read_from(step, micro_batch_size)
+                    inputs.close()
+                    inputs = t.read_from(step, micro_batch_size)
                     continue
                 if step in (first + 1, first + 1 + TIMED_STEPS):
                     float(loss)  # waits for the device: what is only queued has taken no time yet
                     if step == first + 1:  # readers have started, kernels are chosen
-                        screen.restart_clock(step)
-                    else:
-                        screen.say(f"timed      about {duration(screen.time_left(step))} from here")
-                evaluate(evaluators, step, t.num_steps, t.model, progress, stop)
-                if processes.any(stop.received is not None):
-                    signal = stop.received or "a signal to another process"
-                    if processes.any(not is_finite(t.model)):
-                        raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
-                    save()
-                    raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
+                        screen.start_clock(step)
+                    elif (left := screen.time_left(step)) is not None:
+                        screen.say(f"timed      about {duration(left)} from here")
+                with waits.on("the evaluation"):
+                    evaluate(evaluators, step, t.num_steps, t.model, progress, stop)
                 if wants_save:
                     save()
-        finished = finish()
+            stop_if_asked()
+            with waits.on("the final evaluation"):
+                finished = finish()
     except EvaluationStopped:
         progress.log.summary(progress.summary("interrupted", step))
         raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
     except BaseException as error:
         with suppress(Fault):  # on a full disk, what happened first is what must be said
             progress.log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
+        if (fault := reader_fault(error)) is not None:  # a reader died while this process was elsewhere
+            raise fault from None
         raise
     finally:
-        batches.close()
+        inputs.close()
         progress.log.close()
     return {**progress.summary("complete", step), **finished}
+
+
+def warm_up(function: Callable[[Any, StopRequest], str], inputs: Any, stop: StopRequest) -> str:
+    """Compile and check before the first step; what a stop signal does to the compiler is no fault."""
+    try:
+        return function(inputs, stop)
+    except Exception as error:
+        if stop.received is None:
+            raise
+        return f"compiler   stopped ({type(error).__name__})"
 
 
 def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from openmae.data.loader import make_loader, read
 from openmae.data.pack import Packed, PackedImages, Packing
 from openmae.data.packed import MANIFEST
 from openmae.data.sources import Source
-from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.errors import Interrupted, RequestError, shown
 from openmae.tasks.pack_files import (
     Journal,
     RawFile,
@@ -27,7 +27,7 @@ from openmae.tasks.pack_files import (
 )
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, sync
-from openmae.training.signals import StopRequest
+from openmae.training.signals import GivenUp, StopRequest
 from openmae.training.telemetry import Screen
 
 BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
@@ -182,17 +182,14 @@ class PackJob:
 
     def _next(self, split: str, images: Iterator[Packed]) -> Packed:
         """The next images, unless it is time to stop."""
-        if self.stop.received:
+        try:
+            with self.stop.giving_up():
+                found = next(images)
+        except GivenUp:
             raise Interrupted(
                 f"{self.stop.received} after {self.done:,} of {self.inputs:,} images: finished files are kept, "
                 "--resume auto goes on"
-            )
-        try:
-            found = next(images)
-        except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
+            ) from None
         self.done += len(found.bad) + (
             len(found.images)
             if self.plan["format"] == "jpeg"

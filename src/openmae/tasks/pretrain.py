@@ -1,13 +1,13 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.device_crop import model_input
@@ -21,6 +21,7 @@ from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.plan import check_disk, checkpoint_bytes, plan_lines
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
@@ -32,14 +33,16 @@ from openmae.tasks.runs import (
     with_remembered_micro_batch,
 )
 from openmae.tasks.settle import Settled, settle
+from openmae.tasks.step_model import StepModel
 from openmae.tasks.take_over import load_weights, start_pretraining
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.watch import open_watch
 from openmae.tasks.weights import read_described, read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.device import autocast, use_device
 from openmae.training.optim import adamw
-from openmae.training.parallel import Processes, accumulating, joined, parallelise
+from openmae.training.parallel import Processes, accumulating, joined
 from openmae.training.signals import StopRequest
 
 
@@ -106,16 +109,24 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
 
-        stepped = parallelise(model.train(), processes, device, is_compiled=chosen.compile)
+        step_model = StepModel(
+            model.train(),
+            processes,
+            device,
+            is_compiled=chosen.compile,
+            precision=chosen.precision,
+            loss_of=loss_of,
+        )
 
         def save(step: int, state: dict[str, Any]) -> None:
             state = {"data": fingerprint, "settings": settings, **state}
             save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
 
-        def read_from(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+        def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
             steps = range(step, num_steps)
             pin = device.type == "cuda"
-            return read_steps(stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin)
+            read = read_steps(stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin)
+            return inputs_of_steps(read, lambda part: prepare(part, settled, masks, device), device)
 
         def watched() -> list[Evaluator]:
             progress.note_bad(facts.bad if facts else {})
@@ -133,7 +144,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             model=model,
             optimizer=optimizer,
             schedule=schedule,
-            take_step=lambda parts, step: train_step(stepped, optimizer, parts, settled, masks, device, processes),
+            warm_up=step_model.warm_up if step_model.needs_warm_up else None,
+            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes),
             read_from=read_from,
             save=save,
             restore=lambda checkpoint: put_back(checkpoint, model, optimizer),
@@ -147,27 +159,33 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         return summary
 
 
+def prepare(part: Batch, settled: Settled, masks: MaskSampler, device: torch.device) -> ModelInput:
+    """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
+    images = model_input(part, settled.preprocessing, device)
+    return ModelInput(images, part.keys, to_device(masks(part.keys), device))
+
+
+def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
+    """The mean loss of a micro-batch."""
+    with autocast(part.images.device, precision):
+        return model(part.images, part.masking).loss
+
+
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: Sequence[Batch],
-    settled: Settled,
-    masks: MaskSampler,
-    device: torch.device,
+    parts: StepInputs[Batch, ModelInput],
+    config: SettledConfig,
     processes: Processes,
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
-    config = settled.config
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), device=next(model.parameters()).device)
     for number, part in enumerate(parts, start=1):
-        images = model_input(part, settled.preprocessing, device)
-        masking = to_device(masks(part.keys), device)
         with accumulating(model, is_last=number == len(parts)):
-            with autocast(device, config.precision):
-                loss = model(images, masking).loss * (len(images) / config.batch_size)
+            loss = loss_of(model, part, config.precision) * (len(part) / config.batch_size)
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
     return total, *step_if_finite(model, optimizer)

@@ -1,7 +1,7 @@
 """`openmae probe`: a linear classifier on a frozen encoder (paper, table 10)."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.extract import check_readable
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.plan import check_disk, probing_lines
 from openmae.tasks.probe_features import check_parts, features_of, make_reader, predictions_of
 from openmae.tasks.probe_rates import best_of, chosen_by, figure_of, rate_lines, write_rates
@@ -43,6 +44,7 @@ from openmae.tasks.take_over import load_encoder, load_weights
 from openmae.tasks.training_data import check_outside, names_of_step
 from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
+from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.lars import LARS
@@ -197,8 +199,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: Sequence[Batch],
-    features: Callable[[Batch], Tensor],
+    parts: StepInputs[Batch, ModelInput],
+    features: Callable[[ModelInput], Tensor],
     is_multi_label: bool,
     batch_size: int,
     device: torch.device,
@@ -210,8 +212,8 @@ def train_step(
     """
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, start=1):
-        assert part.labels is not None
-        targets = part.labels.to(device)
+        targets = part.labels
+        assert targets is not None
         with accumulating(model, is_last=number == len(parts)):
             logits = model(features(part))  # (heads, B, classes)
             loss = sum(classification_loss(own, targets, is_multi_label, None) for own in logits) / batch_size

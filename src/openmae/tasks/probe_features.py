@@ -20,8 +20,10 @@ from openmae.model.probe import Probes
 from openmae.tasks.extract import Features, check_readable, extract
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.metrics import Predictions
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.settle_probe import SettledProbing
 from openmae.tasks.training_data import read_steps
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.device import autocast
 from openmae.training.parallel import Processes
 
@@ -36,8 +38,8 @@ class Reader:
     """
 
     stream: Stream
-    features: Callable[[Batch], Tensor]
-    read_from: Callable[[int, int], Generator[list[Batch], None, None]]
+    features: Callable[[ModelInput], Tensor]
+    read_from: Callable[[int, int], Generator[StepInputs[Batch, ModelInput], None, None]]
 
 
 def features_of(
@@ -78,29 +80,42 @@ def make_reader(
             Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
         )
 
-        def keep_reading(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+        def kept_steps(step: int) -> Generator[list[Batch], None, None]:
             share = processes.share(config.batch_size)
             for number in range(step, num_steps):
                 rows, keys = stream.locate([number * config.batch_size + i for i in share])
                 yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
 
-        return Reader(stream, lambda part: part.images.to(device), keep_reading)
+        def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+            return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, device), device)
+
+        return Reader(stream, lambda part: part.images, keep_reading)
 
     augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale)
     stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
 
     @torch.no_grad()
-    def encoded(part: Batch) -> Tensor:
-        images = normalise(part.images.to(device, non_blocking=True), settled.preprocessing)
+    def encoded(part: ModelInput) -> Tensor:
         with autocast(device, config.precision):
-            return pool_tokens(classifier.encoder(images), config.pool).float()
+            return pool_tokens(classifier.encoder(part.images), config.pool).float()
 
-    def read_on(step: int, micro_batch_size: int) -> Generator[list[Batch], None, None]:
+    def prepare(part: Batch) -> ModelInput:
+        images = part.images.to(device, non_blocking=True)
+        return _on_device(part, normalise(images, settled.preprocessing), device)
+
+    def read_on(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
         steps, pin = range(step, num_steps), device.type == "cuda"
         micro_batch_size = part_size(len(processes.share(config.batch_size)), micro_batch_size)
-        return read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
+        read = read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
+        return inputs_of_steps(read, prepare, device)
 
     return Reader(stream, encoded, read_on)
+
+
+def _on_device(part: Batch, images: Tensor, device: torch.device) -> ModelInput:
+    assert part.labels is not None
+    images, labels = (values.to(device, non_blocking=True) for values in (images, part.labels))
+    return ModelInput(images, part.keys, labels=labels)
 
 
 def part_size(count: int, most: int) -> int:

@@ -16,6 +16,7 @@ from openmae.data.loader import Batch
 from openmae.data.packed import pack_format
 from openmae.errors import RequestError, shown
 from openmae.tasks.runs import Earlier
+from openmae.training.copy_ahead import D, StepInputs
 from openmae.training.device import num_cores
 from openmae.training.files import disk_faults
 from openmae.training.parallel import Processes
@@ -105,14 +106,18 @@ class Progress:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 1)
 
-    def wait_for(self, batches: Iterator[list[Batch]]) -> list[Batch]:
+    def wait_for(self, inputs: Iterator[StepInputs[Batch, D]]) -> StepInputs[Batch, D]:
         """The next step's micro-batches, with the waiting timed."""
         before = time.monotonic()
-        parts = next(batches)
+        found = next(inputs)
         self.waited += time.monotonic() - before
-        for part in parts:
+        for part in found.parts:
             self.unreported |= part.bad
-        return parts
+        return found
+
+    def leave_out(self, seconds: float) -> None:
+        """The last so many seconds were not the training's."""
+        self.line_at += seconds
 
     def add(self, loss: Tensor, is_skipped: Tensor) -> None:
         """Count a step: its loss (this process's part of it) and whether it was skipped stay on the device."""
@@ -187,7 +192,7 @@ class Progress:
 
     def evaluated(self, step: int, results: dict[str, float], seconds: float) -> None:
         """Write what evaluators found; the time they took is not the training's."""
-        self.line_at += seconds
+        self.leave_out(seconds)
         self.evaluated_step = step
         results = {name: value for name, value in results.items() if math.isfinite(value)}
         self.results |= results

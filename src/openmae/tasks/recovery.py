@@ -33,7 +33,7 @@ def smaller_micro_batch(
         Fault: one image at a time is too much, or there are several processes; the run folder then remembers
             the smaller micro-batch. Or it was torch.compile that failed: it remembers to go without.
     """
-    if not _is_out_of_memory(error):
+    if not is_out_of_memory(error):
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             remember_no_compile(run)
             reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
@@ -57,7 +57,7 @@ def smaller_micro_batch(
     return micro // 2
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Also where the compiler ran out of it, trying out kernels, and wrapped what happened."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return True

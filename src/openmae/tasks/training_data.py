@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
+from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Stream, read, training_loader
 from openmae.data.parts import split_held_out
 from openmae.data.sources import Source, open_source
-from openmae.errors import Fault, RequestError
+from openmae.errors import RequestError
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
@@ -107,6 +109,10 @@ def read_steps(
     if is_paired:
         pairs = processes.share(batch_size // 2)
         share = range(2 * pairs.start, 2 * pairs.stop)
+    per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
+    reason = why_through_pipes(per_batch, workers * processes.local_count) if workers else None
+    if reason is not None and processes.is_first:
+        print(f"readers    {reason}", flush=True)
     loader = training_loader(
         stream,
         steps=steps,
@@ -115,22 +121,15 @@ def read_steps(
         micro_batch_size=micro_batch_size,
         workers=workers,
         pin=pin,
+        through_pipes=reason is not None,
     )
-    batches, parts, num_parts = read(loader), list[Batch](), -(-len(share) // micro_batch_size)
-    try:
+    parts, num_parts = list[Batch](), -(-len(share) // micro_batch_size)
+    with closing(read(loader)) as batches:
         for batch in batches:
             parts.append(batch)
             if len(parts) == num_parts:
                 yield parts
                 parts = []
-    except RequestError as error:  # a worker's comes with its traceback before it
-        raise RequestError(str(error).strip().splitlines()[-1].removeprefix("openmae.errors.RequestError: ")) from None
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise Fault(f"a reader process failed: {error}; --workers 0 reads in the main process") from error
-    finally:
-        batches.close()
 
 
 def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:

@@ -1,7 +1,6 @@
 """A step of fine-tuning: images erased and mixed, blocks dropped, the loss of soft targets."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -13,7 +12,9 @@ from openmae.data.preprocess import normalise
 from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.tasks.classification import classification_loss
 from openmae.tasks.loop import StepResult, step_if_finite
+from openmae.tasks.model_input import ModelInput
 from openmae.tasks.settle_finetune import SettledTuning
+from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import autocast
 from openmae.training.parallel import Processes, accumulating
 
@@ -33,6 +34,18 @@ class TuningStep:
         weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
         self.weights = None if weights is None else torch.from_numpy(weights).to(device)
 
+    def prepare(self, part: Batch) -> ModelInput:
+        """A micro-batch on the device: images normalised and erased, labels, and which branches are dropped."""
+        assert part.labels is not None
+        images = normalise(part.images.to(self.device, non_blocking=True), self.tuned.preprocessing)
+        if self.tuned.config.erasing:
+            images = erase(images, part.keys, self.tuned.config.erasing)
+        scales = drop_path_masks(part.keys, self.rates) if any(self.rates) else None
+        if scales is not None:
+            scales = (scales.pin_memory() if self.device.type == "cuda" else scales).to(self.device, non_blocking=True)
+        labels = part.labels.to(self.device, non_blocking=True)
+        return ModelInput(images, part.keys, labels=labels, drop_path=scales)
+
 
 def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
     """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
@@ -42,7 +55,11 @@ def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[f
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, parts: Sequence[Batch], step: int, task: TuningStep
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: StepInputs[Batch, ModelInput],
+    step: int,
+    task: TuningStep,
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 
@@ -52,14 +69,10 @@ def train_step(
     total = torch.zeros((), device=device)
     for number, part in enumerate(parts, start=1):
         assert part.labels is not None
-        images = normalise(part.images.to(device, non_blocking=True), task.tuned.preprocessing)
-        if config.erasing:
-            images = erase(images, part.keys, config.erasing)
-        images, targets = task.mixing(images, part.labels.to(device), seed=config.seed, step=step)
-        scales = drop_path_masks(part.keys, task.rates).to(device) if any(task.rates) else None
+        images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
         with accumulating(model, is_last=number == len(parts)):
             with autocast(device, config.precision):
-                logits = model(images, scales).float()
+                logits = model(images, part.drop_path).float()
             loss = classification_loss(logits, targets, task.is_multi_label, task.weights) / config.batch_size
             (loss * task.processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()

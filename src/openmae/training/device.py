@@ -18,7 +18,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device of that name, or the best there is; of several GPUs the one of this machine's `local_rank`.
+    """The device of that name, or the best there is. A GPU always has its number: torch's CUDA calls ask for it.
+
+    Args:
+        name: cpu, mps, cuda (the GPU that is current, the first unless someone chose another) or cuda:N; None: the
+            best here.
+        local_rank: of several processes on this machine, which one this is: it takes the GPU so many further on.
 
     Raises:
         RequestError: there is no such device here.
@@ -28,14 +33,20 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
             name = "cuda"
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and local_rank:
-        name = f"cuda:{local_rank}"
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
         raise RequestError(f"--device got {name!r}: cpu, cuda, cuda:1 and mps are known")
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            first = torch.cuda.current_device() if device.index is None and local_rank == 0 else device.index or 0
+            device = torch.device("cuda", first + local_rank)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
+        if local_rank and torch.cuda.is_available():
+            raise RequestError(
+                f"--device got {name!r} for {local_rank + 1} or more processes on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs: start as many as there are (torchrun --nproc-per-node)"
+            ) from None
         raise RequestError(f"--device got {name!r}: there is no such device here; cpu always is") from None
     return device
 

@@ -6,12 +6,11 @@ function here does nothing. Models and loops know of no process group: distribut
 
 import contextlib
 import datetime
-import logging
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+from openmae.training.compiler import compiled
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -121,13 +122,10 @@ def parallelise(
     """The model as the training step calls it: itself, or wrapped so that gradients are averaged.
 
     Args:
-        is_compiled: through torch.compile. `model` itself stays as it is, with its names and for whoever measures;
-            a smaller last micro-batch is compiled once more, not made a symbol.
+        is_compiled: through torch.compile.
     """
     if is_compiled:
-        # That recomputed parts must change nothing in place: they do not, and a person could do nothing about it.
-        logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-        model = cast(nn.Module, torch.compile(model, dynamic=False))
+        model = compiled(model)
     if processes.count == 1:
         return model
     # A 1-channel patch projection's gradient has other strides than its bucket: copied, and not worth a word.

@@ -118,12 +118,19 @@ def _keep_lines(path: Path, wanted: Any) -> None:
 
 
 class Screen:
-    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere."""
+    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere.
 
-    def __init__(self, total_steps: int, first_step: int, title: str, quiet: bool = False) -> None:
+    Args:
+        has_pace: whether the first step counts for the time left; else that is left open until `start_clock`.
+    """
+
+    def __init__(
+        self, total_steps: int, first_step: int, title: str, quiet: bool = False, has_pace: bool = True
+    ) -> None:
         self.console = Console(stderr=False, highlight=False, quiet=quiet)
         self.total, self.first, self.title = total_steps, first_step, title
-        self.started = self.last_line = time.monotonic()
+        self.last_line = time.monotonic()
+        self.started = self.last_line if has_pace else None
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
@@ -147,20 +154,27 @@ class Screen:
     def update(self, step: int, say: str) -> None:
         """Show where the run stands; `say` holds loss, images/s and so on."""
         left = self.time_left(step)
-        text = f"{say}  {duration(left)} left" if step < self.total else say
+        text = f"{say}  {duration(left)} left" if left is not None and step < self.total else say
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=step, say=text)
         elif time.monotonic() - self.last_line >= PLAIN_LINE_EVERY or step >= self.total:
             self.last_line = time.monotonic()
             self.say(f"{self.title} {step}/{self.total}  {text}")
 
-    def restart_clock(self, step: int) -> None:
-        """Count the pace from this step on."""
+    def start_clock(self, step: int) -> None:
+        """Count the pace from this step on: before it, readers started and kernels were chosen."""
         self.first, self.started = step, time.monotonic()
 
-    def time_left(self, step: int) -> float:
-        """Seconds until the last step, at the pace so far."""
-        return (time.monotonic() - self.started) / max(step - self.first, 1) * (self.total - step)
+    def leave_out(self, seconds: float) -> None:
+        """The last so many seconds do not count for the pace."""
+        if self.started is not None:
+            self.started += seconds
+
+    def time_left(self, step: int) -> float | None:
+        """Seconds until the last step, at the pace so far; None while there is none."""
+        if self.started is None or step <= self.first:
+            return None
+        return (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""

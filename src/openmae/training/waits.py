@@ -1,0 +1,54 @@
+"""Saying what a run waits for: readers, the compiler, a save, an evaluation, another process."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Self
+
+from openmae.training.telemetry import duration
+
+FIRST_LINE = 5.0  # seconds of waiting after which a line says so
+GROWTH = 4  # the next line comes after so many times as long
+LOOK_EVERY = 0.25  # seconds
+
+
+class Waits:
+    """A context whose thread says what is waited for once that has taken 5 seconds: then after 20, after 80 ….
+
+    Args:
+        say: prints a line; it is called from the thread.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._waiting: list[_Wait] = []  # the innermost last
+        self._is_over = threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="openmae-waits", daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+
+    @contextlib.contextmanager
+    def on(self, what: str) -> Iterator[None]:
+        """What is done within is a wait for `what`."""
+        self._waiting.append(_Wait(what))
+        try:
+            yield
+        finally:
+            self._waiting.pop()
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(LOOK_EVERY):
+            wait = self._waiting[-1:]
+            if wait and (seconds := time.monotonic() - wait[0].since) >= wait[0].next_line:
+                wait[0].next_line *= GROWTH
+                self._say(f"waiting    for {wait[0].what}: {duration(seconds)} so far")
+
+
+class _Wait:
+    def __init__(self, what: str) -> None:
+        self.what, self.since, self.next_line = what, time.monotonic(), FIRST_LINE
