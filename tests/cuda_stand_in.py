@@ -67,7 +67,10 @@ def stand_in() -> Iterator[SimpleNamespace]:
         patch.setattr(torch, "empty", _empty(torch.empty))
         patch.setattr(nn.Module, "to", to)
         patch.setattr(Tensor, "backward", backward)
-        for check in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # torch 2.15, 2.11
+        for check in (
+            "_accelerator_graph_capture_health_check",
+            "_cuda_graph_capture_health_check",
+        ):  # torch 2.15, 2.11
             patch.setattr(torch.optim.Optimizer, check, lambda optimizer: None, raising=False)
         patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
         patch.setattr(Tensor, "record_stream", record_stream)
