@@ -103,7 +103,7 @@ def _moved(module: nn.Module, device: torch.device) -> Iterator[nn.Parameter]:
 
 
 class _Plain(TorchFunctionMode):
-    """What torch's own way asks the driver for: tensor[…] by numbers, slices and None, `~`, and copies of real tensors."""
+    """What torch's own way asks the driver for: tensor[…] by numbers, slices and None, `~`, copies of real tensors."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         if function is Tensor.__getitem__ and arguments[0].is_cuda:
