@@ -1,0 +1,121 @@
+"""Gradients of the compiled step beside the eager ones, both against eager ones in fp32.
+
+Inductor has produced silently wrong gradients in LayerNorm's backward pass. A wrong tensor shows in its own error
+before it shows in that of all, so both are looked at. What is compiled here for the sizes of the rows is in the cache
+that they share: there it takes seconds.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gpu_parts.part import Context, Failed
+
+PIECE = 64  # images at a time of the fp32 reference
+MOST_TIMES = 3.0  # the bf16 eager error
+FP32_TOLERANCE = 1e-4
+
+
+def gradients(context: Context, case: str, batch: int, precision: str) -> None:
+    """Of one batch. Notes errors and the seconds of compiling; raises Failed where they are too large."""
+    import torch
+
+    from openmae.benchmarks.ours import make_ours, settled_for
+
+    if not context.is_gpu:
+        case, batch = "tiny", 4
+    device = torch.device("cuda:0" if context.is_gpu else "cpu")
+    sides: dict[str, dict[str, Any]] = {}
+    compiling = contextlib.nullcontext() if context.is_gpu else _captured_only()
+    with compiling:
+        for name, kind, pieces, is_compiled in (
+            ("reference", "fp32", min(PIECE, batch), False),
+            ("eager", precision, batch, False),
+            ("compiled", precision, batch, True),
+        ):
+            settled = settled_for(case, batch, device, kind, micro_batch_size=pieces)
+            ours = make_ours(settled, device, is_compiled=is_compiled)
+            began = time.monotonic()
+            sides[name] = gradients_of(ours)
+            if is_compiled:
+                context.note(compiled_in=time.monotonic() - began)
+                _step_without_waiting(context, ours)
+            del ours
+            if context.is_gpu:
+                torch.cuda.empty_cache()
+    errors = {name: relative_errors(sides[name], sides["reference"]) for name in ("eager", "compiled")}
+    context.note(eager_error=errors["eager"][""], compiled_error=errors["compiled"][""])
+    times, name = worst_of(errors)
+    context.note(worst_tensor=name, its_eager_error=errors["eager"][name], its_compiled_error=errors["compiled"][name])
+    if precision == "bf16" and not max(errors["compiled"][""] / errors["eager"][""], times) <= MOST_TIMES:
+        raise Failed(f"the compiled error is more than {MOST_TIMES:g} times the eager one, in all or in {name}")
+    if precision == "fp32" and not max(errors["compiled"][""], errors["compiled"][name]) <= FP32_TOLERANCE:
+        raise Failed(f"the compiled error is more than {FP32_TOLERANCE:g}, in all or in {name}")
+
+
+def gradients_of(ours: Any) -> dict[str, Any]:
+    """Of the batch, by parameter, summed over its micro-batches as a step does it."""
+    from openmae.data.device_crop import model_input
+    from openmae.tasks.masks import to_device
+    from openmae.training.device import autocast
+
+    config = ours.settled.config
+    for part in ours.parts:
+        images = model_input(part, ours.settled.preprocessing, ours.device)
+        masking = to_device(ours.masks(part.keys), ours.device)
+        with autocast(ours.device, config.precision):
+            loss = ours.stepped(images, masking).loss * (len(images) / config.batch_size)
+        loss.backward()
+    found = {name: p.grad.detach().float() for name, p in ours.model.named_parameters() if p.grad is not None}
+    ours.model.zero_grad(set_to_none=True)
+    return found
+
+
+def relative_errors(found: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """Of each tensor against its own norm; of all together under the empty name."""
+    squares = {
+        n: (float((found[n] - true).square().sum()), float(true.square().sum())) for n, true in reference.items()
+    }
+    squares[""] = (sum(error for error, _ in squares.values()), sum(norm for _, norm in squares.values()))
+    return {name: (error / norm) ** 0.5 if norm else float("inf") * error for name, (error, norm) in squares.items()}
+
+
+def worst_of(errors: dict[str, dict[str, float]]) -> tuple[float, str]:
+    """How many times the eager error the compiled one of a tensor is at most, and of which.
+
+    Small tensors' errors vary by chance: what is less than all gradients' eager error counts as that.
+    """
+    floor = max(errors["eager"][""], 1e-12)
+    ratios = {n: e / max(errors["eager"][n], floor) for n, e in errors["compiled"].items() if n and e == e}
+    name = max(ratios, key=ratios.__getitem__)
+    return ratios[name], name
+
+
+def _step_without_waiting(context: Context, ours: Any) -> None:
+    """The compiled step waits for nothing either, once it is compiled and its batch is pinned."""
+    import torch
+
+    ours.step()
+    if not context.is_gpu:
+        return
+    ours.parts = [part.pin_memory() for part in ours.parts]
+    ours.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ours.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@contextlib.contextmanager
+def _captured_only() -> Iterator[None]:
+    """torch.compile without a compiler: the graph is captured and guarded, and run as it is."""
+    import torch
+
+    real = torch.compile
+    torch.compile = lambda model, **options: real(model, backend="eager", **options)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = real
