@@ -120,7 +120,7 @@ def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
 
 
 def peaks(
-    step: Callable[[], None], owned: tuple[nn.Module, torch.optim.Optimizer], device: torch.device
+    step: Callable[[], object], owned: tuple[nn.Module, torch.optim.Optimizer], device: torch.device
 ) -> tuple[float, float]:
     """The most bytes during a step, with what the program owns, and the part that only the step takes."""
     step()  # the optimiser's state comes into being
@@ -141,7 +141,7 @@ def peaks(
     return float(lasting + rise), float(rise)
 
 
-def _peak_of_allocations(step: Callable[[], None]) -> int:
+def _peak_of_allocations(step: Callable[[], object]) -> int:
     """The highest sum of what torch's CPU allocator gave out and had not got back since the step began."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports on stderr that there is no GPU
     from torch.profiler import ProfilerActivity, profile

@@ -69,7 +69,7 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
     return ours, peer
 
 
-def counting(action: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
     """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
 
     def counted() -> None:

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
@@ -279,6 +281,8 @@ def make_loader(
         through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
             so unasked.
     """
+    # More readers than cores are the person's choice.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         _Reader(dataset, collate, through_pipes),
         batch_sampler=batches,
@@ -385,6 +389,9 @@ def _end(batches: Iterator[Any], readers: set[Any]) -> None:
     ending = threading.Thread(target=batches._shutdown_workers, daemon=True)  # type: ignore[attr-defined]
     ending.start()
     ending.join(SHUTDOWN_SECONDS)
+    if batches._worker_pids_set:  # type: ignore[attr-defined]  # or their death would be reported as a failure
+        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
+        batches._worker_pids_set = False  # type: ignore[attr-defined]
     for reader in readers:
         if reader.is_alive():
             reader.kill()

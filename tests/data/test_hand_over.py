@@ -1,0 +1,171 @@
+"""How readers hand batches over, and how what goes wrong in one reaches the person."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from openmae.data import hand_over, loader
+from openmae.data.hand_over import Pickled, why_through_pipes
+from openmae.data.loader import Batch, Crops, make_loader, read
+from openmae.errors import Fault, RequestError
+
+GIB = 1 << 30
+
+
+class Noise(Dataset):
+    """Images of noise by their index; `action` is called first, in the reader's process."""
+
+    def __init__(self, action=lambda index: None, is_noted=False):
+        self.action = action
+
+    def __getitem__(self, index):
+        self.action(index)
+        return np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+    def collate(self, images):
+        count = len(images)
+        crops = Crops(torch.arange(4 * count).view(count, 4), torch.ones(count, dtype=torch.bool))
+        return Batch(loader.stack(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
+
+
+def batches_of(workers, action=lambda index: None, through_pipes=False):
+    dataset = Noise(action)
+    batches = [[0, 1, 2], [3, 4], [5, 6, 7]]
+    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, through_pipes=through_pipes))
+
+
+def tensors(batch):
+    return [batch.images, batch.keys, batch.labels, batch.crops.boxes, batch.crops.is_flipped]
+
+
+def is_shared(batch):
+    return batch.images.is_shared()
+
+
+@pytest.mark.parametrize("way", ["shared", "pipe"])
+def test_a_batch_arrives_as_it_was_made(way):
+    wanted = list(batches_of(0))
+    found = list(batches_of(2, through_pipes=way == "pipe"))
+    assert [is_shared(batch) for batch in found] == [way == "shared"] * 3
+    for one, other in zip(wanted, found, strict=True):
+        assert one.bad == other.bad
+        for a, b in zip(tensors(one), tensors(other), strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+        other.images.add_(1)  # not read-only
+
+
+def test_a_reader_that_finds_no_room_takes_the_pipe(monkeypatch):
+    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 1000)
+    found = list(batches_of(1))
+    assert not any(is_shared(batch) for batch in found)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, batches_of(0), strict=True))
+
+
+def test_shared_memory_that_another_process_took_in_between(monkeypatch):
+    def no_room(*arguments, **options):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device")
+
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", no_room)
+    assert len(list(batches_of(1))) == 3
+
+
+@pytest.mark.parametrize(
+    ("free", "bytes_per_batch", "workers", "needed"),
+    [(64 << 20, 25 << 20, 4, "262 MB"), (64 << 20, 7 << 20, 4, "73.4 MB"), (GIB, GIB, 1, "4.29 GB")],
+)
+def test_what_readers_will_need_is_known_before(monkeypatch, free, bytes_per_batch, workers, needed):
+    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
+    reason = why_through_pipes(bytes_per_batch, workers)
+    assert needed in reason
+    assert "--shm-size" in reason
+
+
+@pytest.mark.parametrize("free", [None, 8 * GIB, (2 * 4 + 2) * (25 << 20) + hand_over.SPARE])
+def test_where_there_is_room_nothing_is_said(monkeypatch, free):
+    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
+    assert why_through_pipes(25 << 20, 4) is None
+
+
+def test_without_readers_nothing_is_handed_over(monkeypatch):
+    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 0)
+    assert why_through_pipes(25 << 20, 0) is None
+
+
+def test_page_locked_memory_is_asked_for_behind_a_pipe(monkeypatch):
+    """DataLoader's thread calls `pin_memory` of what came through; without a GPU torch would refuse."""
+    asked = []
+    monkeypatch.setattr(Batch, "pin_memory", lambda batch: asked.append(batch) or batch)
+    batch = next(batches_of(0))
+    assert torch.equal(Pickled(batch).pin_memory().images, batch.images)
+    assert len(asked) == 1
+
+
+def fail(error):
+    def action(index):
+        if index == 3:
+            raise error
+
+    return action
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_request_arrives_as_one(workers):
+    with pytest.raises(RequestError, match=r"^give it a label$"):
+        list(batches_of(workers, fail(RequestError("give it a label"))))
+
+
+def test_another_error_of_a_reader_arrives_without_its_traceback():
+    with pytest.raises(Fault) as fault:
+        list(batches_of(1, fail(KeyError("colour"))))
+    assert str(fault.value) == "a reader process failed: KeyError: 'colour'; --workers 0 reads in the main process"
+    assert fault.value.__cause__ is None
+
+
+def test_a_reader_that_the_system_kills_is_named_as_short_of_memory():
+    def die(index):
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(Fault, match=r"^a reader process (was killed, most likely because the machine is short|died)"):
+        list(batches_of(1, die))
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", "was killed, most likely because the machine is"),
+        ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …", "docker run --shm-size"),
+        ("DataLoader timed out after 300 seconds", "hung: no batch came for 300 s"),
+        ("DataLoader worker (pid(s) 7) exited unexpectedly", r"died \(DataLoader worker \(pid\(s\) 7\) exited"),
+    ],
+)
+def test_what_dataloader_says_is_put_in_words(said, wanted):
+    fault = loader.reader_fault(RuntimeError(said))
+    with pytest.raises(Fault, match=wanted):
+        raise fault
+
+
+def test_other_errors_are_left_alone():
+    assert loader.reader_fault(RuntimeError("shapes do not match")) is None
+    assert loader.reader_fault(ValueError("DataLoader")) is None
+
+
+def test_readers_that_hang_are_ended_soon(monkeypatch):
+    """Each of them would be waited for in turn, for five seconds."""
+
+    def hang(index):
+        if index >= 3:
+            time.sleep(600)
+
+    monkeypatch.setattr(loader, "SHUTDOWN_SECONDS", 0.5)
+    batches = batches_of(3, hang)
+    next(batches)
+    before = time.monotonic()
+    batches.close()
+    assert time.monotonic() - before < 4
