@@ -85,11 +85,15 @@ def too_large(most: int, calls: int) -> None:
     task.model_input = model_input
 
 
-def break_reader(what: str) -> None:
-    """Let a reader process hang or die at its second batch."""
+def break_reader(what: str, timeout: int = 5) -> None:
+    """Let a reader process hang or die at its second batch.
+
+    Args:
+        timeout: seconds until a hung one is given up.
+    """
     from openmae.data import loader
 
-    loader.WORKER_TIMEOUT = 5
+    loader.WORKER_TIMEOUT = timeout
     end = {"hang": lambda: time.sleep(600), "die": lambda: os.kill(os.getpid(), signal.SIGKILL)}[what]
     _at_call(loader.Stream, "__getitems__", range(2, 3), end)
 

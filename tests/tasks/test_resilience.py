@@ -3,6 +3,7 @@
 The long half of this runs in `make drill`.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -36,7 +37,8 @@ from openmae.tasks.training_data import open_training_data
 from openmae.training.parallel import Processes
 from openmae.training.telemetry import read_lines
 
-from ..processes import TINY, run, send, start, summary_of, wait, wait_for_step
+from ..processes import TINY, run, said, send, start, summary_of, wait, wait_for_step
+from ..sabotage import break_reader
 from .shared import gradients_config, metrics, pixel_config, same_training_state, snapshot, untimed
 
 
@@ -454,6 +456,25 @@ def test_files_that_vanish_while_training_are_counted_and_the_run_goes_on(
         shutil.copy(gradients / name, data / name)
     gone.clear()
     assert pretrain(config)["step"] == 14
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_reader_that_hangs_is_said_and_a_stop_is_obeyed(tmp_path, count):
+    """Well before the 300 seconds after which it is given up; the run is saved where it stands."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = f"pretrain embedded:digits --out {out} --steps 20 --workers 1 {TINY} --save-every 1000"
+    processes = start(command, log, count, patch=functools.partial(break_reader, "hang", 300))
+    deadline = time.monotonic() + 60
+    while "waiting    for the readers' next batch: 5 s so far" not in said(log) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    before = time.monotonic()
+    send(processes, signal.SIGTERM)
+    assert wait(processes, timeout=30) == [3] * count, said(log)
+    assert time.monotonic() - before < 10
+    assert re.search(r"SIGTERM at step \d+: saved, --resume auto continues", said(log))
+    assert "Traceback" not in said(log)
+    assert summary_of(out)["status"] == "interrupted"
+    assert run(f"{command} --resume auto", log) == [0], said(log)
 
 
 @pytest.mark.parametrize("images_before", [3, 22])

@@ -5,11 +5,22 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from openmae.errors import Interrupted
-from openmae.training.signals import STOP_SIGNALS, StopRequest
+from openmae.training.signals import STOP_SIGNALS, GivenUp, StopRequest
+
+# Nothing of Python runs in the main thread meanwhile: no handler is called.
+DEAF = """
+import hashlib, threading
+from openmae.training.signals import StopRequest
+with StopRequest() as stop:
+    stop.defer()
+    threading.Timer(0.2, print, ["ready"], {"flush": True}).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
 
 STUBBORN = """
 import time
@@ -73,6 +84,62 @@ def test_a_thread_without_handlers_is_left_alone():
     thread.start()
     thread.join()
     assert received == [(None, before)]
+
+
+def test_a_wait_is_given_up():
+    waited = []
+
+    def batches():
+        yield 1
+        os.kill(os.getpid(), signal.SIGTERM)  # while the second is waited for
+        waited.append(time.sleep(60))
+        yield 2
+
+    with StopRequest() as stop:
+        stop.defer()
+        assert list(stop.reading(batches())) == [1]
+        assert stop.received == "SIGTERM"
+        assert list(stop.reading(batches())) == []  # nothing is begun after a stop
+    assert not waited
+
+
+def test_outside_a_wait_a_signal_only_asks():
+    with StopRequest() as stop:
+        stop.defer()
+        with stop.giving_up():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(GivenUp), stop.giving_up():
+            raise AssertionError("a wait was begun after the stop")
+
+
+def test_a_second_ctrl_c_leaves_a_process_that_runs_no_python():
+    process = subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
+def test_a_process_that_was_forked_does_not_speak_for_this_one():
+    """It has the same socket: Ctrl-C reaches both, and would count twice."""
+    with StopRequest() as stop:
+        stop.defer()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, lambda *_: None)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        time.sleep(0.2)  # for the thread to end this process, if it would
+        assert stop.received is None
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
@@ -32,6 +33,9 @@ from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
 from openmae.errors import Fault, RequestError
+
+# Of an iterator that a stop signal interrupted before it was whole: it has nothing to shut down, and need not say so.
+_MultiProcessingDataLoaderIter._shutdown = True
 
 MOST_REPLACEMENTS = 1000
 WORKER_TIMEOUT = 300  # seconds until a hung worker is given up
@@ -347,7 +351,12 @@ def read(loader: DataLoader) -> Generator[Any, None, None]:
         Fault: a reader failed, died or hung.
     """
     before = set(multiprocessing.active_children())
-    batches = iter(loader)
+    try:
+        batches = iter(loader)
+    except BaseException:  # a stop signal while readers start
+        for reader in set(multiprocessing.active_children()) - before:
+            reader.kill()
+        raise
     readers = set(multiprocessing.active_children()) - before
     try:
         for batch in batches:

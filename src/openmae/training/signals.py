@@ -1,6 +1,7 @@
 """SIGTERM, SIGINT and SIGUSR1 ask a run to save and stop; a second Ctrl-C leaves at once."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -97,7 +98,7 @@ class StopRequest:
         is_first, self.received = self.received is None, signal.Signals(number).name
         if not self.is_saving:
             raise Interrupted(f"{self.received} before the first step: nothing was trained, nothing is lost")
-        if is_first:
+        if is_first and os.environ.get("RANK", "0") == "0":  # under torchrun the first says it for all
             os.write(2, b"openmae: stopping as soon as this can be saved; a second Ctrl-C leaves at once, unsaved\n")
         if self._gives_up:
             self._gives_up = False
@@ -114,7 +115,19 @@ class StopRequest:
             theirs.close()
             return
         self._wakeup = (theirs, before)
+        _forget_in_children()
         threading.Thread(target=_leave_at_a_second, args=(ours,), name="openmae-signals", daemon=True).start()
+
+
+@functools.cache
+def _forget_in_children() -> None:
+    """A forked process (a reader that starts, say) has the socket, too; Ctrl-C reaches both, and would count twice."""
+
+    def forget() -> None:
+        with contextlib.suppress(ValueError):  # not its main thread
+            signal.set_wakeup_fd(-1)
+
+    os.register_at_fork(after_in_child=forget)
 
 
 def _leave_at_a_second(numbers: socket.socket) -> None:
