@@ -122,7 +122,7 @@ def run_loop(
         evaluators = make_evaluators()
         stop.defer()
         with screen, waits:
-            screen.say(f"resumed at step {step:,}" if step else f"writing to {t.run}")
+            screen.say(f"resumed at step {step:,}" if progress.is_resumed else f"writing to {t.run}")
             first = step
             with waits.on("the evaluation"):
                 evaluate(evaluators, step, t.num_steps, t.model, progress, stop)  # if a stop came before it could

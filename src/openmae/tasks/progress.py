@@ -40,6 +40,7 @@ class Progress:
         advice: what to do where a run waits for its data.
 
     Attributes:
+        is_resumed: whether there was such a checkpoint; it may be of step 0.
         skipped_in_row: steps without a finite gradient up to the last line; they changed no weight.
         notes: what evaluators found in words; the summary holds it. They find it anew in a resumed run.
     """
@@ -60,6 +61,7 @@ class Progress:
         self.log, self.processes = log, processes
         self.batch_size, self.num_images = batch_size, num_images
         self.num_inputs, self.max_bad = num_inputs, max_bad
+        self.is_resumed = bool(state)
         self.started = time.monotonic() - state.get("seconds", 0.0)
         self.unreported: dict[str, str] = {}
         self.notes: dict[str, str] = {}
