@@ -26,6 +26,41 @@ def _robust(name: str, does: str, function: str, expected: float, **changes: Any
     return Part(name=name, group=ROBUST, does=does, function=f"gpu_parts.{function}", **values)
 
 
+def _compile(case: str, batch: int, is_peer: bool, memory: float) -> Part:
+    name = f"compile-{'peer-' if is_peer else ''}{case}-{batch}"
+    return Part(
+        name=name, group=ROWS, does="compiles for a row below, beside other parts", function="gpu_parts.rows:compiled",
+        limit=180, expected=80, cores=4, memory=memory, options={"case": case, "batch": batch, "is_peer": is_peer},
+    )  # fmt: skip
+
+
+def _bench(name: str, words: str, expected: float, limit: float = 180, on_cpu: str = "") -> Part:
+    options = {"words": words, "on_cpu": on_cpu or "step --case tiny --quick"}
+    return Part(
+        name=name, group=ROWS, does=f"`bench {words}`", function="gpu_parts.rows:bench", limit=limit,
+        expected=expected, alone=True, options=options,
+    )  # fmt: skip
+
+
+def _measured(name: str, does: str, function: str, expected: float) -> Part:
+    return Part(
+        name=name,
+        group=ROWS,
+        does=does,
+        function=f"gpu_parts.rows:{function}",
+        limit=150,
+        expected=expected,
+        alone=True,
+    )
+
+
+def _end(name: str, does: str, function: str, **changes: Any) -> Part:
+    return Part(
+        name=name, group=END, does=does, function=f"gpu_parts.end_to_end:{function}", limit=200, expected=60,
+        alone=True, after=("pack",), **changes,
+    )  # fmt: skip
+
+
 # fmt: off
 PARTS: tuple[Part, ...] = (
     _command("pretrain", "`pretrain` by default, on cuda and on cuda:0", cores=3, after=()),
@@ -65,6 +100,23 @@ PARTS: tuple[Part, ...] = (
     _robust("losses", "20 steps in fp32 against the CPU's", "training:losses", 20),
     _robust("gradients-fp32", "compiled against eager gradients, 192 x 12, batch 64, fp32", "gradients:gradients", 60,
             limit=150, cores=3, options={"case": "small", "batch": 64, "precision": "fp32"}),
+    _compile("large", 256, is_peer=True, memory=30),
+    _compile("base", 1024, is_peer=False, memory=50),
+    _bench("step-large-256", "step --case large --batch-size 256", 60, limit=240),
+    _bench("step-base-1024", "step --case base --batch-size 1024", 80, limit=300),
+    _end("e2e-ready", "ViT-B, batch 512, compiled, on a batch that is read already", "on_ready"),
+    _end("e2e-raw", "the same from a raw pack, crops on the GPU", "from_files", options={"kind": "raw"}),
+    _end("e2e-jpeg", "the same from a JPEG pack", "from_files", options={"kind": "jpeg"}),
+    _end("e2e-folder", "the same from a folder of JPEGs", "from_files", options={"kind": "folder"}),
+    _bench("step-base-256", "step --case base --batch-size 256", 80, limit=240),
+    _bench("memory", "memory --case base --batch-size 256", 40, on_cpu="memory --case tiny --batch-size 2"),
+    _bench("asymmetry", "asymmetry --case 8-block 1-block --batch-size 64", 30, on_cpu="asymmetry --case tiny"),
+    _measured("readers", "images/s of the default number of readers", "readers", 25),
+    _measured("cropped", "whole images cropped at once on the GPU", "cropped", 15),
+    _measured("decoded", "JPEGs decoded on the GPU (nvJPEG)", "decoded", 15),
+    _bench("step-huge-128", "step --case huge --batch-size 128", 150, limit=300),
+    _bench("forms", "step --case base --batch-size 256 --forms", 150, limit=300),
+    _measured("cuda-graphs", "CUDA graphs on a small model", "cuda_graphs", 90),
 )
 # fmt: on
 

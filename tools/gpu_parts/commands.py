@@ -1,6 +1,7 @@
 """Every command at tiny scale, by default and on a device with its index: exit code, what it leaves, finite numbers."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def pretrain_compiled(context: Context) -> None:
     context.note(seconds=time.monotonic() - began, said=" / ".join(lines)[:400] or "nothing")
     if context.is_gpu and not any("compiling" in line.lower() for line in lines):
         raise Failed("no line says that the step is being compiled")
-    if context.is_gpu and any("eager" in line for line in lines):
+    if context.is_gpu and any(re.search(r"going on (eagerly|without compiling)", line) for line in lines):
         raise Failed("the compiled gradients were given up")
 
 

@@ -14,6 +14,7 @@ from gpu_parts.part import ROOT, Part, write_atomically
 
 MARKS = {"passed": "ok", "failed": "**failed**", "no time": "no time", "skipped": "not run"}
 LOG_BYTES = {"passed": 3_000, "no time": 8_000, "failed": 30_000}  # of each output that check.log takes over
+SHOWN = 240  # characters of a part's figures on the screen
 MOST_SAID = 600  # characters of a failure in the table; check.json has all
 Result = dict[str, Any]
 
@@ -57,8 +58,8 @@ class Report:
         figures, rows = found.get("figures", {}), found.get("rows", [])
         result |= {"figures": figures, "rows": rows, "seconds": round(seconds, 1), "call": len(self.calls)}
         self.results[part.name] = result
-        line = f"{status:8} {part.name:24} {seconds:6.1f} s  {figure_words(figures)}"
-        print(f"{line}  {said}".rstrip()[:1500], flush=True)
+        shown = f"{figure_words(figures)[:SHOWN]}  {said[:MOST_SAID]}".rstrip()
+        print(f"{status:8} {part.name:24} {seconds:6.1f} s  {shown}", flush=True)
         with (self.out / "check.log").open("a") as log:
             log.write(f"\n##### {part.name}: {status}, {seconds:.1f} s. {said}\n")
             for path in outputs:

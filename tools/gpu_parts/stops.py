@@ -104,7 +104,7 @@ def _stopped(context: Context, arguments: str, when: When, limit: float, steps: 
     began = time.monotonic()
     context.completed(_started(context, f"{arguments} --resume auto", run, log), log)
     context.note(resumed_seconds=time.monotonic() - began)
-    if f"resumed at step {stopped_at:,}" not in log.read_text(errors="replace"):
+    if stopped_at and f"resumed at step {stopped_at:,}" not in log.read_text(errors="replace"):
         raise Failed(f"not resumed at step {stopped_at}: {tail(log)}")
     summary, lines = read_json(run / "summary.json"), read_metrics(run)
     if (summary.get("status"), summary.get("step")) != ("complete", steps):

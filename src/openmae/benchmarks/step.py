@@ -8,9 +8,10 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from openmae.benchmarks.machine import ceiling, share_of, waiting
 from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, settled_for
@@ -19,6 +20,7 @@ from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
 from openmae.config import BenchConfig
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
+T = TypeVar("T")
 RECOMPUTE = {"recompute": True}
 # Forms of our step beside the plain one. On a GPU the compiled one is the default; the others are asked for.
 COMPILED = Form(words="compiled", settings={}, is_compiled=True)
@@ -29,6 +31,8 @@ ASKED_FOR = {
         Form(words="compiled, --bf16-residual True", settings={"bf16_residual": True}, is_compiled=True),
     ],
 }
+EQUAL_IMAGES = 256  # at most, that both programs are first compared on: eager, the peer keeps more of an image
+OUT_OF_MEMORY = "out of memory at this batch"
 MFU_GOALS = {"base": 0.45, "large": 0.55, "huge": 0.60}
 
 
@@ -65,8 +69,21 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
     model = twin(transformers, ours.model.cpu(), settled.shape)
     ours.model.to(device)
     peer = make_peer(model, ours.images(), ours.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
-    print(check_equal(ours.loss_and_norm(), loss_and_norm(peer.model, peer.loss()), c.precision), flush=True)
+    count = min(batch, EQUAL_IMAGES)
+    equal_to = loss_and_norm(ours.model, ours.loss(count))
+    print(check_equal(equal_to, loss_and_norm(peer.model, peer.loss(count)), c.precision), flush=True)
     return ours, peer
+
+
+def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) -> T | None:
+    """What a program's action returns; None where it does not fit into the device's memory, and its gradients go."""
+    try:
+        return action()
+    except torch.OutOfMemoryError:
+        model.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
 def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
@@ -83,14 +100,15 @@ def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[],
 def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ours, peer = equal_pair(case, config, device)
     c, wait = ours.settled.config, waiting(device)
-    equal_to = ours.loss_and_norm()
     name = f"{WORDS[case]}, batch {c.batch_size}"
     measure = ceiling(ours.shape, ours.visible, c.batch_size, device, c.precision)
     ours_worked: list[float] = []
     they_worked: list[float] = []
     sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
+    models = {"ours": ours.model}
     if peer is not None:
-        sides["theirs"] = timed(counting(peer.step, they_worked), wait)
+        sides["theirs"], models["theirs"] = timed(counting(peer.step, they_worked), wait), peer.model
+    equal_to = if_it_fits(ours.loss_and_norm, ours.model, device)
     forms = [COMPILED] if device.type == "cuda" else []
     forms += ASKED_FOR.get(device.type, []) if config.forms else []
     for form in forms:
@@ -98,42 +116,48 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
             continue
         settled = settled_for(case, c.batch_size, device, c.precision, **form.settings)
         side = make_ours(settled, device, is_compiled=form.is_compiled)
-        if peer is not None:
-            print(f"{form.words}: {check_equal(side.loss_and_norm(), equal_to, c.precision)}", flush=True)
-        sides[form.words] = timed(side.step, wait)
+        found = if_it_fits(side.loss_and_norm, side.model, device)
+        if peer is not None and found is not None and equal_to is not None:
+            print(f"{form.words}: {check_equal(found, equal_to, c.precision)}", flush=True)
+        sides[form.words], models[form.words] = timed(side.step, wait), side.model
     if peer is not None and device.type == "cuda":
         compiled = torch.compile(peer.model, dynamic=False)
         again = Peer(peer.model, peer.optimizer, peer.images, peer.noise, device, c.precision, compiled)
-        sides["theirs compiled"] = timed(again.step, wait)
+        sides["theirs compiled"], models["theirs compiled"] = timed(again.step, wait), peer.model
+    if device.type == "cuda":  # a CPU's memory is not given out until it is written to
+        sides = {n: s for n, s in sides.items() if n not in models or if_it_fits(s, models[n], device) is not None}
     times = dict(zip(sides, in_turn(config.rounds, *sides.values()), strict=True))
 
     def row(ours_name: str, theirs_name: str, peer_words: str) -> Row:
-        mine, theirs = times[ours_name], times.get(theirs_name, [])
+        mine, theirs = times.get(ours_name, []), times.get(theirs_name, [])
 
         def share(seconds: list[float]) -> float:
             return share_of(times["ceiling"], seconds, ours.shape, ours.visible, c.batch_size)
 
-        details: dict[str, Any] = {
-            "images_per_second": c.batch_size / sorted(mine)[len(mine) // 2],
-            "ceiling_gflops": max(times["ceiling"]) / 1e9,
-            "share_of_ceiling": share(mine),
-        }
+        details: dict[str, Any] = {"ceiling_gflops": max(times["ceiling"]) / 1e9}
+        if mine:
+            details["images_per_second"] = c.batch_size / sorted(mine)[len(mine) // 2]
+            details["share_of_ceiling"] = share(mine)
+        else:
+            details["note"] = f"ours: {OUT_OF_MEMORY}"
         if theirs:
             details["their_share_of_ceiling"] = share(theirs)
             if device.type == "cpu" and ours_name == "ours":
-                pairs = zip(ours_worked[WARM_UP:], they_worked[WARM_UP:], strict=True)
+                pairs = zip(ours_worked[WARM_UP:], they_worked[WARM_UP:], strict=True)  # on a CPU none is tried first
                 details["cpu_ratio"] = statistics.median(b / a for a, b in pairs)
         if (device.type, case) in GOALS:
             details["goal"] = GOALS[device.type, case]
         if device.type == "cuda" and case in MFU_GOALS:
             details["mfu_goal"] = MFU_GOALS[case]
-        return Row(case=name, peer=peer_words, ours=mine, theirs=theirs, details=details)
+        if peer is not None and not theirs:
+            peer_words += f": {OUT_OF_MEMORY}"
+        return Row(case=name, peer=peer_words, ours=mine, theirs=theirs if mine else [], details=details)
 
     tuned = "transformers ViTMAE, SDPA, fused AdamW"
     missing = f"transformers {NOT_INSTALLED}"
     rows = [row("ours", "theirs", tuned if peer else missing)]
-    of_forms = [form.words for form in forms if form.words in times]
+    of_forms = [form.words for form in forms if form.words in models]
     rows += [row(form, "theirs", f"{tuned}; ours {form}" if peer else missing) for form in of_forms]
-    if "theirs compiled" in times:
+    if "theirs compiled" in models:
         rows.append(row("compiled", "theirs compiled", f"{tuned}; both compiled"))
     return rows
