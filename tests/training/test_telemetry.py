@@ -143,6 +143,23 @@ def test_time_left_counts_from_where_the_run_was_resumed(monkeypatch):
     assert screen.time_left(60) == pytest.approx(40)
 
 
+def test_no_time_is_left_before_there_is_a_pace(monkeypatch, capsys):
+    """A run said "30 h 56 min left" at its first line: readers had started and the step was compiled meanwhile."""
+    clock = Clock(monkeypatch)
+    screen = Screen(101, 0, "pretrain", has_pace=False)
+    clock.now += 70
+    assert screen.time_left(1) is None
+    screen.update(1, "loss 0.5")
+    assert capsys.readouterr().out == "pretrain 1/101  loss 0.5\n"
+    screen.start_clock(1)
+    assert screen.time_left(1) is None
+    clock.now += 2
+    assert screen.time_left(2) == pytest.approx(2 * 99)
+    clock.now += 60
+    screen.leave_out(60)  # compiled once more
+    assert screen.time_left(2) == pytest.approx(2 * 99)
+
+
 def test_a_bar_on_a_terminal(monkeypatch):
     text = io.StringIO()
 

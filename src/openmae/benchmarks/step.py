@@ -105,7 +105,7 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ours_worked: list[float] = []
     they_worked: list[float] = []
     sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
-    models = {"ours": ours.model}
+    models: dict[str, nn.Module] = {"ours": ours.model}
     if peer is not None:
         sides["theirs"], models["theirs"] = timed(counting(peer.step, they_worked), wait), peer.model
     equal_to = if_it_fits(ours.loss_and_norm, ours.model, device)

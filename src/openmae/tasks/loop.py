@@ -92,6 +92,7 @@ def run_loop(
     """
     t, micro_batch_size = training, training.micro_batch_size
     is_warm, saved_step = t.warm_up is None, step
+    inputs = t.read_from(step, micro_batch_size)
 
     def save() -> None:
         nonlocal saved_step
@@ -114,10 +115,38 @@ def run_loop(
                 save()
             raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
 
-    inputs = t.read_from(step, micro_batch_size)
+    def try_step() -> tuple[float, StepResult] | None:
+        """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
+        nonlocal inputs, is_warm, micro_batch_size
+        try:
+            with suppress(GivenUp), stop.giving_up(), waits.on("the readers' next batch"):
+                found = progress.wait_for(inputs)
+            stop_if_asked()
+            if not is_warm:
+                warm_up(found)
+                is_warm = True
+                stop_if_asked()
+            set_rate(t.optimizer, rate := t.schedule(step))
+            return rate, t.take_step(found, step)
+        except RuntimeError as error:
+            micro_batch_size = smaller_micro_batch(t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes)
+            screen.say(f"out of memory: now {micro_batch_size} images at a time")
+            inputs.close()
+            inputs, is_warm = t.read_from(step, micro_batch_size), t.warm_up is None
+            return None
+
+    def warm_up(found: StepInputs[Batch, Any]) -> None:
+        """Compile before the first step; that is not the step's time."""
+        assert t.warm_up is not None
+        screen.say("compiling  the step, about a minute on a GPU")
+        before = time.monotonic()
+        with waits.on("the compiler"):
+            screen.say(t.warm_up(found, stop))
+        for clock in (screen, progress):
+            clock.leave_out(time.monotonic() - before)
+
     screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
-    say = screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}", flush=True)
-    waits = Waits(say)
+    waits = Waits(screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}"))
     try:
         evaluators = make_evaluators()
         stop.defer()
@@ -127,30 +156,9 @@ def run_loop(
             with waits.on("the evaluation"):
                 evaluate(evaluators, step, t.num_steps, t.model, progress, stop)  # if a stop came before it could
             while step < t.num_steps:
-                try:
-                    with suppress(GivenUp), stop.giving_up(), waits.on("the readers' next batch"):
-                        parts = progress.wait_for(inputs)
-                    stop_if_asked()
-                    if not is_warm:
-                        assert t.warm_up is not None
-                        screen.say("compiling  the step, about a minute on a GPU")
-                        before = time.monotonic()
-                        with waits.on("the compiler"):
-                            screen.say(warm_up(t.warm_up, parts, stop))
-                        is_warm = True
-                        for clock in (screen, progress):
-                            clock.leave_out(time.monotonic() - before)
-                        stop_if_asked()
-                    set_rate(t.optimizer, rate := t.schedule(step))
-                    loss, norm, is_skipped = t.take_step(parts, step)
-                except RuntimeError as error:
-                    micro_batch_size = smaller_micro_batch(
-                        t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes
-                    )
-                    screen.say(f"out of memory: now {micro_batch_size} images at a time")
-                    inputs.close()
-                    inputs, is_warm = t.read_from(step, micro_batch_size), t.warm_up is None
+                if (tried := try_step()) is None:
                     continue
+                rate, (loss, norm, is_skipped) = tried
                 step += 1
                 progress.add(loss, is_skipped)
                 if step % t.log_every == 0 or step in (1, t.num_steps):
@@ -192,16 +200,6 @@ def run_loop(
         inputs.close()
         progress.log.close()
     return {**progress.summary("complete", step), **finished}
-
-
-def warm_up(function: Callable[[Any, StopRequest], str], inputs: Any, stop: StopRequest) -> str:
-    """Compile and check before the first step; what a stop signal does to the compiler is no fault."""
-    try:
-        return function(inputs, stop)
-    except Exception as error:
-        if stop.received is None:
-            raise
-        return f"compiler   stopped ({type(error).__name__})"
 
 
 def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,8 @@ class StepModel:
     ) -> None:
         self._model, self._processes, self._device = model, processes, device
         self._precision, self._loss_of = precision, loss_of
-        self._compiled = compiled(model) if is_compiled else None
+        self.needs_warm_up = is_compiled
+        self._compiled = compiled(model) if is_compiled else model
         self._wrapped = None if is_compiled else parallelise(model, processes, device)
 
     @property
@@ -46,38 +47,49 @@ class StepModel:
         assert self._wrapped is not None, "warm up first"
         return self._wrapped
 
-    @property
-    def needs_warm_up(self) -> bool:
-        return self._compiled is not None
-
     def warm_up(self, inputs: StepInputs, stop: StopRequest) -> str:
         """Compile for the sizes of these micro-batches and check the gradients; no weight changes.
+
+        All processes take part.
 
         Returns:
             What was found, as a line: where gradients are wrong, the step is not compiled from here on.
         """
-        before, checks, is_stopped = time.monotonic(), list[GradientCheck | None](), False
-        assert self._compiled is not None
-        for number in numbers_of_sizes(inputs):
-            part = inputs[number]
-            gradients = self._gradients(self._compiled, [part], self._precision)
-            self._wait()
-            took = time.monotonic() - before
-            is_stopped = is_stopped or stop.received is not None
-            if not is_stopped:
-                checks.append(self._check(part, gradients))
+        before = time.monotonic()
+        gradients = self._compile(inputs, stop)
+        took = time.monotonic() - before
+        if self._processes.any(gradients is None):
+            return f"compiler   stopped after {duration(took)}"
+        assert gradients is not None
+        checks = [self._check(inputs[number], found) for number, found in gradients.items()]
         is_wrong = self._processes.any(any(check is not None and not check.is_good for check in checks))
         if self._wrapped is None or is_wrong:
             self._wrapped = parallelise(self._model if is_wrong else self._compiled, self._processes, self._device)
-        line = f"compiled   in {duration(took)}"
-        if is_stopped:
-            return line
-        line += f", checked in {duration(time.monotonic() - before - took)}: "
+        line = f"compiled   in {duration(took)}, checked in {duration(time.monotonic() - before - took)}: "
         worst = max((check for check in checks if check is not None), key=lambda check: check.ratio, default=None)
         if is_wrong:
-            self._compiled = None
+            self._compiled = self._model
             return f"{line}{worst.result_line if worst else 'wrong in another process'}: going on without compiling"
         return line + (worst.result_line if worst else "gradients could not be compared")
+
+    def _compile(self, inputs: StepInputs, stop: StopRequest) -> dict[int, Gradients] | None:
+        """The compiled gradients of a micro-batch of each size, by its number; None where a stop came meanwhile.
+
+        The signal may have reached the compiler's own processes, too: what fails then is no fault.
+        """
+        found = {}
+        try:
+            for number in numbers_of_sizes(inputs):
+                found[number] = self._gradients(self._compiled, [inputs[number]], self._precision)
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+                if stop.received:
+                    return None
+        except Exception:
+            if not stop.received:
+                raise
+            return None
+        return found
 
     def _gradients(self, model: nn.Module, parts: Sequence[ModelInput], precision: str) -> Gradients:
         total = sum(len(part) for part in parts)
@@ -104,10 +116,6 @@ class StepModel:
             size //= 2
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 def numbers_of_sizes(inputs: StepInputs) -> list[int]:
