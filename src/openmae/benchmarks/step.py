@@ -75,7 +75,7 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
     return ours, peer
 
 
-def counting(action: Callable[[], None], seconds: list[float]) -> Callable[[], None]:
+def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
     """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
 
     def counted() -> None:
@@ -105,7 +105,7 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     ours_worked: list[float] = []
     they_worked: list[float] = []
     sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
-    models = {"ours": ours.model}
+    models: dict[str, nn.Module] = {"ours": ours.model}
     if peer is not None:
         sides["theirs"], models["theirs"] = timed(counting(peer.step, they_worked), wait), peer.model
     equal_to = if_it_fits(ours.loss_and_norm, ours.model, device)
