@@ -75,17 +75,6 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
     return ours, peer
 
 
-def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
-    """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
-
-    def counted() -> None:
-        start = time.process_time()
-        action()
-        seconds.append(time.process_time() - start)
-
-    return counted
-
-
 def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) -> T | None:
     """What a program's action returns; None where it does not fit into the device's memory, and its gradients go."""
     try:
@@ -95,6 +84,17 @@ def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) 
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return None
+
+
+def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
+    """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
+
+    def counted() -> None:
+        start = time.process_time()
+        action()
+        seconds.append(time.process_time() - start)
+
+    return counted
 
 
 def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
