@@ -178,3 +178,5 @@ def compiled(context: Context, case: str, batch: int, is_peer: bool) -> None:
         began = time.perf_counter()
         found = loss_and_norm(model, loss())
         context.note(seconds=time.perf_counter() - began, loss=found[0])
+        if context.is_gpu:
+            context.note(peak_gb_without_optimiser=torch.cuda.max_memory_allocated() / 1e9)
