@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from openmae.data import hand_over, loader
-from openmae.data.hand_over import Pickled, why_through_pipes
+from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Crops, make_loader, read
 from openmae.errors import Fault, RequestError
 
@@ -95,15 +95,6 @@ def test_where_there_is_room_nothing_is_said(monkeypatch, free):
 def test_without_readers_nothing_is_handed_over(monkeypatch):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 0)
     assert why_through_pipes(25 << 20, 0) is None
-
-
-def test_page_locked_memory_is_asked_for_behind_a_pipe(monkeypatch):
-    """DataLoader's thread calls `pin_memory` of what came through; without a GPU torch would refuse."""
-    asked = []
-    monkeypatch.setattr(Batch, "pin_memory", lambda batch: asked.append(batch) or batch)
-    batch = next(batches_of(0))
-    assert torch.equal(Pickled(batch).pin_memory().images, batch.images)
-    assert len(asked) == 1
 
 
 def fail(error):

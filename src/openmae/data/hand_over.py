@@ -4,10 +4,9 @@ A container has 64 MB of shared memory unless told otherwise (Docker's --shm-siz
 more. A pipe copies each batch a few times more and has no such limit.
 """
 
-import io
 import math
 import os
-import pickle
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,6 @@ from torch import Tensor
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # batches that each reader has ready or is making
 SPARE = 1 << 20  # bytes of shared memory that stay free, for the small tensors of a batch
-
-# In a reader process: whether the batch that is being made found no room in shared memory.
-_found_no_room = False
 
 
 def free_shared_memory() -> int | None:
@@ -48,71 +44,33 @@ def why_through_pipes(bytes_per_batch: int, workers: int) -> str | None:
     )
 
 
-def room(shape: tuple[int, ...], dtype: torch.dtype, is_shared: bool = True) -> Tensor:
+def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor: in a reader process in memory that it shares, if there is some left."""
-    global _found_no_room
-    if torch.utils.data.get_worker_info() is None or not is_shared:
-        return torch.empty(shape, dtype=dtype)
     empty = torch.empty(0, dtype=dtype)
-    needed = math.prod(shape) * empty.element_size()
-    free = free_shared_memory()
-    if free is not None and free < needed + SPARE:
-        _found_no_room = True
-        return torch.empty(shape, dtype=dtype)
+    if torch.utils.data.get_worker_info() is None or _goes_through_pipes():
+        return empty.new_empty(shape)
+    needed, free = math.prod(shape) * empty.element_size(), free_shared_memory()
     try:
+        if free is not None and free < needed + SPARE:
+            raise RuntimeError
         shared = empty.untyped_storage()._new_shared(needed, device="cpu")
-    except RuntimeError:  # another process took it in between
-        _found_no_room = True
-        return torch.empty(shape, dtype=dtype)
+    except RuntimeError:  # or another process took it in between
+        go_through_pipes()
+        return empty.new_empty(shape)
     return empty.set_(shared, 0, shape)  # type: ignore[call-overload]
 
 
-class Pickled:
-    """A batch as bytes, which a pipe carries whole.
-
-    Handing over tensors as they are would put them into shared memory.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        stream = io.BytesIO()
-        _Pickler(stream, protocol=5).dump(batch)
-        self._bytes = stream.getbuffer()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _from_bytes, (bytes(self._bytes),)
-
-    def load(self) -> Any:
-        return pickle.loads(self._bytes)
-
-    def pin_memory(self) -> Any:
-        """The batch in page-locked memory: what DataLoader's thread asks for."""
-        batch = self.load()
-        return batch.pin_memory() if hasattr(batch, "pin_memory") else batch
+def go_through_pipes() -> None:
+    """From now on this reader process writes its batches into the pipe, where only their places in memory went."""
+    ForkingPickler.register(Tensor, _as_numbers)
 
 
-def handed_over(batch: Any, through_pipe: bool) -> Any:
-    """The batch as a reader process returns it."""
-    global _found_no_room
-    through_pipe, _found_no_room = through_pipe or _found_no_room, False
-    return Pickled(batch) if through_pipe else batch
+def _goes_through_pipes() -> bool:
+    return ForkingPickler._extra_reducers.get(Tensor) is _as_numbers  # type: ignore[attr-defined]
 
 
-def received(batch: Any) -> Any:
-    """The batch that a reader returned."""
-    return batch.load() if isinstance(batch, Pickled) else batch
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return torch.from_numpy, (value.numpy(),)
-        return NotImplemented
-
-
-def _from_bytes(data: bytes) -> Pickled:
-    pickled = Pickled.__new__(Pickled)
-    pickled._bytes = memoryview(data)
-    return pickled
+def _as_numbers(tensor: Tensor) -> tuple[Any, ...]:
+    return torch.from_numpy, (tensor.numpy(),)
 
 
 def _size(count: int) -> str:

@@ -7,6 +7,7 @@ With K crops of each decoded image, positions K·g … K·g + K − 1 are crops 
 image comes K times in a row and then not for K epochs. An epoch stays n crops, as what a run costs and sees does.
 """
 
+import functools
 import math
 import multiprocessing
 import signal
@@ -28,7 +29,7 @@ from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
-from openmae.data.hand_over import PREFETCHED, handed_over, received, room
+from openmae.data.hand_over import PREFETCHED, go_through_pipes, room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
@@ -288,13 +289,13 @@ def make_loader(
     # More readers than cores are the person's choice.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
-        _Reader(dataset, collate, through_pipes),
+        _Reader(dataset, collate),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
         timeout=WORKER_TIMEOUT if workers else 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, through_pipes),
         prefetch_factor=PREFETCHED if workers else None,
         generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
     )
@@ -303,14 +304,14 @@ def make_loader(
 class _Reader(Dataset):
     """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
 
-    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any], through_pipes: bool) -> None:
-        self.dataset, self.collate, self.through_pipes = dataset, collate, through_pipes
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
 
     def __getitems__(self, indices: list[int]) -> Any:
         if torch.utils.data.get_worker_info() is None:
             return self._batch(indices)
         try:
-            return handed_over(self._batch(indices), self.through_pipes)
+            return self._batch(indices)
         except Exception as error:
             return _Failed(type(error).__name__, str(error), isinstance(error, RequestError))
 
@@ -362,7 +363,7 @@ def read(loader: DataLoader) -> Generator[Any, None, None]:
         for batch in batches:
             if isinstance(batch, _Failed):
                 raise batch.error
-            yield received(batch)
+            yield batch
     except RuntimeError as error:
         raise reader_fault(error) or error from None
     finally:
@@ -407,8 +408,10 @@ def _end(batches: Iterator[Any], readers: set[Any]) -> None:
     ending.join(SHUTDOWN_SECONDS)
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(through_pipes: bool, worker: int) -> None:
     # Ctrl-C, `timeout` and Slurm signal the whole process group; the main process decides when its workers stop.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    if through_pipes:
+        go_through_pipes()
