@@ -23,9 +23,9 @@ NUM_GPUS = 2
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[SimpleNamespace]:
-    """Within, CUDA is there. What is yielded knows `current`, the number of the GPU that was set, and `copied`, how
-    many tensors were handed from one stream to another."""
-    seen = SimpleNamespace(current=0, copied=0)
+    """Within, CUDA is there. What is yielded knows `current`, the number of the GPU that was set, `copied`, how
+    many tensors were handed from one stream to another, and `emptied`, how often the cache was."""
+    seen = SimpleNamespace(current=0, copied=0, emptied=0)
     parameters: list[nn.Parameter] = []
 
     def set_device(device: Any) -> None:
@@ -44,9 +44,12 @@ def stand_in() -> Iterator[SimpleNamespace]:
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
 
+    def empty_cache() -> None:
+        seen.emptied += 1
+
     def properties(device: Any = None) -> SimpleNamespace:
         assert _get_device_index(device, optional=True, allow_cpu=False) < NUM_GPUS
-        return SimpleNamespace(total_memory=80 << 30, major=9, minor=0)
+        return SimpleNamespace(name="a GPU", total_memory=80 << 30, major=9, minor=0)
 
     with pytest.MonkeyPatch.context() as patch:
         for name, function in {
@@ -58,7 +61,7 @@ def stand_in() -> Iterator[SimpleNamespace]:
             "get_device_properties": properties,
             "max_memory_allocated": lambda device=None: 0,
             "synchronize": lambda device=None: None,
-            "empty_cache": lambda: None,
+            "empty_cache": empty_cache,
             "Stream": MagicMock(),
             "stream": lambda stream: contextlib.nullcontext(),
             "current_stream": MagicMock(),
