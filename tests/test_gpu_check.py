@@ -56,10 +56,10 @@ def child(context, then="hang"):
 '''
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def stubs(tmp_path, monkeypatch):
     (tmp_path / "stub_parts.py").write_text(STUBS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
 
 
 def stub(name, function="good", **changes):
@@ -88,6 +88,7 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_passes_is_in_the_table_with_its_figures(tmp_path, capsys):
     code, results = check(tmp_path / "out", stub("a"), stub("b"), arguments=["--commit", "abc123"])
     assert code == 0
@@ -101,6 +102,7 @@ def test_what_passes_is_in_the_table_with_its_figures(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.json", "check.log", "check.md"]
 
 
+@pytest.mark.usefixtures("stubs")
 def test_a_part_that_fails_leaves_the_others(tmp_path):
     code, results = check(tmp_path / "out", stub("bad", "bad"), stub("crash", "crash"), stub("good"))
     assert code == 1
@@ -112,6 +114,7 @@ def test_a_part_that_fails_leaves_the_others(tmp_path):
     assert "the sky is green" in (tmp_path / "out" / "check.md").read_text()
 
 
+@pytest.mark.usefixtures("stubs")
 def test_a_part_that_hangs_is_ended_with_all_its_children(tmp_path):
     code, results = check(tmp_path / "out", stub("hangs", "child", limit=1.0), stub("good"))
     assert code == 1
@@ -122,6 +125,7 @@ def test_a_part_that_hangs_is_ended_with_all_its_children(tmp_path):
     assert results["good"]["status"] == "passed"
 
 
+@pytest.mark.usefixtures("stubs")
 def test_processes_that_a_part_leaves_behind_are_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("gpu_parts.processes.PATIENCE", 0.3)
     code, results = check(tmp_path / "out", stub("leaves", "child", options={"then": "end"}))
@@ -130,6 +134,7 @@ def test_processes_that_a_part_leaves_behind_are_a_failure(tmp_path, monkeypatch
     assert not any(map(is_running, results["leaves"]["figures"]["pids"]))
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_does_not_fit_into_the_minutes_is_no_time_and_no_failure(tmp_path):
     parts = stub("long", expected=100.0), stub("needs it", after=("long",)), stub("short")
     code, results = check(tmp_path / "out", *parts)
@@ -139,6 +144,7 @@ def test_what_does_not_fit_into_the_minutes_is_no_time_and_no_failure(tmp_path):
     assert "| long | does long | no time |" in (tmp_path / "out" / "check.md").read_text()
 
 
+@pytest.mark.usefixtures("stubs")
 def test_at_the_end_of_the_minutes_what_runs_is_ended(tmp_path):
     began = time.monotonic()
     code, results = check(tmp_path / "out", stub("a"), stub("hangs", "child"), arguments=["--minutes", "0.03"])
@@ -147,12 +153,14 @@ def test_at_the_end_of_the_minutes_what_runs_is_ended(tmp_path):
     assert not any(map(is_running, results["hangs"]["figures"].get("pids", [])))
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_needs_a_failed_part_does_not_run(tmp_path):
     code, results = check(tmp_path / "out", stub("bad", "bad"), stub("on it", after=("bad",)))
     assert code == 1
     assert (results["on it"]["status"], results["on it"]["said"]) == ("skipped", "needs bad: failed")
 
 
+@pytest.mark.usefixtures("stubs")
 def test_parts_run_side_by_side_but_for_one_that_is_alone(tmp_path):
     one, two, alone = stub("one", cores=1), stub("two", cores=1), stub("alone", alone=True)
     parts = [replace(part, options={"seconds": 0.7}) for part in (one, two, alone)]
@@ -164,6 +172,7 @@ def test_parts_run_side_by_side_but_for_one_that_is_alone(tmp_path):
     assert at["after"][0] >= at["alone"][1]
 
 
+@pytest.mark.usefixtures("stubs")
 def test_only_goes_on_and_keeps_the_other_results(tmp_path):
     parts = stub("a"), stub("b", "bad"), stub("c", after=("a",))
     code, _ = check(tmp_path / "out", *parts)
@@ -207,6 +216,7 @@ sys.exit(gpu_check.main([{out!r}, "--device", "cpu", "--work", {work!r}], parts=
 """
 
 
+@pytest.mark.usefixtures("stubs")
 @pytest.mark.parametrize("number", [9, 15])
 def test_killed_half_way_the_results_are_there_and_no_process_is(tmp_path, number):
     out, work = tmp_path / "out", tmp_path / "work"
@@ -257,6 +267,25 @@ def test_the_catalogue_is_whole(capsys):
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == names
 
 
+@pytest.mark.usefixtures("stubs")
+def test_the_table_keeps_groups_together(tmp_path):
+    parts = stub("a", group="one"), stub("b", group="two"), stub("c", group="one")
+    check(tmp_path / "out", *parts)
+    rows = [line for line in (tmp_path / "out" / "check.md").read_text().splitlines() if "does" in line]
+    assert [row.split()[1] for row in rows] == ["a", "c", "b"]
+
+
+@pytest.mark.usefixtures("stubs")
+def test_what_needs_much_memory_is_not_put_off_by_others_that_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Schedule, "learn", lambda self, figures: setattr(self, "memory", 40.0))
+    sizes = {"first": 30.0, "second": 35.0, "third": 20.0, "small": 2.0}
+    parts = [stub(name, memory=size, cores=0, options={"seconds": 0.5}) for name, size in sizes.items()]
+    _, results = check(tmp_path / "out", *parts)
+    at = {name: result["figures"] for name, result in results.items()}
+    assert at["small"]["began"] < at["first"]["ended"] <= at["second"]["began"]
+    assert at["second"]["ended"] <= at["third"]["began"]
+
+
 # --- the real parts, at tiny sizes on the CPU ---------------------------------------------------------------------
 
 
@@ -294,14 +323,13 @@ def walk(work, name):
 
 
 BENCHES = [part for part in PARTS if part.function.endswith("rows:bench")]
-# Processes that load torch or transformers anew, many runs, or a graph that is captured.
-HEAVY = {"torchrun", "bench", "demo", "experiment", "gradients-fp32", "cuda-graphs", "compile-peer-large-256"}
+QUICK = {"pretrain", "knn", "stop-training", "out-of-memory", "not-finite", "e2e-folder"}  # a second or three
 ALIKE = {"gradients-base", "gradients-large", "compile-base-1024"}  # on a CPU they are the same as others
 WALKED = [part.name for part in PARTS if part not in BENCHES and part.name not in ALIKE]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in WALKED]
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WALKED]
 )
 def test_a_part_runs_on_a_cpu(work, name):
     context = walk(work, name)
@@ -368,6 +396,7 @@ def test_a_command_that_does_not_end_well_fails(tmp_path, program, said):
         process.wait()
 
 
+@pytest.mark.slow  # graphs are captured
 def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
     real, seen = gradients.gradients_of, []
 
