@@ -1,8 +1,10 @@
 """`tools/gpu_check.py`, as far as it runs without a GPU: what becomes of parts that fail, hang or find no time."""
 
 import contextlib
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,13 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from openmae.cli import parse
+
+from .processes import start
 
 TOOLS = Path(__file__).parents[1] / "tools"
 sys.path.append(str(TOOLS))
 
 import gpu_check  # noqa: E402
+from gpu_parts import commands, data, end_to_end, gradients, rows, stops, training  # noqa: E402
 from gpu_parts.catalogue import MACHINE, PARTS, chosen  # noqa: E402
-from gpu_parts.part import Part  # noqa: E402
+from gpu_parts.part import Context, Failed, Part, start_python  # noqa: E402
 
 STUBS = '''
 import os, subprocess, sys, time
@@ -48,10 +56,10 @@ def child(context, then="hang"):
 '''
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def stubs(tmp_path, monkeypatch):
     (tmp_path / "stub_parts.py").write_text(STUBS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
 
 
 def stub(name, function="good", **changes):
@@ -80,6 +88,7 @@ def wait_until(condition, seconds=10.0):
         time.sleep(0.02)
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_passes_is_in_the_table_with_its_figures(tmp_path, capsys):
     code, results = check(tmp_path / "out", stub("a"), stub("b"), arguments=["--commit", "abc123"])
     assert code == 0
@@ -93,6 +102,7 @@ def test_what_passes_is_in_the_table_with_its_figures(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["check.json", "check.log", "check.md"]
 
 
+@pytest.mark.usefixtures("stubs")
 def test_a_part_that_fails_leaves_the_others(tmp_path):
     code, results = check(tmp_path / "out", stub("bad", "bad"), stub("crash", "crash"), stub("good"))
     assert code == 1
@@ -104,6 +114,7 @@ def test_a_part_that_fails_leaves_the_others(tmp_path):
     assert "the sky is green" in (tmp_path / "out" / "check.md").read_text()
 
 
+@pytest.mark.usefixtures("stubs")
 def test_a_part_that_hangs_is_ended_with_all_its_children(tmp_path):
     code, results = check(tmp_path / "out", stub("hangs", "child", limit=1.0), stub("good"))
     assert code == 1
@@ -114,6 +125,7 @@ def test_a_part_that_hangs_is_ended_with_all_its_children(tmp_path):
     assert results["good"]["status"] == "passed"
 
 
+@pytest.mark.usefixtures("stubs")
 def test_processes_that_a_part_leaves_behind_are_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr("gpu_parts.processes.PATIENCE", 0.3)
     code, results = check(tmp_path / "out", stub("leaves", "child", options={"then": "end"}))
@@ -122,6 +134,7 @@ def test_processes_that_a_part_leaves_behind_are_a_failure(tmp_path, monkeypatch
     assert not any(map(is_running, results["leaves"]["figures"]["pids"]))
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_does_not_fit_into_the_minutes_is_no_time_and_no_failure(tmp_path):
     parts = stub("long", expected=100.0), stub("needs it", after=("long",)), stub("short")
     code, results = check(tmp_path / "out", *parts)
@@ -131,6 +144,7 @@ def test_what_does_not_fit_into_the_minutes_is_no_time_and_no_failure(tmp_path):
     assert "| long | does long | no time |" in (tmp_path / "out" / "check.md").read_text()
 
 
+@pytest.mark.usefixtures("stubs")
 def test_at_the_end_of_the_minutes_what_runs_is_ended(tmp_path):
     began = time.monotonic()
     code, results = check(tmp_path / "out", stub("a"), stub("hangs", "child"), arguments=["--minutes", "0.03"])
@@ -139,12 +153,14 @@ def test_at_the_end_of_the_minutes_what_runs_is_ended(tmp_path):
     assert not any(map(is_running, results["hangs"]["figures"].get("pids", [])))
 
 
+@pytest.mark.usefixtures("stubs")
 def test_what_needs_a_failed_part_does_not_run(tmp_path):
     code, results = check(tmp_path / "out", stub("bad", "bad"), stub("on it", after=("bad",)))
     assert code == 1
     assert (results["on it"]["status"], results["on it"]["said"]) == ("skipped", "needs bad: failed")
 
 
+@pytest.mark.usefixtures("stubs")
 def test_parts_run_side_by_side_but_for_one_that_is_alone(tmp_path):
     one, two, alone = stub("one", cores=1), stub("two", cores=1), stub("alone", alone=True)
     parts = [replace(part, options={"seconds": 0.7}) for part in (one, two, alone)]
@@ -156,6 +172,7 @@ def test_parts_run_side_by_side_but_for_one_that_is_alone(tmp_path):
     assert at["after"][0] >= at["alone"][1]
 
 
+@pytest.mark.usefixtures("stubs")
 def test_only_goes_on_and_keeps_the_other_results(tmp_path):
     parts = stub("a"), stub("b", "bad"), stub("c", after=("a",))
     code, _ = check(tmp_path / "out", *parts)
@@ -199,6 +216,7 @@ sys.exit(gpu_check.main([{out!r}, "--device", "cpu", "--work", {work!r}], parts=
 """
 
 
+@pytest.mark.usefixtures("stubs")
 @pytest.mark.parametrize("number", [9, 15])
 def test_killed_half_way_the_results_are_there_and_no_process_is(tmp_path, number):
     out, work = tmp_path / "out", tmp_path / "work"
@@ -247,3 +265,197 @@ def test_the_catalogue_is_whole(capsys):
     assert MACHINE.name not in names
     assert gpu_check.main(["--list"]) == 0
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == names
+
+
+@pytest.mark.usefixtures("stubs")
+def test_the_table_keeps_groups_together(tmp_path):
+    parts = stub("a", group="one"), stub("b", group="two"), stub("c", group="one")
+    check(tmp_path / "out", *parts)
+    rows = [line for line in (tmp_path / "out" / "check.md").read_text().splitlines() if "does" in line]
+    assert [row.split()[1] for row in rows] == ["a", "c", "b"]
+
+
+@pytest.mark.usefixtures("stubs")
+def test_what_needs_much_memory_is_not_put_off_by_others_that_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Schedule, "learn", lambda self, figures: setattr(self, "memory", 40.0))
+    sizes = {"first": 30.0, "second": 35.0, "third": 20.0, "small": 2.0}
+    parts = [stub(name, memory=size, cores=0, options={"seconds": 0.5}) for name, size in sizes.items()]
+    _, results = check(tmp_path / "out", *parts)
+    at = {name: result["figures"] for name, result in results.items()}
+    assert at["small"]["began"] < at["first"]["ended"] <= at["second"]["began"]
+    assert at["second"]["ended"] <= at["third"]["began"]
+
+
+# --- the real parts, at tiny sizes on the CPU ---------------------------------------------------------------------
+
+
+class Forked:
+    """A command forked from a server that has loaded torch, with the face of `subprocess.Popen`."""
+
+    def __init__(self, words, log, environment):
+        (self.process,) = start(words, log)
+        self.pid = self.process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+def walk(work, name):
+    """Run a part in this process, behind those that it needs."""
+    part = next(part for part in PARTS if part.name == name)
+    for needed in part.after:
+        if not (work / "results" / f"{needed}.json").exists():
+            walk(work, needed)
+    context = Context("cpu", work, work / "parts" / name, work / "results" / f"{name}.json", Forked)
+    context.here.mkdir(parents=True)
+    module, _, function = part.function.partition(":")
+    getattr(importlib.import_module(module), function)(context, **part.options)
+    context.write()
+    return context
+
+
+BENCHES = [part for part in PARTS if part.function.endswith("rows:bench")]
+QUICK = {"pretrain", "knn", "stop-training", "out-of-memory", "not-finite", "e2e-folder"}  # a second or three
+ALIKE = {"gradients-base", "gradients-large", "compile-base-1024"}  # on a CPU they are the same as others
+WALKED = [part.name for part in PARTS if part not in BENCHES and part.name not in ALIKE]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in WALKED]
+)
+def test_a_part_runs_on_a_cpu(work, name):
+    context = walk(work, name)
+    found = json.loads(context.result.read_bytes())
+    assert found["figures"]
+    assert "failed" not in found
+    if name.startswith("stop-") and name != "stop-twice":
+        assert found["figures"]["seconds_to_exit"] < 10
+
+
+def test_benchmarks_are_commands_that_openmae_knows(work):
+    for part in BENCHES:
+        for words in (f"{part.options['words']} --device cuda", f"{part.options['on_cpu']} --device cpu"):
+            parse(["bench", *words.split(), "--json", "rows.json"])
+    context = Context("cpu", work, work / "bench", work / "bench.json", Forked)
+    context.here.mkdir()
+    rows.bench(context, "", on_cpu="asymmetry --case tiny")
+    assert context.rows[0]["ratio"] > 0
+    assert context.figures["ratios"] == [context.rows[0]["ratio"]]
+
+
+# --- what must fail does ------------------------------------------------------------------------------------------
+
+
+def context_of(tmp_path, **changes):
+    return Context(**{"device": "cpu", "work": tmp_path, "here": tmp_path, "result": tmp_path / "r.json", **changes})
+
+
+@pytest.mark.parametrize(
+    ("summary", "config", "lines", "said"),
+    [
+        ({"status": "interrupted", "step": 3}, {"device": "cpu"}, [{"loss": 1.0}], "summary.json says 'interrupted'"),
+        ({"status": "complete", "step": 3}, {"device": "cpu"}, [{"loss": 1.0}], "at step 3"),
+        ({"status": "complete", "step": 4}, {"device": "cuda"}, [{"loss": 1.0}], "device 'cuda', not 'cpu'"),
+        ({"status": "complete", "step": 4}, {"device": "cpu"}, [{"loss": float("nan")}], "metrics.jsonl holds nan"),
+        ({"status": "complete", "step": 4}, {"device": "cpu"}, [{"loss": None}], "was not finite"),
+        ({"status": "complete", "step": 4}, {"device": "cpu"}, [{"lr": 1.0}], "holds no loss"),
+    ],
+)
+def test_a_run_that_is_not_well_fails(tmp_path, summary, config, lines, said):
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(Failed, match=said):
+        commands.is_good_run(context_of(tmp_path), 4)(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("print('no such file'); raise SystemExit(2)", "exit 2: no such file"),
+        ("print('Traceback (most recent call last): x')", "a traceback in its output"),
+        ("import time; print('hm', flush=True); time.sleep(60)", "not ended after 1 s; its last lines: hm"),
+    ],
+)
+def test_a_command_that_does_not_end_well_fails(tmp_path, program, said):
+    log = tmp_path / "log"
+    process = start_python(["-c", program], log, {})
+    try:
+        with pytest.raises(Failed, match=re.escape(said)):
+            context_of(tmp_path).completed(process, log, limit=1)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow  # graphs are captured
+def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
+    real, seen = gradients.gradients_of, []
+
+    def wrong(ours):
+        found = real(ours)
+        seen.append(found)
+        if len(seen) == 3:  # the compiled side: one LayerNorm, 2 % of the gradient of all
+            found["encoder.norm.weight"] *= 1.5
+        return found
+
+    monkeypatch.setattr(gradients, "gradients_of", wrong)
+    with pytest.raises(Failed, match=r"3 times the eager one, in all or in encoder\.norm\.weight"):
+        gradients.gradients(context_of(tmp_path), "tiny", 4, "bf16")
+    seen.clear()
+    with pytest.raises(Failed, match=r"0\.0001, in all or in encoder\.norm\.weight"):
+        gradients.gradients(context_of(tmp_path), "tiny", 4, "fp32")
+
+
+def test_a_bad_step_that_moves_the_weights_fails(tmp_path, monkeypatch):
+    from openmae.tasks import loop
+    from openmae.tasks import pretrain as task
+
+    def steps_anyway(model, optimizer):
+        result = loop.step_if_finite(model, optimizer)
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+        return result
+
+    monkeypatch.setattr(task, "step_if_finite", steps_anyway)
+    with pytest.raises(Failed, match="the weights moved at the bad step"):
+        training.not_finite(context_of(tmp_path))
+
+
+def test_losses_that_differ_fail(tmp_path):
+    def start_with_seeds(words, log, environment):
+        at = words.index("--seed") + 1
+        return Forked([*words[:at], "5" if log.stem == "other" else "3", *words[at + 1 :]], log, environment)
+
+    with pytest.raises(Failed, match="the losses differ by"):
+        training.losses(context_of(tmp_path, start=start_with_seeds))
+
+
+def test_a_run_that_is_slow_to_end_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(stops, "_at_step", lambda step: lambda process, run, log: stops._last_step(run) >= 2)
+    with pytest.raises(Failed, match=r"s from SIGTERM to the end, not at most 0; meanwhile: .*SIGTERM at step"):
+        stops._stopped(
+            context_of(tmp_path, start=Forked),
+            f"{data.labelled(tmp_path)} {commands.TINY} --compile False --log-every 1 --save-every 10000",
+            stops._at_step(2),
+            limit=0,
+        )
+
+
+def test_waiting_is_weighted_by_time():
+    lines = [
+        {"step": 10, "images_per_second": 1.0, "data_wait": 1.0},  # where the time begins that is looked at
+        {"step": 20, "images_per_second": 100.0, "data_wait": 0.0},
+        {"step": 30, "images_per_second": 300.0, "data_wait": 0.8},
+    ]
+    rate, waiting = end_to_end.rate_of(lines, batch=6)
+    assert rate == pytest.approx(120 / 0.8)
+    assert waiting == pytest.approx(0.2)

@@ -30,7 +30,7 @@ def _compile(case: str, batch: int, is_peer: bool, memory: float) -> Part:
     name = f"compile-{'peer-' if is_peer else ''}{case}-{batch}"
     return Part(
         name=name, group=ROWS, does="compiles for a row below, beside other parts", function="gpu_parts.rows:compiled",
-        limit=180, expected=80, cores=4, memory=memory, options={"case": case, "batch": batch, "is_peer": is_peer},
+        limit=180, expected=65, cores=3, memory=memory, options={"case": case, "batch": batch, "is_peer": is_peer},
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def _measured(name: str, does: str, function: str, expected: float) -> Part:
 
 def _end(name: str, does: str, function: str, **changes: Any) -> Part:
     return Part(
-        name=name, group=END, does=does, function=f"gpu_parts.end_to_end:{function}", limit=200, expected=60,
+        name=name, group=END, does=does, function=f"gpu_parts.end_to_end:{function}", limit=200, expected=50,
         alone=True, after=("pack",), **changes,
     )  # fmt: skip
 
@@ -64,8 +64,15 @@ def _end(name: str, does: str, function: str, **changes: Any) -> Part:
 # fmt: off
 PARTS: tuple[Part, ...] = (
     _command("pretrain", "`pretrain` by default, on cuda and on cuda:0", cores=3, after=()),
-    _command("pretrain-compiled", "`pretrain`, compiled", 40, limit=150, cores=4, after=()),
+    _command("pretrain-compiled", "`pretrain`, compiled", 40, limit=150, cores=3, after=()),
     _command("pack", "`pack` to JPEG and raw, `--verify`", cores=4, after=()),
+    # These take longest: they begin first, beside the commands.
+    _robust("stop-reading", "SIGTERM to ViT-B, batch 512, compiled, raw pack, crops on the GPU: ends in 30 s, resumes",
+            "stops:while_reading", 130, limit=260, cores=4, memory=26, after=("pack",)),
+    _robust("gradients-large", "compiled against eager gradients, ViT-L, batch 256, bf16", "gradients:gradients", 100,
+            limit=220, cores=2, memory=26, options={"case": "large", "batch": 256, "precision": "bf16"}),
+    _robust("gradients-base", "compiled against eager gradients, ViT-B, batch 256, bf16", "gradients:gradients", 80,
+            limit=200, cores=2, memory=15, options={"case": "base", "batch": 256, "precision": "bf16"}),
     _command("finetune", f"`finetune` {BOTH}"),
     _command("probe", f"`probe` {BOTH}"),
     _command("knn", f"`knn` {BOTH}"),
@@ -79,14 +86,7 @@ PARTS: tuple[Part, ...] = (
     _command("convert", "`convert` to timm and to the reference layout"),
     _command("inspect", "`inspect` of data, of a run and of a model"),
     _command("robustness", f"`robustness` on an ImageNet-C of noise {BOTH}", after=("finetune",)),
-    _robust("stop-reading", "SIGTERM to ViT-B, batch 512, compiled, raw pack, crops on the GPU: ends in 30 s, resumes",
-            "stops:while_reading", 130, limit=260, cores=6, memory=30, after=("pack",)),
-    _robust("gradients-base", "compiled against eager gradients, ViT-B, batch 256, bf16", "gradients:gradients", 90,
-            limit=200, cores=3, memory=18, options={"case": "base", "batch": 256, "precision": "bf16"}),
-    _robust("gradients-large", "compiled against eager gradients, ViT-L, batch 256, bf16", "gradients:gradients", 100,
-            limit=220, cores=3, memory=30, options={"case": "large", "batch": 256, "precision": "bf16"}),
-    _robust("stop-compiling", "SIGTERM while compiling, then `--resume auto`", "stops:while_compiling", 60, limit=200,
-            cores=3),
+    _robust("stop-compiling", "SIGTERM while compiling, then `--resume auto`", "stops:while_compiling", 60, limit=200),
     _robust("stop-saving", "SIGTERM while a ViT-B is saved, then `--resume auto`", "stops:while_saving", 45, limit=200,
             memory=4),
     _robust("stop-training", "SIGTERM while training, then `--resume auto`", "stops:while_training", 25),
@@ -99,21 +99,22 @@ PARTS: tuple[Part, ...] = (
             "training:no_waits", 20, after=("pack",)),
     _robust("losses", "20 steps in fp32 against the CPU's", "training:losses", 20),
     _robust("gradients-fp32", "compiled against eager gradients, 192 x 12, batch 64, fp32", "gradients:gradients", 60,
-            limit=150, cores=3, options={"case": "small", "batch": 64, "precision": "fp32"}),
-    _compile("large", 256, is_peer=True, memory=30),
-    _compile("base", 1024, is_peer=False, memory=50),
-    _bench("step-large-256", "step --case large --batch-size 256", 60, limit=240),
-    _bench("step-base-1024", "step --case base --batch-size 1024", 80, limit=300),
-    _end("e2e-ready", "ViT-B, batch 512, compiled, on a batch that is read already", "on_ready"),
-    _end("e2e-raw", "the same from a raw pack, crops on the GPU", "from_files", options={"kind": "raw"}),
+            limit=150, options={"case": "small", "batch": 64, "precision": "fp32"}),
+    _compile("large", 256, is_peer=True, memory=27),
+    _compile("base", 1024, is_peer=False, memory=47),
+    _bench("step-large-256", "step --case large --batch-size 256", 50, limit=240),
+    _bench("step-base-1024", "step --case base --batch-size 1024", 60, limit=300),
+    _end("e2e-raw", "ViT-B, batch 512, compiled, from a raw pack, crops on the GPU", "from_files",
+         options={"kind": "raw"}),
+    _end("e2e-ready", "the same on a batch that is read already", "on_ready"),
     _end("e2e-jpeg", "the same from a JPEG pack", "from_files", options={"kind": "jpeg"}),
     _end("e2e-folder", "the same from a folder of JPEGs", "from_files", options={"kind": "folder"}),
-    _bench("step-base-256", "step --case base --batch-size 256", 80, limit=240),
+    _bench("step-base-256", "step --case base --batch-size 256", 60, limit=240),
     _bench("memory", "memory --case base --batch-size 256", 40, on_cpu="memory --case tiny --batch-size 2"),
     _bench("asymmetry", "asymmetry --case 8-block 1-block --batch-size 64", 30, on_cpu="asymmetry --case tiny"),
-    _measured("readers", "images/s of the default number of readers", "readers", 25),
-    _measured("cropped", "whole images cropped at once on the GPU", "cropped", 15),
-    _measured("decoded", "JPEGs decoded on the GPU (nvJPEG)", "decoded", 15),
+    _measured("readers", "images/s of the default number of readers", "readers", 20),
+    _measured("cropped", "whole images cropped at once on the GPU", "cropped", 12),
+    _measured("decoded", "JPEGs decoded on the GPU (nvJPEG)", "decoded", 12),
     _bench("step-huge-128", "step --case huge --batch-size 128", 150, limit=300),
     _bench("forms", "step --case base --batch-size 256 --forms", 150, limit=300),
     _measured("cuda-graphs", "CUDA graphs on a small model", "cuda_graphs", 90),

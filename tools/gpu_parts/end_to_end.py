@@ -18,6 +18,7 @@ NEVER = "--evaluate-every 100000 --save-every 100000 --picture-every 100000"
 TRAINED = 20.0  # seconds that are looked at
 FIRST_STEP = 10  # before it readers start and kernels are chosen
 READY_STEPS = 160
+KINDS = ("folder", "jpeg", "raw")
 STOPPED_BY = 60.0  # seconds that the last save may take
 
 
@@ -43,9 +44,9 @@ def from_files(context: Context, kind: str) -> None:
     process.send_signal(signal.SIGTERM)
     rate, waiting = rate_of(lines, read_json(run / "config.json")["batch_size"])
     context.note(images_per_second=rate, share_of_waiting=waiting)
-    ready = context.work / "parts" / "e2e-ready" / "rate.json"
-    if ready.exists():
-        context.note(of_ready_batches=rate / json.loads(ready.read_bytes()))
+    _keep(context, rate)
+    if (ready := _kept(context, "ready")) is not None:
+        context.note(of_ready_batches=rate / ready)
     context.note(workers=read_json(run / "config.json")["workers"], seconds_to_begin=stopped - began - _trained(lines))
     context.completed(process, log, limit=STOPPED_BY, codes=(3,))
     context.note(seconds_to_exit=time.monotonic() - stopped)
@@ -85,7 +86,20 @@ def on_ready(context: Context) -> None:
         task.read_steps = real
     rate, waiting = rate_of(_lines(run), settings["batch_size"])
     context.note(images_per_second=rate, share_of_waiting=waiting)
+    _keep(context, rate)
+    for kind in KINDS:
+        if (other := _kept(context, kind)) is not None:
+            context.note(**{f"{kind}_of_that": other / rate})
+
+
+def _keep(context: Context, rate: float) -> None:
     (context.here / "rate.json").write_text(json.dumps(rate))
+
+
+def _kept(context: Context, kind: str) -> float | None:
+    """Images/s that another of these parts found."""
+    path = context.work / "parts" / f"e2e-{kind}" / "rate.json"
+    return float(json.loads(path.read_bytes())) if path.exists() else None
 
 
 def rate_of(lines: list[dict[str, Any]], batch: int) -> tuple[float, float]:

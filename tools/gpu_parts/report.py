@@ -29,7 +29,8 @@ class Report:
     """
 
     def __init__(self, out: Path, parts: Sequence[Part], *, is_merged: bool, commit: str | None = None) -> None:
-        self.out, self.order = out, [part.name for part in parts]
+        groups = list(dict.fromkeys(part.group for part in parts))
+        self.out, self.order = out, [p.name for p in sorted(parts, key=lambda part: groups.index(part.group))]
         self.commit = commit or _commit()
         self.started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         self.machine: Result = {}

@@ -14,6 +14,7 @@ from gpu_parts.report import Report
 
 TICK = 0.05
 MEMORY_SHARE = 0.9  # of the GPU's, that parts side by side may plan to fill
+LARGE = 10.0  # GB from which parts wait for each other in their order
 
 
 class Schedule:
@@ -60,7 +61,7 @@ class Schedule:
 
     def _begin(self, waiting: list[Part]) -> list[Part]:
         """Start what can be; return what still waits."""
-        still, is_blocked = list[Part](), False
+        still, is_blocked, is_short = list[Part](), False, False
         names = {part.name for part in waiting} | self.running.keys()
         for part in waiting:
             short = [n for n in part.after if n not in names and self.report.status(n) != "passed"]
@@ -73,8 +74,11 @@ class Schedule:
                 reason = f"takes about {part.expected:.0f} s, {max(0, self.left):.0f} s were left"
                 self._record(part, "no time", 0.0, reason)
                 continue
-            if is_blocked or names.intersection(part.after) or not self._has_room(part):
-                is_blocked |= part.alone  # what measures is not put off by what comes behind it
+            is_large = part.memory > LARGE
+            put_off = is_blocked or (is_short and is_large) or names.intersection(part.after)
+            if put_off or not self._has_room(part):
+                is_blocked |= part.alone  # what measures is not put off by what comes behind it,
+                is_short |= is_large  # and what needs much memory not by others that do
                 still.append(part)
                 continue
             self._start(part)
@@ -105,7 +109,7 @@ class Schedule:
         }
         if not part.alone:
             environment |= {"OMP_NUM_THREADS": str(max(1, part.cores // 2))}
-            environment |= {"TORCHINDUCTOR_COMPILE_THREADS": str(part.cores)}
+            environment |= {"TORCHINDUCTOR_COMPILE_THREADS": str(max(4, part.cores))}
         command = ["-m", "gpu_parts.worker", *words, str(self._result(part))]
         self.running[part.name] = part, Group(command, self._log(part), environment)
 

@@ -18,7 +18,7 @@ SAID_AFTER = 400  # characters of what a run says after the signal
 COMPILED = "--image-size 32 --patch-size 4 --width 176 --depth 6 --num-heads 4 --decoder-width 96 --decoder-depth 3"
 BASE = "--model base --image-size 224 --patch-size 16"
 SAVED = {"gpu": "--model base --image-size 32 --patch-size 8", "cpu": MODEL}  # 1.3 GB a checkpoint
-STEPS = 200
+STEPS = 100
 
 When = Callable[[Running, Path, Path], bool]
 
