@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import socket
@@ -130,6 +131,12 @@ def _forget_in_children() -> None:
     os.register_at_fork(after_in_child=forget)
 
 
+def _end_children() -> None:
+    """Readers would notice by themselves, seconds later, and some with a traceback."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def _leave_at_a_second(numbers: socket.socket) -> None:
     """End the process when a Ctrl-C comes after another stop signal: even a hung save must not hold the person."""
     seen = False
@@ -137,7 +144,7 @@ def _leave_at_a_second(numbers: socket.socket) -> None:
         while received := numbers.recv(64):
             for number in received:
                 if seen and number == signal.SIGINT:
-                    for action in _at_once:
+                    for action in (_end_children, *_at_once):
                         with contextlib.suppress(Exception):
                             action()
                     os._exit(INTERRUPTED_AGAIN)
