@@ -1,9 +1,9 @@
-"""What a classifier says about every image of a source, each counted once."""
+"""What a classifier, or a regression model, says about every image of a source, each counted once."""
 
 import numpy as np
 import torch
 
-from openmae.config import Preprocessing
+from openmae.config import Preprocessing, TargetScale
 from openmae.data.evaluation import evaluation_batches
 from openmae.data.labels import targets_of
 from openmae.data.preprocess import normalise
@@ -30,8 +30,9 @@ def predict(
     workers: int,
     processes: Processes,
     stop: StopRequest | None = None,
+    scale: TargetScale | None = None,
 ) -> Predictions:
-    """Classify all images: each process its own part of them, unreadable ones left out and named.
+    """Classify all images, or predict their numbers: each process its own part, unreadable ones left out and named.
 
     Every process gets the predictions of all.
 
@@ -71,5 +72,5 @@ def predict(
     if processes.any(is_stopped):
         raise EvaluationStopped
     own = np.concatenate(indices)
-    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad)
+    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
     return merge(processes.gather(part))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmae.config import SettledProbe
+from openmae.config import SettledProbe, TargetScale
 from openmae.data.augment import Augmentation
 from openmae.data.labelled import LabelledData
 from openmae.data.loader import Batch, Stream
@@ -119,12 +119,14 @@ def check_parts(config: SettledProbe, processes: Processes) -> None:
 
 
 @torch.no_grad()
-def predictions_of(probes: Probes, features: Features, device: torch.device) -> list[Predictions]:
+def predictions_of(
+    probes: Probes, features: Features, device: torch.device, scale: TargetScale | None = None
+) -> list[Predictions]:
     """What each head says about images whose features are known."""
     probes.eval()
     values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
     logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
     return [
-        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad)
+        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad, scale=scale)
         for own in logits
     ]

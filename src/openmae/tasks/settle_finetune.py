@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
+from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
@@ -86,6 +87,9 @@ def settle_finetune(
     """
     choices = Choices(config)
     decide, get = choices.decide, choices.get
+    decide("task", "classification", "labels are the names of classes")
+    for name in OF_CLASSES if config.is_regression else ():
+        decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
         _keep_model(config, *init, choices)
     choices.take_recipe(FINETUNE_RECIPES)
