@@ -79,6 +79,15 @@ def own_numbers(source: Source) -> NDArray[np.float64] | None:
     return source.numbers if isinstance(source, Numbered) else None
 
 
+def kept_numbers(source: Source) -> NDArray[np.float64] | None:
+    """The numbers of a source where its classes do not say them: some have a fraction, or lie below -1; else None."""
+    numbers = own_numbers(source)
+    if numbers is None:
+        return None
+    known = numbers[~np.isnan(numbers)]
+    return numbers if ((known < -1) | (known != np.floor(known))).any() else None
+
+
 def numbers_of(source: Source) -> NDArray[np.float64] | None:
     """The numbers that a source's labels are, (n,) with NaN where there is none; None where they are names.
 
