@@ -28,8 +28,8 @@ COMMANDS: dict[type, str] = {SettledConfig: "pretrain", SettledFinetune: "finetu
 # fmt: off
 TOLD = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer", "batch_size",
-    "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
+    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer",
+    "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
     "device", "seed",
 )
 # fmt: on

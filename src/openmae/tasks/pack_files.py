@@ -169,7 +169,7 @@ class RawFile:
 
 
 def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDArray[np.int64] | None) -> None:
-    """Names, labels, numbers that are no classes, and places of the images that a split has in its pack. Equal content gives equal bytes."""
+    """Names, labels, numbers that are no classes, and places of a split's images. Equal content gives equal bytes."""
     names = [os.fsencode(source.name(i)) for i in kept.tolist()]
     labels = np.array([-1 if (label := source.label(i)) is None else label for i in kept.tolist()], np.int64)
     arrays: dict[str, NDArray] = {

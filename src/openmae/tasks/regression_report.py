@@ -9,7 +9,19 @@ from matplotlib.figure import Figure
 from openmae.config import Preprocessing
 from openmae.data.sources import Source
 from openmae.tasks.classification_report import save_picture, write_csv
-from openmae.tasks.lettering import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+from openmae.tasks.lettering import (
+    FAINT,
+    INK,
+    PAD,
+    box,
+    fitted,
+    headings,
+    headings_height,
+    page,
+    width_of,
+    write,
+    write_headings,
+)
 from openmae.tasks.metrics import Predictions, check, losses
 from openmae.tasks.picture_tiles import TILE, Tile, tiled_picture
 from openmae.tasks.regression import determination
@@ -96,8 +108,9 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
         axes.tick_params(labelsize=7, length=2, colors=FAINT)
         axes.ticklabel_format(useOffset=False)
         r2_text = f"R2 {r2[k]:.3f}" if not np.isnan(r2[k]) else "R2 not defined"
-        mae = f"mean absolute error {np.abs(found[:, k] - targets[:, k]).mean():.4g}"
-        write(figure, x, y + 8, fitted(f"{columns[k]}: {r2_text}, {mae}", PANEL, 9), 9, INK)
+        figures = f": {r2_text}, mae {np.abs(found[:, k] - targets[:, k]).mean():.4g}"
+        name = fitted(columns[k], PANEL - width_of(figures, 9), 9)
+        write(figure, x, y + 8, name + figures, 9, INK)
         write(figure, x + PANEL / 2, y + 18 + PANEL + 28, "true", 8, FAINT, "center")
         write(figure, x - LEFT + 8, y + 18 + PANEL / 2, "predicted", 8, FAINT, "center", rotation=90)
     return figure
