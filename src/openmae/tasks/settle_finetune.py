@@ -176,7 +176,8 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
     size = get("image_size")
     side = size if isinstance(size, int) else min(size)
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
-    decide("augment", "crop", "table 9")
+    is_moved = config.is_regression and "; where a crop or a flip changes the number, give --augment none"
+    decide("augment", "crop", f"table 9{is_moved or ''}")
     small = side < SMALL_IMAGE
     decide("crop_scale", (0.5, 1.0) if small else (0.08, 1.0), f"for images of {side} px" if small else "as released")
     is_picture = facts.dtype == "uint8" and facts.channels in (1, 3)
