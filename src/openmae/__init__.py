@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from openmae.tasks.finetune import finetune
     from openmae.tasks.inspect import inspect
     from openmae.tasks.knn import knn
-    from openmae.tasks.load import ClassifierModel, Model, load
+    from openmae.tasks.load import ClassifierModel, Model, RegressionModel, load
     from openmae.tasks.pack import pack
     from openmae.tasks.pretrain import pretrain
     from openmae.tasks.probe import probe
@@ -66,6 +66,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
+    "RegressionModel",
     "RequestError",
     "RobustnessConfig",
     "attention",
@@ -89,6 +90,7 @@ _LAZY = {
     "Model": "openmae.tasks.load",
     "load": "openmae.tasks.load",
     "ClassifierModel": "openmae.tasks.load",
+    "RegressionModel": "openmae.tasks.load",
     "attention": "openmae.tasks.attention",
     "convert": "openmae.tasks.convert",
     "bench": "openmae.benchmarks.bench",

@@ -81,3 +81,30 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = start + along[..., None] * (end - start)
         Image.fromarray(values.round().astype(np.uint8)).save(folder / f"{number:02d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "pretrained"
+    settings = {"width": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "steps": 30, "evaluate_every": 1000}
+    pretrain(make_digits_config(out, **settings, save_every=1000, target="pixel"))
+    return str(out)
+
+
+@pytest.fixture(scope="session")
+def greys(tmp_path_factory):
+    """Grey pictures, and a file of how light and how even each is: large numbers, and small ones below 0.
+
+    A flip changes neither, a slight crop hardly.
+    """
+    root, chance = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    (root / "greys").mkdir()
+    lines = ["path,light,even"]
+    across = np.linspace(-0.5, 0.5, 12)
+    for number in range(60):
+        light, slant = chance.uniform(60, 190), chance.uniform(-100, 100)
+        values = light + slant * across + chance.uniform(0, 10, (11, 12))
+        Image.fromarray(values.astype(np.uint8)).save(root / "greys" / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{5000 + light},{-abs(slant) / 1e4}")
+    (root / "greys.csv").write_text("\n".join(lines) + "\n")
+    return root / "greys"

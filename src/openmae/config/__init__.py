@@ -33,6 +33,7 @@ from openmae.config.shapes import (
     grid_of,
     num_kept,
 )
+from openmae.config.target_scale import TargetScale
 
 __all__ = [
     "AUGMENTS",
@@ -73,6 +74,7 @@ __all__ = [
     "SettledConfig",
     "SettledFinetune",
     "SettledProbe",
+    "TargetScale",
     "ViTShape",
     "check_name",
     "check_range",

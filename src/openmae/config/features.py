@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.labelled import TASKS
 from openmae.config.pretrain import PRECISIONS
 from openmae.config.shapes import DEFAULT_POOL, POOLS
 from openmae.errors import RequestError
@@ -33,10 +34,13 @@ class KnnConfig(Settings):
     """After which block, from 1; by default the last, and the norm behind it."""
 
     # The labels
+    task: str | None = None
+    """classification, or regression: the labels are numbers, and a neighbour's vote weighs its numbers; class names
+    unless given, and fractional numbers are asked about."""
     labels: str | None = None
     """Look for neighbours in a fixed, stratified subset of train only: 500, or 1%."""
     label_file: str | None = None
-    """A CSV: path,label."""
+    """A CSV: path,label; with --task regression path and a column of numbers or several."""
     held_out: int | None = None
     """Images of train held out (stratified) to measure by, where DATA has no val or test."""
 
@@ -63,6 +67,7 @@ class KnnConfig(Settings):
     def __post_init__(self) -> None:
         check_types(self)
         _check_encoder_settings(self, POOLS)
+        check_name("--task", self.task, TASKS)
         check_range("--max-bad", self.max_bad, 0, 1)
         check_range("--held-out", self.held_out, 0)
         check_range("--seed", self.seed, 0, 2**63 - 1)
@@ -73,6 +78,10 @@ class KnnConfig(Settings):
             check_range("--k", count, 1)
         if len(set(self.k)) != len(self.k):
             raise RequestError(f"--k got a number twice: {' '.join(map(str, self.k))}")
+
+    @property
+    def is_regression(self) -> bool:
+        return self.task == "regression"
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from openmae.errors import RequestError
 REPORTS = ("test", "held-out")
 BALANCES = ("none", "weights", "sampling")
 FROM_SCRATCH = "none"
+OF_CLASSES = ("mixup", "cutmix", "label_smoothing")  # what is done to classes and never to numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +97,17 @@ class FinetuneConfig(LabelledConfig):
         check_value_range(self.value_range)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
+        if self.is_regression:
+            self._check_regression()
         if self.is_from_scratch and self.blocks is not None:
             raise RequestError("--blocks freezes what was pre-trained, and --init none has nothing: leave one out")
+
+    def _check_regression(self) -> None:
+        for name in OF_CLASSES:
+            if getattr(self, name):
+                raise RequestError(f"{flag_of(name)} is for classes, not for --task regression: leave it out")
+        if self.balance != "none":
+            raise RequestError(f"--balance {self.balance} is for classes, not for --task regression: leave it out")
 
     @property
     def is_from_scratch(self) -> bool:
@@ -108,6 +118,7 @@ class FinetuneConfig(LabelledConfig):
 class SettledFinetune(FinetuneConfig):
     """A `FinetuneConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
+    task: str = "classification"  # as in runs from before there was a choice
     image_size: int | tuple[int, int]
     crop_scale: tuple[float, float]
     max_bad: float

@@ -7,6 +7,8 @@ from openmae.config.checks import Settings, check_name, check_range, check_types
 from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
+TASKS = ("classification", "regression")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledConfig(Settings):
@@ -22,10 +24,14 @@ class LabelledConfig(Settings):
     """Settings by name; flags given beside it win; --show lists and prints them."""
 
     # The labels
+    task: str | None = None
+    """classification, or regression: the labels are numbers to predict, one or several columns; class names unless
+    given, and fractional numbers are asked about."""
     labels: str | None = None
     """Train on a fixed, stratified subset only: 500, or 1%; all unless given."""
     label_file: str | None = None
-    """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class."""
+    """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class; with --task regression path and
+    a column of numbers or several."""
     held_out: int | None = None
     """Images of train held out (stratified) to choose or to measure by, where DATA has no val or test."""
 
@@ -74,6 +80,7 @@ class LabelledConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_name("--task", self.task, TASKS)
         check_name("--precision", self.precision, PRECISIONS)
         for name in ("steps", "batch_size", "micro_batch_size", "log_every", "keep", "evaluate_every", "save_every"):
             check_range(flag_of(name), getattr(self, name), 1)
@@ -90,6 +97,10 @@ class LabelledConfig(Settings):
             raise RequestError(f"--crop-scale got {low:g} {high:g}: two shares of the area, rising, above 0 to 1")
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
+
+    @property
+    def is_regression(self) -> bool:
+        return self.task == "regression"
 
     @property
     def size(self) -> tuple[int, int] | None:

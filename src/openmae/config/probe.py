@@ -41,6 +41,7 @@ class ProbeConfig(LabelledConfig):
 class SettledProbe(ProbeConfig):
     """A `ProbeConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
+    task: str = "classification"  # as in runs from before there was a choice
     image_size: int | tuple[int, int]
     crop_scale: tuple[float, float]
     max_bad: float

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.numbers import number_of
 from openmae.data.sources import Source
 from openmae.errors import RequestError, shown
 
@@ -19,7 +20,8 @@ MAX_BYTES = 1 << 30
 MAX_TABLE_BYTES = 4 << 30  # a label column that is really an id would make a class of every image
 PATH_COLUMNS = ("path", "file", "filename", "image", "name")
 _EXPECTED = "expected columns path,label or path,labels (names separated by ;) or path and a 0/1 column for each class"
-_AMBIGUOUS = -1
+_NUMBERS = "; --task regression takes columns of numbers"
+AMBIGUOUS = -1
 
 Target = int | tuple[int, ...]  # ids of the columns or names in order of appearance; -1 for a label left empty
 
@@ -31,6 +33,7 @@ class LabelTable:
     Attributes:
         classes: the names, sorted.
         targets: (n,) int64, or (n, classes) float32 of 0 and 1 if `is_multi_label`; -1 where there is no label.
+        is_of_columns: the names are those of columns, in the header.
         unlisted: images without a label.
         unmatched: rows that name no image of the data.
     """
@@ -38,6 +41,7 @@ class LabelTable:
     classes: tuple[str, ...]
     targets: NDArray[np.int64] | NDArray[np.float32]
     is_multi_label: bool
+    is_of_columns: bool
     unlisted: int
     unmatched: int
 
@@ -83,19 +87,21 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
     as one image only fits. Raises RequestError, one line, for a file that cannot be used, says two things of one image
     or names none of them.
     """
-    rows = _rows(path)
+    rows = rows_of(path)
     line, header = next(rows, (0, []))
     kind = _kind(path, header)
     columns = [name.strip() for name in header[1:]] if kind == "columns" else []
     ids = {name: i for i, name in enumerate(columns)}
-    images, targets, unmatched = _Images(names), dict[int, Target](), 0
+    images, targets, unmatched = ImageNames(names), dict[int, Target](), 0
     for line, row in rows:
         where = f"{shown(path)}, line {line}"
         if len(row) != len(header):
             raise RequestError(f"{where}: {len(row)} cells, the header has {len(header)}")
         image = images.find(row[0])
-        if image == _AMBIGUOUS:
-            raise RequestError(f"{where}: several images are called {_cell(row[0])}: give the path within the data")
+        if image == AMBIGUOUS:
+            raise RequestError(
+                f"{where}: several images are called {shown_cell(row[0])}: give the path within the data"
+            )
         if image is None:
             unmatched += 1
             continue
@@ -107,14 +113,16 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
         else:
             target = ids.setdefault(row[1].strip(), len(ids)) if row[1].strip() else -1
         if targets.setdefault(image, target) != target:
-            raise RequestError(f"{where}: {_cell(row[0])} is listed before with another label: keep one of the rows")
+            raise RequestError(
+                f"{where}: {shown_cell(row[0])} is listed before with another label: keep one of the rows"
+            )
     if not targets:
-        example = f", such as {_cell(names[0])}" if names else ""
+        example = f", such as {shown_cell(names[0])}" if names else ""
         raise RequestError(f"{shown(path)}: none of its {unmatched} rows names an image of the data{example}")
-    return _table(path, targets, ids, len(names), kind != "label", unmatched)
+    return _table(path, targets, ids, len(names), kind, unmatched)
 
 
-def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
+def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the cells of each row that is not blank."""
     try:
         found = os.stat(path)
@@ -141,13 +149,13 @@ def _kind(path: str, header: list[str]) -> str:
     if not header:
         raise RequestError(f"{shown(path)} is empty: {_EXPECTED}")
     first, *rest = (name.strip().lower() for name in header)
-    found = ",".join(_cell(name) for name in header[:5])
+    found = ",".join(shown_cell(name) for name in header[:5])
     if first not in PATH_COLUMNS:
         raise RequestError(f"{shown(path)} begins with {found}; {_EXPECTED} (the first {', '.join(PATH_COLUMNS)})")
     if len(rest) == 1 and rest[0] in ("label", "labels"):
         return rest[0]
     if len(rest) < 2 or {"label", "labels"} & set(rest):
-        raise RequestError(f"{shown(path)} has columns {found}; {_EXPECTED}, and no others")
+        raise RequestError(f"{shown(path)} has columns {found}; {_EXPECTED}, and no others{_NUMBERS}")
     names = [name.strip() for name in header[1:]]
     if "" in names or len(set(names)) < len(names):
         raise RequestError(f"{shown(path)}: each class column needs a name of its own, got {found}")
@@ -157,15 +165,19 @@ def _kind(path: str, header: list[str]) -> str:
 def _flags(where: str, row: list[str], columns: list[str]) -> tuple[int, ...]:
     for name, cell in zip(columns, row[1:], strict=True):
         if cell.strip() not in ("0", "1"):
-            raise RequestError(f"{where}: column {_cell(name)} has {_cell(cell) or 'nothing'}; expected 0 or 1")
+            number = number_of(cell)
+            numbers = _NUMBERS if number is not None and number == number else ""
+            raise RequestError(
+                f"{where}: column {shown_cell(name)} has {shown_cell(cell) or 'nothing'}; expected 0 or 1{numbers}"
+            )
     return tuple(i for i, cell in enumerate(row[1:]) if cell.strip() == "1")
 
 
 def _table(
-    path: str, found: dict[int, Target], ids: dict[str, int], count: int, is_multi_label: bool, unmatched: int
+    path: str, found: dict[int, Target], ids: dict[str, int], count: int, kind: str, unmatched: int
 ) -> LabelTable:
     """Ids in order of appearance become ids in order of the names."""
-    classes = sorted(ids)
+    classes, is_multi_label = sorted(ids), kind != "label"
     new_ids = {ids[name]: i for i, name in enumerate(classes)} | {-1: -1}
     targets: NDArray[np.int64] | NDArray[np.float32]
     if is_multi_label:
@@ -186,11 +198,16 @@ def _table(
             targets[image] = new_ids[target]
         unlisted = int((targets < 0).sum())
     return LabelTable(
-        classes=tuple(classes), targets=targets, is_multi_label=is_multi_label, unlisted=unlisted, unmatched=unmatched
+        classes=tuple(classes),
+        targets=targets,
+        is_multi_label=is_multi_label,
+        is_of_columns=kind == "columns",
+        unlisted=unlisted,
+        unmatched=unmatched,
     )
 
 
-class _Images:
+class ImageNames:
     """Finds an image by the path that a row gives."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -199,7 +216,7 @@ class _Images:
         self._ends: dict[str, int] | None = None  # all ends of all paths; seldom needed
 
     def find(self, text: str) -> int | None:
-        """The image's index; None if there is no such image; _AMBIGUOUS if there are several."""
+        """The image's index; None if there is no such image; AMBIGUOUS if there are several."""
         if text in self._names:
             return self._names[text]
         path = posixpath.normpath(text.strip().replace("\\", "/"))
@@ -211,7 +228,7 @@ class _Images:
                 parts = name.split("/")
                 for start in range(1, len(parts)):
                     end = "/".join(parts[start:])
-                    self._ends[end] = _AMBIGUOUS if end in self._ends else i
+                    self._ends[end] = AMBIGUOUS if end in self._ends else i
         if path in self._ends:
             return self._ends[path]
         parts = path.split("/")
@@ -219,5 +236,5 @@ class _Images:
         return next((self._names[end] for end in shorter if end in self._names), None)
 
 
-def _cell(text: str) -> str:
+def shown_cell(text: str) -> str:
     return shown(text if len(text) <= 80 else text[:77] + "...")

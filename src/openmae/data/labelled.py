@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.data.label_file import LabelledSource, LabelTable, read_label_file
+from openmae.config import TargetScale
 from openmae.data.labels import (
     Labels,
     classes_present,
@@ -15,14 +15,13 @@ from openmae.data.labels import (
     parse_labels,
     split_stratified,
     stratified,
-    targets_of,
 )
 from openmae.data.parts import Part
 from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.understood import ADVICE, understood
 from openmae.errors import RequestError, shown
 
 _LARGEST_SPLIT = 5000
-_MOST_UNNAMED = 1000  # classes without names that are believed whatever the number of images
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,9 @@ class LabelledData:
         train: after the held-out split was taken out and `--labels` has chosen.
         validation: what things are chosen by: DATA's val part if there is a test part too, else a split of train.
         test: what the final figure is of: DATA's test part, else its val part.
+        classes: their names; none where numbers are predicted.
+        scale: of the numbers to predict (regression), by the training images; None of classes.
+        note: what a person has to know of what labels were taken for; empty where there is no doubt.
         unlabelled: images left out because they have no label, of all parts.
         unmatched: rows of the label file that name no image of DATA.
     """
@@ -46,10 +48,26 @@ class LabelledData:
     report_name: str  # "test", "val" or "split of train"
     unlabelled: int
     unmatched: int
+    scale: TargetScale | None = None
+    note: str = ""
+
+    @property
+    def task(self) -> str:
+        return "classification" if self.scale is None else "regression"
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the numbers to predict; none of classes."""
+        return () if self.scale is None else self.scale.columns
+
+    @property
+    def num_outputs(self) -> int:
+        """What a model has to give for an image: a score for each class, or the numbers."""
+        return self.num_classes or len(self.columns)
 
     @property
     def report(self) -> Source:
@@ -81,6 +99,8 @@ def open_labelled(
     background: float,
     max_pixels: int,
     needs_choice: bool = False,
+    task: str | None = None,
+    advice: str = ADVICE,
 ) -> LabelledData:
     """Open the parts of DATA that have labels, and split train where a part is missing.
 
@@ -91,19 +111,15 @@ def open_labelled(
         labels: how many images to train on, see `parse_labels`; None for all.
         held_out: the size of the split; None for a fifth below 2,500 images, above a tenth, at most 5,000.
         needs_choice: something is chosen on the way (a rate, the best step), which must not be done on the test part.
+        task, advice: see `understood`.
 
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
     opened = {split: open_source(data, split, background=background, max_pixels=max_pixels) for split in SPLITS}
     parts = {split: source for split, source in opened.items() if source is not None}
-    unmatched, is_multi_label = 0, False
-    if label_file is not None:
-        names = [source.name(i) for source in parts.values() for i in range(len(source))]
-        table = read_label_file(label_file, names)
-        parts, unmatched, is_multi_label = _relabelled(parts, table), table.unmatched, table.is_multi_label
-    targets = {split: targets_of(source) for split, source in parts.items()}
-    classes = _class_names(data, parts, targets)
+    found = understood(data, parts, label_file, task, advice)
+    parts, targets, classes = found.parts, found.targets, found.classes
     check_labelled(data, targets["train"], classes)
     for split in ("val", "test"):
         if split in parts:
@@ -121,27 +137,32 @@ def open_labelled(
         rest, held = _hold_out(data, targets["train"], held_out, seed_of_split)
     if labels is not None:
         rest = rest[stratified(targets["train"][rest], parse_labels(labels, len(rest)), seed_of_split)]
+    numbers = targets["train"][rest].T.tolist() if found.columns else []
     return LabelledData(
         train=_take(parts["train"], rest),
         validation=Part(parts["train"], held) if len(held) else held_parts["val"] if has_both else None,
         test=held_parts.get(report_name),
         classes=classes,
-        is_multi_label=is_multi_label,
+        is_multi_label=found.is_multi_label,
         is_validation_split=len(held) > 0,
         report_name=report_name,
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
-        unmatched=unmatched,
+        unmatched=found.unmatched,
+        scale=TargetScale.of(found.columns, numbers) if found.columns else None,
+        note=found.note,
     )
 
 
 def check_labelled(data: str, labels: Labels, classes: tuple[str, ...]) -> None:
-    """Raise RequestError unless some training images have labels, and not all the same."""
+    """Raise RequestError unless some training images have labels, and not all the same class."""
     known = labels[is_labelled(labels)]
     if len(known) == 0:
         raise RequestError(
             f"no training image of {shown(data)} has a label: put every image into a class folder, add a `label` "
             "column, or give --label-file"
         )
+    if not classes:
+        return
     if (known == known[0]).all():
         which = " and ".join(shown(classes[i]) for i in classes_present(known)) or "none"
         raise RequestError(
@@ -157,6 +178,8 @@ def check_part(data: str, part: str, labels: Labels, train_labels: Labels, class
         raise RequestError(
             f"the {part} part of {shown(data)} has no labels: give them in --label-file, or move it away"
         )
+    if not classes:
+        return
     missing = np.setdiff1d(classes_present(known), classes_present(train_labels))
     if len(missing):
         first = missing[0]
@@ -182,36 +205,10 @@ def _hold_out(
     default = count // 5 if count < 2500 else min(count // 10, _LARGEST_SPLIT)
     if most == 0:
         raise RequestError(
-            f"{shown(data)} has one labelled training image of each class, so none can be held out: give more, "
-            "or val and test parts"
+            f"{shown(data)} has one labelled training image{' of each class' * (labels.dtype != np.float64)}, so none "
+            "can be held out: give more, or val and test parts"
         )
     return split_stratified(labels, held_out if held_out is not None else min(max(1, default), most), seed)
-
-
-def _relabelled(parts: dict[str, Source], table: LabelTable) -> dict[str, Source]:
-    found: dict[str, Source] = {}
-    start = 0
-    for split, source in parts.items():
-        found[split] = LabelledSource(source, table.targets[start : start + len(source)], table.classes)
-        start += len(source)
-    return found
-
-
-def _class_names(data: str, parts: dict[str, Source], targets: dict[str, Labels]) -> tuple[str, ...]:
-    """One list for all parts; numbers where the names are unknown."""
-    known = {source.classes for source in parts.values() if source.classes is not None}
-    if len(known) > 1:
-        raise RequestError(
-            f"the parts of {shown(data)} ({', '.join(parts)}) differ in their class names: make them one"
-        )
-    highest = max(int(labels.max(initial=-1)) for labels in targets.values() if labels.ndim == 1) if not known else -1
-    if highest >= max(_MOST_UNNAMED, *map(len, targets.values())):
-        raise RequestError(f"{shown(data)} has label {highest} but fewer images than that: number the classes from 0")
-    classes = known.pop() if known else tuple(map(str, range(highest + 1)))
-    for split, labels in targets.items():
-        if labels.ndim == 1 and labels.max(initial=-1) >= len(classes):
-            raise RequestError(f"the {split} part of {shown(data)} has label {labels.max()}, beyond the class names")
-    return classes
 
 
 def _take(source: Source, indices: NDArray[np.int64]) -> Source:

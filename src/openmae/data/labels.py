@@ -1,6 +1,7 @@
 """Labels of a source's images: the subsets, splits and weights that are made from them.
 
-Labels are (n,) int64, or (n, K) float32 of 0 and 1 where an image may have several; -1 where there is none.
+Labels are (n,) int64, or (n, K) float32 of 0 and 1 where an image may have several; -1 where there is none. Numbers to
+predict are (n, T) float64; a row of NaN where there is none.
 """
 
 import hashlib
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from openmae.data.chance import Permutation
 from openmae.data.label_file import LabelledSource
+from openmae.data.numbers import NumberedSource
 from openmae.data.parts import Part, View
 from openmae.data.sources import Source
 from openmae.errors import RequestError, shown
 
-Labels = NDArray[np.int64] | NDArray[np.float32]
+Labels = NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64]
 
 _SUBSET_KEY, _SPLIT_KEY = 0x1ABE1, 0x5EED1  # a subset must not be drawn as the held-out split was
 
@@ -54,10 +56,10 @@ def labels_of(source: Source) -> NDArray[np.int64]:
 
 
 def targets_of(source: Source) -> Labels:
-    """As `labels_of`, but (n, K) where a label file gives images several labels."""
+    """As `labels_of`, but (n, K) where a label file gives images several labels, (n, T) where labels are numbers."""
     if isinstance(source, Part):
         return targets_of(source.source)[source.indices]
-    return source.targets if isinstance(source, LabelledSource) else labels_of(source)
+    return source.targets if isinstance(source, LabelledSource | NumberedSource) else labels_of(source)
 
 
 def parse_labels(text: str, available: int) -> int:
@@ -79,8 +81,9 @@ def parse_labels(text: str, available: int) -> int:
 def stratified(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int64]:
     """A fixed choice of `count` images with the classes in proportion and at least one of each: sorted indices.
 
-    For one seed a choice lies inside every other of at least twice its size. Several labels an image: a plain random
-    choice, each inside every larger one. Raises RequestError if there are fewer images than that, or more classes.
+    For one seed a choice lies inside every other of at least twice its size. Several labels an image, or numbers: a
+    plain random choice, each inside every larger one. Raises RequestError if there are fewer images than that, or more
+    classes.
     """
     groups = members_of(labels)
     sizes = np.array([len(group) for group in groups], np.int64)
@@ -97,8 +100,8 @@ def stratified(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int64]:
 def split_stratified(labels: Labels, held_out: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Hold images out, the classes in proportion, at least one of each kept: sorted indices (the rest, those).
 
-    Images without a label are in neither. Several labels an image: a plain random split. Raises RequestError if too
-    many are asked for.
+    Images without a label are in neither. Several labels an image, or numbers: a plain random split. Raises
+    RequestError if too many are asked for.
     """
     groups = members_of(labels)
     sizes = np.array([len(group) for group in groups], np.int64)
@@ -128,6 +131,8 @@ def _one_label(labels: Labels, balance: str) -> NDArray[np.int64]:
 
 def is_labelled(labels: Labels) -> NDArray[np.bool_]:
     """Which images have a label, or several: (n,)."""
+    if labels.dtype == np.float64:
+        return ~np.isnan(labels[:, 0])
     return (labels if labels.ndim == 1 else labels[:, 0]) >= 0
 
 
@@ -139,7 +144,7 @@ def classes_present(labels: Labels) -> NDArray[np.int64]:
 
 
 def members_of(labels: Labels) -> list[NDArray[np.int64]]:
-    """The labelled images' indices by class, classes without any left out; several labels an image: as one class."""
+    """The labelled images' indices by class, classes without any left out; several labels, numbers: as one class."""
     if labels.ndim == 2:
         return [np.flatnonzero(is_labelled(labels))]
     order = np.argsort(labels, kind="stable")

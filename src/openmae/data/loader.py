@@ -68,7 +68,8 @@ class Batch:
     images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
     keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
     bad: name and reason of each input that could not be read and was replaced.
-    labels: (B,) int64 or, with several for an image, (B, classes) float32; None where not asked for or unknown.
+    labels: (B,) int64 or, with several for an image, (B, classes) float32; of numbers (B, columns) float64, in their
+        own units; None where not asked for or unknown.
     crops: what is still to be cut out of the images; None where they are cropped.
     """
 
@@ -232,6 +233,8 @@ def stacked(labels: Sequence[Label]) -> Tensor | None:
             f"{len(labels) - len(known)} of {len(labels)} images of a batch have no label: give them one"
         )
     values = np.stack([np.asarray(label) for label in known])
+    if values.dtype == np.float64:  # numbers: rounded when they are on their scale, not before
+        return torch.from_numpy(values)
     return torch.from_numpy(values.astype(np.int64 if values.ndim == 1 else np.float32))
 
 

@@ -137,8 +137,10 @@ class PackedSource:
             self._names = index["names"].astype(np.uint8, casting="safe").tobytes()
             self._ends = index["name_ends"].astype(np.int64, casting="safe")
             self._labels = index["labels"].astype(np.int64, casting="safe")
+            self.numbers = index["numbers"].astype(np.float64, casting="safe") if "numbers" in index else None
             places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
         assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
+        assert self.numbers is None or self.numbers.shape == (self._count,), "an index of another length"
         assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
         self._places = places  # (N, 3): file, offset, length
         if places is not None:

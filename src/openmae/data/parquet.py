@@ -19,7 +19,9 @@ from openmae.errors import RequestError, shown
 
 
 class ParquetSource:
-    """Rows of parquet files: `image` (struct{bytes, path} or binary) and perhaps `label` (integer).
+    """Rows of parquet files: `image` (struct{bytes, path} or binary) and perhaps `label` (a number).
+
+    Labels are classes where they are whole numbers from 0 on; `numbers` has them as they are (without class names).
 
     A row's encoded bytes come from a decoded row group; row groups are kept, least recently used out, up to
     `cache_bytes` in each process, and at least one. No path in a row is ever opened. Names are relative to `root`.
@@ -43,12 +45,17 @@ class ParquetSource:
         self._cache: OrderedDict[int, _Rows] = OrderedDict()
         self.ignored = Ignored()
         opened = [_open_table(file) for file in self._files]
-        kinds = {(table.classes, table.labels is None) for table in opened}
+        kinds = {(table.classes, table.kind) for table in opened}
         if len(kinds) > 1:
             raise RequestError(f"{shown(self._files[0])} and the files beside it differ in labels or class names")
         self.classes = opened[0].classes
-        self._has_labels = opened[0].labels is not None
-        self._labels = np.concatenate([table.labels for table in opened if table.labels is not None] or [np.empty(0)])
+        numbers = [table.numbers for table in opened if table.numbers is not None]
+        self.numbers = np.concatenate(numbers) if numbers else None
+        labels = [table.labels for table in opened if table.labels is not None]
+        self._labels = np.concatenate(labels or [np.empty(0)])
+        self._has_labels = bool(labels)
+        if opened[0].kind == "fractional" and self.numbers is not None and are_classes(self.numbers):
+            self._labels, self._has_labels = np.nan_to_num(self.numbers, nan=-1).astype(np.int64), True
         self._groups = [(i, g, n) for i, table in enumerate(opened) for g, n in enumerate(table.group_rows)]
         self._starts = [
             0,
@@ -78,7 +85,7 @@ class ParquetSource:
         return f"{self._names[file]}#{index - self._file_starts[file]}"
 
     def label(self, index: int) -> int | None:
-        """The row's label; None where it is null or, as Hugging Face marks hidden ones, negative."""
+        """The row's class; None where it is null or, as Hugging Face marks hidden ones, negative, or there are none."""
         label = int(self._labels[index]) if self._has_labels else -1
         return label if label >= 0 else None
 
@@ -110,10 +117,18 @@ class ParquetSource:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """What is kept of a parquet file when it is opened; `labels` has -1 for null."""
+    """What is kept of a parquet file when it is opened.
+
+    Attributes:
+        kind: of the labels' type: none, whole or fractional.
+        labels: of whole ones, with -1 for null.
+        numbers: labels without class names as they are, with NaN for null.
+    """
 
     classes: tuple[str, ...] | None
+    kind: str
     labels: np.ndarray | None
+    numbers: np.ndarray | None
     group_rows: list[int]
     schema: str
     size: int
@@ -151,15 +166,19 @@ def _open_table(file: Path) -> _Table:
             found = ", ".join(f"{name}: {kind}" for name, kind in columns.items())
             if not _is_image(image):
                 raise RequestError(f"{shown(file)} has {shown(found)}; expected image: struct<bytes: binary, path>")
-            if label is not None and not pa.types.is_integer(label):
-                raise RequestError(f"{shown(file)} has label: {label}; expected an integer")
+            if label is not None and not (pa.types.is_integer(label) or pa.types.is_floating(label)):
+                raise RequestError(f"{shown(file)} has label: {label}; expected a number")
             if sum(group_rows) == 0:
                 raise RequestError(f"{shown(file)} has no rows; expected at least one image")
-            labels = None
-            if label is not None:
-                column = table.read(columns=["label"], use_threads=False)["label"]
-                labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
+            labels, numbers, kind = None, None, "none"
             classes = _hugging_face_classes(schema.metadata)
+            if label is not None:
+                kind = "whole" if pa.types.is_integer(label) else "fractional"
+                column = table.read(columns=["label"], use_threads=False)["label"]
+                if kind == "whole":
+                    labels = column.cast(pa.int64()).fill_null(-1).to_numpy()
+                if kind == "fractional" or not classes:
+                    numbers = column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
             if classes and labels is not None and labels.max() >= len(classes):
                 raise RequestError(f"{shown(file)} has label {labels.max()} but only {len(classes)} class names")
             size = stream.seek(0, os.SEEK_END)
@@ -167,8 +186,10 @@ def _open_table(file: Path) -> _Table:
             length = int.from_bytes(stream.read(4), "little")
             stream.seek(max(0, size - 8 - length))
             return _Table(
-                classes=classes if label is not None else None,
+                classes=classes if kind == "whole" else None,
+                kind=kind,
                 labels=labels,
+                numbers=numbers,
                 group_rows=group_rows,
                 schema=str(schema),
                 size=size,
@@ -179,6 +200,12 @@ def _open_table(file: Path) -> _Table:
     except Exception as error:  # Arrow raises OSError, ArrowInvalid, ArrowNotImplementedError, ...
         reason = " ".join(str(error).split())[:120]
         raise RequestError(f"{shown(file)} is no parquet file that can be read (cut off?): {shown(reason)}") from None
+
+
+def are_classes(numbers: np.ndarray) -> bool:
+    """Whether numbers, NaN where there is none, can number classes: whole, and from 0 on."""
+    known = numbers[~np.isnan(numbers)]
+    return bool((known >= 0).all() and (known == np.floor(known)).all() and (known < 2**53).all())
 
 
 def _read_rows(file: Path, group: int, count: int) -> _Rows:

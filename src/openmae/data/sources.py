@@ -20,8 +20,8 @@ from openmae.data.packed import PackedSource, read_pack
 from openmae.data.parquet import ParquetSource, is_parquet
 from openmae.errors import RequestError, shown
 
-# A class; with several for an image, zeros and ones, one for each class; None where unknown.
-Label = int | NDArray[np.float32] | None
+# A class; with several for an image, zeros and ones, one for each class; numbers to predict; None where unknown.
+Label = int | NDArray[np.float32] | NDArray[np.float64] | None
 SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(rb"(train(ing)?|val(id(ation)?)?|test(ing)?)([^a-z].*)?", re.IGNORECASE | re.DOTALL)
 

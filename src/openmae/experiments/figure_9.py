@@ -82,6 +82,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             labels=labels,
             label_file=None,
             held_out=held_out,
+            advice="this experiment measures classes, name them otherwise",
             background=model.preprocessing.background,
             max_pixels=FinetuneConfig.max_pixels,
         )

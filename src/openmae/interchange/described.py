@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, MAEShape, Preprocessing, ViTShape
+from openmae.config import ClassifierShape, MAEShape, Preprocessing, TargetScale, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.report import Report
 from openmae.model.heads import Classifier
@@ -26,7 +26,8 @@ class Described:
     Attributes:
         path: where they come from, for messages.
         weights: by the parameter names of `MAE`, of `Classifier`, or of an encoder alone behind `encoder.`.
-        shape: of a masked autoencoder, a classifier, or (`ViTShape`) an encoder alone.
+        shape: of a masked autoencoder, a classifier (a regression model is one, of as many outputs), or (`ViTShape`) an
+            encoder alone.
         description: what the file says of itself: kind, recipe, seed, step, classes, …
         report: what became of each of the file's weights; None where nobody asked.
     """
@@ -41,6 +42,20 @@ class Described:
     @property
     def encoder_shape(self) -> ViTShape:
         return self.shape if isinstance(self.shape, ViTShape) else self.shape.encoder
+
+    @property
+    def scale(self) -> TargetScale | None:
+        """Of the numbers that a regression model predicts; None of any other."""
+        return TargetScale.from_description(self.description) if self.description.get("kind") == "regressor" else None
+
+    @property
+    def what(self) -> str:
+        """What it is, in words."""
+        if isinstance(self.shape, ViTShape):
+            return "an encoder alone"
+        if isinstance(self.shape, MAEShape):
+            return "a masked autoencoder"
+        return "a classifier" if self.scale is None else "a regression model"
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:

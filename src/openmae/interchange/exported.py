@@ -1,4 +1,4 @@
-"""What ONNX and torch.export hold: a module from normalised images to tokens and features, or to logits."""
+"""What ONNX and torch.export hold: a module from normalised images to tokens and features, to logits, or to numbers."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape
+from openmae.config import ClassifierShape, TargetScale
 from openmae.errors import Fault, RequestError
 from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.outgoing import encoder_part
@@ -31,6 +31,19 @@ class Encoding(nn.Module):
         return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix)
 
 
+class Predicting(nn.Module):
+    """A regression model that gives numbers in their own units."""
+
+    def __init__(self, regressor: Classifier, scale: TargetScale) -> None:
+        super().__init__()
+        self.regressor = regressor
+        self.register_buffer("mean", torch.tensor(scale.mean))
+        self.register_buffer("std", torch.tensor(scale.std))
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b columns"]:
+        return self.regressor(images) * self.std + self.mean
+
+
 def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
     """The module, in evaluation mode, and the names of its outputs; of a masked autoencoder the encoder.
 
@@ -40,6 +53,8 @@ def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]
     if isinstance(model.shape, ClassifierShape):
         classifier = Classifier.from_shape(model.shape)
         classifier.load_state_dict(model.weights)
+        if model.scale is not None:
+            return Predicting(classifier, model.scale).eval(), ("numbers",)
         return classifier.eval(), ("logits",)
     part = encoder_part(model)
     shape = part.encoder_shape
@@ -65,7 +80,9 @@ def some_images(model: Described, batch: int) -> Float[Tensor, "b c h w"]:
 
 def metadata(model: Described, outputs: tuple[str, ...], pool: str) -> dict[str, str]:
     """What a program needs beside the module, each value JSON: the preparation of images, classes, what it is of."""
-    description = {k: v for k, v in model.description.items() if k not in ("preprocessing", "classes")}
+    # Numbers come out in their own units: a scale that could be put on them again is no part of what is said.
+    said_elsewhere = ("preprocessing", "classes", "columns", "target_mean", "target_std")
+    description = {k: v for k, v in model.description.items() if k not in said_elsewhere}
     p = model.preprocessing
     values: dict[str, Any] = {
         "preprocessing": {name: getattr(p, name) for name in p.__dataclass_fields__},
@@ -76,6 +93,8 @@ def metadata(model: Described, outputs: tuple[str, ...], pool: str) -> dict[str,
     if "classes" in model.description:
         values["classes"] = model.description["classes"]
         values["is_multi_label"] = bool(model.description.get("is_multi_label"))
+    if model.scale is not None:
+        values["columns"] = list(model.scale.columns)
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 

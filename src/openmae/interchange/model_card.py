@@ -17,6 +17,8 @@ FIGURES = {
     "top5": "top-5, %",
     "balanced_top1": "mean recall of the classes, %",
     "map": "mean average precision, %",
+    "r2": "R2 (mean over columns)",
+    "mae": "mean absolute error (mean over columns)",
     "report": "measured on",
     "report_images": "images measured",
     "loss": "loss",
@@ -56,11 +58,11 @@ def model_card(model: Described, to: str, licence: str, figures: Mapping[str, An
     """
     classifier = isinstance(model.shape, ClassifierShape)
     tags = ["masked-autoencoder", "mae", "vit", "openmae"]
-    front = {
-        "license": licence,
-        "library_name": to,
-        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
-    }
+    front = {"license": licence, "library_name": to}
+    if model.scale is not None:
+        tags.append("image-regression")  # the hub has no pipeline of that kind
+    else:
+        front["pipeline_tag"] = "image-classification" if classifier else "image-feature-extraction"
     lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", *(f"- {tag}" for tag in tags)]
     lines += ["---", "", f"# {what_it_is(model)}", ""]
     paper = "[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377)"
@@ -83,6 +85,8 @@ def what_it_is(model: Described) -> str:
         return f"A masked autoencoder: {vit}"
     if isinstance(shape, ClassifierShape):
         made = "a linear probe on a frozen" if shape.head == "probe" else "a fine-tuned"
+        if model.scale is not None:
+            return f"A regression model of {shape.num_classes} number{'s' * (shape.num_classes > 1)}: {made} {vit}"
         return f"A classifier of {shape.num_classes} classes: {made} {vit}"
     return f"An encoder: {vit}"
 
@@ -100,6 +104,9 @@ def measures(model: Described) -> dict[str, str]:
         values["target"] = model.shape.target
     if isinstance(model.shape, ClassifierShape):
         values["pooling"] = model.shape.pool
+    if model.scale is not None:
+        for name, mean, std in zip(model.scale.columns, model.scale.mean, model.scale.std, strict=True):
+            values[f"predicts {shown(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
     return values
 
 
@@ -143,6 +150,8 @@ def usage(model: Described, to: str) -> list[str]:
     if to == "openmae":
         if isinstance(model.shape, ClassifierShape):
             used = ['print(model.classify("photo.jpg"), model.classes)']
+            if model.scale is not None:
+                used = ['print(model.predict("photo.jpg"), model.columns)']
         else:
             used = ['features = model.features("photo.jpg")  # (1, width); pool="cls" or "grid" for others']
         return ["import openmae", "", 'model = openmae.load("FOLDER")', *used]
@@ -158,8 +167,10 @@ def usage(model: Described, to: str) -> list[str]:
             "with torch.no_grad():",
         ]
         if classifier:
-            lines += ["    logits = model(images)", f"scores = {scores}", 'names = model.pretrained_cfg["label_names"]']
-            return lines
+            names = 'names = model.pretrained_cfg["label_names"]'
+            if model.scale is not None:
+                return [*lines, "    numbers = model(images)  # in their own units", names]
+            return [*lines, "    logits = model(images)", f"scores = {scores}", names]
         lines.append("    tokens = model.forward_features(images)  # the class token, then the patches")
         return [*lines, "features = tokens[:, 1:].mean(1)"]
     name = model_class(model)
@@ -174,6 +185,9 @@ def usage(model: Described, to: str) -> list[str]:
         f'images = prepare(Image.open("photo.jpg"){grey}, return_tensors="pt")',
         "with torch.no_grad():",
     ]
+    if model.scale is not None:
+        numbers = "    numbers = model(**images).logits  # in their own units"
+        return [*lines, numbers, "names = model.config.id2label"]
     if classifier:
         return [*lines, "    logits = model(**images).logits", f"scores = {scores}", "names = model.config.id2label"]
     if name == "ViTModel":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
 from openmae.training.files import make_readable
 
+REGRESSION = "regression"  # transformers' name for it, in `problem_type`
 # What the head of a probe is made of beside its matrix; it is folded into that.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 
@@ -72,17 +74,24 @@ def without(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...
 
 
 def head_of(model: Described) -> tuple[Tensor, Tensor]:
-    """The linear head; a probe's BatchNorm, which has no weights of its own, is folded into it.
+    """The linear head; a probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of
+    numbers to predict: other programs get them in their own units.
 
     head((x − m) / √(v + eps)) = (W / √(v + eps)) x + (b − W m / √(v + eps)), computed in float64.
     """
     weight, bias = model.weights["head.weight"], model.weights["head.bias"]
     assert isinstance(model.shape, ClassifierShape)
-    if model.shape.head != "probe":
+    if model.shape.head != "probe" and model.scale is None:
         return weight, bias
-    mean, variance = (model.weights[f"fc_norm.running_{name}"].double() for name in ("mean", "var"))
-    folded = weight.double() / (variance + PROBE_EPS).sqrt()
-    return folded.to(weight.dtype), (bias.double() - folded @ mean).to(bias.dtype)
+    folded, offset = weight.double(), bias.double()
+    if model.shape.head == "probe":
+        mean, variance = (model.weights[f"fc_norm.running_{name}"].double() for name in ("mean", "var"))
+        folded = folded / (variance + PROBE_EPS).sqrt()
+        offset = offset - folded @ mean
+    if model.scale is not None:
+        of_numbers, deviation = torch.tensor((model.scale.mean, model.scale.std), dtype=torch.float64)
+        folded, offset = folded * deviation[:, None], offset * deviation + of_numbers
+    return folded.to(weight.dtype), offset.to(bias.dtype)
 
 
 def check_plain(model: Described, what: str) -> None:
@@ -119,6 +128,14 @@ def check_mask_tokens(model: Described, what: str) -> None:
         )
 
 
-def class_names(model: Described) -> list[str]:
-    names: list[str] = model.description["classes"]
+def output_names(model: Described) -> list[str]:
+    """The names of a classifier's classes, or of the numbers that a regression model predicts."""
+    names: list[str] = model.description["classes" if model.scale is None else "columns"]
     return names
+
+
+def number_remarks(model: Described) -> list[str]:
+    """What has to be said of a regression model in another program."""
+    if model.scale is None:
+        return []
+    return ["its outputs are the numbers in their own units, no scores of classes: the scale is folded into the head"]

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmae.config import ClassifierShape, MAEShape, ViTShape
+from openmae.config import ClassifierShape, MAEShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.described import ENCODER, Described, expected_weights
 from openmae.interchange.files import Stored
 from openmae.interchange.inputs import read_inputs
 from openmae.interchange.names import join_qkv
+from openmae.interchange.outgoing import REGRESSION
 from openmae.interchange.read_encoder import read_encoder
 from openmae.interchange.read_head import batch_norm, class_names, read_decoder, read_head
 from openmae.interchange.reading import Hints, Reading
@@ -99,9 +100,13 @@ def _build(r: Reading) -> tuple[Described, str]:
     elif (classifier := read_head(r, encoder, head)) is not None:
         shape = classifier
         weights |= head | batch_norm(r, classifier)
-        names, is_multi = class_names(r, classifier.num_classes), r.config.get("problem_type")
-        description |= {"kind": "classifier", "classes": names, "is_multi_label": is_multi == MULTI_LABEL}
+        names, problem = class_names(r, classifier.num_classes), r.config.get("problem_type")
+        description |= {"kind": "classifier", "classes": names, "is_multi_label": problem == MULTI_LABEL}
         content = f" with a classifier of {classifier.num_classes} classes"
+        if problem == REGRESSION:  # its numbers are in their own units
+            scale = TargetScale(columns=tuple(names), mean=(0.0,) * len(names), std=(1.0,) * len(names))
+            description = {"kind": "regressor", "recipe": None, "seed": None, **scale.to_description()}
+            content = f" that predicts {classifier.num_classes} number{'s' * (classifier.num_classes > 1)}"
         r.unused.update(decoder)
     else:
         r.unused.update(decoder | head)

@@ -39,6 +39,11 @@ def to_reference(model: Described) -> Outgoing:
     check_mask_tokens(model, "reference")
     if isinstance(model.shape, ClassifierShape) and model.shape.head == "probe":
         raise RequestError("--to reference holds fine-tuned classifiers, this is a probe: --to timm holds it")
+    if model.scale is not None:
+        raise RequestError(
+            "--to reference names no task, and its reader would take this regression model for a classifier: --to timm "
+            "and onnx hold it, --part encoder its encoder"
+        )
     names = {name: reference_name(name) for name in model.weights}
     weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
     heads = model.encoder_shape.num_heads

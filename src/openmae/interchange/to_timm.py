@@ -15,12 +15,14 @@ from openmae.config import SIZES, ClassifierShape, Preprocessing, ViTShape
 from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.outgoing import (
     FOLDED,
+    REGRESSION,
     Outgoing,
     check_plain,
-    class_names,
     eps_remarks,
     head_of,
     norms_the_mean,
+    number_remarks,
+    output_names,
     without,
 )
 
@@ -43,6 +45,7 @@ def to_timm(model: Described) -> Outgoing:
         elif norms_the_mean(model.shape):
             weights |= {name: model.weights[name] for name in ("fc_norm.weight", "fc_norm.bias")}
             taken |= {name: name for name in ("fc_norm.weight", "fc_norm.bias")}
+        remarks += number_remarks(model)
         if model.description.get("is_multi_label"):
             remarks.append("several labels an image: sigmoid, not softmax, of the logits")
     if model.preprocessing.dtype != "uint8":
@@ -95,7 +98,9 @@ def timm_config(model: Described) -> dict[str, Any]:
         },
     }
     if num_classes:
-        config["label_names"] = class_names(model)
+        config["label_names"] = output_names(model)
+    if model.scale is not None:
+        config["problem_type"] = REGRESSION  # timm passes it over; whoever reads the file, openmae too, does not
     return config
 
 

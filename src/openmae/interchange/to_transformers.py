@@ -20,12 +20,14 @@ from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.files import CONFIG, PROCESSOR
 from openmae.interchange.outgoing import (
     FOLDED,
+    REGRESSION,
     Outgoing,
     check_mask_tokens,
     check_plain,
-    class_names,
     head_of,
     norms_the_mean,
+    number_remarks,
+    output_names,
     without,
 )
 from openmae.model.block import MLP_RATIO
@@ -86,6 +88,7 @@ def to_transformers(model: Described) -> Outgoing:
         taken |= dict.fromkeys(("head.weight", "head.bias", *FOLDED), "classifier")
         if model.shape.head == "probe":
             remarks.append("the probe's BatchNorm is folded into the head: the same up to rounding")
+        remarks += number_remarks(model)
     configs = {CONFIG: transformers_config(model), PROCESSOR: processor_config(model.preprocessing)}
     return Outgoing(weights, without(model.weights, taken), configs, tuple(remarks))
 
@@ -164,13 +167,13 @@ def transformers_config(model: Described) -> dict[str, Any]:
             "norm_pix_loss": model.shape.target == "norm-pixel",
         }
     if isinstance(model.shape, ClassifierShape):
-        names = class_names(model)
-        many = model.description.get("is_multi_label")
+        names = output_names(model)
+        labels = "multi_label" if model.description.get("is_multi_label") else "single_label"
         config |= {
             "architectures": ["ViTForImageClassification"],
             "id2label": {str(number): name for number, name in enumerate(names)},
             "label2id": {name: number for number, name in enumerate(names)},
-            "problem_type": "multi_label_classification" if many else "single_label_classification",
+            "problem_type": f"{labels}_classification" if model.scale is None else REGRESSION,
         }
     return config
 

@@ -27,6 +27,7 @@ def open_data(config: LabelledConfig, background: float, needs_choice: bool = Fa
         background=background,
         max_pixels=config.max_pixels,
         needs_choice=needs_choice,
+        task=config.task,
     )
 
 
@@ -42,7 +43,13 @@ def without_test(data: LabelledData) -> LabelledData:
 
 
 def check_classes(earlier: Earlier, data: LabelledData) -> None:
-    """Raise RequestError where DATA has not the classes that the run began with."""
+    """Raise RequestError where DATA has not the classes, or the columns of numbers, that the run began with."""
+    columns = earlier.state.get("columns", [])
+    if columns != list(data.columns):
+        raise RequestError(
+            f"{earlier.config.data} has the numbers {', '.join(data.columns)}, the run began with "
+            f"{', '.join(columns)}: restore it, or start a new run with another --out"
+        )
     before = earlier.state.get("classes")
     if before is None or before == list(data.classes):
         return
@@ -82,6 +89,8 @@ def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float
 
 def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
     """The last lines on the screen."""
+    if data.scale is not None:
+        return _said_of_numbers(summary, data, run)
     if data.is_multi_label:
         precision = f"{summary['map']:.2f} %" if "map" in summary else "not defined (no image has any of the classes)"
         figure = f"mean average precision {precision}, F1 {summary['f1']:.2f} %"
@@ -91,17 +100,59 @@ def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
         )
         if "top5" in summary:
             figure += f", top-5 {summary['top5']:.2f} %"
+    return _closing(figure, summary, data, run, "classes.csv")
+
+
+def _said_of_numbers(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    lines = [f"{column:<10} {number_words(summary, '_' + column)}" for column in data.columns]
+    figure = number_words(summary, "", is_mean=len(lines) > 1)
+    return _closing("\n".join([*(lines if len(lines) > 1 else []), figure]), summary, data, run, "columns.csv")
+
+
+def number_words(figures: dict[str, Any], end: str, is_mean: bool = False) -> str:
+    """R2 and the mean absolute error of a column, or over all, in words; `end`: of the figures' names."""
+    r2 = f"{figures['r2' + end]:.4f}" if "r2" + end in figures else "not defined (all images have the same number)"
+    over = " (means over columns)" if is_mean else ""
+    return f"R2 {r2}, mean absolute error {figures['mae' + end]:.4g}{over}"
+
+
+def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
     unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
     return (
         f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
-        f"done       {run / MODEL}; see {run / 'pictures'}, {run / 'classes.csv'} and {run / 'predictions.csv'}"
+        f"done       {run / MODEL}; see {run / 'pictures'}, {run / table} and {run / 'predictions.csv'}"
     )
 
 
-def describe_classifier(
+def state_of(data: LabelledData, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of what the run began with: its data, settings and labels."""
+    numbers = {"columns": list(data.columns)} if data.columns else {}
+    return {"data": data.fingerprint, "settings": settings, "classes": list(data.classes), **numbers}
+
+
+def counts_of(data: LabelledData) -> dict[str, Any]:
+    """What a summary says of the labelled data."""
+    return {
+        "report": data.report_name,
+        "report_images": len(data.report),
+        "train_images": len(data.train),
+        **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
+    }
+
+
+def describe_tuned(
     shape: ClassifierShape, preprocessing: Preprocessing, data: LabelledData, recipe: str | None, seed: int
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
+    if data.scale is not None:
+        return {
+            "kind": "regressor",
+            "shape": shape.to_dict(),
+            "preprocessing": asdict(preprocessing),
+            **data.scale.to_description(),
+            "recipe": recipe,
+            "seed": seed,
+        }
     return {
         "kind": "classifier",
         "shape": shape.to_dict(),

@@ -46,15 +46,18 @@ def write_report(
     assert len(classes) == predictions.num_classes, (len(classes), predictions.num_classes)
     check(predictions)
     table, answered = (_label_rows, _many_rows) if predictions.is_multi_label else (_class_rows, _one_rows)
-    _write_csv(run / "classes.csv", table(predictions, classes))
+    write_csv(run / "classes.csv", table(predictions, classes))
     names = [source.name(int(index)) for index in predictions.indices]
-    _write_csv(run / "predictions.csv", answered(predictions, classes, names))
+    write_csv(run / "predictions.csv", answered(predictions, classes, names))
     if not predictions.is_multi_label:
-        _save(run / "pictures" / "confusion.png", confusion_picture(predictions, classes, title))
-    _save(run / "pictures" / "most-wrong.png", most_wrong_picture(predictions, source, classes, preprocessing, title))
+        save_picture(run / "pictures" / "confusion.png", confusion_picture(predictions, classes, title))
+    save_picture(
+        run / "pictures" / "most-wrong.png", most_wrong_picture(predictions, source, classes, preprocessing, title)
+    )
 
 
-def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table whole or not at all."""
     with (
         disk_faults(path),
         written_aside(path) as partial,
@@ -63,7 +66,8 @@ def _write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def _save(path: Path, figure: Figure) -> None:
+def save_picture(path: Path, figure: Figure) -> None:
+    """Write a picture whole or not at all."""
     with disk_faults(path), written_aside(path) as partial:
         figure.savefig(partial, dpi=DPI, facecolor="white")
 

@@ -97,10 +97,11 @@ def write_program(out: Path, model: Described, config: ConvertConfig) -> tuple[O
         error = write(folder / out.name, model, config.pool)
     left_out = exported.left_out(model)
     weights = {name: value for name, value in model.weights.items() if name not in left_out}
-    remarks = ("input images: float32, normalised, any batch size",)
-    return Outgoing(
-        weights, left_out, remarks=(f"ONNX opset {OPSET}", *remarks) if config.to == "onnx" else remarks
-    ), error
+    remarks = [f"ONNX opset {OPSET}"] if config.to == "onnx" else []
+    remarks.append("input images: float32, normalised, any batch size")
+    if model.scale is not None:
+        remarks.append(f"output numbers, in their own units: {', '.join(map(shown, model.scale.columns))}")
+    return Outgoing(weights, left_out, remarks=tuple(remarks)), error
 
 
 def check_out(config: ConvertConfig) -> None:

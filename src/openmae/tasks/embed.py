@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 import openmae
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
+from openmae.data.numbers import kept_numbers, numbers_of
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
@@ -28,6 +29,8 @@ NAMED = 10  # unreadable images on the screen
 
 def embed(config: EmbedConfig) -> dict[str, Any]:
     """Write the table: `features`, `paths`, `labels` (-1 where unknown) and `split`, one row for each readable image.
+
+    Labels that are numbers and no classes are float64, NaN where unknown.
 
     An .npz holds them as arrays beside `about`, JSON that says how they were made, and is read without pickles; a
     .parquet has the columns features, path, label and split, and the same JSON in its metadata.
@@ -78,7 +81,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         columns = {
             "features": values[0] if len(values) == 1 else np.concatenate(values),
             "paths": texts(shown(s.name(i)) for s, f in zip(parts.values(), found, strict=True) for i in f.indices),
-            "labels": np.concatenate([labels_of(s)[f.indices] for s, f in zip(parts.values(), found, strict=True)]),
+            "labels": labels_to_write(list(parts.values()), found),
             "split": texts(name for name, f in zip(parts, found, strict=True) for _ in f.indices),
         }
         if config.half:
@@ -130,6 +133,13 @@ def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
     return parts
 
 
+def labels_to_write(parts: list[Source], found: list[Features]) -> NDArray:
+    """The classes of the images of all parts, (n,) int64; where labels are fractional numbers, those: (n,) float64."""
+    has_numbers = any(kept_numbers(source) is not None for source in parts)
+    of_parts = [numbers_of(source) if has_numbers else labels_of(source) for source in parts]
+    return np.concatenate([own[f.indices] for own, f in zip(of_parts, found, strict=True) if own is not None])
+
+
 def texts(items: Any) -> NDArray[np.str_]:
     """Strings as a fixed-width array, which needs no pickle."""
     return np.array(list(items), dtype=np.str_)
@@ -155,7 +165,12 @@ def _write_parquet(path: Path, columns: dict[str, NDArray], about: str) -> None:
     kind = pa.list_(pa.from_numpy_dtype(features.dtype), features.shape[1])
     shape = json.dumps(columns["features"].shape[1:])
     schema = pa.schema(
-        [("path", pa.string()), ("label", pa.int64()), ("split", pa.string()), ("features", kind)],
+        [
+            ("path", pa.string()),
+            ("label", pa.from_numpy_dtype(columns["labels"].dtype)),
+            ("split", pa.string()),
+            ("features", kind),
+        ],
         metadata={"openmae": about, "shape": shape},
     )
     with pq.ParquetWriter(path, schema) as writer:

@@ -1,11 +1,11 @@
-"""What a classifier says about every image of a source, each counted once."""
+"""What a classifier, or a regression model, says about every image of a source, each counted once."""
 
 from contextlib import closing
 
 import numpy as np
 import torch
 
-from openmae.config import Preprocessing
+from openmae.config import Preprocessing, TargetScale
 from openmae.data.evaluation import evaluation_batches
 from openmae.data.labels import targets_of
 from openmae.data.preprocess import normalise
@@ -32,8 +32,9 @@ def predict(
     workers: int,
     processes: Processes,
     stop: StopRequest | None = None,
+    scale: TargetScale | None = None,
 ) -> Predictions:
-    """Classify all images: each process its own part of them, unreadable ones left out and named.
+    """Classify all images, or predict their numbers: each process its own part, unreadable ones left out and named.
 
     Every process gets the predictions of all.
 
@@ -67,5 +68,5 @@ def predict(
     if processes.any(stop is not None and stop.received is not None):
         raise EvaluationStopped
     own = np.concatenate(indices)
-    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad)
+    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
     return merge(processes.gather(part))

@@ -1,4 +1,5 @@
-"""`openmae finetune`: a classifier from labels: fine-tuned, partially or from scratch (paper, tables 9 and 11)."""
+"""`openmae finetune`: a classifier from labels, or numbers predicted: fine-tuned, partially or from scratch
+(paper, tables 9 and 11)."""
 
 from collections.abc import Generator
 from contextlib import ExitStack
@@ -23,19 +24,21 @@ from openmae.tasks.averaged_checkpoint import put_back, save_averaged
 from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
-    describe_classifier,
+    counts_of,
+    describe_tuned,
     named_figures,
     open_data,
     said,
+    state_of,
     without_test,
     write_split,
 )
-from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.loop import StepResult, Training, run_loop
 from openmae.tasks.model_input import ModelInput
 from openmae.tasks.plan import check_disk, tuning_lines
 from openmae.tasks.progress import open_progress
+from openmae.tasks.report import write_report
 from openmae.tasks.runs import (
     Earlier,
     begin,
@@ -60,7 +63,7 @@ from openmae.training.signals import StopRequest
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Train a classifier on labels; all that it leaves behind lies in `config.out`.
+    """Train a classifier, or a regression model, on labels; all that it leaves behind lies in `config.out`.
 
     Returns:
         What RUN/summary.json holds.
@@ -83,6 +86,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         check_outside(asked.data, asked.out)
         background = asked.background if init is None else init.preprocessing.background
         data = open_data(asked, 1.0 if background is None else background, asked.report == "held-out")
+        asked = replace(asked, task=data.task)
         if asked.report == "held-out":
             data = without_test(data)
         tuned, facts = decide(asked, earlier, init, data, device, processes)
@@ -124,8 +128,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             begin(chosen, tuned.preprocessing, earlier, lock)
             write_split(run, chosen, data)
         progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
-        settings, fingerprint = settings_of(chosen, tuned.preprocessing), data.fingerprint
-        metadata = describe_classifier(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
+        beginning = state_of(data, settings_of(chosen, tuned.preprocessing))
+        metadata = describe_tuned(tuned.shape, tuned.preprocessing, data, chosen.recipe, chosen.seed)
         stepped = parallelise(model.train(), processes, device)
         figures = TuningFigures(tuned, data, model, average, device, processes, stop)
 
@@ -134,7 +138,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             return [Evaluator(chosen.evaluate_every, figures.evaluated, is_shared=True)]
 
         def save(step: int, state: dict[str, Any]) -> None:
-            state = {"data": fingerprint, "settings": settings, "classes": list(data.classes), **state}
+            state = {**beginning, **state}
             save_averaged(run, step, model, optimizer, average, {**metadata, "step": step}, state, chosen.keep)
 
         def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
@@ -160,13 +164,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 progress.log.quarantine_of(data.report_name, predictions.bad)
                 title = f"{run.name}, {data.report_name}"
                 write_report(run, predictions, data.report, data.classes, tuned.preprocessing, title)
-            return {
-                **named_figures(predictions),
-                "report": data.report_name,
-                "report_images": len(data.report),
-                "train_images": len(data.train),
-                "classes": data.num_classes,
-            }
+            return {**named_figures(predictions), **counts_of(data)}
 
         training = Training(
             title="finetune",
@@ -212,14 +210,14 @@ def decide(
         check_classes(earlier, data)
         assert earlier.checkpoint is not None
         like = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
-        tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing, like)
+        tuned = SettledTuning.of(earlier.config, data.num_outputs, earlier.preprocessing, like)
         return replace(tuned, config=replace(tuned.config, device=str(device))), None
     try:
         facts = look_at(data.train)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
     start = None if init is None else (init.encoder_shape, init.preprocessing)
-    tuned = settle_finetune(config, facts, data.num_classes, data.is_multi_label, machine, start)
+    tuned = settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
 
 

@@ -19,6 +19,7 @@ from openmae.tasks.inspect_findings import (
     Part,
     class_findings,
     misfits,
+    number_findings,
     part_findings,
     reasons,
     statistics_findings,
@@ -103,6 +104,7 @@ def _report(
         "misfits": misfits(parts, facts),
         "statistics": statistics_findings(parts[0], facts),
         "classes": class_findings(parts),
+        "numbers": number_findings(parts),
         **duplicates.findings,
         "splits": splits,
         "bad": [

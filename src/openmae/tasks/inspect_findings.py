@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.data.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT, TURNED, Census, Sums
+from openmae.data.numbers import kept_numbers, kind_of_names, numbers_of
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.sources import Source
 from openmae.errors import shown
@@ -104,6 +105,20 @@ def class_findings(parts: list[Part]) -> dict[str, Any] | None:
         "empty": [shown(name) for i, name in enumerate(names) if i not in set(present.tolist())],
         "images": {split: {shown(names[i]): int(n) for i, n in enumerate(found)} for split, found in counts.items()},
     }
+
+
+def number_findings(parts: list[Part]) -> dict[str, Any] | None:
+    """How many labels are numbers, and their range, where they are no numbering of classes: some have a fraction, as
+    in a column or in the names of class folders; else None."""
+    names = parts[0].source.classes or ()
+    if all(kept_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
+        return None
+    found = [numbers for part in parts if (numbers := numbers_of(part.source)) is not None]
+    known = np.concatenate([np.empty(0), *found])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return None
+    return {"count": len(known), "lowest": float(known.min()), "highest": float(known.max())}
 
 
 def statistics_findings(part: Part, facts: DataFacts | None) -> dict[str, Any] | None:

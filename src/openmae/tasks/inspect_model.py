@@ -21,6 +21,8 @@ CAN = {
     ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
 }
 
+CAN_PREDICT = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
+
 
 def inspect_model(config: InspectConfig) -> dict[str, Any]:
     """Say what the checkpoint is, its shape, preprocessing and history, each family of weights, and its checksum.
@@ -43,6 +45,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         "preprocessing": asdict(init.preprocessing),
         **{name: init.description.get(name) for name in ("recipe", "seed", "step", "masking")},
         "classes": init.description.get("classes"),
+        "columns": init.description.get("columns"),
         "remarks": list(init.report.remarks),
         "loaded": {name: list(shape) for name, shape in init.report.loaded.items()},
         "unused": {name: list(shape) for name, shape in init.report.unused.items()},
@@ -76,7 +79,13 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         )
     else:
         said.append("decoder    none: encoder only, reconstruction needs the decoder")
-    if isinstance(init.shape, ClassifierShape):
+    if isinstance(init.shape, ClassifierShape) and init.scale is not None:
+        numbers = zip(init.scale.columns, init.scale.mean, init.scale.std, strict=True)
+        said += [
+            f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in numbers
+        ]
+        said.append(f"           pooled by {init.shape.pool}")
+    elif isinstance(init.shape, ClassifierShape):
         classes = init.description["classes"]
         named = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
         said.append(f"classes    {len(classes)}: {named}; pooled by {init.shape.pool}")
@@ -93,7 +102,7 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         said.append(f"unused     {len(init.report.unused)}:")
         said += [f"             {line}" for line in families(init.report.unused)]
     said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
-    said.append(f"good for   {CAN[type(init.shape)]}")
+    said.append(f"good for   {CAN[type(init.shape)] if init.scale is None else CAN_PREDICT}")
     return [shown(line) for line in said]  # names in a file can be terminal commands
 
 

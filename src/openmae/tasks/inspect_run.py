@@ -28,8 +28,8 @@ COMMANDS: dict[type, str] = {SettledConfig: "pretrain", SettledFinetune: "finetu
 # fmt: off
 TOLD = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "blocks", "labels", "optimizer", "batch_size",
-    "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
+    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer",
+    "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
     "device", "seed",
 )
 # fmt: on
@@ -183,7 +183,7 @@ def _measured(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[
         "lowest_held_out_loss": min(held_out, default=None),
         "other_figures": {
             name: value
-            for name in ("top1", "knn_top1", "probe_top1", "psnr")
+            for name in ("top1", "r2", "mae", "knn_top1", "probe_top1", "psnr")
             if isinstance(value := summary.get(name, next(reversed(of(name)), None)), (int, float))
         },
         "lr": of("lr")[-1] if of("lr") else None,

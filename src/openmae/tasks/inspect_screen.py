@@ -15,7 +15,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
     lines += entry("data", f"{report['path']}: {parts}{limited}")
-    lines += _classes(report["classes"])
+    lines += _classes(report["classes"]) if report["classes"] is not None or report["numbers"] is None else []
+    lines += _numbers(report["numbers"])
     for split, facts in report["splits"].items():
         lines += ["", *_split(split, facts)]
     lines += ["", *_statistics(report)]
@@ -72,6 +73,16 @@ def _classes(classes: dict[str, Any] | None) -> list[str]:
     missing = [f"{split} lacks {len(names):,}" for split, names in classes["missing"].items() if names]
     unlabelled = [f"{n:,} of {split} have no label" for split, n in classes["unlabelled"].items() if n]
     return entry("classes", "; ".join([text, *missing, *unlabelled]))
+
+
+def _numbers(numbers: dict[str, Any] | None) -> list[str]:
+    if numbers is None:
+        return []
+    text = (
+        f"{numbers['count']:,} from {numbers['lowest']:.6g} to {numbers['highest']:.6g}, not all of them whole: "
+        "--task regression predicts them"
+    )
+    return entry("numbers", text)
 
 
 def _split(split: str, facts: dict[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.errors import Fault, RequestError, shown
+from openmae.tasks.classification import number_words
 from openmae.tasks.extract import (
     Features,
     check_readable,
@@ -26,15 +27,19 @@ from openmae.tasks.extract import (
 )
 from openmae.tasks.load import load
 from openmae.tasks.metrics import interval
+from openmae.tasks.neighbour_numbers import estimate, figures_of_numbers
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.tasks.place import check_place, held
+from openmae.tasks.plan import label_lines, target_words
+from openmae.tasks.regression_report import write_regression_report
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes, joined
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
-    """Classify the test images by their nearest training images; what it finds lies in `config.out`.
+    """Classify the test images, or predict their numbers, by their nearest training images; what it finds lies in
+    `config.out`.
 
     Returns:
         What RUN/summary.json holds.
@@ -54,6 +59,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         data = open_data(config, preprocessing)
         chosen = replace(
             config,
+            task=data.task,
             image_size=preprocessing.image_size,
             batch_size=config.batch_size or default_batch_size(device),
             workers=default_workers(device, processes.local_count) if config.workers is None else config.workers,
@@ -93,14 +99,21 @@ def knn(config: KnnConfig) -> dict[str, Any]:
                 found.append(features)
             bank, queries = found
             check_k(chosen.k, len(bank.values))
-            predicted = vote(bank, queries, data.num_classes, chosen, device, processes)
+            if data.scale is None:
+                figures = figures_of(vote(bank, queries, data.num_classes, chosen, device, processes), queries)
+            else:
+                estimates = estimate(bank, queries, data.scale, chosen, device, processes)
+                figures = figures_of_numbers(estimates)
         except (RequestError, Fault):
             if processes.is_first:
                 with suppress(OSError):  # what happened first is what must be said
                     write_json(run / "summary.json", {"status": "failed"})
             raise
-        summary = summarise(predicted, bank, queries, data, round(time.monotonic() - started, 1))
+        summary = summarise(figures, bank, queries, data, chosen.k[0], round(time.monotonic() - started, 1))
         if processes.is_first:
+            if data.scale is not None:
+                title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
+                write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
             record = {"openmae": openmae.__version__, **chosen.to_dict()}
             with disk_faults(run):
                 write_json(run / "config.json", {**record, "preprocessing": asdict(preprocessing)})
@@ -138,6 +151,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
         seed_of_split=config.seed,
         background=preprocessing.background,
         max_pixels=config.max_pixels,
+        task=config.task,
     )
     if data.is_multi_label:
         raise RequestError("images with several labels have no nearest class: openmae probe can learn them")
@@ -170,38 +184,41 @@ def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
-        f"bank       {len(data.train):,} training images, {data.num_classes} classes",
+        f"bank       {len(data.train):,} training images, {target_words(data)}",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]
-    if data.unlabelled:
-        lines.append(f"left out   {data.unlabelled:,} images without a label")
-    if data.unmatched:
-        lines.append(f"ignored    {data.unmatched:,} rows of --label-file that name no image")
-    return lines
+    return lines + label_lines(data)
 
 
-def summarise(
-    predicted: dict[int, Tensor], bank: Features, queries: Features, data: LabelledData, seconds: float
-) -> dict[str, Any]:
-    """What summary.json holds: shares in per cent of the readable images, `top1` for the first k."""
+def figures_of(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
+    """Shares in per cent of the readable images, `top1` for the first k, `top1_k20` for another."""
     labels = torch.from_numpy(queries.labels)
     count = len(labels)
-    summary: dict[str, Any] = {"status": "complete"}
+    summary: dict[str, float] = {}
     for number, (k, classes) in enumerate(predicted.items()):
         right, end = int((classes == labels).sum()), f"_k{k}" if number else ""
         low, high = interval(right, count)
         summary |= {f"top1{end}": 100 * right / count, f"top1_low{end}": 100 * low, f"top1_high{end}": 100 * high}
         if queries.bad:
             summary[f"top1_lower_bound{end}"] = 100 * right / (count + len(queries.bad))
-    return summary | {
-        "k": next(iter(predicted)),
-        "images": count,
+    return summary
+
+
+def summarise(
+    figures: dict[str, float], bank: Features, queries: Features, data: LabelledData, k: int, seconds: float
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    return {
+        "status": "complete",
+        **figures,
+        "k": k,
+        "images": len(queries.values),
         "train_images": len(bank.values),
         "unreadable": len(queries.bad),
         "bad_inputs": len(queries.bad) + len(bank.bad),
-        "classes": data.num_classes,
+        **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
         "report": data.report_name,
         "seconds": seconds,
     }
@@ -212,6 +229,10 @@ def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
     lines = []
     for number, k in enumerate(config.k):
         end = f"_k{k}" if number else ""
+        if config.is_regression:
+            several = " (means over columns)" if summary["columns"] > 1 else ""
+            lines.append(f"{number_words(summary, end)} with k = {k}{several}")
+            continue
         low, high = summary[f"top1_low{end}"], summary[f"top1_high{end}"]
         lines.append(f"top1 {summary[f'top1{end}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
     if summary["bad_inputs"]:

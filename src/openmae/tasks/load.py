@@ -1,4 +1,4 @@
-"""From `--init` to a model that encodes and reconstructs or classifies: what `openmae.load` returns."""
+"""From `--init` to a model that encodes and reconstructs, classifies or predicts: what `openmae.load` returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from openmae.config import (
     POOLS,
     MAEShape,
     Preprocessing,
+    TargetScale,
     ViTShape,
     check_name,
     check_range,
@@ -34,6 +35,7 @@ from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 from openmae.tasks.masks import MaskSampler, described_mask, read_mask, to_device
 from openmae.tasks.reconstruction import Reconstruction, reconstruct_patches
+from openmae.tasks.regression import in_own_units
 from openmae.tasks.take_over import load_encoder, load_weights
 from openmae.tasks.weights import read_init
 from openmae.training.device import pick_device
@@ -156,8 +158,41 @@ class ClassifierModel(EncoderModel):
         return logits.sigmoid() if self.description.get("is_multi_label") else logits.softmax(dim=1)
 
     def _norm_pooled(self, pooled: Tensor) -> Tensor:
-        # What the head sees: a fine-tuned classifier norms the mean, not the tokens.
-        return self.classifier.fc_norm(pooled) if self.classifier.shape.head == "fine-tune" else pooled
+        return _as_its_head_sees(self.classifier, pooled)
+
+
+@dataclass(frozen=True)
+class RegressionModel(EncoderModel):
+    """A fine-tuned or probed regression model with its preprocessing and what it predicts.
+
+    Attributes:
+        regressor: gives standardised numbers; `scale` says in which units they are.
+    """
+
+    regressor: Classifier
+
+    @property
+    def scale(self) -> TargetScale:
+        return TargetScale.from_description(self.description)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the numbers, in the order of `predict`."""
+        return self.scale.columns
+
+    @torch.no_grad()
+    def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """The numbers of whole images, in their own units: (B, columns) float64, on the CPU."""
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        return in_own_units(self.regressor(prepared), self.scale)
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return _as_its_head_sees(self.regressor, pooled)
+
+
+def _as_its_head_sees(classifier: Classifier, pooled: Tensor) -> Tensor:
+    """Pooled tokens as a head takes them: a fine-tuned one norms the mean, not the tokens."""
+    return classifier.fc_norm(pooled) if classifier.shape.head == "fine-tune" else pooled
 
 
 @dataclass(frozen=True)
@@ -222,8 +257,8 @@ def load(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     say: bool = False,
-) -> Model | ClassifierModel | EncoderModel:
-    """Load a model, ready to encode and, where it holds what that needs, to reconstruct or classify.
+) -> Model | ClassifierModel | RegressionModel | EncoderModel:
+    """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
 
     Args:
         init: a run folder, a checkpoint, a file of ours or of another program, `timm:NAME` or `hf:ORG/NAME`.
@@ -248,7 +283,8 @@ def load(
     classifier = Classifier.from_shape(found.shape)
     load_weights(classifier, found.weights, str(found.path))
     classifier.eval().to(chosen)
-    return ClassifierModel(classifier.encoder, *common, classifier)
+    kind = ClassifierModel if found.scale is None else RegressionModel
+    return kind(classifier.encoder, *common, classifier)
 
 
 def load_mae(init: str, device: str | None = None) -> Model:
@@ -259,6 +295,7 @@ def load_mae(init: str, device: str | None = None) -> Model:
     """
     model = load(init, device, say=True)
     if not isinstance(model, Model):
-        what = "a classifier" if isinstance(model, ClassifierModel) else "an encoder only"
+        kinds = {ClassifierModel: "a classifier", RegressionModel: "a regression model"}
+        what = kinds.get(type(model), "an encoder only")
         raise RequestError(f"--init {init} is {what}: reconstruction needs the decoder of a pre-trained model")
     return model

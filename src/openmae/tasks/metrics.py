@@ -1,4 +1,4 @@
-"""What a classifier's scores on a test set come to: accuracy with its uncertainty, mean average precision, loss."""
+"""What a model's answers on a test set come to: accuracy with its uncertainty, mean average precision, R2, loss."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openmae.config import TargetScale
 from openmae.errors import Fault, RequestError
+from openmae.tasks.regression import in_own_units, regression_figures, standardised
 
 ROWS_AT_ONCE = 4096  # of the scores, when they are widened to double precision
 CONFIDENCE = 0.95
@@ -17,26 +19,32 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """What a classifier said about the images of a source.
+    """What a classifier, or a regression model, said about the images of a source.
 
     Attributes:
-        logits: (n, K) float32 on the CPU.
-        targets: (n,) int64, one class each; or (n, K) float32 of 0 and 1, several labels each.
+        logits: (n, K) float32 on the CPU; of a regression model its outputs, standardised.
+        targets: (n,) int64, one class each; or (n, K) float32 of 0 and 1, several labels each; or (n, K) float64, the
+            numbers in their own units.
         indices: (n,) int64, which of the source's images.
         bad: name and reason of each image that could not be read. A test image is never replaced by another.
+        scale: of the numbers that a regression model predicts; None of classes.
     """
 
     logits: Tensor
     targets: Tensor
     indices: NDArray[np.int64]
     bad: dict[str, str]
+    scale: TargetScale | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.logits.shape)
         assert len(shape) == 2 and self.logits.dtype == torch.float32 and self.logits.device.type == "cpu", shape
         assert self.indices.shape == shape[:1] and self.indices.dtype == np.int64, self.indices.shape
         assert self.targets.device.type == "cpu"
-        if self.is_multi_label:
+        if self.scale is not None:
+            assert tuple(self.targets.shape) == shape and self.targets.dtype == torch.float64
+            assert len(self.scale.columns) == shape[1] and bool(self.targets.isfinite().all())
+        elif self.is_multi_label:
             assert tuple(self.targets.shape) == shape and self.targets.dtype == torch.float32
             assert bool(((self.targets == 0) | (self.targets == 1)).all()), "labels are 0 or 1"
         else:
@@ -45,16 +53,22 @@ class Predictions:
 
     @property
     def is_multi_label(self) -> bool:
-        return self.targets.ndim == 2
+        return self.targets.ndim == 2 and self.scale is None
 
     @property
     def num_classes(self) -> int:
         return self.logits.shape[1]
 
+    @property
+    def numbers(self) -> NDArray[np.float64]:
+        """(n, columns) what a regression model predicts, in the numbers' own units."""
+        assert self.scale is not None
+        return in_own_units(self.logits, self.scale).numpy()
+
 
 def merge(parts: list[Predictions]) -> Predictions:
     """The parts of several processes as one, sorted by index; a part may be empty. No image may be in two parts."""
-    assert len({(part.num_classes, part.is_multi_label) for part in parts}) == 1, "parts of one classifier"
+    assert len({(part.num_classes, part.is_multi_label, part.scale) for part in parts}) == 1, "parts of one model"
     indices = np.concatenate([part.indices for part in parts])
     order = np.argsort(indices, kind="stable")
     indices = indices[order]
@@ -66,6 +80,7 @@ def merge(parts: list[Predictions]) -> Predictions:
         targets=torch.cat([part.targets for part in parts])[order],
         indices=indices,
         bad=dict(sorted(bad.items())),
+        scale=parts[0].scale,
     )
 
 
@@ -91,20 +106,26 @@ def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
     recall of the classes that have images), loss (plain cross-entropy); with unreadable images top1_lower_bound, which
     counts them as wrong. Several labels: map (mean average precision of the classes that have images; absent if none
     has), f1 (micro) and exact_match of the labels above one half, loss (binary cross-entropy, mean over classes).
-    Both: images (readable ones, which all the others are over), unreadable, absent_classes (those without an image).
+    Numbers: see `regression_figures`; loss (squared error on standardised targets, mean over columns).
+    All: images (readable ones, which all the others are over), unreadable. Of classes absent_classes too, those
+    without an image.
 
     Raises:
         RequestError: no image could be read.
         Fault: a score is not finite.
     """
     check(predictions)
-    values = _several_labels(predictions) if predictions.is_multi_label else _one_label(predictions)
+    if predictions.scale is not None:
+        values = regression_figures(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
+    else:
+        values = _several_labels(predictions) if predictions.is_multi_label else _one_label(predictions)
     values |= {
         "loss": float(losses(predictions).mean()),
         "images": len(predictions.indices),
         "unreadable": len(predictions.bad),
-        "absent_classes": int((images_of_classes(predictions) == 0).sum()),
     }
+    if predictions.scale is None:
+        values["absent_classes"] = int((images_of_classes(predictions) == 0).sum())
     return {prefix + name: value for name, value in values.items()}
 
 
@@ -159,7 +180,11 @@ def answers(predictions: Predictions) -> NDArray:
 
 
 def losses(predictions: Predictions) -> NDArray[np.float64]:
-    """(n,) each image's cross-entropy in nats; several labels: the binary one, mean over classes."""
+    """(n,) each image's cross-entropy in nats; several labels: the binary one, mean over classes; numbers: the squared
+    error of what is standardised, mean over columns."""
+    if predictions.scale is not None:
+        wanted = standardised(predictions.targets, predictions.scale)
+        return (predictions.logits.double() - wanted.double()).square().mean(1).numpy()
     parts = []
     for scores, targets in zip(
         predictions.logits.split(ROWS_AT_ONCE), predictions.targets.split(ROWS_AT_ONCE), strict=True

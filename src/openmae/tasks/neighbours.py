@@ -1,10 +1,10 @@
-"""Weighted nearest neighbours: who they are, and the class they vote for.
+"""Weighted nearest neighbours: who they are, the class they vote for, and the mean of their numbers.
 
 The k rows of a bank with the highest cosine similarity vote for their class with exp(similarity / temperature) each
-(Wu et al., 2018).
+(Wu et al., 2018); where they have numbers, that is their weight in the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -73,19 +73,50 @@ def neighbour_votes(
         chunk: queries at a time, each against 64 times as many rows of the bank: a matter of memory.
         device: where similarities are computed; None: where the queries are.
     """
-    device = device or queries.device
-    bank, most = F.normalize(bank, dim=1), max(ks)
-    rows = chunk * BANK_CHUNKS
-    if len(bank) <= rows:  # moved once; a larger one goes piece by piece for each chunk of queries
-        bank = bank.to(device)
     parts: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
-    for some in queries.split(chunk):
-        values, ids = (t.cpu() for t in nearest(bank, F.normalize(some.to(device), dim=1), most, rows))
-        # On the CPU, where sums have an order; relative to the nearest, so that no temperature overflows.
-        weights = ((values.double() - values[:, :1].double()) / temperature).exp()
+    for weights, ids in _weighted(bank, queries, max(ks), temperature, chunk, device or queries.device):
         for k in ks:
             parts[k].append(_elected(weights[:, :k], bank_labels.cpu()[ids[:, :k]], num_classes))
     return {k: torch.cat(found) for k, found in parts.items()}
+
+
+def neighbour_means(
+    bank: Tensor,
+    bank_numbers: Tensor,
+    queries: Tensor,
+    *,
+    ks: Sequence[int],
+    temperature: float,
+    chunk: int = CHUNK,
+    device: torch.device | None = None,
+) -> dict[int, Tensor]:
+    """The weighted mean of the numbers of the k nearest rows of the bank, by k: (q, columns) float64, on the CPU.
+
+    Args:
+        bank_numbers: (n, columns).
+        bank, queries, chunk, device: as of `neighbour_votes`.
+    """
+    numbers = bank_numbers.cpu().double()
+    parts: dict[int, list[Tensor]] = {k: [numbers.new_empty(0, numbers.shape[1])] for k in ks}
+    for weights, ids in _weighted(bank, queries, max(ks), temperature, chunk, device or queries.device):
+        for k in ks:
+            shares = weights[:, :k] / weights[:, :k].sum(1, keepdim=True)
+            parts[k].append((shares[..., None] * numbers[ids[:, :k]]).sum(1))
+    return {k: torch.cat(found) for k, found in parts.items()}
+
+
+def _weighted(
+    bank: Tensor, queries: Tensor, most: int, temperature: float, chunk: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The weights of the nearest rows of the bank, of so many queries at a time, and which they are: (c, most) each."""
+    bank = F.normalize(bank, dim=1)
+    rows = chunk * BANK_CHUNKS
+    if len(bank) <= rows:  # moved once; a larger one goes piece by piece for each chunk of queries
+        bank = bank.to(device)
+    for some in queries.split(chunk):
+        values, ids = (t.cpu() for t in nearest(bank, F.normalize(some.to(device), dim=1), most, rows))
+        # On the CPU, where sums have an order; relative to the nearest, so that no temperature overflows.
+        yield ((values.double() - values[:, :1].double()) / temperature).exp(), ids
 
 
 def _elected(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openmae.data.numbers import kept_numbers
 from openmae.data.sources import Source
 from openmae.training.files import PARTIAL, json_bytes, sync, written_aside
 from openmae.training.telemetry import read_lines
@@ -58,24 +59,27 @@ class ShardWriter:
         places: offset and length of each image in the file so far.
     """
 
-    def __init__(self, file: BinaryIO, classes: Sequence[str] | None, is_labelled: bool) -> None:
+    def __init__(
+        self, file: BinaryIO, classes: Sequence[str] | None, is_labelled: bool, has_numbers: bool = False
+    ) -> None:
         self.file, self.is_labelled = file, is_labelled
+        self.label_type = pa.float64() if has_numbers else pa.int64()
         image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         columns, features = [("image", image)], dict[str, Any](image={"_type": "Image"})
         if is_labelled:
-            columns.append(("label", pa.int64()))
+            columns.append(("label", self.label_type))
             named = {"names": list(map(_text, classes)), "_type": "ClassLabel"} if classes else None
-            features["label"] = named or {"dtype": "int64", "_type": "Value"}
+            features["label"] = named or {"dtype": "float64" if has_numbers else "int64", "_type": "Value"}
         about = json.dumps({"info": {"features": features}})
         self.schema = pa.schema(columns, metadata={"huggingface": about})
         # Statistics of `bytes` would be whole images.
         self.writer = pq.ParquetWriter(
             file, self.schema, compression="none", use_dictionary=False, write_statistics=False
         )
-        self.rows: list[tuple[bytes, str, int | None]] = []
+        self.rows: list[tuple[bytes, str, int | float | None]] = []
         self.places: list[tuple[int, int]] = []
 
-    def add(self, data: bytes, name: str, label: int | None) -> None:
+    def add(self, data: bytes, name: str, label: int | float | None) -> None:
         self.rows.append((data, name, label))
         if len(self.rows) == ROW_GROUP:
             self._write()
@@ -87,7 +91,7 @@ class ShardWriter:
         struct = pa.StructArray.from_arrays(
             [pa.array(images, pa.binary()), pa.array(list(map(_text, names)), pa.string())], ["bytes", "path"]
         )
-        columns = [struct] + [pa.array(labels, pa.int64())] * self.is_labelled
+        columns = [struct] + [pa.array(labels, self.label_type)] * self.is_labelled
         start = self.file.tell()
         self.writer.write_table(pa.Table.from_arrays(columns, schema=self.schema), row_group_size=len(images))
         end = self.file.tell()
@@ -165,7 +169,7 @@ class RawFile:
 
 
 def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDArray[np.int64] | None) -> None:
-    """Names, labels and places of the images that a split has in its pack. Equal content gives equal bytes."""
+    """Names, labels, numbers that are no classes, and places of a split's images. Equal content gives equal bytes."""
     names = [os.fsencode(source.name(i)) for i in kept.tolist()]
     labels = np.array([-1 if (label := source.label(i)) is None else label for i in kept.tolist()], np.int64)
     arrays: dict[str, NDArray] = {
@@ -173,6 +177,8 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         "labels": labels,
     }
+    if (numbers := kept_numbers(source)) is not None:
+        arrays["numbers"] = numbers[kept]
     if places is not None:
         arrays["places"] = places
     with written_aside(path) as partial, open(partial, "wb") as file:

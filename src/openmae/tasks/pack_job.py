@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from openmae.config import PackConfig
 from openmae.data.loader import make_loader, read
+from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed, PackedImages, Packing
 from openmae.data.packed import MANIFEST
 from openmae.data.sources import Source
@@ -110,7 +111,9 @@ class PackJob:
         bad: dict[int, str] = {}
         partial, at = path.with_name(PARTIAL + path.name), part.start
         with open(partial, "w+b") as file, ExitStack() as cleanup:
-            writer = ShardWriter(file, of_split["classes"], of_split["labelled"])
+            numbers = kept_numbers(source)
+            has_labels = of_split["labelled"] or numbers is not None
+            writer = ShardWriter(file, of_split["classes"], has_labels, numbers is not None)
             cleanup.callback(writer.abandon)
             while at < part.stop:
                 found = self._next(split, images)
@@ -118,7 +121,7 @@ class PackJob:
                 kept = (i for i in range(at, part.stop) if i not in found.bad)
                 for data, i in zip(found.images, kept, strict=False):
                     assert isinstance(data, bytes)
-                    writer.add(data, source.name(i), _label(source, i))
+                    writer.add(data, source.name(i), _label(source, i) if numbers is None else _number(numbers, i))
                 at += len(found.images) + len(found.bad)
             places = writer.close()
             file.flush()
@@ -205,6 +208,10 @@ class PackJob:
                 f"{shown(self.out / QUARANTINE)} names them; --resume auto with a higher --max-bad goes on"
             )
         return found
+
+
+def _number(numbers: NDArray[np.float64], index: int) -> float | None:
+    return None if np.isnan(numbers[index]) else float(numbers[index])
 
 
 def _label(source: Source, index: int) -> int | None:

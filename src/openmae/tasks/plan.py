@@ -8,7 +8,7 @@ import torch
 from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
 from openmae.data.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
-from openmae.errors import Fault
+from openmae.errors import Fault, shown
 from openmae.model import cost
 from openmae.tasks.choices import total_steps
 from openmae.tasks.settle import Settled, planned_memory
@@ -103,7 +103,7 @@ def tuning_lines(
     what = "the head alone" if c.blocks == 0 else "everything" if c.blocks is None else f"the last {c.blocks:g} blocks"
     parts = -(-c.batch_size // c.micro_batch_size)
     lines = [
-        f"data       {count:,} labelled images to train on, {data.num_classes} classes"
+        f"data       {count:,} labelled images to train on, {target_words(data)}"
         + (", several labels an image" if data.is_multi_label else "")
         + f"; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"measured   on {len(data.report):,} images of {data.report_name}"
@@ -118,11 +118,29 @@ def tuning_lines(
         f"rate       {rate_words(c)}; each layer's is {c.layer_decay:g} of the next one's",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
     ]
-    if data.unlabelled:
-        lines.append(f"left out   {data.unlabelled:,} images without a label")
-    if data.unmatched:
-        lines.append(f"ignored    {data.unmatched:,} rows of {c.label_file} that name no image")
+    lines += label_lines(data)
     return lines + decided_lines(c, tuned.reasons)
+
+
+def target_words(data: LabelledData) -> str:
+    """What a model for the data has to say of an image."""
+    if data.scale is None:
+        return f"{data.num_classes} classes"
+    return f"{len(data.columns)} number{'s' * (len(data.columns) > 1)} to predict"
+
+
+def label_lines(data: LabelledData) -> list[str]:
+    """What a person has to know of the labels: how they were understood, and what is left out."""
+    lines = [f"labels     {data.note}"] if data.note else []
+    if data.scale is not None:
+        numbers = zip(data.columns, data.scale.mean, data.scale.std, strict=True)
+        lines += [f"numbers    {shown(name)}: mean {mean:.4g}, deviation {std:.4g}" for name, mean, std in numbers]
+    if data.unlabelled:
+        what = "a number in each column" if len(data.columns) > 1 else "a label"
+        lines.append(f"left out   {data.unlabelled:,} images without {what}")
+    if data.unmatched:
+        lines.append(f"ignored    {data.unmatched:,} rows of --label-file that name no image")
+    return lines
 
 
 def decided_lines(config: SettledFinetune | SettledProbe, reasons: dict[str, str]) -> list[str]:
@@ -140,7 +158,7 @@ def probing_lines(
     rates = " ".join(f"{rate * c.batch_size / 256:.3g}" for rate in c.base_lr)
     chosen = "on a split of train, see split.json" if data.is_validation_split else "on val"
     lines = [
-        f"data       {count:,} labelled images to train on, {data.num_classes} classes; short side about "
+        f"data       {count:,} labelled images to train on, {target_words(data)}; short side about "
         f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"measured   on {len(data.report):,} images of {data.report_name}",
         f"model      {c.init}: {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), frozen; "
@@ -151,8 +169,7 @@ def probing_lines(
         + (f"; the best is chosen {chosen}" if len(c.base_lr) > 1 else ""),
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
     ]
-    if data.unlabelled:
-        lines.append(f"left out   {data.unlabelled:,} images without a label")
+    lines += label_lines(data)
     lines += [
         f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in settled.reasons.items() if why != "as --init"
     ]

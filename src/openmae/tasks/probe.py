@@ -1,18 +1,15 @@
-"""`openmae probe`: a linear classifier on a frozen encoder (paper, table 10)."""
+"""`openmae probe`: a linear classifier, or a linear regression, on a frozen encoder (paper, table 10)."""
 
 import functools
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from openmae.config import ProbeConfig, SettledProbe
 from openmae.data.labelled import LabelledData
-from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
 from openmae.interchange.described import Described, hash_of
@@ -21,35 +18,35 @@ from openmae.model.probe import Probes
 from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.classification import (
     check_classes,
-    classification_loss,
-    describe_classifier,
+    counts_of,
+    describe_tuned,
     named_figures,
     open_data,
     said,
+    state_of,
     write_split,
 )
-from openmae.tasks.classification_report import write_report
 from openmae.tasks.evaluators import Evaluator
 from openmae.tasks.extract import check_readable
 from openmae.tasks.load import EncoderModel
-from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
-from openmae.tasks.model_input import ModelInput
+from openmae.tasks.loop import Training, run_loop
 from openmae.tasks.plan import check_disk, probing_lines
 from openmae.tasks.probe_features import check_parts, features_of, make_reader, predictions_of
 from openmae.tasks.probe_rates import best_of, chosen_by, figure_of, rate_lines, write_rates
+from openmae.tasks.probe_step import head_groups, train_step
 from openmae.tasks.progress import open_progress
+from openmae.tasks.report import write_report
 from openmae.tasks.runs import Earlier, begin, find_earlier, settings_of, summary_if_finished
 from openmae.tasks.settle_probe import SettledProbing, settle_probe
 from openmae.tasks.take_over import load_encoder, load_weights
 from openmae.tasks.training_data import check_outside, names_of_step
 from openmae.tasks.weights import read_init
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.lars import LARS
 from openmae.training.optim import sgd
-from openmae.training.parallel import Processes, accumulating, joined, parallelise
+from openmae.training.parallel import Processes, joined, parallelise
 from openmae.training.signals import StopRequest
 
 
@@ -74,6 +71,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_outside(asked.data, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing.background, needs_choice)
+        asked = replace(asked, task=data.task)
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, shape = settled.config, settled.shape
         num_steps = total_steps(chosen, len(data.train))
@@ -87,11 +85,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             print("\n".join(lines), flush=True)
         classifier.requires_grad_(False).eval().to(device)
         probes = Probes(shape, len(chosen.base_lr)).to(device)
-        peak = max(chosen.base_lr)
-        groups = [
-            {"params": list(head.parameters()), "weight_decay": chosen.weight_decay, "lr_scale": rate / peak}
-            for head, rate in zip(probes.heads, chosen.base_lr, strict=True)
-        ]
+        groups, peak = head_groups(probes, chosen), max(chosen.base_lr)
         optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
         schedule = cosine(chosen, peak, len(data.train), num_steps)
         encoder_hash = hash_of(init.encoder_weights)
@@ -118,50 +112,37 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             begin(chosen, settled.preprocessing, earlier, lock)
             write_split(run, chosen, data)
         progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
-        settings, fingerprint = settings_of(chosen, settled.preprocessing), data.fingerprint
+        beginning = state_of(data, settings_of(chosen, settled.preprocessing))
         stepped = parallelise(probes.train(), processes, device)
 
         def evaluated(step: int) -> dict[str, float]:
-            found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
-            best = found[best_of(found, data.is_multi_label)]
-            return {f"choice_{name}": best[name] for name in (figure_of(data.is_multi_label), "held_out_loss")}
+            found = [named_figures(p) for p in predictions_of(probes, choosing, device, data.scale)]
+            best = found[best_of(found, data)]
+            return {f"choice_{name}": best[name] for name in (figure_of(data), "held_out_loss") if name in best}
 
         def save(step: int, state: dict[str, Any]) -> None:
-            state = {
-                "data": fingerprint,
-                "settings": settings,
-                "classes": list(data.classes),
-                "encoder": encoder_hash,
-                **state,
-            }
+            state = {**beginning, "encoder": encoder_hash, **state}
             description = {"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed, "step": step}
             save_checkpoint(run, step, probes, optimizer, description, state, chosen.keep)
 
         def finish() -> dict[str, Any]:
             """The choice, then the final figure on images that decided nothing."""
             probes.eval()
-            found = [named_figures(p) for p in predictions_of(probes, choosing, device)]
-            number = best_of(found, data.is_multi_label)
-            predictions = replace(predictions_of(probes, report, device)[number], bad=report.bad)
+            found = [named_figures(p) for p in predictions_of(probes, choosing, device, data.scale)]
+            number = best_of(found, data)
+            predictions = replace(predictions_of(probes, report, device, data.scale)[number], bad=report.bad)
             if processes.is_first:
                 progress.log.quarantine_of(data.report_name, report.bad)
                 write_rates(run / "rates.csv", chosen.base_lr, found)
                 probes.put_into(classifier, number)
-                description = describe_classifier(shape, settled.preprocessing, data, chosen.recipe, chosen.seed)
+                description = describe_tuned(shape, settled.preprocessing, data, chosen.recipe, chosen.seed)
                 with disk_faults(run), written_aside(run / MODEL) as partial:
                     save_model(partial, classifier, {**description, "step": num_steps})
                 title = f"{run.name}, {data.report_name}"
                 write_report(run, predictions, data.report, data.classes, settled.preprocessing, title)
                 print(rate_lines(chosen.base_lr, found, number, data))
-            return {
-                **named_figures(predictions),
-                "chosen_base_lr": chosen.base_lr[number],
-                "chosen_by": chosen_by(data),
-                "report": data.report_name,
-                "report_images": len(data.report),
-                "train_images": len(data.train),
-                "classes": data.num_classes,
-            }
+            choice = {"chosen_base_lr": chosen.base_lr[number], "chosen_by": chosen_by(data)}
+            return {**named_figures(predictions), **choice, **counts_of(data)}
 
         training = Training(
             title="probe",
@@ -176,7 +157,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             take_step=lambda parts, step: train_step(
-                stepped, optimizer, parts, reader.features, data.is_multi_label, chosen.batch_size, device, processes
+                stepped, optimizer, parts, reader.features, data, chosen.batch_size, device, processes
             ),
             read_from=reader.read_from,
             save=save,
@@ -196,33 +177,6 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         return summary
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
-    features: Callable[[ModelInput], Tensor],
-    is_multi_label: bool,
-    batch_size: int,
-    device: torch.device,
-    processes: Processes,
-) -> StepResult:
-    """One optimiser step of all heads; the loss that is told is their mean.
-
-    A step whose gradients are not finite leaves weights and optimiser as they are.
-    """
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts, start=1):
-        targets = part.labels
-        assert targets is not None
-        with accumulating(model, is_last=number == len(parts)):
-            logits = model(features(part))  # (heads, B, classes)
-            loss = sum(classification_loss(own, targets, is_multi_label, None) for own in logits) / batch_size
-            assert isinstance(loss, Tensor)
-            (loss * processes.count).backward()  # what is averaged over processes must add up
-        total += loss.detach() / len(logits)
-    return total, *step_if_finite(model, optimizer)
-
-
 def decide(
     config: ProbeConfig,
     earlier: Earlier | None,
@@ -239,14 +193,14 @@ def decide(
     encoder, preprocessing = init.encoder_shape, init.preprocessing
     if earlier is not None:
         check_classes(earlier, data)
-        settled = SettledProbing.of(earlier.config, encoder, data.num_classes, earlier.preprocessing)
+        settled = SettledProbing.of(earlier.config, encoder, data.num_outputs, earlier.preprocessing)
         return replace(settled, config=replace(settled.config, device=str(device))), None
     try:
         facts = look_at(data.train)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
     machine = Machine.of(device, processes.local_count)
-    settled = settle_probe(config, facts, data.num_classes, machine, encoder, preprocessing)
+    settled = settle_probe(config, facts, data.num_outputs, machine, encoder, preprocessing)
     return replace(settled, config=replace(settled.config, device=str(device))), facts
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openmae.config import SettledProbe
+from openmae.config import SettledProbe, TargetScale
 from openmae.data.augment import Augmentation
 from openmae.data.labelled import LabelledData
 from openmae.data.loader import Batch, Stream
@@ -21,6 +21,7 @@ from openmae.tasks.extract import Features, check_readable, extract
 from openmae.tasks.load import EncoderModel
 from openmae.tasks.metrics import Predictions
 from openmae.tasks.model_input import ModelInput
+from openmae.tasks.regression import standardised
 from openmae.tasks.settle_probe import SettledProbing
 from openmae.tasks.training_data import read_steps
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
@@ -87,7 +88,7 @@ def make_reader(
                 yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
 
         def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-            return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, device), device)
+            return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, data, device), device)
 
         return Reader(stream, lambda part: part.images, keep_reading)
 
@@ -101,7 +102,7 @@ def make_reader(
 
     def prepare(part: Batch) -> ModelInput:
         images = part.images.to(device, non_blocking=True)
-        return _on_device(part, normalise(images, settled.preprocessing), device)
+        return _on_device(part, normalise(images, settled.preprocessing), data, device)
 
     def read_on(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
         steps, pin = range(step, num_steps), device.type == "cuda"
@@ -112,9 +113,10 @@ def make_reader(
     return Reader(stream, encoded, read_on)
 
 
-def _on_device(part: Batch, images: Tensor, device: torch.device) -> ModelInput:
+def _on_device(part: Batch, images: Tensor, data: LabelledData, device: torch.device) -> ModelInput:
     assert part.labels is not None
-    images, labels = (values.to(device, non_blocking=True) for values in (images, part.labels))
+    labels = part.labels if data.scale is None else standardised(part.labels, data.scale)
+    images, labels = (values.to(device, non_blocking=True) for values in (images, labels))
     return ModelInput(images, part.keys, labels=labels)
 
 
@@ -134,12 +136,14 @@ def check_parts(config: SettledProbe, processes: Processes) -> None:
 
 
 @torch.no_grad()
-def predictions_of(probes: Probes, features: Features, device: torch.device) -> list[Predictions]:
+def predictions_of(
+    probes: Probes, features: Features, device: torch.device, scale: TargetScale | None = None
+) -> list[Predictions]:
     """What each head says about images whose features are known."""
     probes.eval()
     values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
     logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
     return [
-        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad)
+        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad, scale=scale)
         for own in logits
     ]

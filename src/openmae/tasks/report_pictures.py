@@ -6,11 +6,8 @@ import torch
 from matplotlib.colors import Colormap, PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from openmae.config import Preprocessing
-from openmae.data.decode import BadImage
-from openmae.data.preprocess import conform
 from openmae.data.sources import Source
 from openmae.tasks.lettering import (
     FAINT,
@@ -26,15 +23,14 @@ from openmae.tasks.lettering import (
     write_headings,
 )
 from openmae.tasks.metrics import Predictions, answers, confusion, images_of_classes, interval, losses
-from openmae.tasks.pictures import to_picture
+from openmae.tasks.picture_tiles import TILE, Tile, tiled_picture
 
 MOST_DRAWN = 100  # classes; of more only the most confused are drawn
 MOST_CONFUSED = 30
 MOST_WITH_NUMBERS = 30
 MOST_WRONG = 24
-TILE = 200  # side of an image among the most wrong, in pixels
 NAME = 190  # longest name beside the matrix, in pixels
-WRONG, NOTHING = "#b3261e", "#e4e4e4"
+NOTHING = "#e4e4e4"
 
 
 def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> Figure:
@@ -128,9 +124,7 @@ def most_wrong_picture(
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
     candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
     rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MOST_WRONG].tolist()
-    tile = TILE * 3 // 2 if predictions.is_multi_label else TILE  # wide enough for three labels
-    across = max(min(4 if predictions.is_multi_label else 6, len(rows)), 3)
-    width, height = PAD + across * (tile + PAD), TILE + 62
+    width = TILE * 3 // 2 if predictions.is_multi_label else TILE  # wide enough for three labels
     if is_wrong.any():
         what = f"The {len(rows)} most wrong images" if len(rows) > 1 else "The only wrong image"
         below = (
@@ -139,40 +133,11 @@ def most_wrong_picture(
     else:
         what = f"No image is wrong; the {len(rows)} least certain"
         below = f"All {len(loss)} images are right{_unreadable(predictions)}; the highest loss first."
-    lines = headings(f"{what}: {title}", below, width)
-    top = headings_height(lines)
-    figure = page(width, top + -(-len(rows) // across) * height)
-    write_headings(figure, lines)
-    for number, row in enumerate(rows):
-        line, column = divmod(number, across)
-        x, y = PAD + column * (tile + PAD), top + line * height
-        index = int(predictions.indices[row])
-        try:
-            picture = np.asarray(_shown_as_it_is(source.read(index), preprocessing, tile))
-        except BadImage as error:  # it was readable a moment ago
-            write(figure, x + tile / 2, y + TILE / 2, fitted(f"unreadable: {error}", tile, 8), 8, WRONG, "center")
-        else:
-            down, left = y + (TILE - picture.shape[0]) // 2, x + (tile - picture.shape[1]) // 2
-            axes = figure.add_axes(box(figure, left, down, picture.shape[1], picture.shape[0]))
-            axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
-            axes.axis("off")
-        true, said = _captions(predictions, classes, row, tile)
-        write(figure, x, y + TILE + 11, true, 9)
-        write(figure, x, y + TILE + 26, said, 9, WRONG if is_wrong[row] else INK)
-        write(figure, x, y + TILE + 40, fitted(source.name(index), tile, 7), 7, FAINT)
-    return figure
-
-
-def _shown_as_it_is(image: NDArray, preprocessing: Preprocessing, width: int) -> Image.Image:
-    """A decoded image as an RGB picture that just fits `width` × TILE pixels; small ones keep their hard pixels."""
-    step = max(1, min(image.shape[0] // (4 * TILE), image.shape[1] // (4 * width)))
-    values = conform(image[::step, ::step], image.shape[2], preprocessing.dtype)
-    low, high = preprocessing.value_range
-    picture = to_picture(torch.from_numpy((values.astype(np.float32) - low) / (high - low)).permute(2, 0, 1))
-    scale = min(width / picture.width, TILE / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    is_small = scale >= 2
-    return picture.resize(size, Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS)
+    tiles = [
+        Tile(int(predictions.indices[row]), *_captions(predictions, classes, row, width), bool(is_wrong[row]))
+        for row in rows
+    ]
+    return tiled_picture(f"{what}: {title}", below, tiles, source, preprocessing, width)
 
 
 def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, width: int) -> tuple[str, str]:

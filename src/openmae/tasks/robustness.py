@@ -34,7 +34,7 @@ from openmae.data.preprocess import normalise
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.interchange.described import hash_of
 from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
-from openmae.tasks.load import ClassifierModel, load
+from openmae.tasks.load import ClassifierModel, RegressionModel, load
 from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
 from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
 from openmae.training.device import autocast, default_workers, use_device
@@ -113,7 +113,8 @@ def load_classifier(init: str, device: str) -> ClassifierModel:
     """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
     model = load(init, device, say=True)
     if not isinstance(model, ClassifierModel):
-        raise RequestError(f"--init {init} has no classes: give a fine-tuned or probed model")
+        what = "predicts numbers" if isinstance(model, RegressionModel) else "has no classes"
+        raise RequestError(f"--init {init} {what}: give a fine-tuned or probed classifier")
     if model.description.get("is_multi_label"):
         raise RequestError(f"--init {init} gives an image several labels: these sets have one for each")
     return model

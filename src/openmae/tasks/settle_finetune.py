@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
+from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
@@ -86,6 +87,9 @@ def settle_finetune(
     """
     choices = Choices(config)
     decide, get = choices.decide, choices.get
+    decide("task", "classification", "labels are the names of classes")
+    for name in OF_CLASSES if config.is_regression else ():
+        decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
         _keep_model(config, *init, choices)
     choices.take_recipe(FINETUNE_RECIPES)
@@ -172,7 +176,8 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
     size = get("image_size")
     side = size if isinstance(size, int) else min(size)
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
-    decide("augment", "crop", "table 9")
+    is_moved = config.is_regression and "; where a crop or a flip changes the number, give --augment none"
+    decide("augment", "crop", f"table 9{is_moved or ''}")
     small = side < SMALL_IMAGE
     decide("crop_scale", (0.5, 1.0) if small else (0.08, 1.0), f"for images of {side} px" if small else "as released")
     is_picture = facts.dtype == "uint8" and facts.channels in (1, 3)

@@ -13,6 +13,9 @@ from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_warmup, 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
 SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+# Of a squared error, over the width: on features that are normed a rate below 1.9 / width cannot diverge (momentum .9),
+# and one a few times that seldom does.
+SQUARED_SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 LARGEST_BATCH = 16384
 STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
 
@@ -59,6 +62,7 @@ def settle_probe(
     """
     choices = Choices(config)
     decide, get = choices.decide, choices.get
+    decide("task", "classification", "labels are the names of classes")
     choices.take_recipe(PROBE_RECIPES)
     decide("image_size", preprocessing.image_size, "as --init")
     decide("pool", DEFAULT_POOL, "as of embed and knn; table 10 has the class token")
@@ -77,7 +81,9 @@ def settle_probe(
         batch *= 2
     decide("batch_size", min(batch, facts.count), f"{facts.count:,} images")
     batch = get("batch_size")
-    peaks = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
+    peaks: tuple[float, ...] = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
+    if config.is_regression and get("optimizer") == "sgd":
+        peaks = tuple(peak / encoder.width for peak in SQUARED_SGD_RATES)
     rates = tuple(float(f"{peak * 256 / batch:.4g}") for peak in peaks)
     decide("base_lr", rates, "tried side by side, the best is kept")
     if get("min_lr") > 0 and len(get("base_lr")) > 1:

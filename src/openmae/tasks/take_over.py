@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, MAEShape
+from openmae.config import MAEShape
 from openmae.errors import RequestError
 from openmae.interchange.described import ENCODER, Described, check_weights
 from openmae.interchange.resize import fit_encoder
@@ -65,8 +65,7 @@ def start_pretraining(model: MAE, init: Described) -> list[str]:
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
     theirs = {name: value for name, value in init.weights.items() if not name.startswith(ENCODER)}
     if not isinstance(init.shape, MAEShape):
-        what = "a classifier" if isinstance(init.shape, ClassifierShape) else "an encoder alone"
-        return [*lines, f"           decoder: fresh, for {init.path} is {what}"]
+        return [*lines, f"           decoder: fresh, for {init.path} is {init.what}"]
     if old.grid != shape.grid:
         theirs = {**theirs, "decoder.pos_embed": own_positions["decoder.pos_embed"]}
     other = sorted(

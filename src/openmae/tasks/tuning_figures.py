@@ -63,4 +63,5 @@ class TuningFigures:
                 workers=config.workers,
                 processes=self.processes,
                 stop=self.stop,
+                scale=self.data.scale,
             )

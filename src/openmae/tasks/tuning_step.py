@@ -1,9 +1,9 @@
-"""A step of fine-tuning: images erased and mixed, blocks dropped, the loss of soft targets."""
+"""A step of fine-tuning: images erased and mixed, blocks dropped, the loss of soft targets or of numbers."""
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openmae.data.labelled import LabelledData
 from openmae.data.labels import class_weights, targets_of
@@ -13,6 +13,7 @@ from openmae.data.regularise import Mixing, drop_path_masks, erase
 from openmae.tasks.classification import classification_loss
 from openmae.tasks.loop import StepResult, step_if_finite
 from openmae.tasks.model_input import ModelInput
+from openmae.tasks.regression import squared_error, standardised
 from openmae.tasks.settle_finetune import SettledTuning
 from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import autocast
@@ -25,9 +26,9 @@ class TuningStep:
     def __init__(self, tuned: SettledTuning, data: LabelledData, device: torch.device, processes: Processes) -> None:
         c = tuned.config
         self.tuned, self.device, self.processes = tuned, device, processes
-        self.is_multi_label = data.is_multi_label
+        self.is_multi_label, self.scale = data.is_multi_label, data.scale
         self.mixing = Mixing(
-            mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_classes
+            mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_outputs
         )
         self.is_paired = bool(c.mixup or c.cutmix)
         self.rates = drop_path_rates(c.drop_path, tuned.shape.encoder.depth, c.blocks)
@@ -43,8 +44,15 @@ class TuningStep:
         scales = drop_path_masks(part.keys, self.rates) if any(self.rates) else None
         if scales is not None:
             scales = (scales.pin_memory() if self.device.type == "cuda" else scales).to(self.device, non_blocking=True)
-        labels = part.labels.to(self.device, non_blocking=True)
+        labels = part.labels if self.scale is None else standardised(part.labels, self.scale)
+        labels = labels.to(self.device, non_blocking=True)
         return ModelInput(images, part.keys, labels=labels, drop_path=scales)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The sum over a micro-batch's images."""
+        if self.scale is not None:
+            return squared_error(outputs, targets)
+        return classification_loss(outputs, targets, self.is_multi_label, self.weights)
 
 
 def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
@@ -72,8 +80,8 @@ def train_step(
         images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
         with accumulating(model, is_last=number == len(parts)):
             with autocast(device, config.precision):
-                logits = model(images, part.drop_path).float()
-            loss = classification_loss(logits, targets, task.is_multi_label, task.weights) / config.batch_size
+                outputs = model(images, part.drop_path).float()
+            loss = task.loss(outputs, targets) / config.batch_size
             (loss * task.processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
     return total, *step_if_finite(model, optimizer)

@@ -25,6 +25,7 @@ from openmae.tasks.held_out import pooled_features
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.training.signals import StopRequest
 
+ADVICE = "what is watched is classes, name them otherwise"
 NEIGHBOURS, TEMPERATURE = 10, 0.07  # usual for such votes (Wu et al., 2018; DINO)
 PROBE_ITERATIONS = 200  # of L-BFGS: what it finds later moves the accuracy by less than the images' chance
 READ_AT_ONCE = 64
@@ -60,7 +61,9 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
         assert train is not None
         if all(train.label(index) is None for index in range(len(train))):
             raise RequestError(f"{shown(data)} has no labels")
-        found = open_labelled(data, labels=None, label_file=None, held_out=None, needs_choice=True, **options)
+        found = open_labelled(
+            data, labels=None, label_file=None, held_out=None, needs_choice=True, advice=ADVICE, **options
+        )
     except RequestError as error:
         raise RequestError(
             f"--watch {config.watch}: {error}; --watch-data takes labelled images of the same kind"

@@ -11,6 +11,7 @@ from openmae.config import (
     ClassifierShape,
     MAEShape,
     Preprocessing,
+    TargetScale,
     ViTShape,
     check_name,
     check_range,
@@ -68,7 +69,12 @@ def is_ours(path: Path) -> bool:
 
 def with_report(found: Described, init: str) -> Described:
     """A model of ours with a report: it holds exactly what it says, or it would not have been read."""
-    kinds = {"mae": "masked autoencoder", "classifier": "classifier", "encoder": "encoder"}
+    kinds = {
+        "mae": "masked autoencoder",
+        "classifier": "classifier",
+        "regressor": "regression model",
+        "encoder": "encoder",
+    }
     step = found.description.get("step")
     kind = f"openmae {kinds[found.description.get('kind', 'mae')]}" + (f", step {step:,}" if step is not None else "")
     loaded = {name: tuple(value.shape) for name, value in found.weights.items()}
@@ -108,15 +114,16 @@ def find_model(path: Path) -> Path:
 
 
 def read_described(path: Path) -> Described:
-    """Read a masked autoencoder, a classifier or an encoder of ours: it holds exactly the weights of its shape.
+    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours: it holds exactly the weights
+    of its shape.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
     """
     weights, description = read_model(path)
     kind = description.get("kind", "mae")
-    if kind not in ("mae", "classifier", "encoder"):
-        raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier or an encoder is needed")
+    if kind not in ("mae", "classifier", "regressor", "encoder"):
+        raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier, a regressor or an encoder is needed")
     shape: MAEShape | ClassifierShape | ViTShape
     try:
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
@@ -131,11 +138,14 @@ def read_described(path: Path) -> Described:
             described = cost.encoder_parameters(shape)
         else:
             shape = ClassifierShape.from_dict(description["shape"])
-            classes = description["classes"]
-            if not (isinstance(classes, list) and all(isinstance(c, str) for c in classes)):
-                raise ValueError("classes are no names")
-            if len(classes) != shape.num_classes:
-                raise ValueError(f"{len(classes)} class names for {shape.num_classes} classes")
+            name = "classes" if kind == "classifier" else "columns"
+            names = description[name]
+            if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+                raise ValueError(f"{name} are no names")
+            if len(names) != shape.num_classes:
+                raise ValueError(f"{len(names)} names for {shape.num_classes} {name}")
+            if kind == "regressor":
+                TargetScale.from_description(description)
             described = cost.classifier_parameters(shape)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None

@@ -1,0 +1,65 @@
+"""The numbers that a regression model predicts: their names, and the scale that they are learnt on."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from openmae.config.checks import check_types
+from openmae.errors import RequestError
+
+LARGEST_NUMBER = 1e100  # whose square still is a finite double
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetScale:
+    """How numbers to predict become what a model learns: (number - mean) / std; kept in every checkpoint.
+
+    Attributes:
+        columns: the names of the numbers, in the order of the model's outputs.
+        mean, std: of the training images' numbers, one for each column, in their own units.
+    """
+
+    columns: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.columns or not len(self.columns) == len(self.mean) == len(self.std):
+            raise RequestError(
+                f"{len(self.columns)} columns with {len(self.mean)} means and {len(self.std)} deviations: one each"
+            )
+        for value in self.std:
+            if not value > 0:
+                raise RequestError(f"a column's deviation got {value:g}: it must be above 0")
+        if max(map(abs, (*self.mean, *self.std))) > LARGEST_NUMBER:
+            raise RequestError(f"a column's mean or deviation is beyond {LARGEST_NUMBER:g}")
+
+    @classmethod
+    def of(cls, columns: tuple[str, ...], values: list[list[float]]) -> Self:
+        """The scale of training numbers, each column's a list.
+
+        Sums are exact before they are rounded (`math.fsum`): no machine or version gives another last bit.
+
+        Raises:
+            RequestError: all numbers of a column are the same.
+        """
+        means, deviations = [], []
+        for name, numbers in zip(columns, values, strict=True):
+            if min(numbers) == max(numbers):
+                raise RequestError(
+                    f"all {len(numbers)} training images have the same {name!r} ({numbers[0]:g}): there is nothing to "
+                    "learn, leave the column out"
+                )
+            means.append(mean := math.fsum(numbers) / len(numbers))
+            deviations.append(math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / len(numbers)))
+        return cls(columns=columns, mean=tuple(means), std=tuple(deviations))
+
+    @classmethod
+    def from_description(cls, values: dict[str, Any]) -> Self:
+        """What a checkpoint says of itself. Raises RequestError, TypeError or KeyError where it says none."""
+        return cls(columns=tuple(values["columns"]), mean=tuple(values["target_mean"]), std=tuple(values["target_std"]))
+
+    def to_description(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"columns": list(self.columns), "target_mean": list(self.mean), "target_std": list(self.std)}
