@@ -4,12 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.packed import PackedSource
 from openmae.data.sources import Label, Source
+from openmae.data.tiles import Tiled
 
 _SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
 
@@ -89,8 +90,35 @@ def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
     return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
 
 
+def images_apart(source: Source) -> NDArray[np.int64] | None:
+    """Which image each entry is a tile of, (n,); None where every entry is an image of its own."""
+    if isinstance(source, Tiled | PackedSource):
+        return source.image_numbers
+    inner = getattr(source, "source", None)
+    numbers = None if inner is None else images_apart(inner)
+    if numbers is None or not isinstance(source, View):
+        return numbers
+    return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
+
+
+def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take `held_out` images out with all their tiles: sorted entries (the rest, those), the same in every run.
+
+    Args:
+        numbers: (n,) which image each entry is a tile of.
+    """
+    images = np.unique(numbers)
+    assert 0 < held_out < len(images)
+    held = images[Permutation(len(images), _SPLIT_KEY)(np.arange(held_out))]
+    is_held = np.isin(numbers, held)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
     while isinstance(source, View):
         source = source.source
+    if isinstance(source, Tiled):  # of images of one shape
+        whole = raw_shape(source.source)
+        return None if whole is None else (min(whole[0], source.size), min(whole[1], source.size), whole[2])
     return source.shape if isinstance(source, PackedSource) else None
