@@ -114,6 +114,24 @@ def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[n
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
 
+def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, Source]:
+    """Take `held_out` images out of a source of tiles, with all of theirs: (the rest, those), the same in every run."""
+    if isinstance(source, Tiled):
+        parts = split_by_image(np.arange(len(source.sizes)), held_out)
+        rest, held = (Tiled(Part(source.source, part), source.size, source.sizes[part]) for part in parts)
+        return rest, held
+    assert source.image_numbers is not None
+    rest_ids, held_ids = split_by_image(source.image_numbers, held_out)
+    return Part(source, rest_ids), Part(source, held_ids)
+
+
+def drawn(source: Source, count: int) -> Source:
+    """At most `count` entries of a source, evenly drawn, in its order."""
+    if len(source) <= count:
+        return source
+    return Part(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
+
+
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
     while isinstance(source, View):
