@@ -49,7 +49,8 @@ def _read(file: BinaryIO) -> tuple[int, int, int]:
         from tifffile import TiffFile
 
         with TiffFile(file) as tiff:
-            page: Any = next((page for page in tiff.pages if not page.is_reduced), None)  # no thumbnail
+            pages: Any = tiff.pages
+            page = next((page for page in pages if not page.is_reduced), None)  # no thumbnail
             if page is None:
                 raise BadImage("TIFF without a full-size page")
             return page.imagelength, page.imagewidth, page.tags.valueof(274, default=1)
