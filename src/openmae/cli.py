@@ -69,6 +69,7 @@ OFF = {
     "init",
     "out",
     "limit",
+    "tiles",
     "push",
 }
 METAVARS: dict[Any, str] = {

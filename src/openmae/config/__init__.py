@@ -5,7 +5,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 """
 
 from openmae.config.bench import BenchConfig
-from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, flag_of, pair
 from openmae.config.convert import ConvertConfig
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
@@ -78,6 +78,7 @@ __all__ = [
     "ViTShape",
     "check_name",
     "check_range",
+    "check_tiles",
     "check_types",
     "flag_of",
     "grid_of",

@@ -77,6 +77,15 @@ def check_value_range(got: tuple[float, float] | None) -> None:
         raise RequestError(f"--value-range got {got[0]:g} {got[1]:g}: the first must lie below the second")
 
 
+def check_tiles(tiles: int | None, sides: tuple[int, int] | None, flag: str = "--image-size") -> None:
+    """Raise RequestError where a tile would be enlarged to what is asked for by `flag` (None passes)."""
+    check_range("--tiles", tiles, 1)
+    if tiles is not None and sides is not None and tiles < max(sides):
+        raise RequestError(
+            f"--tiles got {tiles}, less than {flag} {max(sides)}: tiles would be enlarged, give {max(sides)} or more"
+        )
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, kind) for kind in get_args(hint))

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, pair
 from openmae.config.labelled import TASKS
 from openmae.config.pretrain import PRECISIONS
 from openmae.config.shapes import DEFAULT_POOL, POOLS
@@ -105,6 +105,8 @@ class EmbedConfig(Settings):
     """After which block, from 1; by default the last, and the norm behind it."""
     split: str = "all"
     """train, val, test or all."""
+    tiles: int | None = None
+    """Cut images larger than so many pixels into tiles of that side: a row for each, called file#row,column."""
     half: bool = False
     """Write float16 instead of float32."""
     image_size: int | tuple[int, int] | None = None
@@ -127,6 +129,7 @@ class EmbedConfig(Settings):
         _check_encoder_settings(self, EMBED_POOLS)
         check_range("--max-bad", self.max_bad, 0, 1)
         check_name("--split", self.split, EMBED_SPLITS)
+        check_tiles(self.tiles, self.size)
         if not os.fspath(self.out).lower().endswith((".npz", ".parquet")):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .npz or .parquet")
 

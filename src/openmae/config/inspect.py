@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_range, check_types
+from openmae.config.checks import Settings, check_range, check_tiles, check_types
 from openmae.errors import RequestError
 
 
@@ -17,6 +17,8 @@ class InspectConfig(Settings):
     """Folder to make, for the full report as JSON and pictures; without it nothing is written."""
     limit: int | None = None
     """Look at so many images of each part of a data set, evenly drawn; at all of them unless given."""
+    tiles: int | None = None
+    """Count the tiles of that side in pixels, and the blank ones, that larger images would be cut into."""
     workers: int | None = None
     """Processes that read images; by default one for each core."""
     max_pixels: int = 178_956_970
@@ -26,6 +28,7 @@ class InspectConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        check_tiles(self.tiles, None)
         if not os.fspath(self.path):
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, pair
 from openmae.config.shapes import LARGEST
 from openmae.errors import RequestError
 
@@ -25,6 +25,9 @@ class PackConfig(Settings):
     """jpeg: the whole image, 8 bits, grey or RGB; raw: one shape for all, any number type and channels."""
     size: int | tuple[int, int] | None = None
     """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less."""
+    tiles: int | None = None
+    """Cut images larger than so many pixels into tiles of that side, each an image of the pack called file#row,column;
+    --size is then theirs unless given. Blank tiles are left out."""
     quality: int = 90
     """Of JPEGs, 1 to 100."""
     subsampling: str = "420"
@@ -57,6 +60,8 @@ class PackConfig(Settings):
         check_range("--workers", self.workers, 0)
         for side in pair(self.size) or ():
             check_range("--size", side, 1, LARGEST["image_size"])
+        check_range("--tiles", self.tiles, 1, LARGEST["image_size"])
+        check_tiles(self.tiles, pair(self.size), "--size")
         if self.format == "jpeg" and isinstance(self.size, tuple):
             raise RequestError("--size got height and width: JPEGs keep their aspect, give the short side")
         if self.verify == (self.out is not None):

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, check_value_range, flag_of, pair
+from openmae.config.checks import (
+    Settings,
+    check_name,
+    check_range,
+    check_tiles,
+    check_types,
+    check_value_range,
+    flag_of,
+    pair,
+)
 from openmae.config.shapes import SIZES, TARGETS
 from openmae.errors import RequestError
 
@@ -62,6 +71,9 @@ class PretrainConfig(Settings):
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
+    tiles: int | None = None
+    """Cut images larger than so many pixels into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
+    JPEG first (openmae pack --tiles): each tile decodes its whole file."""
     held_out: int | None = None
     """Images taken out of training for the held-out loss when the data has no validation part."""
     max_bad: float | None = None
@@ -162,6 +174,9 @@ class PretrainConfig(Settings):
             given = "--watch-data" if self.watch_data is not None else "--watch-every"
             raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
         check_value_range(self.value_range)
+        check_tiles(self.tiles, self.size)
+        if self.patch_size is not None:
+            check_tiles(self.tiles, (self.patch_size, self.patch_size), "--patch-size")
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 

@@ -20,6 +20,7 @@ from openmae.data.formats import claimed_format, format_of, is_transparent, is_t
 from openmae.data.loader import make_loader, read
 from openmae.data.perceptual import SIDE, THUMB, look, shrink
 from openmae.data.sources import Source
+from openmae.data.tiles import count_blank
 
 BATCH = 64
 # Numbers for names, in the records. Formats that are met later are numbered behind these.
@@ -93,11 +94,14 @@ class Census:
         records: (n,) of RECORD, in the order of the indices that were asked for.
         sums: by (channels, number type).
         bad: the reason, by index, for each image that cannot be read.
+        num_tiles, blank_tiles: of the images that can be read, where tiles are counted.
     """
 
     records: NDArray
     sums: dict[tuple[int, str], Sums] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
+    num_tiles: int = 0
+    blank_tiles: int = 0
 
     @property
     def good(self) -> NDArray:
@@ -108,8 +112,8 @@ class Census:
 class _Examined(Dataset):
     """Facts instead of images, a batch at a time; made in the reader processes, so that no pixel travels."""
 
-    def __init__(self, source: Source, max_pixels: int) -> None:
-        self.source, self.max_pixels = source, max_pixels
+    def __init__(self, source: Source, max_pixels: int, tiles: int | None) -> None:
+        self.source, self.max_pixels, self.tiles = source, max_pixels, tiles
         self.files = source if isinstance(source, Encoded) else None
 
     def __getitems__(self, indices: Sequence[int]) -> Census:
@@ -119,7 +123,7 @@ class _Examined(Dataset):
         shrunk = np.zeros((len(indices), SIDE, SIDE, 3), np.float32)
         for place, index in enumerate(indices):
             try:
-                shrunk[place] = self._examine(index, records[place], part.sums)
+                shrunk[place] = self._examine(index, records[place], part)
             except BadImage as error:
                 part.bad[index] = str(error)
         records["hash"], thumbs, detail = look(shrunk)
@@ -127,8 +131,8 @@ class _Examined(Dataset):
         records["flags"] |= PLAIN * (detail < PLAIN_BELOW).astype(np.uint8)
         return part
 
-    def _examine(self, index: int, record: NDArray, sums: dict[tuple[int, str], Sums]) -> NDArray[np.float32]:
-        """Fill in the record of one image, count it in the sums, and return it shrunk."""
+    def _examine(self, index: int, record: NDArray, part: Census) -> NDArray[np.float32]:
+        """Fill in the record of one image, count it in the part's sums, and return it shrunk."""
         if self.files is not None:
             data = self.files.encoded(index)
             _describe_file(record, data, self.source.name(index))
@@ -137,7 +141,11 @@ class _Examined(Dataset):
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
         own, dtype = measured(image), str(image.dtype)
-        _add(sums, (image.shape[2], dtype), own)
+        _add(part.sums, (image.shape[2], dtype), own)
+        if self.tiles is not None:
+            num_tiles, blank_tiles = count_blank(image, self.tiles)
+            part.num_tiles += num_tiles
+            part.blank_tiles += blank_tiles
         record["height"], record["width"], record["channels"] = image.shape
         record["dtype"] = DTYPES.index(dtype)
         record["flags"] |= GOOD | BLANK * int((own.low == own.high).all())
@@ -150,14 +158,16 @@ def examine(
     *,
     workers: int,
     max_pixels: int = MAX_PIXELS,
+    tiles: int | None = None,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Census:
     """Read the images at `indices` once; the same is found whatever the number of workers.
 
     Args:
+        tiles: count the blank ones among tiles of that side.
         tell: called now and then with the number of images that are done.
     """
-    dataset = _Examined(source, max_pixels)
+    dataset = _Examined(source, max_pixels, tiles)
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]
     whole = Census(np.empty(len(indices), RECORD))
     done = 0
@@ -165,6 +175,8 @@ def examine(
         for part in parts:
             whole.records[done : done + len(part.records)] = part.records
             whole.bad |= part.bad
+            whole.num_tiles += part.num_tiles
+            whole.blank_tiles += part.blank_tiles
             for kind, sums in part.sums.items():
                 _add(whole.sums, kind, sums)
             done += len(part.records)

@@ -13,8 +13,10 @@ from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.decode import BadImage
 from openmae.data.loader import make_loader, pinned, read, stack, stacked
+from openmae.data.parts import images_apart
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
+from openmae.data.tiles import BLANK, is_blank
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,24 @@ class _Evaluation(Dataset):
     """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
 
     def __init__(
-        self, source: Source, preprocessing: Preprocessing, margin: float, min_side: int, with_labels: bool
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        margin: float,
+        min_side: int,
+        with_labels: bool,
+        with_blank: bool = True,
     ) -> None:
         self.source, self.preprocessing, self.margin = source, preprocessing, margin
-        self.min_side, self.with_labels = min_side, with_labels
+        self.min_side, self.with_labels, self.with_blank = min_side, with_labels, with_blank
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
         p = self.preprocessing
         try:
-            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
+            image = self.source.read(index)
+            if not self.with_blank and is_blank(image):
+                return index, BLANK, None
+            image = conform(image, p.channels, p.dtype, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)
@@ -118,8 +129,9 @@ def read_all(
 ) -> tuple[Tensor, NDArray[np.int64], dict[str, str]]:
     """Read a small source whole, centre-cropped: images (n, C, H, W), their indices, and what was unreadable.
 
-    Evaluation never replaces an unreadable image: it is left out and named.
+    Evaluation never replaces an unreadable image: it is left out and named. Blank tiles are left out.
     """
-    dataset = _Evaluation(source, preprocessing, margin=1.0, min_side=min_side, with_labels=False)
+    with_blank = images_apart(source) is None
+    dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
     batch = dataset.collate([dataset[index] for index in range(len(source))])
-    return batch.images, batch.indices.numpy(), batch.bad
+    return batch.images, batch.indices.numpy(), {name: why for name, why in batch.bad.items() if why != BLANK}

@@ -1,16 +1,19 @@
 """Image files below a folder: which they are, and reading them. User files are never changed."""
 
 import hashlib
+import io
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
+from openmae.data.headers import read_size
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
@@ -96,6 +99,16 @@ class FolderSource:
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes. Raises BadImage where they cannot be had."""
+        with self._opened(index) as file:
+            return file.read()
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
+        with self._opened(index) as file, io.BufferedReader(file) as buffered:
+            return read_size(buffered, self._options[1])
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[io.FileIO]:
         path = os.path.join(self._root, self._path(index))
         try:
             found = os.stat(path)
@@ -104,7 +117,7 @@ class FolderSource:
             if found.st_size > MAX_FILE_BYTES:
                 raise BadImage(f"a file of {found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
             with open(path, "rb", buffering=0) as file:
-                return file.read()
+                yield file
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
 

@@ -16,7 +16,7 @@ from openmae.data.labels import (
     split_stratified,
     stratified,
 )
-from openmae.data.parts import Part
+from openmae.data.parts import Part, images_apart
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.data.understood import ADVICE, understood
 from openmae.errors import RequestError, shown
@@ -134,7 +134,8 @@ def open_labelled(
     if has_both and held_out:
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
     if not has_both and (needs_choice or not held_parts or held_out):
-        rest, held = _hold_out(data, targets["train"], held_out, seed_of_split)
+        numbers = images_apart(parts["train"])
+        rest, held = _hold_out(data, targets["train"], held_out, seed_of_split, numbers)
     if labels is not None:
         rest = rest[stratified(targets["train"][rest], parse_labels(labels, len(rest)), seed_of_split)]
     numbers = targets["train"][rest].T.tolist() if found.columns else []
@@ -192,9 +193,18 @@ def check_part(data: str, part: str, labels: Labels, train_labels: Labels, class
 
 
 def _hold_out(
-    data: str, labels: Labels, held_out: int | None, seed: int
+    data: str, labels: Labels, held_out: int | None, seed: int, numbers: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`split_stratified` of the size asked for or, by default, of one that leaves a member of each class."""
+    """`split_stratified` of the size asked for or, by default, of one that leaves a member of each class.
+
+    Args:
+        numbers: which image each sample is a tile of: images are held out then, with all their tiles.
+    """
+    if numbers is not None:
+        _, first = np.unique(numbers, return_index=True)
+        _, held = _hold_out(data, labels[first], held_out, seed)
+        is_held, labelled = np.isin(numbers, numbers[first[held]]), is_labelled(labels)
+        return np.flatnonzero(labelled & ~is_held), np.flatnonzero(labelled & is_held)
     if held_out is not None and held_out < 1:
         raise RequestError(
             f"--held-out {held_out} leaves nothing to measure on or choose by: {shown(data)} has no val and test parts"

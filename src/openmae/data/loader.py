@@ -8,6 +8,7 @@ image comes K times in a row and then not for K epochs. An epoch stays n crops, 
 """
 
 import functools
+import itertools
 import math
 import multiprocessing
 import signal
@@ -33,6 +34,7 @@ from openmae.data.hand_over import PREFETCHED, go_through_pipes, room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
+from openmae.data.tiles import Tiled, is_blank, replacements
 from openmae.errors import Fault, RequestError
 
 # Of an iterator that a stop signal interrupted before it was whole: it has nothing to shut down, and need not say so.
@@ -71,6 +73,7 @@ class Batch:
     labels: (B,) int64 or, with several for an image, (B, classes) float32; of numbers (B, columns) float64, in their
         own units; None where not asked for or unknown.
     crops: what is still to be cut out of the images; None where they are cropped.
+    blank: how many of the samples were blank tiles and replaced.
     """
 
     images: Tensor
@@ -78,10 +81,12 @@ class Batch:
     bad: dict[str, str]
     labels: Tensor | None = None
     crops: Crops | None = None
+    blank: int = 0
 
     def pin_memory(self) -> "Batch":
         crops = None if self.crops is None else self.crops.pin_memory()
-        return Batch(self.images.pin_memory(), self.keys.pin_memory(), self.bad, pinned(self.labels), crops)
+        images, keys = self.images.pin_memory(), self.keys.pin_memory()
+        return Batch(images, keys, self.bad, pinned(self.labels), crops, self.blank)
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
@@ -90,13 +95,17 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 
 class Sample(NamedTuple):
-    """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C."""
+    """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C.
+
+    `was_blank`: it is another tile than the stream asked for, which was blank.
+    """
 
     image: Tensor | NDArray
     key: int
     bad: dict[str, str]
     label: Label
     crop: Crop | None = None
+    was_blank: bool = False
 
 
 class Stream(Dataset):
@@ -160,10 +169,10 @@ class Stream(Dataset):
                 before, found = index, self._read(index)
             if self.is_whole:
                 crop = self.augmentation.crop(found.image, p.image_size, chance)
-                samples.append(Sample(found.image, key, found.bad, found.label, crop))
+                samples.append(Sample(found.image, key, found.bad, found.label, crop, found.was_blank))
             else:
                 image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
-                samples.append(Sample(image, key, found.bad, found.label))
+                samples.append(Sample(image, key, found.bad, found.label, was_blank=found.was_blank))
         return samples
 
     def __getitem__(self, position: int) -> Sample:
@@ -172,18 +181,28 @@ class Stream(Dataset):
     def _read(self, index: int) -> "_Decoded":
         """Read one image; an unreadable one is replaced by the next readable one in the source's order.
 
+        A blank tile is replaced by another one of its image (`Tiled.replacements`).
+
         Raises:
-            RequestError: far too many images in a row are unreadable.
+            RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
         bad: dict[str, str] = {}
-        for attempt in range(min(MOST_REPLACEMENTS, len(self.source))):
-            candidate = (index + attempt) % len(self.source)
-            try:
-                image = self.source.read(candidate)
-                image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
-                return _Decoded(image, bad, self.source.label(candidate) if self.with_labels else None)
-            except BadImage as error:
-                bad[self.source.name(candidate)] = str(error)
+        was_blank = False
+        for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
+            for candidate in candidates:
+                try:
+                    image = self.source.read(candidate)
+                    if isinstance(self.source, Tiled) and is_blank(image):
+                        was_blank |= candidate == index
+                        continue
+                    image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
+                    label = self.source.label(candidate) if self.with_labels else None
+                    return _Decoded(image, bad, label, was_blank)
+                except BadImage as error:
+                    bad[self.source.name(candidate)] = str(error)
+                    break  # of the image's other tiles none could be read
+        if not bad:
+            raise RequestError(f"all tiles of {self.source.name(index)!r} and of the images after it are blank")
         name, reason = next(iter(bad.items()))
         raise RequestError(f"{len(bad)} images in a row cannot be read, the first {name!r}: {reason}")
 
@@ -192,13 +211,14 @@ class _Decoded(NamedTuple):
     image: NDArray
     bad: dict[str, str]
     label: Label
+    was_blank: bool
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
-    images, keys, bad, labels, crops = zip(*samples, strict=True)
+    images, keys, bad, labels, crops, was_blank = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), _crops_of(crops))
+    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), _crops_of(crops), sum(was_blank))
 
 
 def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:

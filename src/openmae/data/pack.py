@@ -14,6 +14,7 @@ from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decode import BadImage
 from openmae.data.preprocess import conform
 from openmae.data.sources import Source
+from openmae.data.tiles import BLANK, Tiled, is_blank
 
 LONGEST_JPEG = 65_500  # libjpeg's limit of a side
 
@@ -91,7 +92,10 @@ class PackedImages(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, bytes | None, str]:
         try:
-            return index, self.packing(self.source.read(index)), ""
+            image = self.source.read(index)
+            if isinstance(self.source, Tiled) and is_blank(image):
+                return index, None, BLANK
+            return index, self.packing(image), ""
         except BadImage as error:
             return index, None, str(error)
 

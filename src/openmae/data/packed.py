@@ -5,6 +5,7 @@ places) and the images: parquet files of JPEGs in the Hugging Face layout, or on
 """
 
 import hashlib
+import io
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.folder import Ignored
+from openmae.data.headers import read_size
 from openmae.errors import RequestError, shown
 
 MANIFEST, UNFINISHED = "pack.json", ".partial-pack.json"
@@ -92,6 +94,7 @@ class PackedSource:
 
     Attributes:
         shape: height, width and channels of every image of a raw pack; None for JPEGs.
+        image_numbers: which image each is a tile of, (n,); None where they are images.
 
     Raises:
         RequestError: a file is missing or of another size than the manifest says.
@@ -139,6 +142,9 @@ class PackedSource:
             self._labels = index["labels"].astype(np.int64, casting="safe")
             self.numbers = index["numbers"].astype(np.float64, casting="safe") if "numbers" in index else None
             places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
+            numbers = index["image_numbers"].astype(np.int64, casting="safe") if "image_numbers" in index else None
+        assert numbers is None or numbers.shape == (self._count,), "image numbers"
+        self.image_numbers: NDArray[np.int64] | None = numbers
         assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
         assert self.numbers is None or self.numbers.shape == (self._count,), "an index of another length"
         assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
@@ -182,6 +188,17 @@ class PackedSource:
         self._checked(index)
         if self._places is None:
             return self._open_map()[index]
+        return decode(self._encoded(index), *self._options)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, from the header. Raises BadImage where it does not say."""
+        self._checked(index)
+        if self.shape is not None:
+            return self.shape[:2]
+        return read_size(io.BytesIO(self._encoded(index)), self._options[1])
+
+    def _encoded(self, index: int) -> bytes:
+        assert self._places is not None
         file, offset, length = self._places[index].tolist()
         try:
             descriptor = os.open(self._root / self._files[file], os.O_RDONLY | os.O_CLOEXEC)
@@ -191,7 +208,7 @@ class PackedSource:
                 os.close(descriptor)
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
-        return decode(data, *self._options)
+        return data
 
     def fingerprint(self) -> str:
         """Of the manifest, which holds checksums of all else: a pack may be moved."""

@@ -1,6 +1,7 @@
 """Rows of parquet files in the Hugging Face image layout."""
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.folder import Ignored
+from openmae.data.headers import read_size
 from openmae.errors import RequestError, shown
 
 
@@ -98,6 +100,10 @@ class ParquetSource:
             raise IndexError(index)
         group = bisect_right(self._starts, index) - 1
         return self._rows(group)[index - self._starts[group]]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, from the header. Raises BadImage where it does not say."""
+        return read_size(io.BytesIO(self.encoded(index)), self._options[1])
 
     def fingerprint(self) -> str:
         return self._fingerprint

@@ -4,12 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.packed import PackedSource
 from openmae.data.sources import Label, Source
+from openmae.data.tiles import Tiled
 
 _SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
 
@@ -89,8 +90,53 @@ def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
     return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
 
 
+def images_apart(source: Source) -> NDArray[np.int64] | None:
+    """Which image each entry is a tile of, (n,); None where every entry is an image of its own."""
+    if isinstance(source, Tiled | PackedSource):
+        return source.image_numbers
+    inner = getattr(source, "source", None)
+    numbers = None if inner is None else images_apart(inner)
+    if numbers is None or not isinstance(source, View):
+        return numbers
+    return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
+
+
+def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take `held_out` images out with all their tiles: sorted entries (the rest, those), the same in every run.
+
+    Args:
+        numbers: (n,) which image each entry is a tile of.
+    """
+    images = np.unique(numbers)
+    assert 0 < held_out < len(images)
+    held = images[Permutation(len(images), _SPLIT_KEY)(np.arange(held_out))]
+    is_held = np.isin(numbers, held)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, Source]:
+    """Take `held_out` images out of a source of tiles, with all of theirs: (the rest, those), the same in every run."""
+    if isinstance(source, Tiled):
+        parts = split_by_image(np.arange(len(source.sizes)), held_out)
+        rest, held = (Tiled(Part(source.source, part), source.size, source.sizes[part]) for part in parts)
+        return rest, held
+    assert source.image_numbers is not None
+    rest_ids, held_ids = split_by_image(source.image_numbers, held_out)
+    return Part(source, rest_ids), Part(source, held_ids)
+
+
+def drawn(source: Source, count: int) -> Source:
+    """At most `count` entries of a source, evenly drawn, in its order."""
+    if len(source) <= count:
+        return source
+    return Part(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
+
+
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
     while isinstance(source, View):
         source = source.source
+    if isinstance(source, Tiled):  # of images of one shape
+        whole = raw_shape(source.source)
+        return None if whole is None else (min(whole[0], source.size), min(whole[1], source.size), whole[2])
     return source.shape if isinstance(source, PackedSource) else None

@@ -14,6 +14,7 @@ from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
 from openmae.data.parts import raw_shape
 from openmae.data.sources import Source
+from openmae.data.tiles import Tiled, is_blank
 from openmae.errors import RequestError
 
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
@@ -95,6 +96,7 @@ class DataFacts:
         bad: name and reason of each image of the look that could not be read.
         other_dtypes: how many images of the look have another number type.
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
+        blank: tiles of the look that are blank; nothing else of them is in these facts.
     """
 
     count: int
@@ -107,6 +109,7 @@ class DataFacts:
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
     raw_shape: tuple[int, int, int] | None = None
+    blank: int = 0
 
 
 def look_at(source: Source, limit: int = 256) -> DataFacts:
@@ -115,12 +118,18 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
     Raises:
         RequestError: none of them can be read.
     """
-    images, bad = [], {}
-    for index in Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist():
+    images, bad, blank = [], {}, 0
+    chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
+    if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
+        chosen.sort()
+    for index in chosen.tolist():
         try:
             image = source.read(index)
         except BadImage as error:
             bad[source.name(index)] = str(error)
+            continue
+        if isinstance(source, Tiled) and is_blank(image):
+            blank += 1
             continue
         small = resized_crop(
             image if image.dtype == np.uint8 else image.astype(np.float32),
@@ -128,6 +137,8 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
             PROBE_SIZE,
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))
+    if not images and not bad:
+        raise RequestError(f"all of {blank} tiles looked at are blank")
     if not images:
         reason, count = Counter(bad.values()).most_common(1)[0]
         raise RequestError(f"none of {len(bad)} images looked at can be read ({count} of them: {reason})")
@@ -155,6 +166,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
         raw_shape=raw_shape(source),
+        blank=blank,
     )
 
 

@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
+from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
 from openmae.data.numbers import kept_numbers, numbers_of
+from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
-from openmae.training.device import default_workers, use_device
+from openmae.training.device import default_workers, num_cores, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
 
@@ -49,10 +51,12 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
+        check_tiles(config.tiles, preprocessing.image_size)
         parts = open_parts(config, preprocessing.background)
         if processes.is_first:
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
-            print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}", flush=True)
+            what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
+            print(f"{what:10} {told}{hint}", flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         for split, source in parts.items():
@@ -91,6 +95,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             "pool": config.pool,
             "layer": config.layer,
             "preprocessing": asdict(preprocessing),
+            **({} if config.tiles is None else {"tiles": config.tiles}),
             "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
             "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
         }
@@ -130,7 +135,9 @@ def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
     parts = {split: source for split, source in opened.items() if source is not None}
     if not parts:
         raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")
-    return parts
+    if config.tiles is None:
+        return parts
+    return {split: cut_into_tiles(source, config.tiles, config.data, num_cores()) for split, source in parts.items()}
 
 
 def labels_to_write(parts: list[Source], found: list[Features]) -> NDArray:

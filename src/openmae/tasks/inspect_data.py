@@ -12,6 +12,7 @@ from openmae.data.census import examine
 from openmae.data.chance import Permutation
 from openmae.data.labels import labels_of
 from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.inspect_duplicates import Duplicates, find_duplicates
@@ -49,7 +50,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     spare = None if config.path.startswith("embedded:") else config.path
     out = None if config.out is None else check_out(config.out, spare)
     parts = [_examined(split, source, config) for split, source in _opened(config).items()]
-    facts = _facts(parts[0].source, config)
+    facts = _facts(parts[0].tiled or parts[0].source, config)
     duplicates = find_duplicates(parts, MOST_PAIRS)
     report = _report(config, parts, facts, duplicates)
     report["seconds"] = round(time.monotonic() - started, 1)
@@ -71,6 +72,7 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
     workers = min(num_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
+    tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, config.path, num_cores())
     started = time.monotonic()
     with Screen(len(indices), 0, f"{split:10}") as screen:
         census = examine(
@@ -78,9 +80,10 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
             indices,
             workers=workers,
             max_pixels=config.max_pixels,
+            tiles=config.tiles,
             tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
-    return Part(split, source, census, labels_of(source))
+    return Part(split, source, census, labels_of(source), tiled)
 
 
 def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
@@ -114,7 +117,7 @@ def _report(
         ],
     }
     report["to_mend"] = to_mend(report)
-    report["would_choose"] = would_choose(config.path, facts, config.max_pixels)
+    report["would_choose"] = would_choose(config.path, facts, config.max_pixels, config.tiles)
     report["size_advice"] = size_advice(report, facts)
     return report
 

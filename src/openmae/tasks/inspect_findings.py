@@ -13,6 +13,7 @@ from openmae.data.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT
 from openmae.data.numbers import kept_numbers, kind_of_names, numbers_of
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.sources import Source
+from openmae.data.tiles import Tiled
 from openmae.errors import shown
 
 SMALL = (224, 96, 32)  # px: the paper's size, what a CPU is given, a thumbnail
@@ -24,12 +25,14 @@ class Part:
 
     Attributes:
         labels: (images,) the class of each image of the source, -1 where there is none.
+        tiled: the source cut into tiles; None without `--tiles`.
     """
 
     split: str
     source: Source
     census: Census
     labels: NDArray[np.int64]
+    tiled: Tiled | None = None
 
 
 def part_findings(part: Part) -> dict[str, Any]:
@@ -66,6 +69,19 @@ def part_findings(part: Part) -> dict[str, Any]:
         "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
         "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
         "ignored": {"extensions": ignored.extensions, "unusable": {shown(k): v for k, v in ignored.unusable.items()}},
+        **({} if part.tiled is None else {"tiles": _tile_findings(part.tiled, part.census)}),
+    }
+
+
+def _tile_findings(tiled: Tiled, census: Census) -> dict[str, int]:
+    """How many tiles there are, by the headers of all images, and of those of images that were read, how many are
+    blank."""
+    return {
+        "size": tiled.size,
+        "tiles": len(tiled),
+        "images_cut": tiled.num_cut,
+        "looked_at": census.num_tiles,
+        "blank": census.blank_tiles,
     }
 
 

@@ -117,6 +117,13 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
         if facts[name]
     ]
     lines += entry("", "; ".join([kinds, *others]))
+    if "tiles" in facts:
+        tiles = facts["tiles"]
+        lines += entry(
+            "",
+            f"--tiles {tiles['size']}: {tiles['tiles']:,} tiles, {tiles['images_cut']:,} images are cut; of "
+            f"{tiles['looked_at']:,} looked at {tiles['blank']:,} are blank",
+        )
     ignored = facts["ignored"]
     if split == "train" and (ignored["extensions"] or ignored["unusable"]):
         told = [f"{n:,} {cut(extension, 20)}" for extension, n in list(ignored["extensions"].items())[:NAMED]]

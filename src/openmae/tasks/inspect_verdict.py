@@ -75,13 +75,13 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(path: str, facts: DataFacts | None, max_pixels: int) -> list[str]:
+def would_choose(path: str, facts: DataFacts | None, max_pixels: int, tiles: int | None = None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
-        config = PretrainConfig(data=path, out="run", max_pixels=max_pixels)
+        config = PretrainConfig(data=path, out="run", max_pixels=max_pixels, tiles=tiles)
         settled = settle(config, facts, Machine.of(device, 1))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]

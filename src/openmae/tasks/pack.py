@@ -16,7 +16,9 @@ from openmae.data.decode import BadImage
 from openmae.data.pack import Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
 from openmae.data.preprocess import look_at
+from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.tiles import Tiled
 from openmae.errors import Fault, RequestError, shown
 from openmae.tasks.pack_files import (
     write_manifest,
@@ -24,6 +26,7 @@ from openmae.tasks.pack_files import (
 from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import size_words
+from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, disk_faults
 from openmae.training.signals import StopRequest
 
@@ -66,13 +69,17 @@ def pack(config: PackConfig) -> dict[str, Any]:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
         clean(out)
+        what = "images" if config.tiles is None else "tiles"
         total = sum(split["images"] for split in finished["splits"].values())
-        missing = sum(split["inputs"] - split["images"] for split in finished["splits"].values())
+        blank = sum(split.get("blank_tiles", 0) for split in finished["splits"].values())
+        missing = sum(split["inputs"] - split["images"] for split in finished["splits"].values()) - blank
         size = sum(file["bytes"] for file in finished["files"].values())
-        left_out = f"; {missing:,} left out, {QUARANTINE} says which and why" if missing else ""
-        print(f"packed     {total:,} images into {shown(out)}, {size_words(size)}{left_out}")
+        told = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
+        left_out = f"; {' and '.join(told)}, {QUARANTINE} says which and why" if told else ""
+        print(f"packed     {total:,} {what} into {shown(out)}, {size_words(size)}{left_out}")
         seconds = round(time.monotonic() - started, 1)
-        return {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
+        found = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
+        return found if config.tiles is None else {**found, "blank_tiles": blank}
 
 
 def verify(data: str) -> dict[str, Any]:
@@ -134,7 +141,7 @@ def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
             raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
     if earlier is None:
         return None
-    for name, value in plan.items():
+    for name, value in {"tiles": None, **plan}.items():  # a pack of tiles is not gone on with as one of images
         before = earlier.get(name) if isinstance(earlier, dict) else None
         if name == "splits":
             same = all(
@@ -158,7 +165,11 @@ def open_all(config: PackConfig) -> dict[str, Source]:
     """All splits of DATA that there are."""
     options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
     found = {split: open_source(config.data, split, **options) for split in SPLITS}
-    return {split: source for split, source in found.items() if source is not None and len(source)}
+    sources = {split: source for split, source in found.items() if source is not None and len(source)}
+    if config.tiles is None:
+        return sources
+    workers = num_cores() if config.workers is None else config.workers
+    return {split: cut_into_tiles(source, config.tiles, config.data, workers) for split, source in sources.items()}
 
 
 def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], Packing, int]:
@@ -169,7 +180,7 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
     """
     first = next(iter(sources.values()))
     facts = look_at(first, LOOKED_AT)
-    size = config.size if config.size is not None else min(DEFAULT_SIZE, facts.short_side)
+    size = config.size if config.size is not None else config.tiles or min(DEFAULT_SIZE, facts.short_side)
     is_raw = config.format == "raw"
     if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
         raise RequestError(
@@ -206,6 +217,7 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         "dtype": facts.dtype,
         "shape": list(packing.shape) if is_raw else None,
         "images_per_file": None if is_raw else rows,
+        **({} if config.tiles is None else {"tiles": config.tiles}),
         "splits": splits,
     }
     return plan, packing, round(num_inputs * (mean_bytes + 64))
@@ -214,7 +226,10 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
 def probe(source: Source, packing: Packing) -> float:
     """Bytes of a packed image, from some that are drawn evenly."""
     sizes = []
-    for index in Permutation(len(source), 1)(np.arange(min(PROBED, len(source)))).tolist():
+    chosen = Permutation(len(source), 1)(np.arange(min(PROBED, len(source))))
+    if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
+        chosen.sort()
+    for index in chosen.tolist():
         try:
             sizes.append(len(packing(source.read(index))))
         except BadImage:
@@ -239,6 +254,8 @@ def plan_lines(
     """What a person reads before it begins."""
     counts = ", ".join(f"{len(source):,} of {split}" for split, source in sources.items())
     decided = "" if config.size is not None else " (--size decided: 256, or the images' own short side where smaller)"
+    if config.tiles is not None:
+        decided = f" ({config.tiles} px tiles; blank ones are left out)"
     if plan["format"] == "raw":
         height, width, channels = packing.shape
         how = (
@@ -250,4 +267,5 @@ def plan_lines(
             f"JPEG, short side at most {plan['size']} px, quality {plan['quality']}, {plan['subsampling']}, "
             f"{plan['images_per_file']:,} images a file"
         )
-    return [f"images     {counts}", f"pack       {how}{decided}", f"disk       about {size_words(estimate)}"]
+    what = "images" if config.tiles is None else "tiles "
+    return [f"{what:10} {counts}", f"pack       {how}{decided}", f"disk       about {size_words(estimate)}"]

@@ -16,6 +16,7 @@ from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed, PackedImages, Packing
 from openmae.data.packed import MANIFEST
 from openmae.data.sources import Source
+from openmae.data.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
 from openmae.tasks.pack_files import (
     Journal,
@@ -51,6 +52,7 @@ class PackJob:
         """Write what is missing; the manifest."""
         self.journal = Journal(self.out)
         self.bad = self.journal.bad
+        self.num_blank = list(self.bad.values()).count(BLANK)  # of them, which count apart
         self.inputs = sum(map(len, self.sources.values()))
         files: dict[str, Any] = {}
         splits: dict[str, Any] = {}
@@ -62,11 +64,15 @@ class PackJob:
                 names, places = write(split, source)
                 kept = np.array([i for i in range(len(source)) if (split, i) not in self.bad], np.int64)
                 if not len(kept):
-                    raise RequestError(f"none of the {len(source):,} images of {split} can be packed")
+                    what = "tiles" if isinstance(source, Tiled) else "images"
+                    raise RequestError(f"none of the {len(source):,} {what} of {split} can be packed")
                 index = f"{split}.index.npz"
                 write_index(self.out / index, source, kept, places)
                 files |= {name: entry(self.out / name) for name in (*names, index)}
                 splits[split] = {**self.plan["splits"][split], "images": len(kept), "data": names, "index": index}
+                if isinstance(source, Tiled):
+                    blank = (name == split and why == BLANK for (name, _), why in self.bad.items())
+                    splits[split]["blank_tiles"] = sum(blank)
         write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
         manifest = {**self.plan, "splits": splits, "files": files}
         write_manifest(self.out / MANIFEST, manifest)
@@ -199,11 +205,13 @@ class PackJob:
             else sum(len(image) for image in found.images) // self.packing.row_bytes
         )
         self.bad |= {(split, i): reason for i, reason in found.bad.items()}
-        self.screen.update(self.done, f"{split}, {len(self.bad)} unreadable")
-        if len(self.bad) > self.config.max_bad * self.inputs:
-            (_, last), reason = list(self.bad.items())[-1]
+        self.num_blank += list(found.bad.values()).count(BLANK)
+        unreadable = len(self.bad) - self.num_blank
+        self.screen.update(self.done, f"{split}, {unreadable} unreadable")
+        if unreadable > self.config.max_bad * self.inputs:
+            (_, last), reason = [(place, why) for place, why in self.bad.items() if why != BLANK][-1]
             raise RequestError(
-                f"{len(self.bad)} of {self.inputs:,} inputs cannot be packed, the last "
+                f"{unreadable} of {self.inputs:,} inputs cannot be packed, the last "
                 f"{shown(self.sources[split].name(last))} ({reason}): more than --max-bad {self.config.max_bad:g}; "
                 f"{shown(self.out / QUARANTINE)} names them; --resume auto with a higher --max-bad goes on"
             )

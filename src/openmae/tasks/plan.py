@@ -33,8 +33,8 @@ def plan_lines(
     parts = -(-c.batch_size // c.micro_batch_size)
     height, width = encoder.image_size
     lines = [
-        f"data       {facts.count:,} images to train on, {held_out:,} held out; short side about {facts.short_side} "
-        f"px, {facts.channels} channels of {facts.dtype}",
+        f"data       {facts.count:,} {'images' if c.tiles is None else 'tiles'} to train on, {held_out:,} held out; "
+        f"short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
         f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "

@@ -35,6 +35,7 @@ from openmae.tasks.runs import (
 from openmae.tasks.settle import Settled, settle
 from openmae.tasks.step_model import StepModel
 from openmae.tasks.take_over import load_weights, start_pretraining
+from openmae.tasks.tile_lines import tile_lines
 from openmae.tasks.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
 from openmae.tasks.watch import open_watch
 from openmae.tasks.weights import read_described, read_init
@@ -94,6 +95,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
             lines = plan_lines(settled, facts, device, masks.num_visible, held_out, str(data.train.ignored))
+            lines[1:1] = tile_lines(chosen, data, facts)
             print("\n".join(lines), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
@@ -216,7 +218,7 @@ def decide(
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))
     if config.held_out is None:
-        count = len(data.held_out) if data.held_out is not None else 0
+        count = data.num_held_out
         why = "of the validation part, or a twentieth of the images: never trained on"
         settled = replace(
             settled,

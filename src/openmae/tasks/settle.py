@@ -9,6 +9,7 @@ from openmae.config import (
     PretrainConfig,
     SettledConfig,
     ViTShape,
+    check_tiles,
     flag_of,
     num_kept,
 )
@@ -103,6 +104,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     settled = SettledConfig(**{**config.to_dict(), **choices.chosen, **guessed})
     like = None if init is None else init.encoder_shape
     _check_kept(settled, like)
+    check_tiles(settled.tiles, settled.size)
     shape = shape_of(settled, like)
     if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
         raise RequestError(f"--channels got {shape.encoder.channels}, but the images have {facts.channels}")

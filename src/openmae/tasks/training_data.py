@@ -8,13 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
 from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Stream, read, training_loader
-from openmae.data.parts import split_held_out
+from openmae.data.packed import PackedSource
+from openmae.data.parts import drawn, images_apart, split_held_out, split_tiles
+from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import Source, open_source
+from openmae.data.tiles import Tiled
 from openmae.errors import RequestError
+from openmae.training.device import num_cores
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
@@ -23,10 +29,14 @@ SMALLEST_SPLIT = 20  # images below which none are held out unasked
 
 @dataclass(frozen=True)
 class TrainingData:
-    """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images."""
+    """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
+
+    `num_held_out` is what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
+    """
 
     train: Source
     held_out: Source | None
+    num_held_out: int = 0
 
     @property
     def count(self) -> int:
@@ -52,19 +62,34 @@ def open_training_data(config: PretrainConfig, background: float | None = None) 
     background = background if config.background is None else config.background
     if background is not None:
         options["background"] = background
-    train = open_source(config.data, "train", **options)
+    train = _opened(config, "train", options)
     assert train is not None
     if config.held_out == 0:
         return TrainingData(train, None)
-    validation = open_source(config.data, "val", **options)
+    validation = _opened(config, "val", options)
     if validation is not None:
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
-        return TrainingData(train, validation if count == len(validation) else split_held_out(validation, count)[1])
-    default = min(HELD_OUT_IMAGES, len(train) // 20) if len(train) >= SMALLEST_SPLIT else 0
+        held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
+        return TrainingData(train, held_out, count)
+    numbers = images_apart(train)
+    num_images = len(train) if numbers is None else len(np.unique(numbers))
+    default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= SMALLEST_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
-    if wanted >= len(train):
-        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.data} has {len(train)} images")
-    return TrainingData(*split_held_out(train, wanted)) if wanted else TrainingData(train, None)
+    if wanted >= num_images:
+        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.data} has {num_images} images")
+    if not wanted:
+        return TrainingData(train, None)
+    if isinstance(train, Tiled | PackedSource) and numbers is not None:  # no image lies on both sides
+        rest, held = split_tiles(train, wanted)
+        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted)
+    return TrainingData(*split_held_out(train, wanted), wanted)
+
+
+def _opened(config: PretrainConfig, split: str, options: dict[str, Any]) -> Source | None:
+    source = open_source(config.data, split, **options)
+    if source is None or config.tiles is None:
+        return source
+    return cut_into_tiles(source, config.tiles, config.data, num_cores())
 
 
 def check_outside(data: str, out: str) -> None:
