@@ -92,7 +92,7 @@ def test_no_image_is_trained_on_and_held_out(tmp_path, data, pack_of_tiles, held
     assert len(images_of(found.train)) == 24 - (held_out or 1)
     if not is_packed:
         assert len(found.train) == (24 - (held_out or 1)) * PER_IMAGE
-    with pytest.raises(RequestError, match="--held-out 24 leaves nothing to train on: .* has 24 images"):
+    with pytest.raises(RequestError, match=r"--held-out 24 leaves nothing to train on: .* has 24 images"):
         open_training_data(PretrainConfig(out=str(tmp_path / "run"), held_out=24, **where))
 
 

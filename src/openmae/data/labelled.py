@@ -134,8 +134,8 @@ def open_labelled(
     if has_both and held_out:
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
     if not has_both and (needs_choice or not held_parts or held_out):
-        numbers = images_apart(parts["train"])
-        rest, held = _hold_out(data, targets["train"], held_out, seed_of_split, numbers)
+        apart = images_apart(parts["train"])
+        rest, held = _hold_out(data, targets["train"], held_out, seed_of_split, apart)
     if labels is not None:
         rest = rest[stratified(targets["train"][rest], parse_labels(labels, len(rest)), seed_of_split)]
     numbers = targets["train"][rest].T.tolist() if found.columns else []
