@@ -149,7 +149,7 @@ def test_at_the_end_of_the_minutes_what_runs_is_ended(tmp_path):
     began = time.monotonic()
     code, results = check(tmp_path / "out", stub("a"), stub("hangs", "child"), arguments=["--minutes", "0.03"])
     assert time.monotonic() - began < 10
-    assert (code, results["hangs"]["status"]) == (0, "no time")
+    assert (code, results["hangs"]["status"]) == (1, "no time")
     assert not any(map(is_running, results["hangs"]["figures"].get("pids", [])))
 
 
