@@ -85,15 +85,27 @@ def too_large(most: int, calls: int) -> None:
     task.model_input = model_input
 
 
+def compile_without_a_compiler() -> None:
+    """Let torch.compile capture the step's graphs and run them as they are."""
+    compile_ = torch.compile
+    torch.compile = lambda model, **options: compile_(model, backend="eager", **options)  # type: ignore[assignment]
+
+
+def start_a_group_and_hang() -> None:
+    """Be the first of a process group, so that readers get its signals; each reader hangs at its second batch."""
+    os.setpgid(0, 0)
+    break_reader("hang", 300)
+
+
 def break_reader(what: str, timeout: int = 5) -> None:
     """Let a reader process hang or die at its second batch.
 
     Args:
         timeout: seconds until a hung one is given up.
     """
-    from openmae.data import loader
+    from openmae.data import loader, readers
 
-    loader.WORKER_TIMEOUT = timeout
+    readers.TIMEOUT = timeout
     end = {"hang": lambda: time.sleep(600), "die": lambda: os.kill(os.getpid(), signal.SIGKILL)}[what]
     _at_call(loader.Stream, "__getitems__", range(2, 3), end)
 

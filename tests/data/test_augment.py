@@ -28,7 +28,8 @@ from openmae.data.augment import (
 )
 from openmae.data.chance import global_chance, uniforms
 from openmae.data.evaluation import evaluation_batches
-from openmae.data.loader import Stream, read, training_loader
+from openmae.data.loader import Stream, training_loader
+from openmae.data.readers import read
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
 

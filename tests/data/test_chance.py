@@ -29,8 +29,9 @@ from openmae.data.augment import (
 from openmae.data.chance import Permutation, global_chance, mix, sample_keys, seeds, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.evaluation import read_all
-from openmae.data.loader import Batch, Stream, read, training_loader
+from openmae.data.loader import Batch, Stream, training_loader
 from openmae.data.parts import split_held_out
+from openmae.data.readers import read
 from openmae.data.sources import Ignored
 from openmae.errors import RequestError
 

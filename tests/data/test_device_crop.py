@@ -15,9 +15,10 @@ from openmae.data.augment import Augmentation, resized_crop
 from openmae.data.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
 from openmae.data.folder import Ignored
-from openmae.data.loader import Batch, Crops, Stream, collate, read, training_loader
+from openmae.data.loader import Batch, Crops, Stream, collate, training_loader
 from openmae.data.parts import raw_shape, split_held_out
 from openmae.data.preprocess import look_at, normalise
+from openmae.data.readers import read
 from openmae.data.sources import open_source
 
 CPU = torch.device("cpu")

@@ -2,16 +2,19 @@
 
 import os
 import signal
+import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from openmae.data import hand_over, loader
+from openmae.data import hand_over, loader, readers
 from openmae.data.hand_over import why_through_pipes
-from openmae.data.loader import Batch, Crops, make_loader, read
+from openmae.data.loader import Batch, Crops
+from openmae.data.readers import make_loader, read
 from openmae.errors import Fault, RequestError
 
 GIB = 1 << 30
@@ -20,7 +23,7 @@ GIB = 1 << 30
 class Noise(Dataset):
     """Images of noise by their index; `action` is called first, in the reader's process."""
 
-    def __init__(self, action=lambda index: None, is_noted=False):
+    def __init__(self, action=lambda index: None):
         self.action = action
 
     def __getitem__(self, index):
@@ -61,7 +64,7 @@ def test_a_batch_arrives_as_it_was_made(way):
 
 
 def test_a_reader_that_finds_no_room_takes_the_pipe(monkeypatch):
-    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 100)
     found = list(batches_of(1))
     assert not any(is_shared(batch) for batch in found)
     assert all(torch.equal(a.images, b.images) for a, b in zip(found, batches_of(0), strict=True))
@@ -81,20 +84,20 @@ def test_shared_memory_that_another_process_took_in_between(monkeypatch):
 )
 def test_what_readers_will_need_is_known_before(monkeypatch, free, bytes_per_batch, workers, needed):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
-    reason = why_through_pipes(bytes_per_batch, workers)
+    reason = why_through_pipes(bytes_per_batch, workers, 2)
     assert needed in reason
     assert "--shm-size" in reason
 
 
-@pytest.mark.parametrize("free", [None, 8 * GIB, (2 * 4 + 2) * (25 << 20) + hand_over.SPARE])
+@pytest.mark.parametrize("free", [None, 8 * GIB, (2 * 4 + 2) * (25 << 20)])
 def test_where_there_is_room_nothing_is_said(monkeypatch, free):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
-    assert why_through_pipes(25 << 20, 4) is None
+    assert why_through_pipes(25 << 20, 4, 2) is None
 
 
 def test_without_readers_nothing_is_handed_over(monkeypatch):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 0)
-    assert why_through_pipes(25 << 20, 0) is None
+    assert why_through_pipes(25 << 20, 0, 2) is None
 
 
 def fail(error):
@@ -133,18 +136,64 @@ def test_a_reader_that_the_system_kills_is_named_as_short_of_memory():
         ("DataLoader worker (pid 7) is killed by signal: Killed. ", "was killed, most likely because the machine is"),
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that …", "docker run --shm-size"),
         ("DataLoader timed out after 300 seconds", "hung: no batch came for 300 s"),
+        (
+            "Caught OSError in pin memory thread for device 0.\nOriginal Traceback (most recent call …\nOSError: no",
+            r"^a reader process failed: OSError: no; --workers 0",
+        ),
+        (
+            "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call …\nOSError: no",
+            r"^a reader process failed: OSError: no; --workers 0",
+        ),
         ("DataLoader worker (pid(s) 7) exited unexpectedly", r"died \(DataLoader worker \(pid\(s\) 7\) exited"),
     ],
 )
 def test_what_dataloader_says_is_put_in_words(said, wanted):
-    fault = loader.reader_fault(RuntimeError(said))
+    fault = readers.reader_fault(RuntimeError(said))
     with pytest.raises(Fault, match=wanted):
         raise fault
 
 
 def test_other_errors_are_left_alone():
-    assert loader.reader_fault(RuntimeError("shapes do not match")) is None
-    assert loader.reader_fault(ValueError("DataLoader")) is None
+    assert readers.reader_fault(RuntimeError("shapes do not match")) is None
+    assert readers.reader_fault(ValueError("DataLoader")) is None
+
+
+def test_small_tensors_do_not_need_shared_memory(monkeypatch):
+    """torch would put keys and labels there, in a thread whose failure is a batch that never comes."""
+    shared, real = [], hand_over.reduce_tensor
+    monkeypatch.setattr(hand_over, "reduce_tensor", lambda tensor: shared.append(tuple(tensor.shape)) or real(tensor))
+    hand_over.hand_over(through_pipes=False)
+    try:
+        batch = next(batches_of(0))
+        ForkingPickler.dumps(batch)
+        assert shared == []
+        batch.images.share_memory_()
+        ForkingPickler.dumps(batch)
+        assert shared == [(3, 8, 8, 3)]
+    finally:
+        ForkingPickler.register(torch.Tensor, real)
+
+
+def test_a_wait_is_given_up_within_a_second_or_two():
+    def hang(index):
+        if index >= 3:
+            time.sleep(600)
+
+    given_up: list[bool] = []
+    dataset = Noise(hang)
+    batches = read(make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up))
+    next(batches)
+    threading.Timer(0.2, given_up.append, [True]).start()
+    before = time.monotonic()
+    assert next(batches, "no more") == "no more"
+    assert time.monotonic() - before < 2 * readers.LOOK_EVERY + readers.SHUTDOWN_SECONDS + 3
+
+
+def test_a_hung_reader_meets_its_timeout(monkeypatch):
+    monkeypatch.setattr(readers, "TIMEOUT", 2)
+    monkeypatch.setattr(readers, "SHUTDOWN_SECONDS", 0.5)
+    with pytest.raises(Fault, match=r"^a reader process hung: no batch came for 2 s"):
+        list(batches_of(1, lambda index: time.sleep(600)))
 
 
 def test_readers_that_hang_are_ended_soon(monkeypatch):
@@ -154,7 +203,7 @@ def test_readers_that_hang_are_ended_soon(monkeypatch):
         if index >= 3:
             time.sleep(600)
 
-    monkeypatch.setattr(loader, "SHUTDOWN_SECONDS", 0.5)
+    monkeypatch.setattr(readers, "SHUTDOWN_SECONDS", 0.5)
     batches = batches_of(3, hang)
     next(batches)
     before = time.monotonic()

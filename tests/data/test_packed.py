@@ -15,9 +15,10 @@ from openmae.config import Preprocessing
 from openmae.data import packed
 from openmae.data.augment import Augmentation
 from openmae.data.decode import BadImage
-from openmae.data.loader import Stream, read, training_loader
+from openmae.data.loader import Stream, training_loader
 from openmae.data.packed import PackedSource
 from openmae.data.parquet import ParquetSource
+from openmae.data.readers import read
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
 

@@ -1,5 +1,6 @@
 """Compiling: said before, checked after, left out of the pace; a signal meanwhile stops the run, saved."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from openmae.benchmarks.ours import make_ours, settled_for
@@ -21,6 +23,8 @@ from openmae.tasks.step_model import StepModel
 from openmae.training.parallel import Processes
 from openmae.training.signals import StopRequest
 
+from ..processes import TINY, said, start, wait
+from ..sabotage import compile_without_a_compiler
 from .shared import metrics, pixel_config, same_training_state, untimed
 
 CPU = torch.device("cpu")
@@ -165,6 +169,28 @@ def test_the_time_of_compiling_is_not_the_steps(digits_config, tmp_path, compile
     assert slept
     assert first["step"] == 1
     assert first["images_per_second"] > 2 * 16 / 1.5
+
+
+@pytest.mark.slow  # capturing takes seconds
+def test_two_processes_compile_and_agree(tmp_path):
+    """Wrapped before it is compiled, as DDP wants it; the same weights as without."""
+    for name, flags in (("plain", "--compile False"), ("compiled", "--compile True")):
+        command = f"pretrain embedded:digits --out {tmp_path / name} --steps 6 --workers 0 {TINY} {flags}"
+        processes = start(command, tmp_path / f"{name}.log", 2, patch=compile_without_a_compiler)
+        assert wait(processes, timeout=100) == [0, 0], said(tmp_path / f"{name}.log")
+    assert "checked in" in said(tmp_path / "compiled.log")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "compiled"))
+    for name, weight in one.items():
+        torch.testing.assert_close(weight, other[name], rtol=0, atol=2e-6)  # measured: 1.2e-7
+
+
+def test_a_run_remembers_that_compiling_was_wrong(digits_config, tmp_path, compile_as, capsys):
+    compile_as(wrong_gradient("decoder.norm.bias"))
+    pretrain(pixel_config(digits_config, tmp_path / "run", compile=True, steps=4))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["compile"] is False
+    capsys.readouterr()
+    pretrain(pixel_config(digits_config, tmp_path / "run", steps=8, resume="auto"))
+    assert "compiling" not in capsys.readouterr().out
 
 
 COMPILES = """

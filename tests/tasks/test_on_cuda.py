@@ -68,7 +68,7 @@ def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name)
         assert gpu.current == number
     (training,) = seen
     assert training.device == torch.device("cuda", number)
-    assert training.warm_up is not None  # compiled by default
+    assert training.step_model.needs_warm_up  # compiled by default
     assert {parameter.device for parameter in training.model.parameters()} == {training.device}
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (saved["device"], saved["compile"], saved["precision"]) == (f"cuda:{number}", True, "bf16")

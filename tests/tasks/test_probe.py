@@ -21,8 +21,9 @@ import openmae
 from openmae.cli import run as openmae_run
 from openmae.config import ClassifierShape, Preprocessing, ProbeConfig, ViTShape
 from openmae.data.augment import Augmentation
-from openmae.data.loader import Stream, read, training_loader
+from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import DataFacts
+from openmae.data.readers import read
 from openmae.data.sources import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.model.probe import Probes

@@ -26,7 +26,8 @@ import openmae.cli
 from openmae.config import Preprocessing
 from openmae.data import folder as folder_module
 from openmae.data.augment import Augmentation
-from openmae.data.loader import Stream, read, training_loader
+from openmae.data.loader import Stream, training_loader
+from openmae.data.readers import read
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.tasks import loop
 from openmae.tasks import pretrain as task
@@ -38,7 +39,7 @@ from openmae.training.parallel import Processes
 from openmae.training.telemetry import read_lines
 
 from ..processes import TINY, run, said, send, start, summary_of, wait, wait_for_step
-from ..sabotage import break_reader
+from ..sabotage import break_reader, start_a_group_and_hang
 from .shared import gradients_config, metrics, pixel_config, same_training_state, snapshot, untimed
 
 
@@ -475,6 +476,26 @@ def test_a_reader_that_hangs_is_said_and_a_stop_is_obeyed(tmp_path, count):
     assert "Traceback" not in said(log)
     assert summary_of(out)["status"] == "interrupted"
     assert run(f"{command} --resume auto", log) == [0], said(log)
+
+
+@pytest.mark.slow
+def test_a_stop_while_readers_start_is_obeyed_and_leaves_no_traceback(tmp_path):
+    """The whole group is signalled, as by Ctrl-C, at moments around their start; a reader that hangs is among them."""
+    ready = "writing to"
+    for number, delay in enumerate((0.0, 0.01, 0.02, 0.04, 0.08)):
+        out, log = tmp_path / f"run-{number}", tmp_path / f"log-{number}"
+        command = f"pretrain embedded:digits --out {out} --steps 100000 --workers 4 {TINY}"
+        processes = start(command, log, patch=start_a_group_and_hang)
+        deadline = time.monotonic() + 60
+        while ready not in said(log) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(delay)
+        before = time.monotonic()
+        os.killpg(processes[0].pid, signal.SIGTERM)
+        assert wait(processes, timeout=30) == [3], said(log)
+        assert time.monotonic() - before < 12
+        assert "Traceback" not in said(log), said(log)
+        assert said(log).count("openmae: stopping") == 1
 
 
 @pytest.mark.parametrize("images_before", [3, 22])

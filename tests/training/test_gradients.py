@@ -70,6 +70,17 @@ def test_a_missing_gradient_is_wrong(model, reference):
     assert not check(model, reference, [None, *reference[1:]], off_by(reference, 0.01, 2)).is_good
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("is_fp32", [True, False])
+def test_compiled_gradients_that_are_not_finite_are_wrong(model, reference, value, is_fp32):
+    compiled = [reference[0] * value, *reference[1:]]
+    found = check(model, reference, compiled, None if is_fp32 else off_by(reference, 0.01, 2))
+    assert not found.is_good
+    assert found.worst == "0.weight"
+
+
 def test_what_is_not_finite_cannot_be_told(model, reference):
-    assert check(model, [one * float("nan") for one in reference], reference, reference) is None
+    spoilt = [one * float("nan") for one in reference]
+    assert check(model, spoilt, reference, reference) is None
+    assert check(model, reference, reference, spoilt) is None
     assert check(model, [one * 0 for one in reference], reference, None) is None

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from openmae.errors import Interrupted
-from openmae.training.signals import STOP_SIGNALS, GivenUp, StopRequest
+from openmae.training.signals import STOP_SIGNALS, StopRequest
 
 # Nothing of Python runs in the main thread meanwhile: no handler is called.
 DEAF = """
@@ -84,33 +84,6 @@ def test_a_thread_without_handlers_is_left_alone():
     thread.start()
     thread.join()
     assert received == [(None, before)]
-
-
-def test_a_wait_is_given_up():
-    waited = []
-
-    def batches():
-        yield 1
-        os.kill(os.getpid(), signal.SIGTERM)  # while the second is waited for
-        waited.append(time.sleep(60))
-        yield 2
-
-    with StopRequest() as stop:
-        stop.defer()
-        assert list(stop.reading(batches())) == [1]
-        assert stop.received == "SIGTERM"
-        assert list(stop.reading(batches())) == []  # nothing is begun after a stop
-    assert not waited
-
-
-def test_outside_a_wait_a_signal_only_asks():
-    with StopRequest() as stop:
-        stop.defer()
-        with stop.giving_up():
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(GivenUp), stop.giving_up():
-            raise AssertionError("a wait was begun after the stop")
 
 
 def test_a_second_ctrl_c_leaves_a_process_that_runs_no_python():

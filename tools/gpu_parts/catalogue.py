@@ -17,7 +17,7 @@ MACHINE = Part(
 
 def _command(name: str, does: str, expected: float = 15, **changes: Any) -> Part:
     function = f"gpu_parts.commands:{name.replace('-', '_')}"
-    values = {"limit": 90, "expected": expected, "after": ("pretrain",), **changes}
+    values = {"limit": 120, "expected": expected, "after": ("pretrain",), **changes}
     return Part(name=name, group=COMMANDS, does=does, function=function, **values)
 
 

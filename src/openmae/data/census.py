@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.formats import claimed_format, format_of, is_transparent, is_turned
-from openmae.data.loader import make_loader, read
 from openmae.data.perceptual import SIDE, THUMB, look, shrink
+from openmae.data.readers import make_loader, read
 from openmae.data.sources import Source
 from openmae.data.tiles import count_blank
 

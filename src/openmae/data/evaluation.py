@@ -1,6 +1,6 @@
 """Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.decode import BadImage
-from openmae.data.loader import make_loader, pinned, read, stack, stacked
+from openmae.data.loader import pinned, stack, stacked
 from openmae.data.parts import images_apart
 from openmae.data.preprocess import conform
+from openmae.data.readers import make_loader, read
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
 
@@ -107,6 +108,7 @@ def evaluation_batches(
     min_side: int,
     with_labels: bool,
     pin: bool = False,
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> Generator[EvaluationBatch, None, None]:
     """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
 
@@ -115,13 +117,14 @@ def evaluation_batches(
 
     Args:
         margin: fraction of the largest centred box that is kept (`evaluation_margin`).
+        is_given_up: as of `read`: where it says so, there are no more batches.
 
     Raises:
         RequestError: some images of a batch have a label and others not.
     """
     dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
     batches = _Parts(indices, batch_size)
-    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin))
+    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin), is_given_up)
 
 
 def read_all(

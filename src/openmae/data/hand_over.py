@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCHED = 2  # batches that each reader has ready or is making
-SPARE = 1 << 20  # bytes of shared memory that stay free, for the small tensors of a batch
 
 
 def free_shared_memory() -> int | None:
@@ -27,15 +27,17 @@ def free_shared_memory() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def why_through_pipes(bytes_per_batch: int, workers: int) -> str | None:
+def why_through_pipes(bytes_per_batch: int, workers: int, held: int) -> str | None:
     """The line that says why batches go through pipes; None where shared memory holds them.
 
     Args:
         bytes_per_batch: of a micro-batch as readers make it.
+        workers: of all processes on this machine.
+        held: micro-batches that the main processes still hold.
     """
     free = free_shared_memory()
-    needed = (PREFETCHED * workers + 2) * bytes_per_batch  # two: being copied, and being trained on
-    if free is None or workers == 0 or needed + SPARE <= free:
+    needed = (PREFETCHED * workers + held) * bytes_per_batch
+    if free is None or workers == 0 or needed <= free:
         return None
     return (
         f"{workers} reader{'s need' if workers > 1 else ' needs'} {_size(needed)} of shared memory and {_size(free)} "
@@ -47,30 +49,33 @@ def why_through_pipes(bytes_per_batch: int, workers: int) -> str | None:
 def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor: in a reader process in memory that it shares, if there is some left."""
     empty = torch.empty(0, dtype=dtype)
-    if torch.utils.data.get_worker_info() is None or _goes_through_pipes():
+    if torch.utils.data.get_worker_info() is None or _goes_through_pipes:
         return empty.new_empty(shape)
     needed, free = math.prod(shape) * empty.element_size(), free_shared_memory()
+    if free is not None and free < needed:
+        return empty.new_empty(shape)
     try:
-        if free is not None and free < needed + SPARE:
-            raise RuntimeError
         shared = empty.untyped_storage()._new_shared(needed, device="cpu")
-    except RuntimeError:  # or another process took it in between
-        go_through_pipes()
+    except RuntimeError:  # another process took it in between
         return empty.new_empty(shape)
     return empty.set_(shared, 0, shape)  # type: ignore[call-overload]
 
 
-def go_through_pipes() -> None:
-    """From now on this reader process writes its batches into the pipe, where only their places in memory went."""
-    ForkingPickler.register(Tensor, _as_numbers)
+_goes_through_pipes = False  # all of this reader process's batches
 
 
-def _goes_through_pipes() -> bool:
-    return ForkingPickler._extra_reducers.get(Tensor) is _as_numbers  # type: ignore[attr-defined]
+def hand_over(through_pipes: bool) -> None:
+    """How this reader process hands over what it makes: only what lies in shared memory already goes that way.
+
+    torch would move every tensor there, in a thread where a failure is a traceback and a batch that never comes.
+    """
+    global _goes_through_pipes
+    _goes_through_pipes = through_pipes
+    ForkingPickler.register(Tensor, _reduced)
 
 
-def _as_numbers(tensor: Tensor) -> tuple[Any, ...]:
-    return torch.from_numpy, (tensor.numpy(),)
+def _reduced(tensor: Tensor) -> tuple[Any, ...]:
+    return reduce_tensor(tensor) if tensor.is_shared() else (torch.from_numpy, (tensor.numpy(),))
 
 
 def _size(count: int) -> str:

@@ -7,42 +7,31 @@ With K crops of each decoded image, positions K·g … K·g + K − 1 are crops 
 image comes K times in a row and then not for K epochs. An epoch stays n crops, as what a run costs and sees does.
 """
 
-import functools
 import itertools
 import math
-import multiprocessing
-import signal
-import threading
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.data._utils import signal_handling
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
-from openmae.data.hand_over import PREFETCHED, go_through_pipes, room
+from openmae.data.hand_over import room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
+from openmae.data.readers import make_loader
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
-from openmae.errors import Fault, RequestError
-
-# Of an iterator that a stop signal interrupted before it was whole: it has nothing to shut down, and need not say so.
-_MultiProcessingDataLoaderIter._shutdown = True
+from openmae.errors import RequestError
 
 MOST_REPLACEMENTS = 1000
-WORKER_TIMEOUT = 300  # seconds until a hung worker is given up
-SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
 
 
 @dataclass(frozen=True)
@@ -292,149 +281,3 @@ def training_loader(
     """
     positions = _Positions(steps, batch_size, share, micro_batch_size)
     return make_loader(stream, positions, collate, workers=workers, pin=pin, through_pipes=through_pipes)
-
-
-def make_loader(
-    dataset: Dataset,
-    batches: Iterable[list[int]],
-    collate: Callable[[list[Any]], Any],
-    *,
-    workers: int,
-    pin: bool,
-    through_pipes: bool = False,
-) -> DataLoader:
-    """A loader of `batches` of the data set, in their order; its readers leave signals to the main process.
-
-    Args:
-        through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
-            so unasked.
-    """
-    # More readers than cores are the person's choice.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
-    return DataLoader(
-        _Reader(dataset, collate),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=pin,
-        timeout=WORKER_TIMEOUT if workers else 0,
-        worker_init_fn=functools.partial(_start_worker, through_pipes),
-        prefetch_factor=PREFETCHED if workers else None,
-        generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
-    )
-
-
-class _Reader(Dataset):
-    """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
-
-    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.collate = dataset, collate
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        if torch.utils.data.get_worker_info() is None:
-            return self._batch(indices)
-        try:
-            return self._batch(indices)
-        except Exception as error:
-            return _Failed(type(error).__name__, str(error), isinstance(error, RequestError))
-
-    def _batch(self, indices: list[int]) -> Any:
-        at_once = getattr(self.dataset, "__getitems__", None)
-        return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
-
-
-class _Failed(NamedTuple):
-    """What went wrong in a reader process."""
-
-    kind: str
-    message: str
-    is_request_error: bool
-
-    def pin_memory(self) -> "_Failed":
-        return self
-
-    @property
-    def error(self) -> RequestError | Fault:
-        if self.is_request_error:
-            return RequestError(self.message)
-        said = self.message.strip().splitlines()[-1:] or [""]
-        return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def read(loader: DataLoader) -> Generator[Any, None, None]:
-    """Go through a loader once; when the generator is closed, its reader processes are gone.
-
-    Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
-
-    Raises:
-        RequestError: as a reader raised it.
-        Fault: a reader failed, died or hung.
-    """
-    before = set(multiprocessing.active_children())
-    try:
-        batches = iter(loader)
-    except BaseException:  # a stop signal while readers start
-        for reader in set(multiprocessing.active_children()) - before:
-            reader.kill()
-        raise
-    readers = set(multiprocessing.active_children()) - before
-    try:
-        for batch in batches:
-            if isinstance(batch, _Failed):
-                raise batch.error
-            yield batch
-    except RuntimeError as error:
-        raise reader_fault(error) or error from None
-    finally:
-        if readers:
-            _end(batches, readers)
-
-
-def reader_fault(error: BaseException) -> Fault | None:
-    """What DataLoader says of a reader that died or hung, as a person needs it; None where it is another error.
-
-    DataLoader's own signal handler raises it wherever the main process happens to be.
-    """
-    said = str(error)
-    if not isinstance(error, RuntimeError) or isinstance(error, Fault) or "DataLoader" not in said:
-        return None
-    if "timed out" in said:
-        what = f"hung: no batch came for {WORKER_TIMEOUT} s (a disk or server that does not answer?)"
-    elif "Bus error" in said:
-        what = "met the end of its memory or of a file (shared memory: docker run --shm-size; a file cut short?)"
-    elif "Killed" in said:
-        what = "was killed, most likely because the machine is short of memory: give fewer --workers"
-    else:
-        what = f"died ({' '.join(said.split())})"
-    return Fault(f"a reader process {what}; --workers 0 reads in the main process")
-
-
-def _end(batches: Iterator[Any], readers: set[Any]) -> None:
-    """End the readers: in order if they do so at once, else by force.
-
-    Private, but a traceback may keep `batches` alive, and then nothing else ends them. In a thread, for with many
-    readers, or one that hangs, it waits for each in turn, and for its own thread without an end.
-    """
-    ending = threading.Thread(target=batches._shutdown_workers, daemon=True)  # type: ignore[attr-defined]
-    ending.start()
-    ending.join(SHUTDOWN_SECONDS)
-    if batches._worker_pids_set:  # type: ignore[attr-defined]  # or their death would be reported as a failure
-        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
-        batches._worker_pids_set = False  # type: ignore[attr-defined]
-    for reader in readers:
-        if reader.is_alive():
-            reader.kill()
-    ending.join(SHUTDOWN_SECONDS)
-
-
-def _start_worker(through_pipes: bool, worker: int) -> None:
-    # Ctrl-C, `timeout` and Slurm signal the whole process group; the main process decides when its workers stop.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    if through_pipes:
-        go_through_pipes()

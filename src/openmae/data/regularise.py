@@ -136,7 +136,8 @@ def erase(images: Float[Tensor, "b c h w"], keys: Int64[Tensor, " b"], probabili
         torch.randn(images.shape[1] * h * w, generator=torch.Generator().manual_seed(of_sample[i]))
         for i, (_, _, h, w) in boxes
     ]
-    on_device = torch.cat(noise).to(images)  # one transfer for all
+    numbers = torch.cat(noise)  # one transfer for all, to a GPU from page-locked memory
+    on_device = (numbers.pin_memory() if images.is_cuda else numbers).to(images, non_blocking=True)
     for (i, (top, left, h, w)), values in zip(boxes, on_device.split([len(n) for n in noise]), strict=True):
         images[i, :, top : top + h, left : left + w] = values.view(images.shape[1], h, w)
     return images

@@ -56,16 +56,17 @@ def predict(
         min_side=model.shape.encoder.patch_size,
         with_labels=False,
         pin=device.type == "cuda",
+        is_given_up=(lambda: False) if stop is None else stop.is_received,
     )
-    with closing(batches if stop is None else stop.reading(batches)) as until_stopped:
-        for batch in until_stopped:
+    with closing(batches):
+        for batch in batches:
             bad |= batch.bad
             if len(batch.images):
                 images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
                 with autocast(device, precision):
                     logits.append(model(images).float().cpu())
                 indices.append(batch.indices.numpy())
-    if processes.any(stop is not None and stop.received is not None):
+    if processes.any(stop is not None and stop.is_received()):
         raise EvaluationStopped
     own = np.concatenate(indices)
     part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)

@@ -146,7 +146,15 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 micro_batch_size = max(2, micro_batch_size // 2 * 2)
             steps, pin = range(step, num_steps), device.type == "cuda"
             read = read_steps(
-                stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin, task.is_paired
+                stream,
+                chosen.batch_size,
+                micro_batch_size,
+                chosen.workers,
+                steps,
+                processes,
+                pin,
+                task.is_paired,
+                is_given_up=stop.is_received,
             )
             return inputs_of_steps(read, task.prepare, device)
 

@@ -5,7 +5,7 @@ Every task that trains hands its own step and verbs to `run_loop`; the loop know
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.data.loader import Batch, reader_fault
+from openmae.data.loader import Batch
+from openmae.data.readers import reader_fault
 from openmae.errors import Fault, Interrupted
 from openmae.tasks.evaluators import Evaluator, evaluate
 from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.progress import MOST_SKIPPED, Progress
 from openmae.tasks.recovery import is_finite, roll_back, smaller_micro_batch
+from openmae.tasks.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint
 from openmae.training.copy_ahead import StepInputs
 from openmae.training.device import peak_memory
 from openmae.training.optim import set_rate
 from openmae.training.parallel import Processes
-from openmae.training.signals import GivenUp, StopRequest
+from openmae.training.signals import StopRequest
 from openmae.training.telemetry import Screen, duration
 from openmae.training.waits import Waits
 
@@ -43,8 +45,8 @@ class Training:
         title: of the progress line.
         model: without what distribution puts around it.
         schedule: the learning rate of a step.
-        warm_up: compile for a step's micro-batches and check that, before the first step and after each change of their
-            size; returns a line about it. None where nothing is compiled.
+        step_model: what is to be compiled and checked before the first step and after each change of the
+            micro-batches' size; None where nothing ever is.
         take_step: one optimiser step, over this process's micro-batches of the step with this number.
         read_from: the micro-batches of each step from one on, of at most so many images, made ready for the model.
         save: write the checkpoint of a step, with where the run stands; called in the first process.
@@ -68,7 +70,7 @@ class Training:
     save: Callable[[int, dict[str, Any]], None]
     restore: Callable[[Checkpoint], None]
     names_of_step: Callable[[int], list[str]]
-    warm_up: Callable[[StepInputs[Batch, Any], StopRequest], str] | None = None
+    step_model: StepModel | None = None
 
 
 def run_loop(
@@ -90,14 +92,17 @@ def run_loop(
         Interrupted: a signal; the run was saved.
         Fault: a full disk, a dead reader process, or numbers that are not finite after every roll-back.
     """
-    t, micro_batch_size = training, training.micro_batch_size
-    is_warm, saved_step = t.warm_up is None, step
-    inputs = t.read_from(step, micro_batch_size)
+    t, micro_batch_size, saved_step = training, training.micro_batch_size, step
+    inputs, is_warm = t.read_from(step, micro_batch_size), False
+    screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
+    waits = Waits(
+        screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}", flush=True)
+    )
 
     def save() -> None:
         nonlocal saved_step
-        state = progress.to_dict()
         with waits.on("the checkpoint to be written"):
+            state = progress.to_dict()
             if processes.is_first:
                 t.save(step, state)
             processes.wait()
@@ -106,7 +111,7 @@ def run_loop(
     def stop_if_asked() -> None:
         """Save and stop where a signal came to any of the processes. No weight has changed since the last step."""
         with waits.on("another process"):
-            is_asked = processes.any(stop.received is not None)
+            is_asked = processes.any(stop.is_received())
         if is_asked:
             signal = stop.received or "a signal to another process"
             if processes.any(not is_finite(t.model)):
@@ -115,42 +120,45 @@ def run_loop(
                 save()
             raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
 
+    def warm_up(found: StepInputs[Batch, Any]) -> None:
+        """Compile before the first step, where that is wanted; it is not the step's time."""
+        nonlocal is_warm
+        if t.step_model is not None and t.step_model.needs_warm_up and not is_warm:
+            screen.say("compiling  the step, about a minute on a GPU")
+            before = time.monotonic()
+            try:
+                with waits.on("the compiler"):
+                    screen.say(t.step_model.warm_up(found, stop))
+            finally:
+                for clock in (screen, progress):
+                    clock.leave_out(time.monotonic() - before)
+            stop_if_asked()
+        is_warm = True
+
     def try_step() -> tuple[float, StepResult] | None:
         """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
         nonlocal inputs, is_warm, micro_batch_size
         try:
-            with suppress(GivenUp), stop.giving_up(), waits.on("the readers' next batch"):
+            with waits.on("the readers' next batch"):
                 found = progress.wait_for(inputs)
             stop_if_asked()
-            if not is_warm:
-                warm_up(found)
-                is_warm = True
-                stop_if_asked()
+            assert found is not None, "readers give up where a stop was asked for"
+            warm_up(found)
             set_rate(t.optimizer, rate := t.schedule(step))
             return rate, t.take_step(found, step)
         except RuntimeError as error:
             micro_batch_size = smaller_micro_batch(t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes)
             screen.say(f"out of memory: now {micro_batch_size} images at a time")
             inputs.close()
-            inputs, is_warm = t.read_from(step, micro_batch_size), t.warm_up is None
+            inputs, is_warm = t.read_from(step, micro_batch_size), False
             return None
 
-    def warm_up(found: StepInputs[Batch, Any]) -> None:
-        """Compile before the first step; that is not the step's time."""
-        assert t.warm_up is not None
-        screen.say("compiling  the step, about a minute on a GPU")
-        before = time.monotonic()
-        with waits.on("the compiler"):
-            screen.say(t.warm_up(found, stop))
-        for clock in (screen, progress):
-            clock.leave_out(time.monotonic() - before)
-
-    screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
-    waits = Waits(screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}"))
     try:
-        evaluators = make_evaluators()
-        stop.defer()
-        with screen, waits:
+        with waits, ExitStack() as live:
+            with waits.on("the images to evaluate on"):
+                evaluators = make_evaluators()
+            stop.defer()
+            live.enter_context(screen)
             screen.say(f"resumed at step {step:,}" if progress.is_resumed else f"writing to {t.run}")
             first = step
             with waits.on("the evaluation"):
@@ -171,6 +179,7 @@ def run_loop(
                 if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(t.model))):
                     step = roll_back(t.run, step, t.restore, progress, t.names_of_step(step - 1))
                     screen.say(f"weights or gradients are not finite: back to step {step:,}")
+                    screen.start_clock(step)
                     inputs.close()
                     inputs = t.read_from(step, micro_batch_size)
                     continue

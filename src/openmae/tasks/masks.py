@@ -77,7 +77,7 @@ def to_device(masking: Masking, device: torch.device) -> Masking:
     """The masking on the device; to a GPU from page-locked memory, for which nobody waits."""
     ids = (masking.keep_ids, masking.masked_ids)
     if device.type == "cuda":
-        ids = (ids[0].pin_memory(), ids[1].pin_memory())
+        ids = (ids[0].contiguous().pin_memory(), ids[1].contiguous().pin_memory())  # a slice keeps its strides
     return Masking(*(part.to(device, non_blocking=True) for part in ids))
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import PackConfig
-from openmae.data.loader import make_loader, read
 from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed, PackedImages, Packing
 from openmae.data.packed import MANIFEST
+from openmae.data.readers import make_loader, read
 from openmae.data.sources import Source
 from openmae.data.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
@@ -29,7 +29,7 @@ from openmae.tasks.pack_files import (
 )
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, sync
-from openmae.training.signals import GivenUp, StopRequest
+from openmae.training.signals import StopRequest
 from openmae.training.telemetry import Screen
 
 BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
@@ -187,14 +187,16 @@ class PackJob:
         dataset = PackedImages(source, self.packing)
         workers = num_cores() if self.config.workers is None else self.config.workers
         workers = min(workers, len(batches))
-        return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False))
+        loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)
+        return read(loader, self.stop.is_received)
 
     def _next(self, split: str, images: Iterator[Packed]) -> Packed:
         """The next images, unless it is time to stop."""
         try:
-            with self.stop.giving_up():
-                found = next(images)
-        except GivenUp:
+            found = next(images)
+        except StopIteration:
+            if not self.stop.is_received():
+                raise
             raise Interrupted(
                 f"{self.stop.received} after {self.done:,} of {self.inputs:,} images: finished files are kept, "
                 "--resume auto goes on"

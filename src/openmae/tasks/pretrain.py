@@ -28,6 +28,7 @@ from openmae.tasks.runs import (
     Earlier,
     begin,
     find_earlier,
+    remember_no_compile,
     settings_of,
     summary_if_finished,
     with_remembered_micro_batch,
@@ -118,6 +119,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             is_compiled=chosen.compile,
             precision=chosen.precision,
             loss_of=loss_of,
+            when_wrong=lambda: remember_no_compile(run) if processes.is_first else None,
         )
 
         def save(step: int, state: dict[str, Any]) -> None:
@@ -127,7 +129,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
             steps = range(step, num_steps)
             pin = device.type == "cuda"
-            read = read_steps(stream, chosen.batch_size, micro_batch_size, chosen.workers, steps, processes, pin)
+            read = read_steps(
+                stream,
+                chosen.batch_size,
+                micro_batch_size,
+                chosen.workers,
+                steps,
+                processes,
+                pin,
+                is_given_up=stop.is_received,
+            )
             return inputs_of_steps(read, lambda part: prepare(part, settled, masks, device), device)
 
         def watched() -> list[Evaluator]:
@@ -146,7 +157,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             model=model,
             optimizer=optimizer,
             schedule=schedule,
-            warm_up=step_model.warm_up if step_model.needs_warm_up else None,
+            step_model=step_model,
             take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes),
             read_from=read_from,
             save=save,

@@ -102,7 +102,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         kept = features(data.train, "features to train on") if chosen.augment == "none" else None
         if kept is not None:
             check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
-        reader = make_reader(settled, data, kept, classifier, device, processes, num_steps)
+        reader = make_reader(settled, data, kept, classifier, device, processes, num_steps, stop)
         report = features(data.report, f"features of {data.report_name}")
         choosing = features(data.validation, "features to choose by") if data.validation is not None else report
         processes.wait()  # until all have seen the run folder as it was

@@ -27,6 +27,7 @@ from openmae.tasks.training_data import read_steps
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.device import autocast
 from openmae.training.parallel import Processes
+from openmae.training.signals import StopRequest
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def make_reader(
     device: torch.device,
     processes: Processes,
     num_steps: int,
+    stop: StopRequest,
 ) -> Reader:
     """Read the features that were `kept`; without them they are computed as training goes, from augmented images."""
     config, side = settled.config, settled.shape.encoder.patch_size
@@ -85,7 +87,8 @@ def make_reader(
             share = processes.share(config.batch_size)
             for number in range(step, num_steps):
                 rows, keys = stream.locate([number * config.batch_size + i for i in share])
-                yield [Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])]
+                batch = Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])
+                yield [batch.pin_memory() if device.type == "cuda" else batch]
 
         def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
             return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, data, device), device)
@@ -107,7 +110,16 @@ def make_reader(
     def read_on(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
         steps, pin = range(step, num_steps), device.type == "cuda"
         micro_batch_size = part_size(len(processes.share(config.batch_size)), micro_batch_size)
-        read = read_steps(stream, config.batch_size, micro_batch_size, config.workers, steps, processes, pin)
+        read = read_steps(
+            stream,
+            config.batch_size,
+            micro_batch_size,
+            config.workers,
+            steps,
+            processes,
+            pin,
+            is_given_up=stop.is_received,
+        )
         return inputs_of_steps(read, prepare, device)
 
     return Reader(stream, encoded, read_on)

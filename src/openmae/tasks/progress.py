@@ -114,12 +114,12 @@ class Progress:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 1)
 
-    def wait_for(self, inputs: Iterator[StepInputs[Batch, D]]) -> StepInputs[Batch, D]:
-        """The next step's micro-batches, with the waiting timed."""
+    def wait_for(self, inputs: Iterator[StepInputs[Batch, D]]) -> StepInputs[Batch, D] | None:
+        """The next step's micro-batches, with the waiting timed; None where the wait was given up."""
         before = time.monotonic()
-        found = next(inputs)
+        found = next(inputs, None)
         self.waited += time.monotonic() - before
-        for part in found.parts:
+        for part in found.parts if found is not None else ():
             self.unreported |= part.bad
         self.arrived_blank = sum(part.blank for part in found.parts)
         return found

@@ -241,11 +241,10 @@ def count_wrong(
         min_side=model.encoder.shape.patch_size,
         with_labels=True,
         pin=model.device.type == "cuda",
+        is_given_up=stop.is_received,
     )
     with closing(batches):
         for batch in batches:
-            if stop.received:
-                break
             bad |= batch.bad
             if batch.labels is None:  # nothing of it could be read
                 continue

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from openmae.tasks.model_input import ModelInput
 from openmae.tasks.recovery import is_out_of_memory
-from openmae.training.compiler import compiled
 from openmae.training.copy_ahead import StepInputs
 from openmae.training.gradients import GradientCheck, Gradients, compare, differences, gradients_of
-from openmae.training.parallel import Processes, parallelise
+from openmae.training.parallel import Processes, accumulating, parallelise
 from openmae.training.signals import StopRequest
 from openmae.training.telemetry import duration
 
@@ -20,10 +19,15 @@ LossOf = Callable[[nn.Module, ModelInput, str], Tensor]
 
 
 class StepModel:
-    """What a training step calls, chosen before the first one.
+    """What a training step calls.
 
     Args:
         is_compiled: through torch.compile, unless its gradients turn out wrong.
+        when_wrong: called then, so that a resumed run knows.
+
+    Attributes:
+        wrapped: the model, compiled or not, and so that gradients are averaged over processes.
+        needs_warm_up: whether it is to be compiled and checked for each size of micro-batch.
     """
 
     def __init__(
@@ -35,17 +39,13 @@ class StepModel:
         is_compiled: bool,
         precision: str,
         loss_of: LossOf,
+        when_wrong: Callable[[], None] = lambda: None,
     ) -> None:
         self._model, self._processes, self._device = model, processes, device
-        self._precision, self._loss_of = precision, loss_of
+        self._precision, self._loss_of, self._when_wrong = precision, loss_of, when_wrong
         self.needs_warm_up = is_compiled
-        self._compiled = compiled(model) if is_compiled else model
-        self._wrapped = None if is_compiled else parallelise(model, processes, device)
-
-    @property
-    def wrapped(self) -> nn.Module:
-        assert self._wrapped is not None, "warm up first"
-        return self._wrapped
+        # Wrapped before it is compiled: only then is the backward pass cut where a bucket of gradients is full.
+        self.wrapped = parallelise(model, processes, device, is_compiled=is_compiled)
 
     def warm_up(self, inputs: StepInputs, stop: StopRequest) -> str:
         """Compile for the sizes of these micro-batches and check the gradients; no weight changes.
@@ -62,14 +62,18 @@ class StepModel:
             return f"compiler   stopped after {duration(took)}"
         assert gradients is not None
         checks = [self._check(inputs[number], found) for number, found in gradients.items()]
-        is_wrong = self._processes.any(any(check is not None and not check.is_good for check in checks))
-        if self._wrapped is None or is_wrong:
-            self._wrapped = parallelise(self._model if is_wrong else self._compiled, self._processes, self._device)
-        line = f"compiled   in {duration(took)}, checked in {duration(time.monotonic() - before - took)}: "
+        if self._device.type == "cuda":  # what the check took is not the step's
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
         worst = max((check for check in checks if check is not None), key=lambda check: check.ratio, default=None)
-        if is_wrong:
-            self._compiled = self._model
-            return f"{line}{worst.result_line if worst else 'wrong in another process'}: going on without compiling"
+        is_wrong_here = worst is not None and not worst.is_good
+        line = f"compiled   in {duration(took)}, checked in {duration(time.monotonic() - before - took)}: "
+        if self._processes.any(is_wrong_here):
+            self.needs_warm_up = False
+            self.wrapped = parallelise(self._model, self._processes, self._device)
+            self._when_wrong()
+            found = worst.result_line if worst and is_wrong_here else "gradients differ in another process"
+            return f"{line}{found}: going on without compiling"
         return line + (worst.result_line if worst else "gradients could not be compared")
 
     def _compile(self, inputs: StepInputs, stop: StopRequest) -> dict[int, Gradients] | None:
@@ -80,21 +84,23 @@ class StepModel:
         found = {}
         try:
             for number in numbers_of_sizes(inputs):
-                found[number] = self._gradients(self._compiled, [inputs[number]], self._precision)
+                found[number] = self._gradients(self.wrapped, [inputs[number]], self._precision)
                 if self._device.type == "cuda":
                     torch.cuda.synchronize(self._device)
-                if stop.received:
+                if stop.is_received():
                     return None
         except Exception:
-            if not stop.received:
+            if not stop.is_received():
                 raise
             return None
         return found
 
     def _gradients(self, model: nn.Module, parts: Sequence[ModelInput], precision: str) -> Gradients:
+        """This process's own: they are not averaged."""
         total = sum(len(part) for part in parts)
         losses = [lambda part=part: self._loss_of(model, part, precision) * (len(part) / total) for part in parts]
-        return gradients_of(self._model, losses)
+        with accumulating(model, is_last=False):
+            return gradients_of(self._model, losses)
 
     def _check(self, part: ModelInput, compiled_gradients: Gradients) -> GradientCheck | None:
         """None where it cannot be told: too little memory, or numbers that are not finite."""

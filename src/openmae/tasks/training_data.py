@@ -1,10 +1,10 @@
 """What a run trains on and what it is measured on: disjoint parts of DATA."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
 from openmae.data.hand_over import why_through_pipes
-from openmae.data.loader import Batch, Stream, read, training_loader
+from openmae.data.loader import Batch, Stream, training_loader
 from openmae.data.packed import PackedSource
 from openmae.data.parts import drawn, images_apart, split_held_out, split_tiles
+from openmae.data.readers import read
 from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import Source, open_source
 from openmae.data.tiles import Tiled
@@ -120,10 +121,13 @@ def read_steps(
     processes: Processes,
     pin: bool,
     is_paired: bool = False,
+    is_given_up: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Batch], None, None]:
     """The micro-batches of each of `steps` that are this process's.
 
     Args:
+        pin: whether they are brought into page-locked memory.
+        is_given_up: as of `openmae.data.readers.read`: where it says so, there are no more steps.
         is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
 
     Raises:
@@ -134,10 +138,13 @@ def read_steps(
     if is_paired:
         pairs = processes.share(batch_size // 2)
         share = range(2 * pairs.start, 2 * pairs.stop)
+    parts, num_parts = list[Batch](), -(-len(share) // micro_batch_size)
+    # Of a step that is trained on and of the next, unless they were copied into page-locked memory.
+    held = 2 if pin else 2 * num_parts
     per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
-    reason = why_through_pipes(per_batch, workers * processes.local_count) if workers else None
+    reason = why_through_pipes(per_batch, workers * processes.local_count, held * processes.local_count)
     if reason is not None and processes.is_first:
-        print(f"readers    {reason}", flush=True)
+        _say_once(f"readers    {reason}")
     loader = training_loader(
         stream,
         steps=steps,
@@ -148,13 +155,17 @@ def read_steps(
         pin=pin,
         through_pipes=reason is not None,
     )
-    parts, num_parts = list[Batch](), -(-len(share) // micro_batch_size)
-    with closing(read(loader)) as batches:
+    with closing(read(loader, is_given_up)) as batches:
         for batch in batches:
             parts.append(batch)
             if len(parts) == num_parts:
                 yield parts
                 parts = []
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)
 
 
 def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:

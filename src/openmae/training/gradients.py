@@ -55,7 +55,7 @@ def gradients_of(model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> Gr
 def compare(
     model: nn.Module, reference: Gradients, compiled: Sequence[Tensor], eager: Sequence[Tensor] | None
 ) -> GradientCheck | None:
-    """The check, from the norms of what each parameter's gradient differs by; None where something is not finite.
+    """The check, from the norms of what each parameter's gradient differs by; None where eager ones are not finite.
 
     A parameter's compiled gradient is held against the larger of its own eager error and the error of all eager
     gradients together, relative: a few numbers may happen to be rounded well.
@@ -70,23 +70,20 @@ def compare(
     of_compiled = torch.stack(list(compiled)).tolist()
     of_eager = None if eager is None else torch.stack(list(eager)).tolist()
     whole = math.hypot(*norms)
-    errors = [of_compiled, *([] if of_eager is None else [of_eager])]
-    if whole == 0 or not all(math.isfinite(value) for values in [norms, *errors] for value in values):
+    if whole == 0 or not all(math.isfinite(value) for value in [*norms, *(of_eager or ())]):
         return None
+    of_compiled = [value if math.isfinite(value) else math.inf for value in of_compiled]
     error, eager_error = (None if values is None else math.hypot(*values) / whole for values in (of_compiled, of_eager))
     assert error is not None
-    if of_eager is None or eager_error is None:
-        # Where a gradient is nearly nothing, rounding is as large as elsewhere: by its share of all numbers.
-        total = sum(counts)
-        limits = [
-            FP32_ERROR * max(norm, whole * math.sqrt(count / total)) for norm, count in zip(norms, counts, strict=True)
-        ]
-    else:
-        limits = [TIMES_EAGER * max(own, eager_error * norm) for own, norm in zip(of_eager, norms, strict=True)]
-    limits = [max(limit, 1e-30) for limit in limits]
+    # Where a gradient is nearly nothing, rounding is as large as elsewhere: by its share of all numbers.
+    shares = [whole * math.sqrt(count / sum(counts)) for count in counts]
+    limits = [FP32_ERROR * max(norm, share) for norm, share in zip(norms, shares, strict=True)]
+    if of_eager is not None and eager_error is not None:
+        usual = [max(own, eager_error * norm) for own, norm in zip(of_eager, norms, strict=True)]
+        limits = [max(limit, TIMES_EAGER * error) for limit, error in zip(limits, usual, strict=True)]
     ratios = [found / limit for found, limit in zip(of_compiled, limits, strict=True)]
     ratio, worst = max(zip(ratios, names, strict=True))
-    of_all = error / (FP32_ERROR if eager_error is None else TIMES_EAGER * max(eager_error, 1e-30))
+    of_all = error / max(FP32_ERROR, TIMES_EAGER * (eager_error or 0.0))
     if of_all > ratio:
         ratio, worst = of_all, "all parameters"
     return GradientCheck(compiled=error, eager=eager_error, worst=worst, ratio=ratio)

@@ -7,16 +7,14 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from openmae.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 INTERRUPTED_AGAIN = 130  # the exit code of a program that Ctrl-C ended
-
-T = TypeVar("T")
 
 # What else must end when a second Ctrl-C ends the process: a compiler's processes, say.
 _at_once: list[Callable[[], None]] = []
@@ -26,10 +24,6 @@ def when_left_at_once(action: Callable[[], None]) -> None:
     """Call `action`, which must be quick, before a second Ctrl-C ends the process."""
     if action not in _at_once:
         _at_once.append(action)
-
-
-class GivenUp(BaseException):
-    """A wait was given up because the run was asked to stop. No Exception, so that nothing takes it for a fault."""
 
 
 class StopRequest:
@@ -44,7 +38,6 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self.is_saving = False
-        self._gives_up = False
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup: tuple[socket.socket, int] | None = None
 
@@ -68,32 +61,9 @@ class StopRequest:
         """From now on there is something to save: signals wait for the loop to look."""
         self.is_saving = True
 
-    @contextlib.contextmanager
-    def giving_up(self) -> Iterator[None]:
-        """Within, a stop signal raises GivenUp where the process waits; one that came before does so at once."""
-        self._gives_up = True
-        try:
-            if self.received:
-                raise GivenUp
-            yield
-        finally:
-            self._gives_up = False
-
-    def reading(self, batches: Generator[T, None, None]) -> Generator[T, None, None]:
-        """The batches, until a stop signal comes: also one that comes while the next is waited for.
-
-        Whoever goes through them asks `received` afterwards.
-        """
-        with contextlib.closing(batches):
-            while True:
-                try:
-                    with self.giving_up():
-                        batch = next(batches, None)
-                except GivenUp:
-                    return
-                if batch is None:
-                    return
-                yield batch
+    def is_received(self) -> bool:
+        """Whether a stop signal came."""
+        return self.received is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_first, self.received = self.received is None, signal.Signals(number).name
@@ -101,9 +71,6 @@ class StopRequest:
             raise Interrupted(f"{self.received} before the first step: nothing was trained, nothing is lost")
         if is_first and os.environ.get("RANK", "0") == "0":  # under torchrun the first says it for all
             os.write(2, b"openmae: stopping as soon as this can be saved; a second Ctrl-C leaves at once, unsaved\n")
-        if self._gives_up:
-            self._gives_up = False
-            raise GivenUp
 
     def _watch_for_a_second(self) -> None:
         # Python's C code writes each signal's number into a socket the moment that it comes.

@@ -1,0 +1,205 @@
+"""Reader processes: started, asked for batches, given up, ended; what goes wrong in one, in a line."""
+
+import functools
+import multiprocessing
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
+
+from openmae.data.hand_over import PREFETCHED, hand_over
+from openmae.errors import Fault, RequestError
+
+TIMEOUT = 300  # seconds until a reader that hangs is given up
+LOOK_EVERY = 1  # seconds after which a wait looks whether it is still wanted
+SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
+
+# What a person or a cluster ends a run with. Readers never see them: the main process decides when they stop.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def make_loader(
+    dataset: Dataset,
+    batches: Iterable[list[int]],
+    collate: Callable[[list[Any]], Any],
+    *,
+    workers: int,
+    pin: bool,
+    through_pipes: bool = False,
+) -> DataLoader:
+    """A loader of `batches` of the data set, in their order, whatever the number of workers.
+
+    Args:
+        through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
+            so unasked.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores: as asked for
+        return DataLoader(
+            _Reader(dataset, collate),
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            timeout=LOOK_EVERY if workers else 0,
+            worker_init_fn=functools.partial(_start_worker, through_pipes),
+            prefetch_factor=PREFETCHED if workers else None,
+            generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
+        )
+
+
+def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
+    """Go through a loader once; when the generator is closed, its reader processes are gone.
+
+    Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
+
+    Args:
+        is_given_up: asked before each batch and, every second, while one is waited for: if so, there are no more.
+
+    Raises:
+        RequestError: as a reader raised it.
+        Fault: a reader failed, died or hung.
+    """
+    before, batches = set(multiprocessing.active_children()), None
+    readers: set[Any] = set()
+    try:
+        with _signals_kept_from_children(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            try:
+                batches = iter(loader)
+            finally:
+                readers = set(multiprocessing.active_children()) - before
+        while (batch := _next(batches, is_given_up)) is not _END:
+            if isinstance(batch, _Failed):
+                raise batch.error
+            yield batch
+            batch = None  # or a batch in shared memory would stay while the next is waited for
+    except RuntimeError as error:
+        raise reader_fault(error) or error from None
+    finally:
+        if readers:
+            _end(batches, readers)
+
+
+_END = object()
+
+
+def _next(batches: Iterator[Any], is_given_up: Callable[[], bool]) -> Any:
+    waited = 0
+    while not is_given_up():
+        try:
+            return next(batches, _END)
+        except RuntimeError as error:  # raised before anything of the iterator changes: asking again is right
+            waited += LOOK_EVERY
+            if "timed out" not in str(error) or waited >= TIMEOUT:
+                raise
+    return _END
+
+
+def reader_fault(error: BaseException) -> Fault | None:
+    """What DataLoader says of a reader that died or hung, as a person needs it; None where it is another error.
+
+    DataLoader's own signal handler raises it wherever the main process happens to be.
+    """
+    said = str(error).strip()
+    if not isinstance(error, RuntimeError) or isinstance(error, Fault):
+        return None
+    if "DataLoader" not in said and "in pin memory thread" not in said:
+        return None
+    if "timed out" in said:
+        what = f"hung: no batch came for {TIMEOUT} s (a disk or server that does not answer?)"
+    elif "Bus error" in said:
+        what = "met the end of its memory or of a file (shared memory: docker run --shm-size; a file cut short?)"
+    elif "Killed" in said:
+        what = "was killed, most likely because the machine is short of memory: give fewer --workers"
+    elif "Original Traceback" in said:
+        what = f"failed: {said.splitlines()[-1]}"
+    else:
+        what = f"died ({' '.join(said.split())})"
+    return Fault(f"a reader process {what}; --workers 0 reads in the main process")
+
+
+class _Reader(Dataset):
+    """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        if torch.utils.data.get_worker_info() is None:
+            return self._batch(indices)
+        try:
+            return self._batch(indices)
+        except Exception as error:
+            return _Failed(type(error).__name__, str(error), isinstance(error, RequestError))
+
+    def _batch(self, indices: list[int]) -> Any:
+        at_once = getattr(self.dataset, "__getitems__", None)
+        return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
+
+
+class _Failed(NamedTuple):
+    """What went wrong in a reader process."""
+
+    kind: str
+    message: str
+    is_request_error: bool
+
+    def pin_memory(self) -> "_Failed":
+        return self
+
+    @property
+    def error(self) -> RequestError | Fault:
+        if self.is_request_error:
+            return RequestError(self.message)
+        said = self.message.strip().splitlines()[-1:] or [""]
+        return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(through_pipes: bool, worker: int) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    # What goes wrong while a batch is made is handed over; this is of the thread that shares memory, when the main
+    # process is gone.
+    sys.excepthook = lambda *error: None
+    hand_over(through_pipes)
+
+
+@contextmanager
+def _signals_kept_from_children() -> Iterator[None]:
+    """What is started within never gets them: not even before it can say that it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(batches: Any, readers: set[Any]) -> None:
+    """End the readers: in order if they do so at once, else by force.
+
+    Private, but a traceback may keep `batches` alive, and then nothing else ends them. In a thread, for with many
+    readers, or one that hangs, it waits for each in turn, and for its own thread without an end.
+    """
+    ending = threading.Thread(target=batches._shutdown_workers if batches is not None else bool, daemon=True)
+    ending.start()
+    ending.join(SHUTDOWN_SECONDS)
+    if batches is not None and batches._worker_pids_set:  # or their death would be reported as a failure
+        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
+        batches._worker_pids_set = False
+    for reader in readers:
+        if reader.is_alive():
+            reader.kill()
+    ending.join(SHUTDOWN_SECONDS)
