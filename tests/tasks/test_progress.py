@@ -1,6 +1,7 @@
 """What a run that waits for its data is told to do."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,12 @@ import torch
 from PIL import Image
 
 from openmae import PackConfig, PretrainConfig, pack, pretrain
+from openmae.data.loader import Batch
 from openmae.errors import RequestError
-from openmae.tasks.progress import reading_advice
+from openmae.tasks.progress import Progress, reading_advice
 from openmae.training import device
+from openmae.training.parallel import Processes
+from openmae.training.telemetry import RunLog
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,22 @@ def test_several_crops_reach_the_run_and_its_accounting(kinds, tmp_path):
     for summary in summaries:
         assert (summary["step"], summary["images_seen"], summary["epoch"]) == (3, 12, 3.0)
     assert summaries[0]["loss"] != summaries[1]["loss"]
+
+
+def test_blank_tiles_count_when_their_step_is_taken(tmp_path):
+    """A batch that was waited for comes again, after a stop or with smaller micro-batches."""
+    settings = {"batch_size": 4, "num_images": 8, "num_inputs": 8, "max_bad": 0.0, "state": {}, "is_tiled": True}
+    progress = Progress(RunLog(tmp_path), Processes(), **settings)
+    batch = Batch(torch.zeros(4, 3, 2, 2), torch.arange(4), {}, blank=3)
+    inputs = iter([SimpleNamespace(parts=[batch])] * 3)
+    progress.wait_for(inputs)
+    assert progress.to_dict()["blank"] == 0
+    progress.wait_for(inputs)
+    progress.add(torch.tensor(1.0), torch.tensor(0.0))
+    assert progress.to_dict()["blank"] == 3
+    resumed = Progress(RunLog(tmp_path), Processes(), **{**settings, "state": progress.to_dict()})
+    for one in (progress, resumed):
+        one.wait_for(iter([SimpleNamespace(parts=[batch])]))
+        one.add(torch.tensor(1.0), torch.tensor(0.0))
+        one.line(2, 0.1, torch.tensor(1.0), 0)
+        assert one.summary("complete", 2)["blank_tiles"] == 6

@@ -1,5 +1,6 @@
 """--tiles: an epoch counts tiles, none of an image lies on both sides of a split, blank ones are apart, runs resume."""
 
+import itertools
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from openmae.data.packed import read_pack
 from openmae.data.parts import images_apart
 from openmae.data.sources import open_source
 from openmae.errors import Interrupted, RequestError
+from openmae.tasks.pack_job import PackJob
 from openmae.tasks.pretrain import pretrain
 from openmae.tasks.training_data import open_training_data
 
@@ -165,7 +167,19 @@ def test_a_pack_of_tiles_holds_the_tiles(data, pack_of_tiles, tmp_path):
 
 def test_packing_counts_blank_tiles_apart_and_a_stopped_pack_goes_on(data, pack_of_tiles, tmp_path, monkeypatch):
     settings = {"data": str(data), "tiles": TILE, "format": "raw", "workers": 0, "max_bad": 0.0}
-    found = openmae.pack(PackConfig(out=str(tmp_path / "pack"), **settings))
+    real, turns = PackJob._next, itertools.count(1)
+
+    def stopped_at_the_third(self, split, images):
+        if next(turns) == 3:
+            raise Interrupted("stopped")
+        return real(self, split, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PackJob, "_next", stopped_at_the_third)
+        with pytest.raises(Interrupted):
+            openmae.pack(PackConfig(out=str(tmp_path / "pack"), **settings))
+    assert not (tmp_path / "pack" / "pack.json").exists()
+    found = openmae.pack(PackConfig(out=str(tmp_path / "pack"), resume="auto", **settings))
     assert (found["images"], found["unreadable"], found["blank_tiles"]) == (120, 0, 24)
     again = openmae.pack(PackConfig(out=str(tmp_path / "pack"), resume="auto", **settings))
     assert (again["unreadable"], again["blank_tiles"]) == (0, 24)
