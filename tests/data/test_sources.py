@@ -374,8 +374,7 @@ def test_parquet_refusals(tmp_path):
     ):
         pq.write_table(pa.table(columns), tmp_path / "wrong.parquet")
         refused(tmp_path / "wrong.parquet", "wrong.parquet has .*; expected image: struct")
-    for kind in (pa.array(["cat"]), pa.array([1.5])):
-        refused(table(tmp_path / "label.parquet", rows(0), kind), "has label: .*; expected an integer")
+    refused(table(tmp_path / "label.parquet", rows(0), pa.array(["cat"])), "has label: .*; expected a number")
     refused(table(tmp_path / "label.parquet", rows(0), pa.array([2]), ["a", "b"]), "label 2 but only 2 class names")
     refused(table(tmp_path / "empty.parquet", []), "has no rows")
     pair = tmp_path / "pair"

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from openmae.data.loader import make_loader, read
 from openmae.data.packed import PackedSource
 from openmae.data.pixels import BadImage
+from openmae.data.readers import make_loader, read
 from openmae.data.sources import Source
 from openmae.data.tiles import Tiled
 from openmae.errors import RequestError, shown

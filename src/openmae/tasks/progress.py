@@ -119,9 +119,10 @@ class Progress:
         before = time.monotonic()
         found = next(inputs, None)
         self.waited += time.monotonic() - before
-        for part in found.parts if found is not None else ():
+        parts = found.parts if found is not None else ()
+        for part in parts:
             self.unreported |= part.bad
-        self.arrived_blank = sum(part.blank for part in found.parts)
+        self.arrived_blank = sum(part.blank for part in parts)
         return found
 
     def leave_out(self, seconds: float) -> None:
