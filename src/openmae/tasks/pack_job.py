@@ -192,15 +192,13 @@ class PackJob:
 
     def _next(self, split: str, images: Iterator[Packed]) -> Packed:
         """The next images, unless it is time to stop."""
-        try:
-            found = next(images)
-        except StopIteration:
-            if not self.stop.is_received():
-                raise
+        found = next(images, None)
+        if self.stop.is_received():
             raise Interrupted(
                 f"{self.stop.received} after {self.done:,} of {self.inputs:,} images: finished files are kept, "
                 "--resume auto goes on"
-            ) from None
+            )
+        assert found is not None, "each stretch has as many images as were asked for"
         self.done += len(found.bad) + (
             len(found.images)
             if self.plan["format"] == "jpeg"
