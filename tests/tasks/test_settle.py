@@ -37,7 +37,7 @@ DATA = {
     "satellite": replace(PHOTOS, channels=13, dtype="uint16", mean=(0.4,) * 13, std=(0.2,) * 13),
 }
 # `held_out` is decided where the data is opened; `model` is a name for a width, a depth and heads.
-MAY_STAY_OPEN = {"recipe", "mask_file", "init", "model", "epochs", "steps", "held_out"}
+MAY_STAY_OPEN = {"tiles", "recipe", "mask_file", "init", "model", "epochs", "steps", "held_out"}
 MAY_STAY_OPEN |= {"watch", "watch_data", "watch_every"}  # nothing of them reaches the training
 
 
