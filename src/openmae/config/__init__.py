@@ -14,7 +14,7 @@ from openmae.config.inspect import InspectConfig
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
+from openmae.config.pretrain import AUGMENTS, CROP_ASPECTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.probe import ProbeConfig, SettledProbe
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
@@ -36,6 +36,7 @@ from openmae.config.shapes import (
 
 __all__ = [
     "AUGMENTS",
+    "CROP_ASPECTS",
     "DEFAULT_POOL",
     "FORMATS",
     "HEADS",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import get_type_hints
 
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
-from openmae.config.pretrain import PRECISIONS
+from openmae.config.pretrain import CROP_ASPECTS, PRECISIONS
 from openmae.errors import RequestError
 
 
@@ -34,6 +34,9 @@ class LabelledConfig(Settings):
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest area of a random crop, of the image's; for --augment crop and crop-jitter."""
+    crop_aspect: str | None = None
+    """model: random crops have the model's aspect, give or take a third, and may lie anywhere; square: as in runs from
+    before there was a choice, which keep it."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
     max_pixels: int = 178_956_970
@@ -75,6 +78,7 @@ class LabelledConfig(Settings):
     def __post_init__(self) -> None:
         check_types(self)
         check_name("--precision", self.precision, PRECISIONS)
+        check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         for name in ("steps", "batch_size", "micro_batch_size", "log_every", "keep", "evaluate_every", "save_every"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("workers", "held_out", "min_lr", "warmup_epochs", "weight_decay"):

@@ -24,7 +24,8 @@ class PackConfig(Settings):
     format: str = "jpeg"
     """jpeg: the whole image, 8 bits, grey or RGB; raw: one shape for all, any number type and channels."""
     size: int | tuple[int, int] | None = None
-    """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less."""
+    """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less;
+    raw packs of long images keep their aspect."""
     quality: int = 90
     """Of JPEGs, 1 to 100."""
     subsampling: str = "420"

@@ -9,6 +9,7 @@ from openmae.errors import RequestError
 MASKS = ("random", "block", "grid", "given")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
 CROP_PLACES = ("reader", "device")
+CROP_ASPECTS = ("model", "square")
 STATISTICS = ("imagenet", "measured")
 PRECISIONS = ("fp32", "bf16")
 WATCHES = ("knn", "probe")
@@ -54,6 +55,9 @@ class PretrainConfig(Settings):
     # The data
     augment: str | None = None
     """none (centre crop), crop-fixed, crop (random size, flip), or crop-jitter (table 1e)."""
+    crop_aspect: str | None = None
+    """model: random crops have the model's aspect, give or take a third, and may lie anywhere; square: as in runs from
+    before there was a choice, which keep it."""
     statistics: str | None = None
     """Whose mean and standard deviation: imagenet or measured."""
     mean: tuple[float, ...] | None = None
@@ -134,6 +138,7 @@ class PretrainConfig(Settings):
         check_name("--target", self.target, TARGETS)
         check_name("--augment", self.augment, AUGMENTS)
         check_name("--crop-on", self.crop_on, CROP_PLACES)
+        check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         check_name("--statistics", self.statistics, STATISTICS)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--watch", self.watch, WATCHES)
@@ -208,6 +213,7 @@ class SettledConfig(PretrainConfig):
     bf16_residual: bool = False
     workers: int
     crop_on: str = "reader"  # as in runs from before there was a choice
+    crop_aspect: str = "square"  # likewise
     log_every: int
     evaluate_every: int
     picture_every: int

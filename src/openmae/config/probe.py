@@ -43,6 +43,7 @@ class SettledProbe(ProbeConfig):
 
     image_size: int | tuple[int, int]
     crop_scale: tuple[float, float]
+    crop_aspect: str = "square"  # as in runs from before there was a choice
     max_bad: float
     batch_size: int
     micro_batch_size: int

@@ -95,6 +95,7 @@ class DataFacts:
         bad: name and reason of each image of the look that could not be read.
         other_dtypes: how many images of the look have another number type.
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
+        aspects: width over height of each image of the look.
     """
 
     count: int
@@ -107,6 +108,12 @@ class DataFacts:
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
     raw_shape: tuple[int, int, int] | None = None
+    aspects: tuple[float, ...] = (1.0,)
+
+    @property
+    def aspect(self) -> float:
+        """The median of `aspects`, for which 1:2 and 2:1 are equally far from a square."""
+        return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
 def look_at(source: Source, limit: int = 256) -> DataFacts:
@@ -115,7 +122,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
     Raises:
         RequestError: none of them can be read.
     """
-    images, bad = [], {}
+    images, aspects, bad = [], list[float](), {}
     for index in Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist():
         try:
             image = source.read(index)
@@ -128,6 +135,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
             PROBE_SIZE,
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))
+        aspects.append(image.shape[1] / image.shape[0])
     if not images:
         reason, count = Counter(bad.values()).most_common(1)[0]
         raise RequestError(f"none of {len(bad)} images looked at can be read ({count} of them: {reason})")
@@ -155,6 +163,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
         raw_shape=raw_shape(source),
+        aspects=tuple(aspects),
     )
 
 

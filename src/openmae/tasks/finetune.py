@@ -236,6 +236,7 @@ def make_stream(tuned: SettledTuning, data: LabelledData) -> Stream:
     augmentation = Augmentation(
         kind=config.augment,
         crop_scale=config.crop_scale,
+        crop_aspect=config.crop_aspect,
         rand_augment=config.rand_augment if has_rand_augment else None,
         fill=fill_colour(preprocessing) if has_rand_augment else None,
     )

@@ -8,6 +8,7 @@ from openmae.config import PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.tasks.choices import Machine
+from openmae.tasks.image_size import seen_words
 from openmae.tasks.settle import settle
 from openmae.training.device import pick_device
 
@@ -94,6 +95,7 @@ def would_choose(path: str, facts: DataFacts | None, max_pixels: int) -> list[st
     ]
     return [
         f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {chosen.patch_size} px",
+        f"seen {seen_words(facts, chosen.size)}",
         f"model {chosen.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
     ]

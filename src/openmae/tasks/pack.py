@@ -15,9 +15,10 @@ from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
 from openmae.data.pack import Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import Fault, RequestError, shown
+from openmae.tasks.image_size import packed_size, share_seen
 from openmae.tasks.pack_files import (
     write_manifest,
 )
@@ -54,14 +55,15 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_apart(config.data, out)
         check_vacant(config, out)
         sources = open_all(config)
-        plan, packing, estimate = make_plan(config, sources)
-        finished = check_same(out, plan)
+        earlier = read_earlier(out)
+        plan, packing, estimate, facts = make_plan(config, sources, size_of(earlier))
+        finished = check_same(out, plan, earlier)
         if finished is None:
             with disk_faults(out):
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
-            print("\n".join(plan_lines(config, plan, packing, estimate, sources)), flush=True)
+            print("\n".join(plan_lines(config, plan, packing, estimate, sources, facts)), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -119,19 +121,33 @@ def check_vacant(config: PackConfig, out: Path) -> None:
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
-def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+def read_earlier(out: Path) -> Any:
+    """The manifest of a finished pack, or the plan of an unfinished one; None where nothing was begun.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
+    if finished is None and os.path.lexists(out / UNFINISHED):
+        try:
+            return json.loads((out / UNFINISHED).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    return finished
+
+
+def size_of(earlier: Any) -> int | tuple[int, int] | None:
+    """The size that a pack was begun with."""
+    size = earlier.get("size") if isinstance(earlier, dict) else None
+    return tuple(size) if isinstance(size, list) else size
+
+
+def check_same(out: Path, plan: dict[str, Any], earlier: Any) -> dict[str, Any] | None:
     """The manifest of a pack that is finished already, else None.
 
     Raises:
         RequestError: what is there was begun with other settings or other data.
     """
-    finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
-    earlier = finished
-    if finished is None and os.path.lexists(out / UNFINISHED):
-        try:
-            earlier = json.loads((out / UNFINISHED).read_bytes())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
     if earlier is None:
         return None
     for name, value in plan.items():
@@ -145,7 +161,7 @@ def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
                 raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
         elif before != value:
             raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
-    return finished
+    return read_pack(out) if os.path.lexists(out / MANIFEST) else None
 
 
 def clean(out: Path) -> None:
@@ -161,16 +177,23 @@ def open_all(config: PackConfig) -> dict[str, Source]:
     return {split: source for split, source in found.items() if source is not None and len(source)}
 
 
-def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], Packing, int]:
-    """What the pack will be, a pure function of settings and data; and about how many bytes.
+def make_plan(
+    config: PackConfig, sources: dict[str, Source], size_before: int | tuple[int, int] | None = None
+) -> tuple[dict[str, Any], Packing, int, DataFacts]:
+    """What the pack will be, a pure function of settings and data; about how many bytes; what was seen of the data.
+
+    Args:
+        size_before: of a pack that is gone on with, where no size is asked for.
 
     Raises:
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
     facts = look_at(first, LOOKED_AT)
-    size = config.size if config.size is not None else min(DEFAULT_SIZE, facts.short_side)
     is_raw = config.format == "raw"
+    size = config.size if config.size is not None else size_before
+    if size is None:
+        size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
     if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
         raise RequestError(
             f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: --format raw keeps it"
@@ -208,7 +231,7 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         "images_per_file": None if is_raw else rows,
         "splits": splits,
     }
-    return plan, packing, round(num_inputs * (mean_bytes + 64))
+    return plan, packing, round(num_inputs * (mean_bytes + 64)), facts
 
 
 def probe(source: Source, packing: Packing) -> float:
@@ -234,16 +257,24 @@ def check_disk(out: Path, estimate: int) -> None:
 
 
 def plan_lines(
-    config: PackConfig, plan: dict[str, Any], packing: Packing, estimate: int, sources: dict[str, Source]
+    config: PackConfig,
+    plan: dict[str, Any],
+    packing: Packing,
+    estimate: int,
+    sources: dict[str, Source],
+    facts: DataFacts,
 ) -> list[str]:
     """What a person reads before it begins."""
     counts = ", ".join(f"{len(source):,} of {split}" for split, source in sources.items())
     decided = "" if config.size is not None else " (--size decided: 256, or the images' own short side where smaller)"
+    if plan["format"] == "raw" and config.size is None and packing.shape[0] != packing.shape[1]:
+        decided = f" (--size decided: the images' median aspect, at most {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels)"
     if plan["format"] == "raw":
         height, width, channels = packing.shape
+        lost = 1 - share_seen(facts, (height, width))
         how = (
             f"raw {plan['dtype']}, the centre {height}x{width} px x {channels} of each image: what lies outside the "
-            "largest centred box is lost"
+            f"largest centred box is lost, {100 * lost:.0f} % of an image in the mean"
         )
     else:
         how = (

@@ -19,6 +19,7 @@ from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.recipes import PRETRAIN_RECIPES
 from openmae.tasks.choices import (
+    CROPS_LIKE_EVALUATION,
     LOWEST_PEAK_RATE,
     MEMORY_SHARE,
     Choices,
@@ -185,6 +186,7 @@ def _decide_data(facts: DataFacts, choices: Choices) -> None:
     decide("mask_ratio", 0.75, "the paper's default")
     decide("target", "norm-pixel", "the paper's best (table 1d)")
     decide("augment", "crop", "the paper's default (table 1e)")
+    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide_statistics(facts, choices)
 
 

@@ -76,7 +76,7 @@ def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Sour
     return Stream(
         train,
         preprocessing,
-        Augmentation(kind=config.augment),
+        Augmentation(kind=config.augment, crop_aspect=config.crop_aspect),
         config.seed,
         min_side=config.patch_size,
         crops_per_decode=config.crops_per_decode,
