@@ -7,6 +7,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 from openmae.config.bench import BenchConfig
 from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.convert import ConvertConfig
+from openmae.config.dataset import SPLITS, DataParts, Dataset, DataSettings, PartSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.finetune import FinetuneConfig, SettledFinetune
@@ -47,6 +48,7 @@ __all__ = [
     "POOLS",
     "PRECISIONS",
     "SIZES",
+    "SPLITS",
     "STATISTICS",
     "TARGETS",
     "UNDO",
@@ -54,6 +56,9 @@ __all__ = [
     "BenchConfig",
     "ClassifierShape",
     "ConvertConfig",
+    "DataParts",
+    "DataSettings",
+    "Dataset",
     "DecoderShape",
     "DemoConfig",
     "EmbedConfig",
@@ -65,6 +70,7 @@ __all__ = [
     "LabelledConfig",
     "MAEShape",
     "PackConfig",
+    "PartSettings",
     "Preprocessing",
     "PretrainConfig",
     "ProbeConfig",
@@ -82,4 +88,5 @@ __all__ = [
     "grid_of",
     "num_kept",
     "pair",
+    "paths_of",
 ]

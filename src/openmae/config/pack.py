@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.checks import check_name, check_range, check_types, pair
+from openmae.config.dataset import DataSettings
 from openmae.config.shapes import LARGEST
 from openmae.errors import RequestError
 
@@ -11,13 +12,13 @@ SUBSAMPLINGS = ("420", "444")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig(Settings):
+class PackConfig(DataSettings):
     """Turn any data into data that is fast to read: small JPEGs in parquet, or raw numbers in a memory-mapped .npy.
 
     Splits, labels, class and file names are kept. `openmae pack PACK --verify` checks one that is there.
     """
 
-    data: str
+    data: str | None = None
     """Images: a folder, parquet, embedded:NAME, another pack."""
     out: str | None = None
     """Folder to make."""
@@ -47,6 +48,7 @@ class PackConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data()
         check_name("--format", self.format, FORMATS)
         check_name("--subsampling", self.subsampling, SUBSAMPLINGS)
         check_name("--resume", self.resume, ("never", "auto"))
@@ -60,6 +62,8 @@ class PackConfig(Settings):
             check_range("--size", side, 1, LARGEST["image_size"])
         if self.format == "jpeg" and isinstance(self.size, tuple):
             raise RequestError("--size got height and width: JPEGs keep their aspect, give the short side")
+        if self.verify and self.data is None:
+            raise RequestError(f"--verify checks a pack: name it in place of {self.dataset}")
         if self.verify == (self.out is not None):
             raise RequestError(
                 "--verify checks the pack that is named, and writes no OUT"

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, check_value_range, flag_of, pair
+from openmae.config.checks import check_name, check_range, check_types, check_value_range, flag_of, pair
+from openmae.config.dataset import DataSettings
 from openmae.config.shapes import SIZES, TARGETS
 from openmae.errors import RequestError
 
@@ -16,11 +17,11 @@ WATCHES = ("knn", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Settings):
+class PretrainConfig(DataSettings):
     """Masked pre-training of a ViT on unlabelled images (paper, section 3 and table 8)."""
 
-    data: str
-    """Folder of images, parquet file or folder, or embedded:photos, embedded:digits."""
+    data: str | None = None
+    """Folder of images, parquet file or folder, a pack, or embedded:photos, embedded:digits."""
     out: str
     """Run folder to make."""
     recipe: str | None = None
@@ -66,6 +67,8 @@ class PretrainConfig(Settings):
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
+    split_rules: int | None = None
+    """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
     held_out: int | None = None
     """Images taken out of training for the held-out loss when the data has no validation part."""
     max_bad: float | None = None
@@ -133,6 +136,7 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data()
         check_name("--model", self.model, SIZES)
         check_name("--mask", self.mask, MASKS)
         check_name("--target", self.target, TARGETS)
@@ -151,6 +155,7 @@ class PretrainConfig(Settings):
         for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
             check_range(flag_of(name), getattr(self, name), 0)
         check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--split-rules", self.split_rules, 1, 2)
         check_range("--crops-per-decode", self.crops_per_decode, 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)
@@ -214,6 +219,7 @@ class SettledConfig(PretrainConfig):
     workers: int
     crop_on: str = "reader"  # as in runs from before there was a choice
     crop_aspect: str = "square"  # likewise
+    split_rules: int = 1  # likewise
     log_every: int
     evaluate_every: int
     picture_every: int

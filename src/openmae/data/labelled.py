@@ -1,11 +1,12 @@
 """Labelled data: which images train, which things are chosen by, which give the final figure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.config import Dataset
 from openmae.data.label_file import LabelledSource, LabelTable, read_label_file
 from openmae.data.labels import (
     Labels,
@@ -18,7 +19,7 @@ from openmae.data.labels import (
     targets_of,
 )
 from openmae.data.parts import Part
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, open_splits
 from openmae.errors import RequestError, shown
 
 _LARGEST_SPLIT = 5000
@@ -35,6 +36,7 @@ class LabelledData:
         test: what the final figure is of: DATA's test part, else its val part.
         unlabelled: images left out because they have no label, of all parts.
         unmatched: rows of the label file that name no image of DATA.
+        taken, parts_line: what was taken for what, see `openmae.data.sources.Splits`.
     """
 
     train: Source
@@ -46,6 +48,8 @@ class LabelledData:
     report_name: str  # "test", "val" or "split of train"
     unlabelled: int
     unmatched: int
+    taken: dict[str, str] = field(default_factory=dict)
+    parts_line: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -72,7 +76,7 @@ class LabelledData:
 
 
 def open_labelled(
-    data: str,
+    dataset: Dataset,
     *,
     labels: str | None,
     label_file: str | None,
@@ -81,6 +85,7 @@ def open_labelled(
     background: float,
     max_pixels: int,
     needs_choice: bool = False,
+    split_rules: int | None = None,
 ) -> LabelledData:
     """Open the parts of DATA that have labels, and split train where a part is missing.
 
@@ -90,13 +95,15 @@ def open_labelled(
     Args:
         labels: how many images to train on, see `parse_labels`; None for all.
         held_out: the size of the split; None for a fifth below 2,500 images, above a tenth, at most 5,000.
+        split_rules: how the parts are found, see `open_splits`.
         needs_choice: something is chosen on the way (a rate, the best step), which must not be done on the test part.
 
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
-    opened = {split: open_source(data, split, background=background, max_pixels=max_pixels) for split in SPLITS}
-    parts = {split: source for split, source in opened.items() if source is not None}
+    data = str(dataset)
+    opened = open_splits(dataset, background=background, max_pixels=max_pixels, split_rules=split_rules)
+    parts = opened.sources
     unmatched, is_multi_label = 0, False
     if label_file is not None:
         names = [source.name(i) for source in parts.values() for i in range(len(source))]
@@ -131,6 +138,8 @@ def open_labelled(
         report_name=report_name,
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
         unmatched=unmatched,
+        taken=opened.taken,
+        parts_line=opened.line,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from openmae.config import SIZES, check_name, pair
 from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.data.split_names import SPLIT_RULES
 from openmae.errors import RequestError
 from openmae.tasks.image_size import image_size_for
 from openmae.training.device import can_compile, default_workers, has_bf16, total_memory
@@ -204,6 +205,7 @@ def decide_machine(machine: Machine, choices: Choices, width: int) -> None:
     decide = choices.decide
     decide("seed", 0, "the default")
     decide("max_bad", 0.01, "the default")
+    decide("split_rules", SPLIT_RULES, "the newest")
     decide("device", machine.device, "the best here")
     # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or width >= 768)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
+from openmae.config import SPLITS, paths_of
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Splits, open_splits
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
@@ -46,8 +47,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
-        parts = open_parts(config, preprocessing.background)
+        splits = open_parts(config, preprocessing.background)
+        parts = splits.sources
         if processes.is_first:
+            print(f"parts      {splits.line}", flush=True)
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}", flush=True)
         found: list[Features] = []
@@ -107,9 +110,8 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 def check_file(config: EmbedConfig) -> None:
     """Raise RequestError where the table would be among the images, or no file can be."""
     out = Path(config.out)
-    if not config.data.startswith("embedded:") and Path(os.path.realpath(out)).is_relative_to(
-        os.path.realpath(config.data)
-    ):
+    place = Path(os.path.realpath(out))
+    if any(place.is_relative_to(os.path.realpath(path)) for path in paths_of(config.dataset)):
         raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
     if out.is_dir():
         raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
@@ -118,16 +120,14 @@ def check_file(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
-def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
-    """The parts of DATA that are asked for, by name. Raises RequestError where there is no such part."""
+def open_parts(config: EmbedConfig, background: float) -> Splits:
+    """The parts of DATA that are asked for. Raises RequestError where there is no such part."""
     wanted = SPLITS if config.split == "all" else (config.split,)
-    opened = {
-        split: open_source(config.data, split, background=background, max_pixels=config.max_pixels) for split in wanted
-    }
-    parts = {split: source for split, source in opened.items() if source is not None}
-    if not parts:
-        raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")
-    return parts
+    splits = open_splits(config.dataset, wanted, background=background, max_pixels=config.max_pixels)
+    if not splits.sources:
+        named = shown(str(config.dataset))
+        raise RequestError(f"--split got {config.split}, but {named} has no such part: --split all")
+    return splits
 
 
 def texts(items: Any) -> NDArray[np.str_]:

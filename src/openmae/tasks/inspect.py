@@ -21,7 +21,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         RequestError: there is nothing of the kind, or --out exists.
     """
     config = InspectConfig.from_dict(config.to_dict())  # paths as strings
-    kind = kind_of(config.path)
+    kind = "data" if config.path is None else kind_of(config.path)
     if kind == "model":
         from openmae.tasks.inspect_model import inspect_model
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from openmae.config import PretrainConfig
+from openmae.config import InspectConfig, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.tasks.choices import Machine
@@ -76,13 +76,13 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(path: str, facts: DataFacts | None, max_pixels: int) -> list[str]:
+def would_choose(asked: InspectConfig, facts: DataFacts | None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
-        config = PretrainConfig(data=path, out="run", max_pixels=max_pixels)
+        config = PretrainConfig(data=asked.path, **vars(asked.parts), out="run", max_pixels=asked.max_pixels)
         settled = settle(config, facts, Machine.of(device, 1))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]

@@ -4,19 +4,19 @@ import json
 import os
 import shutil
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmae.config import PackConfig
+from openmae.config import Dataset, PackConfig, paths_of
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
 from openmae.data.pack import Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
 from openmae.data.preprocess import DataFacts, look_at
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, Splits, open_source, open_splits
 from openmae.errors import Fault, RequestError, shown
 from openmae.tasks.image_size import packed_size, share_seen
 from openmae.tasks.pack_files import (
@@ -46,16 +46,18 @@ def pack(config: PackConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = PackConfig.from_dict(config.to_dict())  # paths as strings
     if config.verify:
+        assert config.data is not None
         return verify(config.data)
     assert config.out is not None
     with StopRequest() as stop, ExitStack() as lock:
         stop.defer()
         out = Path(config.out)
         check_place(out, "OUT")
-        check_apart(config.data, out)
+        check_apart(config.dataset, out)
         check_vacant(config, out)
-        sources = open_all(config)
         earlier = read_earlier(out)
+        splits = open_all(config, earlier)
+        sources = splits.sources
         plan, packing, estimate, facts = make_plan(config, sources, size_of(earlier))
         finished = check_same(out, plan, earlier)
         if finished is None:
@@ -63,6 +65,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
+            print(f"parts      {splits.line}", flush=True)
             print("\n".join(plan_lines(config, plan, packing, estimate, sources, facts)), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
@@ -100,13 +103,12 @@ def verify(data: str) -> dict[str, Any]:
     return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
 
 
-def check_apart(data: str, out: Path) -> None:
+def check_apart(data: Dataset, out: Path) -> None:
     """Raise RequestError where the pack would lie among its data, or they in it."""
-    if data.startswith("embedded:"):
-        return
-    there, here = Path(os.path.realpath(data)), Path(os.path.realpath(out))
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise RequestError(f"OUT {shown(out)} and DATA {shown(data)} lie inside each other: choose another OUT")
+    for path in paths_of(data):
+        there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
 
 
 def check_vacant(config: PackConfig, out: Path) -> None:
@@ -170,11 +172,29 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig) -> dict[str, Source]:
-    """All splits of DATA that there are."""
+def open_all(config: PackConfig, earlier: Any) -> Splits:
+    """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
     options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
-    found = {split: open_source(config.data, split, **options) for split in SPLITS}
-    return {split: source for split, source in found.items() if source is not None and len(source)}
+    found = open_splits(config.dataset, **options)
+    if earlier is None or is_of(earlier, found.sources):
+        return found
+    with suppress(RequestError):  # what was refused then cannot be what was packed
+        as_before = open_splits(config.dataset, split_rules=1, **options)
+        return as_before if is_of(earlier, as_before.sources) else found
+    return found
+
+
+def is_of(earlier: Any, sources: dict[str, Source]) -> bool:
+    """Whether a pack was begun with these parts."""
+    splits = earlier.get("splits") if isinstance(earlier, dict) else None
+    return (
+        isinstance(splits, dict)
+        and splits.keys() == sources.keys()
+        and all(
+            isinstance(splits[split], dict) and splits[split].get("fingerprint") == source.fingerprint()
+            for split, source in sources.items()
+        )
+    )
 
 
 def make_plan(

@@ -197,7 +197,8 @@ def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
         obstacle = f"--augment {augment} goes on with the crop where it is read"
         remedy = "--augment crop"
     elif facts.raw_shape is None:
-        obstacle = f"{shown(choices.config.data)} is no raw pack, and only there all images are known to have one shape"
+        named = shown(str(choices.config.dataset))
+        obstacle = f"{named} is no raw pack, and only there all images are known to have one shape"
         remedy = "DATA from openmae pack --format raw"
     else:
         is_gpu = machine.device == "cuda"

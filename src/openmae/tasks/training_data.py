@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.config import Dataset, Preprocessing, PretrainConfig, SettledConfig, paths_of
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Batch, Stream, read, training_loader
 from openmae.data.parts import split_held_out
-from openmae.data.sources import Source, open_source
+from openmae.data.sources import Source, open_splits
 from openmae.errors import Fault, RequestError
 from openmae.training.parallel import Processes
 
@@ -21,10 +21,15 @@ SMALLEST_SPLIT = 20  # images below which none are held out unasked
 
 @dataclass(frozen=True)
 class TrainingData:
-    """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images."""
+    """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
+
+    `taken` and `parts_line` say what was taken for what, see `openmae.data.sources.Splits`.
+    """
 
     train: Source
     held_out: Source | None
+    taken: dict[str, str] = field(default_factory=dict)
+    parts_line: str = ""
 
     @property
     def count(self) -> int:
@@ -45,30 +50,32 @@ def open_training_data(config: PretrainConfig, background: float | None = None) 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
-    check_outside(config.data, config.out)
-    options: dict[str, Any] = {"max_pixels": config.max_pixels}
+    check_outside(config.dataset, config.out)
+    options: dict[str, Any] = {"max_pixels": config.max_pixels, "split_rules": config.split_rules}
     background = background if config.background is None else config.background
     if background is not None:
         options["background"] = background
-    train = open_source(config.data, "train", **options)
-    assert train is not None
+    splits = open_splits(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"), **options)
+    train, validation = splits.sources["train"], splits.sources.get("val")
+    told: dict[str, Any] = {"taken": splits.taken, "parts_line": splits.line}
     if config.held_out == 0:
-        return TrainingData(train, None)
-    validation = open_source(config.data, "val", **options)
+        return TrainingData(train, None, **told)
     if validation is not None:
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
-        return TrainingData(train, validation if count == len(validation) else split_held_out(validation, count)[1])
+        held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
+        return TrainingData(train, held_out, **told)
     default = min(HELD_OUT_IMAGES, len(train) // 20) if len(train) >= SMALLEST_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
     if wanted >= len(train):
-        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.data} has {len(train)} images")
-    return TrainingData(*split_held_out(train, wanted)) if wanted else TrainingData(train, None)
+        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.dataset} has {len(train)} images")
+    return TrainingData(*(split_held_out(train, wanted) if wanted else (train, None)), **told)
 
 
-def check_outside(data: str, out: str) -> None:
+def check_outside(data: Dataset, out: str) -> None:
     """Raise RequestError where the run folder would lie among its data."""
-    if os.path.isdir(data) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
-        raise RequestError(f"--out {out} lies inside {data}: the run's pictures would become its data")
+    for path in paths_of(data):
+        if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
+            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
 
 
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
