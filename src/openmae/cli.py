@@ -14,6 +14,7 @@ import tyro
 
 import openmae
 from openmae.config import (
+    SPLITS,
     AttentionConfig,
     BenchConfig,
     ConvertConfig,
@@ -24,6 +25,7 @@ from openmae.config import (
     InspectConfig,
     KnnConfig,
     PackConfig,
+    PartSettings,
     PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
@@ -43,10 +45,14 @@ def _command(config: type, name: str, *positional: str) -> Any:
     annotations: dict[str, Any] = {}
     for setting, hint in get_type_hints(config).items():
         if setting in positional:
-            annotations[setting] = Annotated[hint, tyro.conf.Positional, tyro.conf.arg(metavar=setting.upper())]
+            shown = tyro.conf.arg(metavar=setting.upper())
+            if setting in ("data", "path") and type(None) in get_args(hint):
+                instead = "(or its parts: --train PATH --val PATH --test PATH)"
+                shown = tyro.conf.arg(metavar=setting.upper(), help_behavior_hint=instead)
+            annotations[setting] = Annotated[hint, tyro.conf.Positional, shown]
         elif type(None) in get_args(hint):
             kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-            metavar = "|".join(METAVARS[kind] for kind in kinds)
+            metavar = "PATH" if setting in SPLITS else "|".join(METAVARS[kind] for kind in kinds)
             hint_of_default = "(default: none)" if setting in OFF else "(default: decided)"
             shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint_of_default)
             annotations[setting] = Annotated[hint, shown]
@@ -71,6 +77,9 @@ OFF = {
     "limit",
     "tiles",
     "push",
+    "train",
+    "val",
+    "test",
 }
 METAVARS: dict[Any, str] = {
     int: "INT",
@@ -116,10 +125,16 @@ TASKS: dict[type, str] = {
 }
 
 
+ON_DATA = [kind for kind in TASKS if issubclass(kind, PartSettings) and kind is not InspectConfig]
+
+
 def checked(shown_config: Any) -> Any:
     """The config itself, of what the command line gave. Raises RequestError where a setting is wrong."""
     config = next(kind for kind in TASKS if isinstance(shown_config, kind))
-    return config(**{field.name: getattr(shown_config, field.name) for field in fields(config)})
+    values = {field.name: getattr(shown_config, field.name) for field in fields(config)}
+    if config is PackConfig and shown_config.parts.paths and values["out"] is None:
+        values |= {"data": None, "out": values["data"]}  # no DATA stands before OUT where the parts are named
+    return config(**values)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -184,7 +199,10 @@ def parse(arguments: list[str]) -> Any:
     except SystemExit as ending:
         if not ending.code:
             raise
-        raise RequestError(usage_error(told.getvalue())) from None
+        message = usage_error(told.getvalue())
+        if message.startswith("Missing from") and any(TASKS[kind] == arguments[0] for kind in ON_DATA):
+            message = message.replace(": see openmae", ", beside DATA or its parts (--train PATH): see openmae")
+        raise RequestError(message) from None
 
 
 def show(arguments: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from openmae.data.labels import (
     targets_of,
 )
 from openmae.data.parts import Part
-from openmae.data.sources import open_source
+from openmae.data.sources import Splits, open_source
 from openmae.errors import RequestError
 
 
@@ -480,9 +480,8 @@ def test_the_default_size_of_the_split(tmp_path, monkeypatch, count, held_out):
         def label(self, index):
             return index % 3
 
-    monkeypatch.setattr(
-        "openmae.data.labelled.open_source", lambda _, split, **__: Numbers() if split == "train" else None
-    )
+    splits = Splits(sources={"train": Numbers()}, taken={})
+    monkeypatch.setattr("openmae.data.labelled.open_splits", lambda _, **__: splits)
     data = opened("anything")
     assert (len(data.validation), len(data.train)) == (held_out, count - held_out)
     assert data.classes == ("0", "1", "2")

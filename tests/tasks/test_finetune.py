@@ -357,6 +357,7 @@ def test_what_rand_augment_moves_in_is_the_mean_colour(pretrained, tmp_path, mon
         {
             "kind": "crop",
             "crop_scale": (0.3, 1.0),
+            "crop_aspect": "model",
             "rand_augment": "rand-m9-mstd0.5-inc1",
             "fill": (round(255 * mean),),
         }

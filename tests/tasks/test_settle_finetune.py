@@ -13,6 +13,7 @@ from openmae.tasks.settle_finetune import SettledTuning, settle_finetune
 from .test_settle import CPU, DATA, GPU, PHOTOS
 
 MAY_STAY_OPEN = {"recipe", "labels", "label_file", "held_out", "epochs", "steps", "blocks", "model", "statistics"}
+MAY_STAY_OPEN |= {"train", "val", "test"}  # in place of `data`
 MANY = replace(PHOTOS, count=1_281_167)
 
 

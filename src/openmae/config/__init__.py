@@ -7,6 +7,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 from openmae.config.bench import BenchConfig
 from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, flag_of, pair
 from openmae.config.convert import ConvertConfig
+from openmae.config.dataset import SPLITS, DataParts, Dataset, DataSettings, PartSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.finetune import FinetuneConfig, SettledFinetune
@@ -14,7 +15,7 @@ from openmae.config.inspect import InspectConfig
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.config.pretrain import AUGMENTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
+from openmae.config.pretrain import AUGMENTS, CROP_ASPECTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
 from openmae.config.probe import ProbeConfig, SettledProbe
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
@@ -37,6 +38,7 @@ from openmae.config.target_scale import TargetScale
 
 __all__ = [
     "AUGMENTS",
+    "CROP_ASPECTS",
     "DEFAULT_POOL",
     "FORMATS",
     "HEADS",
@@ -47,6 +49,7 @@ __all__ = [
     "POOLS",
     "PRECISIONS",
     "SIZES",
+    "SPLITS",
     "STATISTICS",
     "TARGETS",
     "UNDO",
@@ -54,6 +57,9 @@ __all__ = [
     "BenchConfig",
     "ClassifierShape",
     "ConvertConfig",
+    "DataParts",
+    "DataSettings",
+    "Dataset",
     "DecoderShape",
     "DemoConfig",
     "EmbedConfig",
@@ -65,6 +71,7 @@ __all__ = [
     "LabelledConfig",
     "MAEShape",
     "PackConfig",
+    "PartSettings",
     "Preprocessing",
     "PretrainConfig",
     "ProbeConfig",
@@ -84,4 +91,5 @@ __all__ = [
     "grid_of",
     "num_kept",
     "pair",
+    "paths_of",
 ]

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types
+from openmae.config.checks import check_name, check_range, check_types
+from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
 EXPERIMENTS = ("figure-9",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(Settings):
+class ExperimentConfig(PartSettings):
     """A table or figure of the paper on your data: figure-9, partial fine-tuning between probe and full."""
 
     name: str
     """figure-9: kNN, linear probe, the last blocks, full fine-tuning and from scratch."""
-    data: str
+    data: str | None = None
     """Labelled images with a test or val part."""
     init: str
     """The pre-trained model."""
@@ -38,6 +39,7 @@ class ExperimentConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_parts(self.data, "DATA")
         check_name("the experiment", self.name, EXPERIMENTS)
         if len(self.epochs) != len(self.labels):
             raise RequestError(
@@ -51,3 +53,8 @@ class ExperimentConfig(Settings):
             check_range("--blocks", value, 0, open_low=True)
         for flag, number in (("--seeds", self.seeds), ("--batch-size", self.batch_size), ("--held-out", self.held_out)):
             check_range(flag, number, 1)
+
+    @property
+    def dataset(self) -> Dataset:
+        """DATA, or its parts where they are named."""
+        return self.parts if self.data is None else self.data

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, pair
+from openmae.config.dataset import DataSettings
 from openmae.config.labelled import TASKS
 from openmae.config.pretrain import PRECISIONS
 from openmae.config.shapes import DEFAULT_POOL, POOLS
@@ -15,10 +16,10 @@ EMBED_SPLITS = ("all", "train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(Settings):
+class KnnConfig(DataSettings):
     """Weighted nearest neighbours among frozen features: how good they are without training anything on them."""
 
-    data: str
+    data: str | None = None
     """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
     init: str
     """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
@@ -66,6 +67,7 @@ class KnnConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data()
         _check_encoder_settings(self, POOLS)
         check_name("--task", self.task, TASKS)
         check_range("--max-bad", self.max_bad, 0, 1)
@@ -90,10 +92,10 @@ class KnnConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(Settings):
+class EmbedConfig(DataSettings):
     """A table of features: one row for each image, nothing masked, the same every time."""
 
-    data: str
+    data: str | None = None
     """Images: a folder, parquet, embedded:NAME. Labels are taken along where they are known."""
     init: str
     """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
@@ -126,6 +128,7 @@ class EmbedConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data(needs_train=False)
         _check_encoder_settings(self, EMBED_POOLS)
         check_range("--max-bad", self.max_bad, 0, 1)
         check_name("--split", self.split, EMBED_SPLITS)

@@ -3,15 +3,16 @@
 import os
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_range, check_tiles, check_types
+from openmae.config.checks import check_range, check_tiles, check_types
+from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(Settings):
+class InspectConfig(PartSettings):
     """Look at a data set, a run or a model before you rely on it: what it is, what is wrong with it, what to do."""
 
-    path: str
+    path: str | None = None
     """A data set (folder of images, parquet, embedded:NAME), a run folder, or a checkpoint of any kind."""
     out: str | None = None
     """Folder to make, for the full report as JSON and pictures; without it nothing is written."""
@@ -29,9 +30,15 @@ class InspectConfig(Settings):
     def __post_init__(self) -> None:
         check_types(self)
         check_tiles(self.tiles, None)
-        if not os.fspath(self.path):
+        self.check_parts(self.path, "PATH")
+        if self.path is not None and not os.fspath(self.path):
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)
         check_range("--workers", self.workers, 0)
         check_range("--max-pixels", self.max_pixels, 1)
         check_range("--seed", self.seed, 0, 2**63 - 1)
+
+    @property
+    def dataset(self) -> Dataset:
+        """PATH, or the parts where they are named."""
+        return self.parts if self.path is None else self.path

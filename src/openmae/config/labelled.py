@@ -3,18 +3,19 @@
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
-from openmae.config.pretrain import PRECISIONS
+from openmae.config.checks import check_name, check_range, check_types, flag_of, pair
+from openmae.config.dataset import DataSettings
+from openmae.config.pretrain import CROP_ASPECTS, PRECISIONS
 from openmae.errors import RequestError
 
 TASKS = ("classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledConfig(Settings):
+class LabelledConfig(DataSettings):
     """What fine-tuning and probing have in common: the data, the model to start from, and the run."""
 
-    data: str
+    data: str | None = None
     """Labelled images: class folders, parquet with a label column, or any folder with --label-file."""
     init: str
     """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
@@ -32,6 +33,8 @@ class LabelledConfig(Settings):
     label_file: str | None = None
     """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class; with --task regression path and
     a column of numbers or several."""
+    split_rules: int | None = None
+    """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
     held_out: int | None = None
     """Images of train held out (stratified) to choose or to measure by, where DATA has no val or test."""
 
@@ -40,6 +43,9 @@ class LabelledConfig(Settings):
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
     crop_scale: tuple[float, float] | None = None
     """Smallest and largest area of a random crop, of the image's; for --augment crop and crop-jitter."""
+    crop_aspect: str | None = None
+    """model: random crops have the model's aspect, give or take a third, and may lie anywhere; square: as in runs from
+    before there was a choice, which keep it."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
     max_pixels: int = 178_956_970
@@ -81,12 +87,15 @@ class LabelledConfig(Settings):
     def __post_init__(self) -> None:
         check_types(self)
         check_name("--task", self.task, TASKS)
+        self.check_data()
         check_name("--precision", self.precision, PRECISIONS)
+        check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         for name in ("steps", "batch_size", "micro_batch_size", "log_every", "keep", "evaluate_every", "save_every"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("workers", "held_out", "min_lr", "warmup_epochs", "weight_decay"):
             check_range(flag_of(name), getattr(self, name), 0)
         check_range("--max-pixels", self.max_pixels, 1)
+        check_range("--split-rules", self.split_rules, 1, 2)
         check_range("--seed", self.seed, 0, 2**63 - 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)

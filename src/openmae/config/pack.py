@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, pair
+from openmae.config.checks import check_name, check_range, check_tiles, check_types, pair
+from openmae.config.dataset import DataSettings
 from openmae.config.shapes import LARGEST
 from openmae.errors import RequestError
 
@@ -11,20 +12,21 @@ SUBSAMPLINGS = ("420", "444")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackConfig(Settings):
+class PackConfig(DataSettings):
     """Turn any data into data that is fast to read: small JPEGs in parquet, or raw numbers in a memory-mapped .npy.
 
     Splits, labels, class and file names are kept. `openmae pack PACK --verify` checks one that is there.
     """
 
-    data: str
+    data: str | None = None
     """Images: a folder, parquet, embedded:NAME, another pack."""
     out: str | None = None
     """Folder to make."""
     format: str = "jpeg"
     """jpeg: the whole image, 8 bits, grey or RGB; raw: one shape for all, any number type and channels."""
     size: int | tuple[int, int] | None = None
-    """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less."""
+    """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less;
+    raw packs of long images keep their aspect."""
     tiles: int | None = None
     """Cut images larger than so many pixels into tiles of that side, each an image of the pack called file#row,column;
     --size is then theirs unless given. Blank tiles are left out."""
@@ -49,6 +51,7 @@ class PackConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data()
         check_name("--format", self.format, FORMATS)
         check_name("--subsampling", self.subsampling, SUBSAMPLINGS)
         check_name("--resume", self.resume, ("never", "auto"))
@@ -64,6 +67,8 @@ class PackConfig(Settings):
         check_tiles(self.tiles, pair(self.size), "--size")
         if self.format == "jpeg" and isinstance(self.size, tuple):
             raise RequestError("--size got height and width: JPEGs keep their aspect, give the short side")
+        if self.verify and self.data is None:
+            raise RequestError(f"--verify checks a pack: name it in place of {self.dataset}")
         if self.verify == (self.out is not None):
             raise RequestError(
                 "--verify checks the pack that is named, and writes no OUT"

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import (
-    Settings,
     check_name,
     check_range,
     check_tiles,
@@ -12,23 +11,25 @@ from openmae.config.checks import (
     flag_of,
     pair,
 )
+from openmae.config.dataset import DataSettings
 from openmae.config.shapes import SIZES, TARGETS
 from openmae.errors import RequestError
 
 MASKS = ("random", "block", "grid", "given")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
 CROP_PLACES = ("reader", "device")
+CROP_ASPECTS = ("model", "square")
 STATISTICS = ("imagenet", "measured")
 PRECISIONS = ("fp32", "bf16")
 WATCHES = ("knn", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(Settings):
+class PretrainConfig(DataSettings):
     """Masked pre-training of a ViT on unlabelled images (paper, section 3 and table 8)."""
 
-    data: str
-    """Folder of images, parquet file or folder, or embedded:photos, embedded:digits."""
+    data: str | None = None
+    """Folder of images, parquet file or folder, a pack, or embedded:photos, embedded:digits."""
     out: str
     """Run folder to make."""
     recipe: str | None = None
@@ -63,6 +64,9 @@ class PretrainConfig(Settings):
     # The data
     augment: str | None = None
     """none (centre crop), crop-fixed, crop (random size, flip), or crop-jitter (table 1e)."""
+    crop_aspect: str | None = None
+    """model: random crops have the model's aspect, give or take a third, and may lie anywhere; square: as in runs from
+    before there was a choice, which keep it."""
     statistics: str | None = None
     """Whose mean and standard deviation: imagenet or measured."""
     mean: tuple[float, ...] | None = None
@@ -74,6 +78,8 @@ class PretrainConfig(Settings):
     tiles: int | None = None
     """Cut images larger than so many pixels into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
     JPEG first (openmae pack --tiles): each tile decodes its whole file."""
+    split_rules: int | None = None
+    """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
     held_out: int | None = None
     """Images taken out of training for the held-out loss when the data has no validation part."""
     max_bad: float | None = None
@@ -141,11 +147,13 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
+        self.check_data()
         check_name("--model", self.model, SIZES)
         check_name("--mask", self.mask, MASKS)
         check_name("--target", self.target, TARGETS)
         check_name("--augment", self.augment, AUGMENTS)
         check_name("--crop-on", self.crop_on, CROP_PLACES)
+        check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         check_name("--statistics", self.statistics, STATISTICS)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--watch", self.watch, WATCHES)
@@ -158,6 +166,7 @@ class PretrainConfig(Settings):
         for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
             check_range(flag_of(name), getattr(self, name), 0)
         check_range("--seed", self.seed, 0, 2**63 - 1)
+        check_range("--split-rules", self.split_rules, 1, 2)
         check_range("--crops-per-decode", self.crops_per_decode, 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)
@@ -223,6 +232,8 @@ class SettledConfig(PretrainConfig):
     bf16_residual: bool = False
     workers: int
     crop_on: str = "reader"  # as in runs from before there was a choice
+    crop_aspect: str = "square"  # likewise
+    split_rules: int = 1  # likewise
     log_every: int
     evaluate_every: int
     picture_every: int

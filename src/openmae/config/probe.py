@@ -44,6 +44,8 @@ class SettledProbe(ProbeConfig):
     task: str = "classification"  # as in runs from before there was a choice
     image_size: int | tuple[int, int]
     crop_scale: tuple[float, float]
+    crop_aspect: str = "square"  # as in runs from before there was a choice
+    split_rules: int = 1  # likewise
     max_bad: float
     batch_size: int
     micro_batch_size: int

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
-from openmae.config import AUGMENTS, Preprocessing, check_name
+from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
 from openmae.data.chance import global_chance
 from openmae.errors import RequestError
 
 CROP_SCALE = (0.2, 1.0)  # of the area, in pre-training
-CROP_RATIO = (3 / 4, 4 / 3)  # width over height
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height, of the model's
 CROP_ATTEMPTS = 10
 FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
 # The paper names no strengths for its jitter ablation: brightness, contrast, saturation, hue as commonly used.
@@ -51,6 +51,8 @@ class Augmentation:
     Attributes:
         kind: none (centre crop, no flip), crop-fixed, crop or crop-jitter.
         crop_scale: smallest and largest area of a random crop, of the image's (crop and crop-jitter).
+        crop_aspect: model: random crops have the model's aspect give or take a third, wherever they lie; square: as in
+            older runs, which stretched for models that are not square and saw the centre of images too long to crop.
         rand_augment: timm's policy, like rand-m9-mstd0.5-inc1, on top of `kind`; for uint8 images, grey or RGB.
         fill: 0..255 for each channel, where RandAugment moves pixels in from outside; None is a middle grey.
 
@@ -60,11 +62,13 @@ class Augmentation:
 
     kind: str = "crop"
     crop_scale: tuple[float, float] = CROP_SCALE
+    crop_aspect: str = "model"
     rand_augment: str | None = None
     fill: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name("--augment", self.kind, AUGMENTS)
+        check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise RequestError(
@@ -116,7 +120,8 @@ class Augmentation:
             box = fixed_size_box(height, width, size, chance[0], chance[1])
         else:
             attempts = chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
-            box = random_size_box(height, width, self.crop_scale, attempts)
+            aspect = None if self.crop_aspect == "square" else size[1] / size[0]
+            box = random_size_box(height, width, self.crop_scale, attempts, aspect)
         return Crop(box, bool(chance[4 * CROP_ATTEMPTS] < 0.5))
 
 
@@ -162,25 +167,36 @@ def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, l
     return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
 
 
-def random_size_box(height: int, width: int, scale: tuple[float, float], chance: NDArray[np.float64]) -> Box:
-    """A box of random area and aspect; after ten misses the largest centred one (torchvision's algorithm).
+def random_size_box(
+    height: int, width: int, scale: tuple[float, float], chance: NDArray[np.float64], aspect: float | None = None
+) -> Box:
+    """A box of random area and aspect; where no attempt fits the image, the largest that may be, at a random place.
+
+    torchvision's algorithm, but for two things: the aspect is about the model's, or resizing would stretch what
+    evaluation shows as it is; and that largest box lies where the last attempt would have lain, not in the centre, or
+    the ends of a long image would never be seen.
 
     Args:
         scale: smallest and largest area, of the image's.
         chance: (attempts, 4) uniform numbers: area, aspect, top, left.
+        aspect: width over height of what the box is resized to; None: torchvision's algorithm as it is.
     """
     low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    of_model = 1.0 if aspect is None else aspect
     for area_chance, ratio_chance, top_chance, left_chance in chance.tolist():
         area = height * width * (scale[0] + area_chance * (scale[1] - scale[0]))
-        ratio = math.exp(low + ratio_chance * (high - low))
+        ratio = math.exp(low + ratio_chance * (high - low)) * of_model
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
             top, left = int(top_chance * (height - box_height + 1)), int(left_chance * (width - box_width + 1))
             return top, left, box_height, box_width
-    ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
+    ratio = min(max(width / height, CROP_RATIO[0] * of_model), CROP_RATIO[1] * of_model)
     box_height, box_width = min(height, round(width / ratio)), min(width, round(height * ratio))
     box_height, box_width = max(1, box_height), max(1, box_width)
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    if aspect is None:
+        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    top, left = int(top_chance * (height - box_height + 1)), int(left_chance * (width - box_width + 1))
+    return top, left, box_height, box_width
 
 
 def resized_crop(image: NDArray, box: Box, size: tuple[int, int]) -> Tensor:

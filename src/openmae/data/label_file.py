@@ -211,7 +211,9 @@ class ImageNames:
     """Finds an image by the path that a row gives."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = {name: i for i, name in enumerate(names)}
+        self._names: dict[str, int] = {}
+        for i, name in enumerate(names):  # parts of one name, from different places, may hold files of one name
+            self._names[name] = AMBIGUOUS if name in self._names else i
         self._depth = max((name.count("/") for name in names), default=0)
         self._ends: dict[str, int] | None = None  # all ends of all paths; seldom needed
 

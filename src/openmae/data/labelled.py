@@ -1,12 +1,12 @@
 """Labelled data: which images train, which things are chosen by, which give the final figure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config import TargetScale
+from openmae.config import Dataset, TargetScale
 from openmae.data.labels import (
     Labels,
     classes_present,
@@ -17,7 +17,7 @@ from openmae.data.labels import (
     stratified,
 )
 from openmae.data.parts import Part, images_apart
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, open_splits
 from openmae.data.understood import ADVICE, understood
 from openmae.errors import RequestError, shown
 
@@ -37,6 +37,7 @@ class LabelledData:
         note: what a person has to know of what labels were taken for; empty where there is no doubt.
         unlabelled: images left out because they have no label, of all parts.
         unmatched: rows of the label file that name no image of DATA.
+        taken, parts_line: what was taken for what, see `openmae.data.sources.Splits`.
     """
 
     train: Source
@@ -50,6 +51,9 @@ class LabelledData:
     unmatched: int
     scale: TargetScale | None = None
     note: str = ""
+
+    taken: dict[str, str] = field(default_factory=dict)
+    parts_line: str = ""
 
     @property
     def task(self) -> str:
@@ -90,7 +94,7 @@ class LabelledData:
 
 
 def open_labelled(
-    data: str,
+    dataset: Dataset,
     *,
     labels: str | None,
     label_file: str | None,
@@ -101,6 +105,7 @@ def open_labelled(
     needs_choice: bool = False,
     task: str | None = None,
     advice: str = ADVICE,
+    split_rules: int | None = None,
 ) -> LabelledData:
     """Open the parts of DATA that have labels, and split train where a part is missing.
 
@@ -110,15 +115,16 @@ def open_labelled(
     Args:
         labels: how many images to train on, see `parse_labels`; None for all.
         held_out: the size of the split; None for a fifth below 2,500 images, above a tenth, at most 5,000.
+        split_rules: how the parts are found, see `open_splits`.
         needs_choice: something is chosen on the way (a rate, the best step), which must not be done on the test part.
         task, advice: see `understood`.
 
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
-    opened = {split: open_source(data, split, background=background, max_pixels=max_pixels) for split in SPLITS}
-    parts = {split: source for split, source in opened.items() if source is not None}
-    found = understood(data, parts, label_file, task, advice)
+    data = str(dataset)
+    opened = open_splits(dataset, background=background, max_pixels=max_pixels, split_rules=split_rules)
+    found = understood(data, opened.sources, label_file, task, advice)
     parts, targets, classes = found.parts, found.targets, found.classes
     check_labelled(data, targets["train"], classes)
     for split in ("val", "test"):
@@ -151,6 +157,8 @@ def open_labelled(
         unmatched=found.unmatched,
         scale=TargetScale.of(found.columns, numbers) if found.columns else None,
         note=found.note,
+        taken=opened.taken,
+        parts_line=opened.line,
     )
 
 

@@ -97,6 +97,7 @@ class DataFacts:
         other_dtypes: how many images of the look have another number type.
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
         blank: tiles of the look that are blank; nothing else of them is in these facts.
+        aspects: width over height of each image of the look.
     """
 
     count: int
@@ -110,6 +111,12 @@ class DataFacts:
     other_dtypes: dict[str, int] = field(default_factory=dict)
     raw_shape: tuple[int, int, int] | None = None
     blank: int = 0
+    aspects: tuple[float, ...] = (1.0,)
+
+    @property
+    def aspect(self) -> float:
+        """The median of `aspects`, for which 1:2 and 2:1 are equally far from a square."""
+        return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
 def look_at(source: Source, limit: int = 256) -> DataFacts:
@@ -118,7 +125,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
     Raises:
         RequestError: none of them can be read.
     """
-    images, bad, blank = [], {}, 0
+    images, aspects, bad, blank = [], list[float](), {}, 0
     chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
     if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
         chosen.sort()
@@ -137,6 +144,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
             PROBE_SIZE,
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))
+        aspects.append(image.shape[1] / image.shape[0])
     if not images and not bad:
         raise RequestError(f"all of {blank} tiles looked at are blank")
     if not images:
@@ -167,6 +175,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
         raw_shape=raw_shape(source),
         blank=blank,
+        aspects=tuple(aspects),
     )
 
 

@@ -3,27 +3,27 @@
 A source is an index -> sample table that is cheap to open, keeps no file open, and may be pickled or forked.
 """
 
-import itertools
 import os
-import re
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.config import SPLITS, DataParts, Dataset
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
 from openmae.data.folder import FolderSource, Ignored, class_names, scan
 from openmae.data.packed import PackedSource, read_pack
 from openmae.data.parquet import ParquetSource, is_parquet
+from openmae.data.split_names import SPLIT_RULES, Layout, find_layout, names_of, whole_layout
 from openmae.errors import RequestError, shown
 
 # A class; with several for an image, zeros and ones, one for each class; numbers to predict; None where unknown.
 Label = int | NDArray[np.float32] | NDArray[np.float64] | None
-SPLITS = ("train", "val", "test")
-_SPLIT = re.compile(rb"(train(ing)?|val(id(ation)?)?|test(ing)?)([^a-z].*)?", re.IGNORECASE | re.DOTALL)
 
 
 class Source(Protocol):
@@ -50,100 +50,205 @@ class Source(Protocol):
         ...
 
 
-def open_source(
-    data: str, split: str = "train", *, background: float = 1.0, max_pixels: int = MAX_PIXELS
-) -> Source | None:
-    """Open the `split` (train, val or test) of DATA: a folder, parquet file or folder, a pack, `embedded:NAME`.
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The parts of a data set, and what was taken for what.
 
-    Children called train*, val*, test* are splits if all children that hold data are called so; otherwise everything is
-    `train`. One folder around them all is looked through. Returns None for a val or test that is not there.
-    Raises RequestError, one line, for DATA that cannot be used or has splits but no train.
+    Attributes:
+        sources: by part, those that were asked for and are there.
+        taken: by part, opened or not: what it was taken from, for a person.
+        note: what else should be said of that.
     """
+
+    sources: dict[str, Source]
+    taken: dict[str, str]
+    note: str = ""
+
+    @property
+    def line(self) -> str:
+        """What was taken for what, for a person."""
+        counts = {s: f" ({len(of):,} image{'s' * (len(of) != 1)})" for s, of in self.sources.items()}
+        return (
+            ", ".join(f"{split} from {what}{counts.get(split, '')}" for split, what in self.taken.items()) + self.note
+        )
+
+
+def open_source(
+    data: Dataset,
+    split: str = "train",
+    *,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    split_rules: int | None = None,
+) -> Source | None:
+    """Open the `split` (train, val or test) of a data set, see `open_splits`; None where it is not there."""
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    if data.startswith("embedded:"):
-        return embedded_source(data.removeprefix("embedded:"), split)
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    return open_splits(data, (split,), split_rules=split_rules, **options).sources.get(split)
+
+
+def open_splits(
+    data: Dataset,
+    wanted: Sequence[str] = SPLITS,
+    *,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    split_rules: int | None = None,
+) -> Splits:
+    """Open the `wanted` parts of a data set, those that are there.
+
+    DATA is a folder, parquet file or folder, a pack, or `embedded:NAME`; its parts are found by the names of what lies
+    in it, see `find_layout`. Parts that are named outright are each wholly what they were said to be.
+
+    Args:
+        split_rules: how parts are found, the newest way by default; a run keeps its own (`SPLIT_RULES`).
+
+    Raises:
+        RequestError: in one line, for data that cannot be used, or that has parts but no train, if that is wanted.
+    """
+    options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    if isinstance(data, DataParts):
+        return _open_named({split: path for split, path in data.paths.items() if split in wanted}, options)
+    if data.startswith("embedded:"):
+        found = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
+        sources: dict[str, Source] = {split: source for split, source in found.items() if source is not None}
+        return Splits(sources=sources, taken=dict.fromkeys(sources, shown(data)))
+    root = Path(data)
+    if not _is_folder(data):
+        source = ParquetSource([root], **options)
+        return Splits(sources={"train": source} if "train" in wanted else {}, taken={"train": shown(root)})
+    manifest = read_pack(root)
+    if manifest is not None:
+        there = list(manifest["splits"])
+        _check_train(root, there, wanted)
+        packs: dict[str, Source] = {s: PackedSource(root, manifest, s, **options) for s in wanted if s in there}
+        return Splits(sources=packs, taken={split: f"the pack {shown(root)}" for split in there})
+    rules = SPLIT_RULES if split_rules is None else split_rules
+    files, is_table, ignored = _scanned(root)
+    layout = find_layout(root, files, is_table, rules)
+    _check_train(root, list(layout.groups), wanted)
+    parts = {split: _FolderPart(root, group, layout.depth, is_table, ignored) for split, group in layout.groups.items()}
+    # One list of classes for all splits, so that a class absent from one of them shifts no label.
+    classes = sorted({name for part in parts.values() for name in part.class_names})
+    return Splits(
+        sources={split: part.open(classes, options) for split, part in parts.items() if split in wanted},
+        taken={split: names_of(layout, split, root) for split in layout.groups},
+        note=_note(layout),
+    )
+
+
+def _note(layout: Layout) -> str:
+    names = [shown(os.fsdecode(name)) for name in layout.classes_like_splits]
+    if not names:
+        return ""
+    told = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return f"; {told} are no parts but classes, for no train is among them (--train, --val and --test say otherwise)"
+
+
+@dataclass(frozen=True)
+class _FolderPart:
+    """Files below a folder, not yet opened: images or tables, with the depth of their class folders."""
+
+    root: Path
+    files: list[bytes]
+    depth: int
+    is_table: bool
+    ignored: Ignored
+
+    @property
+    def class_names(self) -> set[str]:
+        return set() if self.is_table else class_names(self.files, self.depth) or set()
+
+    def open(self, classes: list[str], options: dict[str, Any]) -> Source:
+        if self.is_table:
+            return ParquetSource([self.root / os.fsdecode(file) for file in self.files], root=self.root, **options)
+        return FolderSource(
+            self.root, self.files, class_depth=self.depth, classes=classes or None, ignored=self.ignored, **options
+        )
+
+
+def _open_named(paths: dict[str, str], options: dict[str, Any]) -> Splits:
+    """Each part wholly from its own path. Images are named with the folder's name, so that parts differ."""
+    folders: dict[str, _FolderPart] = {}
+    sources: dict[str, Source] = {}
+    for split, path in paths.items():
+        part = _open_part(split, path, options)
+        if isinstance(part, _FolderPart):
+            folders[split] = part
+        else:
+            sources[split] = part
+    found = {name for part in folders.values() for name in part.class_names}
+    # Names that come with a table or a pack have their order, and their labels follow it.
+    given = next((list(s.classes) for s in sources.values() if s.classes and found <= set(s.classes)), None)
+    sources |= {split: part.open(given or sorted(found), options) for split, part in folders.items()}
+    return Splits(
+        sources={split: sources[split] for split in paths}, taken={split: shown(path) for split, path in paths.items()}
+    )
+
+
+def _open_part(split: str, path: str, options: dict[str, Any]) -> Source | _FolderPart:
+    if path.startswith("embedded:"):
+        source = embedded_source(path.removeprefix("embedded:"), split)
+        if source is None:
+            raise RequestError(f"--{split} {shown(path)}: it has no {split} part")
+        return source
+    root = Path(path)
+    if not _is_folder(path):
+        return ParquetSource([root], **options)
+    manifest = read_pack(root)
+    if manifest is not None:
+        there = list(manifest["splits"])
+        if split not in there and len(there) > 1:
+            raise RequestError(f"--{split} {shown(path)}: the pack holds {' and '.join(there)} but no {split}")
+        return PackedSource(root, manifest, split if split in there else there[0], **options)
+    files, is_table, ignored = _scanned(root)
+    depth = whole_layout(root, files, is_table, split).depth
+    parent, name = os.path.split(os.path.abspath(root))
+    if not name:  # the root of a disk
+        return _FolderPart(root, files, depth, is_table, ignored)
+    files = [os.path.join(os.fsencode(name), file) for file in files]
+    return _FolderPart(Path(parent), files, depth + 1, is_table, ignored)
+
+
+def _is_folder(data: str) -> bool:
+    """Whether it is a folder rather than a parquet file. Raises RequestError where it is neither."""
     try:
         mode = os.stat(data).st_mode
-        if stat.S_ISREG(mode):
-            if not is_parquet(data):
-                what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
-                raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
-            return ParquetSource([Path(data)], **options) if split == "train" else None
-        if not stat.S_ISDIR(mode):
-            raise RequestError(f"{shown(data)} is neither a folder nor a file: give the folder that holds the images")
     except FileNotFoundError:
         raise RequestError(f"no such file or folder: {shown(data)}") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
         raise RequestError(f"cannot open {shown(data)}: {getattr(error, 'strerror', None) or error}") from None
-    manifest = read_pack(Path(data))
-    if manifest is not None:
-        return _open_pack(Path(data), manifest, split, options)
-    return _open_folder(Path(data), split, options)
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise RequestError(f"{shown(data)} is neither a folder nor a file: give the folder that holds the images")
+    try:
+        if is_parquet(data):
+            return False
+    except OSError as error:
+        raise RequestError(f"cannot open {shown(data)}: {error.strerror or error}") from None
+    what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
+    raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
 
 
-def _open_pack(root: Path, manifest: dict[str, Any], split: str, options: dict[str, Any]) -> Source | None:
-    if split in manifest["splits"]:
-        return PackedSource(root, manifest, split, **options)
-    if split == "train":
-        raise RequestError(f"{shown(root)} holds {' and '.join(manifest['splits'])} but no train")
-    return None
+def _check_train(root: Path, there: list[str], wanted: Sequence[str]) -> None:
+    if "train" in wanted and "train" not in there:
+        raise RequestError(
+            f"{shown(root)} holds {' and '.join(there)} but no train: say what each part is, with --train PATH --val "
+            "PATH --test PATH in place of it"
+        )
 
 
-def _open_folder(root: Path, split: str, options: dict[str, Any]) -> Source | None:
+def _scanned(root: Path) -> tuple[list[bytes], bool, Ignored]:
+    """The images below a folder or, where there are none, its tables; whether they are tables; what was left out."""
     images, tables, ignored = scan(root)
-    files = images or tables
-    if not files:
+    if not images and not tables:
         if ignored.count == 0:
             raise RequestError(f"{shown(root)} is empty: give a folder of images or parquet files")
         raise RequestError(f"no images in {shown(root)}: found {ignored}; .jpg, .png, .tif, .npy and .parquet are read")
-    groups, depth = _split_groups(files, is_table=not images)
-    if "train" not in groups and split == "train":
-        raise RequestError(f"{shown(root)} holds {' and '.join(groups)} but no train: give the split's folder itself")
-    if split not in groups:
-        return None
     if not images:
-        return ParquetSource([root / os.fsdecode(file) for file in groups[split]], root=root, **options)
+        return tables, True, ignored
     for table in tables:  # a metadata.parquet beside images
         ignored.add_extension(os.fsdecode(os.path.splitext(table)[1].lower()))
-    # One list of classes for all splits, so that a class absent from one of them shifts no label.
-    per_split = [class_names(group, depth) for group in groups.values()]
-    classes = sorted({name for names in per_split for name in names or ()})
-    return FolderSource(root, groups[split], class_depth=depth, classes=classes or None, ignored=ignored, **options)
-
-
-def _split_groups(files: list[bytes], is_table: bool) -> tuple[dict[str, list[bytes]], int]:
-    """Files by split, and the depth at which their class folders would be; without splits all are train, at depth 0."""
-    for depth in itertools.count():
-        heads = _heads(files, depth)
-        names = {head: _split_name(head, is_file) for head, is_file in heads.items()}
-        # Image files, unlike folders and tables, need two splits among them: test_001.png ... alone are no test set.
-        convincing = is_table or not all(heads.values()) or len(set(names.values())) > 1
-        if all(names.values()) and convincing:
-            groups: dict[str, list[bytes]] = {}
-            for file in files:
-                groups.setdefault(str(names[file.split(b"/", depth + 1)[depth]]), []).append(file)
-            return {split: groups[split] for split in SPLITS if split in groups}, depth + 1
-        found = {split for split in names.values() if split}
-        if "train" in found and len(found) > 1:  # or held-out images would be trained on, because of one stray file
-            strange = [shown(os.fsdecode(head)) for head, split in names.items() if split is None]
-            raise RequestError(
-                f"beside {' and '.join(sorted(found))} lie {', '.join(strange[:3])}: move what is no split "
-                "elsewhere, or give the folder of one split"
-            )
-        if len(heads) > 1 or any(heads.values()):
-            break
-    return {"train": files}, 0
-
-
-def _heads(files: list[bytes], depth: int) -> dict[bytes, bool]:
-    """The names at `depth` of the files' paths, each with whether it is a file."""
-    return {parts[depth]: len(parts) == depth + 1 for parts in (file.split(b"/", depth + 1) for file in files)}
-
-
-def _split_name(name: bytes, is_file: bool) -> str | None:
-    match = _SPLIT.fullmatch(os.path.splitext(name)[0] if is_file else name)
-    return next(split for split in SPLITS if match[1].lower().startswith(split.encode())) if match else None
+    return images, False, ignored

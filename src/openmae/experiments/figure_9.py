@@ -26,6 +26,7 @@ from openmae.tasks.knn import knn
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.metrics import figures
 from openmae.tasks.probe import probe
+from openmae.tasks.runs import PLACES
 from openmae.tasks.training_data import check_outside
 from openmae.training.device import default_workers
 from openmae.training.files import disk_faults, write_json, written_aside
@@ -73,12 +74,13 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
-    check_reported(config.data)
-    check_outside(config.data, config.out)
+    check_reported(config.dataset)
+    named: dict[str, Any] = {name: getattr(config, name) for name in PLACES}
+    check_outside(config.dataset, config.out)
 
     def opened(labels: str | None, held_out: int | None) -> LabelledData:
         return open_labelled(
-            config.data,
+            config.dataset,
             labels=labels,
             label_file=None,
             held_out=held_out,
@@ -92,7 +94,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     # What would be refused hours later is refused now.
     counts = {labels: len(opened(labels, held_out).train) for labels in config.labels}
     for blocks in config.blocks:
-        FinetuneConfig(data=config.data, init=config.init, out=config.out, blocks=blocks)
+        FinetuneConfig(**named, init=config.init, out=config.out, blocks=blocks)
     begin(out, config, data.fingerprint, hash_of(model.encoder.state_dict()))
     kept = kept_rows(out / "results.json")
     rows: list[Row] = []
@@ -119,7 +121,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
         for rate in config.base_lr:
             run = out / "runs" / f"{name}-{rate:g}"
             settings = FinetuneConfig(
-                data=config.data,
+                **named,
                 init=init,
                 out=str(run),
                 labels=labels,
@@ -157,7 +159,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
         found = []
         for seed in range(config.seeds):
             settings = ProbeConfig(
-                data=config.data,
+                **named,
                 init=config.init,
                 out=str(out / "runs" / f"{labels}-probe-{seed}"),
                 labels=labels,
@@ -175,7 +177,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
         run = out / "runs" / f"{labels}-knn"
         shutil.rmtree(run, ignore_errors=True)  # left by a stop: it is quick, and never goes on
         settings = KnnConfig(
-            data=config.data,
+            **named,
             init=config.init,
             out=str(run),
             k=(min(NEIGHBOURS, counts[labels]),),

@@ -6,15 +6,18 @@ from typing import Any, Protocol
 
 import torch
 
-from openmae.config import SIZES, check_name
+from openmae.config import SIZES, check_name, pair
 from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.data.split_names import SPLIT_RULES
 from openmae.errors import RequestError
+from openmae.tasks.image_size import image_size_for
 from openmae.training.device import can_compile, default_workers, has_bf16, total_memory
 from openmae.training.optim import CosineSchedule
 
 # Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
 LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
 
+CROPS_LIKE_EVALUATION = "stretched by a third at most against what evaluation sees, from anywhere in an image"
 MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 
 
@@ -116,30 +119,22 @@ def check_warmup(choices: Choices, count: int) -> None:
 
 
 def decide_model(facts: DataFacts, machine: Machine, choices: Choices) -> None:
-    """The encoder's shape and the image size."""
+    """The encoder's shape, the image size and the patches."""
     decide, get = choices.decide, choices.get
     if get("width") is None or get("depth") is None or get("num_heads") is None:
         if get("width") is None and get("depth") is None:
             decide("model", *_model_for(facts.count, machine.device))
         decide_size(choices, get("model") or "tiny")
         decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
-    small = facts.short_side < 224
-    largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
-    side = min(facts.short_side, largest)
-    if get("patch_size") is None and get("image_size") is None:
-        step = 1 if side < 4 else 2 if side < 8 else 4 if side < 64 else 8 if side <= 128 else 16
-        if not small and get("model") == "huge":
-            step = 14
-        side = max(step, side // step * step)
-        decide("patch_size", step, f"for images of {side} px")
-        decide(
-            "image_size",
-            side,
-            "the images' own size" if side > facts.short_side - step else f"usual for {machine.device}",
+    if get("image_size") is None:
+        largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
+        is_huge = get("model") == "huge"
+        patch, image_size, why = image_size_for(
+            facts, largest, get("patch_size"), is_huge=is_huge, device=machine.device
         )
-    elif get("image_size") is None:
-        patch = get("patch_size")
-        decide("image_size", max(patch, side // patch * patch), f"what {patch} px patches divide")
+        height, width = pair(image_size)
+        decide("patch_size", patch, f"for images of {image_size if height == width else f'{height}x{width}'} px")
+        decide("image_size", image_size, why)
     elif get("patch_size") is None:
         size = get("image_size")
         sides = (size, size) if isinstance(size, int) else size
@@ -210,6 +205,7 @@ def decide_machine(machine: Machine, choices: Choices, width: int) -> None:
     decide = choices.decide
     decide("seed", 0, "the default")
     decide("max_bad", 0.01, "the default")
+    decide("split_rules", SPLIT_RULES, "the newest")
     decide("device", machine.device, "the best here")
     # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or width >= 768)

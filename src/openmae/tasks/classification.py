@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmae.config import ClassifierShape, LabelledConfig, Preprocessing
+from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
 from openmae.data.labelled import LabelledData, open_labelled
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
@@ -20,7 +20,8 @@ from openmae.training.files import disk_faults, write_json
 def open_data(config: LabelledConfig, background: float, needs_choice: bool = False) -> LabelledData:
     """The labelled parts of DATA. Raises RequestError where they cannot be used."""
     return open_labelled(
-        config.data,
+        config.dataset,
+        split_rules=config.split_rules,
         labels=config.labels,
         label_file=config.label_file,
         held_out=config.held_out,
@@ -31,7 +32,7 @@ def open_data(config: LabelledConfig, background: float, needs_choice: bool = Fa
     )
 
 
-def check_reported(data: str) -> None:
+def check_reported(data: Dataset) -> None:
     """Raise RequestError where DATA has neither a test nor a val part to measure on."""
     if open_source(data, "test") is None and open_source(data, "val") is None:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
@@ -58,7 +59,7 @@ def check_classes(earlier: Earlier, data: LabelledData) -> None:
     else:
         new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
         what = f"has the class {new!r}, which the run did not begin with"
-    raise RequestError(f"{earlier.config.data} {what}: restore it, or start a new run with another --out")
+    raise RequestError(f"{earlier.config.dataset} {what}: restore it, or start a new run with another --out")
 
 
 def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
+from openmae.config import SPLITS, paths_of
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
 from openmae.data.numbers import kept_numbers, numbers_of
 from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, Splits, open_splits
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
@@ -52,8 +53,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         check_tiles(config.tiles, preprocessing.image_size)
-        parts = open_parts(config, preprocessing.background)
+        splits = open_parts(config, preprocessing.background)
+        parts = splits.sources
         if processes.is_first:
+            print(f"parts      {splits.line}", flush=True)
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
             print(f"{what:10} {told}{hint}", flush=True)
@@ -115,9 +118,8 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 def check_file(config: EmbedConfig) -> None:
     """Raise RequestError where the table would be among the images, or no file can be."""
     out = Path(config.out)
-    if not config.data.startswith("embedded:") and Path(os.path.realpath(out)).is_relative_to(
-        os.path.realpath(config.data)
-    ):
+    place = Path(os.path.realpath(out))
+    if any(place.is_relative_to(os.path.realpath(path)) for path in paths_of(config.dataset)):
         raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
     if out.is_dir():
         raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
@@ -126,18 +128,19 @@ def check_file(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
-def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
-    """The parts of DATA that are asked for, by name. Raises RequestError where there is no such part."""
+def open_parts(config: EmbedConfig, background: float) -> Splits:
+    """The parts of DATA that are asked for. Raises RequestError where there is no such part."""
     wanted = SPLITS if config.split == "all" else (config.split,)
-    opened = {
-        split: open_source(config.data, split, background=background, max_pixels=config.max_pixels) for split in wanted
-    }
-    parts = {split: source for split, source in opened.items() if source is not None}
-    if not parts:
-        raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")
+    splits = open_splits(config.dataset, wanted, background=background, max_pixels=config.max_pixels)
+    named = str(config.dataset)
+    if not splits.sources:
+        raise RequestError(f"--split got {config.split}, but {shown(named)} has no such part: --split all")
     if config.tiles is None:
-        return parts
-    return {split: cut_into_tiles(source, config.tiles, config.data, num_cores()) for split, source in parts.items()}
+        return splits
+    cut: dict[str, Source] = {}
+    for split, source in splits.sources.items():
+        cut[split] = cut_into_tiles(source, config.tiles, named, num_cores())
+    return replace(splits, sources=cut)
 
 
 def labels_to_write(parts: list[Source], found: list[Features]) -> NDArray:

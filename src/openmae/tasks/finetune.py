@@ -83,7 +83,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         init = None
         if starts_anew and not asked.is_from_scratch:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads))
-        check_outside(asked.data, asked.out)
+        check_outside(asked.dataset, asked.out)
         background = asked.background if init is None else init.preprocessing.background
         data = open_data(asked, 1.0 if background is None else background, asked.report == "held-out")
         asked = replace(asked, task=data.task)
@@ -116,7 +116,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
         if processes.is_first and facts is not None:
-            print("\n".join(tuning_lines(tuned, data, facts, device, num_steps)), flush=True)
+            print(
+                "\n".join([f"parts      {data.parts_line}", *tuning_lines(tuned, data, facts, device, num_steps)]),
+                flush=True,
+            )
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
         copies = 4 if average else 3
@@ -125,7 +128,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
         # From here on the run folder exists.
         if processes.is_first:
-            begin(chosen, tuned.preprocessing, earlier, lock)
+            begin(chosen, tuned.preprocessing, earlier, lock, data.taken)
             write_split(run, chosen, data)
         progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
         beginning = state_of(data, settings_of(chosen, tuned.preprocessing))
@@ -223,7 +226,7 @@ def decide(
     try:
         facts = look_at(data.train)
     except RequestError as error:
-        raise RequestError(f"{config.data}: {error}") from None
+        raise RequestError(f"{config.dataset}: {error}") from None
     start = None if init is None else (init.encoder_shape, init.preprocessing)
     tuned = settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts
@@ -245,6 +248,7 @@ def make_stream(tuned: SettledTuning, data: LabelledData) -> Stream:
     augmentation = Augmentation(
         kind=config.augment,
         crop_scale=config.crop_scale,
+        crop_aspect=config.crop_aspect,
         rand_augment=config.rand_augment if has_rand_augment else None,
         fill=fill_colour(preprocessing) if has_rand_augment else None,
     )

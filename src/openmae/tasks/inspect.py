@@ -21,9 +21,9 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         RequestError: there is nothing of the kind, or --out exists.
     """
     config = InspectConfig.from_dict(config.to_dict())  # paths as strings
-    kind = kind_of(config.path)
+    kind = "data" if config.path is None else kind_of(config.path)
     if config.tiles is not None and kind != "data":
-        raise RequestError(f"--tiles is for a data set, and {shown(config.path)} is a {kind}: leave it out")
+        raise RequestError(f"--tiles is for a data set, and {shown(str(config.path))} is a {kind}: leave it out")
     if kind == "model":
         from openmae.tasks.inspect_model import inspect_model
 

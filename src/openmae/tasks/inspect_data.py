@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import InspectConfig
+from openmae.config import InspectConfig, paths_of
 from openmae.data.census import examine
 from openmae.data.chance import Permutation
 from openmae.data.labels import labels_of
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, Splits, open_splits
 from openmae.errors import RequestError, shown
 from openmae.tasks.inspect_duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect_findings import (
@@ -47,12 +47,12 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
         Fault: the report cannot be written.
     """
     started = time.monotonic()
-    spare = None if config.path.startswith("embedded:") else config.path
-    out = None if config.out is None else check_out(config.out, spare)
-    parts = [_examined(split, source, config) for split, source in _opened(config).items()]
+    out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
+    opened = open_splits(config.dataset, max_pixels=config.max_pixels)
+    parts = [_examined(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)
     duplicates = find_duplicates(parts, MOST_PAIRS)
-    report = _report(config, parts, facts, duplicates)
+    report = _report(config, opened, parts, facts, duplicates)
     report["seconds"] = round(time.monotonic() - started, 1)
     print("\n".join(data_lines(report)), flush=True)
     if out is not None:
@@ -61,18 +61,13 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     return report
 
 
-def _opened(config: InspectConfig) -> dict[str, Source]:
-    opened = {split: open_source(config.path, split, max_pixels=config.max_pixels) for split in SPLITS}
-    return {split: source for split, source in opened.items() if source is not None}
-
-
 def _examined(split: str, source: Source, config: InspectConfig) -> Part:
     """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
     workers = min(num_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
-    tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, config.path, num_cores())
+    tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, str(config.dataset), num_cores())
     started = time.monotonic()
     with Screen(len(indices), 0, f"{split:10}") as screen:
         census = examine(
@@ -94,13 +89,15 @@ def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
 
 
 def _report(
-    config: InspectConfig, parts: list[Part], facts: DataFacts | None, duplicates: Duplicates
+    config: InspectConfig, opened: Splits, parts: list[Part], facts: DataFacts | None, duplicates: Duplicates
 ) -> dict[str, Any]:
     splits = {part.split: part_findings(part) for part in parts}
     whole = {name: sum(found[name] for found in splits.values()) for name in SUMMED}
     report: dict[str, Any] = {
         "kind": "data",
-        "path": shown(config.path),
+        "path": shown(str(config.dataset)),
+        "parts": opened.taken,
+        "parts_line": opened.line,
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
         "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),
@@ -117,7 +114,7 @@ def _report(
         ],
     }
     report["to_mend"] = to_mend(report)
-    report["would_choose"] = would_choose(config.path, facts, config.max_pixels, config.tiles)
+    report["would_choose"] = would_choose(config, facts)
     report["size_advice"] = size_advice(report, facts)
     return report
 

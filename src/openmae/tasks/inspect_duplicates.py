@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.config import SPLITS
 from openmae.data.census import BLANK, PLAIN
 from openmae.data.duplicates import alike, as_keys, equal_groups
-from openmae.data.sources import SPLITS
 from openmae.errors import shown
 from openmae.tasks.inspect_findings import Part
 

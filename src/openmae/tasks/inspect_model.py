@@ -34,6 +34,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         RequestError: it cannot be read, is damaged, or lacks a weight of its encoder.
     """
     out = check_out(config.out) if config.out is not None else None
+    assert config.path is not None
     init = read_init(config.path, say=False)
     assert init.report is not None
     found: dict[str, Any] = {

@@ -7,11 +7,11 @@ from openmae.errors import RequestError, shown
 from openmae.tasks.place import check_place
 
 
-def check_out(out: str, spare: str | None = None) -> Path:
+def check_out(out: str, *spare: str) -> Path:
     """The folder to make.
 
     Args:
-        spare: a data set, among whose images no picture must come to lie.
+        spare: folders of a data set, among whose images no picture must come to lie.
 
     Raises:
         RequestError: something is there already, or nothing can be.
@@ -23,6 +23,6 @@ def check_out(out: str, spare: str | None = None) -> Path:
             raise RequestError(f"--out {shown(out)} exists already and is not empty: choose another")
     except OSError as error:
         raise RequestError(f"--out {shown(out)} cannot be looked into: {error.strerror}") from None
-    if spare is not None and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(spare)):
+    if any(Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)) for folder in spare):
         raise RequestError(f"--out {shown(out)} lies among the images to inspect: choose another")
     return path

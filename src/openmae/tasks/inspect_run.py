@@ -46,6 +46,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         Fault: the report cannot be written.
     """
     out = None if config.out is None else check_out(config.out)
+    assert config.path is not None
     run = Path(config.path)
     values, problem = read_values(run / "config.json")
     settled, why_not = settled_of(values)
@@ -57,7 +58,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "task": TITLES[type(settled)] if settled is not None else None,
         "problem": problem or why_not,
         "settings": {name: values[name] for name in TOLD if values.get(name) is not None},
-        "data": shown(settled.data) if settled is not None else None,
+        "data": shown(str(settled.dataset)) if settled is not None else None,
         **_state(run, settled, lines, summary),
         **_measured(lines, summary),
         "checkpoints": checkpoints_of(run),
@@ -238,7 +239,9 @@ def resume_command(path: str, settled: AnySettled | None, report: dict[str, Any]
     if not whole:
         why = "none of its checkpoints is whole" if report["checkpoints"] else "it has no checkpoint"
         return {"can": False, "why": why, "command": None}
-    words = ["openmae", COMMANDS[type(settled)], settled.data, "--out", path, "--resume", "auto"]
+    named = [word for split, place in settled.parts.paths.items() for word in (f"--{split}", place)]
+    named = named if settled.data is None else [settled.data]
+    words = ["openmae", COMMANDS[type(settled)], *named, "--out", path, "--resume", "auto"]
     if settled.init is not None:
         words += ["--init", settled.init]
     why = f"from step {whole[0]['step']:,}"

@@ -15,6 +15,7 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
     lines += entry("data", f"{report['path']}: {parts}{limited}")
+    lines += entry("parts", report["parts_line"])
     lines += _classes(report["classes"]) if report["classes"] is not None or report["numbers"] is None else []
     lines += _numbers(report["numbers"])
     for split, facts in report["splits"].items():

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 
-from openmae.config import PretrainConfig
+from openmae.config import InspectConfig, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.tasks.choices import Machine
+from openmae.tasks.image_size import seen_words
 from openmae.tasks.settle import settle
 from openmae.training.device import pick_device
 
@@ -75,13 +76,15 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(path: str, facts: DataFacts | None, max_pixels: int, tiles: int | None = None) -> list[str]:
+def would_choose(asked: InspectConfig, facts: DataFacts | None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
-        config = PretrainConfig(data=path, out="run", max_pixels=max_pixels, tiles=tiles)
+        config = PretrainConfig(
+            data=asked.path, **vars(asked.parts), out="run", max_pixels=asked.max_pixels, tiles=asked.tiles
+        )
         settled = settle(config, facts, Machine.of(device, 1))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
@@ -94,6 +97,7 @@ def would_choose(path: str, facts: DataFacts | None, max_pixels: int, tiles: int
     ]
     return [
         f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {chosen.patch_size} px",
+        f"seen {seen_words(facts, chosen.size)}",
         f"model {chosen.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
     ]

@@ -144,7 +144,7 @@ def vote(
 def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
     """Raises RequestError: unusable data or labels, several labels an image, or fewer images than neighbours."""
     data = open_labelled(
-        config.data,
+        config.dataset,
         labels=config.labels,
         label_file=config.label_file,
         held_out=config.held_out,
@@ -184,6 +184,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
+        f"parts      {data.parts_line}",
         f"bank       {len(data.train):,} training images, {target_words(data)}",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "

@@ -4,22 +4,24 @@ import json
 import os
 import shutil
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmae.config import PackConfig
+from openmae.config import Dataset, PackConfig, paths_of
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
 from openmae.data.pack import Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import SPLITS, Source, open_source
+from openmae.data.sources import Source, Splits, open_source, open_splits
 from openmae.data.tiles import Tiled
 from openmae.errors import Fault, RequestError, shown
+from openmae.tasks.image_size import packed_size, share_seen
 from openmae.tasks.pack_files import (
     write_manifest,
 )
@@ -48,23 +50,27 @@ def pack(config: PackConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = PackConfig.from_dict(config.to_dict())  # paths as strings
     if config.verify:
+        assert config.data is not None
         return verify(config.data)
     assert config.out is not None
     with StopRequest() as stop, ExitStack() as lock:
         stop.defer()
         out = Path(config.out)
         check_place(out, "OUT")
-        check_apart(config.data, out)
+        check_apart(config.dataset, out)
         check_vacant(config, out)
-        sources = open_all(config)
-        plan, packing, estimate = make_plan(config, sources)
-        finished = check_same(out, plan)
+        earlier = read_earlier(out)
+        splits = open_all(config, earlier)
+        sources = splits.sources
+        plan, packing, estimate, facts = make_plan(config, sources, size_of(earlier))
+        finished = check_same(out, plan, earlier)
         if finished is None:
             with disk_faults(out):
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
-            print("\n".join(plan_lines(config, plan, packing, estimate, sources)), flush=True)
+            print(f"parts      {splits.line}", flush=True)
+            print("\n".join(plan_lines(config, plan, packing, estimate, sources, facts)), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -105,13 +111,12 @@ def verify(data: str) -> dict[str, Any]:
     return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
 
 
-def check_apart(data: str, out: Path) -> None:
+def check_apart(data: Dataset, out: Path) -> None:
     """Raise RequestError where the pack would lie among its data, or they in it."""
-    if data.startswith("embedded:"):
-        return
-    there, here = Path(os.path.realpath(data)), Path(os.path.realpath(out))
-    if here.is_relative_to(there) or there.is_relative_to(here):
-        raise RequestError(f"OUT {shown(out)} and DATA {shown(data)} lie inside each other: choose another OUT")
+    for path in paths_of(data):
+        there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
+        if here.is_relative_to(there) or there.is_relative_to(here):
+            raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
 
 
 def check_vacant(config: PackConfig, out: Path) -> None:
@@ -126,19 +131,33 @@ def check_vacant(config: PackConfig, out: Path) -> None:
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
-def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
+def read_earlier(out: Path) -> Any:
+    """The manifest of a finished pack, or the plan of an unfinished one; None where nothing was begun.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
+    if finished is None and os.path.lexists(out / UNFINISHED):
+        try:
+            return json.loads((out / UNFINISHED).read_bytes())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    return finished
+
+
+def size_of(earlier: Any) -> int | tuple[int, int] | None:
+    """The size that a pack was begun with."""
+    size = earlier.get("size") if isinstance(earlier, dict) else None
+    return tuple(size) if isinstance(size, list) else size
+
+
+def check_same(out: Path, plan: dict[str, Any], earlier: Any) -> dict[str, Any] | None:
     """The manifest of a pack that is finished already, else None.
 
     Raises:
         RequestError: what is there was begun with other settings or other data.
     """
-    finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
-    earlier = finished
-    if finished is None and os.path.lexists(out / UNFINISHED):
-        try:
-            earlier = json.loads((out / UNFINISHED).read_bytes())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
     if earlier is None:
         return None
     for name, value in {"tiles": None, **plan}.items():  # a pack of tiles is not gone on with as one of images
@@ -152,7 +171,7 @@ def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
                 raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
         elif before != value:
             raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
-    return finished
+    return read_pack(out) if os.path.lexists(out / MANIFEST) else None
 
 
 def clean(out: Path) -> None:
@@ -161,27 +180,59 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig) -> dict[str, Source]:
-    """All splits of DATA that there are."""
+def open_all(config: PackConfig, earlier: Any) -> Splits:
+    """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
+    found = _opened(config)
+    if earlier is None or is_of(earlier, found.sources):
+        return found
+    with suppress(RequestError):  # what was refused then cannot be what was packed
+        as_before = _opened(config, split_rules=1)
+        return as_before if is_of(earlier, as_before.sources) else found
+    return found
+
+
+def _opened(config: PackConfig, split_rules: int | None = None) -> Splits:
     options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
-    found = {split: open_source(config.data, split, **options) for split in SPLITS}
-    sources = {split: source for split, source in found.items() if source is not None and len(source)}
+    found = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
-        return sources
-    workers = num_cores() if config.workers is None else config.workers
-    return {split: cut_into_tiles(source, config.tiles, config.data, workers) for split, source in sources.items()}
+        return found
+    named, workers = str(config.dataset), num_cores() if config.workers is None else config.workers
+    cut: dict[str, Source] = {
+        s: cut_into_tiles(source, config.tiles, named, workers) for s, source in found.sources.items()
+    }
+    return replace(found, sources=cut)
 
 
-def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], Packing, int]:
-    """What the pack will be, a pure function of settings and data; and about how many bytes.
+def is_of(earlier: Any, sources: dict[str, Source]) -> bool:
+    """Whether a pack was begun with these parts."""
+    splits = earlier.get("splits") if isinstance(earlier, dict) else None
+    return (
+        isinstance(splits, dict)
+        and splits.keys() == sources.keys()
+        and all(
+            isinstance(splits[split], dict) and splits[split].get("fingerprint") == source.fingerprint()
+            for split, source in sources.items()
+        )
+    )
+
+
+def make_plan(
+    config: PackConfig, sources: dict[str, Source], size_before: int | tuple[int, int] | None = None
+) -> tuple[dict[str, Any], Packing, int, DataFacts]:
+    """What the pack will be, a pure function of settings and data; about how many bytes; what was seen of the data.
+
+    Args:
+        size_before: of a pack that is gone on with, where no size is asked for.
 
     Raises:
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
     facts = look_at(first, LOOKED_AT)
-    size = config.size if config.size is not None else config.tiles or min(DEFAULT_SIZE, facts.short_side)
     is_raw = config.format == "raw"
+    size = config.size if config.size is not None else size_before if config.tiles is None else config.tiles
+    if size is None:
+        size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
     if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
         raise RequestError(
             f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: --format raw keeps it"
@@ -220,7 +271,7 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         **({} if config.tiles is None else {"tiles": config.tiles}),
         "splits": splits,
     }
-    return plan, packing, round(num_inputs * (mean_bytes + 64))
+    return plan, packing, round(num_inputs * (mean_bytes + 64)), facts
 
 
 def probe(source: Source, packing: Packing) -> float:
@@ -249,18 +300,26 @@ def check_disk(out: Path, estimate: int) -> None:
 
 
 def plan_lines(
-    config: PackConfig, plan: dict[str, Any], packing: Packing, estimate: int, sources: dict[str, Source]
+    config: PackConfig,
+    plan: dict[str, Any],
+    packing: Packing,
+    estimate: int,
+    sources: dict[str, Source],
+    facts: DataFacts,
 ) -> list[str]:
     """What a person reads before it begins."""
     counts = ", ".join(f"{len(source):,} of {split}" for split, source in sources.items())
     decided = "" if config.size is not None else " (--size decided: 256, or the images' own short side where smaller)"
     if config.tiles is not None:
         decided = f" ({config.tiles} px tiles; blank ones are left out)"
+    elif plan["format"] == "raw" and config.size is None and packing.shape[0] != packing.shape[1]:
+        decided = f" (--size decided: the images' median aspect, at most {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels)"
     if plan["format"] == "raw":
         height, width, channels = packing.shape
+        lost = 1 - share_seen(facts, (height, width))
         how = (
             f"raw {plan['dtype']}, the centre {height}x{width} px x {channels} of each image: what lies outside the "
-            "largest centred box is lost"
+            f"largest centred box is lost, {100 * lost:.0f} % of an image in the mean"
         )
     else:
         how = (

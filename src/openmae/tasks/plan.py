@@ -11,6 +11,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.errors import Fault, shown
 from openmae.model import cost
 from openmae.tasks.choices import total_steps
+from openmae.tasks.image_size import seen_words
 from openmae.tasks.settle import Settled, planned_memory
 from openmae.tasks.settle_finetune import SettledTuning
 from openmae.tasks.settle_probe import SettledProbing
@@ -35,6 +36,7 @@ def plan_lines(
     lines = [
         f"data       {facts.count:,} {'images' if c.tiles is None else 'tiles'} to train on, {held_out:,} held out; "
         f"short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"seen       {seen_words(facts, encoder.image_size)}",
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
         f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
@@ -106,6 +108,7 @@ def tuning_lines(
         f"data       {count:,} labelled images to train on, {target_words(data)}"
         + (", several labels an image" if data.is_multi_label else "")
         + f"; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"seen       {seen_words(facts, encoder.image_size, tuned.preprocessing.margin)}",
         f"measured   on {len(data.report):,} images of {data.report_name}"
         + (" (made here, see split.json)" if data.is_validation_split else ""),
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), "
@@ -160,6 +163,7 @@ def probing_lines(
     lines = [
         f"data       {count:,} labelled images to train on, {target_words(data)}; short side about "
         f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"seen       {seen_words(facts, encoder.image_size, settled.preprocessing.margin)}",
         f"measured   on {len(data.report):,} images of {data.report_name}",
         f"model      {c.init}: {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), frozen; "
         f"{'class token' if c.pool == 'cls' else 'mean of the patch tokens'}; features {how}",

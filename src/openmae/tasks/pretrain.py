@@ -95,7 +95,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             return summary
         if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
-            lines = plan_lines(settled, facts, device, masks.num_visible, held_out, str(data.train.ignored))
+            lines = [f"parts      {data.parts_line}"]
+            lines += plan_lines(settled, facts, device, masks.num_visible, held_out, str(data.train.ignored))
             lines[1:1] = tile_lines(chosen, data, facts)
             print("\n".join(lines), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
@@ -107,7 +108,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
         # From here on the run folder exists.
         if processes.is_first:
-            begin(chosen, preprocessing, earlier, lock)
+            begin(chosen, preprocessing, earlier, lock, data.taken)
         progress = open_progress(run, chosen, earlier, processes, len(data.train), data.count)
         settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
         metadata = describe_model(chosen, shape, preprocessing, masks)
@@ -224,7 +225,7 @@ def decide(
     try:
         facts = look_at(data.train)
     except RequestError as error:
-        raise RequestError(f"{config.data}: {error}") from None
+        raise RequestError(f"{config.dataset}: {error}") from None
     machine = Machine.of(device, processes.local_count)
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))

@@ -68,7 +68,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         asked = earlier.config if earlier else config
         device = use_device(asked.device, processes.local_rank)
         init = read_init(asked.init)
-        check_outside(asked.data, asked.out)
+        check_outside(asked.dataset, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing.background, needs_choice)
         asked = replace(asked, task=data.task)
@@ -93,7 +93,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
             return summary
         if processes.is_first and facts is not None:
-            print("\n".join(probing_lines(settled, data, facts, device, num_steps)), flush=True)
+            print(
+                "\n".join([f"parts      {data.parts_line}", *probing_lines(settled, data, facts, device, num_steps)]),
+                flush=True,
+            )
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
         check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
@@ -109,7 +112,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 
         # From here on the run folder exists.
         if processes.is_first:
-            begin(chosen, settled.preprocessing, earlier, lock)
+            begin(chosen, settled.preprocessing, earlier, lock, data.taken)
             write_split(run, chosen, data)
         progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
         beginning = state_of(data, settings_of(chosen, settled.preprocessing))
@@ -198,7 +201,7 @@ def decide(
     try:
         facts = look_at(data.train)
     except RequestError as error:
-        raise RequestError(f"{config.data}: {error}") from None
+        raise RequestError(f"{config.dataset}: {error}") from None
     machine = Machine.of(device, processes.local_count)
     settled = settle_probe(config, facts, data.num_outputs, machine, encoder, preprocessing)
     return replace(settled, config=replace(settled.config, device=str(device))), facts

@@ -95,7 +95,7 @@ def make_reader(
 
         return Reader(stream, lambda part: part.images, keep_reading)
 
-    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale)
+    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale, crop_aspect=config.crop_aspect)
     stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmae.config import SettledConfig, SettledFinetune, SettledProbe
+from openmae.config import Dataset, SettledConfig, SettledFinetune, SettledProbe
 from openmae.data.loader import Batch
 from openmae.data.packed import pack_format
 from openmae.errors import RequestError, shown
@@ -274,7 +274,7 @@ def open_progress(
         max_bad=config.max_bad,
         state=state,
         advice=reading_advice(
-            config.data,
+            config.dataset,
             config.workers,
             is_cpu=config.device == "cpu",
             cores=num_cores() // processes.local_count,
@@ -286,7 +286,7 @@ def open_progress(
 
 
 def reading_advice(
-    data: str, workers: int, *, is_cpu: bool, cores: int, crops_per_decode: int | None, tiles: int | None = None
+    data: Dataset, workers: int, *, is_cpu: bool, cores: int, crops_per_decode: int | None, tiles: int | None = None
 ) -> str:
     """What would help a run that waits for its data, the cheapest first.
 
@@ -297,10 +297,10 @@ def reading_advice(
     # A CPU that computes needs every core that a reader takes; beside a GPU one feeds it.
     idle = 0 if is_cpu else cores - 1 - workers
     told = [f"--workers {workers + idle} would use the idle cores"] if idle > 0 else []
-    kind = pack_format(data)
-    if kind is None and not data.startswith("embedded:"):
+    kind = pack_format(data) if isinstance(data, str) else None
+    if kind is None and not str(data).startswith("embedded:"):
         cut = "" if tiles is None else f" --tiles {tiles}"
-        told.append(f"openmae pack {shown(data)} PACK{cut}: read 2 to 4 times as fast")
+        told.append(f"openmae pack {shown(str(data))} PACK{cut}: read 2 to 4 times as fast")
     elif kind == "jpeg":
         told.append("openmae pack --format raw: read twice as fast as JPEGs")
     if not told and crops_per_decode == 1:

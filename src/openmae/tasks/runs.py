@@ -34,7 +34,8 @@ from openmae.training.parallel import Processes
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
-MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out", "data"}
+MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out"}
+MAY_CHANGE |= (PLACES := {"data", "train", "val", "test"})
 MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # they look, and change nothing
 # What a person may not change, yet leaves the same run: the weights it began with are in it, and memory may
 # have asked for fewer images at a time.
@@ -72,8 +73,9 @@ class Earlier(Generic[T]):
         """Raise RequestError where the data is not that of the checkpoint."""
         if self.state["data"] != fingerprint:
             raise RequestError(
-                f"{self.config.data} is not the data that this run began with (files were added, removed or changed, "
-                "or their labels): restore it, or start a new run with another --out, from these weights with --init"
+                f"{self.config.dataset} is not the data that this run began with (files were added, removed or "
+                "changed, or their labels): restore it, or start a new run with another --out, from these weights with "
+                "--init"
             )
 
     @property
@@ -186,6 +188,8 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
         changed["epochs"] = None
     elif "epochs" in changed:
         changed["steps"] = None
+    if PLACES & changed.keys():  # named anew, as one or by its parts
+        changed |= {name: asked.get(name) for name in PLACES}
     return replace(saved, **{"out": config.out, **changed}), preprocessing
 
 
@@ -193,17 +197,27 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
-def begin(config: AnyConfig, preprocessing: Preprocessing, earlier: Earlier | None, lock: ExitStack) -> None:
+def begin(
+    config: AnyConfig,
+    preprocessing: Preprocessing,
+    earlier: Earlier | None,
+    lock: ExitStack,
+    parts: dict[str, str] | None = None,
+) -> None:
     """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
 
     A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once. The
     folder is held until `lock` is left.
+
+    Args:
+        parts: what of the data was taken for what, for whoever reads config.json.
     """
     run = Path(config.out)
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
     record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
+    record |= {"parts": parts} if parts else {}
     with disk_faults(run):
         write_json(run / "config.json", record)
         write_json(run / "summary.json", {"status": "running"})

@@ -20,6 +20,7 @@ from openmae.interchange.described import Described
 from openmae.model import cost
 from openmae.recipes import PRETRAIN_RECIPES
 from openmae.tasks.choices import (
+    CROPS_LIKE_EVALUATION,
     LOWEST_PEAK_RATE,
     MEMORY_SHARE,
     Choices,
@@ -187,6 +188,7 @@ def _decide_data(facts: DataFacts, choices: Choices) -> None:
     decide("mask_ratio", 0.75, "the paper's default")
     decide("target", "norm-pixel", "the paper's best (table 1d)")
     decide("augment", "crop", "the paper's default (table 1e)")
+    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide_statistics(facts, choices)
 
 
@@ -197,7 +199,8 @@ def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
         obstacle = f"--augment {augment} goes on with the crop where it is read"
         remedy = "--augment crop"
     elif facts.raw_shape is None:
-        obstacle = f"{shown(choices.config.data)} is no raw pack, and only there all images are known to have one shape"
+        named = shown(str(choices.config.dataset))
+        obstacle = f"{named} is no raw pack, and only there all images are known to have one shape"
         remedy = "DATA from openmae pack --format raw"
     else:
         is_gpu = machine.device == "cuda"

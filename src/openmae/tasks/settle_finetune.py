@@ -12,6 +12,7 @@ from openmae.model import cost
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.recipes.finetune import RAND_AUGMENT
 from openmae.tasks.choices import (
+    CROPS_LIKE_EVALUATION,
     MEMORY_SHARE,
     Choices,
     Machine,
@@ -178,6 +179,7 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
     is_moved = config.is_regression and "; where a crop or a flip changes the number, give --augment none"
     decide("augment", "crop", f"table 9{is_moved or ''}")
+    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     small = side < SMALL_IMAGE
     decide("crop_scale", (0.5, 1.0) if small else (0.08, 1.0), f"for images of {side} px" if small else "as released")
     is_picture = facts.dtype == "uint8" and facts.channels in (1, 3)

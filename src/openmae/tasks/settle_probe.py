@@ -8,7 +8,15 @@ from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.recipes import PROBE_RECIPES
-from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_warmup, decide_machine, decide_pace
+from openmae.tasks.choices import (
+    CROPS_LIKE_EVALUATION,
+    MEMORY_SHARE,
+    Choices,
+    Machine,
+    check_warmup,
+    decide_machine,
+    decide_pace,
+)
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
@@ -72,6 +80,7 @@ def settle_probe(
             if getattr(config, name) is not None:
                 raise RequestError(f"{flag_of(name)} is for --augment crop: give it too, or leave {flag_of(name)} out")
     decide("crop_scale", (0.08, 1.0), "table 10")
+    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
     decide("weight_decay", 0.0, "table 10")
@@ -114,7 +123,8 @@ def settle_probe(
         choices.reasons["micro_batch_size"] = "all at once" if micro == batch else "what fits into memory"
         settled = replace(settled, micro_batch_size=micro)
     if settled.augment == "none":
-        choices.reasons.pop("crop_scale", None)  # not used, and not worth a word
+        for name in ("crop_scale", "crop_aspect"):
+            choices.reasons.pop(name, None)  # not used, and not worth a word
     kept = 4 * facts.count * encoder.width
     if settled.augment == "none" and kept > MEMORY_SHARE * machine.memory:
         raise RequestError(

@@ -27,6 +27,6 @@ def tile_lines(config: SettledConfig, data: TrainingData, facts: DataFacts) -> l
         tall, wide = max(map(tuple, train.sizes.tolist()), key=lambda side: side[0] * side[1])
         lines.append(
             f"note       each tile decodes the whole image that it is cut from, up to {tall} x {wide} px: openmae pack "
-            f"{shown(config.data)} PACK --tiles {size} decodes each once, and PACK is DATA here"
+            f"{shown(str(config.dataset))} PACK --tiles {size} decodes each once, and PACK is DATA here"
         )
     return lines

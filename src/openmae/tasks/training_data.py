@@ -3,14 +3,14 @@
 import os
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.config import Dataset, Preprocessing, PretrainConfig, SettledConfig, paths_of
 from openmae.data.augment import Augmentation
 from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Stream, training_loader
@@ -18,7 +18,7 @@ from openmae.data.packed import PackedSource
 from openmae.data.parts import drawn, images_apart, split_held_out, split_tiles
 from openmae.data.readers import read
 from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import Source, open_source
+from openmae.data.sources import Source, open_splits
 from openmae.data.tiles import Tiled
 from openmae.errors import RequestError
 from openmae.training.device import num_cores
@@ -33,11 +33,14 @@ class TrainingData:
     """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
 
     `num_held_out` is what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
+    `taken` and `parts_line` say what was taken for what, see `openmae.data.sources.Splits`.
     """
 
     train: Source
     held_out: Source | None
     num_held_out: int = 0
+    taken: dict[str, str] = field(default_factory=dict)
+    parts_line: str = ""
 
     @property
     def count(self) -> int:
@@ -58,45 +61,45 @@ def open_training_data(config: PretrainConfig, background: float | None = None) 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
-    check_outside(config.data, config.out)
-    options: dict[str, Any] = {"max_pixels": config.max_pixels}
+    check_outside(config.dataset, config.out)
+    options: dict[str, Any] = {"max_pixels": config.max_pixels, "split_rules": config.split_rules}
     background = background if config.background is None else config.background
     if background is not None:
         options["background"] = background
-    train = _opened(config, "train", options)
-    assert train is not None
+    splits = open_splits(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"), **options)
+    named = str(config.dataset)
+    told: dict[str, Any] = {"taken": splits.taken, "parts_line": splits.line}
+    train = _cut(splits.sources["train"], config.tiles, named)
     if config.held_out == 0:
-        return TrainingData(train, None)
-    validation = _opened(config, "val", options)
-    if validation is not None:
+        return TrainingData(train, None, **told)
+    if "val" in splits.sources:
+        validation = _cut(splits.sources["val"], config.tiles, named)
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
         held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
-        return TrainingData(train, held_out, count)
+        return TrainingData(train, held_out, count, **told)
     numbers = images_apart(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
     default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= SMALLEST_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
     if wanted >= num_images:
-        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {config.data} has {num_images} images")
+        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {named} has {num_images} images")
     if not wanted:
-        return TrainingData(train, None)
+        return TrainingData(train, None, **told)
     if isinstance(train, Tiled | PackedSource) and numbers is not None:  # no image lies on both sides
         rest, held = split_tiles(train, wanted)
-        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted)
-    return TrainingData(*split_held_out(train, wanted), wanted)
+        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted, **told)
+    return TrainingData(*split_held_out(train, wanted), wanted, **told)
 
 
-def _opened(config: PretrainConfig, split: str, options: dict[str, Any]) -> Source | None:
-    source = open_source(config.data, split, **options)
-    if source is None or config.tiles is None:
-        return source
-    return cut_into_tiles(source, config.tiles, config.data, num_cores())
+def _cut(source: Source, tiles: int | None, named: str) -> Source:
+    return source if tiles is None else cut_into_tiles(source, tiles, named, num_cores())
 
 
-def check_outside(data: str, out: str) -> None:
+def check_outside(data: Dataset, out: str) -> None:
     """Raise RequestError where the run folder would lie among its data."""
-    if os.path.isdir(data) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
-        raise RequestError(f"--out {out} lies inside {data}: the run's pictures would become its data")
+    for path in paths_of(data):
+        if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
+            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
 
 
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
@@ -104,7 +107,7 @@ def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Sour
     return Stream(
         train,
         preprocessing,
-        Augmentation(kind=config.augment),
+        Augmentation(kind=config.augment, crop_aspect=config.crop_aspect),
         config.seed,
         min_side=config.patch_size,
         crops_per_decode=config.crops_per_decode,

@@ -51,16 +51,17 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
     """
     if config.watch is None:
         return None
-    data = config.watch_data or config.data
+    data = config.watch_data or config.dataset
     options: dict[str, Any] = {
         "background": 1.0 if config.background is None else config.background,
         "max_pixels": config.max_pixels,
+        "split_rules": config.split_rules,
     }
     try:
         train = open_source(data, "train", **options)
         assert train is not None
         if all(train.label(index) is None for index in range(len(train))):
-            raise RequestError(f"{shown(data)} has no labels")
+            raise RequestError(f"{shown(str(data))} has no labels")
         found = open_labelled(
             data, labels=None, label_file=None, held_out=None, needs_choice=True, advice=ADVICE, **options
         )
@@ -72,7 +73,8 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
     assert queries is not None
     if config.watch_images < found.num_classes:
         raise RequestError(
-            f"--watch-images {config.watch_images}: {shown(data)} has {found.num_classes} classes, and each needs one"
+            f"--watch-images {config.watch_images}: {shown(str(data))} has {found.num_classes} classes, and each needs "
+            "one"
         )
     return WatchData(
         _at_most(found.train, config.watch_images), _at_most(queries, config.watch_images), found.num_classes
