@@ -14,6 +14,8 @@ PROBE_EPS = 1e-6  # of the probe's BatchNorm (FACTS section 2)
 class Classifier(nn.Module):
     """An encoder, pooled tokens, a norm and a linear head; parameter names beside `encoder.` are timm's.
 
+    Its outputs are the logits of classes or, of a regression model, the standardised numbers that it predicts.
+
     | head | pool | features |
     |---|---|---|
     | fine-tune | mean | mean of the last block's patch tokens, no encoder norm, then a fresh LayerNorm |
