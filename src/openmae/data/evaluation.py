@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
 from openmae.data.loader import make_loader, pinned, read, stack, stacked
-from openmae.data.preprocess import conform
 from openmae.data.sources import Label, Source
 
 
@@ -47,7 +47,7 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
         p = self.preprocessing
         try:
-            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
+            image = conformed(self.source.read(index), p.channels, p.dtype, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)

@@ -28,10 +28,12 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
+from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
 from openmae.data.hand_over import PREFETCHED, go_through_pipes, room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
+from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 from openmae.errors import Fault, RequestError
 
@@ -91,7 +93,7 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 class Sample(NamedTuple):
     """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C."""
 
-    image: Tensor | NDArray
+    image: Tensor | Pixels
     key: int
     bad: dict[str, str]
     label: Label
@@ -174,12 +176,12 @@ class Stream(Dataset):
         Raises:
             RequestError: far too many images in a row are unreadable.
         """
-        bad: dict[str, str] = {}
+        bad, p = dict[str, str](), self.preprocessing
+        bring = conform if self.is_whole else conformed
         for attempt in range(min(MOST_REPLACEMENTS, len(self.source))):
             candidate = (index + attempt) % len(self.source)
             try:
-                image = self.source.read(candidate)
-                image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
+                image = bring(self.source.read(candidate), p.channels, p.dtype, self.min_side)
                 return _Decoded(image, bad, self.source.label(candidate) if self.with_labels else None)
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)
@@ -188,7 +190,7 @@ class Stream(Dataset):
 
 
 class _Decoded(NamedTuple):
-    image: NDArray
+    image: Pixels
     bad: dict[str, str]
     label: Label
 
