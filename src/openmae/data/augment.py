@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
 from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
 from openmae.data.chance import global_chance
+from openmae.data.resize import LARGE_PIXELS, Pixels, resize, resize_in_strips
 from openmae.errors import RequestError
 
 CROP_SCALE = (0.2, 1.0)  # of the area, in pre-training
@@ -81,7 +81,7 @@ class Augmentation:
 
     def __call__(
         self,
-        image: NDArray,
+        image: Pixels,
         size: tuple[int, int],
         chance: NDArray[np.float64],
         key: int,
@@ -111,7 +111,7 @@ class Augmentation:
         """Whether crop and flip are all that happens: then it matters not where they are made."""
         return self.kind != "crop-jitter" and self.rand_augment is None
 
-    def crop(self, image: NDArray, size: tuple[int, int], chance: NDArray[np.float64]) -> Crop:
+    def crop(self, image: Pixels, size: tuple[int, int], chance: NDArray[np.float64]) -> Crop:
         """Which crop of an H × W × C image the chances give, for a result of `size`."""
         if self.kind == "none":
             return Crop(centre_box(image, size), False)
@@ -125,12 +125,12 @@ class Augmentation:
         return Crop(box, bool(chance[4 * CROP_ATTEMPTS] < 0.5))
 
 
-def centre_box(image: NDArray, size: tuple[int, int]) -> Box:
+def centre_box(image: Pixels, size: tuple[int, int]) -> Box:
     """The largest centred box of an H × W × C image with the aspect of `size`."""
     return evaluation_box(image, size, margin=1.0)
 
 
-def evaluation_box(image: NDArray, size: tuple[int, int], margin: float) -> Box:
+def evaluation_box(image: Pixels, size: tuple[int, int], margin: float) -> Box:
     """The centred box that is `margin` of the largest one with the aspect of `size`, by its sides.
 
     Cut out and resized to `size`, it shows what a centre crop of a resized image shows (FACTS section 2: evaluation).
@@ -199,15 +199,12 @@ def random_size_box(
     return top, left, box_height, box_width
 
 
-def resized_crop(image: NDArray, box: Box, size: tuple[int, int]) -> Tensor:
+def resized_crop(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
     """Cut `box` out of an H × W × C image and resize it (bicubic, antialiased) to (C, *size)."""
     top, left, height, width = box
-    pixels = image[top : top + height, left : left + width]
-    # torch warns of read-only memory, which Pillow's pictures are.
-    crop = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)
-    if (height, width) == size:
-        return crop.contiguous()
-    return F.interpolate(crop[None], size=size, mode="bicubic", antialias=True)[0].contiguous()
+    if height * width > LARGE_PIXELS:
+        return resize_in_strips(image, box, size)
+    return resize(image[top : top + height, left : left + width], size)
 
 
 def jitter(image: Tensor, chance: list[float], value_range: tuple[float, float]) -> Tensor:

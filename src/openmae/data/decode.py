@@ -8,13 +8,14 @@ a reader raises becomes `BadImage`; half an image is never returned.
 import io
 import re
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from openmae.data.jpeg import decode_plain, read_header
+from openmae.data.jpeg import JPEG, decode_plain, read_header
 from openmae.data.npy import NPY, read_npy
-from openmae.data.pillow import orientation_of, pixels_of, read_with_pillow
+from openmae.data.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, upright
 from openmae.data.tiff import TIFF, read_tiff
 
@@ -28,39 +29,49 @@ EXTENSIONS = frozenset((
 # fmt: on
 
 
-def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(data: bytes | BinaryIO, background: float = 1.0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
+
+    An opened file takes less memory than its bytes: with what is decoded, at most 2.5 times the image's numbers.
 
     The EXIF orientation is applied; an animation gives its first frame; palettes and CMYK, YCbCr and LAB become RGB;
     grey stays one channel; alpha is composited on `background`, a fraction of the full range (1.0 is white). TIFF pages
     of one shape are stacked as channels. 16 bits stay uint16 in PNG, TIFF, PGM and `.npy` (Pillow has only 8 bits for
     the rare JPEG 2000 and PPM in 16-bit colour). Floats keep their values and must be finite.
 
-    `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel. To read
-    larger images than the default through Pillow, a program must also raise `PIL.Image.MAX_IMAGE_PIXELS`, once.
+    `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel.
 
     Raises BadImage for everything that is wrong with the data, and nothing else.
     """
-    if not data:
-        raise BadImage("empty file")
-    plain = _read_plain_jpeg(data, max_pixels)
-    if plain is not None:
-        return plain
     try:
-        with warnings.catch_warnings():
-            # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
-            # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
-            warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
-            if data.startswith(NPY):
-                image = read_npy(data, max_pixels)
-            elif data.startswith(TIFF):
-                image = read_tiff(data, background, max_pixels)
-            else:
-                image = read_with_pillow(data, background, max_pixels)[0]
+        return _decoded(data, background, max_pixels)
     except BadImage:
         raise
     except Exception as error:  # the readers raise OSError, ValueError, SyntaxError, struct.error and many more
         raise BadImage(_reason(error)) from error
+
+
+def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int) -> np.ndarray:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    head = file.read(len(NPY))
+    if not head:
+        raise BadImage("empty file")
+    if head.startswith(JPEG):
+        if not isinstance(data, bytes):
+            data = head + file.read()
+        plain = _read_plain_jpeg(data, max_pixels)
+        if plain is not None:
+            return plain
+    with warnings.catch_warnings():
+        # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
+        # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
+        warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
+        if head.startswith(NPY):
+            image = read_npy(file, max_pixels)
+        elif head.startswith(TIFF):
+            image = read_tiff(file, background, max_pixels)
+        else:
+            (image,) = read_with_pillow(file, background, max_pixels)
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise BadImage("values that are not finite")
     return np.ascontiguousarray(image)
@@ -98,21 +109,19 @@ def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     if header is None:
         return None
     check_size(header.height, header.width, header.components, max_pixels)
-    if header.height * header.width > MAX_PIXELS:  # a higher limit is also Pillow's to allow
-        return None
-    orientation = 1 if header.is_bare else _vouched_orientation(data)
+    orientation = 1 if header.is_bare else _vouched_orientation(data, max_pixels)
     if orientation is None:
         return None
     image = decode_plain(data, header.components)
     return None if image is None else np.ascontiguousarray(upright(image, orientation))
 
 
-def _vouched_orientation(data: bytes) -> int | None:
+def _vouched_orientation(data: bytes, max_pixels: int) -> int | None:
     """Which side of a JPEG is up, as Pillow reads its EXIF and XMP; None where Pillow takes it for something else."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            with open_with_pillow(io.BytesIO(data), max_pixels) as image:
                 if image.format != "JPEG" or image.mode not in ("L", "RGB"):
                     return None
                 return orientation_of(image)

@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.parts import images_apart
-from openmae.data.preprocess import conform
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
@@ -56,10 +56,10 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
         p = self.preprocessing
         try:
-            image = self.source.read(index)
-            if not self.with_blank and is_blank(image):
+            decoded = self.source.read(index)
+            if not self.with_blank and is_blank(decoded):
                 return index, BLANK, None
-            image = conform(image, p.channels, p.dtype, self.min_side)
+            image = conformed(decoded, p.channels, p.dtype, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)

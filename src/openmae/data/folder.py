@@ -1,14 +1,14 @@
 """Image files below a folder: which they are, and reading them. User files are never changed."""
 
+import contextlib
 import hashlib
-import io
 import itertools
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from openmae.data.headers import read_size
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
+STREAMED_BYTES = 8 << 20  # files from this size on are not held in memory while they are decoded
 _MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
 
 
@@ -95,20 +96,22 @@ class FolderSource:
         return None if self._labels is None else int(self._labels[index])
 
     def read(self, index: int) -> np.ndarray:
-        return decode(self.encoded(index), *self._options)
+        with self._opened(index) as (file, size):
+            return decode(file if size >= STREAMED_BYTES else file.read(), *self._options)
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes. Raises BadImage where they cannot be had."""
-        with self._opened(index) as file:
+        with self._opened(index) as (file, _):
             return file.read()
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
-        with self._opened(index) as file, io.BufferedReader(file) as buffered:
-            return read_size(buffered, self._options[1])
+        with self._opened(index, is_buffered=True) as (file, _):
+            return read_size(file, self._options[1])
 
-    @contextmanager
-    def _opened(self, index: int) -> Iterator[io.FileIO]:
+    @contextlib.contextmanager
+    def _opened(self, index: int, is_buffered: bool = False) -> Iterator[tuple[BinaryIO, int]]:
+        """The file and its size in bytes. Raises BadImage where it cannot be read."""
         path = os.path.join(self._root, self._path(index))
         try:
             found = os.stat(path)
@@ -116,8 +119,8 @@ class FolderSource:
                 raise BadImage("not a regular file")
             if found.st_size > MAX_FILE_BYTES:
                 raise BadImage(f"a file of {found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
-            with open(path, "rb", buffering=0) as file:
-                yield file
+            with open(path, "rb", buffering=-1 if is_buffered or found.st_size >= STREAMED_BYTES else 0) as file:
+                yield file, found.st_size
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
 

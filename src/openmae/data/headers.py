@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import warnings
 from typing import Any, BinaryIO
 
@@ -43,7 +44,7 @@ def _read(file: BinaryIO) -> tuple[int, int, int]:
     head = file.read(_HEAD)
     file.seek(0)
     if head.startswith(NPY):
-        _, shape, _, _ = read_npy_header(head)
+        shape = read_npy_header(file, sys.maxsize).shape  # who asks checks the size
         return shape[0], shape[1], 1
     if head.startswith(TIFF):
         from tifffile import TiffFile

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
+JPEG = b"\xff\xd8\xff"  # how such a file begins
 _SOI, _SOS, _SOF_BASELINE, _SOF_PROGRESSIVE, _APP0 = 0xD8, 0xDA, 0xC0, 0xC2, 0xE0
 _QUANTISATION, _HUFFMAN, _RESTART, _COMMENT = 0xDB, 0xC4, 0xDD, 0xFE
 # Segments of which nothing but the pixels depends; an ICC profile (APP2) is carried by many and applied by no loader.
@@ -33,7 +34,7 @@ def read_header(data: bytes) -> JpegHeader | None:
 
     None for everything else, and for what is no JPEG.
     """
-    if data[:3] != b"\xff\xd8\xff":
+    if not data.startswith(JPEG):
         return None
     at, frame, is_bare = 2, None, True
     while at + 4 <= len(data) and data[at] == 0xFF:

@@ -22,11 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
+from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
 from openmae.data.hand_over import room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import conform
 from openmae.data.readers import make_loader
+from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
 from openmae.errors import RequestError
@@ -89,7 +91,7 @@ class Sample(NamedTuple):
     `was_blank`: it is another tile than the stream asked for, which was blank.
     """
 
-    image: Tensor | NDArray
+    image: Tensor | Pixels
     key: int
     bad: dict[str, str]
     label: Label
@@ -175,8 +177,8 @@ class Stream(Dataset):
         Raises:
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
-        bad: dict[str, str] = {}
-        was_blank = False
+        bad, p, was_blank = dict[str, str](), self.preprocessing, False
+        bring = conform if self.is_whole else conformed
         for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
             for candidate in candidates:
                 try:
@@ -184,9 +186,9 @@ class Stream(Dataset):
                     if isinstance(self.source, Tiled) and is_blank(image):
                         was_blank |= candidate == index
                         continue
-                    image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
+                    brought = bring(image, p.channels, p.dtype, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
-                    return _Decoded(image, bad, label, was_blank)
+                    return _Decoded(brought, bad, label, was_blank)
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # of the image's other tiles none could be read
@@ -197,7 +199,7 @@ class Stream(Dataset):
 
 
 class _Decoded(NamedTuple):
-    image: NDArray
+    image: Pixels
     bad: dict[str, str]
     label: Label
     was_blank: bool

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from openmae.config import pair
 from openmae.data.augment import centre_box, resized_crop
+from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
-from openmae.data.preprocess import conform
 from openmae.data.sources import Source
 from openmae.data.tiles import BLANK, Tiled, is_blank
 
@@ -68,8 +68,8 @@ class Packing:
     def _raw(self, image: NDArray) -> NDArray:
         """The largest centred box of the pack's aspect, resized to its shape."""
         height, width, channels = self.shape
-        image = conform(image, channels, self.dtype)
-        crop = resized_crop(image, centre_box(image, (height, width)), (height, width)).permute(1, 2, 0).numpy()
+        pixels = conformed(image, channels, self.dtype, 1)
+        crop = resized_crop(pixels, centre_box(pixels, (height, width)), (height, width)).permute(1, 2, 0).numpy()
         if self.dtype == "uint16":  # it was resized as float32, and bicubic weights overshoot
             crop = np.rint(crop).clip(0, 65535).astype(np.uint16)
         return np.ascontiguousarray(crop)

@@ -1,13 +1,16 @@
 """The common formats, read with Pillow; what it would narrow without a word is decoded by torchvision."""
 
-import io
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from openmae.data.pixels import check_size, composite, upright
+from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, composite, upright
+from openmae.data.strips import in_strips
 
 # An explicit list: Image.open would otherwise offer the bytes to every plugin it has, Ghostscript's among them. MPO is
 # opened as JPEG.
@@ -15,31 +18,68 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
+_allowing = threading.Lock()
+_allowed: list[int] = []  # Pillow's own limit, then the higher ones of those that are at it
 
-def read_with_pillow(data: bytes, background: float, max_pixels: int, frames: Iterable[int] = (0,)) -> list[np.ndarray]:
+
+def read_with_pillow(
+    file: BinaryIO, background: float, max_pixels: int, frames: Iterable[int] = (0,)
+) -> Iterator[np.ndarray]:
     """Frames of a file, upright and H x W x C each.
 
     Raises BadImage for a size that is not taken, and what Pillow raises for all else.
     """
-    arrays = []
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    if is_deep_png(file):
+        yield _deep_png(file, background, max_pixels)
+        return
+    with open_with_pillow(file, max_pixels) as image:
         for frame in frames:
             if frame:
                 image.seek(frame)
             check_size(image.height, image.width, len(image.getbands()), max_pixels)
             image.load()
-            array = _deep_png(data, image, background) if _is_deep_png(data) else pixels_of(image, background)
-            arrays.append(upright(array, orientation_of(image)))
-    return arrays
+            yield upright(pixels_of(image, background), orientation_of(image))
+
+
+@contextlib.contextmanager
+def open_with_pillow(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which the header is read. Raises BadImage for more pixels than are taken."""
+    file.seek(0)
+    with allowing(max_pixels):
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise too_many_pixels(error, max_pixels) from error
+        with image:
+            yield image
+
+
+def too_many_pixels(error: Image.DecompressionBombError, max_pixels: int) -> BadImage:
+    """Pillow's refusal, as it concerns the person."""
+    found = re.search(r"\d+", str(error))
+    return BadImage(f"{found[0] if found else 'too many'} pixels, the limit is {max_pixels} pixels (--max-pixels)")
 
 
 def pixels_of(image: Image.Image, background: float) -> np.ndarray:
     """H x W x C of an opened image as it lies in the file, without palette or alpha."""
+    image.load()
+    width, height = image.size
+    is_ppm = image.format == "PPM"  # which a part of it no longer knows
+
+    def of_rows(rows: slice) -> np.ndarray:
+        is_whole = rows.stop - rows.start == height
+        strip = image if is_whole else image.crop((0, rows.start, width, rows.stop))
+        return _pixels_of(strip, is_ppm, background)
+
+    return in_strips((height, width), of_rows)
+
+
+def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarray:
     mode = image.mode
     if mode.startswith("I;16"):
         array = np.asarray(image).astype(np.uint16)[..., None]  # astype: some files are big-endian
         return _keyed(array, image.info.get("transparency"), background)
-    if mode == "I" and image.format == "PPM":  # a 16-bit PGM, which Pillow scales to 0..65535
+    if mode == "I" and is_ppm:  # a 16-bit PGM, which Pillow scales to 0..65535
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode in ("I", "F"):
         return np.asarray(image).astype(np.float32)[..., None]
@@ -54,21 +94,32 @@ def pixels_of(image: Image.Image, background: float) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _is_deep_png(data: bytes) -> bool:
+def is_deep_png(file: BinaryIO) -> bool:
     """Whether this is a PNG of 16 bits and several channels, which Pillow narrows to 8 bits without a word."""
-    return data.startswith(_PNG) and data[12:16] == b"IHDR" and data[24] == 16 and data[25] in (2, 4, 6)
+    file.seek(0)
+    head = file.read(26)
+    return head.startswith(_PNG) and head[12:16] == b"IHDR" and head[24:25] == b"\x10" and head[25] in (2, 4, 6)
 
 
-def _deep_png(data: bytes, image: Image.Image, background: float) -> np.ndarray:
+def _deep_png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
     """Decode with torchvision what Pillow, having just read it whole, has vouched for."""
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
-    values = decode_png(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+    with open_with_pillow(file, max_pixels) as image:
+        check_size(image.height, image.width, len(image.getbands()), max_pixels)
+        image.load()
+        transparent, orientation = image.info.get("transparency"), orientation_of(image)
+    del image  # and its memory
+    file.seek(0)
+    values = decode_png(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8), ImageReadMode.UNCHANGED)
     array = values.permute(1, 2, 0).numpy()  # (H, W, C)
     if array.shape[2] in (2, 4):
-        return composite(array, background)
-    return _keyed(array, image.info.get("transparency"), background)
+        array = composite(array, background)
+    elif isinstance(transparent, int | tuple):
+        opened = array
+        array = in_strips(opened.shape, lambda rows: _keyed(opened[rows], transparent, background))
+    return upright(array, orientation)
 
 
 def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:
@@ -85,3 +136,26 @@ def orientation_of(image: Image.Image) -> int:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
         return 1
+
+
+@contextlib.contextmanager
+def allowing(max_pixels: int) -> Iterator[None]:
+    """Within, Pillow takes images of so many pixels, where that is more than it takes unasked.
+
+    Its own limit is one number for the whole program: it is back when the last thread that needs more has left.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    if max_pixels <= MAX_PIXELS or (own is None and not _allowed):
+        yield
+        return
+    with _allowing:
+        if not _allowed:
+            _allowed.append(Image.MAX_IMAGE_PIXELS or 0)
+        _allowed.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_allowed)
+    try:
+        yield
+    finally:
+        with _allowing:
+            _allowed.remove(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(_allowed) if len(_allowed) > 1 else _allowed.pop()

@@ -1,16 +1,17 @@
 """TIFF: what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats) with tifffile."""
 
-import io
 import logging
 import math
 import re
 import zlib
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from openmae.data.pillow import read_with_pillow
 from openmae.data.pixels import BadImage, as_known_type, check_size, composite, upright
+from openmae.data.strips import in_strips
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 
@@ -20,7 +21,7 @@ _ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a chan
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
-def read_tiff(data: bytes, background: float, max_pixels: int) -> np.ndarray:
+def read_tiff(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
     """Pages of one shape and type, stacked as channels.
 
     Raises BadImage for what is not taken, and what the two libraries raise for all else.
@@ -28,7 +29,8 @@ def read_tiff(data: bytes, background: float, max_pixels: int) -> np.ndarray:
     from tifffile import TiffFile
 
     # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
-    with TiffFile(io.BytesIO(data)) as tiff:
+    file.seek(0)
+    with TiffFile(file) as tiff:
         pages: list[Any] = []
         page: Any
         for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
@@ -42,12 +44,30 @@ def read_tiff(data: bytes, background: float, max_pixels: int) -> np.ndarray:
         if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
             raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
-            layers = read_with_pillow(data, background, max_pixels, [page.index for page in pages])
+            layers = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
         else:
-            layers = [_tiff_page(page, data, background) for page in pages]
-        if len({layer.dtype for layer in layers}) > 1:
+            layers = (_tiff_page(page, file, background) for page in pages)
+        return _stacked(layers, len(pages))
+
+
+def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """H x W x C each -> H x W x all of them, with no more than one of them beside the result."""
+    whole, at = None, 0
+    for layer in layers:
+        if count == 1:
+            return layer
+        if whole is None:
+            whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
+        if layer.dtype != whole.dtype:
             raise BadImage("TIFF pages of different types")
-        return layers[0] if len(layers) == 1 else np.concatenate(layers, axis=2)
+        if layer.shape[:2] != whole.shape[:2] or at + layer.shape[2] > whole.shape[2]:
+            raise BadImage("TIFF pages of different shapes")
+        whole[..., at : at + layer.shape[2]] = layer
+        at += layer.shape[2]
+    assert whole is not None
+    if at != whole.shape[2]:
+        raise BadImage("TIFF pages of different shapes")
+    return whole
 
 
 def _suits_pillow(page: Any) -> bool:
@@ -62,7 +82,7 @@ def _suits_pillow(page: Any) -> bool:
     return bits in (1, 8) and page.sampleformat == 1 and plain
 
 
-def _tiff_page(page: Any, data: bytes, background: float) -> np.ndarray:
+def _tiff_page(page: Any, file: BinaryIO, background: float) -> np.ndarray:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImage(f"TIFF page with axes {page.axes}")
     if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
@@ -72,12 +92,13 @@ def _tiff_page(page: Any, data: bytes, background: float) -> np.ndarray:
     if page.compression in (8, 32946):
         size = math.prod(page.chunks) * page.dtype.itemsize
         for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if len(zlib.decompressobj().decompress(data[offset : offset + count], size + 1)) > size:
+            file.seek(offset)
+            if len(zlib.decompressobj().decompress(file.read(count), size + 1)) > size:
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
-        array = np.iinfo(array.dtype).max - array
+        array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(array)
     extra = page.extrasamples
     if len(extra) == 1 and extra[0] in _ALPHA:

@@ -24,8 +24,9 @@ from openmae.config import (
 )
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.chance import sample_keys
+from openmae.data.conformed import conformed
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
-from openmae.data.preprocess import conform, normalise
+from openmae.data.preprocess import normalise
 from openmae.errors import RequestError, shown
 from openmae.interchange.reading import Hints
 from openmae.interchange.report import Report
@@ -95,11 +96,11 @@ class EncoderModel:
                 array = np.ascontiguousarray(item[..., None] if item.ndim == 2 else item)
                 if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
                     raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
-            array = conform(array, p.channels, p.dtype, side)
+            pixels = conformed(array, p.channels, p.dtype, side)
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        return resized_crop(array, evaluation_box(array, size, p.margin), size)
+        return resized_crop(pixels, evaluation_box(pixels, size, p.margin), size)
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
