@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_range, check_types
+from openmae.config.checks import Settings, check_range, check_types, check_value_range
 from openmae.errors import RequestError
 
 
@@ -19,6 +19,8 @@ class InspectConfig(Settings):
     """Look at so many images of each part of a data set, evenly drawn; at all of them unless given."""
     workers: int | None = None
     """Processes that read images; by default one for each core."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; measured unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
     seed: int = 0
@@ -31,4 +33,5 @@ class InspectConfig(Settings):
         check_range("--limit", self.limit, 1)
         check_range("--workers", self.workers, 0)
         check_range("--max-pixels", self.max_pixels, 1)
+        check_value_range(self.value_range)
         check_range("--seed", self.seed, 0, 2**63 - 1)

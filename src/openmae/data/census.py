@@ -1,6 +1,6 @@
-"""One pass over every image of a source: a record of 120 bytes for each, and sums of the channels.
+"""One pass over every image of a source: a record of 124 bytes for each, and sums of the channels.
 
-A million images are one array of 120 MB; nothing that grows with their number is a Python object, but for the names
+A million images are one array of 124 MB; nothing that grows with their number is a Python object, but for the names
 of what cannot be read.
 """
 
@@ -45,6 +45,7 @@ RECORD = np.dtype(
         ("thumb", np.uint8, THUMB * THUMB * 3),
         ("channels", np.uint8),
         ("dtype", np.uint8),
+        ("top", np.float32),  # the highest value
         ("format", np.uint8),
         ("flags", np.uint8),  # GOOD: it can be read; BLANK: one value only; PLAIN: hardly more than a soft slope
     ]
@@ -139,7 +140,7 @@ class _Examined(Dataset):
         own, dtype = measured(image), str(image.dtype)
         _add(sums, (image.shape[2], dtype), own)
         record["height"], record["width"], record["channels"] = image.shape
-        record["dtype"] = DTYPES.index(dtype)
+        record["dtype"], record["top"] = DTYPES.index(dtype), own.high.max()
         record["flags"] |= GOOD | BLANK * int((own.low == own.high).all())
         return shrink(image)
 

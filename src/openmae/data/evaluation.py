@@ -13,7 +13,7 @@ from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.decode import BadImage
 from openmae.data.loader import make_loader, pinned, read, stack, stacked
-from openmae.data.preprocess import conform
+from openmae.data.preprocess import fit_to_model
 from openmae.data.sources import Label, Source
 
 
@@ -47,7 +47,7 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
         p = self.preprocessing
         try:
-            image = conform(self.source.read(index), p.channels, p.dtype, self.min_side)
+            image = fit_to_model(self.source.read(index), p, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)

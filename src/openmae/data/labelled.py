@@ -52,6 +52,11 @@ class LabelledData:
         return len(self.classes)
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """All parts that there are."""
+        return tuple(part for part in (self.train, self.validation, self.test) if part is not None)
+
+    @property
     def report(self) -> Source:
         """What the final figure is of."""
         source = self.test if self.test is not None else self.validation

@@ -24,7 +24,7 @@ from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
-from openmae.data.preprocess import conform
+from openmae.data.preprocess import fit_to_model
 from openmae.data.sources import Label, Source
 from openmae.errors import RequestError
 
@@ -160,8 +160,7 @@ class Stream(Dataset):
         for attempt in range(min(MOST_REPLACEMENTS, len(self.source))):
             candidate = (index + attempt) % len(self.source)
             try:
-                image = self.source.read(candidate)
-                image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
+                image = fit_to_model(self.source.read(candidate), self.preprocessing, self.min_side)
                 return _Decoded(image, bad, self.source.label(candidate) if self.with_labels else None)
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)

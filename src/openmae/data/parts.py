@@ -89,8 +89,14 @@ def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
     return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
 
 
+def root_of(source: Source) -> Source:
+    """The source behind all views."""
+    while hasattr(source, "source"):
+        source = source.source
+    return source
+
+
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
-    while isinstance(source, View):
-        source = source.source
+    source = root_of(source)
     return source.shape if isinstance(source, PackedSource) else None

@@ -16,6 +16,7 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
 from openmae.data.labelled import LabelledData, open_labelled
+from openmae.data.scale import look_at_depths, match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
 from openmae.interchange.described import hash_of
@@ -92,6 +93,14 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     counts = {labels: len(opened(labels, held_out).train) for labels in config.labels}
     for blocks in config.blocks:
         FinetuneConfig(data=config.data, init=config.init, out=config.out, blocks=blocks)
+    # Decided once, of all parts: a share of the labels may hold lower values only.
+    depths = look_at_depths(data.parts)
+    matched, lines = match_scale(model.preprocessing, depths, config.value_range, stated=stated_range(data.parts))
+    for line in value_lines(lines):
+        print(line, flush=True)
+    value_range = config.value_range or (range_for(matched) if matched.source_dtype in depths.counts else None)
+    most = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
+    own_range = value_range if value_range and matched.source_dtype == most else model.preprocessing.value_range
     begin(out, config, data.fingerprint, hash_of(model.encoder.state_dict()))
     kept = kept_rows(out / "results.json")
     rows: list[Row] = []
@@ -133,7 +142,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 resume="auto",
                 device=config.device,
                 workers=config.workers,
-                **(_shape_of(model) if init == "none" else {}),
+                **(_shape_of(model, own_range) if init == "none" else {"value_range": value_range}),
             )
             found[rate] = float(_quietly(finetune, settings)["top1"])
             print(f"  {name} {rate:g}: {found[rate]:.1f} % on the split of train", flush=True)
@@ -161,6 +170,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 out=str(out / "runs" / f"{labels}-probe-{seed}"),
                 labels=labels,
                 held_out=held_out,
+                value_range=value_range,
                 seed=seed,
                 evaluate_every=NEVER,
                 resume="auto",
@@ -180,6 +190,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             k=(min(NEIGHBOURS, counts[labels]),),
             labels=labels,
             held_out=held_out,
+            value_range=value_range,
             device=config.device,
             workers=config.workers,
         )
@@ -196,8 +207,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     return kept
 
 
-def _shape_of(model: Any) -> dict[str, Any]:
-    """The same model and preprocessing, for training from scratch."""
+def _shape_of(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:
+    """The same model and preprocessing, for training from scratch on data of this range."""
     shape, p = model.encoder.shape, model.preprocessing
     return {
         "width": shape.width,
@@ -208,7 +219,7 @@ def _shape_of(model: Any) -> dict[str, Any]:
         "image_size": shape.image_size,
         "mean": p.mean,
         "std": p.std,
-        "value_range": p.value_range,
+        "value_range": value_range,
         "background": p.background,
     }
 

@@ -66,9 +66,8 @@ def some_images(model: Described, batch: int) -> Float[Tensor, "b c h w"]:
 def metadata(model: Described, outputs: tuple[str, ...], pool: str) -> dict[str, str]:
     """What a program needs beside the module, each value JSON: the preparation of images, classes, what it is of."""
     description = {k: v for k, v in model.description.items() if k not in ("preprocessing", "classes")}
-    p = model.preprocessing
     values: dict[str, Any] = {
-        "preprocessing": {name: getattr(p, name) for name in p.__dataclass_fields__},
+        "preprocessing": model.preprocessing.to_dict(),
         "description": description,
     }
     if "features" in outputs:

@@ -205,6 +205,15 @@ def decide_statistics(facts: DataFacts, choices: Choices) -> None:
     decide("std", std, f"{get('statistics')} statistics")
 
 
+def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:
+    """Raise RequestError where floats meet a model of integers, or the reverse, and nobody says what becomes what."""
+    if (value_range or facts.stated_range) is None and "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
+        raise RequestError(
+            f"the model takes {dtype} images, these are {facts.dtype}: --value-range LOW HIGH says which of their "
+            "values become its 0 and 1"
+        )
+
+
 def decide_machine(machine: Machine, choices: Choices, width: int) -> None:
     """What follows from the machine, and the seed."""
     decide = choices.decide

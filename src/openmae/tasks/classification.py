@@ -1,6 +1,6 @@
 """What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def describe_classifier(
     return {
         "kind": "classifier",
         "shape": shape.to_dict(),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.to_dict(),
         "classes": list(data.classes),
         "is_multi_label": data.is_multi_label,
         "recipe": recipe,

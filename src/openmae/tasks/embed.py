@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
+from openmae.tasks.matched import matched_model
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
@@ -47,9 +47,13 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         parts = open_parts(config, preprocessing.background)
+        model, lines = matched_model(model, tuple(parts.values()), config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
-            print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}", flush=True)
+            print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}")
+            for line in lines:
+                print(line, flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         for split, source in parts.items():
@@ -87,7 +91,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             "openmae": openmae.__version__,
             "pool": config.pool,
             "layer": config.layer,
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.to_dict(),
             "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
             "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
         }

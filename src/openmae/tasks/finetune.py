@@ -212,7 +212,7 @@ def decide(
         tuned = SettledTuning.of(earlier.config, data.num_classes, earlier.preprocessing, like)
         return replace(tuned, config=replace(tuned.config, device=str(device))), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
     start = None if init is None else (init.encoder_shape, init.preprocessing)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
 
 def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
     try:
-        return look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        facts = look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        return facts if config.value_range is None else replace(facts, value_range=config.value_range)
     except RequestError:  # none can be read
         return None
 
@@ -112,7 +114,7 @@ def _report(
         ],
     }
     report["to_mend"] = to_mend(report)
-    report["would_choose"] = would_choose(config.path, facts, config.max_pixels)
+    report["would_choose"] = would_choose(config, facts)
     report["size_advice"] = size_advice(report, facts)
     return report
 

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from openmae.tasks.extract import (
     preprocessing_for,
 )
 from openmae.tasks.load import load
+from openmae.tasks.matched import matched_model
 from openmae.tasks.metrics import interval
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.tasks.place import check_place, held
@@ -52,6 +53,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
+        model, lines = matched_model(model, data.parts, config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         chosen = replace(
             config,
             image_size=preprocessing.image_size,
@@ -66,7 +69,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             with disk_faults(run):
                 run.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(run))
-            print("\n".join(plan_lines(data, chosen, preprocessing.margin)), flush=True)
+            print("\n".join([*plan_lines(data, chosen, preprocessing.margin), *lines]), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         try:
@@ -103,7 +106,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         if processes.is_first:
             record = {"openmae": openmae.__version__, **chosen.to_dict()}
             with disk_faults(run):
-                write_json(run / "config.json", {**record, "preprocessing": asdict(preprocessing)})
+                write_json(run / "config.json", {**record, "preprocessing": preprocessing.to_dict()})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
             print("\n".join(result_lines(summary, chosen)))
             print(f"wrote {run}")

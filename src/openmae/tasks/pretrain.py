@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def decide(
         encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
         return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
     machine = Machine.of(device, processes.local_count)
@@ -248,7 +248,7 @@ def describe_model(
     return {
         "kind": "mae",
         "shape": shape.to_dict(),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.to_dict(),
         "masking": masks.describe(),
         "recipe": config.recipe,
         "seed": config.seed,

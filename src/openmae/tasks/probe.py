@@ -240,7 +240,7 @@ def decide(
         settled = SettledProbing.of(earlier.config, encoder, data.num_classes, earlier.preprocessing)
         return replace(settled, config=replace(settled.config, device=str(device))), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.data}: {error}") from None
     machine = Machine.of(device, processes.local_count)

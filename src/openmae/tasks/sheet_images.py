@@ -1,13 +1,16 @@
 """The images that a sheet of pictures shows: named files, or the first of a data set."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 from openmae.data.decode import BadImage
-from openmae.data.sources import open_source
+from openmae.data.folder import FolderSource
+from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError
 from openmae.tasks.load import EncoderModel, ImageLike
+from openmae.tasks.matched import M, matched_model
 
 
 def spare_images(names: tuple[str, ...], out: str) -> None:
@@ -16,6 +19,16 @@ def spare_images(names: tuple[str, ...], out: str) -> None:
     for name in names:
         if place.is_relative_to(os.path.realpath(name)):
             raise RequestError(f"--out {out} is, or lies among, the images to show: choose another name")
+
+
+def matched_to_images(
+    model: M, names: tuple[str, ...], value_range: tuple[float, float] | None, max_pixels: int
+) -> tuple[M, list[str]]:
+    """`matched_model` for the named files or the named data set."""
+    if _are_files(names):
+        files = FolderSource(Path.cwd(), names, background=model.preprocessing.background, max_pixels=max_pixels)
+        return matched_model(model, [files], value_range)
+    return matched_model(model, _parts(names[0], model, max_pixels) if len(names) == 1 else (), value_range)
 
 
 def gather_images(
@@ -29,20 +42,17 @@ def gather_images(
     Raises:
         RequestError: none can be read.
     """
-    files = [name for name in names if Path(name).is_file() and not name.endswith(".parquet")]
     skipped: list[str] = []
     images: list[ImageLike] = []
-    if len(files) == len(names):
-        for name in files:
+    if _are_files(names):
+        for name in names:
             try:
                 model.prepare(name, size, max_pixels)
                 images.append(name)
             except RequestError as error:
                 skipped.append(str(error))
     elif len(names) == 1:
-        options: dict[str, Any] = {"background": model.preprocessing.background, "max_pixels": max_pixels}
-        parts = (open_source(names[0], split, **options) for split in ("test", "val", "train"))
-        source = next(part for part in parts if part is not None)
+        source = next(_parts(names[0], model, max_pixels))
         for index in range(len(source)):
             if len(images) == limit:
                 break
@@ -53,8 +63,24 @@ def gather_images(
             except (BadImage, RequestError) as error:
                 skipped.append(f"{source.name(index)}: {error}")
     else:
-        missing = next(name for name in names if name not in files)
+        missing = next(name for name in names if not _is_file(name))
         raise RequestError(f"{missing} is not an image file: name image files, or one data set alone")
     if not images:
         raise RequestError(f"no image could be read: {'; '.join(skipped[:3])}")
     return images, skipped
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).is_file() and not name.endswith(".parquet")
+
+
+def _are_files(names: tuple[str, ...]) -> bool:
+    return all(map(_is_file, names))
+
+
+def _parts(data: str, model: EncoderModel, max_pixels: int) -> Generator[Source, None, None]:
+    """The parts of a data set that there are, the least trained on first."""
+    options: dict[str, Any] = {"background": model.preprocessing.background, "max_pixels": max_pixels}
+    for split in ("test", "val", "train"):
+        if (source := open_source(data, split, **options)) is not None:
+            yield source

@@ -17,6 +17,7 @@ from openmae.data.evaluation import evaluation_batches
 from openmae.data.labelled import open_labelled
 from openmae.data.labels import labels_of, stratified
 from openmae.data.parts import Part
+from openmae.data.scale import look_at_depths, match_scale, value_lines
 from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.model.mae import MAE
@@ -91,8 +92,12 @@ class Watch:
     """
 
     def __init__(self, data: WatchData, config: SettledConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing, self.num_classes = config, preprocessing, data.num_classes
+        self.config, self.num_classes = config, data.num_classes
         self.bad: dict[str, str] = {}
+        own, lines = match_scale(preprocessing, look_at_depths([data.bank, data.queries]), None)
+        if own != preprocessing and lines:  # its images are of another type than those trained on
+            print("\n".join(value_lines(lines)), flush=True)
+        self.preprocessing = own
         try:
             margin = margin_for(data.bank, preprocessing.image_size)  # as `openmae knn` crops them
         except RequestError as error:
