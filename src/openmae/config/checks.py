@@ -77,6 +77,12 @@ def check_value_range(got: tuple[float, float] | None) -> None:
         raise RequestError(f"--value-range got {got[0]:g} {got[1]:g}: the first must lie below the second")
 
 
+def check_axes(got: str | None) -> None:
+    """Raise RequestError where an order of axes does not name channels, rows and columns once each (None passes)."""
+    if got is not None and sorted(got) != ["C", "X", "Y"]:
+        raise RequestError(f"--axes got {got!r}: it must name channels C, rows Y and columns X once each, such as CYX")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, kind) for kind in get_args(hint))

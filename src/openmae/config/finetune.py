@@ -120,6 +120,7 @@ class SettledFinetune(FinetuneConfig):
     log_every: int
     evaluate_every: int
     save_every: int
+    axes: str = "YXC"  # as in runs from before there was a choice
     pool: str
     width: int
     depth: int

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, check_value_range, flag_of, pair
+from openmae.config.checks import (
+    Settings,
+    check_axes,
+    check_name,
+    check_range,
+    check_types,
+    check_value_range,
+    flag_of,
+    pair,
+)
 from openmae.config.shapes import SIZES, TARGETS
 from openmae.errors import RequestError
 
@@ -60,6 +69,8 @@ class PretrainConfig(Settings):
     std: tuple[float, ...] | None = None
     value_range: tuple[float, float] | None = None
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
     held_out: int | None = None
@@ -162,6 +173,7 @@ class PretrainConfig(Settings):
             given = "--watch-data" if self.watch_data is not None else "--watch-every"
             raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
         check_value_range(self.value_range)
+        check_axes(self.axes)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 
@@ -192,6 +204,7 @@ class SettledConfig(PretrainConfig):
     std: tuple[float, ...]
     value_range: tuple[float, float]
     background: float
+    axes: str = "YXC"  # as in runs from before there was a choice
     max_bad: float
     batch_size: int
     micro_batch_size: int

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from openmae.data.decode import MAX_PIXELS, BadImage, decode
+from openmae.data.decode import BadImage
 from openmae.data.formats import claimed_format, format_of, is_transparent, is_turned
 from openmae.data.loader import make_loader, read
 from openmae.data.perceptual import SIDE, THUMB, look, shrink
@@ -58,6 +58,7 @@ class Encoded(Protocol):
     """A source of files, whose bytes can be had."""
 
     def encoded(self, index: int) -> bytes: ...
+    def decoded(self, data: bytes) -> np.ndarray: ...
 
 
 @dataclass
@@ -109,8 +110,8 @@ class Census:
 class _Examined(Dataset):
     """Facts instead of images, a batch at a time; made in the reader processes, so that no pixel travels."""
 
-    def __init__(self, source: Source, max_pixels: int) -> None:
-        self.source, self.max_pixels = source, max_pixels
+    def __init__(self, source: Source) -> None:
+        self.source = source
         self.files = source if isinstance(source, Encoded) else None
 
     def __getitems__(self, indices: Sequence[int]) -> Census:
@@ -133,7 +134,7 @@ class _Examined(Dataset):
         if self.files is not None:
             data = self.files.encoded(index)
             _describe_file(record, data, self.source.name(index))
-            image = decode(data, max_pixels=self.max_pixels)
+            image = self.files.decoded(data)
         else:
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
@@ -150,7 +151,6 @@ def examine(
     indices: NDArray[np.int64],
     *,
     workers: int,
-    max_pixels: int = MAX_PIXELS,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Census:
     """Read the images at `indices` once; the same is found whatever the number of workers.
@@ -158,7 +158,7 @@ def examine(
     Args:
         tell: called now and then with the number of images that are done.
     """
-    dataset = _Examined(source, max_pixels)
+    dataset = _Examined(source)
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]
     whole = Census(np.empty(len(indices), RECORD))
     done = 0

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +86,8 @@ def open_labelled(
     seed_of_split: int = 0,
     background: float,
     max_pixels: int,
+    axes: str | None = None,
+    usual_axes: str | None = None,
     needs_choice: bool = False,
 ) -> LabelledData:
     """Open the parts of DATA that have labels, and split train where a part is missing.
@@ -100,7 +103,9 @@ def open_labelled(
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
-    opened = {split: open_source(data, split, background=background, max_pixels=max_pixels) for split in SPLITS}
+    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    reading |= {"axes": axes, "usual_axes": usual_axes}
+    opened = {split: open_source(data, split, **reading) for split in SPLITS}
     parts = {split: source for split, source in opened.items() if source is not None}
     unmatched, is_multi_label = 0, False
     if label_file is not None:

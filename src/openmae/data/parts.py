@@ -2,10 +2,12 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.packed import PackedSource
@@ -100,3 +102,9 @@ def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
     source = root_of(source)
     return source.shape if isinstance(source, PackedSource) else None
+
+
+def axes_of(sources: Iterable[Source]) -> Axes:
+    """What was decided about the axes of a data set, of which these are parts."""
+    found = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
+    return next((axes for axes in found if axes.order is not None), BY_SHAPE)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
-from openmae.data.parts import raw_shape, root_of
+from openmae.data.parts import axes_of, raw_shape, root_of
 from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
 from openmae.data.sources import Source
 from openmae.errors import RequestError
@@ -108,6 +109,7 @@ class DataFacts:
         other_dtypes: how many images of the look have another number type.
         depths: how far the values of each number type reach.
         stated_range: what a pack says becomes 0 and 1.
+        axes: what was decided about the axes of `.npy` files.
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
     """
 
@@ -122,6 +124,7 @@ class DataFacts:
     other_dtypes: dict[str, int] = field(default_factory=dict)
     depths: Depths = field(default_factory=Depths)
     stated_range: tuple[float, float] | None = None
+    axes: Axes = BY_SHAPE
     raw_shape: tuple[int, int, int] | None = None
 
 
@@ -178,6 +181,7 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
         depths=depths + look_at_depths(part for part in beside if root_of(part) is not root_of(source)),
         stated_range=stated,
+        axes=axes_of([source]),
         raw_shape=raw_shape(source),
     )
 

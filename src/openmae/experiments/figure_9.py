@@ -16,6 +16,7 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
 from openmae.data.labelled import LabelledData, open_labelled
+from openmae.data.parts import axes_of
 from openmae.data.scale import look_at_depths, match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
@@ -85,6 +86,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             held_out=held_out,
             background=model.preprocessing.background,
             max_pixels=FinetuneConfig.max_pixels,
+            axes=config.axes,
+            usual_axes=model.preprocessing.axes,
         )
 
     data = opened(None, None)
@@ -96,7 +99,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     # Decided once, of all parts: a share of the labels may hold lower values only.
     depths = look_at_depths(data.parts)
     matched, lines = match_scale(model.preprocessing, depths, config.value_range, stated=stated_range(data.parts))
-    for line in value_lines(lines):
+    axes = axes_of(data.parts)
+    for line in [*axes.lines, *value_lines(lines)]:
         print(line, flush=True)
     value_range = config.value_range or (range_for(matched) if matched.source_dtype in depths.counts else None)
     most = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
@@ -137,6 +141,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 epochs=epochs,
                 base_lr=rate,
                 batch_size=config.batch_size,
+                axes=axes.order,
                 evaluate_every=NEVER,
                 save_every=NEVER,
                 resume="auto",
@@ -171,6 +176,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 labels=labels,
                 held_out=held_out,
                 value_range=value_range,
+                axes=axes.order,
                 seed=seed,
                 evaluate_every=NEVER,
                 resume="auto",
@@ -191,6 +197,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             labels=labels,
             held_out=held_out,
             value_range=value_range,
+            axes=axes.order,
             device=config.device,
             workers=config.workers,
         )

@@ -49,10 +49,8 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     size = config.size or model.preprocessing.image_size
     grid = grid_of(*size, model.encoder.shape.patch_size)
     check_memory(grid, model)
-    model, lines = matched_to_images(model, config.images, config.value_range, config.max_pixels)
-    images, skipped = gather_images(
-        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
-    )
+    model, lines = matched_to_images(model, config)
+    images, skipped = gather_images(config, model)
     for line in [*lines, *(f"skipped {shown(line)}" for line in skipped)]:
         print(line)
     layer = config.layer or depth

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
+from openmae.config import Preprocessing
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
 from openmae.data.sources import SPLITS, Source, open_source
@@ -18,6 +19,7 @@ from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
 from openmae.tasks.matched import matched_model
+from openmae.tasks.reading import reading_of
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
@@ -46,7 +48,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
-        parts = open_parts(config, preprocessing.background)
+        parts = open_parts(config, preprocessing)
         model, lines = matched_model(model, tuple(parts.values()), config.value_range)
         preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
@@ -122,12 +124,10 @@ def check_file(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
-def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
+def open_parts(config: EmbedConfig, model: Preprocessing) -> dict[str, Source]:
     """The parts of DATA that are asked for, by name. Raises RequestError where there is no such part."""
     wanted = SPLITS if config.split == "all" else (config.split,)
-    opened = {
-        split: open_source(config.data, split, background=background, max_pixels=config.max_pixels) for split in wanted
-    }
+    opened = {split: open_source(config.data, split, **reading_of(config, model)) for split in wanted}
     parts = {split: source for split, source in opened.items() if source is not None}
     if not parts:
         raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")

@@ -12,6 +12,7 @@ from openmae.config import InspectConfig
 from openmae.data.census import examine
 from openmae.data.chance import Permutation
 from openmae.data.labels import labels_of
+from openmae.data.parts import axes_of
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
@@ -28,6 +29,7 @@ from openmae.tasks.inspect_out import check_out
 from openmae.tasks.inspect_pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect_screen import data_lines
 from openmae.tasks.inspect_verdict import size_advice, to_mend, would_choose
+from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.files import disk_faults, folder_written_aside, write_json
 from openmae.training.telemetry import Screen
@@ -61,7 +63,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
 
 
 def _opened(config: InspectConfig) -> dict[str, Source]:
-    opened = {split: open_source(config.path, split, max_pixels=config.max_pixels) for split in SPLITS}
+    opened = {split: open_source(config.path, split, **reading_of(config, None)) for split in SPLITS}
     return {split: source for split, source in opened.items() if source is not None}
 
 
@@ -77,7 +79,6 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
             source,
             indices,
             workers=workers,
-            max_pixels=config.max_pixels,
             tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
     return Part(split, source, census, labels_of(source))
@@ -99,6 +100,8 @@ def _report(
     report: dict[str, Any] = {
         "kind": "data",
         "path": shown(config.path),
+        "axes": axes_of(part.source for part in parts).order,
+        "axes_reason": axes_of(part.source for part in parts).why,
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
         "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),

@@ -15,6 +15,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
     lines += entry("data", f"{report['path']}: {parts}{limited}")
+    if report["axes_reason"] is not None:
+        lines += entry("axes", f"{report['axes']}: {report['axes_reason']}")
     lines += _classes(report["classes"])
     for split, facts in report["splits"].items():
         lines += ["", *_split(split, facts)]

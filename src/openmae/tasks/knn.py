@@ -29,6 +29,7 @@ from openmae.tasks.matched import matched_model
 from openmae.tasks.metrics import interval
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.tasks.place import check_place, held
+from openmae.tasks.reading import reading_of
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, write_json, written_aside
 from openmae.training.parallel import Processes, joined
@@ -139,8 +140,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
         label_file=config.label_file,
         held_out=config.held_out,
         seed_of_split=config.seed,
-        background=preprocessing.background,
-        max_pixels=config.max_pixels,
+        **reading_of(config, preprocessing),
     )
     if data.is_multi_label:
         raise RequestError("images with several labels have no nearest class: openmae probe can learn them")

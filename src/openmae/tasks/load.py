@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ class EncoderModel:
         p, side = self.preprocessing, self.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
-                array = decode(Path(item).read_bytes(), p.background, max_pixels)
+                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes)
             elif isinstance(item, Image.Image):
                 array = from_picture(item, p.background)
             elif not isinstance(item, np.ndarray):
@@ -229,6 +229,7 @@ def load(
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
+    axes: str | None = None,
     say: bool = False,
 ) -> Model | ClassifierModel | EncoderModel:
     """Load a model, ready to encode and, where it holds what that needs, to reconstruct or classify.
@@ -239,6 +240,8 @@ def load(
         value_range: raw values of the images you will give that become the model's 0 and 1, such as (0, 4095) for 12
             bits in 16. Without it images of another number type than the model's are taken to use all of theirs, with a
             warning where they do not; nothing is guessed from an image.
+        axes: which axes of a `.npy` of three are channels, rows and columns, such as "CYX"; else as the model had them,
+            or by the shape where that tells. Arrays are H × W × C.
         say: print which weights were loaded and which were not; `report` of the result tells it in any case.
 
     Raises:
@@ -246,7 +249,8 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    preprocessing = found.preprocessing if value_range is None else with_value_range(found.preprocessing, value_range)
+    preprocessing = replace(found.preprocessing, axes=axes or found.preprocessing.axes)
+    preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
     common = (preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):
         mae = MAE.from_shape(found.shape)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from openmae.data.parts import axes_of
 from openmae.data.scale import look_at_depths, match_scale, stated_range, value_lines
 from openmae.data.sources import Source
 from openmae.tasks.load import EncoderModel
@@ -22,4 +23,6 @@ def matched_model(model: M, sources: Iterable[Source], value_range: tuple[float,
     preprocessing, lines = match_scale(
         model.preprocessing, look_at_depths(sources), value_range, stated=stated_range(sources)
     )
-    return replace(model, preprocessing=preprocessing), value_lines(lines)
+    axes = axes_of(sources)
+    preprocessing = replace(preprocessing, axes=axes.order or preprocessing.axes)
+    return replace(model, preprocessing=preprocessing), [*axes.lines, *value_lines(lines)]

@@ -13,6 +13,7 @@ import numpy as np
 from openmae.config import PackConfig, Preprocessing
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
+from openmae.data.npy import CHANNELS_LAST
 from openmae.data.pack import KEEP_OR_RESCALE, Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
 from openmae.data.preprocess import DataFacts, look_at
@@ -25,11 +26,13 @@ from openmae.tasks.pack_files import (
 from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import size_words
+from openmae.tasks.reading import reading_of
 from openmae.training.files import PARTIAL, disk_faults
 from openmae.training.signals import StopRequest
 
 DEFAULT_SIZE = 256
-LATE = ("value_range", "rescale")  # in a manifest only where they say something
+# In a manifest only where they say something; and what they were before there was a choice.
+LATE: dict[str, Any] = {"value_range": None, "rescale": None, "axes": CHANNELS_LAST}
 LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
@@ -55,8 +58,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_place(out, "OUT")
         check_apart(config.data, out)
         check_vacant(config, out)
-        sources = open_all(config)
         earlier, is_finished = read_earlier(out)
+        sources = open_all(config, earlier)
         plan, packing, estimate, lines = make_plan(config, sources, earlier)
         check_same(out, plan, earlier)
         finished = earlier if is_finished else None
@@ -144,8 +147,8 @@ def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) 
     if earlier is None:
         return
     for name in (*plan, *(late for late in LATE if late in earlier and late not in plan)):
-        value: Any = plan.get(name)
-        before: Any = earlier.get(name)
+        value: Any = plan.get(name, LATE.get(name))
+        before: Any = earlier.get(name, LATE.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -163,9 +166,11 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig) -> dict[str, Source]:
-    """All splits of DATA that there are."""
-    options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
+def open_all(config: PackConfig, earlier: dict[str, Any] | None) -> dict[str, Source]:
+    """All splits of DATA that there are; read as an `earlier` start read them."""
+    options = reading_of(config, None, config.background)
+    if earlier is not None and config.axes is None:
+        options["axes"] = str(earlier.get("axes", LATE["axes"]))
     found = {split: open_source(config.data, split, **options) for split in SPLITS}
     return {split: source for split, source in found.items() if source is not None and len(source)}
 
@@ -229,9 +234,10 @@ def make_plan(
     late = {
         "value_range": None if value_range is None else list(value_range),
         "rescale": None if rescale is None else rescale.to_dict(),
+        "axes": facts.axes.order if facts.axes.why is not None and (earlier is None or "axes" in earlier) else None,
     }
     plan |= {name: value for name, value in late.items() if value is not None}
-    return plan, packing, round(num_inputs * (mean_bytes + 64)), value_lines(lines)
+    return plan, packing, round(num_inputs * (mean_bytes + 64)), [*facts.axes.lines, *value_lines(lines)]
 
 
 def scale_of_pack(

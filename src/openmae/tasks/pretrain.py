@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         init = None
         if asked.init is not None and earlier is None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
-        data = open_training_data(asked, None if init is None else init.preprocessing.background)
+        data = open_training_data(asked, None if init is None else init.preprocessing)
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
         masks = mask_sampler(chosen, shape)

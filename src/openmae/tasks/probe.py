@@ -71,7 +71,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         init = read_init(asked.init)
         check_outside(asked.data, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
-        data = open_data(asked, init.preprocessing.background, needs_choice)
+        data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, shape = settled.config, settled.shape
         num_steps = total_steps(chosen, len(data.train))

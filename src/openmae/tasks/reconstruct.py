@@ -23,10 +23,8 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     """
     spare_images(config.images, config.out)
     model = load_mae(config.init, config.device)
-    model, lines = matched_to_images(model, config.images, config.value_range, config.max_pixels)
-    images, skipped = gather_images(
-        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
-    )
+    model, lines = matched_to_images(model, config)
+    images, skipped = gather_images(config, model)
     for line in [*lines, *(f"skipped {shown(line)}" for line in skipped)]:
         print(line)
     normalised = isinstance(model.mae.target, NormPixelTarget)

@@ -36,6 +36,7 @@ from openmae.interchange.described import hash_of
 from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
 from openmae.tasks.load import ClassifierModel, load
 from openmae.tasks.matched import matched_model
+from openmae.tasks.reading import reading_of
 from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
 from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
 from openmae.training.device import autocast, default_workers, use_device
@@ -72,6 +73,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
             "image_size": list(preprocessing.image_size),
             "precision": config.precision,
             "value_range": None if config.value_range is None else list(config.value_range),
+            "axes": config.axes,
         }
         finished = finished_rows(run, settings, sets)
         if any(names != list(finished) for names in processes.gather(list(finished))):
@@ -153,8 +155,7 @@ def first_parts(
 ) -> Generator[FolderSource, None, None]:
     """The first part of each set: its images are like those of the others."""
     for measured in sets:
-        options: dict[str, Any] = {"background": preprocessing.background, "max_pixels": config.max_pixels}
-        yield open_part(measured.parts[0], measured.classes, **options)
+        yield open_part(measured.parts[0], measured.classes, **reading_of(config, preprocessing))
 
 
 def measure(
@@ -181,9 +182,7 @@ def measure(
         margin = evaluation_margin(preprocessing.image_size)
         for part in measured.parts:
             started = time.monotonic()
-            source = open_part(
-                part, measured.classes, background=preprocessing.background, max_pixels=config.max_pixels
-            )
+            source = open_part(part, measured.classes, **reading_of(config, preprocessing))
             if part.corruption is not None and part is measured.parts[0]:
                 # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
                 margin = margin_for(source, preprocessing.image_size)

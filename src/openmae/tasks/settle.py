@@ -26,6 +26,7 @@ from openmae.tasks.choices import (
     Machine,
     check_scale,
     check_warmup,
+    choose_axes,
     decide_machine,
     decide_model,
     decide_pace,
@@ -97,6 +98,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), choices)
     _decide_optimisation(config, facts, machine, choices)
 
+    choose_axes(facts, choices)
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
@@ -149,6 +151,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         preprocessing = with_scale_of(preprocessing, of_model)
     else:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init.preprocessing.axes))
     return Settled(settled, preprocessing, reasons, like, tuple(notes))
 
 

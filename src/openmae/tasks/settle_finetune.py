@@ -17,6 +17,7 @@ from openmae.tasks.choices import (
     Machine,
     check_scale,
     check_warmup,
+    choose_axes,
     decide_machine,
     decide_model,
     decide_pace,
@@ -103,6 +104,7 @@ def settle_finetune(
     decide("pool", "mean", "the paper's: patch tokens, then a LayerNorm")
     _decide_optimisation(config, facts, machine, choices)
     _decide_regularisation(config, facts, is_multi_label, choices)
+    choose_axes(facts, choices)
     decide_machine(machine, choices, get("width"))
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
@@ -127,6 +129,7 @@ def settle_finetune(
         preprocessing, notes = match_scale(
             with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
         )
+    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init[1].axes))
     return SettledTuning(settled, shape, preprocessing, choices.reasons, tuple(notes))
 
 

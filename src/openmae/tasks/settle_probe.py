@@ -9,7 +9,16 @@ from openmae.data.scale import match_scale
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.recipes import PROBE_RECIPES
-from openmae.tasks.choices import MEMORY_SHARE, Choices, Machine, check_scale, check_warmup, decide_machine, decide_pace
+from openmae.tasks.choices import (
+    MEMORY_SHARE,
+    Choices,
+    Machine,
+    check_scale,
+    check_warmup,
+    choose_axes,
+    decide_machine,
+    decide_pace,
+)
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
@@ -93,6 +102,7 @@ def settle_probe(
     epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
     decide("warmup_epochs", min(10.0, 0.1 * epochs), "a tenth of the epochs, at most table 10's 10")
     decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
+    choose_axes(facts, choices)
     decide_machine(machine, choices, encoder.width)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or batch}
@@ -119,4 +129,5 @@ def settle_probe(
         )
     resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
     resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
+    resized = replace(resized, axes=facts.axes.order or resized.axes)
     return SettledProbing(settled, shape, resized, choices.reasons, tuple(notes))

@@ -5,12 +5,15 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from openmae.config import AttentionConfig, ReconstructConfig
+from openmae.data.axes import decide_axes, shapes_of_files
 from openmae.data.decode import BadImage
 from openmae.data.folder import FolderSource
 from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError
 from openmae.tasks.load import EncoderModel, ImageLike
 from openmae.tasks.matched import M, matched_model
+from openmae.tasks.reading import reading_of
 
 
 def spare_images(names: tuple[str, ...], out: str) -> None:
@@ -21,38 +24,36 @@ def spare_images(names: tuple[str, ...], out: str) -> None:
             raise RequestError(f"--out {out} is, or lies among, the images to show: choose another name")
 
 
-def matched_to_images(
-    model: M, names: tuple[str, ...], value_range: tuple[float, float] | None, max_pixels: int
-) -> tuple[M, list[str]]:
+def matched_to_images(model: M, config: AttentionConfig | ReconstructConfig) -> tuple[M, list[str]]:
     """`matched_model` for the named files or the named data set."""
+    names, reading = config.images, reading_of(config, model.preprocessing)
     if _are_files(names):
-        files = FolderSource(Path.cwd(), names, background=model.preprocessing.background, max_pixels=max_pixels)
-        return matched_model(model, [files], value_range)
-    return matched_model(model, _parts(names[0], model, max_pixels) if len(names) == 1 else (), value_range)
+        shapes = shapes_of_files(Path.cwd(), map(os.fsencode, names))
+        reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("usual_axes"))
+        return matched_model(model, [FolderSource(Path.cwd(), names, **reading)], config.value_range)
+    return matched_model(model, _parts(names[0], reading) if len(names) == 1 else (), config.value_range)
 
 
 def gather_images(
-    names: tuple[str, ...], model: EncoderModel, *, size: tuple[int, int] | None, limit: int, max_pixels: int
+    config: AttentionConfig | ReconstructConfig, model: EncoderModel
 ) -> tuple[list[ImageLike], list[str]]:
-    """The named files or the first `limit` images of the named data set, and a line about each that cannot be read.
-
-    Args:
-        size: (height, width) in pixels that they must fit; None: the model's own.
+    """The named files or the first `--limit` images of the named data set, and a line about each that cannot be read.
 
     Raises:
         RequestError: none can be read.
     """
+    names, size, limit = config.images, config.size, config.limit
     skipped: list[str] = []
     images: list[ImageLike] = []
     if _are_files(names):
         for name in names:
             try:
-                model.prepare(name, size, max_pixels)
+                model.prepare(name, size, config.max_pixels)
                 images.append(name)
             except RequestError as error:
                 skipped.append(str(error))
     elif len(names) == 1:
-        source = next(_parts(names[0], model, max_pixels))
+        source = next(_parts(names[0], reading_of(config, model.preprocessing)))
         for index in range(len(source)):
             if len(images) == limit:
                 break
@@ -78,9 +79,8 @@ def _are_files(names: tuple[str, ...]) -> bool:
     return all(map(_is_file, names))
 
 
-def _parts(data: str, model: EncoderModel, max_pixels: int) -> Generator[Source, None, None]:
+def _parts(data: str, reading: dict[str, Any]) -> Generator[Source, None, None]:
     """The parts of a data set that there are, the least trained on first."""
-    options: dict[str, Any] = {"background": model.preprocessing.background, "max_pixels": max_pixels}
     for split in ("test", "val", "train"):
-        if (source := open_source(data, split, **options)) is not None:
+        if (source := open_source(data, split, **reading)) is not None:
             yield source

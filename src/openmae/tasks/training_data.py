@@ -5,7 +5,6 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
@@ -13,6 +12,7 @@ from openmae.data.loader import Batch, Stream, read, training_loader
 from openmae.data.parts import split_held_out
 from openmae.data.sources import Source, open_source
 from openmae.errors import Fault, RequestError
+from openmae.tasks.reading import reading_of
 from openmae.training.parallel import Processes
 
 HELD_OUT_IMAGES = 256
@@ -36,20 +36,17 @@ class TrainingData:
         return f"{self.train.fingerprint()} {self.held_out.fingerprint() if self.held_out is not None else ''}"
 
 
-def open_training_data(config: PretrainConfig, background: float | None = None) -> TrainingData:
+def open_training_data(config: PretrainConfig, model: Preprocessing | None = None) -> TrainingData:
     """Open the training part of DATA and what the held-out loss is measured on.
 
     Args:
-        background: what alpha is composited on, where the config leaves it open.
+        model: how images become the input of the weights to start from, for what the config leaves open.
 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.data, config.out)
-    options: dict[str, Any] = {"max_pixels": config.max_pixels}
-    background = background if config.background is None else config.background
-    if background is not None:
-        options["background"] = background
+    options = reading_of(config, model, config.background)
     train = open_source(config.data, "train", **options)
     assert train is not None
     if config.held_out == 0:

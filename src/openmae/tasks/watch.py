@@ -5,7 +5,6 @@ The labels are only looked at: nothing of this reaches the training.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from openmae.model.mae import MAE
 from openmae.tasks.extract import margin_for
 from openmae.tasks.held_out import pooled_features
 from openmae.tasks.neighbours import neighbour_votes
+from openmae.tasks.reading import reading_of
 from openmae.training.signals import StopRequest
 
 NEIGHBOURS, TEMPERATURE = 10, 0.07  # usual for such votes (Wu et al., 2018; DINO)
@@ -52,10 +52,9 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
     if config.watch is None:
         return None
     data = config.watch_data or config.data
-    options: dict[str, Any] = {
-        "background": 1.0 if config.background is None else config.background,
-        "max_pixels": config.max_pixels,
-    }
+    options = reading_of(config, None, config.background)
+    if config.watch_data is not None:  # another data set has axes of its own
+        options["axes"], options["usual_axes"] = None, config.axes
     try:
         train = open_source(data, "train", **options)
         assert train is not None
