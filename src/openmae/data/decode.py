@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from openmae.data.jpeg import decode_plain, read_header
-from openmae.data.npy import NPY, read_npy
+from openmae.data.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.pillow import orientation_of, pixels_of, read_with_pillow
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, upright
 from openmae.data.tiff import TIFF, read_tiff
@@ -28,7 +28,9 @@ EXTENSIONS = frozenset((
 # fmt: on
 
 
-def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST
+) -> np.ndarray:
     """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
 
     The EXIF orientation is applied; an animation gives its first frame; palettes and CMYK, YCbCr and LAB become RGB;
@@ -38,6 +40,8 @@ def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -
 
     `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel. To read
     larger images than the default through Pillow, a program must also raise `PIL.Image.MAX_IMAGE_PIXELS`, once.
+
+    `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: what its shape tells.
 
     Raises BadImage for everything that is wrong with the data, and nothing else.
     """
@@ -52,7 +56,7 @@ def decode(data: bytes, background: float = 1.0, max_pixels: int = MAX_PIXELS) -
             # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
             if data.startswith(NPY):
-                image = read_npy(data, max_pixels)
+                image = read_npy(data, max_pixels, axes)
             elif data.startswith(TIFF):
                 image = read_tiff(data, background, max_pixels)
             else:

@@ -14,7 +14,7 @@ from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.decode import BadImage
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.parts import images_apart
-from openmae.data.preprocess import conform
+from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
@@ -59,7 +59,7 @@ class _Evaluation(Dataset):
             image = self.source.read(index)
             if not self.with_blank and is_blank(image):
                 return index, BLANK, None
-            image = conform(image, p.channels, p.dtype, self.min_side)
+            image = fit_to_model(image, p, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)

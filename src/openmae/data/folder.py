@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from openmae.data.headers import read_size
 from openmae.errors import shown
@@ -65,12 +66,13 @@ class FolderSource:
         ignored: Ignored | None = None,
         background: float = 1.0,
         max_pixels: int = MAX_PIXELS,
+        axes: Axes = BY_SHAPE,
     ) -> None:
         paths = sorted(os.fsencode(file) for file in files)
         self._root = os.fsencode(os.path.abspath(root))
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._block = b"".join(paths)
-        self._options = (background, max_pixels)
+        self._options, self.axes = (background, max_pixels, axes.order), axes
         self.ignored = ignored or Ignored()
         self.classes: tuple[str, ...] | None = None
         self._labels: np.ndarray | None = None
@@ -95,7 +97,11 @@ class FolderSource:
         return None if self._labels is None else int(self._labels[index])
 
     def read(self, index: int) -> np.ndarray:
-        return decode(self.encoded(index), *self._options)
+        return self.decoded(self.encoded(index))
+
+    def decoded(self, data: bytes) -> np.ndarray:
+        """The image that a file's bytes hold. Raises BadImage."""
+        return decode(data, *self._options)
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes. Raises BadImage where they cannot be had."""
@@ -105,7 +111,7 @@ class FolderSource:
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
         with self._opened(index) as file, io.BufferedReader(file) as buffered:
-            return read_size(buffered, self._options[1])
+            return read_size(buffered, *self._options[1:])
 
     @contextmanager
     def _opened(self, index: int) -> Iterator[io.FileIO]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,11 @@ class LabelledData:
         return self.num_classes or len(self.columns)
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """All parts that there are."""
+        return tuple(part for part in (self.train, self.validation, self.test) if part is not None)
+
+    @property
     def report(self) -> Source:
         """What the final figure is of."""
         source = self.test if self.test is not None else self.validation
@@ -98,6 +104,8 @@ def open_labelled(
     seed_of_split: int = 0,
     background: float,
     max_pixels: int,
+    axes: str | None = None,
+    usual_axes: str | None = None,
     needs_choice: bool = False,
     task: str | None = None,
     advice: str = ADVICE,
@@ -116,7 +124,9 @@ def open_labelled(
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
-    opened = {split: open_source(data, split, background=background, max_pixels=max_pixels) for split in SPLITS}
+    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    reading |= {"axes": axes, "usual_axes": usual_axes}
+    opened = {split: open_source(data, split, **reading) for split in SPLITS}
     parts = {split: source for split, source in opened.items() if source is not None}
     found = understood(data, parts, label_file, task, advice)
     parts, targets, classes = found.parts, found.targets, found.classes

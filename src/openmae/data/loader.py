@@ -25,7 +25,7 @@ from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.decode import BadImage
 from openmae.data.hand_over import room
 from openmae.data.parts import raw_shape
-from openmae.data.preprocess import conform
+from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import make_loader
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
@@ -184,7 +184,7 @@ class Stream(Dataset):
                     if isinstance(self.source, Tiled) and is_blank(image):
                         was_blank |= candidate == index
                         continue
-                    image = conform(image, self.preprocessing.channels, self.preprocessing.dtype, self.min_side)
+                    image = fit_to_model(image, self.preprocessing, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
                     return _Decoded(image, bad, label, was_blank)
                 except BadImage as error:

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.axes import decide_axes, shapes_of_bytes, shapes_of_files
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
 from openmae.data.folder import FolderSource, Ignored, class_names, scan
 from openmae.data.packed import PackedSource, read_pack
-from openmae.data.parquet import ParquetSource, is_parquet
+from openmae.data.parquet import ParquetSource, first_images, is_parquet
 from openmae.errors import RequestError, shown
 
 # A class; with several for an image, zeros and ones, one for each class; numbers to predict; None where unknown.
@@ -51,13 +52,21 @@ class Source(Protocol):
 
 
 def open_source(
-    data: str, split: str = "train", *, background: float = 1.0, max_pixels: int = MAX_PIXELS
+    data: str,
+    split: str = "train",
+    *,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    axes: str | None = None,
+    usual_axes: str | None = None,
 ) -> Source | None:
     """Open the `split` (train, val or test) of DATA: a folder, parquet file or folder, a pack, `embedded:NAME`.
 
     Children called train*, val*, test* are splits if all children that hold data are called so; otherwise everything is
     `train`. One folder around them all is looked through. Returns None for a val or test that is not there.
-    Raises RequestError, one line, for DATA that cannot be used or has splits but no train.
+    `axes` says the order of `.npy` files of three dimensions; None decides it for all splits alike, by the shapes of
+    some and, where those do not tell, by `usual_axes`.
+    Raises RequestError, one line, for DATA that cannot be used, has splits but no train, or has axes that do not tell.
     """
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
@@ -70,7 +79,10 @@ def open_source(
             if not is_parquet(data):
                 what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
                 raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
-            return ParquetSource([Path(data)], **options) if split == "train" else None
+            if split != "train":
+                return None
+            options["axes"] = decide_axes(shapes_of_bytes(first_images(Path(data))), axes, usual_axes)
+            return ParquetSource([Path(data)], **options)
         if not stat.S_ISDIR(mode):
             raise RequestError(f"{shown(data)} is neither a folder nor a file: give the folder that holds the images")
     except FileNotFoundError:
@@ -82,7 +94,7 @@ def open_source(
     manifest = read_pack(Path(data))
     if manifest is not None:
         return _open_pack(Path(data), manifest, split, options)
-    return _open_folder(Path(data), split, options)
+    return _open_folder(Path(data), split, options, (axes, usual_axes))
 
 
 def _open_pack(root: Path, manifest: dict[str, Any], split: str, options: dict[str, Any]) -> Source | None:
@@ -93,7 +105,7 @@ def _open_pack(root: Path, manifest: dict[str, Any], split: str, options: dict[s
     return None
 
 
-def _open_folder(root: Path, split: str, options: dict[str, Any]) -> Source | None:
+def _open_folder(root: Path, split: str, options: dict[str, Any], axes: tuple[str | None, str | None]) -> Source | None:
     images, tables, ignored = scan(root)
     files = images or tables
     if not files:
@@ -106,9 +118,11 @@ def _open_folder(root: Path, split: str, options: dict[str, Any]) -> Source | No
     if split not in groups:
         return None
     if not images:
+        options["axes"] = decide_axes(shapes_of_bytes(first_images(root / os.fsdecode(tables[0]))), *axes)
         return ParquetSource([root / os.fsdecode(file) for file in groups[split]], root=root, **options)
     for table in tables:  # a metadata.parquet beside images
         ignored.add_extension(os.fsdecode(os.path.splitext(table)[1].lower()))
+    options["axes"] = decide_axes(shapes_of_files(root, images), *axes)
     # One list of classes for all splits, so that a class absent from one of them shifts no label.
     per_split = [class_names(group, depth) for group in groups.values()]
     classes = sorted({name for names in per_split for name in names or ()})

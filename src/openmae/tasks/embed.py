@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
+from openmae.config import Preprocessing
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
@@ -21,6 +21,8 @@ from openmae.data.sources import SPLITS, Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
+from openmae.tasks.matched import matched_model
+from openmae.tasks.reading import reading_of
 from openmae.training.device import default_workers, num_cores, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
@@ -52,11 +54,13 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         check_tiles(config.tiles, preprocessing.image_size)
-        parts = open_parts(config, preprocessing.background)
+        parts = open_parts(config, preprocessing)
+        model, lines = matched_model(model, tuple(parts.values()), config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
-            print(f"{what:10} {told}{hint}", flush=True)
+            print("\n".join([f"{what:10} {told}{hint}", *lines]), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         for split, source in parts.items():
@@ -94,7 +98,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             "openmae": openmae.__version__,
             "pool": config.pool,
             "layer": config.layer,
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.to_dict(),
             **({} if config.tiles is None else {"tiles": config.tiles}),
             "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
             "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
@@ -126,12 +130,10 @@ def check_file(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
-def open_parts(config: EmbedConfig, background: float) -> dict[str, Source]:
+def open_parts(config: EmbedConfig, model: Preprocessing) -> dict[str, Source]:
     """The parts of DATA that are asked for, by name. Raises RequestError where there is no such part."""
     wanted = SPLITS if config.split == "all" else (config.split,)
-    opened = {
-        split: open_source(config.data, split, background=background, max_pixels=config.max_pixels) for split in wanted
-    }
+    opened = {split: open_source(config.data, split, **reading_of(config, model)) for split in wanted}
     parts = {split: source for split, source in opened.items() if source is not None}
     if not parts:
         raise RequestError(f"--split got {config.split}, but {shown(config.data)} has no such part: --split all")

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from openmae.config import PretrainConfig
+from openmae.config import InspectConfig, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.tasks.choices import Machine
@@ -75,13 +75,14 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(path: str, facts: DataFacts | None, max_pixels: int, tiles: int | None = None) -> list[str]:
+def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
-        config = PretrainConfig(data=path, out="run", max_pixels=max_pixels, tiles=tiles)
+        settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "tiles")}
+        config = PretrainConfig(data=inspected.path, out="run", **settings)
         settled = settle(config, facts, Machine.of(device, 1))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
@@ -96,6 +97,7 @@ def would_choose(path: str, facts: DataFacts | None, max_pixels: int, tiles: int
         f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {chosen.patch_size} px",
         f"model {chosen.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
+        *settled.notes,
     ]
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import PackConfig
+from openmae.config import PackConfig, Preprocessing
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
-from openmae.data.pack import Packing
+from openmae.data.npy import CHANNELS_LAST
+from openmae.data.pack import KEEP_OR_RESCALE, Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines
 from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import SPLITS, Source, open_source
 from openmae.data.tiles import Tiled
@@ -26,11 +28,14 @@ from openmae.tasks.pack_files import (
 from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import size_words
+from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, disk_faults
 from openmae.training.signals import StopRequest
 
 DEFAULT_SIZE = 256
+# In a manifest only where they say something; and what they were before there was a choice.
+LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST}
 LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
@@ -56,15 +61,17 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_place(out, "OUT")
         check_apart(config.data, out)
         check_vacant(config, out)
-        sources = open_all(config)
-        plan, packing, estimate = make_plan(config, sources)
-        finished = check_same(out, plan)
+        earlier, is_finished = read_earlier(out)
+        sources = open_all(config, earlier)
+        plan, packing, estimate, lines = make_plan(config, sources, earlier)
+        check_same(out, plan, earlier)
+        finished = earlier if is_finished else None
         if finished is None:
             with disk_faults(out):
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
-            print("\n".join(plan_lines(config, plan, packing, estimate, sources)), flush=True)
+            print("\n".join([*plan_lines(config, plan, packing, estimate, sources), *lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -126,23 +133,30 @@ def check_vacant(config: PackConfig, out: Path) -> None:
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
-def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a pack that is finished already, else None.
+def read_earlier(out: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The manifest that an earlier start left, if there was one, and whether it finished.
 
     Raises:
-        RequestError: what is there was begun with other settings or other data.
+        RequestError: it cannot be read.
     """
     finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
-    earlier = finished
-    if finished is None and os.path.lexists(out / UNFINISHED):
-        try:
-            earlier = json.loads((out / UNFINISHED).read_bytes())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    if finished is not None or not os.path.lexists(out / UNFINISHED):
+        return finished, finished is not None
+    try:
+        earlier = json.loads((out / UNFINISHED).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    return (earlier if isinstance(earlier, dict) else {}), False
+
+
+def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+    """Raise RequestError where what is there was begun with other settings or other data."""
     if earlier is None:
-        return None
-    for name, value in {"tiles": None, **plan}.items():  # a pack of tiles is not gone on with as one of images
-        before = earlier.get(name) if isinstance(earlier, dict) else None
+        return
+    late = (name for name in LATE if name in earlier and name not in plan)
+    for name in dict.fromkeys(("tiles", *plan, *late)):  # a pack of tiles is not gone on with as one of images
+        value: Any = plan.get(name, LATE.get(name))
+        before: Any = earlier.get(name, LATE.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -152,7 +166,6 @@ def check_same(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
                 raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
         elif before != value:
             raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
-    return finished
 
 
 def clean(out: Path) -> None:
@@ -161,9 +174,11 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig) -> dict[str, Source]:
-    """All splits of DATA that there are."""
-    options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
+def open_all(config: PackConfig, earlier: dict[str, Any] | None) -> dict[str, Source]:
+    """All splits of DATA that there are; read as an `earlier` start read them."""
+    options = reading_of(config, None, config.background)
+    if earlier is not None and config.axes is None:
+        options["axes"] = str(earlier.get("axes", LATE["axes"]))
     found = {split: open_source(config.data, split, **options) for split in SPLITS}
     sources = {split: source for split, source in found.items() if source is not None and len(source)}
     if config.tiles is None:
@@ -172,19 +187,26 @@ def open_all(config: PackConfig) -> dict[str, Source]:
     return {split: cut_into_tiles(source, config.tiles, config.data, workers) for split, source in sources.items()}
 
 
-def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str, Any], Packing, int]:
-    """What the pack will be, a pure function of settings and data; and about how many bytes.
+def make_plan(
+    config: PackConfig, sources: dict[str, Source], earlier: dict[str, Any] | None
+) -> tuple[dict[str, Any], Packing, int, list[str]]:
+    """What the pack will be, a pure function of settings and data; about how many bytes; what was understood of it.
+
+    Args:
+        earlier: the manifest of an earlier start, which goes on as it began.
 
     Raises:
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
-    facts = look_at(first, LOOKED_AT)
+    facts = look_at(first, LOOKED_AT, beside=sources.values())
     size = config.size if config.size is not None else config.tiles or min(DEFAULT_SIZE, facts.short_side)
     is_raw = config.format == "raw"
-    if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
+    rescale, lines = scale_of_pack(config, facts, earlier)
+    fits = facts.dtype == "uint8" or (rescale is not None and rescale.dtype == facts.dtype)
+    if not is_raw and not (fits and facts.channels in (1, 3)):
         raise RequestError(
-            f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: --format raw keeps it"
+            f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: {KEEP_OR_RESCALE}"
         )
     packing = Packing(
         format=config.format,
@@ -192,7 +214,8 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         quality=config.quality,
         subsampling=config.subsampling,
         channels=facts.channels,
-        dtype=facts.dtype,
+        dtype=facts.dtype if is_raw else "uint8",
+        rescale=rescale,
     )
     num_inputs = sum(map(len, sources.values()))
     mean_bytes = packing.row_bytes if is_raw else probe(first, packing)
@@ -206,7 +229,7 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         }
         for split, source in sources.items()
     }
-    plan = {
+    plan: dict[str, Any] = {
         "openmae_pack": VERSION,
         "format": config.format,
         "size": list(size) if isinstance(size, tuple) else size,
@@ -214,13 +237,48 @@ def make_plan(config: PackConfig, sources: dict[str, Source]) -> tuple[dict[str,
         "subsampling": None if is_raw else config.subsampling,
         "background": config.background,
         "max_pixels": config.max_pixels,
-        "dtype": facts.dtype,
+        "dtype": packing.dtype,
         "shape": list(packing.shape) if is_raw else None,
         "images_per_file": None if is_raw else rows,
         **({} if config.tiles is None else {"tiles": config.tiles}),
         "splits": splits,
     }
-    return plan, packing, round(num_inputs * (mean_bytes + 64))
+    value_range = config.value_range or facts.stated_range
+    late = {
+        "value_range": None if value_range is None else list(value_range),
+        "rescale": None if rescale is None else rescale.to_dict(),
+        "axes": facts.axes.order if facts.axes.why is not None and (earlier is None or "axes" in earlier) else None,
+    }
+    plan |= {name: value for name, value in late.items() if value is not None}
+    return plan, packing, round(num_inputs * (mean_bytes + 64)), [*facts.axes.lines, *value_lines(lines)]
+
+
+def scale_of_pack(
+    config: PackConfig, facts: DataFacts, earlier: dict[str, Any] | None
+) -> tuple[Rescale | None, list[str]]:
+    """What brings images of another number type to the pack's, and what to say about it.
+
+    JPEGs hold 8 bits: other images come into them by a stated range only. A raw pack has the type of most images.
+    """
+    if earlier is not None:
+        stored = earlier.get("rescale")
+        return None if stored is None else Rescale.from_dict(stored), []
+    value_range = config.value_range or facts.stated_range
+    own = Preprocessing(
+        channels=1,
+        value_range=facts.value_range if config.format == "raw" else EIGHT_BITS,
+        mean=(0.5,),
+        std=(0.25,),
+        image_size=(1, 1),
+        dtype=facts.dtype if config.format == "raw" else "uint8",
+    )
+    if config.format == "raw":
+        matched, lines = match_own_scale(own, facts.depths)
+    elif value_range is not None:
+        matched, lines = match_scale(own, facts.depths, value_range, named="the pack")
+    else:
+        return None, []
+    return Rescale.of(matched), lines
 
 
 def probe(source: Source, packing: Packing) -> float:
