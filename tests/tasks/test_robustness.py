@@ -164,6 +164,28 @@ def test_top1_is_among_the_classes_of_the_set(init, sets, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
 
 
+def test_twelve_bits_in_sixteen_are_wrong_where_eight_are(init, tmp_path, capsys):
+    chance, summaries = np.random.default_rng(3), {}
+    for name in sorted({name for name in MINE if name in A}):
+        for number in range(12):
+            grey = (chance.uniform(0, 255) + chance.normal(0, 60, (SIDE, SIDE))).clip(0, 255).astype(np.uint8)
+            for depth, values in (("8", grey), ("12", np.rint(grey * (4095 / 255)).astype(np.uint16))):
+                path = tmp_path / depth / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(path)
+    ranges = {"8": None, "12": None, "said": (0.0, 4095.0)}
+    for run, value_range in ranges.items():
+        data = str(tmp_path / ("8" if run == "8" else "12"))
+        summaries[run] = robustness(config(init, tmp_path / f"run-{run}", imagenet_a=data, value_range=value_range))
+        assert ("uint16 values of 0 to 4095 become 0 to 255" in capsys.readouterr().out) == (run != "8")
+        rows = [json.loads(line) for line in (tmp_path / f"run-{run}" / "robustness.jsonl").read_text().splitlines()]
+        summaries[run] = [row["wrong"] for row in rows]
+    assert summaries["8"] == summaries["12"] == summaries["said"]
+    other = config(init, tmp_path / "run-said", imagenet_a=str(tmp_path / "12"), value_range=(0.0, 9.0), resume="auto")
+    with pytest.raises(RequestError, match="--value-range"):
+        robustness(other)
+
+
 def test_the_mean_corruption_error_by_hand(init, sets, tmp_path, monkeypatch, capsys):
     make_released(monkeypatch, images=3)
     summary = robustness(config(init, tmp_path / "run", imagenet_c=str(sets / "c")))

@@ -86,6 +86,12 @@ def check_tiles(tiles: int | None, sides: tuple[int, int] | None, flag: str = "-
         )
 
 
+def check_axes(got: str | None) -> None:
+    """Raise RequestError where an order of axes does not name channels, rows and columns once each (None passes)."""
+    if got is not None and sorted(got) != ["C", "X", "Y"]:
+        raise RequestError(f"--axes got {got!r}: it must name channels C, rows Y and columns X once each, such as CYX")
+
+
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, kind) for kind in get_args(hint))

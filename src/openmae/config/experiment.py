@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_name, check_range, check_types
+from openmae.config.checks import check_axes, check_name, check_range, check_types, check_value_range
 from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
@@ -34,6 +34,10 @@ class ExperimentConfig(PartSettings):
     batch_size: int = 128
     held_out: int = 1000
     """Images of train that choose the rate."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     device: str | None = None
     workers: int | None = None
 
@@ -41,6 +45,8 @@ class ExperimentConfig(PartSettings):
         check_types(self)
         self.check_parts(self.data, "DATA")
         check_name("the experiment", self.name, EXPERIMENTS)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         if len(self.epochs) != len(self.labels):
             raise RequestError(
                 f"--epochs got {len(self.epochs)} values for {len(self.labels)} --labels: give one for each"

@@ -4,7 +4,16 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, pair
+from openmae.config.checks import (
+    Settings,
+    check_axes,
+    check_name,
+    check_range,
+    check_tiles,
+    check_types,
+    check_value_range,
+    pair,
+)
 from openmae.config.dataset import DataSettings
 from openmae.config.labelled import TASKS
 from openmae.config.pretrain import PRECISIONS
@@ -50,6 +59,10 @@ class KnnConfig(DataSettings):
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
     max_bad: float = 0.01
     """Largest tolerated fraction of unreadable training files; unreadable test files are counted."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
 
@@ -115,6 +128,10 @@ class EmbedConfig(DataSettings):
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
     max_bad: float = 0.01
     """Largest tolerated fraction of unreadable files; they are left out and named."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
     batch_size: int | None = None
@@ -161,6 +178,10 @@ class AttentionConfig(Settings):
     image_size: int | tuple[int, int] | None = None
     """Side in pixels, or height and width: larger images give finer maps; positions are resampled."""
     device: str | None = None
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
 
@@ -171,6 +192,8 @@ class AttentionConfig(Settings):
         check_range("--layer", self.layer, 1)
         check_range("--limit", self.limit, 1, 1000)
         check_range("--max-pixels", self.max_pixels, 1)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         for side in self.size or ():
             check_range("--image-size", side, 1, 16384)
         if not os.fspath(self.out).lower().endswith(".png"):
@@ -190,5 +213,7 @@ def _check_encoder_settings(config: Any, pools: tuple[str, ...]) -> None:
     check_range("--batch-size", config.batch_size, 1)
     check_range("--workers", config.workers, 0)
     check_range("--max-pixels", config.max_pixels, 1)
+    check_value_range(config.value_range)
+    check_axes(config.axes)
     for side in config.size or ():
         check_range("--image-size", side, 1, 16384)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_name, check_range, check_value_range, flag_of, pair
+from openmae.config.checks import check_name, check_range, flag_of, pair
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
@@ -41,8 +41,6 @@ class FinetuneConfig(LabelledConfig):
     """Whose mean and standard deviation, from scratch: imagenet or measured."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    value_range: tuple[float, float] | None = None
-    """Raw values that become 0 and 1, from scratch."""
     background: float | None = None
     """What transparent pixels show, from scratch: 0 black to 1 white."""
 
@@ -94,7 +92,6 @@ class FinetuneConfig(LabelledConfig):
             raise RequestError(f"--blocks got {self.blocks:g}: a whole number of blocks, or 0.5")
         for value in self.betas or ():
             check_range("--betas", value, 0, 1, open_high=True)
-        check_value_range(self.value_range)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
         if self.is_regression:
@@ -136,6 +133,7 @@ class SettledFinetune(FinetuneConfig):
     log_every: int
     evaluate_every: int
     save_every: int
+    axes: str = "YXC"  # as in runs from before there was a choice
     pool: str
     width: int
     depth: int

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, fields
 from typing import get_type_hints
 
-from openmae.config.checks import check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import (
+    check_axes,
+    check_name,
+    check_range,
+    check_types,
+    check_value_range,
+    flag_of,
+    pair,
+)
 from openmae.config.dataset import DataSettings
 from openmae.config.pretrain import CROP_ASPECTS, PRECISIONS
 from openmae.errors import RequestError
@@ -48,6 +56,10 @@ class LabelledConfig(DataSettings):
     before there was a choice, which keep it."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
 
@@ -96,6 +108,8 @@ class LabelledConfig(DataSettings):
             check_range(flag_of(name), getattr(self, name), 0)
         check_range("--max-pixels", self.max_pixels, 1)
         check_range("--split-rules", self.split_rules, 1, 2)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         check_range("--seed", self.seed, 0, 2**63 - 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_name, check_range, check_tiles, check_types, pair
+from openmae.config.checks import (
+    check_axes,
+    check_name,
+    check_range,
+    check_tiles,
+    check_types,
+    check_value_range,
+    pair,
+)
 from openmae.config.dataset import DataSettings
 from openmae.config.shapes import LARGEST
 from openmae.errors import RequestError
@@ -38,6 +46,10 @@ class PackConfig(DataSettings):
     """What transparent pixels become: 0 black to 1 white."""
     max_bad: float = 0.01
     """Largest tolerated fraction of unreadable files; they are left out and named."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become 0 and 1, such as 0 4095: a JPEG's black and white; kept for what reads a raw pack."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
     shard_mb: float = 256.0
@@ -59,6 +71,8 @@ class PackConfig(DataSettings):
         check_range("--background", self.background, 0, 1)
         check_range("--max-bad", self.max_bad, 0, 1)
         check_range("--max-pixels", self.max_pixels, 1)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         check_range("--shard-mb", self.shard_mb, 0, 2000, open_low=True)
         check_range("--workers", self.workers, 0)
         for side in pair(self.size) or ():

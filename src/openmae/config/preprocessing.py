@@ -1,13 +1,14 @@
 """How an image becomes a model's input."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from openmae.config.checks import check_name, check_range, check_types
+from openmae.config.checks import check_axes, check_name, check_range, check_types
 from openmae.errors import RequestError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+DTYPES = ("uint8", "uint16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +22,12 @@ class Preprocessing:
         image_size: (height, width) in pixels.
         interpolation: how images are resized (antialiased).
         background: what alpha is composited on, 0 black to 1 white.
-        dtype: number type of the data: uint8, uint16 or float32.
+        dtype: number type of the model's numbers: uint8, uint16 or float32.
         margin: what evaluation keeps of the largest centred box of the model's aspect, along each side; 224/256
             for classifiers (FACTS section 2), 1 else.
+        axes: the order of channels, rows and columns in the data's `.npy` files; None where it had none of three axes.
+        source_dtype: number type of images that are brought to the model's scale; None: of all images.
+        source_range, target_range: raw values of such an image, and what they become; None: by the types' full ranges.
     """
 
     channels: int
@@ -35,11 +39,17 @@ class Preprocessing:
     background: float = 1.0
     dtype: str = "uint8"
     margin: float = 1.0
+    source_dtype: str | None = None
+    source_range: tuple[float, float] | None = None
+    target_range: tuple[float, float] | None = None
+    axes: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
         check_range("the margin", self.margin, 0, 1, open_low=True)
-        check_name("the data's type", self.dtype, ("uint8", "uint16", "float32"))
+        check_name("the data's type", self.dtype, DTYPES)
+        check_name("the type of other data", self.source_dtype, DTYPES)
+        check_axes(self.axes)
         check_range("--background", self.background, 0, 1)
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -51,6 +61,17 @@ class Preprocessing:
             raise RequestError(f"interpolation got {self.interpolation!r}: images are resized bicubically here")
         if not self.value_range[0] < self.value_range[1]:
             raise RequestError(f"--value-range got {self.value_range}: the first must lie below the second")
+        if (self.source_range is None) != (self.target_range is None):
+            raise RequestError("a range of other data's values goes with what it becomes")
+        for got in (self.source_range, self.target_range):
+            if got is not None and not got[0] < got[1]:
+                raise RequestError(f"a range of values got {got}: the first must lie below the second")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file. What came later is named only where it is set: other records stay as they were."""
+        late = ("source_dtype", "source_range", "target_range", "axes")
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if value is not None or name not in late}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import (
+    check_axes,
     check_name,
     check_range,
     check_tiles,
@@ -73,6 +74,8 @@ class PretrainConfig(DataSettings):
     std: tuple[float, ...] | None = None
     value_range: tuple[float, float] | None = None
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
     tiles: int | None = None
@@ -186,6 +189,7 @@ class PretrainConfig(DataSettings):
         check_tiles(self.tiles, self.size)
         if self.patch_size is not None:
             check_tiles(self.tiles, (self.patch_size, self.patch_size), "--patch-size")
+        check_axes(self.axes)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 
@@ -216,6 +220,7 @@ class SettledConfig(PretrainConfig):
     std: tuple[float, ...]
     value_range: tuple[float, float]
     background: float
+    axes: str = "YXC"  # as in runs from before there was a choice
     max_bad: float
     batch_size: int
     micro_batch_size: int

@@ -59,6 +59,7 @@ class SettledProbe(ProbeConfig):
     log_every: int
     evaluate_every: int
     save_every: int
+    axes: str = "YXC"  # as in runs from before there was a choice
     pool: str
     optimizer: str
     augment: str

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.checks import Settings, check_axes, check_name, check_range, check_types, check_value_range, pair
 from openmae.config.pretrain import MASKS, check_mask_file
 from openmae.errors import RequestError
 
@@ -36,6 +36,10 @@ class ReconstructConfig(Settings):
     paste: bool = True
     """Show visible patches as they are; --no-paste shows the prediction there too."""
     device: str | None = None
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
 
     def __post_init__(self) -> None:
@@ -50,6 +54,8 @@ class ReconstructConfig(Settings):
         for side in self.size or ():
             check_range("--image-size", side, 1, 16384)
         check_mask_file(self.mask, self.mask_file)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         if not os.fspath(self.out).lower().endswith(".png"):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, pair
+from openmae.config.checks import Settings, check_axes, check_name, check_range, check_types, check_value_range, pair
 from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
@@ -25,6 +25,10 @@ class RobustnessConfig(Settings):
     """Folder of class folders named by WordNet ids."""
     image_size: int | tuple[int, int] | None = None
     """Side in pixels, or height and width; positions are resampled where it is not the model's own."""
+    value_range: tuple[float, float] | None = None
+    """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
+    axes: str | None = None
+    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = 178_956_970
     """Images of more pixels are refused (decompression bombs)."""
     batch_size: int | None = None
@@ -45,6 +49,8 @@ class RobustnessConfig(Settings):
         check_range("--batch-size", self.batch_size, 1)
         check_range("--workers", self.workers, 0)
         check_range("--max-pixels", self.max_pixels, 1)
+        check_value_range(self.value_range)
+        check_axes(self.axes)
         for side in self.size or ():
             check_range("--image-size", side, 1, 16384)
         if (self.imagenet_c, self.imagenet_a, self.imagenet_r, self.imagenet_sketch) == (None,) * 4:

@@ -1,6 +1,6 @@
-"""One pass over every image of a source: a record of 120 bytes for each, and sums of the channels.
+"""One pass over every image of a source: a record of 124 bytes for each, and sums of the channels.
 
-A million images are one array of 120 MB; nothing that grows with their number is a Python object, but for the names
+A million images are one array of 124 MB; nothing that grows with their number is a Python object, but for the names
 of what cannot be read.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from openmae.data.decode import MAX_PIXELS, BadImage, decode
+from openmae.data.decode import BadImage
 from openmae.data.formats import claimed_format, format_of, is_transparent, is_turned
 from openmae.data.perceptual import SIDE, THUMB, look, shrink
 from openmae.data.readers import make_loader, read
@@ -46,6 +46,7 @@ RECORD = np.dtype(
         ("thumb", np.uint8, THUMB * THUMB * 3),
         ("channels", np.uint8),
         ("dtype", np.uint8),
+        ("top", np.float32),  # the highest value
         ("format", np.uint8),
         ("flags", np.uint8),  # GOOD: it can be read; BLANK: one value only; PLAIN: hardly more than a soft slope
     ]
@@ -58,6 +59,7 @@ class Encoded(Protocol):
     """A source of files, whose bytes can be had."""
 
     def encoded(self, index: int) -> bytes: ...
+    def decoded(self, data: bytes) -> np.ndarray: ...
 
 
 @dataclass
@@ -112,8 +114,8 @@ class Census:
 class _Examined(Dataset):
     """Facts instead of images, a batch at a time; made in the reader processes, so that no pixel travels."""
 
-    def __init__(self, source: Source, max_pixels: int, tiles: int | None) -> None:
-        self.source, self.max_pixels, self.tiles = source, max_pixels, tiles
+    def __init__(self, source: Source, tiles: int | None) -> None:
+        self.source, self.tiles = source, tiles
         self.files = source if isinstance(source, Encoded) else None
 
     def __getitems__(self, indices: Sequence[int]) -> Census:
@@ -136,7 +138,7 @@ class _Examined(Dataset):
         if self.files is not None:
             data = self.files.encoded(index)
             _describe_file(record, data, self.source.name(index))
-            image = decode(data, max_pixels=self.max_pixels)
+            image = self.files.decoded(data)
         else:
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
@@ -147,7 +149,7 @@ class _Examined(Dataset):
             part.num_tiles += num_tiles
             part.blank_tiles += blank_tiles
         record["height"], record["width"], record["channels"] = image.shape
-        record["dtype"] = DTYPES.index(dtype)
+        record["dtype"], record["top"] = DTYPES.index(dtype), own.high.max()
         record["flags"] |= GOOD | BLANK * int((own.low == own.high).all())
         return shrink(image)
 
@@ -157,7 +159,6 @@ def examine(
     indices: NDArray[np.int64],
     *,
     workers: int,
-    max_pixels: int = MAX_PIXELS,
     tiles: int | None = None,
     tell: Callable[[int], None] = lambda done: None,
 ) -> Census:
@@ -167,7 +168,7 @@ def examine(
         tiles: count the blank ones among tiles of that side.
         tell: called now and then with the number of images that are done.
     """
-    dataset = _Examined(source, max_pixels, tiles)
+    dataset = _Examined(source, tiles)
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]
     whole = Census(np.empty(len(indices), RECORD))
     done = 0

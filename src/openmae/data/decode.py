@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from openmae.data.jpeg import JPEG, decode_plain, read_header
-from openmae.data.npy import NPY, read_npy
+from openmae.data.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, upright
 from openmae.data.tiff import TIFF, read_tiff
@@ -29,7 +29,9 @@ EXTENSIONS = frozenset((
 # fmt: on
 
 
-def decode(data: bytes | BinaryIO, background: float = 1.0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode(
+    data: bytes | BinaryIO, background: float = 1.0, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST
+) -> np.ndarray:
     """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
 
     An opened file takes less memory than its bytes: with what is decoded, at most 2.5 times the image's numbers.
@@ -41,17 +43,19 @@ def decode(data: bytes | BinaryIO, background: float = 1.0, max_pixels: int = MA
 
     `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel.
 
+    `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: what its shape tells.
+
     Raises BadImage for everything that is wrong with the data, and nothing else.
     """
     try:
-        return _decoded(data, background, max_pixels)
+        return _decoded(data, background, max_pixels, axes)
     except BadImage:
         raise
     except Exception as error:  # the readers raise OSError, ValueError, SyntaxError, struct.error and many more
         raise BadImage(_reason(error)) from error
 
 
-def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int) -> np.ndarray:
+def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int, axes: str | None) -> np.ndarray:
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     head = file.read(len(NPY))
     if not head:
@@ -67,7 +71,7 @@ def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int) -> np.n
         # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
         if head.startswith(NPY):
-            image = read_npy(file, max_pixels)
+            image = read_npy(file, max_pixels, axes)
         elif head.startswith(TIFF):
             image = read_tiff(file, background, max_pixels)
         else:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
-from openmae.data.conformed import conformed
+from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.parts import images_apart
@@ -59,7 +59,7 @@ class _Evaluation(Dataset):
             decoded = self.source.read(index)
             if not self.with_blank and is_blank(decoded):
                 return index, BLANK, None
-            image = conformed(decoded, p.channels, p.dtype, self.min_side)
+            image = fitted_to_model(decoded, p, self.min_side)
         except BadImage as error:
             return index, str(error), None
         box = evaluation_box(image, p.image_size, self.margin)

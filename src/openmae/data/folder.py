@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from openmae.data.headers import read_size
 from openmae.errors import shown
@@ -66,12 +67,13 @@ class FolderSource:
         ignored: Ignored | None = None,
         background: float = 1.0,
         max_pixels: int = MAX_PIXELS,
+        axes: Axes = BY_SHAPE,
     ) -> None:
         paths = sorted(os.fsencode(file) for file in files)
         self._root = os.fsencode(os.path.abspath(root))
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._block = b"".join(paths)
-        self._options = (background, max_pixels)
+        self._options, self.axes = (background, max_pixels, axes.order), axes
         self.ignored = ignored or Ignored()
         self.classes: tuple[str, ...] | None = None
         self._labels: np.ndarray | None = None
@@ -97,7 +99,11 @@ class FolderSource:
 
     def read(self, index: int) -> np.ndarray:
         with self._opened(index) as (file, size):
-            return decode(file if size >= STREAMED_BYTES else file.read(), *self._options)
+            return self.decoded(file if size >= STREAMED_BYTES else file.read())
+
+    def decoded(self, data: bytes | BinaryIO) -> np.ndarray:
+        """The image that a file, or its bytes, holds. Raises BadImage."""
+        return decode(data, *self._options)
 
     def encoded(self, index: int) -> bytes:
         """The file's bytes. Raises BadImage where they cannot be had."""
@@ -107,7 +113,7 @@ class FolderSource:
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
         with self._opened(index, is_buffered=True) as (file, _):
-            return read_size(file, self._options[1])
+            return read_size(file, *self._options[1:])
 
     @contextlib.contextmanager
     def _opened(self, index: int, is_buffered: bool = False) -> Iterator[tuple[BinaryIO, int]]:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image
 
 from openmae.data.jpeg import read_header
-from openmae.data.npy import NPY, read_npy_header
+from openmae.data.npy import CHANNELS_LAST, NPY, read_npy_header
 from openmae.data.pillow import FORMATS, orientation_of
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size
 from openmae.data.tiff import TIFF
@@ -22,15 +22,18 @@ _NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 
 
-def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST) -> tuple[int, int]:
     """Height and width in pixels of the image that `decode` would give for this file, which is read from its start.
+
+    Args:
+        axes: as of `decode`.
 
     Raises BadImage where the header says none, or one that is not taken.
     """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile|openmae\.data)\b")
-            height, width, orientation = _read(file)
+            height, width, orientation = _read(file, axes)
     except BadImage:
         raise
     except Exception as error:  # of whatever library
@@ -39,13 +42,14 @@ def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     return (width, height) if orientation in _TURNED else (height, width)
 
 
-def _read(file: BinaryIO) -> tuple[int, int, int]:
+def _read(file: BinaryIO, axes: str | None) -> tuple[int, int, int]:
     """Height, width and orientation as they stand in the file."""
     head = file.read(_HEAD)
     file.seek(0)
     if head.startswith(NPY):
-        shape = read_npy_header(file, sys.maxsize).shape  # who asks checks the size
-        return shape[0], shape[1], 1
+        header = read_npy_header(file, sys.maxsize, axes)  # who asks checks the size
+        height, width, _ = header.sides(axes)
+        return height, width, 1
     if head.startswith(TIFF):
         from tifffile import TiffFile
 

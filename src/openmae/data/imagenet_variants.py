@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from openmae.data.axes import decide_axes, shapes_of_files
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.folder import FolderSource, class_names, scan
 from openmae.errors import Fault, RequestError, shown
@@ -190,7 +191,13 @@ def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[Var
 
 
 def open_part(
-    part: VariantPart, classes: Sequence[str], *, background: float = 1.0, max_pixels: int = MAX_PIXELS
+    part: VariantPart,
+    classes: Sequence[str],
+    *,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    axes: str | None = None,
+    usual_axes: str | None = None,
 ) -> FolderSource:
     """The images of a part; labels count through `classes`.
 
@@ -203,7 +210,13 @@ def open_part(
     if not (class_names(files, 0) or {""}) <= set(part.classes):
         raise RequestError(f"{shown(part.folder)} has changed while it was read: run it again")
     return FolderSource(
-        part.folder, files, classes=classes, ignored=ignored, background=background, max_pixels=max_pixels
+        part.folder,
+        files,
+        classes=classes,
+        ignored=ignored,
+        background=background,
+        max_pixels=max_pixels,
+        axes=decide_axes(shapes_of_files(part.folder, files), axes, usual_axes),
     )
 
 

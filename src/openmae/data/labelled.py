@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,11 @@ class LabelledData:
         return self.num_classes or len(self.columns)
 
     @property
+    def parts(self) -> tuple[Source, ...]:
+        """All parts that there are."""
+        return tuple(part for part in (self.train, self.validation, self.test) if part is not None)
+
+    @property
     def report(self) -> Source:
         """What the final figure is of."""
         source = self.test if self.test is not None else self.validation
@@ -102,6 +108,8 @@ def open_labelled(
     seed_of_split: int = 0,
     background: float,
     max_pixels: int,
+    axes: str | None = None,
+    usual_axes: str | None = None,
     needs_choice: bool = False,
     task: str | None = None,
     advice: str = ADVICE,
@@ -123,7 +131,9 @@ def open_labelled(
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
     data = str(dataset)
-    opened = open_splits(dataset, background=background, max_pixels=max_pixels, split_rules=split_rules)
+    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    reading |= {"axes": axes, "usual_axes": usual_axes}
+    opened = open_splits(dataset, split_rules=split_rules, **reading)
     found = understood(data, opened.sources, label_file, task, advice)
     parts, targets, classes = found.parts, found.targets, found.classes
     check_labelled(data, targets["train"], classes)

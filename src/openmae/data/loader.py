@@ -22,11 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
-from openmae.data.conformed import conformed
+from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
 from openmae.data.hand_over import room
 from openmae.data.parts import raw_shape
-from openmae.data.preprocess import conform
+from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import make_loader
 from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
@@ -178,7 +178,7 @@ class Stream(Dataset):
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
         bad, p, was_blank = dict[str, str](), self.preprocessing, False
-        bring = conform if self.is_whole else conformed
+        bring = fit_to_model if self.is_whole else fitted_to_model
         for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
             for candidate in candidates:
                 try:
@@ -186,7 +186,7 @@ class Stream(Dataset):
                     if isinstance(self.source, Tiled) and is_blank(image):
                         was_blank |= candidate == index
                         continue
-                    brought = bring(image, p.channels, p.dtype, self.min_side)
+                    brought = bring(image, p, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
                     return _Decoded(brought, bad, label, was_blank)
                 except BadImage as error:

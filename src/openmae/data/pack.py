@@ -13,10 +13,12 @@ from openmae.config import pair
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage
+from openmae.data.scale import Rescale
 from openmae.data.sources import Source
 from openmae.data.tiles import BLANK, Tiled, is_blank
 
 LONGEST_JPEG = 65_500  # libjpeg's limit of a side
+KEEP_OR_RESCALE = "--format raw keeps it, --value-range LOW HIGH says what becomes black and white"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Packing:
     Attributes:
         size: jpeg: the short side at most; raw: the side, or height and width.
         channels, dtype: of a raw pack.
+        rescale: what brings images of another number type to the pack's.
     """
 
     format: str
@@ -34,6 +37,7 @@ class Packing:
     subsampling: str
     channels: int
     dtype: str
+    rescale: Rescale | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -53,8 +57,10 @@ class Packing:
     def _jpeg(self, image: NDArray) -> bytes:
         """The whole image, its short side no longer than `size`; never enlarged."""
         height, width, channels = image.shape
+        if self.rescale is not None and self.rescale.is_for(image):
+            image = self.rescale(image, "uint8")
         if image.dtype != np.uint8 or channels not in (1, 3):
-            raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: --format raw keeps it")
+            raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: {KEEP_OR_RESCALE}")
         assert isinstance(self.size, int)
         scale = self.size / min(height, width)
         if scale < 1:
@@ -68,7 +74,7 @@ class Packing:
     def _raw(self, image: NDArray) -> NDArray:
         """The largest centred box of the pack's aspect, resized to its shape."""
         height, width, channels = self.shape
-        pixels = conformed(image, channels, self.dtype, 1)
+        pixels = conformed(image, channels, self.dtype, 1, self.rescale)
         crop = resized_crop(pixels, centre_box(pixels, (height, width)), (height, width)).permute(1, 2, 0).numpy()
         if self.dtype == "uint16":  # it was resized as float32, and bicubic weights overshoot
             crop = np.rint(crop).clip(0, 65535).astype(np.uint16)

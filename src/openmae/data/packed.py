@@ -7,6 +7,7 @@ places) and the images: parquet files of JPEGs in the Hugging Face layout, or on
 import hashlib
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_pack(root: Path) -> dict[str, Any] | None:
         )
     try:
         _check_manifest(manifest)
-    except (KeyError, TypeError, AttributeError, AssertionError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError):
         raise RequestError(f"{shown(root / MANIFEST)} is damaged: pack the data again") from None
     return manifest
 
@@ -71,7 +72,14 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         assert all(name in manifest["files"] for name in (*split["data"], split["index"]))
     if manifest["format"] == "raw":
         assert manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3
+        low, high = _stated_range(manifest) or (0.0, 1.0)
+        assert math.isfinite(low) and math.isfinite(high) and low < high
         assert all(isinstance(side, int) and side > 0 for side in manifest["shape"])
+
+
+def _stated_range(manifest: dict[str, Any]) -> tuple[float, float] | None:
+    stated = manifest.get("value_range") if manifest["format"] == "raw" else None
+    return None if stated is None else (float(stated[0]), float(stated[1]))
 
 
 def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
@@ -94,6 +102,7 @@ class PackedSource:
 
     Attributes:
         shape: height, width and channels of every image of a raw pack; None for JPEGs.
+        value_range: the raw values that become 0 and 1, where they were stated when it was packed.
         image_numbers: which image each is a tile of, (n,); None where they are images.
 
     Raises:
@@ -108,6 +117,7 @@ class PackedSource:
         self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
         self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
         self._dtype = str(manifest["dtype"])
+        self.value_range = _stated_range(manifest)
         self._map: NDArray | None = None
         self.ignored = Ignored()
         self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None

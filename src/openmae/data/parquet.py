@@ -7,17 +7,20 @@ import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.folder import Ignored
 from openmae.data.headers import read_size
 from openmae.errors import RequestError, shown
+
+PEEKED = 8  # rows that are looked at for the order of axes
 
 
 class ParquetSource:
@@ -38,11 +41,12 @@ class ParquetSource:
         cache_bytes: int = 2 << 30,
         background: float = 1.0,
         max_pixels: int = MAX_PIXELS,
+        axes: Axes = BY_SHAPE,
     ) -> None:
         self._files = [Path(os.path.abspath(file)) for file in files]
         base = os.path.abspath(root) if root else None
         self._names = [os.path.relpath(file, base) if base else file.name for file in self._files]
-        self._options = (background, max_pixels)
+        self._options, self.axes = (background, max_pixels, axes.order), axes
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[int, _Rows] = OrderedDict()
         self.ignored = Ignored()
@@ -92,7 +96,11 @@ class ParquetSource:
         return label if label >= 0 else None
 
     def read(self, index: int) -> np.ndarray:
-        return decode(self.encoded(index), *self._options)
+        return self.decoded(self.encoded(index))
+
+    def decoded(self, data: bytes) -> np.ndarray:
+        """The image that a row's bytes hold. Raises BadImage."""
+        return decode(data, *self._options)
 
     def encoded(self, index: int) -> bytes:
         """The row's bytes. Raises BadImage where it has none."""
@@ -103,7 +111,7 @@ class ParquetSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the header. Raises BadImage where it does not say."""
-        return read_size(io.BytesIO(self.encoded(index)), self._options[1])
+        return read_size(io.BytesIO(self.encoded(index)), *self._options[1:])
 
     def fingerprint(self) -> str:
         return self._fingerprint
@@ -157,6 +165,25 @@ class _Rows:
         if not self.valid[row]:
             raise BadImage("no image bytes in this row")
         return bytes(self.block[self.ends[row] : self.ends[row + 1]])
+
+
+def first_images(file: Path) -> Generator[tuple[str, bytes], None, None]:
+    """Names and bytes of the first images of a file, as many as one page or so holds; none where it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open(file, "rb") as stream, pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 16) as table:
+            name = _image_column(table.schema_arrow.names)
+            is_struct = pa.types.is_struct(table.schema_arrow.field(name).type)
+            wanted = [f"{name}.bytes" if is_struct else name]
+            batch = next(table.iter_batches(batch_size=PEEKED, row_groups=[0], columns=wanted, use_threads=False))
+            column = batch.column(0).flatten()[0] if is_struct else batch.column(0)
+            for row, value in enumerate(column):
+                if isinstance(data := value.as_py(), bytes):
+                    yield f"{file.name}#{row}", data
+    except Exception:  # whoever opens the file for good says what is wrong with it
+        return
 
 
 def _open_table(file: Path) -> _Table:

@@ -2,10 +2,12 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.packed import PackedSource
@@ -132,6 +134,28 @@ def drawn(source: Source, count: int) -> Source:
     return Part(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
 
 
+def root_of(source: Source) -> Source:
+    """The source behind all views."""
+    while hasattr(source, "source"):
+        source = source.source
+    return source
+
+
+def are_tiles(source: Source) -> bool:
+    """Whether the entries of a source are cut from images when they are read."""
+    while isinstance(source, View):
+        source = source.source
+    return isinstance(source, Tiled)
+
+
+def by_image(source: Source, indices: list[int]) -> list[int]:
+    """The same entries, tiles of one image one after the other: read so, they decode it once."""
+    places = indices
+    while isinstance(source, View):
+        places, source = [source.place(place) for place in places], source.source
+    return [index for _, index in sorted(zip(places, indices, strict=True))]
+
+
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
     while isinstance(source, View):
@@ -140,3 +164,9 @@ def raw_shape(source: Source) -> tuple[int, int, int] | None:
         whole = raw_shape(source.source)
         return None if whole is None else (min(whole[0], source.size), min(whole[1], source.size), whole[2])
     return source.shape if isinstance(source, PackedSource) else None
+
+
+def axes_of(sources: Iterable[Source]) -> Axes:
+    """What was decided about the axes of a data set, of which these are parts."""
+    found = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
+    return next((axes for axes in found if axes.order is not None), BY_SHAPE)

@@ -1,7 +1,8 @@
 """From a decoded image of any kind to the model's numbers and back, as a `Preprocessing` record says."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
+from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
-from openmae.data.parts import raw_shape
+from openmae.data.parts import axes_of, raw_shape, root_of
+from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
 from openmae.data.sources import Source
 from openmae.data.tiles import Tiled, is_blank
 from openmae.errors import RequestError
@@ -20,33 +23,42 @@ from openmae.errors import RequestError
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
 
 
-def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1) -> NDArray:
+def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1, rescale: Rescale | None = None) -> NDArray:
     """Bring a decoded image to the model's channels and number type.
 
     Args:
         image: H × W × C of uint8, uint16 or float32.
         channels: 1, 3 or as many as the model takes.
-        dtype: what most of the data is; integers of the other width are rescaled to it.
+        dtype: the model's; integers of the other width are brought to it by the full ranges of the two.
         min_side: images with a smaller side are refused.
+        rescale: what else is known of the values of other data, which goes before that.
 
     Returns:
         H × W × channels of uint8 (dtype uint8) or float32 (else).
 
     Raises:
-        BadImage: the channels do not fit, floats meet integers, or the image is too small.
+        BadImage: the channels do not fit, floats meet integers and nobody says how, or the image is too small.
     """
     if min(image.shape[:2]) < min_side:
         raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise BadImage("values that are not finite")
     image = to_channels(image, channels)
+    if rescale is not None and rescale.is_for(image):
+        return rescale(image, dtype)
     if image.dtype != dtype:
         if "float32" in (str(image.dtype), dtype):
-            raise BadImage(f"{image.dtype} values where the data is {dtype}")
+            raise BadImage(f"{image.dtype} values where the data is {dtype} (--value-range LOW HIGH brings them to it)")
         image = (
             (image.astype(np.uint32) * 257).astype(np.uint16) if dtype == "uint16" else (image >> 8).astype(np.uint8)
         )
     return image if dtype == "uint8" else image.astype(np.float32)
+
+
+def fit_to_model(image: NDArray, preprocessing: Preprocessing, min_side: int = 1) -> NDArray:
+    """`conform` to what a record says. Raises BadImage as that does."""
+    p = preprocessing
+    return conform(image, p.channels, p.dtype, min_side, Rescale.of(p))
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -91,10 +103,14 @@ class DataFacts:
         count: images in the source.
         channels, dtype: of most images.
         short_side: the median of the shorter sides in pixels.
-        value_range: what becomes 0 and 1: the type's range for uint8, else the 0.1 and 99.9 percentiles.
+        value_range: what becomes 0 and 1: what a pack says, the type's range for uint8, else the 0.1 and 99.9
+            percentiles.
         mean, std: by channel, of raw values.
         bad: name and reason of each image of the look that could not be read.
         other_dtypes: how many images of the look have another number type.
+        depths: how far the values of each number type reach.
+        stated_range: what a pack says becomes 0 and 1.
+        axes: what was decided about the axes of `.npy` files.
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
         blank: tiles of the look that are blank; nothing else of them is in these facts.
         aspects: width over height of each image of the look.
@@ -109,6 +125,9 @@ class DataFacts:
     std: tuple[float, ...]
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
+    depths: Depths = field(default_factory=Depths)
+    stated_range: tuple[float, float] | None = None
+    axes: Axes = BY_SHAPE
     raw_shape: tuple[int, int, int] | None = None
     blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
@@ -119,13 +138,16 @@ class DataFacts:
         return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
-def look_at(source: Source, limit: int = 256) -> DataFacts:
+def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> DataFacts:
     """Decode up to `limit` images, evenly drawn, and measure them.
+
+    Args:
+        beside: other parts of the data, of which the depths are looked at too.
 
     Raises:
         RequestError: none of them can be read.
     """
-    images, aspects, bad, blank = [], list[float](), {}, 0
+    images, aspects, bad, depths, blank = [], list[float](), {}, Depths(), 0
     chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
     if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
         chosen.sort()
@@ -145,6 +167,7 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         )
         images.append((str(image.dtype), min(image.shape[:2]), small.float()))
         aspects.append(image.shape[1] / image.shape[0])
+        depths += Depths.of([image])
     if not images and not bad:
         raise RequestError(f"all of {blank} tiles looked at are blank")
     if not images:
@@ -162,6 +185,8 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         values = pixels.flatten()[:: max(1, pixels.numel() // 10_000_000)].numpy()
         low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
         value_range = (low, high if high > low else low + 1.0)
+    stated = stated_range([source])
+    value_range = value_range if stated is None else stated
     smallest = 0.01 * (value_range[1] - value_range[0])  # a constant channel must not blow up
     return DataFacts(
         count=len(source),
@@ -173,10 +198,23 @@ def look_at(source: Source, limit: int = 256) -> DataFacts:
         std=tuple(max(float(v), smallest) for v in pixels.std(1)),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
+        depths=depths + look_at_depths(part for part in beside if root_of(part) is not root_of(source)),
+        stated_range=stated,
+        axes=axes_of([source]),
         raw_shape=raw_shape(source),
         blank=blank,
         aspects=tuple(aspects),
     )
+
+
+def facts_in_scale(facts: DataFacts, preprocessing: Preprocessing) -> DataFacts:
+    """The same with mean and deviation of what a model sees, where its record brings such images to its own numbers."""
+    rescale = Rescale.of(preprocessing)
+    if rescale is None or rescale.dtype not in (None, facts.dtype):
+        return facts
+    slope = (rescale.target[1] - rescale.target[0]) / (rescale.source[1] - rescale.source[0])
+    mean = tuple(rescale.target[0] + (value - rescale.source[0]) * slope for value in facts.mean)
+    return replace(facts, mean=mean, std=tuple(value * slope for value in facts.std))
 
 
 def imagenet_statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,8 +5,10 @@ A source is an index -> sample table that is cheap to open, keeps no file open, 
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import SPLITS, DataParts, Dataset
+from openmae.data.axes import decide_axes, shapes_of_bytes, shapes_of_files
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
 from openmae.data.folder import FolderSource, Ignored, class_names, scan
 from openmae.data.packed import PackedSource, read_pack
-from openmae.data.parquet import ParquetSource, is_parquet
+from openmae.data.parquet import ParquetSource, first_images, is_parquet
 from openmae.data.split_names import SPLIT_RULES, Layout, find_layout, names_of, whole_layout
 from openmae.errors import RequestError, shown
 
@@ -79,12 +82,15 @@ def open_source(
     *,
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
+    axes: str | None = None,
+    usual_axes: str | None = None,
     split_rules: int | None = None,
 ) -> Source | None:
     """Open the `split` (train, val or test) of a data set, see `open_splits`; None where it is not there."""
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    options |= {"axes": axes, "usual_axes": usual_axes}
     return open_splits(data, (split,), split_rules=split_rules, **options).sources.get(split)
 
 
@@ -94,6 +100,8 @@ def open_splits(
     *,
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
+    axes: str | None = None,
+    usual_axes: str | None = None,
     split_rules: int | None = None,
 ) -> Splits:
     """Open the `wanted` parts of a data set, those that are there.
@@ -102,22 +110,28 @@ def open_splits(
     in it, see `find_layout`. Parts that are named outright are each wholly what they were said to be.
 
     Args:
+        axes: the order of channels, rows and columns in `.npy` files of three dimensions; None decides it for all parts
+            alike, wanted or not, by the shapes of some.
+        usual_axes: the order where those do not tell.
         split_rules: how parts are found, the newest way by default; a run keeps its own (`SPLIT_RULES`).
 
     Raises:
-        RequestError: in one line, for data that cannot be used, or that has parts but no train, if that is wanted.
+        RequestError: in one line, for data that cannot be used, that has parts but no train, if that is wanted, or
+            that has axes that do not tell.
     """
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
     if isinstance(data, DataParts):
-        return _open_named({split: path for split, path in data.paths.items() if split in wanted}, options)
+        return _open_named(data.paths, wanted, options, (axes, usual_axes))
     if data.startswith("embedded:"):
         found = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
         sources: dict[str, Source] = {split: source for split, source in found.items() if source is not None}
         return Splits(sources=sources, taken=dict.fromkeys(sources, shown(data)))
     root = Path(data)
     if not _is_folder(data):
-        source = ParquetSource([root], **options)
-        return Splits(sources={"train": source} if "train" in wanted else {}, taken={"train": shown(root)})
+        if "train" not in wanted:
+            return Splits(sources={}, taken={"train": shown(root)})
+        options["axes"] = decide_axes(shapes_of_bytes(first_images(root)), axes, usual_axes)
+        return Splits(sources={"train": ParquetSource([root], **options)}, taken={"train": shown(root)})
     manifest = read_pack(root)
     if manifest is not None:
         there = list(manifest["splits"])
@@ -131,6 +145,8 @@ def open_splits(
     parts = {split: _FolderPart(root, group, layout.depth, is_table, ignored) for split, group in layout.groups.items()}
     # One list of classes for all splits, so that a class absent from one of them shifts no label.
     classes = sorted({name for part in parts.values() for name in part.class_names})
+    if any(split in wanted for split in parts):
+        options["axes"] = decide_axes(_FolderPart(root, files, 0, is_table, ignored).shapes(), axes, usual_axes)
     return Splits(
         sources={split: part.open(classes, options) for split, part in parts.items() if split in wanted},
         taken={split: names_of(layout, split, root) for split in layout.groups},
@@ -160,6 +176,12 @@ class _FolderPart:
     def class_names(self) -> set[str]:
         return set() if self.is_table else class_names(self.files, self.depth) or set()
 
+    def shapes(self) -> Iterable[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of some of its `.npy` files."""
+        if self.is_table:
+            return shapes_of_bytes(first_images(self.root / os.fsdecode(self.files[0])))
+        return shapes_of_files(self.root, self.files)
+
     def open(self, classes: list[str], options: dict[str, Any]) -> Source:
         if self.is_table:
             return ParquetSource([self.root / os.fsdecode(file) for file in self.files], root=self.root, **options)
@@ -168,26 +190,50 @@ class _FolderPart:
         )
 
 
-def _open_named(paths: dict[str, str], options: dict[str, Any]) -> Splits:
+@dataclass(frozen=True)
+class _TablePart:
+    """A parquet file, not yet opened."""
+
+    path: Path
+
+    def shapes(self) -> Iterable[tuple[str, tuple[int, ...]]]:
+        return shapes_of_bytes(first_images(self.path))
+
+    def open(self, options: dict[str, Any]) -> Source:
+        return ParquetSource([self.path], **options)
+
+
+def _open_named(
+    paths: dict[str, str], wanted: Sequence[str], options: dict[str, Any], axes: tuple[str | None, str | None]
+) -> Splits:
     """Each part wholly from its own path. Images are named with the folder's name, so that parts differ."""
-    folders: dict[str, _FolderPart] = {}
-    sources: dict[str, Source] = {}
+    found: dict[str, Source | _FolderPart | _TablePart] = {}
+    beside: list[_FolderPart | _TablePart] = []
     for split, path in paths.items():
-        part = _open_part(split, path, options)
-        if isinstance(part, _FolderPart):
-            folders[split] = part
-        else:
-            sources[split] = part
-    found = {name for part in folders.values() for name in part.class_names}
+        if split in wanted:
+            found[split] = _find_part(split, path, options)
+        elif axes[0] is None:
+            with suppress(RequestError):  # whoever wants it is told
+                part = _find_part(split, path, options)
+                beside += [part] if isinstance(part, _FolderPart | _TablePart) else []
+    folders = {split: part for split, part in found.items() if isinstance(part, _FolderPart)}
+    tables = {split: part for split, part in found.items() if isinstance(part, _TablePart)}
+    if folders or tables:
+        shapes = chain.from_iterable(part.shapes() for part in (*folders.values(), *tables.values(), *beside))
+        options = {**options, "axes": decide_axes(shapes, *axes)}
+    sources = {split: part for split, part in found.items() if not isinstance(part, _FolderPart | _TablePart)}
+    sources |= {split: part.open(options) for split, part in tables.items()}
+    names = {name for part in folders.values() for name in part.class_names}
     # Names that come with a table or a pack have their order, and their labels follow it.
-    given = next((list(s.classes) for s in sources.values() if s.classes and found <= set(s.classes)), None)
-    sources |= {split: part.open(given or sorted(found), options) for split, part in folders.items()}
+    order = (sources[split] for split in found if split in sources)
+    given = next((list(s.classes) for s in order if s.classes and names <= set(s.classes)), None)
+    sources |= {split: part.open(given or sorted(names), options) for split, part in folders.items()}
     return Splits(
-        sources={split: sources[split] for split in paths}, taken={split: shown(path) for split, path in paths.items()}
+        sources={split: sources[split] for split in found}, taken={split: shown(paths[split]) for split in found}
     )
 
 
-def _open_part(split: str, path: str, options: dict[str, Any]) -> Source | _FolderPart:
+def _find_part(split: str, path: str, options: dict[str, Any]) -> "Source | _FolderPart | _TablePart":
     if path.startswith("embedded:"):
         source = embedded_source(path.removeprefix("embedded:"), split)
         if source is None:
@@ -195,7 +241,7 @@ def _open_part(split: str, path: str, options: dict[str, Any]) -> Source | _Fold
         return source
     root = Path(path)
     if not _is_folder(path):
-        return ParquetSource([root], **options)
+        return _TablePart(root)
     manifest = read_pack(root)
     if manifest is not None:
         there = list(manifest["splits"])

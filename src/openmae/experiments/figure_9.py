@@ -16,6 +16,8 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
 from openmae.data.labelled import LabelledData, open_labelled
+from openmae.data.parts import axes_of
+from openmae.data.scale import look_at_depths, match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
 from openmae.interchange.described import hash_of
@@ -87,6 +89,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             advice="this experiment measures classes, name them otherwise",
             background=model.preprocessing.background,
             max_pixels=FinetuneConfig.max_pixels,
+            axes=config.axes,
+            usual_axes=model.preprocessing.axes,
         )
 
     data = opened(None, None)
@@ -95,6 +99,15 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     counts = {labels: len(opened(labels, held_out).train) for labels in config.labels}
     for blocks in config.blocks:
         FinetuneConfig(**named, init=config.init, out=config.out, blocks=blocks)
+    # Decided once, of all parts: a share of the labels may hold lower values only.
+    depths = look_at_depths(data.parts)
+    matched, lines = match_scale(model.preprocessing, depths, config.value_range, stated=stated_range(data.parts))
+    axes = axes_of(data.parts)
+    for line in [*axes.lines, *value_lines(lines)]:
+        print(line, flush=True)
+    value_range = config.value_range or (range_for(matched) if matched.source_dtype in depths.counts else None)
+    most = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
+    own_range = value_range if value_range and matched.source_dtype == most else model.preprocessing.value_range
     begin(out, config, data.fingerprint, hash_of(model.encoder.state_dict()))
     kept = kept_rows(out / "results.json")
     rows: list[Row] = []
@@ -131,12 +144,13 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 epochs=epochs,
                 base_lr=rate,
                 batch_size=config.batch_size,
+                axes=axes.order,
                 evaluate_every=NEVER,
                 save_every=NEVER,
                 resume="auto",
                 device=config.device,
                 workers=config.workers,
-                **(_shape_of(model) if init == "none" else {}),
+                **(_shape_of(model, own_range) if init == "none" else {"value_range": value_range}),
             )
             found[rate] = float(_quietly(finetune, settings)["top1"])
             print(f"  {name} {rate:g}: {found[rate]:.1f} % on the split of train", flush=True)
@@ -164,6 +178,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 out=str(out / "runs" / f"{labels}-probe-{seed}"),
                 labels=labels,
                 held_out=held_out,
+                value_range=value_range,
+                axes=axes.order,
                 seed=seed,
                 evaluate_every=NEVER,
                 resume="auto",
@@ -183,6 +199,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             k=(min(NEIGHBOURS, counts[labels]),),
             labels=labels,
             held_out=held_out,
+            value_range=value_range,
+            axes=axes.order,
             device=config.device,
             workers=config.workers,
         )
@@ -199,8 +217,8 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     return kept
 
 
-def _shape_of(model: Any) -> dict[str, Any]:
-    """The same model and preprocessing, for training from scratch."""
+def _shape_of(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:
+    """The same model and preprocessing, for training from scratch on data of this range."""
     shape, p = model.encoder.shape, model.preprocessing
     return {
         "width": shape.width,
@@ -211,7 +229,7 @@ def _shape_of(model: Any) -> dict[str, Any]:
         "image_size": shape.image_size,
         "mean": p.mean,
         "std": p.std,
-        "value_range": p.value_range,
+        "value_range": value_range,
         "background": p.background,
     }
 

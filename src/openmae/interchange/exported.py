@@ -83,9 +83,8 @@ def metadata(model: Described, outputs: tuple[str, ...], pool: str) -> dict[str,
     # Numbers come out in their own units: a scale that could be put on them again is no part of what is said.
     said_elsewhere = ("preprocessing", "classes", "columns", "target_mean", "target_std")
     description = {k: v for k, v in model.description.items() if k not in said_elsewhere}
-    p = model.preprocessing
     values: dict[str, Any] = {
-        "preprocessing": {name: getattr(p, name) for name in p.__dataclass_fields__},
+        "preprocessing": model.preprocessing.to_dict(),
         "description": description,
     }
     if "features" in outputs:

@@ -123,7 +123,7 @@ def training(model: Described) -> dict[str, str]:
 
 def preparation(model: Described) -> dict[str, str]:
     p = model.preprocessing
-    return {
+    rows = {
         "cut out": f"the largest centred box of the model's aspect, {p.margin:g} of its sides",
         "resize": f"{p.interpolation}, antialiased, to {p.image_size[0]} x {p.image_size[1]}",
         "0 and 1 are": f"{p.value_range[0]:g} and {p.value_range[1]:g} ({p.dtype})",
@@ -131,6 +131,11 @@ def preparation(model: Described) -> dict[str, str]:
         "deviation": ", ".join(f"{value:g}" for value in p.std),
         "alpha": f"composited on {p.background:g} (0 black, 1 white)",
     }
+    if p.source_range is not None and p.target_range is not None:
+        (low, high), (start, end) = p.source_range, p.target_range
+        kind = p.source_dtype or "other"
+        rows["other numbers"] = f"{kind} values of {low:g} to {high:g} become {start:g} to {end:g}"
+    return rows
 
 
 def table(title: str, rows: Mapping[str, str]) -> list[str]:

@@ -1,6 +1,6 @@
 """From a foreign checkpoint to a model described by our names: every weight is accounted for."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -124,7 +124,7 @@ def _build(r: Reading) -> tuple[Described, str]:
         std=r.hints.std,
     )
     r.remarks.extend(inputs.remarks)
-    description |= {"shape": shape.to_dict(), "preprocessing": asdict(inputs.preprocessing)}
+    description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
     return Described(r.stored.path, weights, shape, inputs.preprocessing, description), content
 
 

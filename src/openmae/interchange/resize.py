@@ -1,6 +1,6 @@
 """An encoder's weights for another image or patch size, every change by name."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -80,7 +80,7 @@ def resized_model(
         after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid)
         lines.append(f"resized    decoder.pos_embed: {tuple(before.shape)} -> {tuple(after.shape)}")
     preprocessing = replace(model.preprocessing, image_size=new.image_size)
-    description = {**model.description, "shape": shape.to_dict(), "preprocessing": asdict(preprocessing)}
+    description = {**model.description, "shape": shape.to_dict(), "preprocessing": preprocessing.to_dict()}
     resized = replace(model, weights=weights, shape=shape, preprocessing=preprocessing, description=description)
     return resized, lines
 

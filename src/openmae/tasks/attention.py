@@ -18,7 +18,7 @@ from openmae.model.attention_maps import class_attention
 from openmae.tasks.choices import MEMORY_SHARE
 from openmae.tasks.load import EncoderModel, ImageLike, load
 from openmae.tasks.pictures import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
-from openmae.tasks.sheet_images import gather_images, spare_images
+from openmae.tasks.sheet_images import gather_images, matched_to_images, spare_images
 from openmae.training.device import total_memory
 from openmae.training.files import disk_faults, written_aside
 
@@ -49,11 +49,10 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     size = config.size or model.preprocessing.image_size
     grid = grid_of(*size, model.encoder.shape.patch_size)
     check_memory(grid, model)
-    images, skipped = gather_images(
-        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
-    )
-    for line in skipped:
-        print(f"skipped {shown(line)}")
+    model, lines = matched_to_images(model, config)
+    images, skipped = gather_images(config, model)
+    for line in [*lines, *(f"skipped {shown(line)}" for line in skipped)]:
+        print(line)
     layer = config.layer or depth
     rows, highest, to_itself = [], [], []
     for number, image in enumerate(images, 1):  # one by one: a long row of tokens squared, times the heads, is large

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from openmae.config import SIZES, check_name, pair
+from openmae.data.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.split_names import SPLIT_RULES
 from openmae.errors import RequestError
@@ -198,6 +199,20 @@ def decide_statistics(facts: DataFacts, choices: Choices) -> None:
             std = (sum(std) / len(std),) * get("channels")
     decide("mean", mean, f"{get('statistics')} statistics")
     decide("std", std, f"{get('statistics')} statistics")
+
+
+def choose_axes(facts: DataFacts, choices: Choices) -> None:
+    """The order of axes that the data was opened with."""
+    choices.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
+
+
+def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:
+    """Raise RequestError where floats meet a model of integers, or the reverse, and nobody says what becomes what."""
+    if (value_range or facts.stated_range) is None and "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
+        raise RequestError(
+            f"the model takes {dtype} images, these are {facts.dtype}: --value-range LOW HIGH says which of their "
+            "values become its 0 and 1"
+        )
 
 
 def decide_machine(machine: Machine, choices: Choices, width: int) -> None:

@@ -1,6 +1,6 @@
 """What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,23 @@ from openmae.data.labelled import LabelledData, open_labelled
 from openmae.data.sources import open_source
 from openmae.errors import RequestError
 from openmae.tasks.metrics import Predictions, figures
+from openmae.tasks.reading import reading_of
 from openmae.tasks.runs import Earlier
 from openmae.training.checkpoint import MODEL
 from openmae.training.files import disk_faults, write_json
 
 
-def open_data(config: LabelledConfig, background: float, needs_choice: bool = False) -> LabelledData:
-    """The labelled parts of DATA. Raises RequestError where they cannot be used."""
+def open_data(
+    config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_choice: bool = False
+) -> LabelledData:
+    """The labelled parts of DATA, as `reading_of` reads them. Raises RequestError where they cannot be used."""
     return open_labelled(
         config.dataset,
         split_rules=config.split_rules,
         labels=config.labels,
         label_file=config.label_file,
         held_out=config.held_out,
-        background=background,
-        max_pixels=config.max_pixels,
+        **reading_of(config, model, background),
         needs_choice=needs_choice,
         task=config.task,
     )
@@ -149,7 +151,7 @@ def describe_tuned(
         return {
             "kind": "regressor",
             "shape": shape.to_dict(),
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.to_dict(),
             **data.scale.to_description(),
             "recipe": recipe,
             "seed": seed,
@@ -157,7 +159,7 @@ def describe_tuned(
     return {
         "kind": "classifier",
         "shape": shape.to_dict(),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.to_dict(),
         "classes": list(data.classes),
         "is_multi_label": data.is_multi_label,
         "recipe": recipe,

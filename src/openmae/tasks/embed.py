@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import openmae
-from openmae.config import SPLITS, paths_of
+from openmae.config import SPLITS, Preprocessing, paths_of
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
 from openmae.data.labels import labels_of
@@ -22,6 +22,8 @@ from openmae.data.sources import Source, Splits, open_splits
 from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.tasks.load import load
+from openmae.tasks.matched import matched_model
+from openmae.tasks.reading import reading_of
 from openmae.training.device import default_workers, num_cores, use_device
 from openmae.training.files import disk_faults, written_aside
 from openmae.training.parallel import joined
@@ -53,13 +55,15 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         check_tiles(config.tiles, preprocessing.image_size)
-        splits = open_parts(config, preprocessing.background)
+        splits = open_parts(config, preprocessing)
         parts = splits.sources
+        model, lines = matched_model(model, tuple(parts.values()), config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
             print(f"parts      {splits.line}", flush=True)
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
-            print(f"{what:10} {told}{hint}", flush=True)
+            print("\n".join([f"{what:10} {told}{hint}", *lines]), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         for split, source in parts.items():
@@ -97,7 +101,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             "openmae": openmae.__version__,
             "pool": config.pool,
             "layer": config.layer,
-            "preprocessing": asdict(preprocessing),
+            "preprocessing": preprocessing.to_dict(),
             **({} if config.tiles is None else {"tiles": config.tiles}),
             "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
             "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
@@ -128,10 +132,10 @@ def check_file(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
-def open_parts(config: EmbedConfig, background: float) -> Splits:
+def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:
     """The parts of DATA that are asked for. Raises RequestError where there is no such part."""
     wanted = SPLITS if config.split == "all" else (config.split,)
-    splits = open_splits(config.dataset, wanted, background=background, max_pixels=config.max_pixels)
+    splits = open_splits(config.dataset, wanted, **reading_of(config, model))
     named = str(config.dataset)
     if not splits.sources:
         raise RequestError(f"--split got {config.split}, but {shown(named)} has no such part: --split all")

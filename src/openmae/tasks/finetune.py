@@ -84,8 +84,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         if starts_anew and not asked.is_from_scratch:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads))
         check_outside(asked.dataset, asked.out)
-        background = asked.background if init is None else init.preprocessing.background
-        data = open_data(asked, 1.0 if background is None else background, asked.report == "held-out")
+        model_input = None if init is None else init.preprocessing
+        background = asked.background if model_input is None else model_input.background
+        data = open_data(asked, model_input, background, asked.report == "held-out")
         asked = replace(asked, task=data.task)
         if asked.report == "held-out":
             data = without_test(data)
@@ -224,7 +225,7 @@ def decide(
         tuned = SettledTuning.of(earlier.config, data.num_outputs, earlier.preprocessing, like)
         return replace(tuned, config=replace(tuned.config, device=str(device))), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     start = None if init is None else (init.encoder_shape, init.preprocessing)

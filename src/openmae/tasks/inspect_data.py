@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from openmae.config import InspectConfig, paths_of
 from openmae.data.census import examine
 from openmae.data.chance import Permutation
 from openmae.data.labels import labels_of
+from openmae.data.parts import axes_of
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import Source, Splits, open_splits
@@ -29,6 +31,7 @@ from openmae.tasks.inspect_out import check_out
 from openmae.tasks.inspect_pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect_screen import data_lines
 from openmae.tasks.inspect_verdict import size_advice, to_mend, would_choose
+from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.files import disk_faults, folder_written_aside, write_json
 from openmae.training.telemetry import Screen
@@ -48,7 +51,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
-    opened = open_splits(config.dataset, max_pixels=config.max_pixels)
+    opened = open_splits(config.dataset, **reading_of(config, None))
     parts = [_examined(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)
     duplicates = find_duplicates(parts, MOST_PAIRS)
@@ -74,7 +77,6 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
             source,
             indices,
             workers=workers,
-            max_pixels=config.max_pixels,
             tiles=config.tiles,
             tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
@@ -83,7 +85,8 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
 
 def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
     try:
-        return look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        facts = look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        return facts if config.value_range is None else replace(facts, value_range=config.value_range)
     except RequestError:  # none can be read
         return None
 
@@ -98,6 +101,8 @@ def _report(
         "path": shown(str(config.dataset)),
         "parts": opened.taken,
         "parts_line": opened.line,
+        "axes": axes_of(part.source for part in parts).order,
+        "axes_reason": axes_of(part.source for part in parts).why,
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
         "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openmae.data.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT, TURNED, Census, Sums
 from openmae.data.numbers import kept_numbers, kind_of_names, numbers_of
 from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.data.scale import bits_for
 from openmae.data.sources import Source
 from openmae.data.tiles import Tiled
 from openmae.errors import shown
@@ -63,6 +64,10 @@ def part_findings(part: Part) -> dict[str, Any]:
         "wrong_extensions": _flagged(good, LIES),
         "channels": {str(number): count for number, count in _counted(good["channels"])},
         "number_types": {DTYPES[number]: count for number, count in _counted(good["dtype"])},
+        "highest": {
+            DTYPES[number]: float(good["top"][good["dtype"] == number].max()) for number, _ in _counted(good["dtype"])
+        },
+        "bits": {str(bits): count for bits, count in sorted(_bits(good).items())},
         "turned_by_exif": _flagged(good, TURNED),
         "transparent": _flagged(good, TRANSPARENT),
         "blank": _flagged(good, BLANK),
@@ -209,6 +214,15 @@ def _counted(values: NDArray) -> list[tuple[int, int]]:
     """Each value with how often it comes, the most frequent first."""
     found, counts = np.unique(values, return_counts=True)
     return [(int(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")]
+
+
+def _bits(records: NDArray) -> Counter[int]:
+    """How many 16-bit images need so many bits for their highest value."""
+    tops, counts = np.unique(records["top"][records["dtype"] == DTYPES.index("uint16")], return_counts=True)
+    found = Counter[int]()
+    for top, count in zip(tops.tolist(), counts.tolist(), strict=True):
+        found[bits_for(top)] += count
+    return found
 
 
 def _rounded(values: Any) -> list[float]:

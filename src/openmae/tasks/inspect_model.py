@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         "model": init.description.get("kind", "mae"),
         "parameters": sum(value.numel() for value in init.weights.values()),
         "shape": init.shape.to_dict(),
-        "preprocessing": asdict(init.preprocessing),
+        "preprocessing": init.preprocessing.to_dict(),
         **{name: init.description.get(name) for name in ("recipe", "seed", "step", "masking")},
         "classes": init.description.get("classes"),
         "columns": init.description.get("columns"),

@@ -16,6 +16,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
     lines += entry("data", f"{report['path']}: {parts}{limited}")
     lines += entry("parts", report["parts_line"])
+    if report["axes_reason"] is not None:
+        lines += entry("axes", f"{report['axes']}: {report['axes_reason']}")
     lines += _classes(report["classes"]) if report["classes"] is not None or report["numbers"] is None else []
     lines += _numbers(report["numbers"])
     for split, facts in report["splits"].items():
@@ -105,7 +107,7 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
         files += f", together {size(weight['total'])}"
     if files:
         lines += entry("", files)
-    kinds = f"channels {_list(facts['channels'])}; values {_list(facts['number_types'])}"
+    kinds = f"channels {_list(facts['channels'])}; values {_list(facts['number_types'])}{_reach(facts)}"
     others = [
         f"{facts[name]:,} {words}"
         for name, words in (
@@ -131,6 +133,16 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
         told += [f"{cut(name, 40)} ({why})" for name, why in list(ignored["unusable"].items())[:3]]
         lines += entry("ignored", ", ".join(told))
     return lines
+
+
+def _reach(facts: dict[str, Any]) -> str:
+    """How far values reach that do not fill their type."""
+    told = [f"{kind} up to {top:g}" for kind, top in facts["highest"].items() if kind != "uint8"]
+    if len(facts["bits"]) > 1:
+        told.append("by the highest value " + ", ".join(f"{bits} bits in {n:,}" for bits, n in facts["bits"].items()))
+    elif facts["bits"]:
+        told.append(f"{next(iter(facts['bits']))} bits")
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _list(counts: dict[str, int]) -> str:

@@ -76,15 +76,14 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(asked: InspectConfig, facts: DataFacts | None) -> list[str]:
+def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
-        config = PretrainConfig(
-            data=asked.path, **vars(asked.parts), out="run", max_pixels=asked.max_pixels, tiles=asked.tiles
-        )
+        settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "tiles")}
+        config = PretrainConfig(data=inspected.path, **vars(inspected.parts), out="run", **settings)
         settled = settle(config, facts, Machine.of(device, 1))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
@@ -100,6 +99,7 @@ def would_choose(asked: InspectConfig, facts: DataFacts | None) -> list[str]:
         f"seen {seen_words(facts, chosen.size)}",
         f"model {chosen.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
+        *settled.notes,
     ]
 
 

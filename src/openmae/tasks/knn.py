@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from openmae.tasks.extract import (
     preprocessing_for,
 )
 from openmae.tasks.load import load
+from openmae.tasks.matched import matched_model
 from openmae.tasks.metrics import interval
 from openmae.tasks.neighbour_numbers import estimate, figures_of_numbers
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import label_lines, target_words
+from openmae.tasks.reading import reading_of
 from openmae.tasks.regression_report import write_regression_report
 from openmae.training.device import default_workers, use_device
 from openmae.training.files import disk_faults, write_json, written_aside
@@ -57,6 +59,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         model = load(config.init, str(device), say=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
+        model, lines = matched_model(model, data.parts, config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         chosen = replace(
             config,
             task=data.task,
@@ -72,7 +76,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             with disk_faults(run):
                 run.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(run))
-            print("\n".join(plan_lines(data, chosen, preprocessing.margin)), flush=True)
+            print("\n".join([*plan_lines(data, chosen, preprocessing.margin), *lines]), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
         try:
@@ -116,7 +120,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
                 write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
             record = {"openmae": openmae.__version__, **chosen.to_dict()}
             with disk_faults(run):
-                write_json(run / "config.json", {**record, "preprocessing": asdict(preprocessing)})
+                write_json(run / "config.json", {**record, "preprocessing": preprocessing.to_dict()})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
             print("\n".join(result_lines(summary, chosen)))
             print(f"wrote {run}")
@@ -149,8 +153,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
         label_file=config.label_file,
         held_out=config.held_out,
         seed_of_split=config.seed,
-        background=preprocessing.background,
-        max_pixels=config.max_pixels,
+        **reading_of(config, preprocessing),
         task=config.task,
     )
     if data.is_multi_label:

@@ -1,7 +1,8 @@
 """From `--init` to a model that encodes and reconstructs, classifies or predicts: what `openmae.load` returns."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from openmae.config import (
 )
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.chance import sample_keys
-from openmae.data.conformed import conformed
+from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
 from openmae.data.preprocess import normalise
+from openmae.data.scale import scale_doubt, with_value_range
 from openmae.errors import RequestError, shown
 from openmae.interchange.reading import Hints
 from openmae.interchange.report import Report
@@ -80,14 +82,17 @@ class EncoderModel:
             raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
         items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
         size = size or self.preprocessing.image_size
-        stack = torch.stack([self._prepare(item, size, max_pixels) for item in items]).to(self.device)
+        doubts: list[str] = []
+        stack = torch.stack([self._prepare(item, size, max_pixels, doubts) for item in items]).to(self.device)
+        if doubts:
+            warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=3)
         return normalise(stack, self.preprocessing)
 
-    def _prepare(self, item: ImageLike, size: tuple[int, int], max_pixels: int) -> Tensor:
+    def _prepare(self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]) -> Tensor:
         p, side = self.preprocessing, self.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
-                array = decode(Path(item).read_bytes(), p.background, max_pixels)
+                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes)
             elif isinstance(item, Image.Image):
                 array = from_picture(item, p.background)
             elif not isinstance(item, np.ndarray):
@@ -96,7 +101,9 @@ class EncoderModel:
                 array = np.ascontiguousarray(item[..., None] if item.ndim == 2 else item)
                 if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
                     raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
-            pixels = conformed(array, p.channels, p.dtype, side)
+            if (doubt := scale_doubt(array, p)) is not None:
+                doubts.append(f"{doubt}; openmae.load(…, value_range=(LOW, HIGH)) says otherwise")
+            pixels = fitted_to_model(array, p, side)
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
@@ -257,6 +264,8 @@ def load(
     *,
     num_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    axes: str | None = None,
     say: bool = False,
 ) -> Model | ClassifierModel | RegressionModel | EncoderModel:
     """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
@@ -264,6 +273,11 @@ def load(
     Args:
         init: a run folder, a checkpoint, a file of ours or of another program, `timm:NAME` or `hf:ORG/NAME`.
         num_heads, image_size: of a foreign file that does not say them.
+        value_range: raw values of the images you will give that become the model's 0 and 1, such as (0, 4095) for 12
+            bits in 16. Without it images of another number type than the model's are taken to use all of theirs, with a
+            warning where they do not; nothing is guessed from an image.
+        axes: which axes of a `.npy` of three are channels, rows and columns, such as "CYX"; else as the model had them,
+            or by the shape where that tells. Arrays are H × W × C.
         say: print which weights were loaded and which were not; `report` of the result tells it in any case.
 
     Raises:
@@ -271,7 +285,9 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    common = (found.preprocessing, found.description, chosen, found.report)
+    preprocessing = replace(found.preprocessing, axes=axes or found.preprocessing.axes)
+    preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
+    common = (preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):
         mae = MAE.from_shape(found.shape)
         load_weights(mae, found.weights, str(found.path))

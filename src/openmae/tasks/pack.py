@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import Dataset, PackConfig, paths_of
+from openmae.config import Dataset, PackConfig, Preprocessing, paths_of
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
-from openmae.data.pack import Packing
+from openmae.data.npy import CHANNELS_LAST
+from openmae.data.pack import KEEP_OR_RESCALE, Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
 from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines
 from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import Source, Splits, open_source, open_splits
 from openmae.data.tiles import Tiled
@@ -28,11 +30,14 @@ from openmae.tasks.pack_files import (
 from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import size_words
+from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, disk_faults
 from openmae.training.signals import StopRequest
 
 DEFAULT_SIZE = 256
+# In a manifest only where they say something; and what they were before there was a choice.
+LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST}
 LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
@@ -59,18 +64,20 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_place(out, "OUT")
         check_apart(config.dataset, out)
         check_vacant(config, out)
-        earlier = read_earlier(out)
+        earlier, is_finished = read_earlier(out)
         splits = open_all(config, earlier)
         sources = splits.sources
-        plan, packing, estimate, facts = make_plan(config, sources, size_of(earlier))
-        finished = check_same(out, plan, earlier)
+        plan, packing, estimate, facts, lines = make_plan(config, sources, earlier)
+        check_same(out, plan, earlier)
+        finished = earlier if is_finished else None
         if finished is None:
             with disk_faults(out):
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
             print(f"parts      {splits.line}", flush=True)
-            print("\n".join(plan_lines(config, plan, packing, estimate, sources, facts)), flush=True)
+            told = plan_lines(config, plan, packing, estimate, sources, facts)
+            print("\n".join([*told, *facts.axes.lines, *lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -131,37 +138,36 @@ def check_vacant(config: PackConfig, out: Path) -> None:
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
-def read_earlier(out: Path) -> Any:
-    """The manifest of a finished pack, or the plan of an unfinished one; None where nothing was begun.
+def read_earlier(out: Path) -> tuple[dict[str, Any] | None, bool]:
+    """The manifest that an earlier start left, if there was one, and whether it finished.
 
     Raises:
         RequestError: it cannot be read.
     """
     finished = read_pack(out) if os.path.lexists(out / MANIFEST) else None
-    if finished is None and os.path.lexists(out / UNFINISHED):
-        try:
-            return json.loads((out / UNFINISHED).read_bytes())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
-    return finished
+    if finished is not None or not os.path.lexists(out / UNFINISHED):
+        return finished, finished is not None
+    try:
+        earlier = json.loads((out / UNFINISHED).read_bytes())
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
+    return (earlier if isinstance(earlier, dict) else {}), False
 
 
-def size_of(earlier: Any) -> int | tuple[int, int] | None:
+def size_of(earlier: dict[str, Any] | None) -> int | tuple[int, int] | None:
     """The size that a pack was begun with."""
-    size = earlier.get("size") if isinstance(earlier, dict) else None
+    size = None if earlier is None else earlier.get("size")
     return tuple(size) if isinstance(size, list) else size
 
 
-def check_same(out: Path, plan: dict[str, Any], earlier: Any) -> dict[str, Any] | None:
-    """The manifest of a pack that is finished already, else None.
-
-    Raises:
-        RequestError: what is there was begun with other settings or other data.
-    """
+def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+    """Raise RequestError where what is there was begun with other settings or other data."""
     if earlier is None:
-        return None
-    for name, value in {"tiles": None, **plan}.items():  # a pack of tiles is not gone on with as one of images
-        before = earlier.get(name) if isinstance(earlier, dict) else None
+        return
+    late = (name for name in LATE if name in earlier and name not in plan)
+    for name in dict.fromkeys(("tiles", *plan, *late)):  # a pack of tiles is not gone on with as one of images
+        value: Any = plan.get(name, LATE.get(name))
+        before: Any = earlier.get(name, LATE.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -171,7 +177,6 @@ def check_same(out: Path, plan: dict[str, Any], earlier: Any) -> dict[str, Any] 
                 raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
         elif before != value:
             raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
-    return read_pack(out) if os.path.lexists(out / MANIFEST) else None
 
 
 def clean(out: Path) -> None:
@@ -180,19 +185,21 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig, earlier: Any) -> Splits:
+def open_all(config: PackConfig, earlier: dict[str, Any] | None) -> Splits:
     """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
-    found = _opened(config)
+    found = _opened(config, earlier)
     if earlier is None or is_of(earlier, found.sources):
         return found
     with suppress(RequestError):  # what was refused then cannot be what was packed
-        as_before = _opened(config, split_rules=1)
+        as_before = _opened(config, earlier, split_rules=1)
         return as_before if is_of(earlier, as_before.sources) else found
     return found
 
 
-def _opened(config: PackConfig, split_rules: int | None = None) -> Splits:
-    options: dict[str, Any] = {"background": config.background, "max_pixels": config.max_pixels}
+def _opened(config: PackConfig, earlier: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
+    options = reading_of(config, None, config.background)
+    if earlier is not None and config.axes is None:  # read as the earlier start read it
+        options["axes"] = str(earlier.get("axes", LATE["axes"]))
     found = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
         return found
@@ -203,7 +210,7 @@ def _opened(config: PackConfig, split_rules: int | None = None) -> Splits:
     return replace(found, sources=cut)
 
 
-def is_of(earlier: Any, sources: dict[str, Source]) -> bool:
+def is_of(earlier: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
     """Whether a pack was begun with these parts."""
     splits = earlier.get("splits") if isinstance(earlier, dict) else None
     return (
@@ -217,25 +224,28 @@ def is_of(earlier: Any, sources: dict[str, Source]) -> bool:
 
 
 def make_plan(
-    config: PackConfig, sources: dict[str, Source], size_before: int | tuple[int, int] | None = None
-) -> tuple[dict[str, Any], Packing, int, DataFacts]:
-    """What the pack will be, a pure function of settings and data; about how many bytes; what was seen of the data.
+    config: PackConfig, sources: dict[str, Source], earlier: dict[str, Any] | None
+) -> tuple[dict[str, Any], Packing, int, DataFacts, list[str]]:
+    """What the pack will be, a pure function of settings and data; about how many bytes; what was seen of the data
+    and what was understood of its values.
 
     Args:
-        size_before: of a pack that is gone on with, where no size is asked for.
+        earlier: the manifest of an earlier start, which goes on as it began.
 
     Raises:
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
-    facts = look_at(first, LOOKED_AT)
+    facts = look_at(first, LOOKED_AT, beside=sources.values())
     is_raw = config.format == "raw"
-    size = config.size if config.size is not None else size_before if config.tiles is None else config.tiles
+    size = config.size if config.size is not None else size_of(earlier) if config.tiles is None else config.tiles
     if size is None:
         size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
-    if not is_raw and (facts.dtype != "uint8" or facts.channels not in (1, 3)):
+    rescale, lines = scale_of_pack(config, facts, earlier)
+    fits = facts.dtype == "uint8" or (rescale is not None and rescale.dtype == facts.dtype)
+    if not is_raw and not (fits and facts.channels in (1, 3)):
         raise RequestError(
-            f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: --format raw keeps it"
+            f"DATA is {facts.dtype} in {facts.channels} channels, JPEG holds 8-bit grey or RGB: {KEEP_OR_RESCALE}"
         )
     packing = Packing(
         format=config.format,
@@ -243,7 +253,8 @@ def make_plan(
         quality=config.quality,
         subsampling=config.subsampling,
         channels=facts.channels,
-        dtype=facts.dtype,
+        dtype=facts.dtype if is_raw else "uint8",
+        rescale=rescale,
     )
     num_inputs = sum(map(len, sources.values()))
     mean_bytes = packing.row_bytes if is_raw else probe(first, packing)
@@ -257,7 +268,7 @@ def make_plan(
         }
         for split, source in sources.items()
     }
-    plan = {
+    plan: dict[str, Any] = {
         "openmae_pack": VERSION,
         "format": config.format,
         "size": list(size) if isinstance(size, tuple) else size,
@@ -265,13 +276,48 @@ def make_plan(
         "subsampling": None if is_raw else config.subsampling,
         "background": config.background,
         "max_pixels": config.max_pixels,
-        "dtype": facts.dtype,
+        "dtype": packing.dtype,
         "shape": list(packing.shape) if is_raw else None,
         "images_per_file": None if is_raw else rows,
         **({} if config.tiles is None else {"tiles": config.tiles}),
         "splits": splits,
     }
-    return plan, packing, round(num_inputs * (mean_bytes + 64)), facts
+    value_range = config.value_range or facts.stated_range
+    late = {
+        "value_range": None if value_range is None else list(value_range),
+        "rescale": None if rescale is None else rescale.to_dict(),
+        "axes": facts.axes.order if facts.axes.why is not None and (earlier is None or "axes" in earlier) else None,
+    }
+    plan |= {name: value for name, value in late.items() if value is not None}
+    return plan, packing, round(num_inputs * (mean_bytes + 64)), facts, value_lines(lines)
+
+
+def scale_of_pack(
+    config: PackConfig, facts: DataFacts, earlier: dict[str, Any] | None
+) -> tuple[Rescale | None, list[str]]:
+    """What brings images of another number type to the pack's, and what to say about it.
+
+    JPEGs hold 8 bits: other images come into them by a stated range only. A raw pack has the type of most images.
+    """
+    if earlier is not None:
+        stored = earlier.get("rescale")
+        return None if stored is None else Rescale.from_dict(stored), []
+    value_range = config.value_range or facts.stated_range
+    own = Preprocessing(
+        channels=1,
+        value_range=facts.value_range if config.format == "raw" else EIGHT_BITS,
+        mean=(0.5,),
+        std=(0.25,),
+        image_size=(1, 1),
+        dtype=facts.dtype if config.format == "raw" else "uint8",
+    )
+    if config.format == "raw":
+        matched, lines = match_own_scale(own, facts.depths)
+    elif value_range is not None:
+        matched, lines = match_scale(own, facts.depths, value_range, named="the pack")
+    else:
+        return None, []
+    return Rescale.of(matched), lines
 
 
 def probe(source: Source, packing: Packing) -> float:

@@ -8,6 +8,7 @@ import torch
 from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
 from openmae.data.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
+from openmae.data.scale import value_lines
 from openmae.errors import Fault, shown
 from openmae.model import cost
 from openmae.tasks.choices import total_steps
@@ -51,15 +52,7 @@ def plan_lines(
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
     ]
-    others = ", ".join(f"{count} of {kind}" for kind, count in facts.other_dtypes.items())
-    if others:
-        lines.append(
-            f"note       among the images looked at are {others}: brought to {facts.dtype} by their full ranges"
-        )
-    elif settled.preprocessing.dtype != facts.dtype:
-        lines.append(
-            f"note       {facts.dtype} images are brought to {settled.preprocessing.dtype} by their full ranges"
-        )
+    lines += value_lines(settled.notes)
     if ignored != "nothing":
         lines.append(f"ignored    {ignored}")
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
@@ -121,6 +114,7 @@ def tuning_lines(
         f"rate       {rate_words(c)}; each layer's is {c.layer_decay:g} of the next one's",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
     ]
+    lines += value_lines(tuned.notes)
     lines += label_lines(data)
     return lines + decided_lines(c, tuned.reasons)
 
@@ -173,6 +167,7 @@ def probing_lines(
         + (f"; the best is chosen {chosen}" if len(c.base_lr) > 1 else ""),
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
     ]
+    lines += value_lines(settled.notes)
     lines += label_lines(data)
     lines += [
         f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in settled.reasons.items() if why != "as --init"

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         init = None
         if asked.init is not None and earlier is None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
-        data = open_training_data(asked, None if init is None else init.preprocessing.background)
+        data = open_training_data(asked, None if init is None else init.preprocessing)
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
         masks = mask_sampler(chosen, shape)
@@ -223,7 +223,7 @@ def decide(
         encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
         return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     machine = Machine.of(device, processes.local_count)
@@ -280,7 +280,7 @@ def describe_model(
     return {
         "kind": "mae",
         "shape": shape.to_dict(),
-        "preprocessing": asdict(preprocessing),
+        "preprocessing": preprocessing.to_dict(),
         "masking": masks.describe(),
         "recipe": config.recipe,
         "seed": config.seed,

@@ -70,7 +70,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         init = read_init(asked.init)
         check_outside(asked.dataset, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
-        data = open_data(asked, init.preprocessing.background, needs_choice)
+        data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
         asked = replace(asked, task=data.task)
         settled, facts = decide(asked, earlier, init, data, device, processes)
         chosen, shape = settled.config, settled.shape
@@ -199,7 +199,7 @@ def decide(
         settled = SettledProbing.of(earlier.config, encoder, data.num_outputs, earlier.preprocessing)
         return replace(settled, config=replace(settled.config, device=str(device))), None
     try:
-        facts = look_at(data.train)
+        facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     machine = Machine.of(device, processes.local_count)

@@ -9,7 +9,7 @@ from openmae.model.targets import NormPixelTarget
 from openmae.tasks.load import load_mae
 from openmae.tasks.pictures import sheet
 from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
-from openmae.tasks.sheet_images import gather_images, spare_images
+from openmae.tasks.sheet_images import gather_images, matched_to_images, spare_images
 from openmae.training.files import disk_faults, written_aside
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
@@ -23,11 +23,10 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     """
     spare_images(config.images, config.out)
     model = load_mae(config.init, config.device)
-    images, skipped = gather_images(
-        config.images, model, size=config.size, limit=config.limit, max_pixels=config.max_pixels
-    )
-    for line in skipped:
-        print(f"skipped {shown(line)}")
+    model, lines = matched_to_images(model, config)
+    images, skipped = gather_images(config, model)
+    for line in [*lines, *(f"skipped {shown(line)}" for line in skipped)]:
+        print(line)
     normalised = isinstance(model.mae.target, NormPixelTarget)
     ways = ("neighbours", "true") if config.undo == "both" and normalised else (config.undo,)
     ways = ways if normalised else ("neighbours",)

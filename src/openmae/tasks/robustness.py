@@ -4,7 +4,7 @@ Of each set only the classes that it has compete: an answer is the highest of th
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.interchange.described import hash_of
 from openmae.tasks.extract import default_batch_size, margin_for, preprocessing_for
 from openmae.tasks.load import ClassifierModel, RegressionModel, load
+from openmae.tasks.matched import matched_model
+from openmae.tasks.reading import reading_of
 from openmae.tasks.robustness_report import Measured, Row, paper_row, result_lines, summarise
 from openmae.tasks.robustness_run import add_row, begin, check_run, finish, finished_rows
 from openmae.training.device import autocast, default_workers, use_device
@@ -64,10 +66,14 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         preprocessing = preprocessing_for(model, config.size)
         synsets, is_by_order = synsets_of(model.classes)
         sets, extra = find_sets(config, synsets)
+        model, lines = matched_model(model, first_parts(sets, config, preprocessing), config.value_range)
+        preprocessing = preprocessing_for(model, config.size)
         settings = {
             "model": hash_of(model.classifier.state_dict()),
             "image_size": list(preprocessing.image_size),
             "precision": config.precision,
+            "value_range": None if config.value_range is None else list(config.value_range),
+            "axes": config.axes,
         }
         finished = finished_rows(run, settings, sets)
         if any(names != list(finished) for names in processes.gather(list(finished))):
@@ -85,7 +91,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         earlier = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
         if processes.is_first:
             begin(run, chosen, preprocessing, finished, lock)
-            print("\n".join(plan_lines(sets, extra, model, is_by_order)), flush=True)
+            print("\n".join([*plan_lines(sets, extra, model, is_by_order), *lines]), flush=True)
         stop.defer()
         try:
             rows = measure(sets, model, synsets, preprocessing, chosen, settings, finished, processes, stop)
@@ -145,6 +151,14 @@ def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Me
     return sets, extra
 
 
+def first_parts(
+    sets: list[Measured], config: RobustnessConfig, preprocessing: Preprocessing
+) -> Generator[FolderSource, None, None]:
+    """The first part of each set: its images are like those of the others."""
+    for measured in sets:
+        yield open_part(measured.parts[0], measured.classes, **reading_of(config, preprocessing))
+
+
 def measure(
     sets: list[Measured],
     model: ClassifierModel,
@@ -169,9 +183,7 @@ def measure(
         margin = evaluation_margin(preprocessing.image_size)
         for part in measured.parts:
             started = time.monotonic()
-            source = open_part(
-                part, measured.classes, background=preprocessing.background, max_pixels=config.max_pixels
-            )
+            source = open_part(part, measured.classes, **reading_of(config, preprocessing))
             if part.corruption is not None and part is measured.parts[0]:
                 # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
                 margin = margin_for(source, preprocessing.image_size)

@@ -64,7 +64,7 @@ def begin(
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
     with disk_faults(run):
         write_json(run / "config.json", record)
         write_json(run / "summary.json", {"status": "running"})

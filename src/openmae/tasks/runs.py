@@ -3,7 +3,7 @@
 import json
 import shutil
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -62,7 +62,7 @@ class Earlier(Generic[T]):
         saved = dict(self.state.get("settings", {}))
         for name, value in settings_of(self.config, self.preprocessing).items():
             if name == "preprocessing" and name in saved:  # an older run's may lack what has a default since
-                saved[name] = json.loads(json.dumps(asdict(Preprocessing.from_dict(saved[name]))))
+                saved[name] = json.loads(json.dumps(Preprocessing.from_dict(saved[name]).to_dict()))
             if name in saved and saved[name] != value:
                 raise RequestError(
                     f"config.json says {flag_of(name)} {value}, the checkpoint was trained with {saved[name]}: "
@@ -86,7 +86,7 @@ class Earlier(Generic[T]):
 
 def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
     """What makes a run this run, as JSON values: a checkpoint keeps it."""
-    values = {**config.to_dict(), "preprocessing": asdict(preprocessing)}
+    values = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}
     return json.loads(
         json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | NOT_THE_RUN})
     )
@@ -216,7 +216,7 @@ def begin(
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": asdict(preprocessing)}
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
     record |= {"parts": parts} if parts else {}
     with disk_faults(run):
         write_json(run / "config.json", record)

@@ -14,7 +14,8 @@ from openmae.config import (
     num_kept,
 )
 from openmae.data.augment import Augmentation
-from openmae.data.preprocess import DataFacts
+from openmae.data.preprocess import DataFacts, facts_in_scale
+from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError, shown
 from openmae.interchange.described import Described
 from openmae.model import cost
@@ -25,7 +26,9 @@ from openmae.tasks.choices import (
     MEMORY_SHARE,
     Choices,
     Machine,
+    check_scale,
     check_warmup,
+    choose_axes,
     decide_machine,
     decide_model,
     decide_pace,
@@ -43,6 +46,7 @@ class Settled:
     preprocessing: Preprocessing
     reasons: dict[str, str]
     like: ViTShape | None = None
+    notes: tuple[str, ...] = ()  # what was understood of the data
 
     @property
     def shape(self) -> MAEShape:
@@ -89,9 +93,14 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         _take_over(init, choices, is_measured=config.statistics is not None or config.value_range is not None)
     decide_model(facts, machine, choices)
     _decide_decoder(choices)
-    _decide_data(facts, choices)
+    of_model: Preprocessing | None = None  # with another --value-range the data's own scale becomes the model's
+    if init is not None and config.value_range in (None, init.preprocessing.value_range):
+        check_scale(init.preprocessing.dtype, facts, config.value_range)
+        of_model, notes = match_scale(init.preprocessing, facts.depths, config.value_range, stated=facts.stated_range)
+    _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), choices)
     _decide_optimisation(config, facts, machine, choices)
 
+    choose_axes(facts, choices)
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
@@ -139,11 +148,14 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         std=settled.std,
         image_size=settled.size,
         background=settled.background,
-        dtype=init.preprocessing.dtype
-        if init is not None and settled.value_range == init.preprocessing.value_range
-        else facts.dtype,
+        dtype=facts.dtype,
     )
-    return Settled(settled, preprocessing, reasons, like)
+    if of_model is not None:
+        preprocessing = with_scale_of(preprocessing, of_model)
+    else:
+        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init.preprocessing.axes))
+    return Settled(settled, preprocessing, reasons, like, tuple(notes))
 
 
 def _check_kept(config: SettledConfig, like: ViTShape | None) -> None:

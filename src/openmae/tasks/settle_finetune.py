@@ -7,6 +7,7 @@ from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, Settl
 from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
 from openmae.data.preprocess import DataFacts
+from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.recipes import FINETUNE_RECIPES
@@ -16,7 +17,9 @@ from openmae.tasks.choices import (
     MEMORY_SHARE,
     Choices,
     Machine,
+    check_scale,
     check_warmup,
+    choose_axes,
     decide_machine,
     decide_model,
     decide_pace,
@@ -40,6 +43,7 @@ class SettledTuning:
     shape: ClassifierShape
     preprocessing: Preprocessing
     reasons: dict[str, str]
+    notes: tuple[str, ...] = ()  # what was understood of the data
 
     @classmethod
     def of(
@@ -105,6 +109,7 @@ def settle_finetune(
     decide("pool", "mean", "the paper's: patch tokens, then a LayerNorm")
     _decide_optimisation(config, facts, machine, choices)
     _decide_regularisation(config, facts, is_multi_label, choices)
+    choose_axes(facts, choices)
     decide_machine(machine, choices, get("width"))
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
@@ -123,13 +128,24 @@ def settle_finetune(
         dtype=dtype,
         margin=margin_of(settled.size, facts.short_side),
     )
-    return SettledTuning(settled, shape, preprocessing, choices.reasons)
+    if init is None:
+        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    else:
+        preprocessing, notes = match_scale(
+            with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
+        )
+    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init[1].axes))
+    return SettledTuning(settled, shape, preprocessing, choices.reasons, tuple(notes))
 
 
 def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, choices: Choices) -> None:
-    """Take over the encoder and how images become its input; a person may not ask for another."""
+    """Take over the encoder and how images become its input; a person may not ask for another.
+
+    A value range is another matter: it is of the data, and becomes the model's.
+    """
+    choices.decide("value_range", preprocessing.value_range, "as --init")
     kept: dict[str, Any] = {name: getattr(encoder, name) for name in OF_THE_MODEL}
-    kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "value_range", "background")}
+    kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
     for name, value in kept.items():
         asked = getattr(config, name)
         if asked is not None and asked != value and name != "patch_size":  # that is resampled
@@ -220,10 +236,7 @@ def _check(
         raise RequestError(
             f"the model takes {channels} channels, but the images have {facts.channels}: use another --init"
         )
-    if "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
-        raise RequestError(
-            f"the model takes {dtype} images, these are {facts.dtype}: use another --init, or convert them"
-        )
+    check_scale(dtype, facts, config.value_range)
     if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
         raise RequestError(
             f"--crop-scale is for crops of random size, not for --augment {settled.augment}: leave it out"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape, flag_of
 from openmae.data.augment import margin_of
 from openmae.data.preprocess import DataFacts
+from openmae.data.scale import match_scale
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.recipes import PROBE_RECIPES
@@ -13,7 +14,9 @@ from openmae.tasks.choices import (
     MEMORY_SHARE,
     Choices,
     Machine,
+    check_scale,
     check_warmup,
+    choose_axes,
     decide_machine,
     decide_pace,
 )
@@ -36,6 +39,7 @@ class SettledProbing:
     shape: ClassifierShape
     preprocessing: Preprocessing
     reasons: dict[str, str]
+    notes: tuple[str, ...] = ()  # what was understood of the data
 
     @classmethod
     def of(
@@ -106,6 +110,7 @@ def settle_probe(
     epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
     decide("warmup_epochs", min(10.0, 0.1 * epochs), "a tenth of the epochs, at most table 10's 10")
     decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
+    choose_axes(facts, choices)
     decide_machine(machine, choices, encoder.width)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or batch}
@@ -115,6 +120,7 @@ def settle_probe(
         raise RequestError(
             f"the model takes {encoder.channels} channels, the images have {facts.channels}: use another --init"
         )
+    check_scale(preprocessing.dtype, facts, config.value_range)
     if config.micro_batch_size is None and settled.augment != "none":
         per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if settled.precision == "bf16" else 4)
         micro = batch
@@ -131,4 +137,6 @@ def settle_probe(
             f"the features of {facts.count:,} images take {kept / 1e9:.3g} GB: --augment crop computes them as it goes"
         )
     resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
-    return SettledProbing(settled, shape, resized, choices.reasons)
+    resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
+    resized = replace(resized, axes=facts.axes.order or resized.axes)
+    return SettledProbing(settled, shape, resized, choices.reasons, tuple(notes))

@@ -21,6 +21,7 @@ from openmae.data.sizes import cut_into_tiles
 from openmae.data.sources import Source, open_splits
 from openmae.data.tiles import Tiled
 from openmae.errors import RequestError
+from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.parallel import Processes
 
@@ -52,21 +53,19 @@ class TrainingData:
         return f"{self.train.fingerprint()} {self.held_out.fingerprint() if self.held_out is not None else ''}"
 
 
-def open_training_data(config: PretrainConfig, background: float | None = None) -> TrainingData:
+def open_training_data(config: PretrainConfig, model: Preprocessing | None = None) -> TrainingData:
     """Open the training part of DATA and what the held-out loss is measured on.
 
     Args:
-        background: what alpha is composited on, where the config leaves it open.
+        model: how images become the input of the weights to start from, for what the config leaves open.
 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.dataset, config.out)
-    options: dict[str, Any] = {"max_pixels": config.max_pixels, "split_rules": config.split_rules}
-    background = background if config.background is None else config.background
-    if background is not None:
-        options["background"] = background
-    splits = open_splits(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"), **options)
+    options = reading_of(config, model, config.background)
+    wanted_parts = ("train",) if config.held_out == 0 else ("train", "val")
+    splits = open_splits(config.dataset, wanted_parts, split_rules=config.split_rules, **options)
     named = str(config.dataset)
     told: dict[str, Any] = {"taken": splits.taken, "parts_line": splits.line}
     train = _cut(splits.sources["train"], config.tiles, named)

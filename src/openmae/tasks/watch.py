@@ -5,7 +5,6 @@ The labels are only looked at: nothing of this reaches the training.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,12 +16,14 @@ from openmae.data.evaluation import evaluation_batches
 from openmae.data.labelled import open_labelled
 from openmae.data.labels import labels_of, stratified
 from openmae.data.parts import Part
+from openmae.data.scale import look_at_depths, match_scale, value_lines
 from openmae.data.sources import Source, open_source
 from openmae.errors import RequestError, shown
 from openmae.model.mae import MAE
 from openmae.tasks.extract import margin_for
 from openmae.tasks.held_out import pooled_features
 from openmae.tasks.neighbours import neighbour_votes
+from openmae.tasks.reading import reading_of
 from openmae.training.signals import StopRequest
 
 ADVICE = "what is watched is classes, name them otherwise"
@@ -52,11 +53,9 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
     if config.watch is None:
         return None
     data = config.watch_data or config.dataset
-    options: dict[str, Any] = {
-        "background": 1.0 if config.background is None else config.background,
-        "max_pixels": config.max_pixels,
-        "split_rules": config.split_rules,
-    }
+    options = {**reading_of(config, None, config.background), "split_rules": config.split_rules}
+    if config.watch_data is not None:  # another data set has axes of its own
+        options["axes"], options["usual_axes"] = None, config.axes
     try:
         train = open_source(data, "train", **options)
         assert train is not None
@@ -96,8 +95,12 @@ class Watch:
     """
 
     def __init__(self, data: WatchData, config: SettledConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing, self.num_classes = config, preprocessing, data.num_classes
+        self.config, self.num_classes = config, data.num_classes
         self.bad: dict[str, str] = {}
+        own, lines = match_scale(preprocessing, look_at_depths([data.bank, data.queries]), None)
+        if own != preprocessing and lines:  # its images are of another type than those trained on
+            print("\n".join(value_lines(lines)), flush=True)
+        self.preprocessing = own
         try:
             margin = margin_for(data.bank, preprocessing.image_size)  # as `openmae knn` crops them
         except RequestError as error:

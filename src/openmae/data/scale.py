@@ -1,0 +1,306 @@
+"""The scale of the data against that of the model: 12 bits in 16-bit files are dark to a model of 8-bit images.
+
+Where images have the model's number type, nothing is changed. Where they have another, a range of their values is
+mapped linearly to a range of the model's; which one is said, and stored beside the weights.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.config import Preprocessing
+from openmae.config.checks import check_value_range
+from openmae.data.chance import Permutation
+from openmae.data.decode import BadImage
+from openmae.data.parts import are_tiles, by_image, root_of
+from openmae.data.sources import Source
+from openmae.data.tiles import is_blank
+
+BITS = (8, 10, 12, 14, 16)  # what cameras, scanners and detectors have
+LOOKED_AT = 64  # images of a part of the data
+EIGHT_BITS, SIXTEEN_BITS = (0.0, 255.0), (0.0, 65535.0)
+INTEGERS = ("uint8", "uint16")
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Number types of some images and how far their values reach.
+
+    Attributes:
+        counts: images of each number type.
+        highest: the highest value of each type.
+        bits: how many uint16 images need so many bits for their own highest value.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    highest: dict[str, float] = field(default_factory=dict)
+    bits: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, images: Iterable[NDArray]) -> "Depths":
+        """Of decoded images, H × W × C."""
+        counts, highest, bits = Counter[str](), dict[str, float](), Counter[int]()
+        for image in images:
+            kind = str(image.dtype)
+            # The highest of 8 bits decides nothing, and most images have 8.
+            top = 255.0 if kind == "uint8" else float(image.max())
+            counts[kind] += 1
+            highest[kind] = max(highest.get(kind, top), top)
+            if kind == "uint16":
+                bits[bits_for(top)] += 1
+        return cls(dict(counts), highest, dict(sorted(bits.items())))
+
+    def __add__(self, other: "Depths") -> "Depths":
+        counts, bits = Counter(self.counts) + Counter(other.counts), Counter(self.bits) + Counter(other.bits)
+        highest = {**other.highest, **{k: max(v, other.highest.get(k, v)) for k, v in self.highest.items()}}
+        return Depths(dict(counts), highest, dict(sorted(bits.items())))
+
+    @property
+    def count(self) -> int:
+        """Images that were looked at and could be read."""
+        return sum(self.counts.values())
+
+    def mixture(self) -> str | None:
+        """That one folder holds several depths, in words; None where it does not."""
+        if len(self.counts) > 1:
+            kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
+            told = ", ".join(f"{n} {kind}{self._reach(kind)}" for kind, n in kinds)
+            return f"of {self.count} images looked at {told}"
+        if len(self.bits) > 1:
+            told = ", ".join(f"{bits} bits in {n}" for bits, n in self.bits.items())
+            return f"uint16 images of several depths, by the highest value of each: {told}"
+        return None
+
+    def _reach(self, kind: str) -> str:
+        return "" if kind == "uint8" else f" (up to {self.highest[kind]:g})"
+
+
+def look_at_depths(sources: Iterable[Source], limit: int = LOOKED_AT) -> Depths:
+    """Decode up to `limit` images of each source, evenly drawn, and measure their depths; unreadable ones are left out.
+
+    Views of one source are looked at once. Blank tiles are left out: they may be what a scanner fills with.
+    """
+
+    def images() -> Iterable[NDArray]:
+        seen: list[Source] = []
+        for source in sources:
+            if any(root_of(source) is root for root in seen):
+                continue
+            seen.append(root_of(source))
+            chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist()
+            is_cut = are_tiles(source)
+            for index in by_image(source, chosen) if is_cut else chosen:
+                try:
+                    image = source.read(index)
+                except BadImage:  # whoever reads it for good says so
+                    continue
+                if not (is_cut and is_blank(image)):
+                    yield image
+
+    return Depths.of(images())
+
+
+def bits_for(highest: float) -> int:
+    """The smallest usual number of bits that holds a value."""
+    return next((bits for bits in BITS if highest <= 2**bits - 1), BITS[-1])
+
+
+def range_of_bits(bits: int) -> tuple[float, float]:
+    return 0.0, float(2**bits - 1)
+
+
+def words(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} to {values[1]:g}"
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Values of one number type, mapped linearly from one range to another.
+
+    Attributes:
+        dtype: of the images it is for; None: of all.
+        source, target: what becomes what.
+    """
+
+    dtype: str | None
+    source: tuple[float, float]
+    target: tuple[float, float]
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing) -> "Rescale | None":
+        """What a record says; None where it says nothing, as records from before there was a choice."""
+        p = preprocessing
+        if p.source_range is None or p.target_range is None:
+            return None
+        return cls(p.source_dtype, p.source_range, p.target_range)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {"dtype": self.dtype, "source": list(self.source), "target": list(self.target)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Rescale":
+        (low, high), (start, end) = values["source"], values["target"]
+        return cls(values["dtype"], (float(low), float(high)), (float(start), float(end)))
+
+    def is_for(self, image: NDArray) -> bool:
+        return self.dtype is None or self.dtype == str(image.dtype)
+
+    def __call__(self, image: NDArray, dtype: str) -> NDArray:
+        """The image in the model's numbers: uint8, rounded and clipped, for a model of uint8, else float32."""
+        if image.dtype.kind == "u":
+            return _table(self.source, self.target, str(image.dtype), dtype == "uint8")[image]
+        values = _mapped(image.astype(np.float64), self.source, self.target)
+        return np.rint(values).clip(0, 255).astype(np.uint8) if dtype == "uint8" else values.astype(np.float32)
+
+
+def _mapped(values: NDArray, source: tuple[float, float], target: tuple[float, float]) -> NDArray:
+    share = (values - source[0]) / (source[1] - source[0])
+    return share * (target[1] - target[0]) + target[0]
+
+
+@cache
+def _table(source: tuple[float, float], target: tuple[float, float], dtype: str, is_rounded: bool) -> NDArray:
+    """What each integer becomes."""
+    values = np.arange(np.iinfo(dtype).max + 1)
+    if is_rounded and (dtype, source, target) == ("uint16", SIXTEEN_BITS, EIGHT_BITS):
+        return (values >> 8).astype(np.uint8)  # as it always was: dividing by 257 would change values by 1
+    mapped = _mapped(values.astype(np.float64), source, target)
+    return np.rint(mapped).clip(0, 255).astype(np.uint8) if is_rounded else mapped.astype(np.float32)
+
+
+def match_scale(
+    preprocessing: Preprocessing,
+    depths: Depths,
+    value_range: tuple[float, float] | None,
+    *,
+    stated: tuple[float, float] | None = None,
+    highest: float | None = None,
+    named: str = "the model",
+) -> tuple[Preprocessing, list[str]]:
+    """How images of other number types become the model's numbers, and a line about each thing that was understood.
+
+    What a person says wins, then what a pack says of itself, then what the record has stored, then a guess: the
+    smallest usual number of bits that holds the highest value. Floats among integers, or the reverse, are not guessed:
+    `conform` refuses them.
+
+    Args:
+        value_range: what a person says becomes the model's 0 and 1: of the other type or, where all images have the
+            model's own, of that.
+        stated: what a pack says becomes 0 and 1; nothing where all images have the model's own type.
+        highest: of the model's own values, where more is known of them than its record says.
+        named: what has the numbers that others are brought to.
+
+    Returns:
+        The record, with `source_dtype`, `source_range` and `target_range` where something is mapped.
+    """
+    p, lines = preprocessing, []
+    if (mixture := depths.mixture()) is not None:
+        lines.append(mixture)
+    others = sorted((kind for kind in depths.counts if kind != p.dtype), key=lambda kind: -depths.counts[kind])
+    who = "--value-range" if value_range is not None else "the pack"
+    value_range = value_range if value_range is not None else stated if others else None
+    if value_range is not None:
+        kind = others[0] if others else p.dtype
+        if kind == p.dtype and value_range == p.value_range:
+            return p, lines
+        p = replace(p, source_dtype=kind, source_range=value_range, target_range=_whole_range(p))
+        lines.append(f"{_told(p, named)}, as {who} says")
+    elif p.source_range is not None and p.target_range is not None and p.source_dtype in (*others, None):
+        lines.append(f"{_told(p, named)}, as it was before (--value-range says otherwise)")
+        top = depths.highest.get(p.source_dtype or "", p.source_range[1])
+        if top > p.source_range[1]:
+            lines.append(f"warning: values up to {top:g} lie above {p.source_range[1]:g}: give --value-range")
+    elif others and others[0] in INTEGERS and p.dtype in INTEGERS:
+        kind, top = others[0], depths.highest[others[0]]
+        of_model = EIGHT_BITS if p.dtype == "uint8" else range_of_bits(bits_for(highest or p.value_range[1]))
+        bits = bits_for(top)
+        p = replace(p, source_dtype=kind, source_range=range_of_bits(bits), target_range=of_model)
+        why = f"{bits} bits hold {top:g}, the highest of {depths.counts[kind]} looked at"
+        why = "all that 8 bits hold" if kind == "uint8" else why
+        lines.append(f"{_told(p, named)} ({why}; --value-range LOW HIGH says otherwise)")
+    return p, lines
+
+
+def match_own_scale(preprocessing: Preprocessing, depths: Depths) -> tuple[Preprocessing, list[str]]:
+    """`match_scale` of data whose most common number type is the record's: the others are brought to it."""
+    highest = max(depths.highest.get(preprocessing.dtype, 0.0), preprocessing.value_range[1])
+    return match_scale(preprocessing, depths, None, highest=highest, named=f"the {preprocessing.dtype} images")
+
+
+def range_for(preprocessing: Preprocessing) -> tuple[float, float] | None:
+    """The `--value-range` that says what the record has stored of other types; None where it has nothing."""
+    rescale = Rescale.of(preprocessing)
+    if rescale is None:
+        return None
+    low, high = _mapped(np.array(_whole_range(preprocessing)), rescale.target, rescale.source).tolist()
+    return low, high
+
+
+def stated_range(sources: Iterable[Source]) -> tuple[float, float] | None:
+    """What a pack says becomes 0 and 1; None where the data says nothing."""
+    found = (getattr(root_of(source), "value_range", None) for source in sources)
+    return next((stated for stated in found if stated is not None), None)
+
+
+def with_scale_of(preprocessing: Preprocessing, model: Preprocessing) -> Preprocessing:
+    """The record with the model's number type, its range of values and what it has stored of other types."""
+    return replace(
+        preprocessing,
+        dtype=model.dtype,
+        value_range=model.value_range,
+        source_dtype=model.source_dtype,
+        source_range=model.source_range,
+        target_range=model.target_range,
+    )
+
+
+def with_value_range(preprocessing: Preprocessing, value_range: tuple[float, float]) -> Preprocessing:
+    """The record for images of any type whose values of this range become the model's 0 and 1.
+
+    Raises:
+        RequestError: it is no range.
+    """
+    check_value_range(value_range)
+    low, high = (float(value) for value in value_range)
+    return replace(preprocessing, source_dtype=None, source_range=(low, high), target_range=_whole_range(preprocessing))
+
+
+def scale_doubt(image: NDArray, preprocessing: Preprocessing) -> str | None:
+    """Why an image may not be what it will be taken for, in words; None where there is no doubt."""
+    p, kind = preprocessing, str(image.dtype)
+    if kind not in INTEGERS or p.dtype not in INTEGERS:
+        return None
+    rescale = Rescale.of(p)
+    if rescale is not None and rescale.is_for(image):
+        top = float(image.max())
+        above = kind == rescale.dtype and top > rescale.source[1]
+        return f"{kind} values up to {top:g} lie above {words(rescale.source)}, the model's range" if above else None
+    if kind == p.dtype:
+        return None
+    if kind == "uint16" and (bits := bits_for(top := float(image.max()))) < 16:
+        return f"uint16 values up to {top:g}, which {bits} bits hold, are taken for 16 bits ({words(SIXTEEN_BITS)})"
+    if kind == "uint8" and (bits := bits_for(p.value_range[1])) < 16:
+        return f"uint8 values become {words(SIXTEEN_BITS)}, and {bits} bits hold the model's {words(p.value_range)}"
+    return None
+
+
+def _whole_range(p: Preprocessing) -> tuple[float, float]:
+    """The values of the model that are 0 and 1; some foreign models take those of 8 bits without scaling."""
+    return EIGHT_BITS if p.dtype == "uint8" and p.value_range[1] <= 1 else p.value_range
+
+
+def _told(p: Preprocessing, named: str) -> str:
+    assert p.source_range is not None and p.target_range is not None
+    what = "values" if p.source_dtype is None else f"{p.source_dtype} values"
+    return f"{what} of {words(p.source_range)} become {words(p.target_range)} of {named}"
+
+
+def value_lines(lines: Iterable[str]) -> list[str]:
+    """Lines of a plan."""
+    return [line if line.startswith("warning: ") else f"values     {line}" for line in lines]
