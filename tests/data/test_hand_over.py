@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from openmae.data import hand_over, loader, readers
 from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Crops
-from openmae.data.readers import make_loader, read
+from openmae.data.readers import ReaderKilled, make_loader, read
 from openmae.errors import Fault, RequestError
 
 GIB = 1 << 30
@@ -121,13 +121,26 @@ def test_another_error_of_a_reader_arrives_without_its_traceback():
     assert fault.value.__cause__ is None
 
 
-def test_a_reader_that_the_system_kills_is_named_as_short_of_memory():
+def test_a_reader_that_the_system_kills_again_is_named_as_short_of_memory(capsys):
     def die(index):
         if index == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(Fault, match=r"^a reader process (was killed, most likely because the machine is short|died)"):
-        list(batches_of(1, die))
+    with pytest.raises(ReaderKilled, match=r"^a reader process was killed, most likely because the machine is short"):
+        list(batches_of(4, die))
+    assert capsys.readouterr().out.count("now 2 instead of 4") == 1
+
+
+def test_batches_behind_a_killed_reader_come_in_their_order_once(tmp_path, capsys):
+    def die_once(index):
+        if index == 3 and not (tmp_path / "flag").exists():
+            (tmp_path / "flag").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    found = list(batches_of(2, die_once))
+    assert (tmp_path / "flag").exists()
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, batches_of(0), strict=True))
+    assert "now 1 instead of 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

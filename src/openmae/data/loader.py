@@ -27,7 +27,7 @@ from openmae.data.decode import BadImage
 from openmae.data.hand_over import room
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import fit_to_model
-from openmae.data.readers import make_loader
+from openmae.data.readers import Shortage, make_loader
 from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
@@ -130,6 +130,7 @@ class Stream(Dataset):
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
         self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
         self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
+        self.shortage = Shortage()  # for as long as the run lasts, however often readers are started
 
     @property
     def bytes_per_sample(self) -> int:

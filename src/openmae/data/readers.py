@@ -1,13 +1,15 @@
 """Reader processes: started, asked for batches, given up, ended; what goes wrong in one, in a line."""
 
 import functools
+import itertools
 import multiprocessing
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,10 @@ from openmae.errors import Fault, RequestError
 TIMEOUT = 300  # seconds until a reader that hangs is given up
 LOOK_EVERY = 1  # seconds after which a wait looks whether it is still wanted
 SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
+_KILLED = (
+    "was killed, most likely because the machine is short of memory: give fewer --workers; --workers 0 reads in the "
+    "main process"
+)
 
 # What a person or a cluster ends a run with. Readers never see them: the main process decides when they stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -40,10 +46,12 @@ def make_loader(
         through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
             so unasked.
     """
+    reader = _Reader(dataset, collate)
+    workers = min(workers, reader.shortage.most_workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores: as asked for
         return DataLoader(
-            _Reader(dataset, collate),
+            reader,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -58,6 +66,8 @@ def make_loader(
 def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
     """Go through a loader once; when the generator is closed, its reader processes are gone.
 
+    Where the system kills a reader, half as many go on with the batches that are still to come: the first time.
+
     Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
 
     Args:
@@ -65,8 +75,65 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
 
     Raises:
         RequestError: as a reader raised it.
+        ReaderKilled: the system killed a reader, the second time.
         Fault: a reader failed, died or hung.
     """
+    done, shortage = 0, loader.dataset.shortage  # type: ignore[attr-defined]
+    while True:
+        try:
+            with closing(_read_once(loader, is_given_up)) as batches:
+                for batch in batches:
+                    done += 1
+                    yield batch
+                    batch = None  # or a batch in shared memory would stay while the next is waited for
+            return
+        except ReaderKilled:
+            if shortage.is_known:
+                raise
+            workers = loader.num_workers
+            shortage.is_known, shortage.most_workers = True, max(1, workers // 2)
+            fewer = f"{shortage.most_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
+            print(f"readers    the system killed one, most likely for lack of memory: now {fewer}", flush=True)
+            loader, done = _rest_of(loader, done, shortage), 0
+
+
+class Shortage:
+    """Whether the system killed a reader for its memory, and how many there may be since then."""
+
+    def __init__(self) -> None:
+        self.is_known, self.most_workers = False, sys.maxsize
+
+
+class ReaderKilled(Fault):
+    """The system killed a reader process, most likely for its memory."""
+
+
+def _rest_of(loader: DataLoader, done: int, shortage: Shortage) -> DataLoader:
+    """A loader of what is left after so many batches, with fewer readers, or with one that does less at a time."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_Rest(loader.batch_sampler, done),  # type: ignore[arg-type]
+        num_workers=shortage.most_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        prefetch_factor=loader.prefetch_factor if shortage.most_workers < loader.num_workers else 1,
+        generator=torch.Generator(),
+    )
+
+
+class _Rest:
+    """The batches behind the first `done`."""
+
+    def __init__(self, batches: Iterable[list[int]], done: int) -> None:
+        self.batches, self.done = batches, done
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(iter(self.batches), self.done, None)
+
+
+def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator[Any, None, None]:
     before, batches = set(multiprocessing.active_children()), None
     readers: set[Any] = set()
     try:
@@ -76,13 +143,15 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
                 batches = iter(loader)
             finally:
                 readers = set(multiprocessing.active_children()) - before
-        while (batch := _next(batches, is_given_up)) is not _END:
+        if readers:
+            _forget_readers(batches)
+        while (batch := _next(batches, readers, is_given_up)) is not _END:
             if isinstance(batch, _Failed):
                 raise batch.error
             yield batch
-            batch = None  # or a batch in shared memory would stay while the next is waited for
-    except RuntimeError as error:
-        raise reader_fault(error) or error from None
+            batch = None
+    except (RuntimeError, OSError, EOFError) as error:
+        raise _fault_of(error, readers) or error from None
     finally:
         if readers:
             _end(batches, readers)
@@ -91,16 +160,58 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
 _END = object()
 
 
-def _next(batches: Iterator[Any], is_given_up: Callable[[], bool]) -> Any:
+def _next(batches: Iterator[Any], readers: set[Any], is_given_up: Callable[[], bool]) -> Any:
     waited = 0
     while not is_given_up():
         try:
-            return next(batches, _END)
+            with _noticing_deaths(batches, readers):
+                return next(batches, _END)
         except RuntimeError as error:  # raised before anything of the iterator changes: asking again is right
             waited += LOOK_EVERY
             if "timed out" not in str(error) or waited >= TIMEOUT:
                 raise
     return _END
+
+
+@contextmanager
+def _noticing_deaths(batches: Any, readers: set[Any]) -> Iterator[None]:
+    """Within, a reader that dies or is dead is an error at once.
+
+    DataLoader's handler raises wherever the main process happens to be: in the middle of an optimiser's step, say,
+    after which no run can go on. So it is told of the readers only while they are waited for.
+    """
+    if not readers:
+        yield
+        return
+    signal_handling._set_worker_pids(id(batches), tuple(reader.pid for reader in readers))  # type: ignore[attr-defined]
+    batches._worker_pids_set = True
+    try:
+        dead = [reader for reader in readers if not reader.is_alive() and reader.exitcode]
+        if dead:
+            raise RuntimeError(f"DataLoader worker (pid {dead[0].pid}) exited with code {dead[0].exitcode}")
+        yield
+    finally:
+        _forget_readers(batches)
+
+
+def _forget_readers(batches: Any) -> None:
+    if batches is not None and batches._worker_pids_set:
+        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
+        batches._worker_pids_set = False
+
+
+def _fault_of(error: RuntimeError | OSError | EOFError, readers: set[Any]) -> Fault | None:
+    """What became of a reader; None where the error is another."""
+    fault = reader_fault(error)
+    if isinstance(error, OSError | EOFError):  # perhaps a batch that one made before it died
+        ending = wait([reader.sentinel for reader in readers], timeout=1)
+        dead = [reader for reader in readers if reader.sentinel in ending]
+        for reader in dead:
+            reader.join(SHUTDOWN_SECONDS)  # its files are closed some time before it is gone
+        fault = Fault(f"a reader process died ({type(error).__name__})") if dead else None
+    if fault is not None and any(reader.exitcode == -signal.SIGKILL for reader in readers):
+        return ReaderKilled(f"a reader process {_KILLED}")
+    return fault
 
 
 def reader_fault(error: BaseException) -> Fault | None:
@@ -118,7 +229,7 @@ def reader_fault(error: BaseException) -> Fault | None:
     elif "Bus error" in said:
         what = "met the end of its memory or of a file (shared memory: docker run --shm-size; a file cut short?)"
     elif "Killed" in said:
-        what = "was killed, most likely because the machine is short of memory: give fewer --workers"
+        return ReaderKilled(f"a reader process {_KILLED}")
     elif "Original Traceback" in said:
         what = f"failed: {said.splitlines()[-1]}"
     else:
@@ -131,6 +242,7 @@ class _Reader(Dataset):
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
+        self.shortage: Shortage = getattr(dataset, "shortage", None) or Shortage()
 
     def __getitems__(self, indices: list[int]) -> Any:
         if torch.utils.data.get_worker_info() is None:
@@ -196,9 +308,7 @@ def _end(batches: Any, readers: set[Any]) -> None:
     ending = threading.Thread(target=batches._shutdown_workers if batches is not None else bool, daemon=True)
     ending.start()
     ending.join(SHUTDOWN_SECONDS)
-    if batches is not None and batches._worker_pids_set:  # or their death would be reported as a failure
-        signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
-        batches._worker_pids_set = False
+    _forget_readers(batches)  # or their death would be reported as a failure
     for reader in readers:
         if reader.is_alive():
             reader.kill()

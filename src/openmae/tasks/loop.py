@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openmae.data.loader import Batch
-from openmae.data.readers import reader_fault
+from openmae.data.readers import ReaderKilled, reader_fault
 from openmae.errors import Fault, Interrupted
 from openmae.tasks.evaluators import Evaluator, evaluate
 from openmae.tasks.held_out import EvaluationStopped
@@ -146,6 +146,12 @@ def run_loop(
             warm_up(found)
             set_rate(t.optimizer, rate := t.schedule(step))
             return rate, t.take_step(found, step)
+        except ReaderKilled as error:  # again; no weight has changed since the last step
+            if processes.count > 1:  # the others are elsewhere
+                raise
+            if saved_step != step or step == 0:
+                save()
+            raise Fault(f"{error}; saved at step {step:,}, --resume auto continues") from None
         except RuntimeError as error:
             micro_batch_size = smaller_micro_batch(t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes)
             screen.say(f"out of memory: now {micro_batch_size} images at a time")
