@@ -12,14 +12,14 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmae.config import SettledConfig
+from openmae.config import DataParts, SettledConfig
 from openmae.data.axes import decide_axes
 from openmae.data.decode import BadImage, decode
 from openmae.data.headers import read_size
 from openmae.data.npy import evident_order
 from openmae.data.parts import axes_of, split_held_out
 from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import open_source
+from openmae.data.sources import open_source, open_splits
 from openmae.errors import RequestError
 
 RECORD = Path(__file__).parents[1] / "fixtures" / "format-1" / "config.json"
@@ -103,6 +103,23 @@ def test_a_folder_is_decided_once_for_all_its_parts(tmp_path):
             "axes       CYX: the first axis of 12 x 64 x 64 is the smallest (--axes says otherwise)"
         ]
     assert axes_of(split_held_out(open_source(str(tmp_path)), 1)).order == "CYX"
+
+
+def test_named_parts_are_decided_together(tmp_path):
+    """Each part tells nothing or the same: what one tells holds for all, whichever of them is opened."""
+    tells, silent = save(tmp_path / "a", (12, 64, 64)), save(tmp_path / "b", (12, 40, 40))
+    pictures = {"train": str(silent), "val": str(tells)}
+    for parts in (DataParts(**pictures), DataParts(train=pictures["val"], test=pictures["train"])):
+        whole = open_splits(parts).sources
+        assert {axes_of([source]).order for source in whole.values()} == {"CYX"}
+        for split, source in whole.items():
+            assert np.array_equal(open_source(parts, split).read(0), source.read(0))
+    with pytest.raises(RequestError, match="--axes"):
+        open_splits(DataParts(train=pictures["train"]))
+    assert open_splits(DataParts(train=pictures["train"]), axes="YXC").sources["train"].read(0).shape == (12, 40, 40)
+    save(tmp_path / "c", (64, 64, 12))
+    with pytest.raises(RequestError, match="now first, now last"):
+        open_source(DataParts(train=pictures["val"], val=str(tmp_path / "c")), "train")
 
 
 def test_what_does_not_tell_is_asked_and_a_person_is_believed(tmp_path):

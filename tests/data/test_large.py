@@ -18,6 +18,7 @@ from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage, decode, from_picture
 from openmae.data.pixels import composite
 from openmae.data.preprocess import conform
+from openmae.data.scale import Rescale
 
 RNG = np.random.default_rng(8)
 RGBA = RNG.integers(0, 256, (41, 57, 4), dtype=np.uint8)
@@ -142,6 +143,20 @@ def test_cut_converted_and_resized_in_strips_is_the_same_to_the_byte(in_small_st
         assert found.dtype == wanted.dtype
         assert found.is_contiguous()
         assert torch.equal(found, wanted), (image.shape, box, size)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("as_dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize(("have", "channels"), [(1, 3), (3, 1), (5, 5)])
+def test_a_stated_range_in_strips_is_the_same_to_the_byte(in_small_strips, dtype, as_dtype, have, channels):
+    image = RNG.integers(0, 256 if dtype == "uint8" else 65536, (90, 70, have)).astype(dtype)
+    box, size = (11, 3, 60, 52), (24, 20)
+    rescale = Rescale(dtype, (10.0, 200.0 if dtype == "uint8" else 4095.0), (0.0, 255.0))
+    wanted = resized_crop(conform(image, channels, as_dtype, rescale=rescale), box, size)
+    in_small_strips(700)
+    found = resized_crop(conformed(image, channels, as_dtype, 1, rescale), box, size)
+    assert found.dtype == wanted.dtype
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(("image", "channels", "dtype", "min_side"), [

@@ -76,7 +76,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
-    check_reported(config.dataset)
+    check_reported(config.dataset, config.axes, model.preprocessing.axes)
     named: dict[str, Any] = {name: getattr(config, name) for name in PLACES}
     check_outside(config.dataset, config.out)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
 from openmae.data.labelled import LabelledData, open_labelled
-from openmae.data.sources import open_source
+from openmae.data.sources import open_splits
 from openmae.errors import RequestError
 from openmae.tasks.metrics import Predictions, figures
 from openmae.tasks.reading import reading_of
@@ -34,9 +34,9 @@ def open_data(
     )
 
 
-def check_reported(data: Dataset) -> None:
+def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
     """Raise RequestError where DATA has neither a test nor a val part to measure on."""
-    if open_source(data, "test") is None and open_source(data, "val") is None:
+    if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
 
 
@@ -50,7 +50,7 @@ def check_classes(earlier: Earlier, data: LabelledData) -> None:
     columns = earlier.state.get("columns", [])
     if columns != list(data.columns):
         raise RequestError(
-            f"{earlier.config.data} has the numbers {', '.join(data.columns)}, the run began with "
+            f"{earlier.config.dataset} has the numbers {', '.join(data.columns)}, the run began with "
             f"{', '.join(columns)}: restore it, or start a new run with another --out"
         )
     before = earlier.state.get("classes")
