@@ -59,7 +59,7 @@ def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name)
     """Up to the loop: every command went through `use_device`, and ended there."""
     seen = []
     monkeypatch.setattr(task, "run_loop", lambda training, *rest: seen.append(training) or {"status": "complete"})
-    monkeypatch.setattr(task, "look_at", lambda train, look=task.look_at: on_cpu(look, train))
+    monkeypatch.setattr(task, "look_at", lambda *asked, look=task.look_at, **options: on_cpu(look, *asked, **options))
     visible = MaskSampler.num_visible.fget
     monkeypatch.setattr(MaskSampler, "num_visible", property(lambda masks: on_cpu(visible, masks)))
     with stand_in() as gpu:
@@ -74,9 +74,9 @@ def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name)
     assert (saved["device"], saved["compile"], saved["precision"]) == (f"cuda:{number}", True, "bf16")
 
 
-def on_cpu(function, *arguments):
+def on_cpu(function, *arguments, **options):
     with _disable_current_modes():
-        return function(*arguments)
+        return function(*arguments, **options)
 
 
 def test_of_several_processes_each_is_wrapped_for_its_gpu(monkeypatch):

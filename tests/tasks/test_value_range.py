@@ -394,4 +394,5 @@ def test_packs_of_twelve_bit_tiles_hold_the_scale(eight_bit_run, tmp_path):
     jpeg = replace(raw, out=str(tmp_path / "jpeg"), format="jpeg", quality=100)
     pack(jpeg)
     image = open_source(str(tmp_path / "jpeg")).read(1).astype(int)
-    assert np.abs(image - open_source(str(eight)).read(0)[:20, 20:]).max() <= 3
+    error = np.abs(image - open_source(str(eight)).read(0)[:20, 20:]).max()
+    assert error <= 2  # measured: 1
