@@ -36,7 +36,7 @@ class LabelledData:
         test: what the final figure is of: DATA's test part, else its val part.
         unlabelled: images left out because they have no label, of all parts.
         unmatched: rows of the label file that name no image of DATA.
-        taken, parts_line: what was taken for what, see `openmae.data.sources.Splits`.
+        taken, told: what was taken for what, and all that is said of it: see `openmae.data.sources.Splits`.
     """
 
     train: Source
@@ -49,7 +49,7 @@ class LabelledData:
     unlabelled: int
     unmatched: int
     taken: dict[str, str] = field(default_factory=dict)
-    parts_line: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -139,7 +139,7 @@ def open_labelled(
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
         unmatched=unmatched,
         taken=opened.taken,
-        parts_line=opened.line,
+        told=tuple(opened.lines),
     )
 
 

@@ -50,7 +50,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         splits = open_parts(config, preprocessing.background)
         parts = splits.sources
         if processes.is_first:
-            print(f"parts      {splits.line}", flush=True)
+            print("\n".join(splits.lines), flush=True)
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             print(f"images     {told}{' (--split chooses)' if len(parts) > 1 else ''}", flush=True)
         found: list[Features] = []

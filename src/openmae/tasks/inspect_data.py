@@ -94,6 +94,8 @@ def _report(
         "path": shown(str(config.dataset)),
         "parts": opened.taken,
         "parts_line": opened.line,
+        "ignored": list(opened.ignored),
+        "warnings": list(opened.warnings),
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
         "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),

@@ -16,6 +16,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
     lines += entry("data", f"{report['path']}: {parts}{limited}")
     lines += entry("parts", report["parts_line"])
+    for line in report["ignored"]:
+        lines += entry("ignored", line)
     lines += _classes(report["classes"])
     for split, facts in report["splits"].items():
         lines += ["", *_split(split, facts)]
@@ -107,11 +109,6 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
         if facts[name]
     ]
     lines += entry("", "; ".join([kinds, *others]))
-    ignored = facts["ignored"]
-    if split == "train" and (ignored["extensions"] or ignored["unusable"]):
-        told = [f"{n:,} {cut(extension, 20)}" for extension, n in list(ignored["extensions"].items())[:NAMED]]
-        told += [f"{cut(name, 40)} ({why})" for name, why in list(ignored["unusable"].items())[:3]]
-        lines += entry("ignored", ", ".join(told))
     return lines
 
 

@@ -170,7 +170,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
-        f"parts      {data.parts_line}",
+        *data.told,
         f"bank       {len(data.train):,} training images, {data.num_classes} classes",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "

@@ -65,8 +65,8 @@ def pack(config: PackConfig) -> dict[str, Any]:
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
-            print(f"parts      {splits.line}", flush=True)
-            print("\n".join(plan_lines(config, plan, packing, estimate, sources, facts)), flush=True)
+            told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
+            print("\n".join(told), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()

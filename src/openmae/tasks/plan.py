@@ -21,9 +21,7 @@ from openmae.training.device import describe
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 
-def plan_lines(
-    settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int, ignored: str
-) -> list[str]:
+def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int) -> list[str]:
     """The plan, a line a fact. `visible`: patches of an image that the encoder sees."""
     config, shape = settled.config, settled.shape
     c, encoder, decoder = config, shape.encoder, shape.decoder
@@ -60,8 +58,6 @@ def plan_lines(
         lines.append(
             f"note       {facts.dtype} images are brought to {settled.preprocessing.dtype} by their full ranges"
         )
-    if ignored != "nothing":
-        lines.append(f"ignored    {ignored}")
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
     return lines
 

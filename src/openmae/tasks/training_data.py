@@ -23,13 +23,13 @@ SMALLEST_SPLIT = 20  # images below which none are held out unasked
 class TrainingData:
     """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
 
-    `taken` and `parts_line` say what was taken for what, see `openmae.data.sources.Splits`.
+    `taken` and `told` are what was taken for what, and all that is said of it: see `openmae.data.sources.Splits`.
     """
 
     train: Source
     held_out: Source | None
     taken: dict[str, str] = field(default_factory=dict)
-    parts_line: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -57,7 +57,7 @@ def open_training_data(config: PretrainConfig, background: float | None = None) 
         options["background"] = background
     splits = open_splits(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"), **options)
     train, validation = splits.sources["train"], splits.sources.get("val")
-    told: dict[str, Any] = {"taken": splits.taken, "parts_line": splits.line}
+    told: dict[str, Any] = {"taken": splits.taken, "told": tuple(splits.lines)}
     if config.held_out == 0:
         return TrainingData(train, None, **told)
     if validation is not None:
