@@ -101,7 +101,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             raise
         summary = summarise(predicted, bank, queries, data, round(time.monotonic() - started, 1))
         if processes.is_first:
-            record = {"openmae": openmae.__version__, **chosen.to_dict()}
+            record = {"openmae": openmae.__version__, **chosen.to_dict(), "parts": data.taken}
             with disk_faults(run):
                 write_json(run / "config.json", {**record, "preprocessing": asdict(preprocessing)})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
