@@ -13,6 +13,7 @@ from openmae.config import SettledConfig, SettledFinetune, SettledProbe
 from openmae.errors import Interrupted, RequestError
 from openmae.tasks import finetune as finetune_task
 from openmae.tasks import probe as probe_task
+from openmae.tasks import settle_probe
 
 from .conftest import make_digits_config
 from .shared import same_training_state, signal_at
@@ -85,7 +86,8 @@ def test_every_command_says_what_was_taken_for_what(root, model, tmp_path, capsy
     assert "parts train from train (24 images), val from eval (12 images)" in told
 
 
-def test_an_experiment_takes_the_parts(root, model, tmp_path, capsys):
+def test_an_experiment_takes_the_parts(root, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(settle_probe, "STEPS_WANTED", 20)
     arguments = f"experiment figure-9 {NAMED} --init {model} --out {tmp_path / 'out'} --labels 100% --epochs 1"
     arguments += " --blocks 0.5 --base-lr 0.01 --seeds 1 --batch-size 8 --held-out 4 --device cpu --workers 0"
     assert command(arguments.format(root=root).split()) == 0, capsys.readouterr().err
@@ -149,6 +151,26 @@ def test_the_parts_are_the_same_data_however_they_were_named(root, tmp_path):
             **runs[other],
         }
     same_training_state(tmp_path / "whole", tmp_path / "parts", 14)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_was_left_out_and_what_is_trained_on(root, model, tmp_path, capsys, name):
+    data = tmp_path / "data"
+    (data / "val").mkdir(parents=True)
+    (data / "train").symlink_to(root / "train")
+    (data / "val" / "dark").symlink_to(root / "train" / "dark")
+    (data / "val" / "twice").symlink_to(root / "train" / "dark")
+    (data / "notes.txt").write_text("words")
+    named = NAMED.format(root=root)
+    arguments = COMMANDS[name].format(root=root, model=model, out=tmp_path / "out").replace(named, str(data))
+    code = command(arguments.split())
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    said = " ".join(told.out.split())
+    assert "ignored 1 .txt, val/twice (the same folder as val/dark, which is read)" in said
+    assert (
+        "12 of 12 images of val are in train too, through a link or as they were named: a figure on val is on" in said
+    )
 
 
 # --- runs from before ---

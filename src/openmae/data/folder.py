@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from openmae.data.axes import BY_SHAPE, Axes
-from openmae.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
+from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.headers import read_size
 from openmae.errors import shown
 
@@ -22,22 +22,44 @@ STREAMED_BYTES = 8 << 20  # files from this size on are not held in memory while
 _MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Ignored:
-    """What a scan left out: files by extension, and names that cannot be used with the reason why."""
+    """What a scan left out: files by extension, and names that cannot be used with the reason why.
+
+    Attributes:
+        extensions: files that are no images, counted.
+        unusable: folders, pipes, dangling links … with the reason.
+        unnamed: how many more are unusable than `unusable` names.
+        hidden: files and folders whose names start with a dot.
+    """
 
     extensions: dict[str, int] = field(default_factory=dict)
-    unusable: dict[str, str] = field(default_factory=dict)  # folder, pipe, dangling link ... -> reason
+    unusable: dict[str, str] = field(default_factory=dict)
+    unnamed: int = 0
+    hidden: int = 0
 
     @property
     def count(self) -> int:
-        return sum(self.extensions.values()) + len(self.unusable)
+        """Of all but hidden ones."""
+        return sum(self.extensions.values()) + len(self.unusable) + self.unnamed
 
     def __str__(self) -> str:
         common = sorted(self.extensions.items(), key=lambda item: (-item[1], item[0]))[:5]
         parts = [f"{count} {extension}" for extension, count in common]
-        parts += [f"{shown(name)} ({reason})" for name, reason in itertools.islice(self.unusable.items(), 3)]
+        if others := sum(self.extensions.values()) - sum(count for _, count in common):
+            parts.append(f"{others} others")
+        named = list(itertools.islice(self.unusable.items(), 3))
+        parts += [f"{shown(name)} ({shown(reason)})" for name, reason in named]
+        if more := len(self.unusable) - len(named) + self.unnamed:
+            parts.append(f"and {more} more that cannot be used")
         return ", ".join(parts) or "nothing"
+
+    @property
+    def line(self) -> str:
+        """All of it, hidden names too, for a person; empty where nothing was left out."""
+        parts = [str(self)] if self.count else []
+        parts += [f"{self.hidden} hidden (their names start with a dot)"] if self.hidden else []
+        return ", ".join(parts)
 
     def add_extension(self, extension: str) -> None:
         key = extension or "without extension"
@@ -47,6 +69,8 @@ class Ignored:
     def add_unusable(self, path: bytes, reason: str | None) -> None:
         if len(self.unusable) < _MAX_NAMED:
             self.unusable[os.fsdecode(path)] = reason or "unreadable"
+        else:
+            self.unnamed += 1
 
 
 class FolderSource:
@@ -140,62 +164,6 @@ class FolderSource:
                 size = -1
             digest.update(b"%d:%d:%b" % (size, len(path), path))
         return digest.hexdigest()
-
-
-def scan(root: Path) -> tuple[list[bytes], list[bytes], Ignored]:
-    """All images and all parquet files below `root`, relative to it and sorted by bytes, and what was left out.
-
-    Names that start with a dot are skipped. Links are followed; a folder is entered once, by its own name rather than a
-    link's, which ends loops and keeps an image from counting twice. Only regular files are taken.
-    """
-    images: list[bytes] = []
-    tables: list[bytes] = []
-    ignored = Ignored()
-    entered: set[tuple[int, int]] = set()
-    folders, links = [b""], list[bytes]()
-    while folders or links:
-        if not folders:
-            links.sort(reverse=True)
-            folders.append(links.pop())
-        folder = folders.pop()
-        try:
-            here = os.path.join(os.fsencode(root), folder)
-            found = os.stat(here)
-            if (found.st_dev, found.st_ino) in entered:
-                continue
-            entered.add((found.st_dev, found.st_ino))
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    _sort_entry(entry, os.path.join(folder, entry.name), images, tables, folders, links, ignored)
-        except OSError as error:  # a folder that may not be read costs its files, not the run
-            ignored.add_unusable(folder or b".", error.strerror)
-    return sorted(images), sorted(tables), ignored
-
-
-def _sort_entry(
-    entry: os.DirEntry[bytes],
-    path: bytes,
-    images: list[bytes],
-    tables: list[bytes],
-    folders: list[bytes],
-    links: list[bytes],
-    ignored: Ignored,
-) -> None:
-    """Append `path` to the list it belongs to."""
-    if entry.name.startswith(b"."):
-        return
-    extension = os.fsdecode(os.path.splitext(entry.name)[1].lower())
-    try:
-        if entry.is_dir():
-            (links if entry.is_symlink() else folders).append(path)
-        elif extension != ".parquet" and extension not in EXTENSIONS:
-            ignored.add_extension(extension)
-        elif entry.is_file():
-            (tables if extension == ".parquet" else images).append(path)
-        else:
-            ignored.add_unusable(path, "dangling link" if entry.is_symlink() else "not a regular file")
-    except OSError as error:
-        ignored.add_unusable(path, error.strerror)
 
 
 def class_names(files: Iterable[bytes], depth: int) -> set[str] | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from openmae.data.axes import decide_axes, shapes_of_files
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
-from openmae.data.folder import FolderSource, class_names, scan
+from openmae.data.folder import FolderSource, class_names
+from openmae.data.scan import scan
 from openmae.errors import Fault, RequestError, shown
 
 SYNSET = re.compile(r"n\d{8}")
@@ -204,7 +205,8 @@ def open_part(
     Raises:
         RequestError: there are none, or the folders are no longer those that were found.
     """
-    files, _, ignored = scan(part.folder)
+    found = scan(part.folder)
+    files, ignored = found.images, found.ignored
     if not files:
         raise RequestError(f"no images in {shown(part.folder)}: found {ignored}")
     if not (class_names(files, 0) or {""}) <= set(part.classes):

@@ -38,7 +38,7 @@ class LabelledData:
         note: what a person has to know of what labels were taken for; empty where there is no doubt.
         unlabelled: images left out because they have no label, of all parts.
         unmatched: rows of the label file that name no image of DATA.
-        taken, parts_line: what was taken for what, see `openmae.data.sources.Splits`.
+        taken, told: what was taken for what, and all that is said of it: see `openmae.data.sources.Splits`.
     """
 
     train: Source
@@ -54,7 +54,7 @@ class LabelledData:
     note: str = ""
 
     taken: dict[str, str] = field(default_factory=dict)
-    parts_line: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -168,7 +168,7 @@ def open_labelled(
         scale=TargetScale.of(found.columns, numbers) if found.columns else None,
         note=found.note,
         taken=opened.taken,
-        parts_line=opened.line,
+        told=tuple(opened.lines),
     )
 
 

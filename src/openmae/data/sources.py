@@ -5,7 +5,7 @@ A source is an index -> sample table that is cheap to open, keeps no file open, 
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -16,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import SPLITS, DataParts, Dataset
-from openmae.data.axes import decide_axes, shapes_of_bytes, shapes_of_files
+from openmae.data.axes import decide_axes, shapes_of_bytes
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
-from openmae.data.folder import FolderSource, Ignored, class_names, scan
+from openmae.data.folder import FolderSource as FolderSource
+from openmae.data.folder import Ignored
+from openmae.data.folder_part import FolderPart, trained_on, trained_on_warnings
 from openmae.data.packed import PackedSource, read_pack
 from openmae.data.parquet import ParquetSource, first_images, is_parquet
-from openmae.data.split_names import SPLIT_RULES, Layout, find_layout, names_of, whole_layout
+from openmae.data.scan import Scan, scan, without_repeats
+from openmae.data.split_names import SPLIT_RULES, Layout, branch_of, find_layout, names_of, whole_layout
 from openmae.errors import RequestError, shown
 
 # A class; with several for an image, zeros and ones, one for each class; numbers to predict; None where unknown.
@@ -61,19 +64,28 @@ class Splits:
         sources: by part, those that were asked for and are there.
         taken: by part, opened or not: what it was taken from, for a person.
         note: what else should be said of that.
+        ignored: what was left out, a line for each folder that was gone through.
+        warnings: what makes a figure worth less than it seems.
     """
 
     sources: dict[str, Source]
     taken: dict[str, str]
     note: str = ""
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def line(self) -> str:
         """What was taken for what, for a person."""
         counts = {s: f" ({len(of):,} image{'s' * (len(of) != 1)})" for s, of in self.sources.items()}
-        return (
-            ", ".join(f"{split} from {what}{counts.get(split, '')}" for split, what in self.taken.items()) + self.note
-        )
+        told = ", ".join(f"{split} from {what}{counts.get(split, '')}" for split, what in self.taken.items())
+        return told + self.note
+
+    @property
+    def lines(self) -> list[str]:
+        """All that is said of it before it is used."""
+        lines = [f"parts      {self.line}", *(f"ignored    {line}" for line in self.ignored)]
+        return lines + [f"warning: {line}" for line in self.warnings]
 
 
 def open_source(
@@ -123,8 +135,8 @@ def open_splits(
     if isinstance(data, DataParts):
         return _open_named(data.paths, wanted, options, (axes, usual_axes))
     if data.startswith("embedded:"):
-        found = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
-        sources: dict[str, Source] = {split: source for split, source in found.items() if source is not None}
+        opened = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
+        sources: dict[str, Source] = {split: source for split, source in opened.items() if source is not None}
         return Splits(sources=sources, taken=dict.fromkeys(sources, shown(data)))
     root = Path(data)
     if not _is_folder(data):
@@ -139,18 +151,31 @@ def open_splits(
         packs: dict[str, Source] = {s: PackedSource(root, manifest, s, **options) for s in wanted if s in there}
         return Splits(sources=packs, taken={split: f"the pack {shown(root)}" for split in there})
     rules = SPLIT_RULES if split_rules is None else split_rules
-    files, is_table, ignored = _scanned(root)
+    files, is_table, found = _scanned(root, by_part=rules >= 2)
     layout = find_layout(root, files, is_table, rules)
     _check_train(root, list(layout.groups), wanted)
-    parts = {split: _FolderPart(root, group, layout.depth, is_table, ignored) for split, group in layout.groups.items()}
+    parts = {
+        split: FolderPart(
+            root=root,
+            files=without_repeats(group, found),
+            depth=layout.depth,
+            is_table=is_table,
+            ignored=found.ignored,
+        )
+        for split, group in layout.groups.items()
+    }
+    measured = {split: part for split, part in parts.items() if split == "train" or split in wanted}
     # One list of classes for all splits, so that a class absent from one of them shifts no label.
     classes = sorted({name for part in parts.values() for name in part.class_names})
     if any(split in wanted for split in parts):
-        options["axes"] = decide_axes(_FolderPart(root, files, 0, is_table, ignored).shapes(), axes, usual_axes)
+        whole = FolderPart(root=root, files=files, depth=0, is_table=is_table, ignored=found.ignored)
+        options["axes"] = decide_axes(whole.shapes(), axes, usual_axes)
     return Splits(
         sources={split: part.open(classes, options) for split, part in parts.items() if split in wanted},
         taken={split: names_of(layout, split, root) for split in layout.groups},
         note=_note(layout),
+        ignored=(found.ignored.line,) if found.ignored.line else (),
+        warnings=tuple(trained_on_warnings(measured)) if found.has_links else (),
     )
 
 
@@ -162,99 +187,63 @@ def _note(layout: Layout) -> str:
     return f"; {told} are no parts but classes, for no train is among them (--train, --val and --test say otherwise)"
 
 
-@dataclass(frozen=True)
-class _FolderPart:
-    """Files below a folder, not yet opened: images or tables, with the depth of their class folders."""
-
-    root: Path
-    files: list[bytes]
-    depth: int
-    is_table: bool
-    ignored: Ignored
-
-    @property
-    def class_names(self) -> set[str]:
-        return set() if self.is_table else class_names(self.files, self.depth) or set()
-
-    def shapes(self) -> Iterable[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of some of its `.npy` files."""
-        if self.is_table:
-            return shapes_of_bytes(first_images(self.root / os.fsdecode(self.files[0])))
-        return shapes_of_files(self.root, self.files)
-
-    def open(self, classes: list[str], options: dict[str, Any]) -> Source:
-        if self.is_table:
-            return ParquetSource([self.root / os.fsdecode(file) for file in self.files], root=self.root, **options)
-        return FolderSource(
-            self.root, self.files, class_depth=self.depth, classes=classes or None, ignored=self.ignored, **options
-        )
-
-
-@dataclass(frozen=True)
-class _TablePart:
-    """A parquet file, not yet opened."""
-
-    path: Path
-
-    def shapes(self) -> Iterable[tuple[str, tuple[int, ...]]]:
-        return shapes_of_bytes(first_images(self.path))
-
-    def open(self, options: dict[str, Any]) -> Source:
-        return ParquetSource([self.path], **options)
-
-
 def _open_named(
     paths: dict[str, str], wanted: Sequence[str], options: dict[str, Any], axes: tuple[str | None, str | None]
 ) -> Splits:
     """Each part wholly from its own path. Images are named with the folder's name, so that parts differ."""
-    found: dict[str, Source | _FolderPart | _TablePart] = {}
-    beside: list[_FolderPart | _TablePart] = []
+    found: dict[str, Source | FolderPart] = {}
+    beside: list[FolderPart] = []
     for split, path in paths.items():
         if split in wanted:
             found[split] = _find_part(split, path, options)
         elif axes[0] is None:
             with suppress(RequestError):  # whoever wants it is told
                 part = _find_part(split, path, options)
-                beside += [part] if isinstance(part, _FolderPart | _TablePart) else []
-    folders = {split: part for split, part in found.items() if isinstance(part, _FolderPart)}
-    tables = {split: part for split, part in found.items() if isinstance(part, _TablePart)}
-    if folders or tables:
-        shapes = chain.from_iterable(part.shapes() for part in (*folders.values(), *tables.values(), *beside))
+                beside += [part] if isinstance(part, FolderPart) else []
+    parts = {split: part for split, part in found.items() if isinstance(part, FolderPart)}
+    warnings = trained_on_warnings(parts)
+    if parts:
+        shapes = chain.from_iterable(part.shapes() for part in (*parts.values(), *beside))
         options = {**options, "axes": decide_axes(shapes, *axes)}
-    sources = {split: part for split, part in found.items() if not isinstance(part, _FolderPart | _TablePart)}
-    sources |= {split: part.open(options) for split, part in tables.items()}
-    names = {name for part in folders.values() for name in part.class_names}
+    sources = {split: part for split, part in found.items() if not isinstance(part, FolderPart)}
+    for split, source in sources.items():
+        if split != "train" and "train" in sources and source.fingerprint() == sources["train"].fingerprint():
+            warnings.append(trained_on(split, f"all images of {split} are"))
+    names = {name for part in parts.values() for name in part.class_names}
+    sources |= {split: part.open([], options) for split, part in parts.items() if part.is_table}
     # Names that come with a table or a pack have their order, and their labels follow it.
     order = (sources[split] for split in found if split in sources)
     given = next((list(s.classes) for s in order if s.classes and names <= set(s.classes)), None)
-    sources |= {split: part.open(given or sorted(names), options) for split, part in folders.items()}
+    sources |= {split: part.open(given or sorted(names), options) for split, part in parts.items() if not part.is_table}
     return Splits(
-        sources={split: sources[split] for split in found}, taken={split: shown(paths[split]) for split in found}
+        sources={split: sources[split] for split in found},
+        taken={split: shown(paths[split]) for split in found},
+        ignored=tuple(f"of {split}: {line}" for split in found if (line := sources[split].ignored.line)),
+        warnings=tuple(warnings),
     )
 
 
-def _find_part(split: str, path: str, options: dict[str, Any]) -> "Source | _FolderPart | _TablePart":
+def _find_part(split: str, path: str, options: dict[str, Any]) -> "Source | FolderPart":
     if path.startswith("embedded:"):
         source = embedded_source(path.removeprefix("embedded:"), split)
         if source is None:
             raise RequestError(f"--{split} {shown(path)}: it has no {split} part")
         return source
     root = Path(path)
+    parent, name = os.path.split(os.path.abspath(root))
     if not _is_folder(path):
-        return _TablePart(root)
+        return FolderPart(root=Path(parent), files=[os.fsencode(name)], depth=0, is_table=True, ignored=Ignored())
     manifest = read_pack(root)
     if manifest is not None:
         there = list(manifest["splits"])
         if split not in there and len(there) > 1:
             raise RequestError(f"--{split} {shown(path)}: the pack holds {' and '.join(there)} but no {split}")
         return PackedSource(root, manifest, split if split in there else there[0], **options)
-    files, is_table, ignored = _scanned(root)
+    files, is_table, found = _scanned(root)
     depth = whole_layout(root, files, is_table, split).depth
-    parent, name = os.path.split(os.path.abspath(root))
-    if not name:  # the root of a disk
-        return _FolderPart(root, files, depth, is_table, ignored)
-    files = [os.path.join(os.fsencode(name), file) for file in files]
-    return _FolderPart(Path(parent), files, depth + 1, is_table, ignored)
+    if name:  # of all but the root of a disk
+        files, depth = [os.path.join(os.fsencode(name), file) for file in files], depth + 1
+    return FolderPart(root=Path(parent), files=files, depth=depth, is_table=is_table, ignored=found.ignored)
 
 
 def _is_folder(data: str) -> bool:
@@ -286,15 +275,21 @@ def _check_train(root: Path, there: list[str], wanted: Sequence[str]) -> None:
         )
 
 
-def _scanned(root: Path) -> tuple[list[bytes], bool, Ignored]:
-    """The images below a folder or, where there are none, its tables; whether they are tables; what was left out."""
-    images, tables, ignored = scan(root)
-    if not images and not tables:
-        if ignored.count == 0:
+def _scanned(root: Path, by_part: bool = False) -> tuple[list[bytes], bool, Scan]:
+    """The images below a folder or, where there are none, its tables; whether they are tables; what was left out.
+
+    Args:
+        by_part: a folder that is reached from several parts is gone through for each.
+    """
+    found = scan(root, branch_of) if by_part else scan(root)
+    if not found.images and not found.tables:
+        if not found.ignored.line:
             raise RequestError(f"{shown(root)} is empty: give a folder of images or parquet files")
-        raise RequestError(f"no images in {shown(root)}: found {ignored}; .jpg, .png, .tif, .npy and .parquet are read")
-    if not images:
-        return tables, True, ignored
-    for table in tables:  # a metadata.parquet beside images
-        ignored.add_extension(os.fsdecode(os.path.splitext(table)[1].lower()))
-    return images, False, ignored
+        raise RequestError(
+            f"no images in {shown(root)}: found {found.ignored.line}; .jpg, .png, .tif, .npy and .parquet are read"
+        )
+    if not found.images:
+        return found.tables, True, found
+    for table in found.tables:  # a metadata.parquet beside images
+        found.ignored.add_extension(os.fsdecode(os.path.splitext(table)[1].lower()))
+    return found.images, False, found

@@ -9,8 +9,8 @@ from pathlib import Path
 from openmae.config import SPLITS
 from openmae.errors import RequestError, shown
 
-# 1: as in runs from before there was a choice, which know neither dev, eval and holdout nor classes like test_neg;
-# 2: as docs/data.md says.
+# 1: as in runs from before there was a choice, which know neither dev, eval and holdout nor classes like test_neg, and
+# enter a folder that is linked from several parts for one of them only; 2: as docs/data.md says.
 SPLIT_RULES = 2
 
 _KNOWN = rb"train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?"
@@ -108,6 +108,11 @@ def whole_layout(root: Path, files: list[bytes], is_table: bool, split: str) -> 
     names = [name for of_split in found.names.values() for name in of_split]
     is_wrapped = len(names) == 1 and not _head(os.path.basename(names[0]), is_table, SPLIT_RULES).is_suffixed
     return Layout(groups={split: files}, depth=found.depth if is_wrapped else 0)
+
+
+def branch_of(folder: bytes) -> frozenset[str]:
+    """What a folder may be a part of, by all the names of its path that look like one: it is entered once for each."""
+    return frozenset(word for name in folder.split(b"/") if (word := _head(name, False, SPLIT_RULES).word) is not None)
 
 
 def names_of(layout: Layout, split: str, root: Path) -> str:

@@ -60,7 +60,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         model, lines = matched_model(model, tuple(parts.values()), config.value_range)
         preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
-            print(f"parts      {splits.line}", flush=True)
+            print("\n".join(splits.lines), flush=True)
             told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
             print("\n".join([f"{what:10} {told}{hint}", *lines]), flush=True)

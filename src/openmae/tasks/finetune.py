@@ -118,7 +118,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             return summary
         if processes.is_first and facts is not None:
             print(
-                "\n".join([f"parts      {data.parts_line}", *tuning_lines(tuned, data, facts, device, num_steps)]),
+                "\n".join([*data.told, *tuning_lines(tuned, data, facts, device, num_steps)]),
                 flush=True,
             )
         for warning in earlier.warnings if processes.is_first and earlier else ():

@@ -103,6 +103,8 @@ def _report(
         "parts_line": opened.line,
         "axes": axes_of(part.source for part in parts).order,
         "axes_reason": axes_of(part.source for part in parts).why,
+        "ignored": list(opened.ignored),
+        "warnings": list(opened.warnings),
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
         "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),

@@ -73,7 +73,12 @@ def part_findings(part: Part) -> dict[str, Any]:
         "blank": _flagged(good, BLANK),
         "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
         "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
-        "ignored": {"extensions": ignored.extensions, "unusable": {shown(k): v for k, v in ignored.unusable.items()}},
+        "ignored": {
+            "extensions": ignored.extensions,
+            "unusable": {shown(name): shown(why) for name, why in ignored.unusable.items()},
+            "unusable_unnamed": ignored.unnamed,
+            "hidden": ignored.hidden,
+        },
         **({} if part.tiled is None else {"tiles": _tile_findings(part.tiled, part.census)}),
     }
 

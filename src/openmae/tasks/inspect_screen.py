@@ -18,6 +18,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
     lines += entry("parts", report["parts_line"])
     if report["axes_reason"] is not None:
         lines += entry("axes", f"{report['axes']}: {report['axes_reason']}")
+    for line in report["ignored"]:
+        lines += entry("ignored", line)
     lines += _classes(report["classes"]) if report["classes"] is not None or report["numbers"] is None else []
     lines += _numbers(report["numbers"])
     for split, facts in report["splits"].items():
@@ -127,11 +129,6 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
             f"--tiles {tiles['size']}: {tiles['tiles']:,} tiles, {tiles['images_cut']:,} images are cut; of "
             f"{tiles['looked_at']:,} looked at {tiles['blank']:,} are blank",
         )
-    ignored = facts["ignored"]
-    if split == "train" and (ignored["extensions"] or ignored["unusable"]):
-        told = [f"{n:,} {cut(extension, 20)}" for extension, n in list(ignored["extensions"].items())[:NAMED]]
-        told += [f"{cut(name, 40)} ({why})" for name, why in list(ignored["unusable"].items())[:3]]
-        lines += entry("ignored", ", ".join(told))
     return lines
 
 

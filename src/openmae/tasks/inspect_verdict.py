@@ -23,6 +23,7 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     looked, lines = max(report["looked_at"], 1), []
     if report["looked_at"] == report["unreadable"]:
         return ["No image can be read: nothing can be trained on this."]
+    lines += [f"{line[0].upper()}{line[1:]}." for line in report["warnings"]]
     for split, facts in report["splits"].items():
         bad = facts["unreadable"]
         if split == "train" and bad > MAX_BAD * facts["looked_at"]:

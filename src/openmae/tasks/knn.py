@@ -118,7 +118,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             if data.scale is not None:
                 title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
                 write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            record = {"openmae": openmae.__version__, **chosen.to_dict()}
+            record = {"openmae": openmae.__version__, **chosen.to_dict(), "parts": data.taken}
             with disk_faults(run):
                 write_json(run / "config.json", {**record, "preprocessing": preprocessing.to_dict()})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
@@ -187,7 +187,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
-        f"parts      {data.parts_line}",
+        *data.told,
         f"bank       {len(data.train):,} training images, {target_words(data)}",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "

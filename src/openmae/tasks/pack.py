@@ -75,8 +75,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
                 out.mkdir(parents=True, exist_ok=True)
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
-            print(f"parts      {splits.line}", flush=True)
-            told = plan_lines(config, plan, packing, estimate, sources, facts)
+            told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
             print("\n".join([*told, *facts.axes.lines, *lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)

@@ -22,9 +22,7 @@ from openmae.training.device import describe
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 
-def plan_lines(
-    settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int, ignored: str
-) -> list[str]:
+def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int) -> list[str]:
     """The plan, a line a fact. `visible`: patches of an image that the encoder sees."""
     config, shape = settled.config, settled.shape
     c, encoder, decoder = config, shape.encoder, shape.decoder
@@ -53,8 +51,6 @@ def plan_lines(
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
     ]
     lines += value_lines(settled.notes)
-    if ignored != "nothing":
-        lines.append(f"ignored    {ignored}")
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
     return lines
 

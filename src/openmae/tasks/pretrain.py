@@ -95,14 +95,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             return summary
         if processes.is_first and facts is not None:
             held_out = len(data.held_out) if data.held_out is not None else 0
-            lines = [f"parts      {data.parts_line}"]
-            lines += plan_lines(settled, facts, device, masks.num_visible, held_out, str(data.train.ignored))
-            lines[1:1] = tile_lines(chosen, data, facts)
-            print("\n".join(lines), flush=True)
+            lines = plan_lines(settled, facts, device, masks.num_visible, held_out)
+            print("\n".join([*data.told, *tile_lines(chosen, data, facts), *lines]), flush=True)
         for warning in earlier.warnings if processes.is_first and earlier else ():
             print(f"warning: {warning}", flush=True)
         if processes.is_first:
-            open_watch(chosen)  # refused now, where its labels are missing
+            watched_data = open_watch(chosen)  # refused now, where its labels are missing
+            if watched_data is not None and chosen.watch_data is not None:
+                print("\n".join(f"watched    {line}" for line in watched_data.told), flush=True)
         check_disk(run, checkpoint_bytes(shape), chosen.keep)
         processes.wait()  # until all have seen the run folder as it was
 

@@ -94,7 +94,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             return summary
         if processes.is_first and facts is not None:
             print(
-                "\n".join([f"parts      {data.parts_line}", *probing_lines(settled, data, facts, device, num_steps)]),
+                "\n".join([*data.told, *probing_lines(settled, data, facts, device, num_steps)]),
                 flush=True,
             )
         for warning in earlier.warnings if processes.is_first and earlier else ():

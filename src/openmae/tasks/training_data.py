@@ -34,14 +34,14 @@ class TrainingData:
     """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
 
     `num_held_out` is what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
-    `taken` and `parts_line` say what was taken for what, see `openmae.data.sources.Splits`.
+    `taken` and `told` are what was taken for what, and all that is said of it: see `openmae.data.sources.Splits`.
     """
 
     train: Source
     held_out: Source | None
     num_held_out: int = 0
     taken: dict[str, str] = field(default_factory=dict)
-    parts_line: str = ""
+    told: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -67,7 +67,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
     wanted_parts = ("train",) if config.held_out == 0 else ("train", "val")
     splits = open_splits(config.dataset, wanted_parts, split_rules=config.split_rules, **options)
     named = str(config.dataset)
-    told: dict[str, Any] = {"taken": splits.taken, "parts_line": splits.line}
+    told: dict[str, Any] = {"taken": splits.taken, "told": tuple(splits.lines)}
     train = _cut(splits.sources["train"], config.tiles, named)
     if config.held_out == 0:
         return TrainingData(train, None, **told)

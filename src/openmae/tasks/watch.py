@@ -34,11 +34,15 @@ READ_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class WatchData:
-    """The bank, whose labels are known, and the queries, whose labels are guessed and compared."""
+    """The bank, whose labels are known, and the queries, whose labels are guessed and compared.
+
+    `told` is what was taken for what, see `openmae.data.sources.Splits.lines`.
+    """
 
     bank: Source
     queries: Source
     num_classes: int
+    told: tuple[str, ...] = ()
 
 
 def open_watch(config: PretrainConfig) -> WatchData | None:
@@ -76,7 +80,10 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
             "one"
         )
     return WatchData(
-        _at_most(found.train, config.watch_images), _at_most(queries, config.watch_images), found.num_classes
+        _at_most(found.train, config.watch_images),
+        _at_most(queries, config.watch_images),
+        found.num_classes,
+        found.told,
     )
 
 
