@@ -37,8 +37,8 @@ def test_a_probe_is_scikit_learns_ridge(pretrained, greys, tmp_path):
     """Whole-batch steps with weight decay λ end at a ridge of α = n λ / 2 a column, on features that are standardised
     alike: (X'X + n λ / 2 · T) w = X'z, where the loss is a mean over T columns.
 
-    Measured: predictions on the images of the split differ by 4.8e-6 of the numbers' deviation, coefficients by 6.3e-6 of
-    the largest.
+    Measured: predictions on the images of the split differ by 4.8e-6 of the numbers' deviation, coefficients by 6.3e-6
+    of the largest.
     """
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
