@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,20 +88,12 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
     or names none of them.
     """
     rows = rows_of(path)
-    line, header = next(rows, (0, []))
+    _, header = next(rows, (0, []))
     kind = _kind(path, header)
     columns = [name.strip() for name in header[1:]] if kind == "columns" else []
     ids = {name: i for i, name in enumerate(columns)}
-    images, targets, unmatched = ImageNames(names), dict[int, Target](), 0
-    for line, row in rows:
-        where = f"{shown(path)}, line {line}"
-        if len(row) != len(header):
-            raise RequestError(f"{where}: {len(row)} cells, the header has {len(header)}")
-        image = images.find(row[0])
-        if image == AMBIGUOUS:
-            raise RequestError(
-                f"{where}: several images are called {shown_cell(row[0])}: give the path within the data"
-            )
+    targets, unmatched = dict[int, Target](), 0
+    for where, row, image in rows_with_images(path, rows, len(header), names):
         if image is None:
             unmatched += 1
             continue
@@ -205,6 +197,27 @@ def _table(
         unlisted=unlisted,
         unmatched=unmatched,
     )
+
+
+def rows_with_images(
+    path: str, rows: Iterable[tuple[int, list[str]]], num_cells: int, names: Sequence[str]
+) -> Iterator[tuple[str, list[str], int | None]]:
+    """Of each row: where it stands, for a message; its cells; the index of the image it names, None if there is none.
+
+    Raises:
+        RequestError: a row has more or fewer cells than the header, or names several images.
+    """
+    images = ImageNames(names)
+    for line, row in rows:
+        where = f"{shown(path)}, line {line}"
+        if len(row) != num_cells:
+            raise RequestError(f"{where}: {len(row)} cells, the header has {num_cells}")
+        image = images.find(row[0])
+        if image == AMBIGUOUS:
+            raise RequestError(
+                f"{where}: several images are called {shown_cell(row[0])}: give the path within the data"
+            )
+        yield where, row, image
 
 
 class ImageNames:

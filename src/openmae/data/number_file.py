@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config.target_scale import LARGEST_NUMBER
-from openmae.data.label_file import AMBIGUOUS, MAX_TABLE_BYTES, PATH_COLUMNS, ImageNames, rows_of, shown_cell
+from openmae.data.label_file import MAX_TABLE_BYTES, PATH_COLUMNS, rows_of, rows_with_images, shown_cell
 from openmae.data.numbers import number_of
 from openmae.errors import RequestError, shown
 
@@ -43,16 +43,8 @@ def read_number_file(path: str, names: Sequence[str]) -> NumberTable:
         raise RequestError(
             f"{shown(path)} has {len(columns)} columns for {len(names)} images: take out what is no target"
         )
-    images, found, unmatched = ImageNames(names), dict[int, tuple[float | None, ...]](), 0
-    for line, row in rows:
-        where = f"{shown(path)}, line {line}"
-        if len(row) != len(header):
-            raise RequestError(f"{where}: {len(row)} cells, the header has {len(header)}")
-        image = images.find(row[0])
-        if image == AMBIGUOUS:
-            raise RequestError(
-                f"{where}: several images are called {shown_cell(row[0])}: give the path within the data"
-            )
+    found, unmatched = dict[int, tuple[float | None, ...]](), 0
+    for where, row, image in rows_with_images(path, rows, len(header), names):
         if image is None:
             unmatched += 1
             continue
