@@ -98,12 +98,12 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
             patch.setattr(task, "train_step", spy)
             pretrain(nodata_config(tmp_path / str(micro), steps=1, micro_batch_size=micro))
         assert any(empty is not None for empty in kept["empty"])
-        torch.testing.assert_close(kept["result"][0], kept["expected"], rtol=1e-6, atol=0)  # measured 1e-7
+        torch.testing.assert_close(kept["result"][0], kept["expected"], rtol=1e-6, atol=0)  # measured 7e-8
         losses[micro], grads[micro] = kept["result"][0], kept["grads"]
     for micro in (3, 1):
-        torch.testing.assert_close(losses[micro], losses[8], rtol=1e-6, atol=0)  # measured 1e-7
+        torch.testing.assert_close(losses[micro], losses[8], rtol=1e-6, atol=0)  # measured 7e-8
         for name, grad in grads[8].items():
-            torch.testing.assert_close(grads[micro][name], grad, rtol=1e-4, atol=1e-7)  # measured 2e-8
+            torch.testing.assert_close(grads[micro][name], grad, rtol=1e-4, atol=1e-6)  # measured 8e-8
 
 
 def expected_loss(model, parts, empties):
@@ -143,7 +143,7 @@ def test_the_compilers_check_weighs_pieces_as_the_step_does(tiny_shape):
     step = StepModel(model, Processes(), CPU, is_compiled=False, precision="fp32", loss_of=loss_of)
     whole, pieces = (step._gradients(model, parts, "fp32") for parts in ([part], part.split(2)))
     for one, other in zip(whole, pieces, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)  # measured 3e-8
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)  # measured 8e-9
 
 
 def test_where_nothing_is_empty_a_run_has_the_bytes_it_had(digits_config, tmp_path):
@@ -213,7 +213,7 @@ def test_two_processes_do_what_one_does_and_a_killed_run_of_two_goes_on(data, tm
         log = tmp_path / f"{count}.log"
         assert set(run_processes(f"{command} --out {tmp_path / str(count)}", log, count)) == {0}, said(log)
     losses = [[line["loss"] for line in metrics(tmp_path / str(n)) if "loss" in line] for n in (1, 2)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)  # measured 1e-6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)  # measured 2e-7
     out, log = tmp_path / "killed", tmp_path / "killed.log"
     processes = start(f"{command} --out {out}", log, 2)
     assert wait_for_step(out, 7, processes), said(log)
