@@ -16,6 +16,7 @@ from openmae.data import strips
 from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage, decode, from_picture
+from openmae.data.folder import FolderSource
 from openmae.data.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.scale import Rescale
@@ -202,3 +203,13 @@ def test_more_pixels_than_pillow_takes_unasked(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode(data, max_pixels=2337).shape == (41, 57, 3)
     assert Image.MAX_IMAGE_PIXELS is None
+
+
+def test_a_tiff_that_is_read_from_its_open_file(tmp_path, monkeypatch):
+    """The name of a folder's file is bytes, which tifffile does not take: none of 8 MB or more could be read."""
+    pages = RNG.integers(0, 65536, (5, 50, 57), dtype=np.uint16)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    monkeypatch.setattr("openmae.data.folder.STREAMED_BYTES", 0)
+    source = FolderSource(tmp_path, ["a.tif"])
+    np.testing.assert_array_equal(source.read(0), pages.transpose(1, 2, 0))
+    assert source.size(0) == (50, 57)

@@ -12,7 +12,7 @@ from openmae.data.jpeg import read_header
 from openmae.data.npy import CHANNELS_LAST, NPY, read_npy_header
 from openmae.data.pillow import FORMATS, orientation_of
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size
-from openmae.data.tiff import TIFF
+from openmae.data.tiff import TIFF, open_tiff
 
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND"
@@ -51,9 +51,7 @@ def _read(file: BinaryIO, axes: str | None) -> tuple[int, int, int]:
         height, width, _ = header.sides(axes)
         return height, width, 1
     if head.startswith(TIFF):
-        from tifffile import TiffFile
-
-        with TiffFile(file) as tiff:
+        with open_tiff(file) as tiff:
             pages: Any = tiff.pages
             page = next((page for page in pages if not page.is_reduced), None)  # no thumbnail
             if page is None:

@@ -21,16 +21,21 @@ _ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a chan
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
+def open_tiff(file: BinaryIO) -> Any:
+    """A TIFF of which tifffile parsed the header; by its content alone, for that stumbles over a name in bytes."""
+    from tifffile import TiffFile
+
+    file.seek(0)
+    return TiffFile(file, name="unnamed")
+
+
 def read_tiff(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
     """Pages of one shape and type, stacked as channels.
 
     Raises BadImage for what is not taken, and what the two libraries raise for all else.
     """
-    from tifffile import TiffFile
-
     # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
-    file.seek(0)
-    with TiffFile(file) as tiff:
+    with open_tiff(file) as tiff:
         pages: list[Any] = []
         page: Any
         for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
