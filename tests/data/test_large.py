@@ -17,6 +17,8 @@ from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage, decode, from_picture
 from openmae.data.folder import FolderSource
+from openmae.data.largest import largest_image
+from openmae.data.parts import split_held_out
 from openmae.data.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.scale import Rescale
@@ -213,3 +215,34 @@ def test_a_tiff_that_is_read_from_its_open_file(tmp_path, monkeypatch):
     source = FolderSource(tmp_path, ["a.tif"])
     np.testing.assert_array_equal(source.read(0), pages.transpose(1, 2, 0))
     assert source.size(0) == (50, 57)
+
+
+def test_the_largest_image_is_known_from_headers(tmp_path):
+    """Decoded bytes count, as the file has them; what is damaged, or beyond the limit, does not."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tifffile = pytest.importorskip("tifffile")
+    (folder / "a.png").write_bytes(png(picture("RGBA")))
+    (folder / "b.png").write_bytes(deep_png(3))
+    (folder / "broken.png").write_bytes(b"no image")
+    write_png(folder / "beyond.png", 2000, 2000, 1)
+    files = ["a.png", "b.png", "broken.png", "beyond.png"]
+    limit = 1_000_000
+
+    def largest(*more, **options):
+        return largest_image(FolderSource(folder, [*files, *more], max_pixels=limit), **options)
+
+    assert largest() == (41, 57, 3, 41 * 57 * 3 * 2, 4, 4)
+    np.save(folder / "c.npy", np.zeros((41, 57, 2), np.float32))
+    assert largest("c.npy") == (41, 57, 2, 41 * 57 * 2 * 4, 5, 5)
+    tifffile.imwrite(folder / "d.tif", np.zeros((5, 50, 57), np.uint16), photometric="minisblack")
+    assert largest("c.npy", "d.tif") == (50, 57, 5, 50 * 57 * 5 * 2, 6, 6)
+    assert largest("c.npy", "d.tif", most=3).num_seen == 3
+    part = split_held_out(FolderSource(folder, files, max_pixels=limit), 1)[0]
+    assert largest_image(part).num_images == 4
+
+
+def test_headers_alone_are_read(tmp_path, monkeypatch):
+    write_png(tmp_path / "a.png", 10_000, 10_000, 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert largest_image(FolderSource(tmp_path, ["a.png"])).decoded_bytes == 100_000_000

@@ -14,7 +14,7 @@ import numpy as np
 
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
-from openmae.data.headers import read_size
+from openmae.data.headers import Header, read_header
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
@@ -136,8 +136,12 @@ class FolderSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
+        return self.header(index).size
+
+    def header(self, index: int) -> Header:
+        """What the file's header says. Raises BadImage where that is nothing, or what is not taken."""
         with self._opened(index, is_buffered=True) as (file, _):
-            return read_size(file, *self._options[1:])
+            return read_header(file, *self._options[1:])
 
     @contextlib.contextmanager
     def _opened(self, index: int, is_buffered: bool = False) -> Iterator[tuple[BinaryIO, int]]:
