@@ -1,5 +1,6 @@
 """Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,14 @@ from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
+from openmae.data.hand_over import goes_through_pipes
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.parts import images_apart
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
+
+HELD = 2  # batches that the main process has at once: the one that it measures and the next
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,11 @@ def evaluation_batches(
         RequestError: some images of a batch have a label and others not.
     """
     dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
-    batches = _Parts(indices, batch_size)
-    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin), is_given_up)
+    batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
+    per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
+    is_piped = goes_through_pipes(per_batch, workers, HELD)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, through_pipes=is_piped)
+    return read(loader, is_given_up)
 
 
 def read_all(
