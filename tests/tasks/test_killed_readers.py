@@ -99,7 +99,8 @@ def test_readers_killed_while_evaluating_end_the_run_saved(tmp_path, count):
     out, log = tmp_path / "run", tmp_path / "log"
     command = (
         f"finetune embedded:digits --init none --out {out} --steps 6 --image-size 8 --patch-size 2 --width 24 "
-        "--depth 1 --num-heads 3 --batch-size 16 --device cpu --precision fp32 --workers 1 --evaluate-every 3 --save-every 1000"
+        "--depth 1 --num-heads 3 --batch-size 16 --device cpu --precision fp32 --workers 1 "
+        "--evaluate-every 3 --save-every 1000"
     )
     processes = start(command, log, count, patch=functools.partial(kill_readers_of_evaluation, count - 1))
     assert wait(processes) == [3] * (count - 1) + [1], said(log)
