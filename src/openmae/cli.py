@@ -32,6 +32,7 @@ from openmae.config import (
     RobustnessConfig,
     check_name,
 )
+from openmae.config.checks import nodata_setting
 from openmae.errors import Fault, Interrupted, RequestError, shown
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
@@ -134,6 +135,8 @@ def checked(shown_config: Any) -> Any:
     values = {field.name: getattr(shown_config, field.name) for field in fields(config)}
     if config is PackConfig and shown_config.parts.paths and values["out"] is None:
         values |= {"data": None, "out": values["data"]}  # no DATA stands before OUT where the parts are named
+    if isinstance(values.get("nodata"), str):
+        values["nodata"] = nodata_setting(values["nodata"])
     return config(**values)
 
 

@@ -11,6 +11,9 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from openmae.errors import RequestError
 
+MARKED, OFF = "marked", "off"
+NODATA_WAYS = (MARKED, OFF)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -90,6 +93,31 @@ def check_axes(got: str | None) -> None:
     """Raise RequestError where an order of axes does not name channels, rows and columns once each (None passes)."""
     if got is not None and sorted(got) != ["C", "X", "Y"]:
         raise RequestError(f"--axes got {got!r}: it must name channels C, rows Y and columns X once each, such as CYX")
+
+
+def nodata_setting(text: str) -> float | str:
+    """A `--nodata` as it was typed. NaN, which always stands for none, is no further value; infinities are 1e30.
+
+    Raises:
+        RequestError: it names neither a number nor a way.
+    """
+    if text in NODATA_WAYS:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        check_nodata(text)
+        raise
+    return MARKED if math.isnan(value) else max(-1e30, min(1e30, value))
+
+
+def check_nodata(got: float | str | None) -> None:
+    """Raise RequestError for a word that is no way to tell what stands for none (numbers and None pass)."""
+    if isinstance(got, str) and got not in NODATA_WAYS:
+        raise RequestError(
+            f"--nodata got {got!r}: it must be a number that stands for none, {MARKED} (NaN and what TIFFs mark: the "
+            f"default) or {OFF} (all values are data)"
+        )
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from openmae.config.checks import (
-    Settings,
     check_axes,
     check_name,
     check_range,
@@ -14,7 +13,7 @@ from openmae.config.checks import (
     check_value_range,
     pair,
 )
-from openmae.config.dataset import DataSettings
+from openmae.config.dataset import DataSettings, NodataSettings
 from openmae.config.labelled import TASKS
 from openmae.config.pretrain import PRECISIONS
 from openmae.config.shapes import DEFAULT_POOL, POOLS
@@ -160,7 +159,7 @@ class EmbedConfig(DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig(Settings):
+class AttentionConfig(NodataSettings):
     """Pictures of what the class token attends to, one row for each image."""
 
     images: tuple[str, ...]
@@ -186,6 +185,7 @@ class AttentionConfig(Settings):
     """Images of more pixels are refused (decompression bombs)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
         if not self.images:
             raise RequestError("attention got no image: name image files or a data set")

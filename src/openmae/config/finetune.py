@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_name, check_range, flag_of, pair
+from openmae.config.checks import OFF, check_name, check_range, flag_of, pair
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
@@ -134,6 +134,7 @@ class SettledFinetune(FinetuneConfig):
     evaluate_every: int
     save_every: int
     axes: str = "YXC"  # as in runs from before there was a choice
+    nodata: str | float = OFF  # likewise
     pool: str
     width: int
     depth: int

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from openmae.config.checks import check_axes, check_name, check_range, check_types
+from openmae.config.checks import check_axes, check_name, check_nodata, check_range, check_types
 from openmae.errors import RequestError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -26,6 +26,7 @@ class Preprocessing:
         margin: what evaluation keeps of the largest centred box of the model's aspect, along each side; 224/256
             for classifiers (FACTS section 2), 1 else.
         axes: the order of channels, rows and columns in the data's `.npy` files; None where it had none of three axes.
+        nodata: a value that stands for none, or "off"; None: NaN and what files mark themselves do.
         source_dtype: number type of images that are brought to the model's scale; None: of all images.
         source_range, target_range: raw values of such an image, and what they become; None: by the types' full ranges.
     """
@@ -43,6 +44,7 @@ class Preprocessing:
     source_range: tuple[float, float] | None = None
     target_range: tuple[float, float] | None = None
     axes: str | None = None
+    nodata: str | float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -50,6 +52,7 @@ class Preprocessing:
         check_name("the data's type", self.dtype, DTYPES)
         check_name("the type of other data", self.source_dtype, DTYPES)
         check_axes(self.axes)
+        check_nodata(self.nodata)
         check_range("--background", self.background, 0, 1)
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -69,7 +72,7 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """For a file. What came later is named only where it is set: other records stay as they were."""
-        late = ("source_dtype", "source_range", "target_range", "axes")
+        late = ("source_dtype", "source_range", "target_range", "axes", "nodata")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if value is not None or name not in late}
 

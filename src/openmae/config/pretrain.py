@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import (
+    OFF,
     check_axes,
     check_name,
     check_range,
@@ -221,6 +222,7 @@ class SettledConfig(PretrainConfig):
     value_range: tuple[float, float]
     background: float
     axes: str = "YXC"  # as in runs from before there was a choice
+    nodata: str | float = OFF  # likewise
     max_bad: float
     batch_size: int
     micro_batch_size: int

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_name, check_range, pair
+from openmae.config.checks import OFF, check_name, check_range, pair
 from openmae.config.labelled import LabelledConfig
 from openmae.config.shapes import POOLS
 from openmae.errors import RequestError
@@ -60,6 +60,7 @@ class SettledProbe(ProbeConfig):
     evaluate_every: int
     save_every: int
     axes: str = "YXC"  # as in runs from before there was a choice
+    nodata: str | float = OFF  # likewise
     pool: str
     optimizer: str
     augment: str

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 
 from openmae.config.checks import Settings, check_axes, check_name, check_range, check_types, check_value_range, pair
+from openmae.config.dataset import NodataSettings
 from openmae.config.pretrain import MASKS, check_mask_file
 from openmae.errors import RequestError
 
@@ -11,7 +12,7 @@ UNDO = ("neighbours", "true", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig(Settings):
+class ReconstructConfig(NodataSettings):
     """Pictures of masked | reconstruction | truth (paper, figures 2 to 4)."""
 
     images: tuple[str, ...]
@@ -43,6 +44,7 @@ class ReconstructConfig(Settings):
     max_pixels: int = 178_956_970
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
         if not self.images:
             raise RequestError("reconstruct got no image: name image files or a data set")

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import Settings, check_axes, check_name, check_range, check_types, check_value_range, pair
+from openmae.config.checks import check_axes, check_name, check_range, check_types, check_value_range, pair
+from openmae.config.dataset import NodataSettings
 from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessConfig(Settings):
+class RobustnessConfig(NodataSettings):
     """A classifier of ImageNet's classes on ImageNet-C, -A, -R and -Sketch (paper, table 13)."""
 
     init: str
@@ -43,6 +44,7 @@ class RobustnessConfig(Settings):
     """never, or auto: start, or go on behind the parts that are finished."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_types(self)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--resume", self.resume, ("never", "auto"))

@@ -1,6 +1,6 @@
-"""One pass over every image of a source: a record of 124 bytes for each, and sums of the channels.
+"""One pass over every image of a source: a record of 128 bytes for each, and sums of the channels.
 
-A million images are one array of 124 MB; nothing that grows with their number is a Python object, but for the names
+A million images are one array of 128 MB; nothing that grows with their number is a Python object, but for the names
 of what cannot be read.
 """
 
@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from openmae.data.decode import BadImage
 from openmae.data.formats import claimed_format, format_of, is_transparent, is_turned
+from openmae.data.nodata import filled, mask_of, valid_values
 from openmae.data.perceptual import SIDE, THUMB, look, shrink
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Source
@@ -47,6 +48,7 @@ RECORD = np.dtype(
         ("channels", np.uint8),
         ("dtype", np.uint8),
         ("top", np.float32),  # the highest value
+        ("empty", np.float32),  # the share of values that stand for none (nodata)
         ("format", np.uint8),
         ("flags", np.uint8),  # GOOD: it can be read; BLANK: one value only; PLAIN: hardly more than a soft slope
     ]
@@ -143,6 +145,7 @@ class _Examined(Dataset):
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
         own, dtype = measured(image), str(image.dtype)
+        record["empty"] = 0.0 if (mask := mask_of(image)) is None else mask.mean()
         _add(part.sums, (image.shape[2], dtype), own)
         if self.tiles is not None:
             num_tiles, blank_tiles = count_blank(image, self.tiles)
@@ -151,7 +154,7 @@ class _Examined(Dataset):
         record["height"], record["width"], record["channels"] = image.shape
         record["dtype"], record["top"] = DTYPES.index(dtype), own.high.max()
         record["flags"] |= GOOD | BLANK * int((own.low == own.high).all())
-        return shrink(image)
+        return shrink(filled(image))
 
 
 def examine(
@@ -188,6 +191,8 @@ def examine(
 def measured(image: NDArray) -> Sums:
     """The sums of one image. Of uint8 they are exact: they are counted from histograms."""
     channels = image.shape[2]
+    if mask_of(image) is not None:
+        return _measured_without_empty(image)
     if image.dtype == np.uint8 and channels in (1, 3):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
         counts = np.array(picture.histogram(), np.int64).reshape(channels, 256)
@@ -215,6 +220,18 @@ def measured(image: NDArray) -> Sums:
         pixels.min(0).astype(np.float64),
         pixels.max(0).astype(np.float64),
     )
+
+
+def _measured_without_empty(image: NDArray) -> Sums:
+    """The sums of what is not empty; a channel that wholly is has those of all the others."""
+    channels = valid_values(image)
+    everything = np.concatenate(channels)
+    known = [(of_channel if len(of_channel) else everything).astype(np.float64) for of_channel in channels]
+    mean, square, low, high = (
+        np.array([function(values) for values in known])
+        for function in (np.mean, lambda values: np.mean(values**2), np.min, np.max)
+    )
+    return Sums(1, mean, square, low, high)
 
 
 def _describe_file(record: NDArray, data: bytes, name: str) -> None:

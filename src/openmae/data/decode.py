@@ -13,13 +13,15 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from openmae.config.checks import OFF
 from openmae.data.jpeg import JPEG, decode_plain, read_header
+from openmae.data.nodata import Nodata, check_floats, contiguous, emptied, mask_of, values_of, with_mask
 from openmae.data.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, upright
 from openmae.data.tiff import TIFF, read_tiff
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "to_channels"]
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
 
 # fmt: off
 EXTENSIONS = frozenset((
@@ -30,7 +32,11 @@ EXTENSIONS = frozenset((
 
 
 def decode(
-    data: bytes | BinaryIO, background: float = 1.0, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST
+    data: bytes | BinaryIO,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    axes: str | None = CHANNELS_LAST,
+    nodata: float | str = OFF,
 ) -> np.ndarray:
     """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
 
@@ -45,17 +51,22 @@ def decode(
 
     `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: what its shape tells.
 
+    `nodata` says which values stand for none: `marked` are NaN and those that a TIFF marks, a number is one more. An
+    image with such values is a masked array, 0 beneath its mask; floats beyond 1e18 are then refused. `off`: none are.
+
     Raises BadImage for everything that is wrong with the data, and nothing else.
     """
     try:
-        return _decoded(data, background, max_pixels, axes)
+        return _decoded(data, background, max_pixels, axes, Nodata.of(nodata))
     except BadImage:
         raise
     except Exception as error:  # the readers raise OSError, ValueError, SyntaxError, struct.error and many more
         raise BadImage(_reason(error)) from error
 
 
-def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int, axes: str | None) -> np.ndarray:
+def _decoded(
+    data: bytes | BinaryIO, background: float, max_pixels: int, axes: str | None, rule: Nodata | None
+) -> np.ndarray:
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     head = file.read(len(NPY))
     if not head:
@@ -65,20 +76,40 @@ def _decoded(data: bytes | BinaryIO, background: float, max_pixels: int, axes: s
             data = head + file.read()
         plain = _read_plain_jpeg(data, max_pixels)
         if plain is not None:
-            return plain
+            return _masked(plain, rule)
     with warnings.catch_warnings():
         # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
         # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
         if head.startswith(NPY):
-            image = read_npy(file, max_pixels, axes)
+            image = read_npy(file, max_pixels, axes, rule)
         elif head.startswith(TIFF):
-            image = read_tiff(file, background, max_pixels)
+            image = read_tiff(file, background, max_pixels, rule)
         else:
             (image,) = read_with_pillow(file, background, max_pixels)
-    if image.dtype == np.float32 and not np.isfinite(image).all():
-        raise BadImage("values that are not finite")
-    return np.ascontiguousarray(image)
+            image = _masked(image, rule)
+    check_floats(image, rule)
+    return contiguous(image)
+
+
+def _masked(image: np.ndarray, rule: Nodata | None) -> np.ndarray:
+    """An image of a format that marks nothing itself, masked where a person says so."""
+    mask = None if rule is None else rule.mask(image)
+    return with_mask(emptied(image, mask), mask)
+
+
+def masked_array(image: np.ndarray, nodata: float | str) -> np.ndarray:
+    """An array of a person, H x W x C, masked as `decode` masks a file; what it masks itself stays so.
+
+    Raises BadImage for floats that no model can take.
+    """
+    rule, own = Nodata.of(nodata), mask_of(image)
+    image = values_of(image)
+    mask = None if rule is None else rule.mask(image)
+    mask = own if mask is None else mask if own is None else mask | own
+    image = with_mask(emptied(image, mask), mask)
+    check_floats(image, rule)
+    return image
 
 
 def from_picture(image: Image.Image, background: float = 1.0) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
+from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import goes_through_pipes
 from openmae.data.loader import pinned, stack, stacked
+from openmae.data.nodata import mask_of
 from openmae.data.parts import images_apart
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Label, Source
@@ -31,15 +34,27 @@ class EvaluationBatch:
     labels: as in `Batch`.
     indices: (B,) int64, where in the source each image stands.
     bad: name and reason of each input that could not be read.
+    empty: (B, N) bool, as of `Batch`.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     bad: dict[str, str]
+    empty: Tensor | None = None
 
     def pin_memory(self) -> "EvaluationBatch":
-        return EvaluationBatch(self.images.pin_memory(), pinned(self.labels), self.indices.pin_memory(), self.bad)
+        images, indices = self.images.pin_memory(), self.indices.pin_memory()
+        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.empty)
+
+
+class _Sample(NamedTuple):
+    """An image and its place in the source, or the reason why there is none."""
+
+    place: int
+    image: Tensor | str
+    label: Label = None
+    empty: Tensor | None = None
 
 
 class _Evaluation(Dataset):
@@ -57,30 +72,33 @@ class _Evaluation(Dataset):
         self.source, self.preprocessing, self.margin = source, preprocessing, margin
         self.min_side, self.with_labels, self.with_blank = min_side, with_labels, with_blank
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor | str, Label]:
+    def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
         try:
             decoded = self.source.read(index)
             if not self.with_blank and is_blank(decoded):
-                return index, BLANK, None
+                return _Sample(index, BLANK)
             image = fitted_to_model(decoded, p, self.min_side)
         except BadImage as error:
-            return index, str(error), None
+            return _Sample(index, str(error))
         box = evaluation_box(image, p.image_size, self.margin)
         label = self.source.label(index) if self.with_labels else None
-        return index, resized_crop(image, box, p.image_size), label
+        mask = mask_of(decoded)
+        empty = None if mask is None else empty_patches(mask, box, p.image_size, self.min_side)
+        return _Sample(index, resized_crop(image, box, p.image_size), label, empty)
 
-    def collate(self, samples: Sequence[tuple[int, Tensor | str, Label]]) -> EvaluationBatch:
-        good = [(index, image, label) for index, image, label in samples if isinstance(image, Tensor)]
-        bad = {self.source.name(index): reason for index, reason, _ in samples if isinstance(reason, str)}
-        images = [image for _, image, _ in good]
+    def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
+        good = [sample for sample in samples if isinstance(sample.image, Tensor)]
+        bad = {self.source.name(sample.place): sample.image for sample in samples if isinstance(sample.image, str)}
+        images = [sample.image for sample in good if isinstance(sample.image, Tensor)]
         dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
         empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
         return EvaluationBatch(
             stack(images) if images else empty,
-            stacked([label for _, _, label in good]),
-            torch.tensor([index for index, _, _ in good], dtype=torch.int64),
+            stacked([sample.label for sample in good]),
+            torch.tensor([sample.place for sample in good], dtype=torch.int64),
             bad,
+            stacked_empty([sample.empty for sample in good]),
         )
 
 
@@ -134,14 +152,12 @@ def evaluation_batches(
     return read(loader, is_given_up)
 
 
-def read_all(
-    source: Source, preprocessing: Preprocessing, min_side: int
-) -> tuple[Tensor, NDArray[np.int64], dict[str, str]]:
-    """Read a small source whole, centre-cropped: images (n, C, H, W), their indices, and what was unreadable.
+def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:
+    """Read a small source whole, centre-cropped.
 
     Evaluation never replaces an unreadable image: it is left out and named. Blank tiles are left out.
     """
     with_blank = images_apart(source) is None
     dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
     batch = dataset.collate([dataset[index] for index in range(len(source))])
-    return batch.images, batch.indices.numpy(), {name: why for name, why in batch.bad.items() if why != BLANK}
+    return replace(batch, bad={name: why for name, why in batch.bad.items() if why != BLANK})

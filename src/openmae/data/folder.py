@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from openmae.config.checks import OFF
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.headers import Header, read_header
@@ -92,12 +93,13 @@ class FolderSource:
         background: float = 1.0,
         max_pixels: int = MAX_PIXELS,
         axes: Axes = BY_SHAPE,
+        nodata: float | str = OFF,
     ) -> None:
         paths = sorted(os.fsencode(file) for file in files)
         self._root = os.fsencode(os.path.abspath(root))
         self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
         self._block = b"".join(paths)
-        self._options, self.axes = (background, max_pixels, axes.order), axes
+        self._options, self.axes, self.nodata = (background, max_pixels, axes.order, nodata), axes, nodata
         self.ignored = ignored or Ignored()
         self.classes: tuple[str, ...] | None = None
         self._labels: np.ndarray | None = None
@@ -141,7 +143,7 @@ class FolderSource:
     def header(self, index: int) -> Header:
         """What the file's header says. Raises BadImage where that is nothing, or what is not taken."""
         with self._opened(index, is_buffered=True) as (file, _):
-            return read_header(file, *self._options[1:])
+            return read_header(file, *self._options[1:3])
 
     @contextlib.contextmanager
     def _opened(self, index: int, is_buffered: bool = False) -> Iterator[tuple[BinaryIO, int]]:

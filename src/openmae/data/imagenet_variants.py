@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from openmae.config.checks import OFF
 from openmae.data.axes import decide_axes, shapes_of_files
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.folder import FolderSource, class_names
@@ -199,6 +200,7 @@ def open_part(
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
     usual_axes: str | None = None,
+    nodata: float | str = OFF,
 ) -> FolderSource:
     """The images of a part; labels count through `classes`.
 
@@ -219,6 +221,7 @@ def open_part(
         background=background,
         max_pixels=max_pixels,
         axes=decide_axes(shapes_of_files(part.folder, files), axes, usual_axes),
+        nodata=nodata,
     )
 
 

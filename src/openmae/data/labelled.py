@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import Dataset, TargetScale
+from openmae.config.checks import OFF
 from openmae.data.labels import (
     Labels,
     classes_present,
@@ -110,6 +111,7 @@ def open_labelled(
     max_pixels: int,
     axes: str | None = None,
     usual_axes: str | None = None,
+    nodata: float | str = OFF,
     needs_choice: bool = False,
     task: str | None = None,
     advice: str = ADVICE,
@@ -132,7 +134,7 @@ def open_labelled(
     """
     data = str(dataset)
     reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
-    reading |= {"axes": axes, "usual_axes": usual_axes}
+    reading |= {"axes": axes, "usual_axes": usual_axes, "nodata": nodata}
     opened = open_splits(dataset, split_rules=split_rules, **reading)
     found = understood(data, opened.sources, label_file, task, advice)
     parts, targets, classes = found.parts, found.targets, found.classes

@@ -24,7 +24,9 @@ from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_aug
 from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
+from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import room
+from openmae.data.nodata import mask_of
 from openmae.data.parts import raw_shape
 from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import Shortage, make_loader
@@ -65,6 +67,7 @@ class Batch:
         own units; None where not asked for or unknown.
     crops: what is still to be cut out of the images; None where they are cropped.
     blank: how many of the samples were blank tiles and replaced.
+    empty: (B, N) bool: patches whose values stand for none, mostly (nodata); None where there are no such.
     """
 
     images: Tensor
@@ -73,11 +76,12 @@ class Batch:
     labels: Tensor | None = None
     crops: Crops | None = None
     blank: int = 0
+    empty: Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         crops = None if self.crops is None else self.crops.pin_memory()
         images, keys = self.images.pin_memory(), self.keys.pin_memory()
-        return Batch(images, keys, self.bad, pinned(self.labels), crops, self.blank)
+        return Batch(images, keys, self.bad, pinned(self.labels), crops, self.blank, self.empty)
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
@@ -88,7 +92,7 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 class Sample(NamedTuple):
     """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C.
 
-    `was_blank`: it is another tile than the stream asked for, which was blank.
+    `was_blank`: it is another tile than the stream asked for, which was blank. `empty`: (N,) as of `Batch`.
     """
 
     image: Tensor | Pixels
@@ -97,6 +101,7 @@ class Sample(NamedTuple):
     label: Label
     crop: Crop | None = None
     was_blank: bool = False
+    empty: Tensor | None = None
 
 
 class Stream(Dataset):
@@ -159,12 +164,16 @@ class Stream(Dataset):
         for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
             if found is None or index != before:
                 before, found = index, self._read(index)
+            empty = None
+            if found.mask is not None:
+                box, is_flipped = self.augmentation.crop(found.image, p.image_size, chance)
+                empty = empty_patches(found.mask, box, p.image_size, self.min_side, is_flipped)
             if self.is_whole:
                 crop = self.augmentation.crop(found.image, p.image_size, chance)
-                samples.append(Sample(found.image, key, found.bad, found.label, crop, found.was_blank))
+                samples.append(Sample(found.image, key, found.bad, found.label, crop, found.was_blank, empty))
             else:
                 image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
-                samples.append(Sample(image, key, found.bad, found.label, was_blank=found.was_blank))
+                samples.append(Sample(image, key, found.bad, found.label, None, found.was_blank, empty))
         return samples
 
     def __getitem__(self, position: int) -> Sample:
@@ -189,7 +198,7 @@ class Stream(Dataset):
                         continue
                     brought = bring(image, p, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
-                    return _Decoded(brought, bad, label, was_blank)
+                    return _Decoded(brought, bad, label, was_blank, mask_of(image))
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # of the image's other tiles none could be read
@@ -204,13 +213,22 @@ class _Decoded(NamedTuple):
     bad: dict[str, str]
     label: Label
     was_blank: bool
+    mask: NDArray[np.bool_] | None  # where it is empty
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
-    images, keys, bad, labels, crops, was_blank = zip(*samples, strict=True)
+    images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), _crops_of(crops), sum(was_blank))
+    return Batch(
+        stack(images),
+        torch.tensor(keys),
+        reasons,
+        stacked(labels),
+        _crops_of(crops),
+        sum(was_blank),
+        stacked_empty(empty),
+    )
 
 
 def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:

@@ -6,6 +6,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from openmae.data.nodata import Nodata, emptied, with_mask
 from openmae.data.pixels import BadImage, as_known_type, check_size
 
 NPY = b"\x93NUMPY"  # how such a file begins
@@ -100,7 +101,9 @@ def evident_order(shape: tuple[int, ...]) -> str | None:
     return CHANNELS_LAST if CLEARLY * third <= min(first, second) else None
 
 
-def read_npy(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST) -> np.ndarray:
+def read_npy(
+    file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST, rule: Nodata | None = None
+) -> np.ndarray:
     """H x W x C of a `.npy` file of real numbers, of two axes (H x W) or of three in the order that `axes` says.
 
     Integers other than uint8 and uint16 become uint16 (by type and not by value, so one folder has one range) and
@@ -108,6 +111,7 @@ def read_npy(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST) 
 
     Args:
         axes: C, Y and X in some order; None: by the shape, where that tells.
+        rule: which numbers, as the file holds them, stand for none.
 
     Raises BadImage for what is not taken, and what the parser or NumPy raises for all else.
     """
@@ -117,7 +121,9 @@ def read_npy(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST) 
     if file.readinto(numbers.view(np.uint8)) != numbers.nbytes:  # type: ignore[attr-defined]
         raise BadImage(".npy cut off while it was read")
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
-    return as_image((array[..., None] if array.ndim == 2 else array).transpose(header.order(axes)), header)
+    array = (array[..., None] if array.ndim == 2 else array).transpose(header.order(axes))
+    mask = None if rule is None else rule.mask(array)
+    return with_mask(as_image(emptied(array, mask), header), mask)
 
 
 def as_image(array: np.ndarray, header: NpyHeader) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from openmae.config.checks import OFF
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.folder import Ignored
@@ -42,11 +43,12 @@ class ParquetSource:
         background: float = 1.0,
         max_pixels: int = MAX_PIXELS,
         axes: Axes = BY_SHAPE,
+        nodata: float | str = OFF,
     ) -> None:
         self._files = [Path(os.path.abspath(file)) for file in files]
         base = os.path.abspath(root) if root else None
         self._names = [os.path.relpath(file, base) if base else file.name for file in self._files]
-        self._options, self.axes = (background, max_pixels, axes.order), axes
+        self._options, self.axes, self.nodata = (background, max_pixels, axes.order, nodata), axes, nodata
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[int, _Rows] = OrderedDict()
         self.ignored = Ignored()
@@ -111,7 +113,7 @@ class ParquetSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the header. Raises BadImage where it does not say."""
-        return read_size(io.BytesIO(self.encoded(index)), *self._options[1:])
+        return read_size(io.BytesIO(self.encoded(index)), *self._options[1:3])
 
     def fingerprint(self) -> str:
         return self._fingerprint

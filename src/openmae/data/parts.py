@@ -170,3 +170,8 @@ def axes_of(sources: Iterable[Source]) -> Axes:
     """What was decided about the axes of a data set, of which these are parts."""
     found = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
     return next((axes for axes in found if axes.order is not None), BY_SHAPE)
+
+
+def nodata_in(source: Source) -> float | str | None:
+    """Which values of a source's images stand for none, as it reads them; None where it has no such setting."""
+    return getattr(root_of(source), "nodata", None)

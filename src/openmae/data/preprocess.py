@@ -15,6 +15,7 @@ from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
 from openmae.data.largest import Largest, largest_image
+from openmae.data.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
 from openmae.data.parts import axes_of, raw_shape, root_of
 from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
 from openmae.data.sources import Source
@@ -24,7 +25,14 @@ from openmae.errors import RequestError
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
 
 
-def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1, rescale: Rescale | None = None) -> NDArray:
+def conform(
+    image: NDArray,
+    channels: int,
+    dtype: str,
+    min_side: int = 1,
+    rescale: Rescale | None = None,
+    fill: tuple[float, ...] | None = None,
+) -> NDArray:
     """Bring a decoded image to the model's channels and number type.
 
     Args:
@@ -33,6 +41,7 @@ def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1, rescal
         dtype: the model's; integers of the other width are brought to it by the full ranges of the two.
         min_side: images with a smaller side are refused.
         rescale: what else is known of the values of other data, which goes before that.
+        fill: what to put where the image is empty, in the model's numbers, by channel; None: 0.
 
     Returns:
         H × W × channels of uint8 (dtype uint8) or float32 (else).
@@ -42,6 +51,9 @@ def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1, rescal
     """
     if min(image.shape[:2]) < min_side:
         raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
+    if (mask := mask_of(image)) is not None:
+        values = conform(values_of(image), channels, dtype, rescale=rescale)
+        return fill_in(values.copy(), mask_in_channels(mask, channels), fill or (0.0,) * channels)
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise BadImage("values that are not finite")
     image = to_channels(image, channels)
@@ -59,7 +71,7 @@ def conform(image: NDArray, channels: int, dtype: str, min_side: int = 1, rescal
 def fit_to_model(image: NDArray, preprocessing: Preprocessing, min_side: int = 1) -> NDArray:
     """`conform` to what a record says. Raises BadImage as that does."""
     p = preprocessing
-    return conform(image, p.channels, p.dtype, min_side, Rescale.of(p))
+    return conform(image, p.channels, p.dtype, min_side, Rescale.of(p), means_of(p))
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -116,6 +128,8 @@ class DataFacts:
         blank: tiles of the look that are blank; nothing else of them is in these facts.
         aspects: width over height of each image of the look.
         largest: the image that takes most memory, of all or of some; None where no header can be read alone.
+        with_empty, empty: how many images of the look have values that stand for none (nodata), and the share of such
+            values among all of the look's.
     """
 
     count: int
@@ -134,6 +148,8 @@ class DataFacts:
     blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
     largest: Largest | None = None
+    with_empty: int = 0
+    empty: float = 0.0
 
     @property
     def aspect(self) -> float:
@@ -151,6 +167,7 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         RequestError: none of them can be read.
     """
     images, aspects, bad, depths, blank = [], list[float](), {}, Depths(), 0
+    empty = list[float]()
     chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
     if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
         chosen.sort()
@@ -163,12 +180,8 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         if isinstance(source, Tiled) and is_blank(image):
             blank += 1
             continue
-        small = resized_crop(
-            image if image.dtype == np.uint8 else image.astype(np.float32),
-            centre_box(image, PROBE_SIZE),
-            PROBE_SIZE,
-        )
-        images.append((str(image.dtype), min(image.shape[:2]), small.float()))
+        images.append((str(image.dtype), min(image.shape[:2]), _small(image)))
+        empty.append(0.0 if (mask := mask_of(image)) is None else float(mask.mean()))
         aspects.append(image.shape[1] / image.shape[0])
         depths += Depths.of([image])
     if not images and not bad:
@@ -183,10 +196,12 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
     channels = 3 if set(by_channels) == {1, 3} else by_channels.most_common(1)[0][0]
     fitting = [pixels for pixels in of_type if len(pixels) in (channels, 1 if channels == 3 else channels)]
     pixels = torch.stack([p.expand(channels, -1, -1) for p in fitting]).transpose(0, 1).flatten(1)
+    mean, std = _statistics(pixels)
     value_range = (0.0, 255.0)
     if dtype != "uint8":
         values = pixels.flatten()[:: max(1, pixels.numel() // 10_000_000)].numpy()
-        low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+        values = values[~np.isnan(values)] if any(empty) else values
+        low, high = (float(v) for v in np.percentile(values, [0.1, 99.9])) if len(values) else (0.0, 1.0)
         value_range = (low, high if high > low else low + 1.0)
     stated = stated_range([source])
     value_range = value_range if stated is None else stated
@@ -197,8 +212,8 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         dtype=dtype,
         short_side=int(np.median([side for _, side, _ in images])),
         value_range=value_range,
-        mean=tuple(float(v) for v in pixels.mean(1)),
-        std=tuple(max(float(v), smallest) for v in pixels.std(1)),
+        mean=mean,
+        std=tuple(max(value, smallest) for value in std),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
         depths=depths + look_at_depths(part for part in beside if root_of(part) is not root_of(source)),
@@ -208,7 +223,29 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         blank=blank,
         aspects=tuple(aspects),
         largest=largest_image(source),
+        with_empty=sum(share > 0 for share in empty),
+        empty=float(np.mean(empty)),
     )
+
+
+def _small(image: NDArray) -> Tensor:
+    """The centre of an image as (C, *PROBE_SIZE) float32, NaN where a value that stands for none had a part in it."""
+    mask, image = mask_of(image), filled(image)
+    image = image if image.dtype == np.uint8 else image.astype(np.float32)
+    box = centre_box(image, PROBE_SIZE)
+    small = resized_crop(image, box, PROBE_SIZE).float()
+    if mask is not None:
+        small[resized_crop(mask.astype(np.float32), box, PROBE_SIZE).abs() > 1e-3] = torch.nan
+    return small
+
+
+def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each row of (C, n) values, those that are NaN left out."""
+    if not pixels.isnan().any():
+        return tuple(float(v) for v in pixels.mean(1)), tuple(float(v) for v in pixels.std(1))
+    rows = [row[~row.isnan()] for row in pixels]
+    means = tuple(float(row.mean()) if len(row) else 0.0 for row in rows)
+    return means, tuple(float(row.std()) if len(row) > 1 else 0.0 for row in rows)
 
 
 def facts_in_scale(facts: DataFacts, preprocessing: Preprocessing) -> DataFacts:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import SPLITS, DataParts, Dataset
+from openmae.config.checks import OFF
 from openmae.data.axes import decide_axes, shapes_of_bytes
 from openmae.data.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.embedded import embedded_source
@@ -96,12 +97,13 @@ def open_source(
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
     usual_axes: str | None = None,
+    nodata: float | str = OFF,
     split_rules: int | None = None,
 ) -> Source | None:
     """Open the `split` (train, val or test) of a data set, see `open_splits`; None where it is not there."""
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     options |= {"axes": axes, "usual_axes": usual_axes}
     return open_splits(data, (split,), split_rules=split_rules, **options).sources.get(split)
 
@@ -114,6 +116,7 @@ def open_splits(
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
     usual_axes: str | None = None,
+    nodata: float | str = OFF,
     split_rules: int | None = None,
 ) -> Splits:
     """Open the `wanted` parts of a data set, those that are there.
@@ -125,13 +128,14 @@ def open_splits(
         axes: the order of channels, rows and columns in `.npy` files of three dimensions; None decides it for all parts
             alike, wanted or not, by the shapes of some.
         usual_axes: the order where those do not tell.
+        nodata: which values stand for none, as of `decode`.
         split_rules: how parts are found, the newest way by default; a run keeps its own (`SPLIT_RULES`).
 
     Raises:
         RequestError: in one line, for data that cannot be used, that has parts but no train, if that is wanted, or
             that has axes that do not tell.
     """
-    options: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
+    options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     if isinstance(data, DataParts):
         return _open_named(data.paths, wanted, options, (axes, usual_axes))
     if data.startswith("embedded:"):

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from openmae.data.nodata import GDAL_NODATA, Nodata, emptied, mask_of, values_of, with_mask
 from openmae.data.pillow import read_with_pillow
 from openmae.data.pixels import BadImage, as_known_type, check_size, composite, upright
 from openmae.data.strips import in_strips
@@ -29,8 +30,8 @@ def open_tiff(file: BinaryIO) -> Any:
     return TiffFile(file, name="unnamed")
 
 
-def read_tiff(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
-    """Pages of one shape and type, stacked as channels.
+def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata | None = None) -> np.ndarray:
+    """Pages of one shape and type, stacked as channels; masked where `rule` or a page's own mark says so.
 
     Raises BadImage for what is not taken, and what the two libraries raise for all else.
     """
@@ -49,30 +50,53 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
         if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
             raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
-            layers = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
+            read = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
+            layers = (_masked(layer, page, rule) for layer, page in zip(read, pages, strict=True))
         else:
-            layers = (_tiff_page(page, file, background) for page in pages)
+            layers = (_tiff_page(page, file, background, rule) for page in pages)
         return _stacked(layers, len(pages))
+
+
+def _marked(page: Any) -> float | None:
+    """The value that stands for none, as GDAL notes it; None where none is noted."""
+    try:
+        return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
+    except ValueError:  # no such tag, or a word in it
+        return None
+
+
+def _masked(layer: np.ndarray, page: Any, rule: Nodata | None) -> np.ndarray:
+    """What Pillow made of a page: grey or RGB of the file's own numbers, but for what is white at 0."""
+    if rule is None or page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16):
+        return layer
+    marked = _marked(page)
+    if marked is not None and page.photometric == 0:
+        marked = np.iinfo(layer.dtype).max - marked
+    mask = rule.mask(layer, marked)
+    return layer if mask is None else np.ma.MaskedArray(emptied(layer, mask), mask)
 
 
 def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
     """H x W x C each -> H x W x all of them, with no more than one of them beside the result."""
-    whole, at = None, 0
+    whole, empty, at = None, None, 0
     for layer in layers:
         if count == 1:
-            return layer
+            return with_mask(values_of(layer), mask_of(layer))
         if whole is None:
             whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
         if layer.dtype != whole.dtype:
             raise BadImage("TIFF pages of different types")
         if layer.shape[:2] != whole.shape[:2] or at + layer.shape[2] > whole.shape[2]:
             raise BadImage("TIFF pages of different shapes")
-        whole[..., at : at + layer.shape[2]] = layer
+        whole[..., at : at + layer.shape[2]] = values_of(layer)
+        if (mask := mask_of(layer)) is not None:
+            empty = np.zeros(whole.shape, bool) if empty is None else empty
+            empty[..., at : at + layer.shape[2]] = mask
         at += layer.shape[2]
     assert whole is not None
     if at != whole.shape[2]:
         raise BadImage("TIFF pages of different shapes")
-    return whole
+    return with_mask(whole, empty)
 
 
 def _suits_pillow(page: Any) -> bool:
@@ -87,7 +111,7 @@ def _suits_pillow(page: Any) -> bool:
     return bits in (1, 8) and page.sampleformat == 1 and plain
 
 
-def _tiff_page(page: Any, file: BinaryIO, background: float) -> np.ndarray:
+def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None) -> np.ndarray:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImage(f"TIFF page with axes {page.axes}")
     if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
@@ -102,10 +126,14 @@ def _tiff_page(page: Any, file: BinaryIO, background: float) -> np.ndarray:
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
+    mask = None if rule is None else rule.mask(array, _marked(page))
+    array = emptied(array, mask)
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(array)
     extra = page.extrasamples
     if len(extra) == 1 and extra[0] in _ALPHA:
         array = composite(array, background, premultiplied=extra[0] == 1)
-    return upright(array, page.tags.valueof(274, default=1))
+        mask = None if mask is None else mask[..., :-1]
+    orientation = page.tags.valueof(274, default=1)
+    return upright(array if mask is None else np.ma.MaskedArray(array, mask), orientation)

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
+from openmae.data.nodata import contiguous, mask_of, valid_values
 from openmae.data.pixels import BadImage
 from openmae.data.sources import Label, Source
 
@@ -29,6 +30,8 @@ def span(length: int, size: int, number: int) -> tuple[int, int]:
 
 def is_blank(tile: NDArray) -> bool:
     """Whether every channel has one value throughout, NaN counting as a value: nothing can be learnt from it."""
+    if mask_of(tile) is not None:
+        return _is_plain(tile)
     for part in (tile[::_COARSE, ::_COARSE], tile):  # most that are not are known by a few of their pixels
         first = part[:1, :1]
         same = part == first
@@ -37,6 +40,11 @@ def is_blank(tile: NDArray) -> bool:
         if not same.all():
             return False
     return True
+
+
+def _is_plain(tile: NDArray) -> bool:
+    """Whether what is not empty has one value in each channel, or nothing is left."""
+    return all((values == values[:1]).all() for values in valid_values(tile))
 
 
 class Tiled:
@@ -103,7 +111,7 @@ class Tiled:
             span(int(length), self.size, number)
             for length, number in zip(self.sizes[image], (row, column), strict=True)
         )
-        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        return contiguous(pixels[top : top + height, left : left + width])
 
     def fingerprint(self) -> str:
         return f"{self.source.fingerprint()}[tiles {self.size} {hashlib.sha256(self.sizes.tobytes()).hexdigest()}]"

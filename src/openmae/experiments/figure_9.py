@@ -16,6 +16,7 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
 from openmae.data.labelled import LabelledData, open_labelled
+from openmae.data.nodata import nodata_of
 from openmae.data.parts import axes_of
 from openmae.data.scale import look_at_depths, match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
@@ -91,6 +92,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             max_pixels=FinetuneConfig.max_pixels,
             axes=config.axes,
             usual_axes=model.preprocessing.axes,
+            nodata=nodata_of(config.nodata, model.preprocessing),
         )
 
     data = opened(None, None)
@@ -145,6 +147,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 base_lr=rate,
                 batch_size=config.batch_size,
                 axes=axes.order,
+                nodata=config.nodata,
                 evaluate_every=NEVER,
                 save_every=NEVER,
                 resume="auto",
@@ -180,6 +183,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
                 held_out=held_out,
                 value_range=value_range,
                 axes=axes.order,
+                nodata=config.nodata,
                 seed=seed,
                 evaluate_every=NEVER,
                 resume="auto",
@@ -201,6 +205,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             held_out=held_out,
             value_range=value_range,
             axes=axes.order,
+            nodata=config.nodata,
             device=config.device,
             workers=config.workers,
         )

@@ -29,7 +29,12 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str) -
     record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
     if out.exists() and any(out.iterdir()):
         try:
-            before = {"value_range": None, "axes": None, **json.loads((out / "config.json").read_bytes())}
+            before = {
+                "value_range": None,
+                "axes": None,
+                "nodata": None,
+                **json.loads((out / "config.json").read_bytes()),
+            }
             if before["name"] != config.name:
                 raise ValueError
             epochs = dict(zip(before["labels"], before["epochs"], strict=True))

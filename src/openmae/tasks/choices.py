@@ -6,8 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
-from openmae.config import SIZES, check_name, pair
+from openmae.config import SIZES, Preprocessing, check_name, pair
+from openmae.config.checks import MARKED
 from openmae.data.largest import Largest
+from openmae.data.nodata import nodata_of
 from openmae.data.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.split_names import SPLIT_RULES
@@ -62,6 +64,12 @@ class Choices:
     def decide(self, name: str, value: Any, why: str) -> None:
         if getattr(self.config, name) is None and name not in self.chosen:
             self.chosen[name], self.reasons[name] = value, why
+
+    def set(self, name: str, value: Any, why: str) -> None:
+        """What became of a setting, given or not."""
+        if getattr(self.config, name) is None:
+            self.reasons[name] = why
+        self.chosen[name] = value
 
     def get(self, name: str) -> Any:
         return self.chosen[name] if name in self.chosen else getattr(self.config, name)
@@ -211,6 +219,17 @@ def decide_statistics(facts: DataFacts, choices: Choices) -> None:
 def choose_axes(facts: DataFacts, choices: Choices) -> None:
     """The order of axes that the data was opened with."""
     choices.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
+
+
+def choose_nodata(model: Preprocessing | None, choices: Choices) -> None:
+    """Which values stand for none, as the data was read."""
+    setting = nodata_of(choices.config.nodata, model)
+    choices.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
+
+
+def stored_nodata(setting: float | str) -> float | str | None:
+    """What a record of preprocessing says of a setting: nothing where only files say which values stand for none."""
+    return None if setting == MARKED else setting
 
 
 def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:

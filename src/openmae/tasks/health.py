@@ -70,27 +70,34 @@ def effective_rank(features: Tensor) -> float:
     return math.exp(-float((shares * shares.log()).sum())) if len(shares) else 1.0
 
 
-def trivial_loss(target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking]]]) -> float | None:
+def trivial_loss(
+    target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]
+) -> float | None:
     """The loss of the best guess that looks at nothing: one constant for each output, its mean over masked patches.
 
     Args:
-        samples: goes through prepared images (B, C, H, W) with their masks; it is called twice.
+        samples: goes through prepared images (B, C, H, W) with their masks and which masked patches count, (B, masked)
+            bool or None for all; it is called twice.
 
     Returns:
         The mean over all masked patches, comparable with the held-out loss; None where what is predicted is no number.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
-    for images, masking in samples():
+    for images, masking, counted in samples():
         truth = target.truth(images, masking).cpu()
         if not truth.is_floating_point():
             return None
+        if counted is not None:
+            truth = truth[counted.cpu()][None]
         total = total + truth.double().sum(dim=(0, 1))
         count += truth.shape[0] * truth.shape[1]
-    constant, loss = total / count, 0.0
-    for images, masking in samples():
+    constant, loss = total / max(1, count), 0.0
+    for images, masking, counted in samples():
         truth = target.truth(images, masking).cpu().double()
+        if counted is not None:
+            truth = truth[counted.cpu()][None]
         loss += float(target.patch_losses(constant.expand(truth.shape), truth).sum())
-    return loss / count
+    return loss / max(1, count)
 
 
 def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivial_loss: float | None) -> Verdict:

@@ -16,6 +16,7 @@ from openmae.model.mae import MAE
 from openmae.model.masking import Masking
 from openmae.model.vit import ViT
 from openmae.tasks.masks import MaskSampler, to_device
+from openmae.tasks.model_input import counted_patches
 from openmae.tasks.reconstruction import reconstruct_patches
 from openmae.training.device import autocast
 from openmae.training.signals import StopRequest
@@ -38,30 +39,41 @@ class HeldOut:
 
     def __init__(self, source: Source, config: SettledConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
-        self.images, indices, self.bad = read_all(source, preprocessing, config.patch_size)
-        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, indices))
+        found = read_all(source, preprocessing, config.patch_size)
+        self.images, self.bad, self.empty = found.images, found.bad, found.empty
+        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, found.indices.numpy()))
 
     @torch.no_grad()
     def loss(self, model: MAE, device: torch.device, stop: StopRequest) -> float:
-        """The loss per image, averaged over all of them.
+        """The loss averaged over all images or, where patches of some are empty, over all patches that are not.
 
         Raises:
             EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
         """
-        total = 0.0
-        size = min(self.config.micro_batch_size, LARGEST_BATCH)
-        for images, keys in zip(self.images.split(size), self.keys.split(size), strict=True):
+        total, count = 0.0, 0
+        for prepared, masking, counted in self._batches(min(self.config.micro_batch_size, LARGEST_BATCH), device):
             if stop.received:
                 raise EvaluationStopped
-            prepared, masking = self._prepare(images, keys, device)
             with autocast(device, self.config.precision):
-                total += float(model(prepared, masking).loss) * len(images)
-        return total / len(self.images)
+                output = model(prepared, masking)
+            if counted is None:
+                total += float(output.loss) * len(prepared)
+                count += len(prepared)
+            else:
+                total += float((output.patch_losses * counted).sum())
+                count += int(counted.sum())
+        return total / max(1, count)
 
-    def samples(self) -> Generator[tuple[Tensor, Masking], None, None]:
-        """All images, prepared and on the CPU, a batch at a time with their masks."""
-        for images, keys in zip(self.images.split(LARGEST_BATCH), self.keys.split(LARGEST_BATCH), strict=True):
-            yield self._prepare(images, keys, torch.device("cpu"))
+    def samples(self) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
+        """All images, prepared and on the CPU, a batch at a time: with their masks, and which patches count."""
+        yield from self._batches(LARGEST_BATCH, torch.device("cpu"))
+
+    def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            prepared, masking = self._prepare(self.images[part], self.keys[part], device)
+            empty = None if self.empty is None else self.empty[part].to(device)
+            yield prepared, masking, counted_patches(empty, masking)
 
     def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
         """Features of all images, (n, width). Raises EvaluationStopped as `loss` does."""

@@ -39,7 +39,16 @@ from openmae.training.telemetry import Screen
 LOOKED_AT = 256  # images that decide what openmae would choose, as before a run
 MOST_PAIRS = 12
 MOST_WORKERS = 16
-SUMMED = ("images", "looked_at", "unreadable", "wrong_extensions", "blank", "nearly_blank", "turned_by_exif")
+SUMMED = (
+    "images",
+    "looked_at",
+    "unreadable",
+    "wrong_extensions",
+    "blank",
+    "nearly_blank",
+    "turned_by_exif",
+    "with_empty_values",
+)
 
 
 def inspect_data(config: InspectConfig) -> dict[str, Any]:

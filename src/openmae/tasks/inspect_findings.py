@@ -71,6 +71,8 @@ def part_findings(part: Part) -> dict[str, Any]:
         "turned_by_exif": _flagged(good, TURNED),
         "transparent": _flagged(good, TRANSPARENT),
         "blank": _flagged(good, BLANK),
+        "with_empty_values": int((good["empty"] > 0).sum()),
+        "empty_share": round(float(good["empty"].mean()), 6) if len(good) else 0.0,
         "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
         "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
         "ignored": {

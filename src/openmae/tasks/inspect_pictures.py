@@ -7,6 +7,7 @@ from PIL import Image
 
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
+from openmae.data.nodata import filled
 from openmae.errors import shown
 from openmae.tasks.inspect_findings import Part
 from openmae.tasks.lettering import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
@@ -95,7 +96,7 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
             write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
-        picture = np.asarray(pictured(image, tile, value_range))
+        picture = np.asarray(pictured(filled(image), tile, value_range))
         down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
         axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
         axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")

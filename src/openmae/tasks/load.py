@@ -26,7 +26,9 @@ from openmae.config import (
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.chance import sample_keys
 from openmae.data.conformed import fitted_to_model
-from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture
+from openmae.data.decode import MAX_PIXELS, BadImage, decode, from_picture, masked_array
+from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.nodata import contiguous, mask_of, nodata_of
 from openmae.data.preprocess import normalise
 from openmae.data.scale import scale_doubt, with_value_range
 from openmae.errors import RequestError, shown
@@ -49,6 +51,13 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 def len_of(images: object) -> int:
     return len(images) if isinstance(images, (list, tuple)) else 1
+
+
+def checked_images(images: Any) -> Any:
+    """The images. Raises RequestError where they are none."""
+    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
+        raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
+    return images
 
 
 @dataclass(frozen=True)
@@ -78,36 +87,47 @@ class EncoderModel:
         Raises:
             RequestError: a picture cannot be read or does not fit the model.
         """
-        if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
-            raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
+        checked_images(images)
+        return self._prepared(images, size, max_pixels)[0]
+
+    def _prepared(
+        self, images: ImageLike | Sequence[ImageLike], size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Tensor, Tensor | None]:
+        """`prepare`, and which patches are empty: (B, N) bool, None where none is."""
         items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
         size = size or self.preprocessing.image_size
         doubts: list[str] = []
-        stack = torch.stack([self._prepare(item, size, max_pixels, doubts) for item in items]).to(self.device)
+        found = [self._prepare(item, size, max_pixels, doubts) for item in items]
         if doubts:
-            warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=3)
-        return normalise(stack, self.preprocessing)
+            warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=4)
+        stack = torch.stack([pixels for pixels, _ in found]).to(self.device)
+        return normalise(stack, self.preprocessing), stacked_empty([empty for _, empty in found])
 
-    def _prepare(self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]) -> Tensor:
+    def _prepare(
+        self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]
+    ) -> tuple[Tensor, Tensor | None]:
         p, side = self.preprocessing, self.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
-                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes)
+                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, nodata_of(None, p))
             elif isinstance(item, Image.Image):
-                array = from_picture(item, p.background)
+                array = masked_array(from_picture(item, p.background), nodata_of(None, p))
             elif not isinstance(item, np.ndarray):
                 raise BadImage("not a path, a PIL image or an array")
             else:
-                array = np.ascontiguousarray(item[..., None] if item.ndim == 2 else item)
+                array = contiguous(item[..., None] if item.ndim == 2 else item)
                 if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
                     raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
+                array = masked_array(array, nodata_of(None, p))
             if (doubt := scale_doubt(array, p)) is not None:
                 doubts.append(f"{doubt}; openmae.load(…, value_range=(LOW, HIGH)) says otherwise")
             pixels = fitted_to_model(array, p, side)
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        return resized_crop(pixels, evaluation_box(pixels, size, p.margin), size)
+        box, mask = evaluation_box(pixels, size, p.margin), mask_of(array)
+        empty = None if mask is None else empty_patches(mask, box, size, side)
+        return resized_crop(pixels, box, size), empty
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
@@ -243,7 +263,11 @@ class Model(EncoderModel):
         check_range("seed", seed, 0, 2**63 - 1)
         if mask_file is not None:
             mask = "given"
-        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images, size)
+        empty = None
+        if isinstance(images, Tensor):
+            prepared = images.to(self.device)
+        else:
+            prepared, empty = self._prepared(checked_images(images), size)
         grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
         kind = mask or trained_with.get("kind", "random")
@@ -255,7 +279,8 @@ class Model(EncoderModel):
         ratio = mask_ratio if mask_ratio is not None else trained_with.get("ratio", 0.75)
         keys = torch.from_numpy(sample_keys(seed, 0, np.arange(len(prepared))))
         masking = to_device(MaskSampler(kind, ratio, grid, given)(keys), self.device)
-        return reconstruct_patches(self.mae, prepared, masking, self.preprocessing, undo=undo, paste=paste)
+        p = self.preprocessing
+        return reconstruct_patches(self.mae, prepared, masking, p, undo=undo, paste=paste, empty=empty)
 
 
 def load(
@@ -266,6 +291,7 @@ def load(
     image_size: tuple[int, int] | None = None,
     value_range: tuple[float, float] | None = None,
     axes: str | None = None,
+    nodata: float | str | None = None,
     say: bool = False,
 ) -> Model | ClassifierModel | RegressionModel | EncoderModel:
     """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
@@ -278,6 +304,8 @@ def load(
             warning where they do not; nothing is guessed from an image.
         axes: which axes of a `.npy` of three are channels, rows and columns, such as "CYX"; else as the model had them,
             or by the shape where that tells. Arrays are H × W × C.
+        nodata: a value of the images you will give that stands for none, beside NaN and what TIFFs mark; "off": none
+            does; else as the model had it.
         say: print which weights were loaded and which were not; `report` of the result tells it in any case.
 
     Raises:
@@ -285,7 +313,8 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    preprocessing = replace(found.preprocessing, axes=axes or found.preprocessing.axes)
+    axes, nodata = axes or found.preprocessing.axes, found.preprocessing.nodata if nodata is None else nodata
+    preprocessing = replace(found.preprocessing, axes=axes, nodata=nodata)
     preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
     common = (preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):

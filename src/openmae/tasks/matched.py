@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from openmae.data.parts import axes_of
+from openmae.data.parts import axes_of, nodata_in
 from openmae.data.scale import look_at_depths, match_scale, stated_range, value_lines
 from openmae.data.sources import Source
+from openmae.tasks.choices import stored_nodata
 from openmae.tasks.load import EncoderModel
 
 M = TypeVar("M", bound=EncoderModel)
@@ -24,5 +25,6 @@ def matched_model(model: M, sources: Iterable[Source], value_range: tuple[float,
         model.preprocessing, look_at_depths(sources), value_range, stated=stated_range(sources)
     )
     axes = axes_of(sources)
-    preprocessing = replace(preprocessing, axes=axes.order or preprocessing.axes)
+    nodata = next((stored_nodata(setting) for setting in map(nodata_in, sources) if setting is not None), None)
+    preprocessing = replace(preprocessing, axes=axes.order or preprocessing.axes, nodata=nodata)
     return replace(model, preprocessing=preprocessing), [*axes.lines, *value_lines(lines)]

@@ -10,6 +10,7 @@ from PIL import Image
 
 from openmae.config import Preprocessing
 from openmae.data.decode import BadImage
+from openmae.data.nodata import filled
 from openmae.data.preprocess import conform
 from openmae.data.scale import Rescale
 from openmae.data.sources import Source
@@ -62,7 +63,8 @@ def tiled_picture(
 def _shown_as_it_is(image: NDArray, preprocessing: Preprocessing, width: int) -> Image.Image:
     """A decoded image as an RGB picture that just fits `width` × TILE pixels; small ones keep their hard pixels."""
     step = max(1, min(image.shape[0] // (4 * TILE), image.shape[1] // (4 * width)))
-    values = conform(image[::step, ::step], image.shape[2], preprocessing.dtype, rescale=Rescale.of(preprocessing))
+    part = filled(image[::step, ::step])
+    values = conform(part, image.shape[2], preprocessing.dtype, rescale=Rescale.of(preprocessing))
     low, high = preprocessing.value_range
     picture = to_picture(torch.from_numpy((values.astype(np.float32) - low) / (high - low)).permute(2, 0, 1))
     scale = min(width / picture.width, TILE / picture.height)

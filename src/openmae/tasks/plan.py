@@ -52,9 +52,20 @@ def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
     ]
-    lines += value_lines(settled.notes)
+    lines += nodata_lines(facts) + value_lines(settled.notes)
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
     return lines
+
+
+def nodata_lines(facts: DataFacts) -> list[str]:
+    """What of the images stands for none, where something does."""
+    if not facts.with_empty:
+        return []
+    looked = len(facts.aspects)
+    return [
+        f"nodata     {facts.with_empty:,} of {looked:,} images looked at have values that stand for none, "
+        f"{facts.empty:.2%} of all: the model sees its mean there, patches mostly of them leave the loss"
+    ]
 
 
 def checkpoint_bytes(shape: MAEShape) -> int:
@@ -113,7 +124,7 @@ def tuning_lines(
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
         *reader_line(facts.largest, c.workers),
     ]
-    lines += value_lines(tuned.notes)
+    lines += nodata_lines(facts) + value_lines(tuned.notes)
     lines += label_lines(data)
     return lines + decided_lines(c, tuned.reasons)
 
@@ -167,7 +178,7 @@ def probing_lines(
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
         *reader_line(facts.largest, c.workers),
     ]
-    lines += value_lines(settled.notes)
+    lines += nodata_lines(facts) + value_lines(settled.notes)
     lines += label_lines(data)
     lines += [
         f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in settled.reasons.items() if why != "as --init"

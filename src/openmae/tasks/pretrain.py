@@ -1,6 +1,6 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
+from openmae.config.checks import OFF
 from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts, look_at
@@ -21,7 +22,7 @@ from openmae.tasks.choices import Machine, cosine, total_steps
 from openmae.tasks.evaluators import Evaluator, make_evaluators
 from openmae.tasks.loop import StepResult, Training, run_loop, step_if_finite
 from openmae.tasks.masks import MaskSampler, read_mask, to_device
-from openmae.tasks.model_input import ModelInput
+from openmae.tasks.model_input import ModelInput, counted_patches
 from openmae.tasks.plan import check_disk, checkpoint_bytes, plan_lines
 from openmae.tasks.progress import open_progress
 from openmae.tasks.runs import (
@@ -159,7 +160,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             step_model=step_model,
-            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes),
+            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes, masks),
             read_from=read_from,
             save=save,
             restore=lambda checkpoint: put_back(checkpoint, model, optimizer),
@@ -175,14 +176,44 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 def prepare(part: Batch, settled: Settled, masks: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
-    images = model_input(part, settled.preprocessing, device)
-    return ModelInput(images, part.keys, to_device(masks(part.keys), device))
+    images, masking = model_input(part, settled.preprocessing, device), masks(part.keys)
+    counted = counted_patches(part.empty, masking)
+    return ModelInput(
+        images,
+        part.keys,
+        to_device(masking, device),
+        is_counted=None if counted is None else counted.float().to(device, non_blocking=True),
+        num_counted=0 if counted is None else int(counted.sum()),
+    )
 
 
 def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
-    """The mean loss of a micro-batch."""
+    """The mean loss of a micro-batch, over the masked patches that are not empty."""
     with autocast(part.images.device, precision):
-        return model(part.images, part.masking).loss
+        output = model(part.images, part.masking)
+    if part.is_counted is None:
+        return output.loss
+    return (output.patch_losses * part.is_counted).sum() / max(1, part.num_counted)
+
+
+def loss_shares(
+    parts: Sequence[Batch], masks: MaskSampler | None, config: SettledConfig, processes: Processes
+) -> list[float]:
+    """What the mean loss of each micro-batch counts in that of the step, a mean over all patches that count.
+
+    Where no patch of the whole batch is empty, by images. All processes take part. Counted on the CPU, and before the
+    first backward pass: gradients of patches that do not count cannot be taken back.
+    """
+    has_empty = any(part.empty is not None for part in parts)
+    if masks is None or config.nodata == OFF or not processes.any(has_empty):
+        return [len(part.keys) / config.batch_size for part in parts]
+    counts = []
+    for part in parts:
+        masking = masks(part.keys)
+        counted = counted_patches(part.empty, masking)
+        counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
+    total = int(processes.sum(torch.tensor(sum(counts))))
+    return [count / max(1, total) for count in counts]
 
 
 def train_step(
@@ -191,15 +222,20 @@ def train_step(
     parts: StepInputs[Batch, ModelInput],
     config: SettledConfig,
     processes: Processes,
+    masks: MaskSampler | None = None,
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
+
+    Args:
+        masks: of the run, where patches may be empty.
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
     total = torch.zeros((), device=next(model.parameters()).device)
-    for number, part in enumerate(parts, start=1):
+    shares = loss_shares(parts.parts, masks, config, processes)
+    for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
         with accumulating(model, is_last=number == len(parts)):
-            loss = loss_of(model, part, config.precision) * (len(part) / config.batch_size)
+            loss = loss_of(model, part, config.precision) * share
             (loss * processes.count).backward()  # what is averaged over processes must add up
         total += loss.detach()
     return total, *step_if_finite(model, optimizer)

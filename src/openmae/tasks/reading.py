@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from openmae.config import Preprocessing
+from openmae.data.nodata import nodata_of
 
 
 class Reading(Protocol):
@@ -12,6 +13,8 @@ class Reading(Protocol):
     def max_pixels(self) -> int: ...
     @property
     def axes(self) -> str | None: ...
+    @property
+    def nodata(self) -> float | str | None: ...
 
 
 def reading_of(config: Reading, model: Preprocessing | None, background: float | None = None) -> dict[str, Any]:
@@ -27,4 +30,5 @@ def reading_of(config: Reading, model: Preprocessing | None, background: float |
         "max_pixels": config.max_pixels,
         "axes": config.axes,
         "usual_axes": None if model is None else model.axes,
+        "nodata": nodata_of(config.nodata, model),
     }

@@ -22,6 +22,7 @@ class Reconstruction:
     prediction: (B, C, H, W) in 0..1.
     truth: (B, C, H, W) in 0..1.
     is_masked: (B, 1, H, W) bool.
+    is_measured: (B, 1, H, W) bool: the masked pixels of patches that are not empty.
     leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
     """
 
@@ -29,6 +30,7 @@ class Reconstruction:
     prediction: Tensor
     truth: Tensor
     is_masked: Tensor
+    is_measured: Tensor
     leaks: bool
 
 
@@ -40,11 +42,14 @@ def reconstruct_patches(
     *,
     undo: str = "neighbours",
     paste: bool = True,
+    empty: Tensor | None = None,
 ) -> Reconstruction:
     """Predict the hidden patches of normalised images (B, C, H, W) and bring them back to pixels.
 
     A norm-pixel model predicts each patch up to its mean and deviation. `undo="neighbours"` takes those from
     the visible patches around it; `undo="true"` from the patch itself, which leaks part of the answer.
+
+    `empty` are patches without a truth, (B, N) bool.
     """
     size = mae.encoder.shape.patch_size
     grid = mae.grid(images)
@@ -62,6 +67,10 @@ def reconstruct_patches(
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
     pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)
+    is_measured = pixel_mask
+    if empty is not None:
+        counted = (is_masked & ~empty.to(is_masked.device))[..., None]
+        is_measured = unpatchify(counted.expand(-1, -1, size * size), grid, size)
     truth = to_unit(images, preprocessing).clamp(0, 1)
     shown = to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1)
     return Reconstruction(
@@ -69,6 +78,7 @@ def reconstruct_patches(
         prediction=keep_grey(shown, truth).cpu(),
         truth=truth.cpu(),
         is_masked=pixel_mask.cpu(),
+        is_measured=is_measured.cpu(),
         leaks=leaks,
     )
 

@@ -74,6 +74,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
             "precision": config.precision,
             "value_range": None if config.value_range is None else list(config.value_range),
             "axes": config.axes,
+            "nodata": config.nodata,
         }
         finished = finished_rows(run, settings, sets)
         if any(names != list(finished) for names in processes.gather(list(finished))):

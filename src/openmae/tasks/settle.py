@@ -29,12 +29,14 @@ from openmae.tasks.choices import (
     check_scale,
     check_warmup,
     choose_axes,
+    choose_nodata,
     decide_machine,
     decide_model,
     decide_pace,
     decide_size,
     decide_statistics,
     heads_for,
+    stored_nodata,
 )
 
 
@@ -101,6 +103,7 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
     _decide_optimisation(config, facts, machine, choices)
 
     choose_axes(facts, choices)
+    choose_nodata(None if init is None else init.preprocessing, choices)
     decide_machine(machine, choices, get("width"))
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
@@ -154,7 +157,8 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         preprocessing = with_scale_of(preprocessing, of_model)
     else:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
-    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init.preprocessing.axes))
+    axes = facts.axes.order or (None if init is None else init.preprocessing.axes)
+    preprocessing = replace(preprocessing, axes=axes, nodata=stored_nodata(settled.nodata))
     return Settled(settled, preprocessing, reasons, like, tuple(notes))
 
 

@@ -20,11 +20,13 @@ from openmae.tasks.choices import (
     check_scale,
     check_warmup,
     choose_axes,
+    choose_nodata,
     decide_machine,
     decide_model,
     decide_pace,
     decide_size,
     decide_statistics,
+    stored_nodata,
 )
 
 # At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
@@ -110,6 +112,7 @@ def settle_finetune(
     _decide_optimisation(config, facts, machine, choices)
     _decide_regularisation(config, facts, is_multi_label, choices)
     choose_axes(facts, choices)
+    choose_nodata(None if init is None else init[1], choices)
     decide_machine(machine, choices, get("width"))
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
@@ -134,7 +137,8 @@ def settle_finetune(
         preprocessing, notes = match_scale(
             with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
         )
-    preprocessing = replace(preprocessing, axes=facts.axes.order or (None if init is None else init[1].axes))
+    axes = facts.axes.order or (None if init is None else init[1].axes)
+    preprocessing = replace(preprocessing, axes=axes, nodata=stored_nodata(settled.nodata))
     return SettledTuning(settled, shape, preprocessing, choices.reasons, tuple(notes))
 
 

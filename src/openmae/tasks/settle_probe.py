@@ -17,8 +17,10 @@ from openmae.tasks.choices import (
     check_scale,
     check_warmup,
     choose_axes,
+    choose_nodata,
     decide_machine,
     decide_pace,
+    stored_nodata,
 )
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
@@ -111,6 +113,7 @@ def settle_probe(
     decide("warmup_epochs", min(10.0, 0.1 * epochs), "a tenth of the epochs, at most table 10's 10")
     decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
     choose_axes(facts, choices)
+    choose_nodata(preprocessing, choices)
     decide_machine(machine, choices, encoder.width)
     check_warmup(choices, facts.count)
     guessed = {"micro_batch_size": config.micro_batch_size or batch}
@@ -138,5 +141,5 @@ def settle_probe(
         )
     resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
     resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
-    resized = replace(resized, axes=facts.axes.order or resized.axes)
+    resized = replace(resized, axes=facts.axes.order or resized.axes, nodata=stored_nodata(settled.nodata))
     return SettledProbing(settled, shape, resized, choices.reasons, tuple(notes))

@@ -97,8 +97,8 @@ class StepModel:
 
     def _gradients(self, model: nn.Module, parts: Sequence[ModelInput], precision: str) -> Gradients:
         """This process's own: they are not averaged."""
-        total = sum(len(part) for part in parts)
-        losses = [lambda part=part: self._loss_of(model, part, precision) * (len(part) / total) for part in parts]
+        total = max(1, sum(part.weight for part in parts))
+        losses = [lambda part=part: self._loss_of(model, part, precision) * (part.weight / total) for part in parts]
         with accumulating(model, is_last=False):
             return gradients_of(self._model, losses)
 

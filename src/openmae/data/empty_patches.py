@@ -1,0 +1,48 @@
+"""Which patches of a training crop are empty: they leave the loss (`--nodata`)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openmae.data.augment import Box, resized_crop
+from openmae.data.resize import Pixels
+
+EMPTY_SHARE = 0.5  # of a patch's values, above which it leaves the loss
+
+
+def empty_patches(
+    mask: NDArray[np.bool_], box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
+) -> Tensor:
+    """Which patches of a resized box of an image are empty for more than half of their values: (N,) bool.
+
+    Args:
+        mask: H x W x C, where the image is empty.
+        box: what is cut out of it, then resized to `size` and perhaps mirrored.
+    """
+    share = resized_crop(_Shares(mask), box, size)  # (C, h, w)
+    share = share.flip(-1) if is_flipped else share
+    rows, columns = size[0] // patch_size, size[1] // patch_size
+    patches = share.reshape(len(share), rows, patch_size, columns, patch_size)
+    return (patches.mean(dim=(0, 2, 4)) > EMPTY_SHARE).flatten()
+
+
+class _Shares:
+    """A mask as numbers, made of the parts that are cut out."""
+
+    def __init__(self, mask: Pixels) -> None:
+        self._mask, self.shape = mask, mask.shape
+
+    def __getitem__(self, rows_and_columns: object) -> NDArray:
+        return self._mask[rows_and_columns].astype(np.float32)
+
+
+def stacked_empty(patches: Sequence[Tensor | None]) -> Tensor | None:
+    """(B, N) of a batch's images; None where no patch of any of them is empty."""
+    known = next((empty for empty in patches if empty is not None), None)
+    if known is None:
+        return None
+    rows = torch.stack([torch.zeros_like(known) if empty is None else empty for empty in patches])
+    return rows if bool(rows.any()) else None
