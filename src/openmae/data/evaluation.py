@@ -21,6 +21,7 @@ from openmae.data.loader import pinned, stack, stacked
 from openmae.data.nodata import mask_of
 from openmae.data.parts import images_apart
 from openmae.data.readers import make_loader, read
+from openmae.data.regions import pixels_of
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
 
@@ -75,8 +76,8 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
         try:
-            decoded = self.source.read(index)
-            if not self.with_blank and is_blank(decoded):
+            decoded = pixels_of(self.source, index)
+            if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
             image = fitted_to_model(decoded, p, self.min_side)
         except BadImage as error:

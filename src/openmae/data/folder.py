@@ -16,6 +16,9 @@ from openmae.config.checks import OFF
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.headers import Header, read_header
+from openmae.data.nodata import Nodata
+from openmae.data.regions import Stored, open_stored
+from openmae.data.resize import LARGE_PIXELS
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
@@ -126,6 +129,14 @@ class FolderSource:
     def read(self, index: int) -> np.ndarray:
         with self._opened(index) as (file, size):
             return self.decoded(file if size >= STREAMED_BYTES else file.read())
+
+    def stored(self, index: int) -> Stored | None:
+        """A large image whose parts can be read alone; None of any other. Raises BadImage as `read` does."""
+        with self._opened(index, is_buffered=True) as (file, size):
+            if size <= LARGE_PIXELS:
+                return None
+            _, max_pixels, axes, nodata = self._options
+            return open_stored(file, max_pixels, axes, Nodata.of(nodata))
 
     def decoded(self, data: bytes | BinaryIO) -> np.ndarray:
         """The image that a file, or its bytes, holds. Raises BadImage."""

@@ -6,8 +6,10 @@ import numpy as np
 
 from openmae.data.chance import Permutation
 from openmae.data.folder import FolderSource
+from openmae.data.headers import Header
 from openmae.data.parts import root_of
 from openmae.data.pixels import BadImage
+from openmae.data.regions import has_parts
 from openmae.data.sources import Source
 
 MOST_HEADERS = 1000
@@ -34,22 +36,25 @@ class Largest(NamedTuple):
         return int(DECODED_TIMES * self.decoded_bytes)
 
 
-def largest_image(source: Source, most: int = MOST_HEADERS) -> Largest | None:
+def largest_image(source: Source, most: int = MOST_HEADERS, is_cut: bool = True) -> Largest | None:
     """The largest among all images, or among `most` that are evenly drawn; None where no header can be read alone.
 
     All files of a folder count, whichever part of them this source is: what is held out has its readers, too.
+
+    Args:
+        is_cut: parts of images are what is read: those of which a part can be read alone do not count.
     """
     files = root_of(source)
     if not isinstance(files, FolderSource):
         return None
-    count, headers = len(files), []
+    count, headers = len(files), list[tuple[Header, int]]()
     drawn = range(count) if count <= most else Permutation(count, 0)(np.arange(most)).tolist()
     for index in drawn:
         try:
-            headers.append(files.header(index))
+            headers.append((files.header(index), index))
         except BadImage:  # said when it is read
             continue
-    if not headers:
-        return None
-    largest = max(headers, key=lambda header: header.decoded_bytes)
-    return Largest(*largest.size, largest.channels, largest.decoded_bytes, len(drawn), count)
+    for header, index in sorted(headers, key=lambda found: -found[0].decoded_bytes):
+        if not (is_cut and has_parts(files, index)):
+            return Largest(*header.size, header.channels, header.decoded_bytes, len(drawn), count)
+    return None

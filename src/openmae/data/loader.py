@@ -28,8 +28,8 @@ from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import room
 from openmae.data.nodata import mask_of
 from openmae.data.parts import raw_shape
-from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import Shortage, make_loader
+from openmae.data.regions import pixels_of
 from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
@@ -188,15 +188,15 @@ class Stream(Dataset):
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
         bad, p, was_blank = dict[str, str](), self.preprocessing, False
-        bring = fit_to_model if self.is_whole else fitted_to_model
         for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
             for candidate in candidates:
                 try:
-                    image = self.source.read(candidate)
-                    if isinstance(self.source, Tiled) and is_blank(image):
+                    image = pixels_of(self.source, candidate)
+                    if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
-                    brought = bring(image, p, self.min_side)
+                    brought = fitted_to_model(image, p, self.min_side)
+                    brought = brought[:, :] if self.is_whole else brought
                     label = self.source.label(candidate) if self.with_labels else None
                     return _Decoded(brought, bad, label, was_blank, mask_of(image))
                 except BadImage as error:

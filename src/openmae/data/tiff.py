@@ -30,6 +30,21 @@ def open_tiff(file: BinaryIO) -> Any:
     return TiffFile(file, name="unnamed")
 
 
+def full_pages(tiff: Any, max_pixels: int) -> list[Any]:
+    """The pages of an opened TIFF without thumbnails and pyramid levels. Raises BadImage for more than is taken."""
+    pages: list[Any] = []
+    for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
+        if not page.is_reduced:
+            pages.append(page)
+        check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+    return pages
+
+
+def is_alpha(extra: tuple[int, ...]) -> bool:
+    """Whether the one channel beside the colours is alpha, by TIFF's ExtraSamples."""
+    return len(extra) == 1 and extra[0] in _ALPHA
+
+
 def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata | None = None) -> np.ndarray:
     """Pages of one shape and type, stacked as channels; masked where `rule` or a page's own mark says so.
 
@@ -37,12 +52,7 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
     """
     # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
     with open_tiff(file) as tiff:
-        pages: list[Any] = []
-        page: Any
-        for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
-            if not page.is_reduced:  # thumbnails and pyramid levels
-                pages.append(page)
-            check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+        pages = full_pages(tiff, max_pixels)
         if not pages or any(page.shape != pages[0].shape for page in pages):
             shapes = ", ".join(sorted({str(page.shape) for page in pages}))
             raise BadImage(f"TIFF pages of different shapes: {shapes}" if pages else "TIFF without a full-size page")
@@ -57,7 +67,7 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
         return _stacked(layers, len(pages))
 
 
-def _marked(page: Any) -> float | None:
+def marked_value(page: Any) -> float | None:
     """The value that stands for none, as GDAL notes it; None where none is noted."""
     try:
         return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
@@ -69,7 +79,7 @@ def _masked(layer: np.ndarray, page: Any, rule: Nodata | None) -> np.ndarray:
     """What Pillow made of a page: grey or RGB of the file's own numbers, but for what is white at 0."""
     if rule is None or page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16):
         return layer
-    marked = _marked(page)
+    marked = marked_value(page)
     if marked is not None and page.photometric == 0:
         marked = np.iinfo(layer.dtype).max - marked
     mask = rule.mask(layer, marked)
@@ -107,7 +117,7 @@ def _suits_pillow(page: Any) -> bool:
     if page.samplesperpixel == 1 and page.photometric == 1 and page.sampleformat == 1:
         return bits in (1, 2, 4, 8, 16)
     base = 3 if page.photometric == 2 else 1
-    plain = page.samplesperpixel == base + len(extra) and (not extra or (len(extra) == 1 and extra[0] in _ALPHA))
+    plain = page.samplesperpixel == base + len(extra) and (not extra or is_alpha(extra))
     return bits in (1, 8) and page.sampleformat == 1 and plain
 
 
@@ -126,13 +136,13 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
-    mask = None if rule is None else rule.mask(array, _marked(page))
+    mask = None if rule is None else rule.mask(array, marked_value(page))
     array = emptied(array, mask)
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(array)
     extra = page.extrasamples
-    if len(extra) == 1 and extra[0] in _ALPHA:
+    if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
     orientation = page.tags.valueof(274, default=1)

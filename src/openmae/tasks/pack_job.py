@@ -189,7 +189,9 @@ class PackJob:
         dataset = PackedImages(source, self.packing)
         workers = self.config.workers
         if workers is None:
-            workers, why = workers_that_fit(cores := num_cores(), 1, largest_image(source))
+            workers, why = workers_that_fit(
+                cores := num_cores(), 1, largest_image(source, is_cut=isinstance(source, Tiled))
+            )
             if workers < cores:
                 print(f"readers    {workers}: {why}", flush=True)
         workers = min(workers, len(batches))
