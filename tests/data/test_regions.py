@@ -1,4 +1,4 @@
-"""Images of which only what is cut out is read: the pixels of the whole decode, and of damage only what the file tells."""
+"""Images of which only what is cut out is read: the pixels of the whole decode; damage is seen from the header."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ from openmae.tasks.pack_files import (
     write_manifest,
     write_quarantine,
 )
-from openmae.tasks.reader_memory import workers_that_fit
+from openmae.tasks.reader_memory import FROM_CORES, workers_that_fit
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, sync
 from openmae.training.signals import StopRequest
@@ -189,10 +189,9 @@ class PackJob:
         dataset = PackedImages(source, self.packing)
         workers = self.config.workers
         if workers is None:
-            workers, why = workers_that_fit(
-                cores := num_cores(), 1, largest_image(source, is_cut=isinstance(source, Tiled))
-            )
-            if workers < cores:
+            largest = largest_image(source, is_cut=isinstance(source, Tiled))
+            workers, why = workers_that_fit(num_cores(), 1, largest)
+            if why != FROM_CORES:
                 print(f"readers    {workers}: {why}", flush=True)
         workers = min(workers, len(batches))
         loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)

@@ -4,6 +4,7 @@ from openmae.data.largest import Largest
 from openmae.training.device import free_memory
 
 SHARE = 0.8  # of the memory that is free, that readers may plan to fill
+FROM_CORES = "from the cores"  # why there are so many
 WORTH_SAYING = 500_000_000  # bytes for a reader, from where on the plan speaks of it
 
 
@@ -11,10 +12,10 @@ def workers_that_fit(workers: int, num_processes: int, largest: Largest | None) 
     """How many readers each of `num_processes` may have, of those that the cores would run, and why."""
     free = free_memory()
     if largest is None or free is None:
-        return workers, "from the cores"
+        return workers, FROM_CORES
     room = int(SHARE * free / num_processes / largest.reader_bytes)
     if room >= workers:
-        return workers, "from the cores"
+        return workers, FROM_CORES
     why = f"{free / 1e9:.3g} GB are free, and one takes up to {largest.reader_bytes / 1e9:.3g} for the largest image"
     return max(1, room), why
 
