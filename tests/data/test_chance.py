@@ -425,14 +425,14 @@ def test_a_held_out_part_is_disjoint_and_fixed():
 
 
 def test_reading_all_leaves_out_and_names_what_is_bad():
-    images, indices, bad = read_all(Memory(bad=frozenset({0, 9})), PREPROCESSING, min_side=4)
-    assert indices.tolist() == [i for i in range(SIZE) if i not in (0, 9)]
-    assert images[:, 0, 0, 0].tolist() == indices.tolist()
-    assert bad == {"picture-0": "broken 0", "picture-9": "broken 9"}
-    images, indices, bad = read_all(Memory(3, bad=frozenset(range(3))), PREPROCESSING, min_side=4)
-    assert images.shape == (0, 3, 8, 12)
-    assert len(indices) == 0
-    assert len(bad) == 3
+    found = read_all(Memory(bad=frozenset({0, 9})), PREPROCESSING, min_side=4)
+    assert found.indices.tolist() == [i for i in range(SIZE) if i not in (0, 9)]
+    assert found.images[:, 0, 0, 0].tolist() == found.indices.tolist()
+    assert found.bad == {"picture-0": "broken 0", "picture-9": "broken 9"}
+    found = read_all(Memory(3, bad=frozenset(range(3))), PREPROCESSING, min_side=4)
+    assert found.images.shape == (0, 3, 8, 12)
+    assert len(found.indices) == 0
+    assert len(found.bad) == 3
 
 
 # --- crops -------------------------------------------------------------------------------------------------------

@@ -269,6 +269,6 @@ def test_a_look_leaves_blank_tiles_out_of_the_facts():
 
 def test_what_is_measured_leaves_blank_tiles_out_and_does_not_call_them_bad():
     source = Part(tiled(10, half_blank()), range(16))
-    images, indices, bad = read_all(source, stream(source).preprocessing, 2)
-    assert indices.tolist() == list(range(8, 16))
-    assert (len(images), bad) == (8, {})
+    found = read_all(source, stream(source).preprocessing, 2)
+    assert found.indices.tolist() == list(range(8, 16))
+    assert (len(found.images), found.bad) == (8, {})

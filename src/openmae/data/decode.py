@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from openmae.config.checks import OFF
 from openmae.data.jpeg import JPEG, decode_plain, read_header
+from openmae.data.jpeg_mask import jpeg_mask
 from openmae.data.nodata import Nodata, check_floats, contiguous, emptied, mask_of, values_of, with_mask
 from openmae.data.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
@@ -76,7 +77,7 @@ def _decoded(
             data = head + file.read()
         plain = _read_plain_jpeg(data, max_pixels)
         if plain is not None:
-            return _masked(plain, rule)
+            return plain if rule is None else _masked(plain, rule, jpeg_mask(data, plain.shape))
     with warnings.catch_warnings():
         # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
         # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
@@ -92,24 +93,25 @@ def _decoded(
     return contiguous(image)
 
 
-def _masked(image: np.ndarray, rule: Nodata | None) -> np.ndarray:
-    """An image of a format that marks nothing itself, masked where a person says so."""
-    mask = None if rule is None else rule.mask(image)
-    return with_mask(emptied(image, mask), mask)
+def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None = None) -> np.ndarray:
+    """An array of numbers, H x W x C, masked as `decode` masks a file.
 
-
-def masked_array(image: np.ndarray, nodata: float | str) -> np.ndarray:
-    """An array of a person, H x W x C, masked as `decode` masks a file; what it masks itself stays so.
+    `own` is where it is known to be empty, beside where it is masked already.
 
     Raises BadImage for floats that no model can take.
     """
-    rule, own = Nodata.of(nodata), mask_of(image)
-    image = values_of(image)
-    mask = None if rule is None else rule.mask(image)
-    mask = own if mask is None else mask if own is None else mask | own
-    image = with_mask(emptied(image, mask), mask)
+    rule, before = Nodata.of(nodata), mask_of(image)
+    own = before if own is None else own if before is None else own | before
+    image = _masked(values_of(image), rule, own)
     check_floats(image, rule)
     return image
+
+
+def _masked(image: np.ndarray, rule: Nodata | None, own: np.ndarray | None = None) -> np.ndarray:
+    """The image without the values that a rule says, and without those known to be none."""
+    mask = None if rule is None else rule.mask(image)
+    mask = own if mask is None else mask if own is None else mask | own
+    return with_mask(emptied(image, mask), mask)
 
 
 def from_picture(image: Image.Image, background: float = 1.0) -> np.ndarray:

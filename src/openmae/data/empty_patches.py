@@ -22,11 +22,20 @@ def empty_patches(
         mask: H x W x C, where the image is empty.
         box: what is cut out of it, then resized to `size` and perhaps mirrored.
     """
-    share = resized_crop(_Shares(mask), box, size)  # (C, h, w)
+    share = _shares(mask, box, size)
     share = share.flip(-1) if is_flipped else share
     rows, columns = size[0] // patch_size, size[1] // patch_size
     patches = share.reshape(len(share), rows, patch_size, columns, patch_size)
     return (patches.mean(dim=(0, 2, 4)) > EMPTY_SHARE).flatten()
+
+
+def empty_values(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which values of a resized box are made of empty ones for the greater part: (*size, C)."""
+    return np.asarray(_shares(mask, box, size).permute(1, 2, 0).numpy() > EMPTY_SHARE)
+
+
+def _shares(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> Tensor:
+    return resized_crop(_Shares(mask), box, size)  # (C, h, w)
 
 
 class _Shares:

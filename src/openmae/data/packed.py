@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.data.decode import MAX_PIXELS, BadImage, decode
+from openmae.config.checks import OFF
+from openmae.data.decode import MAX_PIXELS, BadImage, decode, masked_array
 from openmae.data.folder import Ignored
 from openmae.data.headers import read_size
 from openmae.errors import RequestError, shown
 
 MANIFEST, UNFINISHED = "pack.json", ".partial-pack.json"
-VERSION = 1
+VERSION, WITH_EMPTY = 1, 2  # of packs, and of those with images that have values that stand for none
 DTYPES = ("uint8", "uint16", "float32")
 
 
@@ -41,9 +42,10 @@ def read_pack(root: Path) -> dict[str, Any] | None:
         if os.path.lexists(root / UNFINISHED):
             raise RequestError(f"{shown(root)} is an unfinished pack: openmae pack … --resume auto finishes it")
         return None
-    if manifest["openmae_pack"] != VERSION:
+    if manifest["openmae_pack"] not in (VERSION, WITH_EMPTY):
         raise RequestError(
-            f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION}"
+            f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION} and "
+            f"{WITH_EMPTY}"
         )
     try:
         _check_manifest(manifest)
@@ -69,7 +71,8 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     for split in manifest["splits"].values():
         assert isinstance(split["images"], int) and split["images"] > 0
         assert split["classes"] is None or all(isinstance(c, str) for c in split["classes"])
-        assert all(name in manifest["files"] for name in (*split["data"], split["index"]))
+        parts = (*split["data"], split["index"], *([split["empty"]] if "empty" in split else []))
+        assert all(name in manifest["files"] for name in parts)
     if manifest["format"] == "raw":
         assert manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3
         low, high = _stated_range(manifest) or (0.0, 1.0)
@@ -110,10 +113,17 @@ class PackedSource:
     """
 
     def __init__(
-        self, root: Path, manifest: dict[str, Any], split: str, *, background: float = 1.0, max_pixels: int = MAX_PIXELS
+        self,
+        root: Path,
+        manifest: dict[str, Any],
+        split: str,
+        *,
+        background: float = 1.0,
+        max_pixels: int = MAX_PIXELS,
+        nodata: float | str = OFF,
     ) -> None:
         of_split = manifest["splits"][split]
-        self._root, self._options = Path(os.path.abspath(root)), (background, max_pixels)
+        self._root, self._options, self.nodata = Path(os.path.abspath(root)), (background, max_pixels), nodata
         self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
         self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
         self._dtype = str(manifest["dtype"])
@@ -121,12 +131,16 @@ class PackedSource:
         self._map: NDArray | None = None
         self.ignored = Ignored()
         self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None
-        for name in (*self._files, of_split["index"]):
+        empty_file = [str(of_split["empty"])] if "empty" in of_split else []
+        for name in (*self._files, of_split["index"], *empty_file):
             self._check_size(name, manifest["files"][name]["bytes"])
         try:
             self._read_index(self._root / of_split["index"], manifest["files"])
             if self.shape is not None:
                 self._open_map()
+            self._empty_rows, self._empty_bits = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+            for name in empty_file:
+                self._read_empty(self._root / name)
         except (OSError, ValueError, KeyError, EOFError, AssertionError) as error:
             reason = " ".join(str(error).split())[:100] or type(error).__name__
             raise RequestError(
@@ -165,6 +179,23 @@ class PackedSource:
             sizes = np.array([files[name]["bytes"] for name in self._files], np.int64)
             assert (places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file"
 
+    def _read_empty(self, path: Path) -> None:
+        """Rows of integers that are partly empty: the number of each in 8 bytes, and a bit for each value."""
+        found = np.load(path, allow_pickle=False)
+        assert self.shape is not None and found.dtype == np.uint8, "empty values"
+        assert found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values"
+        self._empty_rows = np.ascontiguousarray(found[:, :8]).view("<i8").ravel().astype(np.int64)
+        self._empty_bits = found[:, 8:]
+        assert (np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values"
+        assert not len(found) or self._empty_rows[-1] < self._count, "empty values"
+
+    def _empty(self, index: int) -> NDArray[np.bool_] | None:
+        place = int(np.searchsorted(self._empty_rows, index))
+        if place == len(self._empty_rows) or self._empty_rows[place] != index:
+            return None
+        assert self.shape is not None
+        return np.unpackbits(self._empty_bits[place], count=math.prod(self.shape)).astype(bool).reshape(self.shape)
+
     def _open_map(self) -> NDArray:
         """The images as they lie in the file; opened anew in a process that was not forked from this one."""
         if self._map is None:
@@ -197,8 +228,9 @@ class PackedSource:
     def read(self, index: int) -> np.ndarray:
         self._checked(index)
         if self._places is None:
-            return self._open_map()[index]
-        return decode(self._encoded(index), *self._options)
+            row = self._open_map()[index]
+            return row if self.nodata == OFF else masked_array(row, self.nodata, self._empty(index))
+        return decode(self._encoded(index), *self._options, nodata=self.nodata)
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the header. Raises BadImage where it does not say."""

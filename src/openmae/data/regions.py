@@ -17,7 +17,7 @@ from openmae.data.nodata import Nodata
 from openmae.data.npy import NPY, read_npy_header
 from openmae.data.pixels import BadImage, as_known_type
 from openmae.data.resize import LARGE_PIXELS, Pixels
-from openmae.data.tiff import TIFF, full_pages, is_alpha, marked_value, open_tiff
+from openmae.data.tiff import TIFF, full_pages, is_alpha, mark_of_page, open_tiff
 
 _UNCOMPRESSED, _MSB_FIRST = 1, 1  # of TIFF: compression and predictor, order of bits
 _GREY, _RGB = 1, 2
@@ -167,7 +167,7 @@ def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata
         if len(pages) > 1 or tiff.is_imagej or not _is_plain(page):
             return None
         dtype = np.dtype(f"{tiff.byteorder}u{bits // 8}")
-        if rule is not None and rule.may_hit(dtype, marked_value(page)):
+        if rule is not None and rule.may_hit(dtype, mark_of_page(page, page)):
             return None
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)

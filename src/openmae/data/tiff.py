@@ -61,28 +61,29 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
             raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
             read = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
-            layers = (_masked(layer, page, rule) for layer, page in zip(read, pages, strict=True))
+            marks = (mark_of_page(page, pages[0]) for page in pages)
+            layers = (_masked(*found, rule) for found in zip(read, pages, marks, strict=True))
         else:
-            layers = (_tiff_page(page, file, background, rule) for page in pages)
+            layers = (_tiff_page(page, file, background, rule, mark_of_page(page, pages[0])) for page in pages)
         return _stacked(layers, len(pages))
 
 
-def marked_value(page: Any) -> float | None:
-    """The value that stands for none, as GDAL notes it; None where none is noted."""
+def mark_of_page(page: Any, first: Any) -> float | None:
+    """The value that stands for none, as GDAL notes it for a page or for all in the first; None where none is noted."""
+    text = page.tags.valueof(GDAL_NODATA, default=first.tags.valueof(GDAL_NODATA))
     try:
-        return float(str(page.tags.valueof(GDAL_NODATA)).strip("\0 "))
+        return float(str(text).strip("\0 "))
     except ValueError:  # no such tag, or a word in it
         return None
 
 
-def _masked(layer: np.ndarray, page: Any, rule: Nodata | None) -> np.ndarray:
+def _masked(layer: np.ndarray, page: Any, mark: float | None, rule: Nodata | None) -> np.ndarray:
     """What Pillow made of a page: grey or RGB of the file's own numbers, but for what is white at 0."""
     if rule is None or page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16):
         return layer
-    marked = marked_value(page)
-    if marked is not None and page.photometric == 0:
-        marked = np.iinfo(layer.dtype).max - marked
-    mask = rule.mask(layer, marked)
+    if mark is not None and page.photometric == 0:
+        mark = np.iinfo(layer.dtype).max - mark
+    mask = rule.mask(layer, mark)
     return layer if mask is None else np.ma.MaskedArray(emptied(layer, mask), mask)
 
 
@@ -121,7 +122,7 @@ def _suits_pillow(page: Any) -> bool:
     return bits in (1, 8) and page.sampleformat == 1 and plain
 
 
-def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None) -> np.ndarray:
+def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None, mark: float | None) -> np.ndarray:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImage(f"TIFF page with axes {page.axes}")
     if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
@@ -136,11 +137,10 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
-    mask = None if rule is None else rule.mask(array, marked_value(page))
-    array = emptied(array, mask)
+    mask = None if rule is None else rule.mask(array, mark)
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
-    array = as_known_type(array)
+    array = as_known_type(emptied(array, mask))
     extra = page.extrasamples
     if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)

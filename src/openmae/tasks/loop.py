@@ -19,7 +19,7 @@ from openmae.errors import Fault, Interrupted
 from openmae.tasks.evaluators import Evaluator, evaluate
 from openmae.tasks.held_out import EvaluationStopped
 from openmae.tasks.progress import MOST_SKIPPED, Progress
-from openmae.tasks.recovery import is_finite, roll_back, smaller_micro_batch
+from openmae.tasks.recovery import is_finite, named_inputs, roll_back, smaller_micro_batch
 from openmae.tasks.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint
 from openmae.training.copy_ahead import StepInputs
@@ -191,7 +191,7 @@ def run_loop(
                     with waits.on("the device"):
                         said, *unusual = progress.line(step, rate, norm, peak_memory(t.device))
                     screen.update(step, said)
-                    for line in unusual:
+                    for line in unusual + [skipped_line(n, t.names_of_step(n - 1)) for n in progress.skipped_steps]:
                         screen.say(line)
                 wants_save = step % t.save_every == 0 or step == t.num_steps
                 if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(t.model))):
@@ -226,6 +226,11 @@ def run_loop(
         inputs.close()
         progress.log.close()
     return {**progress.summary("complete", step), **finished}
+
+
+def skipped_line(step: int, names: list[str]) -> str:
+    """Which inputs a step was not trained on, since their gradients were not finite."""
+    return f"step {step:,} was not trained on its batch: {named_inputs(names)}"
 
 
 def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:

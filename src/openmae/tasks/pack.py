@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from openmae.config import Dataset, PackConfig, Preprocessing, paths_of
+from openmae.config.checks import OFF
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage
 from openmae.data.npy import CHANNELS_LAST
 from openmae.data.pack import KEEP_OR_RESCALE, Packing
 from openmae.data.packed import MANIFEST, UNFINISHED, VERSION, damage, read_pack
+from openmae.data.parts import nodata_in
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.data.scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines
 from openmae.data.sizes import cut_into_tiles
@@ -29,7 +31,7 @@ from openmae.tasks.pack_files import (
 )
 from openmae.tasks.pack_job import QUARANTINE, PackJob
 from openmae.tasks.place import check_place, held
-from openmae.tasks.plan import size_words
+from openmae.tasks.plan import nodata_lines, size_words
 from openmae.tasks.reading import reading_of
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, disk_faults
@@ -37,7 +39,7 @@ from openmae.training.signals import StopRequest
 
 DEFAULT_SIZE = 256
 # In a manifest only where they say something; and what they were before there was a choice.
-LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST}
+LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST, "nodata": OFF}
 LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
@@ -76,7 +78,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
             lock.enter_context(held(out, "OUT"))
             check_disk(out, estimate)
             told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
-            print("\n".join([*told, *facts.axes.lines, *lines]), flush=True)
+            print("\n".join([*told, *facts.axes.lines, *nodata_lines(facts), *lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -164,7 +166,11 @@ def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) 
     if earlier is None:
         return
     late = (name for name in LATE if name in earlier and name not in plan)
-    for name in dict.fromkeys(("tiles", *plan, *late)):  # a pack of tiles is not gone on with as one of images
+    for name in dict.fromkeys(
+        ("tiles", "nodata", *plan, *late)
+    ):  # a pack of tiles is not gone on with as one of images
+        if name == "openmae_pack":  # a finished pack of images with empty values is of a later version
+            continue
         value: Any = plan.get(name, LATE.get(name))
         before: Any = earlier.get(name, LATE.get(name))
         if name == "splits":
@@ -199,6 +205,8 @@ def _opened(config: PackConfig, earlier: dict[str, Any] | None, split_rules: int
     options = reading_of(config, None, config.background)
     if earlier is not None and config.axes is None:  # read as the earlier start read it
         options["axes"] = str(earlier.get("axes", LATE["axes"]))
+    if earlier is not None and config.nodata is None:
+        options["nodata"] = earlier.get("nodata", LATE["nodata"])
     found = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
         return found
@@ -287,7 +295,9 @@ def make_plan(
         "rescale": None if rescale is None else rescale.to_dict(),
         "axes": facts.axes.order if facts.axes.why is not None and (earlier is None or "axes" in earlier) else None,
     }
+    setting = nodata_in(first)
     plan |= {name: value for name, value in late.items() if value is not None}
+    plan |= {} if setting in (None, OFF) else {"nodata": setting}
     return plan, packing, round(num_inputs * (mean_bytes + 64)), facts, value_lines(lines)
 
 
@@ -327,7 +337,7 @@ def probe(source: Source, packing: Packing) -> float:
         chosen.sort()
     for index in chosen.tolist():
         try:
-            sizes.append(len(packing(source.read(index))))
+            sizes.append(len(packing(source.read(index))[0]))
         except BadImage:
             continue
     return float(np.mean(sizes)) if sizes else float(packing.row_bytes)

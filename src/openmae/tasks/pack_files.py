@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.data.numbers import kept_numbers
+from openmae.data.pack import Packed
 from openmae.data.sources import Source
 from openmae.data.tiles import Tiled
 from openmae.training.files import PARTIAL, json_bytes, sync, written_aside
@@ -167,6 +168,56 @@ class RawFile:
 
     def close(self) -> None:
         self.file.close()
+
+
+class EmptyFile:
+    """Where rows of a raw pack's integers are empty: the number of each such row, and a bit for each of its values.
+
+    Made with the first of them; it is in place before the rows are.
+
+    Args:
+        lines: of the journal for this split.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], lines: list[dict[str, Any]]) -> None:
+        self.path, self._partial = path, path.with_name(PARTIAL + path.name)
+        self._width = 8 + -(-int(np.prod(shape)) // 8)
+        self._file: RawFile | None = None
+        self._new = 0  # images since the journal's last line; floats among them, which are NaN where they are empty
+        if (noted := sum(line.get("empty", 0) for line in lines)) and self._partial.exists():
+            self._file = RawFile(self._partial, (self._width,), "uint8", noted)
+
+    def add(self, found: Packed, row: int) -> None:
+        """Note what is empty of some images.
+
+        Args:
+            row: of the first of them in the pack.
+        """
+        self._new += len(found.empty)
+        for index, bits in sorted(found.empty.items()):
+            if not bits:
+                continue
+            if self._file is None:
+                self._file = RawFile(self._partial, (self._width,), "uint8", 0)
+            missing = sum(other < index for other in found.bad)
+            self._file.add([(row + index - found.start - missing).to_bytes(8, "little") + bits])
+
+    def sync(self) -> dict[str, int]:
+        """What the journal says of it: how many images are new; nothing without any."""
+        if self._file is not None:
+            self._file.sync()
+        new, self._new = self._new, 0
+        return {"empty": new} if new else {}
+
+    def finish(self) -> None:
+        """Put it in place, if there is anything in it."""
+        if self._file is not None:
+            self._file.finish()
+            self._partial.replace(self.path)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDArray[np.int64] | None) -> None:

@@ -14,12 +14,13 @@ from openmae.config import PackConfig
 from openmae.data.largest import largest_image
 from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed, PackedImages, Packing
-from openmae.data.packed import MANIFEST
+from openmae.data.packed import MANIFEST, WITH_EMPTY
 from openmae.data.readers import make_loader, read
 from openmae.data.sources import Source
 from openmae.data.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
 from openmae.tasks.pack_files import (
+    EmptyFile,
     Journal,
     RawFile,
     ShardWriter,
@@ -72,11 +73,18 @@ class PackJob:
                 write_index(self.out / index, source, kept, places)
                 files |= {name: entry(self.out / name) for name in (*names, index)}
                 splits[split] = {**self.plan["splits"][split], "images": len(kept), "data": names, "index": index}
+                if with_empty := sum(line.get("empty", 0) for line in self.journal.of(split)):
+                    splits[split]["with_empty"] = with_empty
+                    if (self.out / (empty := f"{split}.empty.npy")).exists():
+                        splits[split]["empty"] = empty
+                        files[empty] = entry(self.out / empty)
                 if isinstance(source, Tiled):
                     blank = (name == split and why == BLANK for (name, _), why in self.bad.items())
                     splits[split]["blank_tiles"] = sum(blank)
         write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
         manifest = {**self.plan, "splits": splits, "files": files}
+        if any("with_empty" in of_split for of_split in splits.values()):  # which older programs would take for data
+            manifest["openmae_pack"] = WITH_EMPTY
         write_manifest(self.out / MANIFEST, manifest)
         return manifest
 
@@ -98,8 +106,9 @@ class PackJob:
                 path = self.out / f"{split}-{number:05d}-of-{count:05d}.parquet"
                 places_path = self.out / f"{PARTIAL}{path.stem}.places.npy"
                 if number not in there:
-                    bad = self._write_jpeg_file(split, source, of_split, part, images, path, places_path)
-                    self.journal.add(split=split, file=number, inputs=len(part), bad=bad)
+                    bad, num_empty = self._write_jpeg_file(split, source, of_split, part, images, path, places_path)
+                    with_empty = {"empty": num_empty} if num_empty else {}
+                    self.journal.add(split=split, file=number, inputs=len(part), bad=bad, **with_empty)
                 of_file = np.load(places_path)
                 if len(of_file):
                     places.append(np.column_stack([np.full(len(of_file), len(names)), of_file]))
@@ -115,8 +124,10 @@ class PackJob:
         images: Iterator[Packed],
         path: Path,
         places_path: Path,
-    ) -> dict[int, str]:
+    ) -> tuple[dict[int, str], int]:
+        """What was bad, and how many images have empty values."""
         bad: dict[int, str] = {}
+        with_empty = 0
         partial, at = path.with_name(PARTIAL + path.name), part.start
         with open(partial, "w+b") as file, ExitStack() as cleanup:
             numbers = kept_numbers(source)
@@ -126,6 +137,7 @@ class PackJob:
             while at < part.stop:
                 found = self._next(split, images)
                 bad |= found.bad
+                with_empty += len(found.empty)
                 kept = (i for i in range(at, part.stop) if i not in found.bad)
                 for data, i in zip(found.images, kept, strict=False):
                     assert isinstance(data, bytes)
@@ -140,7 +152,7 @@ class PackJob:
         if len(places):
             partial.replace(path)
             sync(self.out)
-        return bad
+        return bad, with_empty
 
     def _write_raw(self, split: str, source: Source) -> tuple[list[str], None]:
         """Write the .npy of a split: its name."""
@@ -153,15 +165,17 @@ class PackJob:
         if rows and not partial.exists():
             raise RequestError(f"{shown(partial)} is gone: choose another OUT, or remove {shown(self.out)}")
         raw = RawFile(partial, self.packing.shape, self.packing.dtype, rows)
-        with closing(raw), closing(self._images(source, [range(first, len(source))])) as images:
+        empty = EmptyFile(self.out / f"{split}.empty.npy", self.packing.shape, lines)
+        with closing(raw), closing(empty), closing(self._images(source, [range(first, len(source))])) as images:
             bad: dict[int, str] = {}
             at = first
 
             def note() -> None:
                 nonlocal rows, first, bad
                 raw.sync()
+                with_empty = empty.sync()
                 if at > first:
-                    self.journal.add(split=split, inputs=at - first, rows=raw.rows - rows, bad=bad)
+                    self.journal.add(split=split, inputs=at - first, rows=raw.rows - rows, bad=bad, **with_empty)
                 rows, first, bad = raw.rows, at, {}
 
             try:
@@ -169,6 +183,7 @@ class PackJob:
                     found = self._next(split, images)
                     before = raw.rows
                     raw.add(found.images)
+                    empty.add(found, before)
                     bad |= found.bad
                     at += raw.rows - before + len(found.bad)
                     if (raw.rows - rows) * raw.row_bytes >= RAW_PART_BYTES:
@@ -178,6 +193,7 @@ class PackJob:
                 raise
             note()
             raw.finish()
+            empty.finish()
         partial.replace(path)
         sync(self.out)
         return [path.name], None

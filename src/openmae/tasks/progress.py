@@ -42,6 +42,7 @@ class Progress:
 
     Attributes:
         is_resumed: whether there was such a checkpoint; it may be of step 0.
+        skipped_steps: since the line before the last one, by number; only of this start of the run.
         skipped_in_row: steps without a finite gradient up to the last line; they changed no weight.
         notes: what evaluators found in words; the summary holds it. They find it anew in a resumed run.
     """
@@ -86,6 +87,7 @@ class Progress:
         self.skipped = torch.tensor(float(state.get("skipped", 0)))  # since the last line
         self.in_row = torch.tensor(float(state.get("in_row", 0)))
         self.skipped_in_row = 0
+        self.flags, self.skipped_steps = list[Tensor](), list[int]()
         if self.processes.is_first:
             self.unreported |= state.get("unreported", {})
         self.recent = deque(state.get("recent", []), maxlen=SPIKE_WINDOW)
@@ -134,6 +136,7 @@ class Progress:
         device = loss.device
         self.loss_sum = self.loss_sum.to(device) + torch.where(is_skipped > 0, torch.zeros_like(loss), loss)
         self.skipped = self.skipped.to(device) + is_skipped
+        self.flags.append(is_skipped)
         self.in_row = (self.in_row.to(device) + 1) * is_skipped
         self.blank += self.arrived_blank  # now that the step was taken: a stop or short memory may come in between
         self.loss_steps += 1
@@ -154,6 +157,8 @@ class Progress:
         elapsed = max(time.monotonic() - self.line_at, 1e-9)
         speed, waiting = self.line_steps * self.batch_size / elapsed, min(self.waited / elapsed, 1.0)
         unusual = []
+        flags, self.flags = self.flags, []
+        self.skipped_steps = _numbers_of(flags, step) if skipped else []
         if skipped:
             self.counts["skipped_steps"] += skipped
             unusual.append(f"{skipped} of the last {self.loss_steps} steps had no finite gradient and were skipped")
@@ -246,6 +251,12 @@ class Progress:
             **self.counts,
             "seconds": self.seconds,
         }
+
+
+def _numbers_of(flags: list[Tensor], last: int) -> list[int]:
+    """The steps whose flag is set, of those up to the last one. Waits for the device."""
+    first = last - len(flags) + 1
+    return [first + place for place, flag in enumerate(torch.stack(flags).tolist()) if flag] if flags else []
 
 
 def open_progress(

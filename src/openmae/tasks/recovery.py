@@ -70,6 +70,12 @@ def is_finite(model: nn.Module) -> bool:
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
+def named_inputs(names: list[str]) -> str:
+    """The first inputs of a batch, and how many more there are."""
+    more = f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else ""
+    return ", ".join(map(repr, names[:NAMED_INPUTS])) + more
+
+
 def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progress: Progress, names: list[str]) -> int:
     """Put the newest good checkpoint back; return its step.
 
@@ -81,8 +87,7 @@ def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progr
     if checkpoint is None or rollbacks == MOST_ROLLBACKS:
         raise Fault(
             f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
-            f"--base-lr or --precision fp32; the last batch was {', '.join(map(repr, names[:NAMED_INPUTS]))}"
-            + (f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else "")
+            f"--base-lr or --precision fp32; the last batch was {named_inputs(names)}"
         )
     restore(checkpoint)
     step = int(checkpoint.state["step"])
