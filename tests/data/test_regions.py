@@ -54,11 +54,12 @@ def check(source, index=0):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2"])
-@pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize(("shape", "axes"), [((41, 57), None), ((41, 57, 3), "YXC"), ((5, 41, 57), "CYX")])
-def test_a_box_of_a_npy(tmp_path, dtype, order, shape, axes):
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((41, 57), None), ((41, 57, 3), "YXC"), ((5, 41, 57), "CYX"), ((41, 5, 57), "YCX")]
+)
+def test_a_box_of_a_npy(tmp_path, dtype, shape, axes):
     values = noise(*shape, dtype=np.uint8 if dtype is np.uint8 else np.uint16).astype(dtype)
-    np.save(tmp_path / "a.npy", np.asarray(values, order=order))
+    np.save(tmp_path / "a.npy", values)
     check(source_of(tmp_path, "a.npy", axes=Axes(axes)))
 
 
@@ -113,9 +114,13 @@ def test_what_stands_for_none_decides_whether_numbers_are_read_whole(tmp_path):
     np.save(tmp_path / "a.npy", GREY)
     for nodata, is_stored in (("off", True), ("marked", True), (0.0, False), (-9999.0, True), (0.5, True)):
         assert (source_of(tmp_path, "a.npy", nodata=nodata).stored(0) is not None) == is_stored
-    for values in (GREY.astype(np.int32), GREY.astype(np.float32)):
-        np.save(tmp_path / "a.npy", values)
-        assert source_of(tmp_path, "a.npy").stored(0) is None
+
+
+@pytest.mark.parametrize("values", [GREY.astype(np.int32), GREY.astype(np.float32), np.asfortranarray(GREY)])
+def test_npys_that_are_read_whole(tmp_path, values):
+    """Which may not fit into 16 bits, may not be finite, or lie in the file column by column."""
+    np.save(tmp_path / "a.npy", values)
+    assert source_of(tmp_path, "a.npy").stored(0) is None
 
 
 def test_a_marked_value_that_numbers_cannot_be_changes_nothing(tmp_path):

@@ -152,12 +152,10 @@ def _npy_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata 
     header = read_npy_header(file, max_pixels, axes)
     if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_hit(header.dtype)):
         return None
-    (a, b, c), (rows, columns, channels) = (*header.shape, 1)[:3], header.order(axes)
-    offsets = np.array([[header.start]])
-    if header.is_fortran:  # what it calls the last axis comes first
-        order = (2 - rows, 2 - columns, 2 - channels)
-        return Layout(header.dtype, header.sides(axes), (c, b, a), order, offsets)
-    return Layout(header.dtype, header.sides(axes), (a, b, c), (rows, columns, channels), offsets)
+    (a, b, c), order = (*header.shape, 1)[:3], header.order(axes)
+    if header.is_fortran or order[0] > order[1]:  # columns lie in one piece, and resizing goes by rows
+        return None
+    return Layout(header.dtype, header.sides(axes), (a, b, c), order, np.array([[header.start]]))
 
 
 def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:
