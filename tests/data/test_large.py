@@ -245,6 +245,19 @@ def test_the_largest_image_is_known_from_headers(tmp_path):
     assert largest_image(part).num_images == 4
 
 
+def test_files_of_which_parts_are_read_alone_are_not_the_largest(tmp_path, monkeypatch):
+    """But where images are read whole they are."""
+    monkeypatch.setattr("openmae.data.folder.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.regions.LARGE_PIXELS", 0)
+    np.save(tmp_path / "a.npy", np.zeros((90, 90, 3), np.uint8))
+    source = FolderSource(tmp_path, ["a.npy"])
+    assert largest_image(source) is None
+    (tmp_path / "b.png").write_bytes(png(picture("RGB")))
+    source = FolderSource(tmp_path, ["a.npy", "b.png"])
+    assert largest_image(source)[:3] == (41, 57, 3)
+    assert largest_image(source, is_cut=False)[:3] == (90, 90, 3)
+
+
 def test_headers_alone_are_read(tmp_path, monkeypatch):
     write_png(tmp_path / "a.png", 10_000, 10_000, 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))

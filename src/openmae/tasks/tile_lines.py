@@ -30,10 +30,10 @@ def tile_lines(config: SettledConfig, data: TrainingData, facts: DataFacts) -> l
         )
     decoded = _largest_decoded(train) if raw_shape(train) is None else None
     if decoded is not None:
-        tall, wide = train.sizes[decoded].tolist()
+        (tall, wide), name = train.sizes[decoded].tolist(), shown(train.source.name(decoded))
         lines.append(
-            f"note       each tile decodes the whole image that it is cut from, up to {tall} x {wide} px: openmae pack "
-            f"{shown(str(config.dataset))} PACK --tiles {size} decodes each once, and PACK is DATA here"
+            f"note       each tile of an image like {name} ({tall} x {wide} px) decodes it whole: openmae pack "
+            f"{shown(str(config.dataset))} PACK --tiles {size} does so once, and PACK is DATA here"
         )
     return lines
 
