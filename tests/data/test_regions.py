@@ -1,5 +1,7 @@
 """Images of which only what is cut out is read: the pixels of the whole decode; damage is seen from the header."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -186,6 +188,27 @@ def both_ways(monkeypatch, make):
     with monkeypatch.context() as patch:
         patch.setattr(FolderSource, "stored", lambda *arguments: None)
         return parts, make()
+
+
+def test_a_file_that_breaks_since_it_was_opened_is_replaced(pictures, monkeypatch):
+    """As one that was broken before: the next image takes its place."""
+    stream = Stream(pictures, preprocessing(), Augmentation(), 0, 1)
+    size = {"batch_size": 3, "workers": 0, "margin": 0.7, "min_side": 1, "with_labels": False}
+    name = pictures.source._root + b"/b.tif"
+    real = regions.open_stored
+
+    def open_and_break(file, *options):
+        found = real(file, *options)
+        if file.name == name and found is not None:
+            os.truncate(name, 2000)
+        return found
+
+    monkeypatch.setattr(folder, "open_stored", open_and_break)
+    indices = stream.locate(range(3))[0].tolist()
+    samples = stream.__getitems__(range(3))
+    assert [list(sample.bad) for sample in samples] == [["b.tif"] if index == 1 else [] for index in indices]
+    (batch,) = evaluation_batches(pictures, preprocessing(), range(3), **size)
+    assert list(batch.bad) == ["b.tif"]
 
 
 @pytest.mark.parametrize("tiles", [None, 24])

@@ -80,13 +80,14 @@ class _Evaluation(Dataset):
             if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
             image = fitted_to_model(decoded, p, self.min_side)
+            box = evaluation_box(image, p.image_size, self.margin)
+            crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
             return _Sample(index, str(error))
-        box = evaluation_box(image, p.image_size, self.margin)
         label = self.source.label(index) if self.with_labels else None
         mask = mask_of(decoded)
         empty = None if mask is None else empty_patches(mask, box, p.image_size, self.min_side)
-        return _Sample(index, resized_crop(image, box, p.image_size), label, empty)
+        return _Sample(index, crop, label, empty)
 
     def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
         good = [sample for sample in samples if isinstance(sample.image, Tensor)]

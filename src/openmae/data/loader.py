@@ -159,30 +159,35 @@ class Stream(Dataset):
         """A batch at once: DataLoader's fetcher prefers this, and hashing in bulk is far cheaper."""
         indices, keys = self.locate(positions)
         chances = uniforms(keys, NUM_CHANCES, "augment")
-        p, samples = self.preprocessing, list[Sample]()
-        before, found = None, None
+        before, found, samples = None, None, list[Sample]()
         for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
             if found is None or index != before:
                 before, found = index, self._read(index)
-            empty = None
-            if found.mask is not None:
-                box, is_flipped = self.augmentation.crop(found.image, p.image_size, chance)
-                empty = empty_patches(found.mask, box, p.image_size, self.min_side, is_flipped)
-            if self.is_whole:
-                crop = self.augmentation.crop(found.image, p.image_size, chance)
-                samples.append(Sample(found.image, key, found.bad, found.label, crop, found.was_blank, empty))
-            else:
-                image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
-                samples.append(Sample(image, key, found.bad, found.label, None, found.was_blank, empty))
+            try:
+                samples.append(self._sample(found, key, chance))
+            except BadImage:  # its file broke since it was opened: read whole, it is replaced
+                found = self._read(index, is_whole=True)
+                samples.append(self._sample(found, key, chance))
         return samples
 
     def __getitem__(self, position: int) -> Sample:
         return self.__getitems__([position])[0]
 
-    def _read(self, index: int) -> "_Decoded":
+    def _sample(self, found: "_Decoded", key: int, chance: NDArray[np.float64]) -> Sample:
+        p, crop, empty = self.preprocessing, None, None
+        if self.is_whole or found.mask is not None:
+            crop = self.augmentation.crop(found.image, p.image_size, chance)
+        if crop is not None and found.mask is not None:
+            empty = empty_patches(found.mask, crop.box, p.image_size, self.min_side, crop.is_flipped)
+        if self.is_whole:
+            return Sample(found.image, key, found.bad, found.label, crop, found.was_blank, empty)
+        image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
+        return Sample(image, key, found.bad, found.label, None, found.was_blank, empty)
+
+    def _read(self, index: int, is_whole: bool = False) -> "_Decoded":
         """Read one image; an unreadable one is replaced by the next readable one in the source's order.
 
-        A blank tile is replaced by another one of its image (`Tiled.replacements`).
+        A blank tile is replaced by another one of its image (`Tiled.replacements`). `is_whole`: of no file parts alone.
 
         Raises:
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
@@ -191,7 +196,7 @@ class Stream(Dataset):
         for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
             for candidate in candidates:
                 try:
-                    image = pixels_of(self.source, candidate)
+                    image = self.source.read(candidate) if is_whole else pixels_of(self.source, candidate)
                     if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
@@ -220,15 +225,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
     images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(
-        stack(images),
-        torch.tensor(keys),
-        reasons,
-        stacked(labels),
-        _crops_of(crops),
-        sum(was_blank),
-        stacked_empty(empty),
-    )
+    rest = (_crops_of(crops), sum(was_blank), stacked_empty(empty))
+    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), *rest)
 
 
 def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:

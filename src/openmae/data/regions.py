@@ -90,7 +90,10 @@ class Stored:
 
     def _fill(self, piece: memoryview, offset: int) -> None:
         while len(piece):
-            count = os.preadv(self._descriptor, [piece], offset)
+            try:
+                count = os.preadv(self._descriptor, [piece], offset)
+            except OSError as error:  # of a disk or server
+                raise BadImage(error.strerror or type(error).__name__) from error
             if count <= 0:
                 raise BadImage("cut off while it was read")
             piece, offset = piece[count:], offset + count
