@@ -23,6 +23,7 @@ from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
 STREAMED_BYTES = 8 << 20  # files from this size on are not held in memory while they are decoded
+_PLAIN = (b".npy", b".tif", b".tiff")  # names of files of which parts may be read alone
 _MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
 
 
@@ -132,9 +133,10 @@ class FolderSource:
 
     def stored(self, index: int) -> Stored | None:
         """A large image whose parts can be read alone; None of any other. Raises BadImage as `read` does."""
-        with self._opened(index, is_buffered=True) as (file, size):
-            if size <= LARGE_PIXELS:
-                return None
+        path = self._path(index)
+        if not path.lower().endswith(_PLAIN) or self._num_bytes(path) <= LARGE_PIXELS:  # most are not even opened
+            return None
+        with self._opened(index, is_buffered=True) as (file, _):
             _, max_pixels, axes, nodata = self._options
             return open_stored(file, max_pixels, axes, Nodata.of(nodata))
 
@@ -175,12 +177,15 @@ class FolderSource:
         digest = hashlib.sha256()
         for i in range(len(self)):
             path = self._path(i)
-            try:
-                size = os.stat(os.path.join(self._root, path)).st_size
-            except OSError:
-                size = -1
-            digest.update(b"%d:%d:%b" % (size, len(path), path))
+            digest.update(b"%d:%d:%b" % (self._num_bytes(path), len(path), path))
         return digest.hexdigest()
+
+    def _num_bytes(self, path: bytes) -> int:
+        """Of a file; -1 of one that is not there."""
+        try:
+            return os.stat(os.path.join(self._root, path)).st_size
+        except OSError:
+            return -1
 
 
 def class_names(files: Iterable[bytes], depth: int) -> set[str] | None:
