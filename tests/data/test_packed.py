@@ -176,7 +176,7 @@ def test_a_damaged_pack_is_refused_when_opened(packs, form, spoil, tmp_path):
         (("dtype",), "object"),
         (("format",), "pickle"),
         (("splits",), 3),
-        (("openmae_pack",), 2),
+        (("openmae_pack",), 3),
     ],
 )
 def test_a_manifest_that_lies_is_refused(packs, path, value, tmp_path):

@@ -159,6 +159,11 @@ def nodata_of(requested: float | str | None, model: Preprocessing | None) -> flo
     return next((way for way in (requested, None if model is None else model.nodata) if way is not None), MARKED)
 
 
+def stored_nodata(setting: float | str) -> float | str | None:
+    """What a record of preprocessing says of a setting: nothing where only files say which values stand for none."""
+    return None if setting == MARKED else setting
+
+
 def means_of(preprocessing: Preprocessing) -> tuple[float, ...]:
     """What the model sees where an image is empty: the mean of each channel, in its raw values."""
     low, high = preprocessing.value_range

@@ -227,11 +227,6 @@ def choose_nodata(model: Preprocessing | None, choices: Choices) -> None:
     choices.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
 
-def stored_nodata(setting: float | str) -> float | str | None:
-    """What a record of preprocessing says of a setting: nothing where only files say which values stand for none."""
-    return None if setting == MARKED else setting
-
-
 def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:
     """Raise RequestError where floats meet a model of integers, or the reverse, and nobody says what becomes what."""
     if (value_range or facts.stated_range) is None and "float32" in (dtype, facts.dtype) and dtype != facts.dtype:

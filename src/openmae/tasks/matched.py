@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from openmae.data.nodata import stored_nodata
 from openmae.data.parts import axes_of, nodata_in
 from openmae.data.scale import look_at_depths, match_scale, stated_range, value_lines
 from openmae.data.sources import Source
-from openmae.tasks.choices import stored_nodata
 from openmae.tasks.load import EncoderModel
 
 M = TypeVar("M", bound=EncoderModel)

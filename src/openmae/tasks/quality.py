@@ -22,7 +22,7 @@ def psnr(prediction: Tensor, truth: Tensor, is_masked: Tensor) -> float:
 def mean_of_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
     """Baseline 1: each image's masked pixels filled with the mean of its visible ones, by channel."""
     visible = (~is_masked).to(truth.dtype)
-    mean = (truth * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+    mean = (truth * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
     return torch.where(is_masked, mean, truth)
 
 
@@ -32,6 +32,9 @@ def interpolate_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
     for image, hidden, filled in zip(truth, is_masked[:, 0].numpy(), result, strict=True):
         known, unknown = np.argwhere(~hidden), np.argwhere(hidden)
         values = image[:, ~hidden].T.numpy()
+        if not len(known):  # where something is empty, all that is visible may be
+            filled.fill_(0.5)
+            continue
         try:
             guess = LinearNDInterpolator(known, values)(unknown)
         except QhullError:  # all visible pixels on one line

@@ -59,9 +59,9 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         summary[name] = psnr(result.prediction, result.truth, result.is_measured)
         told = f" ({LABELS[way]})" if normalised else ""
         print(f"PSNR {summary[name]:.2f} dB on masked pixels{told}")
-    summary["psnr_mean"] = psnr(mean_of_visible(first.truth, first.is_masked), first.truth, first.is_measured)
+    summary["psnr_mean"] = psnr(mean_of_visible(first.truth, first.is_unknown), first.truth, first.is_measured)
     summary["psnr_interpolation"] = psnr(
-        interpolate_visible(first.truth, first.is_masked), first.truth, first.is_measured
+        interpolate_visible(first.truth, first.is_unknown), first.truth, first.is_measured
     )
     print(f"PSNR {summary['psnr_mean']:.2f} dB for the mean of the visible pixels")
     print(f"PSNR {summary['psnr_interpolation']:.2f} dB for interpolation from visible patches")

@@ -22,7 +22,7 @@ class Reconstruction:
     prediction: (B, C, H, W) in 0..1.
     truth: (B, C, H, W) in 0..1.
     is_masked: (B, 1, H, W) bool.
-    is_measured: (B, 1, H, W) bool: the masked pixels of patches that are not empty.
+    is_empty: (B, 1, H, W) bool: of patches whose values stand for none (nodata).
     leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
     """
 
@@ -30,8 +30,18 @@ class Reconstruction:
     prediction: Tensor
     truth: Tensor
     is_masked: Tensor
-    is_measured: Tensor
+    is_empty: Tensor
     leaks: bool
+
+    @property
+    def is_measured(self) -> Tensor:
+        """Which masked pixels have a truth: (B, 1, H, W) bool."""
+        return self.is_masked & ~self.is_empty
+
+    @property
+    def is_unknown(self) -> Tensor:
+        """Which pixels show nothing, being masked or empty: (B, 1, H, W) bool."""
+        return self.is_masked | self.is_empty
 
 
 def reconstruct_patches(
@@ -67,10 +77,9 @@ def reconstruct_patches(
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
     pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)
-    is_measured = pixel_mask
+    is_empty = torch.zeros_like(pixel_mask)
     if empty is not None:
-        counted = (is_masked & ~empty.to(is_masked.device))[..., None]
-        is_measured = unpatchify(counted.expand(-1, -1, size * size), grid, size)
+        is_empty = unpatchify(empty.to(is_masked.device)[..., None].expand(-1, -1, size * size), grid, size)
     truth = to_unit(images, preprocessing).clamp(0, 1)
     shown = to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1)
     return Reconstruction(
@@ -78,7 +87,7 @@ def reconstruct_patches(
         prediction=keep_grey(shown, truth).cpu(),
         truth=truth.cpu(),
         is_masked=pixel_mask.cpu(),
-        is_measured=is_measured.cpu(),
+        is_empty=is_empty.cpu(),
         leaks=leaks,
     )
 

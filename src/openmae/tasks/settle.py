@@ -14,6 +14,7 @@ from openmae.config import (
     num_kept,
 )
 from openmae.data.augment import Augmentation
+from openmae.data.nodata import stored_nodata
 from openmae.data.preprocess import DataFacts, facts_in_scale
 from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError, shown
@@ -36,7 +37,6 @@ from openmae.tasks.choices import (
     decide_size,
     decide_statistics,
     heads_for,
-    stored_nodata,
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
 from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
+from openmae.data.nodata import stored_nodata
 from openmae.data.preprocess import DataFacts
 from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
@@ -26,7 +27,6 @@ from openmae.tasks.choices import (
     decide_pace,
     decide_size,
     decide_statistics,
-    stored_nodata,
 )
 
 # At small batches the paper's base rate would hardly move: no peak rate below these without being asked.

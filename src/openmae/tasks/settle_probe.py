@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape, flag_of
 from openmae.data.augment import margin_of
+from openmae.data.nodata import stored_nodata
 from openmae.data.preprocess import DataFacts
 from openmae.data.scale import match_scale
 from openmae.errors import RequestError
@@ -20,7 +21,6 @@ from openmae.tasks.choices import (
     choose_nodata,
     decide_machine,
     decide_pace,
-    stored_nodata,
 )
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
