@@ -10,12 +10,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from openmae.data.loader import Batch
-from openmae.tasks import pretrain
+from openmae.data.evaluation import _Evaluation
+from openmae.data.loader import Batch, Stream
+from openmae.tasks import evaluation, pretrain
 from openmae.tasks.held_out import HeldOut
 from openmae.tasks.progress import Progress
 from openmae.training import checkpoint as saving
@@ -119,3 +121,35 @@ def _at_call(owner: Any, name: str, calls: range, action: Callable[[], Any]) -> 
         return real(*arguments, **options)
 
     setattr(owner, name, changed)
+
+
+def kill_readers_at(marks: str, rank: int, positions: tuple[int, ...]) -> None:
+    """In the process of this rank, the reader of each of these positions of the stream is killed, once."""
+    if int(os.environ.get("RANK", "0")) != rank:
+        return
+    real = Stream.locate
+
+    def locate(self: Stream, asked: Any) -> Any:
+        for position in positions:
+            mark = Path(marks, str(position))
+            if torch.utils.data.get_worker_info() is not None and position in asked and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, asked)
+
+    Stream.locate = locate  # type: ignore[method-assign]
+
+
+def kill_readers_of_evaluation(rank: int) -> None:
+    """In the process of this rank, every reader that evaluates is killed; all evaluate with readers."""
+    evaluation.LARGEST_BATCH = 16
+    if int(os.environ.get("RANK", "0")) != rank:
+        return
+    real = _Evaluation.__getitem__
+
+    def read(self: _Evaluation, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, index)
+
+    _Evaluation.__getitem__ = read  # type: ignore[method-assign]

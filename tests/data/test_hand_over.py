@@ -9,9 +9,13 @@ from multiprocessing.reduction import ForkingPickler
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
+from openmae.config import Preprocessing
 from openmae.data import hand_over, loader, readers
+from openmae.data.evaluation import evaluation_batches
+from openmae.data.folder import FolderSource
 from openmae.data.hand_over import why_through_pipes
 from openmae.data.loader import Batch, Crops
 from openmae.data.readers import ReaderKilled, make_loader, read
@@ -98,6 +102,23 @@ def test_where_there_is_room_nothing_is_said(monkeypatch, free):
 def test_without_readers_nothing_is_handed_over(monkeypatch):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 0)
     assert why_through_pipes(25 << 20, 0, 2) is None
+
+
+def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, capsys):
+    for number in range(6):
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    source = FolderSource(tmp_path, [f"{number}.png" for number in range(6)])
+    size = {"batch_size": 2, "workers": 2, "margin": 1.0, "min_side": 1, "with_labels": False}
+    p = Preprocessing(
+        channels=3, value_range=(0, 255), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(8, 8), background=1
+    )
+    monkeypatch.setattr(hand_over, "_said", [])
+    for free, lines in ((6 * 2 * 8 * 8 * 3, 0), (6 * 2 * 8 * 8 * 3 - 1, 1), (1, 0)):
+        monkeypatch.setattr(hand_over, "free_shared_memory", lambda free=free: free)
+        found = list(evaluation_batches(source, p, range(6), **size))
+        assert [batch.indices.tolist() for batch in found] == [[0, 1], [2, 3], [4, 5]]
+        assert is_shared(found[0]) == (free == 6 * 2 * 8 * 8 * 3)
+        assert capsys.readouterr().out.count("readers    2 readers need 0.0023 MB of shared memory") == lines
 
 
 def fail(error):

@@ -16,6 +16,9 @@ from openmae.data import strips
 from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decode import BadImage, decode, from_picture
+from openmae.data.folder import FolderSource
+from openmae.data.largest import largest_image
+from openmae.data.parts import split_held_out
 from openmae.data.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.scale import Rescale
@@ -50,6 +53,7 @@ def in_small_strips(monkeypatch):
         monkeypatch.setattr(strips, "STRIP_PIXELS", pixels)
         monkeypatch.setattr(resizing, "LARGE_PIXELS", 0)
         monkeypatch.setattr(conformed_module, "LARGE_PIXELS", 0)
+        monkeypatch.setattr("openmae.data.pillow.LARGE_PIXELS", 0)
         monkeypatch.setattr("openmae.data.augment.LARGE_PIXELS", 0)
 
     return begin
@@ -88,6 +92,8 @@ FILES = {
     "grey with a transparent one": lambda: png(picture("L"), transparency=7),
     "a transparent colour": lambda: png(picture("RGB"), transparency=tuple(RGBA[0, 0, :3].tolist())),
     "16 bits, a transparent one": lambda: png(picture("I;16"), transparency=7),
+    "grey and alpha": lambda: png(picture("LA")),
+    "grey and alpha, turned": lambda: png(picture("LA"), exif=orientation(6)),
     "16 bits RGBA": lambda: deep_png(4),
     "16 bits grey and alpha": lambda: deep_png(2),
     "16 bits RGB": lambda: deep_png(3),
@@ -175,9 +181,9 @@ def test_what_does_not_fit_is_refused_when_it_is_read(in_small_strips, image, ch
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("have", "count"), [(1, 2), (4, 1)])
+@pytest.mark.parametrize(("have", "count"), [(1, 2), (2, 1), (4, 1)])
 def test_a_reader_takes_at_most_two_and_a_half_times_the_image(tmp_path, have, count):
-    """150 megapixels of RGBA and of grey, under a model of RGB: measured 1.78 and 2.02 times, see docs/data.md."""
+    """150 megapixels of grey, with alpha, and of RGBA, under a model of RGB: measured 2.02, 2.01 and 1.78 times."""
     write_png(tmp_path / "large.png", 10_000, 15_000, have)
     found = reading(tmp_path, "large.png", count=count)
     assert found["bad"] == [{}] * count
@@ -202,3 +208,57 @@ def test_more_pixels_than_pillow_takes_unasked(monkeypatch, tmp_path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode(data, max_pixels=2337).shape == (41, 57, 3)
     assert Image.MAX_IMAGE_PIXELS is None
+
+
+def test_a_tiff_that_is_read_from_its_open_file(tmp_path, monkeypatch):
+    """The name of a folder's file is bytes, which tifffile does not take: none of 8 MB or more could be read."""
+    pages = RNG.integers(0, 65536, (5, 50, 57), dtype=np.uint16)
+    pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
+    monkeypatch.setattr("openmae.data.folder.STREAMED_BYTES", 0)
+    source = FolderSource(tmp_path, ["a.tif"])
+    np.testing.assert_array_equal(source.read(0), pages.transpose(1, 2, 0))
+    assert source.size(0) == (50, 57)
+
+
+def test_the_largest_image_is_known_from_headers(tmp_path):
+    """Decoded bytes count, as the file has them; what is damaged, or beyond the limit, does not."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    tifffile = pytest.importorskip("tifffile")
+    (folder / "a.png").write_bytes(png(picture("RGBA")))
+    (folder / "b.png").write_bytes(deep_png(3))
+    (folder / "broken.png").write_bytes(b"no image")
+    write_png(folder / "beyond.png", 2000, 2000, 1)
+    files = ["a.png", "b.png", "broken.png", "beyond.png"]
+    limit = 1_000_000
+
+    def largest(*more, **options):
+        return largest_image(FolderSource(folder, [*files, *more], max_pixels=limit), **options)
+
+    assert largest() == (41, 57, 3, 41 * 57 * 3 * 2, 4, 4)
+    np.save(folder / "c.npy", np.zeros((41, 57, 2), np.float32))
+    assert largest("c.npy") == (41, 57, 2, 41 * 57 * 2 * 4, 5, 5)
+    tifffile.imwrite(folder / "d.tif", np.zeros((5, 50, 57), np.uint16), photometric="minisblack")
+    assert largest("c.npy", "d.tif") == (50, 57, 5, 50 * 57 * 5 * 2, 6, 6)
+    assert largest("c.npy", "d.tif", most=3).num_seen == 3
+    part = split_held_out(FolderSource(folder, files, max_pixels=limit), 1)[0]
+    assert largest_image(part).num_images == 4
+
+
+def test_files_of_which_parts_are_read_alone_are_not_the_largest(tmp_path, monkeypatch):
+    """But where images are read whole they are."""
+    monkeypatch.setattr("openmae.data.folder.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.regions.LARGE_PIXELS", 0)
+    np.save(tmp_path / "a.npy", np.zeros((90, 90, 3), np.uint8))
+    source = FolderSource(tmp_path, ["a.npy"])
+    assert largest_image(source) is None
+    (tmp_path / "b.png").write_bytes(png(picture("RGB")))
+    source = FolderSource(tmp_path, ["a.npy", "b.png"])
+    assert largest_image(source)[:3] == (41, 57, 3)
+    assert largest_image(source, is_cut=False)[:3] == (90, 90, 3)
+
+
+def test_headers_alone_are_read(tmp_path, monkeypatch):
+    write_png(tmp_path / "a.png", 10_000, 10_000, 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    assert largest_image(FolderSource(tmp_path, ["a.png"])).decoded_bytes == 100_000_000

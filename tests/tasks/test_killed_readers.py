@@ -1,5 +1,6 @@
 """Readers that the system kills for their memory: fewer go on to the same bytes; the second time the run is saved."""
 
+import functools
 import os
 import re
 import signal
@@ -14,6 +15,8 @@ from openmae.errors import Fault
 from openmae.tasks import loop
 from openmae.tasks.pretrain import pretrain
 
+from ..processes import TINY, run, said, same, start, wait
+from ..sabotage import kill_readers_at, kill_readers_of_evaluation
 from .shared import gradients_config, same_training_state
 
 
@@ -62,7 +65,7 @@ def test_the_second_time_the_run_ends_saved_and_resumes_to_the_same_bytes(
     pretrain(config_of(digits_config, gradients, whole, 0))
     kill_readers(18, 58)
     config = config_of(digits_config, gradients, killed, 2)
-    with pytest.raises(Fault, match=r"short of memory: give fewer --workers.*saved at step \d, --resume auto") as fault:
+    with pytest.raises(Fault, match=r"short of memory: give fewer --workers.*at step \d: saved") as fault:
         pretrain(config)
     assert (tmp_path / "killed at 58").exists()
     step = int(re.search(r"at step (\d)", str(fault.value))[1])
@@ -70,6 +73,40 @@ def test_the_second_time_the_run_ends_saved_and_resumes_to_the_same_bytes(
     assert (killed / "checkpoints" / f"step-{step:08d}").is_dir()
     assert pretrain(replace(config, resume="auto"))["status"] == "complete"
     same_training_state(whole, killed)
+
+
+def test_with_several_processes_the_second_time_ends_all_of_them_saved(tmp_path):
+    """The one whose readers were killed says it and ends as before; the others as if it had got a signal."""
+    out, log, marks = tmp_path / "run", tmp_path / "log", tmp_path / "marks"
+    marks.mkdir()
+    command = f"pretrain embedded:digits --out {out} --steps 12 --workers 1 {TINY} --save-every 1000"
+    patch = functools.partial(kill_readers_at, str(marks), 1, (4 * 16 + 8, 8 * 16 + 8))
+    processes = start(command, log, 2, patch=patch)
+    assert wait(processes) == [3, 1], said(log)
+    assert len(list(marks.iterdir())) == 2
+    assert re.search(r"a killed reader of it, at step \d: saved, --resume auto continues", said(log))
+    (step,) = re.findall(r"short of memory: give fewer --workers.* at step (\d): saved, --resume auto", said(log))
+    assert (out / "checkpoints" / f"step-{int(step):08d}").is_dir()
+    assert "Traceback" not in said(log)
+    assert run(f"{command} --resume auto", log, 2) == [0, 0], said(log)
+    assert run(command.replace(str(out), str(tmp_path / "whole")), log, 2) == [0, 0]
+    assert same(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_readers_killed_while_evaluating_end_the_run_saved(tmp_path, count):
+    """Each evaluation starts readers of its own; here those of the last process are killed twice in the first."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    command = (
+        f"finetune embedded:digits --init none --out {out} --steps 6 --image-size 8 --patch-size 2 --width 24 "
+        "--depth 1 --num-heads 3 --batch-size 16 --device cpu --precision fp32 --workers 1 "
+        "--evaluate-every 3 --save-every 1000"
+    )
+    processes = start(command, log, count, patch=functools.partial(kill_readers_of_evaluation, count - 1))
+    assert wait(processes) == [3] * (count - 1) + [1], said(log)
+    assert re.search(r"short of memory: give fewer --workers.* at step 3: saved, --resume auto", said(log)), said(log)
+    assert (out / "checkpoints" / "step-00000003").is_dir()
+    assert run(f"{command} --resume auto", log, count) == [0] * count, said(log)
 
 
 def test_a_reader_that_dies_while_the_step_computes_does_not_disturb_it(

@@ -75,6 +75,21 @@ def test_an_epoch_counts_tiles_and_blank_ones_are_counted_apart(tmp_path, tiles_
     assert f"openmae pack {tiles_config('x').data} PACK --tiles 16" in said
 
 
+def test_packing_is_advised_where_tiles_decode_whole_images(tmp_path, tiles_config, monkeypatch, capsys):
+    """Not of plain numbers, of which a tile is all that is read."""
+    monkeypatch.setattr("openmae.data.folder.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.regions.LARGE_PIXELS", 0)
+    data = tmp_path / "data"
+    data.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)
+    np.save(data / "a.npy", noise)
+    pretrain(tiles_config(tmp_path / "plain", data=str(data), steps=1))
+    assert "decodes it whole" not in capsys.readouterr().out
+    Image.fromarray(noise[:40, :40]).save(data / "b.png")
+    pretrain(tiles_config(tmp_path / "png", data=str(data), steps=1))
+    assert "each tile of an image like b.png (40 x 40 px) decodes it whole: openmae pack" in capsys.readouterr().out
+
+
 def held_names(run):
     """The numbers of the images that the run with these settings holds out."""
     config = json.loads((run / "config.json").read_bytes())

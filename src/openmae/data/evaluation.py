@@ -1,5 +1,6 @@
 """Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,12 +16,16 @@ from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decode import BadImage
 from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.hand_over import goes_through_pipes
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.nodata import mask_of
 from openmae.data.parts import images_apart
 from openmae.data.readers import make_loader, read
+from openmae.data.regions import pixels_of
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import BLANK, is_blank
+
+HELD = 2  # batches that the main process has at once: the one that it measures and the next
 
 
 @dataclass(frozen=True)
@@ -71,17 +76,18 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
         try:
-            decoded = self.source.read(index)
-            if not self.with_blank and is_blank(decoded):
+            decoded = pixels_of(self.source, index)
+            if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
             image = fitted_to_model(decoded, p, self.min_side)
+            box = evaluation_box(image, p.image_size, self.margin)
+            crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
             return _Sample(index, str(error))
-        box = evaluation_box(image, p.image_size, self.margin)
         label = self.source.label(index) if self.with_labels else None
         mask = mask_of(decoded)
         empty = None if mask is None else empty_patches(mask, box, p.image_size, self.min_side)
-        return _Sample(index, resized_crop(image, box, p.image_size), label, empty)
+        return _Sample(index, crop, label, empty)
 
     def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
         good = [sample for sample in samples if isinstance(sample.image, Tensor)]
@@ -141,8 +147,11 @@ def evaluation_batches(
         RequestError: some images of a batch have a label and others not.
     """
     dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
-    batches = _Parts(indices, batch_size)
-    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin), is_given_up)
+    batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
+    per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
+    is_piped = goes_through_pipes(per_batch, workers, HELD)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, through_pipes=is_piped)
+    return read(loader, is_given_up)
 
 
 def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:

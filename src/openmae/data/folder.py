@@ -15,11 +15,15 @@ import numpy as np
 from openmae.config.checks import OFF
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.decode import MAX_PIXELS, BadImage, decode
-from openmae.data.headers import read_size
+from openmae.data.headers import Header, read_header
+from openmae.data.nodata import Nodata
+from openmae.data.regions import Stored, open_stored
+from openmae.data.resize import LARGE_PIXELS
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
 STREAMED_BYTES = 8 << 20  # files from this size on are not held in memory while they are decoded
+_PLAIN = (b".npy", b".tif", b".tiff")  # names of files of which parts may be read alone
 _MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
 
 
@@ -127,6 +131,15 @@ class FolderSource:
         with self._opened(index) as (file, size):
             return self.decoded(file if size >= STREAMED_BYTES else file.read())
 
+    def stored(self, index: int) -> Stored | None:
+        """A large image whose parts can be read alone; None of any other. Raises BadImage as `read` does."""
+        path = self._path(index)
+        if not path.lower().endswith(_PLAIN) or self._num_bytes(path) <= LARGE_PIXELS:  # most are not even opened
+            return None
+        with self._opened(index, is_buffered=True) as (file, _):
+            _, max_pixels, axes, nodata = self._options
+            return open_stored(file, max_pixels, axes, Nodata.of(nodata))
+
     def decoded(self, data: bytes | BinaryIO) -> np.ndarray:
         """The image that a file, or its bytes, holds. Raises BadImage."""
         return decode(data, *self._options)
@@ -138,8 +151,12 @@ class FolderSource:
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
+        return self.header(index).size
+
+    def header(self, index: int) -> Header:
+        """What the file's header says. Raises BadImage where that is nothing, or what is not taken."""
         with self._opened(index, is_buffered=True) as (file, _):
-            return read_size(file, *self._options[1:3])
+            return read_header(file, *self._options[1:3])
 
     @contextlib.contextmanager
     def _opened(self, index: int, is_buffered: bool = False) -> Iterator[tuple[BinaryIO, int]]:
@@ -160,12 +177,15 @@ class FolderSource:
         digest = hashlib.sha256()
         for i in range(len(self)):
             path = self._path(i)
-            try:
-                size = os.stat(os.path.join(self._root, path)).st_size
-            except OSError:
-                size = -1
-            digest.update(b"%d:%d:%b" % (size, len(path), path))
+            digest.update(b"%d:%d:%b" % (self._num_bytes(path), len(path), path))
         return digest.hexdigest()
+
+    def _num_bytes(self, path: bytes) -> int:
+        """Of a file; -1 of one that is not there."""
+        try:
+            return os.stat(os.path.join(self._root, path)).st_size
+        except OSError:
+            return -1
 
 
 def class_names(files: Iterable[bytes], depth: int) -> set[str] | None:

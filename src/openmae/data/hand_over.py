@@ -46,6 +46,25 @@ def why_through_pipes(bytes_per_batch: int, workers: int, held: int) -> str | No
     )
 
 
+def goes_through_pipes(bytes_per_batch: int, workers: int, held: int) -> bool:
+    """Whether shared memory is too small for what readers make; the first time that it is, a line says why.
+
+    Under torchrun all processes of a machine read alike, and the first of all speaks.
+
+    Args:
+        bytes_per_batch, workers, held: as of `why_through_pipes`, of this process.
+    """
+    alike = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    reason = why_through_pipes(bytes_per_batch, workers * alike, held * alike)
+    if reason is not None and not _said and os.environ.get("RANK", "0") == "0":
+        _said.append(reason)
+        print(f"readers    {reason}", flush=True)
+    return reason is not None
+
+
+_said = list[str]()
+
+
 def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor: in a reader process in memory that it shares, if there is some left."""
     empty = torch.empty(0, dtype=dtype)

@@ -1,18 +1,20 @@
-"""How large an image is, from the header of its file: no pixel is decoded."""
+"""How large an image is, and what its pixels take, from the header of its file: no pixel is decoded."""
 
 import io
+import math
 import os
 import sys
 import warnings
-from typing import Any, BinaryIO
+from itertools import islice
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 
-from openmae.data.jpeg import read_header
+from openmae.data.jpeg import read_header as read_jpeg_header
 from openmae.data.npy import CHANNELS_LAST, NPY, read_npy_header
-from openmae.data.pillow import FORMATS, orientation_of
-from openmae.data.pixels import MAX_PIXELS, BadImage, check_size
-from openmae.data.tiff import TIFF
+from openmae.data.pillow import FORMATS, is_deep_png, orientation_of
+from openmae.data.pixels import MAX_CHANNELS, MAX_PIXELS, BadImage, check_size
+from openmae.data.tiff import TIFF, open_tiff
 
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND"
@@ -20,10 +22,39 @@ _PNG_SAYS = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks in which Pil
 _LONGEST_CHUNK = 16 << 20
 _NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
+_BYTES = {"I": 4, "F": 4}  # of a value, by Pillow's mode; those that begin with I;16 have 2
+
+
+class Header(NamedTuple):
+    """Attributes:
+    height, width: of the image as it lies in the file.
+    channels, value_bytes: alpha is a channel; of a palette, the colours.
+    orientation: which side is up, 1..8 as in EXIF.
+    """
+
+    height: int
+    width: int
+    channels: int
+    value_bytes: int
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the upright image."""
+        return (self.width, self.height) if self.orientation in _TURNED else (self.height, self.width)
+
+    @property
+    def decoded_bytes(self) -> int:
+        return math.prod(self[:4])
 
 
 def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST) -> tuple[int, int]:
-    """Height and width in pixels of the image that `decode` would give for this file, which is read from its start.
+    """Height and width in pixels of the image that `decode` would give, as `read_header` finds them."""
+    return read_header(file, max_pixels, axes).size
+
+
+def read_header(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST) -> Header:
+    """What the header of a file, which is read from its start, says of the image that `decode` would give.
 
     Args:
         axes: as of `decode`.
@@ -33,38 +64,40 @@ def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = C
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(PIL|tifffile|openmae\.data)\b")
-            height, width, orientation = _read(file, axes)
+            header = _read(file, axes)
     except BadImage:
         raise
     except Exception as error:  # of whatever library
         raise BadImage(f"no header that can be read: {type(error).__name__}") from error
-    check_size(height, width, 1, max_pixels)
-    return (width, height) if orientation in _TURNED else (height, width)
+    check_size(header.height, header.width, 1, max_pixels)
+    return header
 
 
-def _read(file: BinaryIO, axes: str | None) -> tuple[int, int, int]:
-    """Height, width and orientation as they stand in the file."""
+def _read(file: BinaryIO, axes: str | None) -> Header:
     head = file.read(_HEAD)
     file.seek(0)
     if head.startswith(NPY):
         header = read_npy_header(file, sys.maxsize, axes)  # who asks checks the size
-        height, width, _ = header.sides(axes)
-        return height, width, 1
+        return Header(*header.sides(axes), header.dtype.itemsize)
     if head.startswith(TIFF):
-        from tifffile import TiffFile
-
-        with TiffFile(file) as tiff:
-            pages: Any = tiff.pages
-            page = next((page for page in pages if not page.is_reduced), None)  # no thumbnail
-            if page is None:
+        with open_tiff(file) as tiff:
+            pages: Any = islice(tiff.pages, MAX_CHANNELS + 1)  # of more none is decoded
+            full = [page for page in pages if not page.is_reduced]  # no thumbnail
+            if not full:
                 raise BadImage("TIFF without a full-size page")
-            return page.imagelength, page.imagewidth, page.tags.valueof(274, default=1)
-    jpeg = read_header(head)
+            page, channels = full[0], full[0].samplesperpixel * len(full)
+            sides, value_bytes = (page.imagelength, page.imagewidth), -(-page.bitspersample // 8)
+            return Header(*sides, channels, value_bytes, page.tags.valueof(274, default=1))
+    jpeg = read_jpeg_header(head)
     if jpeg is not None and jpeg.is_bare:
-        return jpeg.height, jpeg.width, 1
+        return Header(jpeg.height, jpeg.width, jpeg.components, 1)
+    is_deep = is_deep_png(file)
+    file.seek(0)
     with Image.open(file, formats=FORMATS) as image:
         orientation = _png_orientation(file) if head.startswith(_PNG) else orientation_of(image)
-        return image.height, image.width, orientation
+        value_bytes = 2 if is_deep or image.mode.startswith("I;16") else _BYTES.get(image.mode, 1)
+        channels = 3 if image.mode == "P" else len(image.getbands())
+        return Header(image.height, image.width, channels, value_bytes, orientation)
 
 
 def _png_orientation(file: BinaryIO) -> int:

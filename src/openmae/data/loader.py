@@ -28,8 +28,8 @@ from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import room
 from openmae.data.nodata import mask_of
 from openmae.data.parts import raw_shape
-from openmae.data.preprocess import fit_to_model
 from openmae.data.readers import Shortage, make_loader
+from openmae.data.regions import pixels_of
 from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled, is_blank, replacements
@@ -159,44 +159,49 @@ class Stream(Dataset):
         """A batch at once: DataLoader's fetcher prefers this, and hashing in bulk is far cheaper."""
         indices, keys = self.locate(positions)
         chances = uniforms(keys, NUM_CHANCES, "augment")
-        p, samples = self.preprocessing, list[Sample]()
-        before, found = None, None
+        before, found, samples = None, None, list[Sample]()
         for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
             if found is None or index != before:
                 before, found = index, self._read(index)
-            empty = None
-            if found.mask is not None:
-                box, is_flipped = self.augmentation.crop(found.image, p.image_size, chance)
-                empty = empty_patches(found.mask, box, p.image_size, self.min_side, is_flipped)
-            if self.is_whole:
-                crop = self.augmentation.crop(found.image, p.image_size, chance)
-                samples.append(Sample(found.image, key, found.bad, found.label, crop, found.was_blank, empty))
-            else:
-                image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
-                samples.append(Sample(image, key, found.bad, found.label, None, found.was_blank, empty))
+            try:
+                samples.append(self._sample(found, key, chance))
+            except BadImage:  # its file broke since it was opened: read whole, it is replaced
+                found = self._read(index, is_whole=True)
+                samples.append(self._sample(found, key, chance))
         return samples
 
     def __getitem__(self, position: int) -> Sample:
         return self.__getitems__([position])[0]
 
-    def _read(self, index: int) -> "_Decoded":
+    def _sample(self, found: "_Decoded", key: int, chance: NDArray[np.float64]) -> Sample:
+        p, crop, empty = self.preprocessing, None, None
+        if self.is_whole or found.mask is not None:
+            crop = self.augmentation.crop(found.image, p.image_size, chance)
+        if crop is not None and found.mask is not None:
+            empty = empty_patches(found.mask, crop.box, p.image_size, self.min_side, crop.is_flipped)
+        if self.is_whole:
+            return Sample(found.image, key, found.bad, found.label, crop, found.was_blank, empty)
+        image = self.augmentation(found.image, p.image_size, chance, key, p.value_range)
+        return Sample(image, key, found.bad, found.label, None, found.was_blank, empty)
+
+    def _read(self, index: int, is_whole: bool = False) -> "_Decoded":
         """Read one image; an unreadable one is replaced by the next readable one in the source's order.
 
-        A blank tile is replaced by another one of its image (`Tiled.replacements`).
+        A blank tile is replaced by another one of its image (`Tiled.replacements`). `is_whole`: of no file parts alone.
 
         Raises:
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
         bad, p, was_blank = dict[str, str](), self.preprocessing, False
-        bring = fit_to_model if self.is_whole else fitted_to_model
         for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
             for candidate in candidates:
                 try:
-                    image = self.source.read(candidate)
-                    if isinstance(self.source, Tiled) and is_blank(image):
+                    image = self.source.read(candidate) if is_whole else pixels_of(self.source, candidate)
+                    if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
-                    brought = bring(image, p, self.min_side)
+                    brought = fitted_to_model(image, p, self.min_side)
+                    brought = brought[:, :] if self.is_whole else brought
                     label = self.source.label(candidate) if self.with_labels else None
                     return _Decoded(brought, bad, label, was_blank, mask_of(image))
                 except BadImage as error:
@@ -220,15 +225,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
     images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    return Batch(
-        stack(images),
-        torch.tensor(keys),
-        reasons,
-        stacked(labels),
-        _crops_of(crops),
-        sum(was_blank),
-        stacked_empty(empty),
-    )
+    rest = (_crops_of(crops), sum(was_blank), stacked_empty(empty))
+    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), *rest)
 
 
 def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:

@@ -45,14 +45,21 @@ class Nodata:
         Args:
             marked: the value that the file marks.
         """
-        values = [value for value in (self.value, marked) if value is not None and _can_hold(array.dtype, value)]
-        if not values and array.dtype.kind != "f":
+        if not self.may_hit(array.dtype, marked):
             return None
+        values = self._values(array.dtype, marked)
         if array.ndim < 2:
             mask = _is_any(array, values)
         else:
             mask = in_strips(array.shape, lambda rows: _is_any(array[rows], values))
         return mask if mask.any() else None
+
+    def may_hit(self, dtype: np.dtype, marked: float | None = None) -> bool:
+        """Whether numbers of this type can be ones that stand for none."""
+        return dtype.kind == "f" or bool(self._values(dtype, marked))
+
+    def _values(self, dtype: np.dtype, marked: float | None) -> list[float]:
+        return [value for value in (self.value, marked) if value is not None and _can_hold(dtype, value)]
 
 
 def _can_hold(dtype: np.dtype, value: float) -> bool:
@@ -93,7 +100,7 @@ def with_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     return np.ma.MaskedArray(image, mask)
 
 
-def mask_of(image: NDArray) -> NDArray[np.bool_] | None:
+def mask_of(image: object) -> NDArray[np.bool_] | None:
     """Where an H x W x C image is empty; None where nowhere."""
     if not isinstance(image, np.ma.MaskedArray) or image.mask is np.ma.nomask:
         return None

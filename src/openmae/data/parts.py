@@ -11,6 +11,7 @@ from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.packed import PackedSource
+from openmae.data.regions import Stored, stored_of
 from openmae.data.sources import Label, Source
 from openmae.data.tiles import Tiled
 
@@ -43,6 +44,9 @@ class View(ABC):
 
     def read(self, index: int) -> np.ndarray:
         return self.source.read(self._checked(index))
+
+    def stored(self, index: int) -> Stored | None:
+        return stored_of(self.source, self._checked(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from openmae.data.pixels import MAX_PIXELS, BadImage, check_size, composite, upright
+from openmae.data.resize import LARGE_PIXELS
 from openmae.data.strips import in_strips
 
 # An explicit list: Image.open would otherwise offer the bytes to every plugin it has, Ghostscript's among them. MPO is
@@ -29,8 +30,8 @@ def read_with_pillow(
 
     Raises BadImage for a size that is not taken, and what Pillow raises for all else.
     """
-    if is_deep_png(file):
-        yield _deep_png(file, background, max_pixels)
+    if is_deep_png(file) or _is_large_grey_with_alpha(file):
+        yield _png(file, background, max_pixels)
         return
     with open_with_pillow(file, max_pixels) as image:
         for frame in frames:
@@ -96,12 +97,26 @@ def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarra
 
 def is_deep_png(file: BinaryIO) -> bool:
     """Whether this is a PNG of 16 bits and several channels, which Pillow narrows to 8 bits without a word."""
+    _, bits, colour = _png_header(file)
+    return bits == 16 and colour in (2, 4, 6)
+
+
+def _is_large_grey_with_alpha(file: BinaryIO) -> bool:
+    """Whether this is a large PNG of grey and alpha in 8 bits, of which Pillow makes 4 bytes a pixel, not 2."""
+    pixels, bits, colour = _png_header(file)
+    return pixels > LARGE_PIXELS and (bits, colour) == (8, 4)
+
+
+def _png_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Pixels, bits of a value and PNG's number of what a pixel is; zeros of another file."""
     file.seek(0)
     head = file.read(26)
-    return head.startswith(_PNG) and head[12:16] == b"IHDR" and head[24:25] == b"\x10" and head[25] in (2, 4, 6)
+    if not head.startswith(_PNG) or head[12:16] != b"IHDR" or len(head) < 26:
+        return 0, 0, 0
+    return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24]), head[24], head[25]
 
 
-def _deep_png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
+def _png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
     """Decode with torchvision what Pillow, having just read it whole, has vouched for."""
     import torch
     from torchvision.io import ImageReadMode, decode_png
@@ -111,9 +126,11 @@ def _deep_png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
         image.load()
         transparent, orientation = image.info.get("transparency"), orientation_of(image)
     del image  # and its memory
+    data = torch.empty(file.seek(0, 2), dtype=torch.uint8)
     file.seek(0)
-    values = decode_png(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    array = values.permute(1, 2, 0).numpy()  # (H, W, C)
+    file.readinto(data.numpy())  # type: ignore[attr-defined]
+    array = decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()  # (H, W, C)
+    del data
     if array.shape[2] in (2, 4):
         array = composite(array, background)
     elif isinstance(transparent, int | tuple):

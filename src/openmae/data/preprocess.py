@@ -14,6 +14,7 @@ from openmae.data.augment import centre_box, resized_crop
 from openmae.data.axes import BY_SHAPE, Axes
 from openmae.data.chance import Permutation
 from openmae.data.decode import BadImage, to_channels
+from openmae.data.largest import Largest, largest_image
 from openmae.data.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
 from openmae.data.parts import axes_of, raw_shape, root_of
 from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
@@ -126,6 +127,7 @@ class DataFacts:
         raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
         blank: tiles of the look that are blank; nothing else of them is in these facts.
         aspects: width over height of each image of the look.
+        largest: the image that takes most memory, of all or of some; None where no header can be read alone.
         with_empty, empty: how many images of the look have values that stand for none (nodata), and the share of such
             values among all of the look's.
     """
@@ -145,6 +147,7 @@ class DataFacts:
     raw_shape: tuple[int, int, int] | None = None
     blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
+    largest: Largest | None = None
     with_empty: int = 0
     empty: float = 0.0
 
@@ -219,6 +222,7 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         raw_shape=raw_shape(source),
         blank=blank,
         aspects=tuple(aspects),
+        largest=largest_image(source),
         with_empty=sum(share > 0 for share in empty),
         empty=float(np.mean(empty)),
     )

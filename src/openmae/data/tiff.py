@@ -22,22 +22,37 @@ _ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a chan
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
+def open_tiff(file: BinaryIO) -> Any:
+    """A TIFF of which tifffile parsed the header; by its content alone, for that stumbles over a name in bytes."""
+    from tifffile import TiffFile
+
+    file.seek(0)
+    return TiffFile(file, name="unnamed")
+
+
+def full_pages(tiff: Any, max_pixels: int) -> list[Any]:
+    """The pages of an opened TIFF without thumbnails and pyramid levels. Raises BadImage for more than is taken."""
+    pages: list[Any] = []
+    for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
+        if not page.is_reduced:
+            pages.append(page)
+        check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+    return pages
+
+
+def is_alpha(extra: tuple[int, ...]) -> bool:
+    """Whether the one channel beside the colours is alpha, by TIFF's ExtraSamples."""
+    return len(extra) == 1 and extra[0] in _ALPHA
+
+
 def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata | None = None) -> np.ndarray:
     """Pages of one shape and type, stacked as channels; masked where `rule` or a page's own mark says so.
 
     Raises BadImage for what is not taken, and what the two libraries raise for all else.
     """
-    from tifffile import TiffFile
-
     # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
-    file.seek(0)
-    with TiffFile(file) as tiff:
-        pages: list[Any] = []
-        page: Any
-        for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
-            if not page.is_reduced:  # thumbnails and pyramid levels
-                pages.append(page)
-            check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+    with open_tiff(file) as tiff:
+        pages = full_pages(tiff, max_pixels)
         if not pages or any(page.shape != pages[0].shape for page in pages):
             shapes = ", ".join(sorted({str(page.shape) for page in pages}))
             raise BadImage(f"TIFF pages of different shapes: {shapes}" if pages else "TIFF without a full-size page")
@@ -46,14 +61,14 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
             raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
             read = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
-            marks = (_mark(page, pages[0]) for page in pages)
+            marks = (mark_of_page(page, pages[0]) for page in pages)
             layers = (_masked(*found, rule) for found in zip(read, pages, marks, strict=True))
         else:
-            layers = (_tiff_page(page, file, background, rule, _mark(page, pages[0])) for page in pages)
+            layers = (_tiff_page(page, file, background, rule, mark_of_page(page, pages[0])) for page in pages)
         return _stacked(layers, len(pages))
 
 
-def _mark(page: Any, first: Any) -> float | None:
+def mark_of_page(page: Any, first: Any) -> float | None:
     """The value that stands for none, as GDAL notes it for a page or for all in the first; None where none is noted."""
     text = page.tags.valueof(GDAL_NODATA, default=first.tags.valueof(GDAL_NODATA))
     try:
@@ -103,7 +118,7 @@ def _suits_pillow(page: Any) -> bool:
     if page.samplesperpixel == 1 and page.photometric == 1 and page.sampleformat == 1:
         return bits in (1, 2, 4, 8, 16)
     base = 3 if page.photometric == 2 else 1
-    plain = page.samplesperpixel == base + len(extra) and (not extra or (len(extra) == 1 and extra[0] in _ALPHA))
+    plain = page.samplesperpixel == base + len(extra) and (not extra or is_alpha(extra))
     return bits in (1, 8) and page.sampleformat == 1 and plain
 
 
@@ -127,7 +142,7 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(emptied(array, mask))
     extra = page.extrasamples
-    if len(extra) == 1 and extra[0] in _ALPHA:
+    if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
     orientation = page.tags.valueof(274, default=1)

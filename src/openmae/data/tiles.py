@@ -10,6 +10,8 @@ from openmae.data.chance import Permutation
 from openmae.data.folder import Ignored
 from openmae.data.nodata import contiguous, mask_of, valid_values
 from openmae.data.pixels import BadImage
+from openmae.data.regions import pixels_of
+from openmae.data.resize import Pixels
 from openmae.data.sources import Label, Source
 
 BLANK = "blank tile"  # the reason beside the name of a tile that is left out for it
@@ -55,7 +57,8 @@ class Tiled:
     the image's own length along the other. The last row and column begin where they end with the image, and so overlap
     the ones before. A smaller image is itself. Labels are the images'.
 
-    A process keeps the image that it decoded last, so tiles that are read in order decode their image once.
+    A process keeps the image that it decoded last, so tiles that are read in order decode their image once. Of an image
+    whose parts can be read alone, a tile is all that is read.
 
     Args:
         sizes: (n, 2) height and width of each of the source's images; 0 where it cannot be known.
@@ -68,7 +71,7 @@ class Tiled:
         self.ignored: Ignored = source.ignored
         self._grids = tiles_along(sizes.astype(np.int64), size)  # (n, 2): rows and columns of tiles
         self._starts = np.concatenate([[0], np.cumsum(self._grids.prod(axis=1))])  # the first tile of each image
-        self._kept: tuple[int, NDArray] | None = None
+        self._kept: tuple[int, Pixels] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_kept": None}
@@ -106,7 +109,7 @@ class Tiled:
         image, row, column = self.place(index)
         pixels = self._image(image)
         if not self._is_cut(image):
-            return pixels
+            return pixels[:, :]
         (top, height), (left, width) = (
             span(int(length), self.size, number)
             for length, number in zip(self.sizes[image], (row, column), strict=True)
@@ -131,11 +134,11 @@ class Tiled:
     def _is_cut(self, image: int) -> bool:
         return bool(self._starts[image + 1] - self._starts[image] > 1)
 
-    def _image(self, image: int) -> NDArray:
+    def _image(self, image: int) -> Pixels:
         if self._kept is not None and self._kept[0] == image:
             return self._kept[1]
         self._kept = None  # before the next is decoded: never two in memory
-        pixels = self.source.read(image)
+        pixels: Pixels = pixels_of(self.source, image) if self._is_cut(image) else self.source.read(image)
         height, width = self.sizes[image].tolist()
         if pixels.shape[:2] != (height, width):
             raise BadImage(f"{pixels.shape[0]} x {pixels.shape[1]} px, its tiles were counted for {height} x {width}")

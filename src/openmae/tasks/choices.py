@@ -8,12 +8,14 @@ import torch
 
 from openmae.config import SIZES, Preprocessing, check_name, pair
 from openmae.config.checks import MARKED
+from openmae.data.largest import Largest
 from openmae.data.nodata import nodata_of
 from openmae.data.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.split_names import SPLIT_RULES
 from openmae.errors import RequestError
 from openmae.tasks.image_size import image_size_for
+from openmae.tasks.reader_memory import workers_that_fit
 from openmae.training.device import can_compile, default_workers, has_bf16, total_memory
 from openmae.training.optim import CosineSchedule
 
@@ -34,12 +36,17 @@ class Machine:
     workers: int
     memory: int
     can_compile: bool = True
+    why_workers: str = "from the cores"
 
     @classmethod
-    def of(cls, device: torch.device, num_processes: int) -> "Machine":
-        """This one, which `num_processes` share."""
-        workers = default_workers(device, num_processes)
-        return cls(device.type, has_bf16(device), workers, total_memory(device), can_compile(device))
+    def of(cls, device: torch.device, num_processes: int, largest: Largest | None = None) -> "Machine":
+        """This one, which `num_processes` share.
+
+        Args:
+            largest: of the images; fewer readers where memory holds no more of it.
+        """
+        workers, why = workers_that_fit(default_workers(device, num_processes), num_processes, largest)
+        return cls(device.type, has_bf16(device), workers, total_memory(device), can_compile(device), why)
 
 
 class Choices:
@@ -239,7 +246,7 @@ def decide_machine(machine: Machine, choices: Choices, width: int) -> None:
     # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or width >= 768)
     decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
-    decide("workers", machine.workers, "from the cores")
+    decide("workers", machine.workers, machine.why_workers)
 
 
 def decide_pace(steps: int, choices: Choices) -> None:

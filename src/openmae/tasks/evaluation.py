@@ -9,6 +9,7 @@ from openmae.config import Preprocessing, TargetScale
 from openmae.data.evaluation import evaluation_batches
 from openmae.data.labels import targets_of
 from openmae.data.preprocess import normalise
+from openmae.data.readers import ReaderKilled
 from openmae.data.sources import Source
 from openmae.model.heads import Classifier
 from openmae.tasks.held_out import EvaluationStopped
@@ -39,7 +40,8 @@ def predict(
     Every process gets the predictions of all.
 
     Raises:
-        EvaluationStopped: a signal came to one of the processes.
+        EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
+        ReaderKilled: the system killed readers of this one, twice.
     """
     targets = torch.from_numpy(targets_of(source))
     logits: list[torch.Tensor] = [torch.empty(0, model.shape.num_classes)]
@@ -58,16 +60,20 @@ def predict(
         pin=device.type == "cuda",
         is_given_up=(lambda: False) if stop is None else stop.is_received,
     )
-    with closing(batches):
-        for batch in batches:
-            bad |= batch.bad
-            if len(batch.images):
-                images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
-                with autocast(device, precision):
-                    logits.append(model(images).float().cpu())
-                indices.append(batch.indices.numpy())
-    if processes.any(stop is not None and stop.is_received()):
-        raise EvaluationStopped
+    killed: ReaderKilled | None = None
+    try:
+        with closing(batches):
+            for batch in batches:
+                bad |= batch.bad
+                if len(batch.images):
+                    images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
+                    with autocast(device, precision):
+                        logits.append(model(images).float().cpu())
+                    indices.append(batch.indices.numpy())
+    except ReaderKilled as error:  # the other processes wait for this one
+        killed = error
+    if processes.any(killed is not None or (stop is not None and stop.is_received())):
+        raise EvaluationStopped if killed is None else killed
     own = np.concatenate(indices)
     part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
     return merge(processes.gather(part))

@@ -217,7 +217,6 @@ def decide(
     Raises:
         RequestError: no image of the look can be read, or the settings do not fit.
     """
-    machine = Machine.of(device, processes.local_count)
     if earlier is not None:
         check_classes(earlier, data)
         assert earlier.checkpoint is not None
@@ -228,6 +227,7 @@ def decide(
         facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
+    machine = Machine.of(device, processes.local_count, facts.largest)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
     tuned = settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start)
     return replace(tuned, config=replace(tuned.config, device=str(device))), facts

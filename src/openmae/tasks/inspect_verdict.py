@@ -85,7 +85,7 @@ def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]
         device: torch.device = pick_device(None)
         settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "nodata", "tiles")}
         config = PretrainConfig(data=inspected.path, **vars(inspected.parts), out="run", **settings)
-        settled = settle(config, facts, Machine.of(device, 1))
+        settled = settle(config, facts, Machine.of(device, 1, facts.largest))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
     chosen, why = settled.config, settled.reasons

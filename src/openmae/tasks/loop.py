@@ -93,6 +93,7 @@ def run_loop(
         Fault: a full disk, a dead reader process, or numbers that are not finite after every roll-back.
     """
     t, micro_batch_size, saved_step = training, training.micro_batch_size, step
+    killed: ReaderKilled | None = None  # of this process, the second time: the run is to end
     inputs, is_warm = t.read_from(step, micro_batch_size), False
     screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
     waits = Waits(
@@ -109,16 +110,30 @@ def run_loop(
         saved_step = step
 
     def stop_if_asked() -> None:
-        """Save and stop where a signal came to any of the processes. No weight has changed since the last step."""
+        """Save and stop where a signal came to any of the processes, or one has no readers any more.
+
+        No weight has changed since the last step.
+        """
         with waits.on("another process"):
-            is_asked = processes.any(stop.is_received())
+            is_asked = processes.any(stop.is_received() or killed is not None)
         if is_asked:
-            signal = stop.received or "a signal to another process"
-            if processes.any(not is_finite(t.model)):
-                raise Interrupted(f"{signal} at step {step:,}: not saved, weights are not finite")
-            if saved_step != step or step == 0:
+            is_lost = processes.any(not is_finite(t.model))
+            if not is_lost and (saved_step != step or step == 0):
                 save()
-            raise Interrupted(f"{signal} at step {step:,}: saved, --resume auto continues")
+            how = "not saved, weights are not finite" if is_lost else "saved, --resume auto continues"
+            if killed is not None:
+                raise Fault(f"{killed}; at step {step:,}: {how}")
+            signal = stop.received or "a signal to another process, or a killed reader of it,"
+            raise Interrupted(f"{signal} at step {step:,}: {how}")
+
+    def look() -> None:
+        """Evaluate, where it is time to."""
+        nonlocal killed
+        try:
+            with waits.on("the evaluation"):
+                evaluate(evaluators, step, t.num_steps, t.model, progress, stop)
+        except ReaderKilled as error:
+            killed = error
 
     def warm_up(found: StepInputs[Batch, Any]) -> None:
         """Compile before the first step, where that is wanted; it is not the step's time."""
@@ -137,21 +152,19 @@ def run_loop(
 
     def try_step() -> tuple[float, StepResult] | None:
         """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
-        nonlocal inputs, is_warm, micro_batch_size
+        nonlocal inputs, is_warm, micro_batch_size, killed
+        found = None
         try:
-            with waits.on("the readers' next batch"):
-                found = progress.wait_for(inputs)
+            try:
+                with waits.on("the readers' next batch"):
+                    found = progress.wait_for(inputs)
+            except ReaderKilled as error:  # the other processes hear of it in `stop_if_asked`
+                killed = error
             stop_if_asked()
             assert found is not None, "readers give up where a stop was asked for"
             warm_up(found)
             set_rate(t.optimizer, rate := t.schedule(step))
             return rate, t.take_step(found, step)
-        except ReaderKilled as error:  # again; no weight has changed since the last step
-            if processes.count > 1:  # the others are elsewhere
-                raise
-            if saved_step != step or step == 0:
-                save()
-            raise Fault(f"{error}; saved at step {step:,}, --resume auto continues") from None
         except RuntimeError as error:
             micro_batch_size = smaller_micro_batch(t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes)
             screen.say(f"out of memory: now {micro_batch_size} images at a time")
@@ -167,8 +180,7 @@ def run_loop(
             live.enter_context(screen)
             screen.say(f"resumed at step {step:,}" if progress.is_resumed else f"writing to {t.run}")
             first = step
-            with waits.on("the evaluation"):
-                evaluate(evaluators, step, t.num_steps, t.model, progress, stop)  # if a stop came before it could
+            look()  # if a stop came before it could
             while step < t.num_steps:
                 if (tried := try_step()) is None:
                     continue
@@ -195,8 +207,7 @@ def run_loop(
                         screen.start_clock(step)
                     elif (left := screen.time_left(step)) is not None:
                         screen.say(f"timed      about {duration(left)} from here")
-                with waits.on("the evaluation"):
-                    evaluate(evaluators, step, t.num_steps, t.model, progress, stop)
+                look()
                 if wants_save:
                     save()
             stop_if_asked()

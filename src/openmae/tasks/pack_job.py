@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import PackConfig
+from openmae.data.largest import largest_image
 from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed, PackedImages, Packing
 from openmae.data.packed import MANIFEST, WITH_EMPTY
@@ -28,6 +29,7 @@ from openmae.tasks.pack_files import (
     write_manifest,
     write_quarantine,
 )
+from openmae.tasks.reader_memory import FROM_CORES, workers_that_fit
 from openmae.training.device import num_cores
 from openmae.training.files import PARTIAL, sync
 from openmae.training.signals import StopRequest
@@ -201,7 +203,12 @@ class PackJob:
         size = max(1, min(BATCH_IMAGES, BATCH_BYTES // self.packing.row_bytes)) if self.plan["shape"] else BATCH_IMAGES
         batches = [list(part[start : start + size]) for part in parts for start in range(0, len(part), size)]
         dataset = PackedImages(source, self.packing)
-        workers = num_cores() if self.config.workers is None else self.config.workers
+        workers = self.config.workers
+        if workers is None:
+            largest = largest_image(source, is_cut=isinstance(source, Tiled))
+            workers, why = workers_that_fit(num_cores(), 1, largest)
+            if why != FROM_CORES:
+                print(f"readers    {workers}: {why}", flush=True)
         workers = min(workers, len(batches))
         loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)
         return read(loader, self.stop.is_received)

@@ -13,6 +13,7 @@ from openmae.errors import Fault, shown
 from openmae.model import cost
 from openmae.tasks.choices import total_steps
 from openmae.tasks.image_size import seen_words
+from openmae.tasks.reader_memory import reader_line
 from openmae.tasks.settle import Settled, planned_memory
 from openmae.tasks.settle_finetune import SettledTuning
 from openmae.tasks.settle_probe import SettledProbing
@@ -46,6 +47,7 @@ def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible
         + f": {epochs:.4g} epochs",
         f"rate       {rate_words(c)}",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        *reader_line(facts.largest, c.workers),
         f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
@@ -120,6 +122,7 @@ def tuning_lines(
         + f": {num_steps * c.batch_size / count:.4g} epochs",
         f"rate       {rate_words(c)}; each layer's is {c.layer_decay:g} of the next one's",
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        *reader_line(facts.largest, c.workers),
     ]
     lines += nodata_lines(facts) + value_lines(tuned.notes)
     lines += label_lines(data)
@@ -173,6 +176,7 @@ def probing_lines(
         f"{c.warmup_epochs:.3g} epochs of warm-up, then a cosine to {c.min_lr:g}"
         + (f"; the best is chosen {chosen}" if len(c.base_lr) > 1 else ""),
         f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        *reader_line(facts.largest, c.workers),
     ]
     lines += nodata_lines(facts) + value_lines(settled.notes)
     lines += label_lines(data)

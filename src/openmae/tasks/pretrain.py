@@ -262,7 +262,7 @@ def decide(
         facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(device, processes.local_count)
+    machine = Machine.of(device, processes.local_count, facts.largest)
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))
     if config.held_out is None:

@@ -202,7 +202,7 @@ def decide(
         facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(device, processes.local_count)
+    machine = Machine.of(device, processes.local_count, facts.largest)
     settled = settle_probe(config, facts, data.num_outputs, machine, encoder, preprocessing)
     return replace(settled, config=replace(settled.config, device=str(device))), facts
 

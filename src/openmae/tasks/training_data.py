@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from openmae.config import Dataset, Preprocessing, PretrainConfig, SettledConfig, paths_of
 from openmae.data.augment import Augmentation
-from openmae.data.hand_over import why_through_pipes
+from openmae.data.hand_over import goes_through_pipes
 from openmae.data.loader import Batch, Stream, training_loader
 from openmae.data.packed import PackedSource
 from openmae.data.parts import drawn, images_apart, split_held_out, split_tiles
@@ -144,9 +144,6 @@ def read_steps(
     # Of a step that is trained on and of the next, unless they were copied into page-locked memory.
     held = 2 if pin else 2 * num_parts
     per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
-    reason = why_through_pipes(per_batch, workers * processes.local_count, held * processes.local_count)
-    if reason is not None and processes.is_first:
-        _say_once(f"readers    {reason}")
     loader = training_loader(
         stream,
         steps=steps,
@@ -155,7 +152,7 @@ def read_steps(
         micro_batch_size=micro_batch_size,
         workers=workers,
         pin=pin,
-        through_pipes=reason is not None,
+        through_pipes=goes_through_pipes(per_batch, workers, held),
     )
     with closing(read(loader, is_given_up)) as batches:
         for batch in batches:
@@ -163,11 +160,6 @@ def read_steps(
             if len(parts) == num_parts:
                 yield parts
                 parts = []
-
-
-@cache
-def _say_once(line: str) -> None:
-    print(line, flush=True)
 
 
 def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:

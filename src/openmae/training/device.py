@@ -15,6 +15,7 @@ import torch
 from openmae.errors import RequestError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+MEMORY, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
@@ -106,7 +107,7 @@ def num_cores() -> int:
     """Cores that this process may use: of its CPU set, and of a container's share of time (cgroup 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = (CGROUP / "cpu.max").read_text().split()
         return max(1, min(cores, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max": no limit
         return cores
@@ -128,6 +129,23 @@ def total_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that can be had without swapping, also within a container's limit (cgroup 2).
+
+    None where the system does not say.
+    """
+    try:
+        lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError, IndexError):
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, max(0, limit - used + int(counts["inactive_file"])))  # files' pages, given up when asked for
+    return free
 
 
 def peak_memory(device: torch.device) -> int:
