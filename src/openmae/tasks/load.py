@@ -285,7 +285,7 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    preprocessing = replace(found.preprocessing, axes=axes or found.preprocessing.axes)
+    preprocessing = replace(found.preprocessing, axes=found.preprocessing.axes if axes is None else axes)
     preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
     common = (preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):
