@@ -11,7 +11,6 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from openmae.errors import RequestError
 
-
 LARGEST_TILE = 100_000  # pixels; more would cut nothing
 
 
