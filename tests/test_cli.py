@@ -194,6 +194,8 @@ def test_pretrain_spoils_no_existing_folder(place, capsys, out, resume, wanted):
         ("images/0.png --init run --mask blok", ["did you mean 'block'"]),
         ("images/0.png --init run --undo tru", ["did you mean 'true'"]),
         ("images/0.png --init run --limit 0", ["--limit got 0"]),
+        ("images/0.png --init run --max-pixels 0", ["--max-pixels got 0: it must be at least 1"]),
+        ("images/0.png --init run --tiles 64", ["(--tiles is for pretrain, embed, inspect, pack)"]),
         ("images/0.png --init run --image-size 9", ["does not divide an image of 9x9"]),
         ("images/0.png --init run --mask given --mask-file wide.npy", ["shape (4, 5)"]),
         ("--init run", ["reconstruct got no image"]),
@@ -202,6 +204,12 @@ def test_pretrain_spoils_no_existing_folder(place, capsys, out, resume, wanted):
 def test_reconstruct_refuses(place, capsys, arguments, wanted):
     refused(capsys, f"reconstruct {arguments} --device cpu --out out.png", *wanted)
     assert not (place / "out.png").exists()
+
+
+@pytest.mark.parametrize("flags", ["--limit 3", "--tiles 64", "--value-range 0 1", "--axes CYX", "--max-pixels 99"])
+@pytest.mark.parametrize(("path", "kind"), [("run", "run"), ("run/model.safetensors", "model")])
+def test_inspect_takes_nothing_of_data_for_what_is_none(place, capsys, path, kind, flags):
+    refused(capsys, f"inspect {path} {flags}", f"{flags.split()[0]} is for a data set, and {path} is a {kind}")
 
 
 @pytest.mark.parametrize("out", ["out.jpg", "out", "png"])

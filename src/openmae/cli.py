@@ -31,6 +31,7 @@ from openmae.config import (
     ReconstructConfig,
     RobustnessConfig,
     check_name,
+    flag_of,
 )
 from openmae.config.checks import nodata_setting
 from openmae.errors import Fault, Interrupted, RequestError, shown
@@ -238,7 +239,11 @@ def usage_error(box: str) -> str:
     elif no_parse := re.match(r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*)\]", text):
         text = f"{no_parse[1]} got {no_parse[2]}, which it does not take"
     near = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(lines))
-    return f"{text}{f' (did you mean {near[1]}?)' if near else ''}: see openmae --help or openmae COMMAND --help"
+    hint = f" (did you mean {near[1]}?)" if near else ""
+    if near and re.search(rf"{re.escape(near[1])}(?![\w-])", text):  # another command's
+        takers = [name for kind, name in TASKS.items() if near[1] in map(flag_of, get_type_hints(kind))]
+        hint = f" ({near[1]} is for {', '.join(takers)})" if takers else ""
+    return f"{text}{hint}: see openmae --help or openmae COMMAND --help"
 
 
 if __name__ == "__main__":

@@ -349,7 +349,7 @@ def test_a_part_that_hides_its_labels(tmp_path):
     [
         ([1.0, float("inf"), 2.0], pa.float64(), "has a label beyond 1e[+]100"),
         (["a", "b", "c"], pa.string(), "has label: string; expected a number"),
-        ([None, None, None], pa.float64(), "no training image of .* has a label"),
+        ([None, None, None], pa.float64(), "no training image of .* has all its numbers: give them"),
         ([2.5, None, None], pa.float64(), "has one labelled training image, so none can be held out"),
     ],
 )

@@ -49,6 +49,22 @@ def numbers_in(data):
 
 
 @pytest.mark.parametrize("format", ["jpeg", "raw"])
+def test_tiles_have_the_numbers_of_their_images(ages, pixel_run, tmp_path, format):
+    """In a pack, in a pack of that, and in a table of features."""
+    expected = {f"ages.parquet#{i}": label for i, label in enumerate(LABELS) if label is not None}
+    packs = [ages, tmp_path / "pack", tmp_path / "again"]
+    for data, out, settings in ((*packs[:2], {"tiles": 8}), (*packs[1:], {})):
+        pack(PackConfig(data=str(data), out=str(out), format=format, workers=0, **settings))
+        found = numbers_in(out)
+        assert len(found) == 4 * len(expected)
+        assert {(name.rpartition("#")[0], number) for name, number in found.items()} == set(expected.items())
+    settings = {"data": str(ages), "init": str(pixel_run), "image_size": 8, "device": "cpu", "workers": 0}
+    embed(EmbedConfig(out=str(tmp_path / "table.npz"), tiles=8, **settings))
+    with np.load(tmp_path / "table.npz") as table:
+        np.testing.assert_array_equal(table["labels"], np.repeat([np.nan if n is None else n for n in LABELS], 4))
+
+
+@pytest.mark.parametrize("format", ["jpeg", "raw"])
 def test_a_pack_has_the_numbers(ages, tmp_path, format):
     """With a fraction, below 0 and missing ones; whole ones that are classes leave no trace of it."""
     out = tmp_path / "pack"

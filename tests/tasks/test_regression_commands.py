@@ -95,6 +95,9 @@ def test_what_does_not_go_with_numbers_is_refused_in_a_line(pretrained, greys, t
     common = [greys, "--label-file", f"{greys}.csv", "--init", pretrained, "--task", "regression", "--workers", "0"]
     (tmp_path / "words.csv").write_text("path,age\n00.png,old\n01.png,2\n")
     (tmp_path / "short.csv").write_text("path,age\n00.png,1\n")
+    (tmp_path / "missing.csv").write_text("path,a,b\n00.png,1,\n01.png,,2\n")
+    (tmp_path / "near.csv").write_text("path,ph\n" + "".join(f"{i:02}.png,{i}e-300\n" for i in range(60)))
+    (tmp_path / "names.csv").write_text("path,a,k20,a_k7\n" + "".join(f"{i:02}.png,{i},{i},{i}\n" for i in range(60)))
     cases = {
         "mixup": ("finetune", ["--mixup", "0.8"], r"--mixup is for classes, not for --task regression: leave it out"),
         "cutmix": ("finetune", ["--cutmix", "1"], r"--cutmix is for classes"),
@@ -110,7 +113,20 @@ def test_what_does_not_go_with_numbers_is_refused_in_a_line(pretrained, greys, t
         "words": ("probe", ["--label-file", tmp_path / "words.csv"], r"line 2: column age has old; expected a number"),
         "one number": ("probe", ["--label-file", tmp_path / "short.csv"], r"one labelled training image, so none can"),
         "too many": ("finetune", ["--labels", "99"], r"there are 48 labelled images to train on; ask for fewer"),
-        "one of them": ("finetune", ["--labels", "1"], r"all 1 training images have the same 'light'"),
+        "one of them": ("finetune", ["--labels", "1"], r"there is one training image with 'light'.*: give more"),
+        "all of them": ("finetune", ["--held-out", "60"], r"59 can be held out if one is to train on; hold out"),
+        "missing ones": ("probe", ["--label-file", tmp_path / "missing.csv"], r"has all its numbers: give them"),
+        "too near": ("knn", ["--label-file", tmp_path / "near.csv"], r"'ph' differ by too little .* give them in an"),
+        "a name twice": (
+            "knn",
+            ["--label-file", tmp_path / "names.csv", "--k", "5", "20"],
+            r"the column k20 and --k 20 would both have the figure r2_k20: rename the column",
+        ),
+        "another twice": (
+            "knn",
+            ["--label-file", tmp_path / "names.csv", "--k", "5", "7"],
+            r"the column a_k7 and --k 7 would both have the figure r2_a_k7: rename the column",
+        ),
         "no folder of numbers": (
             "knn",
             ["--label-file", tmp_path / "none.csv"],

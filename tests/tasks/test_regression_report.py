@@ -137,3 +137,16 @@ def test_names_of_columns_start_no_formula(tmp_path):
     predictions = table(tmp_path / "predictions.csv")
     assert (len(predictions), predictions[-1]["unreadable"]) == (51, "empty")
     write_regression_report(tmp_path / "one", made(count=1, constant=(0,)), Pictures(), EIGHT_BIT, "one")
+
+
+def test_a_heading_stands_once(tmp_path):
+    """Numbers may be called as our own columns are."""
+    columns = ("name", "loss", "predicted_name")
+    predictions = made(count=3, columns=columns)
+    write_regression_report(tmp_path, predictions, Pictures(), EIGHT_BIT, "run")
+    rows = table(tmp_path / "predictions.csv")
+    assert list(rows[0]) == [
+        *("name", "name_1", "loss", "predicted_name", "predicted_name_4"),
+        *("predicted_loss", "predicted_predicted_name", "loss_7", "unreadable"),
+    ]
+    assert [row["name"] for row in rows] == ["0.png", "1.png", "2.png"]

@@ -234,6 +234,15 @@ def test_what_is_held_out_of_a_labelled_pack_of_tiles_is_held_out_by_image(pack_
     assert {found.validation.label(i) for i in range(len(found.validation))} == {0, 1}
 
 
+def test_a_pack_of_a_pack_of_tiles_knows_what_image_each_is_of(pack_of_tiles, tmp_path):
+    openmae.pack(PackConfig(data=str(pack_of_tiles), out=str(tmp_path / "again"), format="raw", workers=0))
+    of_tiles, again = (images_apart(open_source(str(path))) for path in (pack_of_tiles, tmp_path / "again"))
+    assert np.array_equal(of_tiles, again)
+    data = open_training_data(PretrainConfig(data=str(tmp_path / "again"), out=str(tmp_path / "run"), held_out=3))
+    assert len(images_of(data.held_out)) == 3
+    assert not images_of(data.train) & images_of(data.held_out)
+
+
 def test_finetuning_trains_on_a_pack_of_tiles(pack_of_tiles, tiles_config, tmp_path):
     pretrain(tiles_config(tmp_path / "run", steps=1))
     settings = {"data": str(pack_of_tiles), "init": str(tmp_path / "run"), "steps": 1, "batch_size": 8, "workers": 0}
@@ -278,6 +287,9 @@ def test_inspecting_counts_tiles(data, capsys):
     ("command", "said"),
     [
         (["pretrain", "DATA", "--out", "OUT", "--tiles", "0"], "--tiles got 0: it must be at least 1"),
+        (["pretrain", "DATA", "--out", "OUT", "--tiles", "9" * 25], "it must be at least 1 and at most 100000"),
+        (["embed", "DATA", "--init", "RUN", "--out", "OUT.npz", "--tiles", "9" * 25], "at most 100000"),
+        (["inspect", "DATA", "--tiles", "9" * 25], "at most 100000"),
         (
             ["pretrain", "DATA", "--out", "OUT", "--tiles", "16", "--image-size", "32"],
             "--tiles got 16, less than --image-size 32: tiles would be enlarged, give 32 or more",

@@ -244,8 +244,12 @@ def test_from_python_a_doubt_is_said_and_nothing_is_guessed(folders, eight_bit_r
         assert torch.equal(told.prepare(twelve), model.prepare(eight))
         assert torch.equal(model.prepare(sixteen), model.prepare(eight))
         assert torch.equal(told.prepare(wide), model.prepare(eight))
-    with pytest.raises(RequestError, match="--value-range"):
-        load(str(eight_bit_run), "cpu", value_range=(9, 9))
+    infinite = float("inf")
+    for wrong in ((9, 9), (0,), (0, 1, 2), 4095, "09", ("0", "4095"), (None, 1), (0, infinite), (-1e308, 1e308)):
+        with pytest.raises(RequestError, match="--value-range got"):
+            load(str(eight_bit_run), "cpu", value_range=wrong)
+    with pytest.raises(RequestError, match="--axes got ''"):
+        load(str(eight_bit_run), "cpu", axes="")
 
 
 def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):

@@ -13,6 +13,7 @@ from openmae.errors import RequestError
 
 MARKED, OFF = "marked", "off"
 NODATA_WAYS = (MARKED, OFF)
+LARGEST_TILE = 100_000  # pixels; more would cut nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +69,26 @@ def check_types(config: Any) -> None:
     """Raise RequestError where a field of a dataclass is not of its annotated type (a bool is no int)."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RequestError(f"{flag_of(name)} got {value}: it must be a finite number")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise RequestError(f"{flag_of(name)} got {number}: it must be a finite number")
         if not _fits(value, hint):
             raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
 
 
 def check_value_range(got: tuple[float, float] | None) -> None:
-    """Raise RequestError where black does not lie below white (None passes)."""
-    if got is not None and not got[0] < got[1]:
+    """Raise RequestError unless it is two finite numbers, black below white (None passes)."""
+    if got is None:
+        return
+    if not (isinstance(got, (tuple, list)) and len(got) == 2 and all(_fits(value, float) for value in got)):
+        raise RequestError(f"--value-range got {got!r}: it must be two finite numbers, LOW and HIGH")
+    if not (got[0] < got[1] and math.isfinite(got[1] - got[0])):
         raise RequestError(f"--value-range got {got[0]:g} {got[1]:g}: the first must lie below the second")
 
 
 def check_tiles(tiles: int | None, sides: tuple[int, int] | None, flag: str = "--image-size") -> None:
     """Raise RequestError where a tile would be enlarged to what is asked for by `flag` (None passes)."""
-    check_range("--tiles", tiles, 1)
+    check_range("--tiles", tiles, 1, LARGEST_TILE)
     if tiles is not None and sides is not None and tiles < max(sides):
         raise RequestError(
             f"--tiles got {tiles}, less than {flag} {max(sides)}: tiles would be enlarged, give {max(sides)} or more"

@@ -52,6 +52,7 @@ class ReconstructConfig(NodataSettings):
         check_name("--undo", self.undo, UNDO)
         check_range("--mask-ratio", self.mask_ratio, 0, 1, open_low=True, open_high=True)
         check_range("--limit", self.limit, 1, 1000)
+        check_range("--max-pixels", self.max_pixels, 1)
         check_range("--seed", self.seed, 0, 2**63 - 1)
         for side in self.size or ():
             check_range("--image-size", side, 1, 16384)

@@ -46,6 +46,8 @@ class TargetScale:
         """
         means, deviations = [], []
         for name, numbers in zip(columns, values, strict=True):
+            if len(numbers) == 1:
+                raise RequestError(f"there is one training image with {name!r}, and nothing to learn of it: give more")
             if min(numbers) == max(numbers):
                 raise RequestError(
                     f"all {len(numbers)} training images have the same {name!r} ({numbers[0]:g}): there is nothing to "
@@ -53,6 +55,11 @@ class TargetScale:
                 )
             means.append(mean := math.fsum(numbers) / len(numbers))
             deviations.append(math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / len(numbers)))
+            if not deviations[-1]:
+                raise RequestError(
+                    f"the numbers of {name!r} differ by too little to be told apart ({min(numbers):g} to "
+                    f"{max(numbers):g}): give them in another unit"
+                )
         return cls(columns=columns, mean=tuple(means), std=tuple(deviations))
 
     @classmethod

@@ -178,10 +178,10 @@ def check_labelled(data: str, labels: Labels, classes: tuple[str, ...]) -> None:
     """Raise RequestError unless some training images have labels, and not all the same class."""
     known = labels[is_labelled(labels)]
     if len(known) == 0:
-        raise RequestError(
-            f"no training image of {shown(data)} has a label: put every image into a class folder, add a `label` "
-            "column, or give --label-file"
-        )
+        what, instead = ("a label", "put every image into a class folder, add a `label` column, or give --label-file")
+        if labels.dtype == np.float64:
+            what, instead = "all its numbers", "give them in --label-file, or in a `label` column"
+        raise RequestError(f"no training image of {shown(data)} has {what}: {instead}")
     if not classes:
         return
     if (known == known[0]).all():

@@ -106,9 +106,10 @@ def split_stratified(labels: Labels, held_out: int, seed: int = 0) -> tuple[NDAr
     groups = members_of(labels)
     sizes = np.array([len(group) for group in groups], np.int64)
     if held_out > (sizes - 1).sum():
+        of_each = " of each class" if labels.ndim == 1 else ""
         raise RequestError(
             f"--held-out {held_out}: of {sizes.sum()} labelled images {(sizes - 1).sum()} can be held out "
-            "if one of each class is to train on; hold out fewer, or give a test part"
+            f"if one{of_each} is to train on; hold out fewer, or give a test part"
         )
     seats = _allot(sizes, held_out, np.zeros_like(sizes), sizes - 1)
     held = np.sort(_draw(groups, seats, _SPLIT_KEY, seed))

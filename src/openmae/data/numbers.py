@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from openmae.config.target_scale import LARGEST_NUMBER
 from openmae.data.parts import View
 from openmae.data.sources import Source
+from openmae.data.tiles import Tiled
 from openmae.errors import RequestError, shown
 
 COLUMN = "label"  # what numbers are called that come without the name of a column
@@ -75,7 +76,10 @@ def spread_of_names(names: Iterable[str]) -> str:
 
 
 def own_numbers(source: Source) -> NDArray[np.float64] | None:
-    """The numbers that a source has as numbers; None where it has none."""
+    """The numbers that a source has as numbers, a tile its image's; None where it has none."""
+    if isinstance(source, Tiled):
+        of_images = own_numbers(source.source)
+        return None if of_images is None else of_images[source.image_numbers]
     return source.numbers if isinstance(source, Numbered) else None
 
 

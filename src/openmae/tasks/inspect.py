@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from openmae.config import InspectConfig
+from openmae.config import InspectConfig, flag_of
 from openmae.errors import RequestError, shown
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
 PUBLIC = ("hf:", "timm:")
+OF_DATA = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -22,8 +23,11 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     """
     config = InspectConfig.from_dict(config.to_dict())  # paths as strings
     kind = "data" if config.path is None else kind_of(config.path)
-    if config.tiles is not None and kind != "data":
-        raise RequestError(f"--tiles is for a data set, and {shown(str(config.path))} is a {kind}: leave it out")
+    for name in config.explicit() if kind != "data" else ():
+        if name in OF_DATA:
+            raise RequestError(
+                f"{flag_of(name)} is for a data set, and {shown(str(config.path))} is a {kind}: leave it out"
+            )
     if kind == "model":
         from openmae.tasks.inspect_model import inspect_model
 

@@ -28,7 +28,7 @@ from openmae.tasks.extract import (
 from openmae.tasks.load import load
 from openmae.tasks.matched import matched_model
 from openmae.tasks.metrics import interval
-from openmae.tasks.neighbour_numbers import estimate, figures_of_numbers
+from openmae.tasks.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
 from openmae.tasks.neighbours import neighbour_votes
 from openmae.tasks.place import check_place, held
 from openmae.tasks.plan import label_lines, target_words
@@ -159,6 +159,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
     if data.is_multi_label:
         raise RequestError("images with several labels have no nearest class: openmae probe can learn them")
     check_k(config.k, len(data.train))
+    check_figure_names(data.columns, config.k)
     return data
 
 

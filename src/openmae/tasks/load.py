@@ -313,7 +313,10 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    axes, nodata = axes or found.preprocessing.axes, found.preprocessing.nodata if nodata is None else nodata
+    axes, nodata = (
+        given if given is not None else stored
+        for given, stored in ((axes, found.preprocessing.axes), (nodata, found.preprocessing.nodata))
+    )
     preprocessing = replace(found.preprocessing, axes=axes, nodata=nodata)
     preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
     common = (preprocessing, found.description, chosen, found.report)

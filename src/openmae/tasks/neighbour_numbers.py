@@ -4,6 +4,7 @@ import torch
 
 from openmae.config import TargetScale
 from openmae.config.features import KnnConfig
+from openmae.errors import RequestError, shown
 from openmae.tasks.extract import Features
 from openmae.tasks.metrics import Predictions, check
 from openmae.tasks.neighbours import neighbour_means
@@ -40,6 +41,19 @@ def estimate(
         )
         for k in config.k
     }
+
+
+def check_figure_names(columns: tuple[str, ...], ks: tuple[int, ...]) -> None:
+    """Raise RequestError where two figures would have one name: a column called k20, and `--k 5 20`."""
+    of_first = {column: f"r2_{column}" for column in columns}
+    for k in ks[1:]:
+        for name in (f"r2_k{k}", *(f"r2_{column}_k{k}" for column in columns)):
+            for column, taken in of_first.items():
+                if name == taken:
+                    raise RequestError(
+                        f"the column {shown(column)} and --k {k} would both have the figure {shown(name)}: rename the "
+                        "column, or leave that k out"
+                    )
 
 
 def figures_of_numbers(estimates: dict[int, Predictions]) -> dict[str, float]:

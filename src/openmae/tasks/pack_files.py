@@ -16,8 +16,8 @@ from torch import Tensor
 
 from openmae.data.numbers import kept_numbers
 from openmae.data.pack import Packed
+from openmae.data.parts import images_apart
 from openmae.data.sources import Source
-from openmae.data.tiles import Tiled
 from openmae.training.files import PARTIAL, json_bytes, sync, written_aside
 from openmae.training.telemetry import read_lines
 
@@ -233,8 +233,8 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         arrays["numbers"] = numbers[kept]
     if places is not None:
         arrays["places"] = places
-    if isinstance(source, Tiled):  # or a split would put tiles of one image on both sides
-        arrays["image_numbers"] = source.image_numbers[kept]
+    if (apart := images_apart(source)) is not None:  # or a split would put tiles of one image on both sides
+        arrays["image_numbers"] = apart[kept]
     with written_aside(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 

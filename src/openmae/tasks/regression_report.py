@@ -67,9 +67,13 @@ def _column_rows(predictions: Predictions) -> Iterable[list[object]]:
 
 
 def _rows(predictions: Predictions, source: Source) -> Iterable[list[object]]:
-    """Each image's numbers and what was predicted; `loss` is the squared error on standardised targets."""
+    """Each image's numbers and what was predicted; `loss` is the squared error on standardised targets.
+
+    A heading that stands before already, as of a number called `name`, is followed by its place.
+    """
     columns = _columns(predictions)
-    yield ["name", *columns, *(f"predicted_{column}" for column in columns), "loss", "unreadable"]
+    headings = ["name", *columns, *(f"predicted_{column}" for column in columns), "loss", "unreadable"]
+    yield [f"{text}_{i}" if text in headings[:i] else text for i, text in enumerate(headings)]
     rows = zip(predictions.indices, predictions.targets.tolist(), predictions.numbers, losses(predictions), strict=True)
     for index, true, found, loss in rows:
         yield [source.name(int(index)), *map(repr, true), *(f"{value:.9g}" for value in found), f"{loss:.6g}", ""]
