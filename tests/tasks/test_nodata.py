@@ -128,7 +128,7 @@ def test_a_batch_without_any_patch_that_counts_has_no_loss_and_moves_nothing(tin
     part = ModelInput(torch.randn(2, 3, 16, 16), keys, masks(keys), is_counted=torch.zeros(2, 12), num_counted=0)
     loss = loss_of(model, part, "fp32")
     loss.backward()
-    assert float(loss) == 0.0
+    assert loss.item() == 0.0
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
 
 

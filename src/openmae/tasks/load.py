@@ -313,11 +313,9 @@ def load(
     """
     found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
     chosen = pick_device(device)
-    axes, nodata = (
-        given if given is not None else stored
-        for given, stored in ((axes, found.preprocessing.axes), (nodata, found.preprocessing.nodata))
-    )
-    preprocessing = replace(found.preprocessing, axes=axes, nodata=nodata)
+    stored = found.preprocessing
+    axes, nodata = stored.axes if axes is None else axes, stored.nodata if nodata is None else nodata
+    preprocessing = replace(stored, axes=axes, nodata=nodata)
     preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
     common = (preprocessing, found.description, chosen, found.report)
     if isinstance(found.shape, MAEShape):
