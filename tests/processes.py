@@ -28,7 +28,7 @@ TIMES = {"seconds", "images_per_second", "data_wait", "memory"}  # fields that d
 PATIENCE = 60.0  # seconds until a process that should have ended or moved on is given up
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["openmae.tasks.pretrain", "openmae.tasks.pictures", "torch.nn.parallel"])
+_server.set_forkserver_preload(["openmae.tasks.pretrain.pretrain", "openmae.pictures.sheet", "torch.nn.parallel"])
 
 
 def start(

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from openmae.data.evaluation import _Evaluation
+from openmae.data.evaluation_loader import _Evaluation
 from openmae.data.loader import Batch, Stream
-from openmae.tasks import evaluation, pretrain
-from openmae.tasks.held_out import HeldOut
-from openmae.tasks.progress import Progress
+from openmae.inference import predict as evaluation
+from openmae.run.progress import Progress
+from openmae.tasks.pretrain import pretrain
+from openmae.tasks.pretrain.held_out import HeldOut
 from openmae.training import checkpoint as saving
 
 task: Any = pretrain

@@ -423,8 +423,8 @@ def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
 
 
 def test_a_bad_step_that_moves_the_weights_fails(tmp_path, monkeypatch):
-    from openmae.tasks import loop
-    from openmae.tasks import pretrain as task
+    from openmae.run import loop
+    from openmae.tasks.pretrain import pretrain as task
 
     def steps_anyway(model, optimizer):
         result = loop.step_if_finite(model, optimizer)

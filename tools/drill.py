@@ -337,7 +337,7 @@ def leaks(tally: Tally, place: Path, size: Size) -> None:
 
 
 def properties(tally: Tally, place: Path, size: Size) -> None:
-    files = ["tests/model/test_properties.py", "tests/data/test_chance.py"]
+    files = ["tests/model/test_properties.py", "tests/data/test_randomness.py"]
     done = subprocess.run([sys.executable, "-m", "pytest", *files], cwd=ROOT, capture_output=True, text=True)
     tally.check("500 examples of each property", done.returncode == 0, done.stdout)
 

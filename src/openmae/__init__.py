@@ -33,19 +33,19 @@ from openmae.errors import Fault, Interrupted, RequestError
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
+    from openmae.inference.load import ClassifierModel, Model, RegressionModel, load
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo
     from openmae.tasks.embed import embed
-    from openmae.tasks.finetune import finetune
-    from openmae.tasks.inspect import inspect
+    from openmae.tasks.finetune.finetune import finetune
+    from openmae.tasks.inspect.inspect import inspect
     from openmae.tasks.knn import knn
-    from openmae.tasks.load import ClassifierModel, Model, RegressionModel, load
-    from openmae.tasks.pack import pack
-    from openmae.tasks.pretrain import pretrain
-    from openmae.tasks.probe import probe
+    from openmae.tasks.pack.pack import pack
+    from openmae.tasks.pretrain.pretrain import pretrain
+    from openmae.tasks.probe.probe import probe
     from openmae.tasks.reconstruct import reconstruct
-    from openmae.tasks.robustness import robustness
+    from openmae.tasks.robustness.robustness import robustness
 
 __version__ = "0.1.0"
 __all__ = [
@@ -87,24 +87,24 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Model": "openmae.tasks.load",
-    "load": "openmae.tasks.load",
-    "ClassifierModel": "openmae.tasks.load",
-    "RegressionModel": "openmae.tasks.load",
+    "Model": "openmae.inference.load",
+    "load": "openmae.inference.load",
+    "ClassifierModel": "openmae.inference.load",
+    "RegressionModel": "openmae.inference.load",
     "attention": "openmae.tasks.attention",
     "convert": "openmae.tasks.convert",
     "bench": "openmae.benchmarks.bench",
     "demo": "openmae.tasks.demo",
     "embed": "openmae.tasks.embed",
     "experiment": "openmae.experiments.experiment",
-    "inspect": "openmae.tasks.inspect",
+    "inspect": "openmae.tasks.inspect.inspect",
     "knn": "openmae.tasks.knn",
-    "finetune": "openmae.tasks.finetune",
-    "pack": "openmae.tasks.pack",
-    "pretrain": "openmae.tasks.pretrain",
-    "probe": "openmae.tasks.probe",
+    "finetune": "openmae.tasks.finetune.finetune",
+    "pack": "openmae.tasks.pack.pack",
+    "pretrain": "openmae.tasks.pretrain.pretrain",
+    "probe": "openmae.tasks.probe.probe",
     "reconstruct": "openmae.tasks.reconstruct",
-    "robustness": "openmae.tasks.robustness",
+    "robustness": "openmae.tasks.robustness.robustness",
 }
 
 

@@ -41,8 +41,8 @@ import numpy as np
 from openmae.config import Preprocessing
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream
-from openmae.data.folder import FolderSource
-from openmae.training.device import keep_freed_memory
+from openmae.data.sources.folder import FolderSource
+from openmae.machine.device import keep_freed_memory
 
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024

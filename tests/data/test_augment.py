@@ -26,14 +26,14 @@ from openmae.data.augment import (
     random_size_box,
     resized_crop,
 )
-from openmae.data.chance import global_chance, uniforms
-from openmae.data.evaluation import evaluation_batches
+from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.loader import Stream, training_loader
+from openmae.data.randomness import global_chance, uniforms
 from openmae.data.readers import read
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 
-from .test_chance import PREPROCESSING, SIZE, Memory
+from .test_randomness import PREPROCESSING, SIZE, Memory
 
 POLICY = "rand-m9-mstd0.5-inc1"
 FILL = (124, 116, 104)

@@ -19,11 +19,11 @@ from openmae.data.augment import (
     evaluation_box,
     random_size_box,
 )
-from openmae.data.chance import uniforms
 from openmae.data.device_crop import crop_and_normalise
 from openmae.data.loader import Stream, collate
+from openmae.data.randomness import uniforms
 
-from .test_chance import MANY, Memory
+from .test_randomness import MANY, Memory
 
 SCALES = st.sampled_from([(0.2, 1.0), (0.08, 1.0), (0.5, 1.0), (0.9, 1.0)])
 SEEDS = st.integers(0, 2**32 - 1)

@@ -12,14 +12,14 @@ from openmae import PackConfig, pack
 from openmae.config import Preprocessing
 from openmae.data import device_crop
 from openmae.data.augment import Augmentation, resized_crop
-from openmae.data.decode import BadImage
+from openmae.data.decoding.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
-from openmae.data.folder import Ignored
 from openmae.data.loader import Batch, Crops, Stream, collate, training_loader
-from openmae.data.parts import raw_shape, split_held_out
 from openmae.data.preprocess import look_at, normalise
 from openmae.data.readers import read
-from openmae.data.sources import open_source
+from openmae.data.sources.folder import Ignored
+from openmae.data.sources.open import open_source
+from openmae.data.sources.views import raw_shape, split_held_out
 
 CPU = torch.device("cpu")
 # Of a grey level. Measured: 2.8e-4 at most in 64 noise images of 256 px, 1.5e-4 in photographs. Against float64 both

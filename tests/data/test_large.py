@@ -10,18 +10,18 @@ from PIL import Image
 from tests.data.big_png import reading, write_png
 
 from openmae.data import conformed as conformed_module
-from openmae.data import decode as decoding
 from openmae.data import resize as resizing
-from openmae.data import strips
 from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
-from openmae.data.decode import BadImage, decode, from_picture
-from openmae.data.folder import FolderSource
-from openmae.data.largest import largest_image
-from openmae.data.parts import split_held_out
-from openmae.data.pixels import composite
+from openmae.data.decoding import decode as decoding
+from openmae.data.decoding import strips
+from openmae.data.decoding.decode import BadImage, decode, from_picture
+from openmae.data.decoding.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.scale import Rescale
+from openmae.data.sources.folder import FolderSource
+from openmae.data.sources.largest import largest_image
+from openmae.data.sources.views import split_held_out
 
 RNG = np.random.default_rng(8)
 RGBA = RNG.integers(0, 256, (41, 57, 4), dtype=np.uint8)
@@ -53,7 +53,7 @@ def in_small_strips(monkeypatch):
         monkeypatch.setattr(strips, "STRIP_PIXELS", pixels)
         monkeypatch.setattr(resizing, "LARGE_PIXELS", 0)
         monkeypatch.setattr(conformed_module, "LARGE_PIXELS", 0)
-        monkeypatch.setattr("openmae.data.pillow.LARGE_PIXELS", 0)
+        monkeypatch.setattr("openmae.data.decoding.pillow.LARGE_PIXELS", 0)
         monkeypatch.setattr("openmae.data.augment.LARGE_PIXELS", 0)
 
     return begin
@@ -193,7 +193,7 @@ def test_a_reader_takes_at_most_two_and_a_half_times_the_image(tmp_path, have, c
 def test_more_pixels_than_pillow_takes_unasked(monkeypatch, tmp_path):
     """Pillow refuses above twice its own limit, which stays what it was."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    monkeypatch.setattr("openmae.data.pillow.MAX_PIXELS", 1000)
+    monkeypatch.setattr("openmae.data.decoding.pillow.MAX_PIXELS", 1000)
     data = png(picture("RGB"))  # 2,337 pixels
     for limit in (1000, 2336):
         with pytest.raises(BadImage, match=rf"limit is {limit} pixels \(--max-pixels\)"):
@@ -214,7 +214,7 @@ def test_a_tiff_that_is_read_from_its_open_file(tmp_path, monkeypatch):
     """The name of a folder's file is bytes, which tifffile does not take: none of 8 MB or more could be read."""
     pages = RNG.integers(0, 65536, (5, 50, 57), dtype=np.uint16)
     pytest.importorskip("tifffile").imwrite(tmp_path / "a.tif", pages, photometric="minisblack")
-    monkeypatch.setattr("openmae.data.folder.STREAMED_BYTES", 0)
+    monkeypatch.setattr("openmae.data.sources.folder.STREAMED_BYTES", 0)
     source = FolderSource(tmp_path, ["a.tif"])
     np.testing.assert_array_equal(source.read(0), pages.transpose(1, 2, 0))
     assert source.size(0) == (50, 57)
@@ -247,8 +247,8 @@ def test_the_largest_image_is_known_from_headers(tmp_path):
 
 def test_files_of_which_parts_are_read_alone_are_not_the_largest(tmp_path, monkeypatch):
     """But where images are read whole they are."""
-    monkeypatch.setattr("openmae.data.folder.LARGE_PIXELS", 0)
-    monkeypatch.setattr("openmae.data.regions.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.sources.folder.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.decoding.regions.LARGE_PIXELS", 0)
     np.save(tmp_path / "a.npy", np.zeros((90, 90, 3), np.uint8))
     source = FolderSource(tmp_path, ["a.npy"])
     assert largest_image(source) is None

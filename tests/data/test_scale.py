@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.data.decode import BadImage
+from openmae.data.decoding.decode import BadImage
 from openmae.data.preprocess import conform, fit_to_model
 from openmae.data.scale import Depths, Rescale, bits_for, match_own_scale, match_scale, range_for, scale_doubt
 from openmae.errors import RequestError

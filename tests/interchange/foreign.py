@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from openmae.data.augment import centre_box, resized_crop
-from openmae.data.embedded import embedded_source
+from openmae.data.sources.embedded import embedded_source
 
 TOLERANCE = 1e-5  # of the largest value
 SMALL = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}

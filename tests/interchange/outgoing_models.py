@@ -18,8 +18,8 @@ from openmae.config import (
     Preprocessing,
     ViTShape,
 )
-from openmae.data.decode import decode
-from openmae.data.embedded import EmbeddedPhotos
+from openmae.data.decoding.decode import decode
+from openmae.data.sources.embedded import EmbeddedPhotos
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.tasks.convert import convert

@@ -13,9 +13,10 @@ import openmae
 from openmae.cli import run as openmae_run
 from openmae.config import TargetScale
 from openmae.errors import RequestError
-from openmae.tasks.weights import read_init
+from openmae.interchange.init import read_init
 from openmae.training.checkpoint import save_weights
 
+from .outgoing.test_to_programs import ENDINGS, outputs_of
 from .outgoing_models import (
     CLASSES,
     make_classifier,
@@ -25,7 +26,6 @@ from .outgoing_models import (
     photograph,
     relative_error,
 )
-from .test_to_programs import ENDINGS, outputs_of
 
 COLUMNS = CLASSES  # names of any script, with a comma
 SCALE = TargetScale(columns=tuple(COLUMNS), mean=(40.0, -3.0, 1000.0, 0.0, 5e-3), std=(12.0, 0.5, 7.0, 2.0, 1e-3))

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from openmae import ConvertConfig, RequestError, convert
-from openmae.interchange.described import Described
-from openmae.tasks.weights import read_init
+from openmae.interchange.init import read_init
+from openmae.interchange.stored import Described
 
 from .foreign import beit_classifier, photograph, relative_error, saved, timm_vit, vit_classifier, vit_mae, vit_model
 

@@ -14,11 +14,11 @@ from openmae import EmbedConfig, FinetuneConfig, KnnConfig, PretrainConfig, Prob
 from openmae.cli import run
 from openmae.config import ViTShape
 from openmae.errors import RequestError
+from openmae.interchange.init import read_init
+from openmae.interchange.load_weights import load_encoder
 from openmae.interchange.resize import fit_encoder
 from openmae.model.relative_positions import resample_bias_table
 from openmae.model.vit import ViT
-from openmae.tasks.take_over import load_encoder
-from openmae.tasks.weights import read_init
 
 from .foreign import TOLERANCE, beit_classifier, photograph, relative_error, saved, timm_vit, vit_mae, vitdet
 

@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from openmae.config.features import AttentionConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
+from openmae.inference.load import load
 from openmae.model.attention_maps import attention_weights
+from openmae.pictures.sheet import CELL, GAP
 from openmae.tasks import attention as attention_module
 from openmae.tasks.attention import attention, overlay
-from openmae.tasks.load import load
-from openmae.tasks.pictures import CELL, GAP
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,19 @@ import torch
 from openmae.cli import TASKS
 from openmae.cli import run as openmae_run
 from openmae.config import EmbedConfig, FinetuneConfig, InspectConfig, KnnConfig, PackConfig, ProbeConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
+from openmae.inference.load import load
 from openmae.tasks.embed import embed
-from openmae.tasks.finetune import finetune
-from openmae.tasks.inspect import inspect
+from openmae.tasks.finetune.finetune import finetune
+from openmae.tasks.inspect.inspect import inspect
 from openmae.tasks.knn import knn
-from openmae.tasks.load import load
-from openmae.tasks.pack import pack
-from openmae.tasks.pretrain import pretrain
-from openmae.tasks.probe import probe
+from openmae.tasks.pack.pack import pack
+from openmae.tasks.pretrain.pretrain import pretrain
+from openmae.tasks.probe.probe import probe
 from openmae.training.checkpoint import read_model
 
-from .shared import gradients_config, same_training_state, signal_at
+from ..shared import gradients_config, same_training_state, signal_at
 
 
 @pytest.fixture(scope="module")

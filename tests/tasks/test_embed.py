@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from openmae.config.features import EmbedConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import Fault, RequestError
+from openmae.inference.load import load
 from openmae.tasks import embed as embed_module
 from openmae.tasks.embed import embed
-from openmae.tasks.load import load
 
 STRANGE = b"no utf-8 \xff\n.png"
 

@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from openmae.config.features import KnnConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import Fault, RequestError
+from openmae.inference.features import extract, margin_for
+from openmae.inference.load import load
+from openmae.inference.neighbours import nearest, neighbour_votes
 from openmae.tasks import knn as knn_module
-from openmae.tasks.extract import extract, margin_for
 from openmae.tasks.knn import knn
-from openmae.tasks.load import load
-from openmae.tasks.neighbours import nearest, neighbour_votes
 
 from ..processes import said, start, wait
-from .shared import snapshot
+from ..shared import snapshot
 
 
 @pytest.fixture(scope="module")

@@ -15,19 +15,19 @@ from openmae import EmbedConfig, FinetuneConfig, InspectConfig, KnnConfig, Probe
 from openmae.cli import run as openmae_run
 from openmae.config import SettledConfig
 from openmae.errors import Interrupted, RequestError
+from openmae.inference.mask_sampler import MaskSampler
+from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
 from openmae.model.patches import gather, patchify
-from openmae.tasks import pretrain as task
-from openmae.tasks import settle as settle_module
-from openmae.tasks.masks import MaskSampler
-from openmae.tasks.model_input import ModelInput
-from openmae.tasks.pretrain import loss_of, pretrain
-from openmae.tasks.step_model import StepModel
-from openmae.training.parallel import Processes
+from openmae.planning import pretrain as settle_module
+from openmae.run.model_input import ModelInput
+from openmae.run.step_model import StepModel
+from openmae.tasks.pretrain import pretrain as task
+from openmae.tasks.pretrain.pretrain import loss_of, pretrain
 
 from ..processes import run as run_processes
 from ..processes import said, same, send, start, wait, wait_for_step
-from .shared import metrics, same_training_state, signal_at, untimed
+from ..shared import metrics, same_training_state, signal_at, untimed
 
 RNG = np.random.default_rng(0)
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ def nodata_config(digits_config, data):
 
 @pytest.fixture(scope="module")
 def pretrained_here(data, tmp_path_factory):
-    from .conftest import make_digits_config
+    from ..tiny_runs import make_digits_config
 
     out = tmp_path_factory.mktemp("runs") / "run"
     pretrain(make_digits_config(out, data=str(data), **SHAPE))
@@ -168,7 +168,7 @@ def test_a_run_says_and_stores_what_it_understood(nodata_config, tmp_path, capsy
 
 def test_the_held_out_loss_and_the_loss_of_guessing_leave_empty_patches_out(nodata_config, tmp_path, monkeypatch):
     """What lies under the hole changes nothing: filled with anything else, both are the same."""
-    from openmae.tasks import held_out
+    from openmae.tasks.pretrain import held_out
 
     found = []
     for value in (None, 7.0):

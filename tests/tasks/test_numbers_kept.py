@@ -12,14 +12,14 @@ from PIL import Image
 from openmae.cli import run as openmae_run
 from openmae.config import EmbedConfig, InspectConfig, PackConfig, PretrainConfig
 from openmae.config.features import KnnConfig
-from openmae.data.labelled import open_labelled
-from openmae.data.sources import open_source
+from openmae.data.labels.labelled import open_labelled
+from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 from openmae.tasks.embed import embed
-from openmae.tasks.inspect import inspect
+from openmae.tasks.inspect.inspect import inspect
 from openmae.tasks.knn import knn
-from openmae.tasks.pack import pack
-from openmae.tasks.watch import open_watch
+from openmae.tasks.pack.pack import pack
+from openmae.tasks.pretrain.watch import open_watch
 
 LABELS = [20.5, None, 21.25, -3.0, 40.75, 20.5, 7.0, 8.5, 9.0, 11.0, 12.5, 13.0]
 

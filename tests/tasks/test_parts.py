@@ -11,12 +11,12 @@ from openmae import FinetuneConfig, PackConfig, ProbeConfig, finetune, pack, pre
 from openmae.cli import run as command
 from openmae.config import SettledConfig, SettledFinetune, SettledProbe
 from openmae.errors import Interrupted, RequestError
-from openmae.tasks import finetune as finetune_task
-from openmae.tasks import probe as probe_task
-from openmae.tasks import settle_probe
+from openmae.planning import probe as settle_probe
+from openmae.tasks.finetune import finetune as finetune_task
+from openmae.tasks.probe import probe as probe_task
 
-from .conftest import make_digits_config
-from .shared import same_training_state, signal_at
+from ..shared import same_training_state, signal_at
+from ..tiny_runs import make_digits_config
 
 SIZE = {"image_size": 16, "patch_size": 4}
 TUNING = {"steps": 6, "batch_size": 8, "device": "cpu", "workers": 0, "save_every": 2}
@@ -224,7 +224,7 @@ def test_older_runs_go_on_with_the_parts_they_began_with(root, model, tmp_path, 
 def test_older_packs_go_on_with_the_parts_they_began_with(root, tmp_path, monkeypatch):
     settings = {"data": str(root), "workers": 0, "format": "raw"}
     with monkeypatch.context() as patch:
-        patch.setattr("openmae.data.sources.SPLIT_RULES", 1)
+        patch.setattr("openmae.data.sources.open.SPLIT_RULES", 1)
         pack(PackConfig(out=str(tmp_path / "whole"), **settings))
     shutil.copytree(tmp_path / "whole", tmp_path / "old")
     (tmp_path / "old" / "pack.json").rename(tmp_path / "old" / ".partial-pack.json")  # all is there but the end

@@ -11,16 +11,16 @@ from PIL import Image
 import openmae
 from openmae import EmbedConfig, FinetuneConfig, InspectConfig, PackConfig, PretrainConfig
 from openmae.cli import run
-from openmae.data.labelled import open_labelled
-from openmae.data.packed import read_pack
-from openmae.data.parts import images_apart
-from openmae.data.sources import open_source
+from openmae.data.labels.labelled import open_labelled
+from openmae.data.sources.open import open_source
+from openmae.data.sources.packed import read_pack
+from openmae.data.sources.views import images_apart
 from openmae.errors import Interrupted, RequestError
-from openmae.tasks.pack_job import PackJob
-from openmae.tasks.pretrain import pretrain
-from openmae.tasks.training_data import open_training_data
+from openmae.run.training_data import open_training_data
+from openmae.tasks.pack.job import PackJob
+from openmae.tasks.pretrain.pretrain import pretrain
 
-from .shared import metrics, same_training_state, signal_at, snapshot, untimed
+from ..shared import metrics, same_training_state, signal_at, snapshot, untimed
 
 TILE, PER_IMAGE = 16, 6
 SHAPE = {"image_size": 16, "patch_size": 4}
@@ -77,8 +77,8 @@ def test_an_epoch_counts_tiles_and_blank_ones_are_counted_apart(tmp_path, tiles_
 
 def test_packing_is_advised_where_tiles_decode_whole_images(tmp_path, tiles_config, monkeypatch, capsys):
     """Not of plain numbers, of which a tile is all that is read."""
-    monkeypatch.setattr("openmae.data.folder.LARGE_PIXELS", 0)
-    monkeypatch.setattr("openmae.data.regions.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.sources.folder.LARGE_PIXELS", 0)
+    monkeypatch.setattr("openmae.data.decoding.regions.LARGE_PIXELS", 0)
     data = tmp_path / "data"
     data.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)

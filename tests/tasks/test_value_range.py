@@ -24,27 +24,27 @@ from openmae.config import (
 )
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream, collate
-from openmae.data.parts import split_held_out
 from openmae.data.preprocess import look_at
 from openmae.data.scale import look_at_depths
-from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
+from openmae.data.sources.sizes import cut_into_tiles
+from openmae.data.sources.views import split_held_out
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments.experiment import experiment
-from openmae.tasks import settle_probe
+from openmae.inference.load import load
+from openmae.planning import probe as settle_probe
 from openmae.tasks.attention import attention
 from openmae.tasks.embed import embed
-from openmae.tasks.finetune import finetune
-from openmae.tasks.inspect import inspect
+from openmae.tasks.finetune.finetune import finetune
+from openmae.tasks.inspect.inspect import inspect
 from openmae.tasks.knn import knn
-from openmae.tasks.load import load
-from openmae.tasks.pack import pack
-from openmae.tasks.pretrain import pretrain
-from openmae.tasks.probe import probe
+from openmae.tasks.pack.pack import pack
+from openmae.tasks.pretrain.pretrain import pretrain
+from openmae.tasks.probe.probe import probe
 from openmae.tasks.reconstruct import reconstruct
 from openmae.training.checkpoint import read_model
 
-from .shared import gradients_config, same_training_state, signal_at
+from ..shared import gradients_config, same_training_state, signal_at
 
 TWELVE = (0.0, 4095.0)
 WITHOUT_IMAGES = {"convert", "bench", "demo"}
@@ -219,7 +219,7 @@ def test_an_older_run_goes_on_as_it_began(tmp_path, digits_config, monkeypatch):
         eight = np.rint(values).astype(np.uint8)
         save(data / f"{number:02d}.png", eight.astype(np.uint16) * 4 if number % 5 == 0 else eight)
     with monkeypatch.context() as older:
-        older.setattr("openmae.tasks.settle.match_own_scale", lambda preprocessing, depths: (preprocessing, []))
+        older.setattr("openmae.planning.pretrain.match_own_scale", lambda preprocessing, depths: (preprocessing, []))
         pretrain(gradients_config(digits_config, data, runs[0], channels=1))
         stop_at(5, lambda: pretrain(gradients_config(digits_config, data, runs[1], channels=1)))
     pretrain(gradients_config(digits_config, data, runs[1], channels=1, resume="auto"))
@@ -268,7 +268,7 @@ def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):
 def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(settle_probe, "STEPS_WANTED", 20)
     for name in ("probe", "finetune"):  # pictures are most of what tiny runs cost
-        monkeypatch.setattr(f"openmae.tasks.{name}.write_report", lambda *arguments: None)
+        monkeypatch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
     config = ExperimentConfig(
         name="figure-9",
         data=str(folders / "twelve"),

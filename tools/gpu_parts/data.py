@@ -44,7 +44,7 @@ def labelled(work: Path) -> Path:
 
 def corrupted(work: Path) -> Path:
     """A folder laid out as ImageNet-C: every corruption and severity, an image of each class."""
-    from openmae.data.imagenet_variants import ALEXNET, SEVERITIES
+    from openmae.data.sources.imagenet_variants import ALEXNET, SEVERITIES
 
     def make(folder: Path) -> None:
         for number, corruption in enumerate(ALEXNET):

@@ -55,7 +55,7 @@ def from_files(context: Context, kind: str) -> None:
 def on_ready(context: Context) -> None:
     """The same loop where every step's batch is the first one, already read: what reading cannot exceed."""
     import openmae
-    from openmae.tasks import pretrain as task
+    from openmae.tasks.pretrain import pretrain as task
 
     real = task.read_steps
 

@@ -57,8 +57,8 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
 def gradients_of(ours: Any) -> dict[str, Any]:
     """Of the batch, by parameter, summed over its micro-batches as a step does it."""
     from openmae.data.device_crop import model_input
-    from openmae.tasks.masks import to_device
-    from openmae.training.device import autocast
+    from openmae.inference.mask_sampler import to_device
+    from openmae.machine.device import autocast
 
     config = ours.settled.config
     for part in ours.parts:

@@ -41,10 +41,10 @@ def readers(context: Context) -> None:
     from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
     from openmae.data.augment import Augmentation
     from openmae.data.loader import Stream
-    from openmae.data.sources import open_source
-    from openmae.tasks.training_data import read_steps
-    from openmae.training.device import default_workers
-    from openmae.training.parallel import Processes
+    from openmae.data.sources.open import open_source
+    from openmae.machine.device import default_workers
+    from openmae.machine.parallel import Processes
+    from openmae.run.training_data import read_steps
 
     source = open_source(str(photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])))
     assert source is not None
@@ -156,7 +156,7 @@ def compiled(context: Context, case: str, batch: int, is_peer: bool) -> None:
 
     from gpu_parts.gradients import captured_only
     from openmae.benchmarks.ours import RATE, make_ours, settled_for
-    from openmae.benchmarks.peers import find_transformers, loss_and_norm, make_peer, twin
+    from openmae.benchmarks.transformers_mae import find_transformers, loss_and_norm, make_peer, twin
 
     case, batch, precision = (case, batch, "bf16") if context.is_gpu else ("tiny", 4, "fp32")
     device = torch.device("cuda:0" if context.is_gpu else "cpu")

@@ -1,6 +1,6 @@
 """What a run does with too little memory, bad gradients and waits, and whether a GPU's losses are the CPU's.
 
-The runs are real ones; a hook in `openmae.tasks.pretrain.train_step` makes what does not happen by itself.
+The runs are real ones; a hook in `openmae.tasks.pretrain.pretrain.train_step` makes what does not happen by itself.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ LOSS_TOLERANCE = 1e-3  # relative, between the devices, in fp32; the report says
 @contextlib.contextmanager
 def hooked(before: Callable[[int, Any], None], after: Callable[[int, Any, Any], None]) -> Iterator[None]:
     """Call both around every step of a run in this process, with its number from 1, the model and the result."""
-    from openmae.tasks import pretrain as task
+    from openmae.tasks.pretrain import pretrain as task
 
     real, count = task.train_step, 0
 

@@ -14,9 +14,9 @@ from openmae.benchmarks.settings import settings_rows
 from openmae.benchmarks.step import step_rows
 from openmae.config import BenchConfig
 from openmae.errors import RequestError
-from openmae.tasks.choices import Machine
-from openmae.training.device import use_device
-from openmae.training.files import disk_faults, write_json
+from openmae.machine.device import use_device
+from openmae.machine.files import disk_faults, write_json
+from openmae.planning.decisions import Machine
 
 BENCHES = {
     "step": step_rows,

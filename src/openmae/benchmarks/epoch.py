@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 
 from openmae.benchmarks.machine import waiting
 from openmae.benchmarks.ours import RATE, Ours, make_ours
-from openmae.benchmarks.peers import (
+from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
+from openmae.benchmarks.transformers_mae import (
     check_equal,
     find_transformers,
     loss_and_norm,
@@ -32,22 +33,21 @@ from openmae.benchmarks.peers import (
     twin,
     vit_mae_config,
 )
-from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, DecoderShape, PretrainConfig
 from openmae.data.augment import CROP_SCALE
 from openmae.data.loader import Batch
-from openmae.data.parquet import ParquetSource
 from openmae.data.preprocess import look_at
-from openmae.data.sources import Source, open_source
+from openmae.data.sources.open import Source, open_source
+from openmae.data.sources.parquet import ParquetSource
 from openmae.errors import Fault
-from openmae.tasks.choices import Machine
-from openmae.tasks.model_input import ModelInput
-from openmae.tasks.pretrain import train_step
-from openmae.tasks.settle import Settled, settle
-from openmae.tasks.training_data import make_stream, read_steps
+from openmae.machine.parallel import Processes
+from openmae.planning.decisions import Machine
+from openmae.planning.pretrain import Settled, settle
+from openmae.run.model_input import ModelInput
+from openmae.run.training_data import make_stream, read_steps
+from openmae.tasks.pretrain.pretrain import train_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import set_rate
-from openmae.training.parallel import Processes
 
 SIDE, PATCH = 32, 4
 BATCH, QUICK_BATCH = 256, 16

@@ -21,11 +21,11 @@ import openmae
 from openmae.benchmarks.rows import Row, in_turn
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, Preprocessing
 from openmae.data.augment import CROP_SCALE, Augmentation
-from openmae.data.decode import EXTENSIONS
-from openmae.data.embedded import EmbeddedPhotos, photograph
+from openmae.data.decoding.decode import EXTENSIONS
 from openmae.data.loader import Stream, collate
 from openmae.data.preprocess import normalise
-from openmae.data.sources import Source, open_source
+from openmae.data.sources.embedded import EmbeddedPhotos, photograph
+from openmae.data.sources.open import Source, open_source
 from openmae.errors import RequestError
 
 SIZE = 224

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from openmae.benchmarks.machine import waiting
 from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, make_ours, settled_for
-from openmae.benchmarks.peers import Peer, check_equal, find_transformers, make_peer, twin
 from openmae.benchmarks.rows import NOT_INSTALLED, Row
 from openmae.benchmarks.step import equal_pair
+from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, make_peer, twin
 from openmae.config import BenchConfig
 from openmae.model import cost
 

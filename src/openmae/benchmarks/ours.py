@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openmae.benchmarks.peers import loss_and_norm
+from openmae.benchmarks.transformers_mae import loss_and_norm
 from openmae.config import MAEShape, PretrainConfig
-from openmae.data.chance import sample_keys, uniforms
 from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts
+from openmae.data.randomness import sample_keys, uniforms
+from openmae.inference.mask_sampler import MaskSampler, to_device
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes, parallelise
 from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
-from openmae.tasks.choices import Machine
-from openmae.tasks.loop import StepResult
-from openmae.tasks.masks import MaskSampler, to_device
-from openmae.tasks.model_input import ModelInput
-from openmae.tasks.pretrain import mask_sampler, prepare, train_step
-from openmae.tasks.settle import Settled, settle
+from openmae.planning.decisions import Machine
+from openmae.planning.pretrain import Settled, settle
+from openmae.run.loop import StepResult
+from openmae.run.model_input import ModelInput
+from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
-from openmae.training.device import autocast
 from openmae.training.optim import adamw, set_rate
-from openmae.training.parallel import Processes, parallelise
 
 RATE = 1e-4  # small: a step moves the weights, a few change little
 

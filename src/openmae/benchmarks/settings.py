@@ -11,7 +11,7 @@ from openmae.benchmarks.machine import waiting
 from openmae.benchmarks.ours import WORDS, batch_of, make_ours, settled_for
 from openmae.benchmarks.rows import Row, in_turn, timed
 from openmae.config import BenchConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 
 DATA = "embedded:photos"
 STEPS = 4

@@ -15,8 +15,8 @@ from torch import nn
 
 from openmae.benchmarks.machine import ceiling, share_of, waiting
 from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, settled_for
-from openmae.benchmarks.peers import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
+from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.config import BenchConfig
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}

@@ -1,6 +1,6 @@
 """Every setting, as frozen dataclasses that check themselves. Imports no torch.
 
-`None` in a task's config means "decide for me": `openmae.tasks.settle` and its neighbours fill it from the
+`None` in a task's config means "decide for me": `openmae.planning.pretrain` and its neighbours fill it from the
 recipe, the data and the device, and say why. What a run finally used stands in its `config.json` without a `None`.
 """
 

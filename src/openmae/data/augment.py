@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
 from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
-from openmae.data.chance import global_chance
+from openmae.data.randomness import global_chance
 from openmae.data.resize import LARGE_PIXELS, Pixels, resize, resize_in_strips
 from openmae.errors import RequestError
 

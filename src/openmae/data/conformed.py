@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
-from openmae.data.nodata import means_of
-from openmae.data.pixels import BadImage
+from openmae.data.decoding.nodata import means_of
+from openmae.data.decoding.pixels import BadImage
+from openmae.data.decoding.strips import strips
 from openmae.data.preprocess import conform
 from openmae.data.resize import LARGE_PIXELS, Pixels
 from openmae.data.scale import Rescale
-from openmae.data.strips import strips
 
 
 class Conformed:

@@ -21,18 +21,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
-from openmae.data.chance import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.conformed import fitted_to_model
-from openmae.data.decode import BadImage
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.nodata import mask_of
+from openmae.data.decoding.regions import pixels_of
 from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import room
-from openmae.data.nodata import mask_of
-from openmae.data.parts import raw_shape
+from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.readers import Shortage, make_loader
-from openmae.data.regions import pixels_of
 from openmae.data.resize import Pixels
-from openmae.data.sources import Label, Source
-from openmae.data.tiles import Tiled, is_blank, replacements
+from openmae.data.sources.open import Label, Source
+from openmae.data.sources.tiles import Tiled, is_blank, replacements
+from openmae.data.sources.views import raw_shape
 from openmae.errors import RequestError
 
 MOST_REPLACEMENTS = 1000

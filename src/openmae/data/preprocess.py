@@ -11,15 +11,15 @@ from torch import Tensor
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
-from openmae.data.axes import BY_SHAPE, Axes
-from openmae.data.chance import Permutation
-from openmae.data.decode import BadImage, to_channels
-from openmae.data.largest import Largest, largest_image
-from openmae.data.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
-from openmae.data.parts import axes_of, raw_shape, root_of
+from openmae.data.decoding.decode import BadImage, to_channels
+from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
+from openmae.data.randomness import Permutation
 from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
-from openmae.data.sources import Source
-from openmae.data.tiles import Tiled, is_blank
+from openmae.data.sources.axes import BY_SHAPE, Axes
+from openmae.data.sources.largest import Largest, largest_image
+from openmae.data.sources.open import Source
+from openmae.data.sources.tiles import Tiled, is_blank
+from openmae.data.sources.views import axes_of, raw_shape, root_of
 from openmae.errors import RequestError
 
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size

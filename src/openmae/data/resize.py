@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.data.strips import in_strips, strips
+from openmae.data.decoding.strips import in_strips, strips
 
 LARGE_PIXELS = 1 << 22  # from here on memory matters more than a few calls
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
 from openmae.config.checks import check_value_range
-from openmae.data.chance import Permutation
-from openmae.data.decode import BadImage
-from openmae.data.parts import are_tiles, by_image, root_of
-from openmae.data.sources import Source
-from openmae.data.tiles import is_blank
+from openmae.data.decoding.decode import BadImage
+from openmae.data.randomness import Permutation
+from openmae.data.sources.open import Source
+from openmae.data.sources.tiles import is_blank
+from openmae.data.sources.views import are_tiles, by_image, root_of
 
 BITS = (8, 10, 12, 14, 16)  # what cameras, scanners and detectors have
 LOOKED_AT = 64  # images of a part of the data

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, ProbeConfig
-from openmae.data.labelled import LabelledData, open_labelled
-from openmae.data.nodata import nodata_of
-from openmae.data.parts import axes_of
+from openmae.data.decoding.nodata import nodata_of
+from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.scale import look_at_depths, match_scale, range_for, stated_range, value_lines
+from openmae.data.sources.views import axes_of
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
-from openmae.interchange.described import hash_of
-from openmae.tasks.classification import check_reported
-from openmae.tasks.evaluation import predict
-from openmae.tasks.finetune import finetune
+from openmae.inference.load import ClassifierModel, load
+from openmae.inference.metrics import figures
+from openmae.inference.predict import predict
+from openmae.interchange.stored import hash_of
+from openmae.machine.device import default_workers
+from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.parallel import Processes
+from openmae.run.folder import PLACES
+from openmae.run.training_data import check_outside
+from openmae.tasks.classification.classification import check_reported
+from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
-from openmae.tasks.load import ClassifierModel, load
-from openmae.tasks.metrics import figures
-from openmae.tasks.probe import probe
-from openmae.tasks.runs import PLACES
-from openmae.tasks.training_data import check_outside
-from openmae.training.device import default_workers
-from openmae.training.files import disk_faults, write_json, written_aside
-from openmae.training.parallel import Processes
+from openmae.tasks.probe.probe import probe
 
 NEVER = 10**9  # steps: evaluations and checkpoints but the last would only cost time
 NEIGHBOURS = 10

@@ -6,8 +6,8 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
-from openmae.tasks.place import check_place
-from openmae.training.files import disk_faults, write_json
+from openmae.machine.files import disk_faults, write_json
+from openmae.run.lock import check_place
 
 MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.described import ENCODER, Described
 from openmae.interchange.report import Shape
+from openmae.interchange.stored import ENCODER, Described
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import resample_bias_table, resample_vectors
 

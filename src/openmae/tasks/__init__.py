@@ -1,1 +1,1 @@
-"""One straight function a file: set-up, data, model, loop, finish."""
+"""One straight function a command, in a package of its name where it has several parts."""

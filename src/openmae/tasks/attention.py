@@ -14,13 +14,13 @@ from openmae.config import Grid, check_range, grid_of
 from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
 from openmae.errors import RequestError, shown
+from openmae.inference.images import gather_images, matched_to_images, spare_images
+from openmae.inference.load import EncoderModel, ImageLike, load
+from openmae.machine.device import total_memory
+from openmae.machine.files import disk_faults, written_aside
 from openmae.model.attention_maps import class_attention
-from openmae.tasks.choices import MEMORY_SHARE
-from openmae.tasks.load import EncoderModel, ImageLike, load
-from openmae.tasks.pictures import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
-from openmae.tasks.sheet_images import gather_images, matched_to_images, spare_images
-from openmae.training.device import total_memory
-from openmae.training.files import disk_faults, written_aside
+from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
+from openmae.planning.decisions import MEMORY_SHARE
 
 LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too

@@ -8,21 +8,21 @@ from typing import Any
 from openmae.config import ConvertConfig
 from openmae.config.convert import FORMATS
 from openmae.errors import RequestError, shown
-from openmae.interchange import exported
-from openmae.interchange.described import Described
-from openmae.interchange.hub import push
-from openmae.interchange.model_card import figures_beside, model_card
-from openmae.interchange.outgoing import Outgoing, encoder_part, without
-from openmae.interchange.reading import Hints
+from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.init import read_init
+from openmae.interchange.outgoing import exported
+from openmae.interchange.outgoing.format import Outgoing, encoder_part, without
+from openmae.interchange.outgoing.hub import push
+from openmae.interchange.outgoing.model_card import figures_beside, model_card
+from openmae.interchange.outgoing.to_onnx import DATA_ENDING, OPSET, check_extra, write_onnx
+from openmae.interchange.outgoing.to_reference import to_reference, write_reference
+from openmae.interchange.outgoing.to_timm import to_timm
+from openmae.interchange.outgoing.to_torch_export import write_torch_export
+from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
-from openmae.interchange.to_onnx import DATA_ENDING, OPSET, check_extra, write_onnx
-from openmae.interchange.to_reference import to_reference, write_reference
-from openmae.interchange.to_timm import to_timm
-from openmae.interchange.to_torch_export import write_torch_export
-from openmae.interchange.to_transformers import to_transformers
-from openmae.tasks.weights import read_init
+from openmae.interchange.stored import Described
+from openmae.machine.files import disk_faults, files_written_aside, folder_written_aside, written_aside
 from openmae.training.checkpoint import MODEL, save_weights
-from openmae.training.files import disk_faults, files_written_aside, folder_written_aside, written_aside
 
 CARD = "README.md"
 

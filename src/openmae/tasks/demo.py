@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from openmae.config import DemoConfig, PretrainConfig
-from openmae.data.sources import open_source
+from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
-from openmae.tasks.load import load_mae
-from openmae.tasks.pictures import loss_curve, sheet
-from openmae.tasks.pretrain import pretrain
-from openmae.tasks.quality import interpolate_visible, mean_of_visible, psnr
-from openmae.training.device import pick_device
-from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.inference.load import load_mae
+from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
+from openmae.machine.device import pick_device
+from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.pictures.sheet import loss_curve, sheet
+from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
 
 DATA = "embedded:photos"

@@ -15,18 +15,18 @@ import openmae
 from openmae.config import SPLITS, Preprocessing, paths_of
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
-from openmae.data.labels import labels_of
-from openmae.data.numbers import kept_numbers, numbers_of
-from openmae.data.sizes import cut_into_tiles
-from openmae.data.sources import Source, Splits, open_splits
+from openmae.data.labels.numbers import kept_numbers, numbers_of
+from openmae.data.labels.subsets import labels_of
+from openmae.data.sources.open import Source, Splits, open_splits
+from openmae.data.sources.reading import reading_of
+from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
-from openmae.tasks.extract import Features, check_readable, default_batch_size, extract, preprocessing_for
-from openmae.tasks.load import load
-from openmae.tasks.matched import matched_model
-from openmae.tasks.reading import reading_of
-from openmae.training.device import default_workers, num_cores, use_device
-from openmae.training.files import disk_faults, written_aside
-from openmae.training.parallel import joined
+from openmae.inference.features import Features, check_readable, default_batch_size, extract, preprocessing_for
+from openmae.inference.load import load
+from openmae.inference.matched import matched_model
+from openmae.machine.device import default_workers, num_cores, use_device
+from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.parallel import joined
 
 ROWS_AT_ONCE = 8192  # of a parquet file: a row group
 NAMED = 10  # unreadable images on the screen

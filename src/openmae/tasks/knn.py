@@ -14,10 +14,10 @@ from torch import Tensor
 import openmae
 from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
-from openmae.data.labelled import LabelledData, open_labelled
+from openmae.data.labels.labelled import LabelledData, open_labelled
+from openmae.data.sources.reading import reading_of
 from openmae.errors import Fault, RequestError, shown
-from openmae.tasks.classification import number_words
-from openmae.tasks.extract import (
+from openmae.inference.features import (
     Features,
     check_readable,
     default_batch_size,
@@ -25,18 +25,18 @@ from openmae.tasks.extract import (
     margin_for,
     preprocessing_for,
 )
-from openmae.tasks.load import load
-from openmae.tasks.matched import matched_model
-from openmae.tasks.metrics import interval
-from openmae.tasks.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
-from openmae.tasks.neighbours import neighbour_votes
-from openmae.tasks.place import check_place, held
-from openmae.tasks.plan import label_lines, target_words
-from openmae.tasks.reading import reading_of
-from openmae.tasks.regression_report import write_regression_report
-from openmae.training.device import default_workers, use_device
-from openmae.training.files import disk_faults, write_json, written_aside
-from openmae.training.parallel import Processes, joined
+from openmae.inference.load import load
+from openmae.inference.matched import matched_model
+from openmae.inference.metrics import interval
+from openmae.inference.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
+from openmae.inference.neighbours import neighbour_votes
+from openmae.machine.device import default_workers, use_device
+from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.parallel import Processes, joined
+from openmae.planning.summary_lines import label_lines, target_words
+from openmae.run.lock import check_place, held
+from openmae.tasks.classification.classification import number_words
+from openmae.tasks.classification.regression_report import write_regression_report
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:

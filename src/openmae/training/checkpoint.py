@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openmae.errors import Fault, RequestError
-from openmae.training.files import PARTIAL, disk_faults, json_bytes, link_or_copy, make_readable, sync, write_json
+from openmae.machine.files import PARTIAL, disk_faults, json_bytes, link_or_copy, make_readable, sync, write_json
 
 FORMAT_VERSION = 1
 # One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.

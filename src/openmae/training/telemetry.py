@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from openmae.training.files import disk_faults, write_json, written_aside
+from openmae.machine.files import disk_faults, write_json, written_aside
 
 PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 

@@ -1,0 +1,1 @@
+"""From the bytes of one image file to an array, or a named reason why not."""

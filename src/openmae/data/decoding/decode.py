@@ -1,0 +1,176 @@
+"""Bytes of an image file -> H x W x C, or a named reason why not.
+
+Four readers, a file each: Pillow for the common formats, libjpeg-turbo for plain JPEGs, of which there are most,
+tifffile for what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats), NumPy for `.npy`. Whatever
+a reader raises becomes `BadImage`; half an image is never returned.
+"""
+
+import io
+import re
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from openmae.config.checks import OFF
+from openmae.data.decoding.jpeg import JPEG, decode_plain, read_header
+from openmae.data.decoding.jpeg_mask import jpeg_mask
+from openmae.data.decoding.nodata import Nodata, check_floats, contiguous, emptied, mask_of, values_of, with_mask
+from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
+from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
+from openmae.data.decoding.pixels import MAX_PIXELS, BadImage, check_size, upright
+from openmae.data.decoding.tiff import TIFF, read_tiff
+
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
+
+# fmt: off
+EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".npy",
+))
+# fmt: on
+
+
+def decode(
+    data: bytes | BinaryIO,
+    background: float = 1.0,
+    max_pixels: int = MAX_PIXELS,
+    axes: str | None = CHANNELS_LAST,
+    nodata: float | str = OFF,
+) -> np.ndarray:
+    """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
+
+    An opened file takes less memory than its bytes: with what is decoded, at most 2.5 times the image's numbers.
+
+    The EXIF orientation is applied; an animation gives its first frame; palettes and CMYK, YCbCr and LAB become RGB;
+    grey stays one channel; alpha is composited on `background`, a fraction of the full range (1.0 is white). TIFF pages
+    of one shape are stacked as channels. 16 bits stay uint16 in PNG, TIFF, PGM and `.npy` (Pillow has only 8 bits for
+    the rare JPEG 2000 and PPM in 16-bit colour). Floats keep their values and must be finite.
+
+    `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel.
+
+    `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: what its shape tells.
+
+    `nodata` says which values stand for none: `marked` are NaN and those that a TIFF marks, a number is one more. An
+    image with such values is a masked array, 0 beneath its mask; floats beyond 1e18 are then refused. `off`: none are.
+
+    Raises BadImage for everything that is wrong with the data, and nothing else.
+    """
+    try:
+        return _decoded(data, background, max_pixels, axes, Nodata.of(nodata))
+    except BadImage:
+        raise
+    except Exception as error:  # the readers raise OSError, ValueError, SyntaxError, struct.error and many more
+        raise BadImage(_reason(error)) from error
+
+
+def _decoded(
+    data: bytes | BinaryIO, background: float, max_pixels: int, axes: str | None, rule: Nodata | None
+) -> np.ndarray:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    head = file.read(len(NPY))
+    if not head:
+        raise BadImage("empty file")
+    if head.startswith(JPEG):
+        if not isinstance(data, bytes):
+            data = head + file.read()
+        plain = _read_plain_jpeg(data, max_pixels)
+        if plain is not None:
+            return plain if rule is None else _masked(plain, rule, jpeg_mask(data, plain.shape))
+    with warnings.catch_warnings():
+        # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
+        # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
+        warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
+        if head.startswith(NPY):
+            image = read_npy(file, max_pixels, axes, rule)
+        elif head.startswith(TIFF):
+            image = read_tiff(file, background, max_pixels, rule)
+        else:
+            (image,) = read_with_pillow(file, background, max_pixels)
+            image = _masked(image, rule)
+    check_floats(image, rule)
+    return contiguous(image)
+
+
+def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None = None) -> np.ndarray:
+    """An array of numbers, H x W x C, masked as `decode` masks a file.
+
+    `own` is where it is known to be empty, beside where it is masked already.
+
+    Raises BadImage for floats that no model can take.
+    """
+    rule, before = Nodata.of(nodata), mask_of(image)
+    own = before if own is None else own if before is None else own | before
+    image = _masked(values_of(image), rule, own)
+    check_floats(image, rule)
+    return image
+
+
+def _masked(image: np.ndarray, rule: Nodata | None, own: np.ndarray | None = None) -> np.ndarray:
+    """The image without the values that a rule says, and without those known to be none."""
+    mask = None if rule is None else rule.mask(image)
+    mask = own if mask is None else mask if own is None else mask | own
+    return with_mask(emptied(image, mask), mask)
+
+
+def from_picture(image: Image.Image, background: float = 1.0) -> np.ndarray:
+    """An opened Pillow image as `decode` gives it: upright, without palette or alpha. Raises BadImage."""
+    try:
+        return np.ascontiguousarray(upright(pixels_of(image, background), orientation_of(image)))
+    except Exception as error:  # its pixels may be read only now
+        raise BadImage(_reason(error)) from error
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Give an H x W x C image `channels` channels: the same, grey repeated to 3, or RGB to luma (ITU-R 601, rounded).
+
+    The dtype is kept. Raises BadImage for every other pair: which channels to drop or invent is not ours to guess.
+    """
+    have = image.shape[2]
+    if have == channels:
+        return image
+    if (have, channels) == (1, 3):
+        return np.repeat(image, 3, axis=2)
+    if (have, channels) == (3, 1):
+        if image.dtype == np.float32:
+            return image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
+        luma = image.astype(np.uint32) @ np.array([[299], [587], [114]], dtype=np.uint32)
+        return ((luma + 500) // 1000).astype(image.dtype)
+    raise BadImage(f"{have} channel{'s' * (have != 1)}, the model takes {channels}")
+
+
+def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """A JPEG without the way through Pillow, or None where that must look at it."""
+    header = read_header(data)
+    if header is None:
+        return None
+    check_size(header.height, header.width, header.components, max_pixels)
+    orientation = 1 if header.is_bare else _vouched_orientation(data, max_pixels)
+    if orientation is None:
+        return None
+    image = decode_plain(data, header.components)
+    return None if image is None else np.ascontiguousarray(upright(image, orientation))
+
+
+def _vouched_orientation(data: bytes, max_pixels: int) -> int | None:
+    """Which side of a JPEG is up, as Pillow reads its EXIF and XMP; None where Pillow takes it for something else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            with open_with_pillow(io.BytesIO(data), max_pixels) as image:
+                if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+                    return None
+                return orientation_of(image)
+    except Exception:  # Pillow, reading it whole, will say what is wrong
+        return None
+
+
+def _reason(error: Exception) -> str:
+    """One short line for an exception of any library, without paths and addresses."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image in a format that is read here"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-f]+>|(?<!\w)/\S+", "", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text}"[:160].strip(" :")

@@ -1,0 +1,42 @@
+"""Which values of a packed JPEG stand for none: a mask of bits in comment segments, which every other reader skips."""
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.data.decoding.pixels import BadImage
+
+_SOI, _COMMENT = b"\xff\xd8", b"\xff\xfe"
+_NAME = b"openmae-empty\0"
+_LONGEST = 65_533 - len(_NAME)  # bytes in a segment
+
+
+def with_jpeg_mask(data: bytes, mask: NDArray[np.bool_]) -> bytes:
+    """A JPEG with the mask of its H x W x C values behind its first marker."""
+    packed = zlib.compress(np.packbits(mask).tobytes(), 9)
+    pieces = [packed[start : start + _LONGEST] for start in range(0, len(packed), _LONGEST)]
+    segments = [_COMMENT + (2 + len(_NAME) + len(piece)).to_bytes(2, "big") + _NAME + piece for piece in pieces]
+    return _SOI + b"".join(segments) + data[len(_SOI) :]
+
+
+def jpeg_mask(data: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """The mask in a JPEG's comments for an image of this shape; None where it has none.
+
+    Raises BadImage where it has another size.
+    """
+    packed, at = bytearray(), len(_SOI)
+    while data[at : at + 2] == _COMMENT and data[at + 4 : at + 4 + len(_NAME)] == _NAME:
+        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        packed += data[at + 4 + len(_NAME) : at + 2 + length]
+        at += 2 + length
+    if not packed:
+        return None
+    count = int(np.prod(shape))
+    try:
+        bits = zlib.decompressobj().decompress(bytes(packed), -(-count // 8) + 1)
+    except zlib.error:
+        bits = b""
+    if len(bits) != -(-count // 8):
+        raise BadImage("a mask of empty values that is damaged")
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=count).astype(bool).reshape(shape)

@@ -1,0 +1,178 @@
+"""The common formats, read with Pillow; what it would narrow without a word is decoded by torchvision."""
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from openmae.data.decoding.pixels import MAX_PIXELS, BadImage, check_size, composite, upright
+from openmae.data.decoding.strips import in_strips
+from openmae.data.resize import LARGE_PIXELS
+
+# An explicit list: Image.open would otherwise offer the bytes to every plugin it has, Ghostscript's among them. MPO is
+# opened as JPEG.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+_allowing = threading.Lock()
+_allowed: list[int] = []  # Pillow's own limit, then the higher ones of those that are at it
+
+
+def read_with_pillow(
+    file: BinaryIO, background: float, max_pixels: int, frames: Iterable[int] = (0,)
+) -> Iterator[np.ndarray]:
+    """Frames of a file, upright and H x W x C each.
+
+    Raises BadImage for a size that is not taken, and what Pillow raises for all else.
+    """
+    if is_deep_png(file) or _is_large_grey_with_alpha(file):
+        yield _png(file, background, max_pixels)
+        return
+    with open_with_pillow(file, max_pixels) as image:
+        for frame in frames:
+            if frame:
+                image.seek(frame)
+            check_size(image.height, image.width, len(image.getbands()), max_pixels)
+            image.load()
+            yield upright(pixels_of(image, background), orientation_of(image))
+
+
+@contextlib.contextmanager
+def open_with_pillow(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of which the header is read. Raises BadImage for more pixels than are taken."""
+    file.seek(0)
+    with allowing(max_pixels):
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise too_many_pixels(error, max_pixels) from error
+        with image:
+            yield image
+
+
+def too_many_pixels(error: Image.DecompressionBombError, max_pixels: int) -> BadImage:
+    """Pillow's refusal, as it concerns the person."""
+    found = re.search(r"\d+", str(error))
+    return BadImage(f"{found[0] if found else 'too many'} pixels, the limit is {max_pixels} pixels (--max-pixels)")
+
+
+def pixels_of(image: Image.Image, background: float) -> np.ndarray:
+    """H x W x C of an opened image as it lies in the file, without palette or alpha."""
+    image.load()
+    width, height = image.size
+    is_ppm = image.format == "PPM"  # which a part of it no longer knows
+
+    def of_rows(rows: slice) -> np.ndarray:
+        is_whole = rows.stop - rows.start == height
+        strip = image if is_whole else image.crop((0, rows.start, width, rows.stop))
+        return _pixels_of(strip, is_ppm, background)
+
+    return in_strips((height, width), of_rows)
+
+
+def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarray:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        array = np.asarray(image).astype(np.uint16)[..., None]  # astype: some files are big-endian
+        return _keyed(array, image.info.get("transparency"), background)
+    if mode == "I" and is_ppm:  # a 16-bit PGM, which Pillow scales to 0..65535
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode in ("I", "F"):
+        return np.asarray(image).astype(np.float32)[..., None]
+    if image.has_transparency_data:
+        image = image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
+        return composite(np.asarray(image), background)
+    if mode == "1":
+        image = image.convert("L")
+    elif mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def is_deep_png(file: BinaryIO) -> bool:
+    """Whether this is a PNG of 16 bits and several channels, which Pillow narrows to 8 bits without a word."""
+    _, bits, colour = _png_header(file)
+    return bits == 16 and colour in (2, 4, 6)
+
+
+def _is_large_grey_with_alpha(file: BinaryIO) -> bool:
+    """Whether this is a large PNG of grey and alpha in 8 bits, of which Pillow makes 4 bytes a pixel, not 2."""
+    pixels, bits, colour = _png_header(file)
+    return pixels > LARGE_PIXELS and (bits, colour) == (8, 4)
+
+
+def _png_header(file: BinaryIO) -> tuple[int, int, int]:
+    """Pixels, bits of a value and PNG's number of what a pixel is; zeros of another file."""
+    file.seek(0)
+    head = file.read(26)
+    if not head.startswith(_PNG) or head[12:16] != b"IHDR" or len(head) < 26:
+        return 0, 0, 0
+    return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24]), head[24], head[25]
+
+
+def _png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
+    """Decode with torchvision what Pillow, having just read it whole, has vouched for."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_png
+
+    with open_with_pillow(file, max_pixels) as image:
+        check_size(image.height, image.width, len(image.getbands()), max_pixels)
+        image.load()
+        transparent, orientation = image.info.get("transparency"), orientation_of(image)
+    del image  # and its memory
+    data = torch.empty(file.seek(0, 2), dtype=torch.uint8)
+    file.seek(0)
+    file.readinto(data.numpy())  # type: ignore[attr-defined]
+    array = decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()  # (H, W, C)
+    del data
+    if array.shape[2] in (2, 4):
+        array = composite(array, background)
+    elif isinstance(transparent, int | tuple):
+        opened = array
+        array = in_strips(opened.shape, lambda rows: _keyed(opened[rows], transparent, background))
+    return upright(array, orientation)
+
+
+def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:
+    """Composite an image that declares one colour transparent (PNG's tRNS); `transparent` is that colour or None."""
+    if not isinstance(transparent, int | tuple):
+        return array
+    opaque = (array != np.asarray(transparent)).any(axis=2, keepdims=True)
+    return np.where(opaque, array, np.array(round(background * 65535), array.dtype))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, for `upright`; 1 where it says none."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+@contextlib.contextmanager
+def allowing(max_pixels: int) -> Iterator[None]:
+    """Within, Pillow takes images of so many pixels, where that is more than it takes unasked.
+
+    Its own limit is one number for the whole program: it is back when the last thread that needs more has left.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    if max_pixels <= MAX_PIXELS or (own is None and not _allowed):
+        yield
+        return
+    with _allowing:
+        if not _allowed:
+            _allowed.append(Image.MAX_IMAGE_PIXELS or 0)
+        _allowed.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_allowed)
+    try:
+        yield
+    finally:
+        with _allowing:
+            _allowed.remove(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(_allowed) if len(_allowed) > 1 else _allowed.pop()

@@ -1,0 +1,200 @@
+"""Large images of which only what is cut out is read: plain integers of a `.npy`, or of a TIFF without compression.
+
+What is read whole, though it need not be: floats, which must all be finite; integers that might not fit into 16 bits;
+and whatever is compressed. A damaged segment outside of a crop would not be noticed then, and whether an image is
+replaced would depend on the crops of a run, where it must depend on the file alone. Plain numbers have no such damage:
+all of them lie within the file, which the header tells, or the image is read whole, which says what is wrong with it.
+"""
+
+import math
+import os
+from typing import Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.data.decoding.nodata import Nodata
+from openmae.data.decoding.npy import NPY, read_npy_header
+from openmae.data.decoding.pixels import BadImage, as_known_type
+from openmae.data.decoding.tiff import TIFF, full_pages, is_alpha, mark_of_page, open_tiff
+from openmae.data.resize import LARGE_PIXELS, Pixels
+
+_UNCOMPRESSED, _MSB_FIRST = 1, 1  # of TIFF: compression and predictor, order of bits
+_GREY, _RGB = 1, 2
+
+
+class Layout(NamedTuple):
+    """Where the numbers of an image lie in its file.
+
+    Attributes:
+        dtype: of the numbers, in the byte order of the file.
+        shape: height, width, channels.
+        segment: the sides of a part that lies in one piece, in the order of its axes there.
+        order: at which of these axes rows, columns and channels stand.
+        offsets: (rows, columns) of the segments: at which byte each begins.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, int, int]
+    segment: tuple[int, int, int]
+    order: tuple[int, int, int]
+    offsets: NDArray[np.int64]
+
+
+class Stored:
+    """An H x W x C image in its file; the equal of the decoded one, of which parts are read when they are cut out."""
+
+    def __init__(self, file: BinaryIO, layout: Layout) -> None:
+        self._layout, self.shape = layout, layout.shape
+        self._descriptor = os.dup(file.fileno())  # a file that is replaced or gone meanwhile stays what it was
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def __getitem__(self, rows_and_columns: tuple[slice, slice]) -> NDArray:
+        """A part, of uint8 or uint16. Raises BadImage where the file was cut off since its header was read."""
+        stored, (height, width, channels) = self._layout, self.shape
+        (top, bottom, _), (left, right, _) = (
+            side.indices(length) for side, length in zip(rows_and_columns, (height, width), strict=True)
+        )
+        part = np.empty((max(0, bottom - top), max(0, right - left), channels), stored.dtype)
+        if not part.size:
+            return as_known_type(part)
+        tall, wide = (stored.segment[axis] for axis in stored.order[:2])
+        for row in range(top // tall, -(-bottom // tall)):
+            for column in range(left // wide, -(-right // wide)):
+                y, x = row * tall, column * wide
+                of_y = slice(max(top, y), min(bottom, y + tall))
+                of_x = slice(max(left, x), min(right, x + wide))
+                box = (slice(of_y.start - y, of_y.stop - y), slice(of_x.start - x, of_x.stop - x), slice(0, channels))
+                in_file = tuple(box[stored.order.index(axis)] for axis in range(3))
+                found = self._read(int(stored.offsets[row, column]), in_file).transpose(stored.order)
+                part[of_y.start - top : of_y.stop - top, of_x.start - left : of_x.stop - left] = found
+        return as_known_type(part)
+
+    def _read(self, start: int, box: tuple[slice, ...]) -> NDArray:
+        """A box of the segment that begins at byte `start`."""
+        dtype, sides = self._layout.dtype, self._layout.segment
+        lengths = [side.stop - side.start for side in box]
+        part = np.empty(lengths, dtype)
+        axis = 2  # behind it all is taken, so that what is taken along it lies in one piece
+        while axis > 0 and lengths[axis] == sides[axis]:
+            axis -= 1
+        steps = [dtype.itemsize * math.prod(sides[a + 1 :]) for a in range(3)]
+        first = start + sum(side.start * step for side, step in zip(box, steps, strict=True))
+        numbers, size = memoryview(part.reshape(-1).view(np.uint8).data), dtype.itemsize * math.prod(lengths[axis:])
+        for number, place in enumerate(np.ndindex(*lengths[:axis])):
+            offset = first + sum(a * step for a, step in zip(place, steps, strict=False))
+            self._fill(numbers[number * size : (number + 1) * size], offset)
+        return part
+
+    def _fill(self, piece: memoryview, offset: int) -> None:
+        while len(piece):
+            try:
+                count = os.preadv(self._descriptor, [piece], offset)
+            except OSError as error:  # of a disk or server
+                raise BadImage(error.strerror or type(error).__name__) from error
+            if count <= 0:
+                raise BadImage("cut off while it was read")
+            piece, offset = piece[count:], offset + count
+
+
+@runtime_checkable
+class HasStored(Protocol):
+    """A source of images that may lie in files of which a part can be read alone."""
+
+    def stored(self, index: int) -> Stored | None:
+        """An image whose parts can be read alone; None where it is small, or must be read whole."""
+        ...
+
+
+def has_parts(source: object, index: int) -> bool:
+    """Whether parts of an image can be read alone."""
+    try:
+        return stored_of(source, index) is not None
+    except BadImage:  # said when it is read
+        return False
+
+
+def stored_of(source: object, index: int) -> Stored | None:
+    """An image of any source, if its parts can be read alone."""
+    return source.stored(index) if isinstance(source, HasStored) else None
+
+
+class Readable(Protocol):
+    """A source of images."""
+
+    def read(self, index: int) -> NDArray: ...
+
+
+def pixels_of(source: Readable, index: int) -> Pixels:
+    """An image to be cut from: its file where parts of it can be read alone, else the decoded whole.
+
+    Raises BadImage as reading it does.
+    """
+    stored = stored_of(source, index)
+    return source.read(index) if stored is None else stored
+
+
+def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Stored | None:
+    """The image of an opened file; None where it is small, or must be read whole.
+
+    Args:
+        axes, rule: as of `read_npy`.
+    """
+    try:
+        head = file.read(len(NPY))
+        find = _npy_layout if head.startswith(NPY) else _tiff_layout if head.startswith(TIFF) else None
+        layout = None if find is None else find(file, max_pixels, axes, rule)
+    except Exception:  # read whole, it says what is wrong with it
+        return None
+    return None if layout is None or math.prod(layout.shape[:2]) <= LARGE_PIXELS else Stored(file, layout)
+
+
+def _npy_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:
+    header = read_npy_header(file, max_pixels, axes)
+    if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_hit(header.dtype)):
+        return None
+    (a, b, c), order = (*header.shape, 1)[:3], header.order(axes)
+    if header.is_fortran or order[0] > order[1]:  # columns lie in one piece, and resizing goes by rows
+        return None
+    return Layout(header.dtype, header.sides(axes), (a, b, c), order, np.array([[header.start]]))
+
+
+def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:
+    with open_tiff(file) as tiff:
+        pages = full_pages(tiff, max_pixels)
+        page, bits = pages[0], pages[0].bitspersample
+        if len(pages) > 1 or tiff.is_imagej or not _is_plain(page):
+            return None
+        dtype = np.dtype(f"{tiff.byteorder}u{bits // 8}")
+        if rule is not None and rule.may_hit(dtype, mark_of_page(page, page)):
+            return None
+        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
+        wide = page.tilewidth if page.is_tiled else width
+        grid = (-(-height // tall), -(-width // wide))
+        offsets = np.array(page.dataoffsets, np.int64).reshape(grid)
+        lengths = np.full(grid, tall)
+        if not page.is_tiled:
+            lengths[-1] = height - tall * (grid[0] - 1)
+        counts = lengths * wide * channels * dtype.itemsize
+        is_whole = (np.array(page.databytecounts).reshape(grid) == counts).all()
+        if not is_whole or offsets.min() <= 0 or (offsets + counts).max() > file.seek(0, os.SEEK_END):
+            return None
+        return Layout(dtype, (height, width, channels), (tall, wide, channels), (0, 1, 2), offsets)
+
+
+def _is_plain(page: Any) -> bool:
+    """Whether the image is what lies in the file, number by number."""
+    return (
+        page.compression == _UNCOMPRESSED
+        and page.predictor == _UNCOMPRESSED
+        and page.fillorder == _MSB_FIRST
+        and page.photometric in (_GREY, _RGB)
+        and page.sampleformat == 1
+        and page.bitspersample in (8, 16)
+        and page.axes in ("YX", "YXS")
+        and not is_alpha(page.extrasamples)
+        and page.tags.valueof(274, default=1) == 1  # the first row is the top, the first column the left
+    )

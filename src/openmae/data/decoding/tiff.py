@@ -1,0 +1,149 @@
+"""TIFF: what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats) with tifffile."""
+
+import logging
+import math
+import re
+import zlib
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from openmae.data.decoding.nodata import GDAL_NODATA, Nodata, emptied, mask_of, values_of, with_mask
+from openmae.data.decoding.pillow import read_with_pillow
+from openmae.data.decoding.pixels import BadImage, as_known_type, check_size, composite, upright
+from openmae.data.decoding.strips import in_strips
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
+
+_ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a channel like any other (near infrared, say)
+
+# tifffile logs each damaged tag; what matters of it becomes a BadImage. Without a handler it would go to stderr.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+def open_tiff(file: BinaryIO) -> Any:
+    """A TIFF of which tifffile parsed the header; by its content alone, for that stumbles over a name in bytes."""
+    from tifffile import TiffFile
+
+    file.seek(0)
+    return TiffFile(file, name="unnamed")
+
+
+def full_pages(tiff: Any, max_pixels: int) -> list[Any]:
+    """The pages of an opened TIFF without thumbnails and pyramid levels. Raises BadImage for more than is taken."""
+    pages: list[Any] = []
+    for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
+        if not page.is_reduced:
+            pages.append(page)
+        check_size(page.imagelength, page.imagewidth, page.samplesperpixel * len(pages) or 1, max_pixels)
+    return pages
+
+
+def is_alpha(extra: tuple[int, ...]) -> bool:
+    """Whether the one channel beside the colours is alpha, by TIFF's ExtraSamples."""
+    return len(extra) == 1 and extra[0] in _ALPHA
+
+
+def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata | None = None) -> np.ndarray:
+    """Pages of one shape and type, stacked as channels; masked where `rule` or a page's own mark says so.
+
+    Raises BadImage for what is not taken, and what the two libraries raise for all else.
+    """
+    # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
+    with open_tiff(file) as tiff:
+        pages = full_pages(tiff, max_pixels)
+        if not pages or any(page.shape != pages[0].shape for page in pages):
+            shapes = ", ".join(sorted({str(page.shape) for page in pages}))
+            raise BadImage(f"TIFF pages of different shapes: {shapes}" if pages else "TIFF without a full-size page")
+        said = re.search(r"^images=(\d+)", pages[0].description or "", re.MULTILINE)
+        if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
+            raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
+        if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
+            read = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
+            marks = (mark_of_page(page, pages[0]) for page in pages)
+            layers = (_masked(*found, rule) for found in zip(read, pages, marks, strict=True))
+        else:
+            layers = (_tiff_page(page, file, background, rule, mark_of_page(page, pages[0])) for page in pages)
+        return _stacked(layers, len(pages))
+
+
+def mark_of_page(page: Any, first: Any) -> float | None:
+    """The value that stands for none, as GDAL notes it for a page or for all in the first; None where none is noted."""
+    text = page.tags.valueof(GDAL_NODATA, default=first.tags.valueof(GDAL_NODATA))
+    try:
+        return float(str(text).strip("\0 "))
+    except ValueError:  # no such tag, or a word in it
+        return None
+
+
+def _masked(layer: np.ndarray, page: Any, mark: float | None, rule: Nodata | None) -> np.ndarray:
+    """What Pillow made of a page: grey or RGB of the file's own numbers, but for what is white at 0."""
+    if rule is None or page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16):
+        return layer
+    if mark is not None and page.photometric == 0:
+        mark = np.iinfo(layer.dtype).max - mark
+    mask = rule.mask(layer, mark)
+    return layer if mask is None else np.ma.MaskedArray(emptied(layer, mask), mask)
+
+
+def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """H x W x C each -> H x W x all of them, with no more than one of them beside the result."""
+    whole, empty, at = None, None, 0
+    for layer in layers:
+        if count == 1:
+            return with_mask(values_of(layer), mask_of(layer))
+        if whole is None:
+            whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
+        if layer.dtype != whole.dtype:
+            raise BadImage("TIFF pages of different types")
+        if layer.shape[:2] != whole.shape[:2] or at + layer.shape[2] > whole.shape[2]:
+            raise BadImage("TIFF pages of different shapes")
+        whole[..., at : at + layer.shape[2]] = values_of(layer)
+        if (mask := mask_of(layer)) is not None:
+            empty = np.zeros(whole.shape, bool) if empty is None else empty
+            empty[..., at : at + layer.shape[2]] = mask
+        at += layer.shape[2]
+    assert whole is not None
+    if at != whole.shape[2]:
+        raise BadImage("TIFF pages of different shapes")
+    return with_mask(whole, empty)
+
+
+def _suits_pillow(page: Any) -> bool:
+    """Whether Pillow reads this TIFF page without dropping bits or channels."""
+    bits, extra = page.bitspersample, page.extrasamples
+    if page.photometric not in (0, 1, 2):  # palette, CMYK, YCbCr, LAB: its colour conversions are the better ones
+        return True
+    if page.samplesperpixel == 1 and page.photometric == 1 and page.sampleformat == 1:
+        return bits in (1, 2, 4, 8, 16)
+    base = 3 if page.photometric == 2 else 1
+    plain = page.samplesperpixel == base + len(extra) and (not extra or is_alpha(extra))
+    return bits in (1, 8) and page.sampleformat == 1 and plain
+
+
+def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None, mark: float | None) -> np.ndarray:
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise BadImage(f"TIFF page with axes {page.axes}")
+    if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
+        raise BadImage(
+            f"TIFF compression {page.compression.name} for {page.samplesperpixel} x {page.bitspersample} bit"
+        )
+    if page.compression in (8, 32946):
+        size = math.prod(page.chunks) * page.dtype.itemsize
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            if len(zlib.decompressobj().decompress(file.read(count), size + 1)) > size:
+                raise BadImage("a TIFF segment that inflates beyond its declared size")
+    array = page.asarray(maxworkers=1)
+    array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
+    mask = None if rule is None else rule.mask(array, mark)
+    if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
+        array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
+    array = as_known_type(emptied(array, mask))
+    extra = page.extrasamples
+    if is_alpha(extra):
+        array = composite(array, background, premultiplied=extra[0] == 1)
+        mask = None if mask is None else mask[..., :-1]
+    orientation = page.tags.valueof(274, default=1)
+    return upright(array if mask is None else np.ma.MaskedArray(array, mask), orientation)

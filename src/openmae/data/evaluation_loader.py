@@ -1,0 +1,165 @@
+"""Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
+
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openmae.config import Preprocessing
+from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.conformed import fitted_to_model
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.nodata import mask_of
+from openmae.data.decoding.regions import pixels_of
+from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.hand_over import goes_through_pipes
+from openmae.data.loader import pinned, stack, stacked
+from openmae.data.readers import make_loader, read
+from openmae.data.sources.open import Label, Source
+from openmae.data.sources.tiles import BLANK, is_blank
+from openmae.data.sources.views import images_apart
+
+HELD = 2  # batches that the main process has at once: the one that it measures and the next
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Attributes:
+    images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
+    labels: as in `Batch`.
+    indices: (B,) int64, where in the source each image stands.
+    bad: name and reason of each input that could not be read.
+    empty: (B, N) bool, as of `Batch`.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    indices: Tensor
+    bad: dict[str, str]
+    empty: Tensor | None = None
+
+    def pin_memory(self) -> "EvaluationBatch":
+        images, indices = self.images.pin_memory(), self.indices.pin_memory()
+        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.empty)
+
+
+class _Sample(NamedTuple):
+    """An image and its place in the source, or the reason why there is none."""
+
+    place: int
+    image: Tensor | str
+    label: Label = None
+    empty: Tensor | None = None
+
+
+class _Evaluation(Dataset):
+    """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        margin: float,
+        min_side: int,
+        with_labels: bool,
+        with_blank: bool = True,
+    ) -> None:
+        self.source, self.preprocessing, self.margin = source, preprocessing, margin
+        self.min_side, self.with_labels, self.with_blank = min_side, with_labels, with_blank
+
+    def __getitem__(self, index: int) -> _Sample:
+        p = self.preprocessing
+        try:
+            decoded = pixels_of(self.source, index)
+            if not self.with_blank and is_blank(decoded[:, :]):
+                return _Sample(index, BLANK)
+            image = fitted_to_model(decoded, p, self.min_side)
+            box = evaluation_box(image, p.image_size, self.margin)
+            crop = resized_crop(image, box, p.image_size)
+        except BadImage as error:
+            return _Sample(index, str(error))
+        label = self.source.label(index) if self.with_labels else None
+        mask = mask_of(decoded)
+        empty = None if mask is None else empty_patches(mask, box, p.image_size, self.min_side)
+        return _Sample(index, crop, label, empty)
+
+    def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
+        good = [sample for sample in samples if isinstance(sample.image, Tensor)]
+        bad = {self.source.name(sample.place): sample.image for sample in samples if isinstance(sample.image, str)}
+        images = [sample.image for sample in good if isinstance(sample.image, Tensor)]
+        dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
+        empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
+        return EvaluationBatch(
+            stack(images) if images else empty,
+            stacked([sample.label for sample in good]),
+            torch.tensor([sample.place for sample in good], dtype=torch.int64),
+            bad,
+            stacked_empty([sample.empty for sample in good]),
+        )
+
+
+class _Parts:
+    """Indices in order, `size` at a time; the last part may be smaller."""
+
+    def __init__(self, indices: range | NDArray[np.int64], size: int) -> None:
+        self.indices, self.size = indices, size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([int(i) for i in self.indices[start : start + self.size]] for start in self._starts)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self.indices), self.size)
+
+
+def evaluation_batches(
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: range | NDArray[np.int64],
+    *,
+    batch_size: int,
+    workers: int,
+    margin: float,
+    min_side: int,
+    with_labels: bool,
+    pin: bool = False,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> Generator[EvaluationBatch, None, None]:
+    """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
+
+    An unreadable image is left out and named, so a batch may be smaller, even empty (its labels are None then). With
+    several processes each gives its own part of the indices: nothing is padded, every image counts once.
+
+    Args:
+        margin: fraction of the largest centred box that is kept (`evaluation_margin`).
+        is_given_up: as of `read`: where it says so, there are no more batches.
+
+    Raises:
+        RequestError: some images of a batch have a label and others not.
+    """
+    dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
+    batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
+    per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
+    is_piped = goes_through_pipes(per_batch, workers, HELD)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, through_pipes=is_piped)
+    return read(loader, is_given_up)
+
+
+def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:
+    """Read a small source whole, centre-cropped.
+
+    Evaluation never replaces an unreadable image: it is left out and named. Blank tiles are left out.
+    """
+    with_blank = images_apart(source) is None
+    dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
+    batch = dataset.collate([dataset[index] for index in range(len(source))])
+    return replace(batch, bad={name: why for name, why in batch.bad.items() if why != BLANK})

@@ -1,0 +1,1 @@
+"""What images are labelled with: classes or numbers, where they are read, and the subsets made by them."""

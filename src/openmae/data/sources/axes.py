@@ -1,0 +1,97 @@
+"""Which axis of a `.npy` of three dimensions holds the channels: decided once for a data set, or asked for.
+
+TIFF says it itself. NumPy's files do not: 12 × 64 × 64 are 12 channels of 64 × 64 pixels to most who write them so, and
+were 12 × 64 pixels of 64 channels to those who wrote them otherwise.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from openmae.data.decoding.npy import CHANNELS_FIRST, CHANNELS_LAST, NPY, evident_order, shape_of
+from openmae.data.randomness import Permutation
+from openmae.errors import RequestError, shown
+
+LOOKED_AT = 256  # files whose headers are read
+HEADER_BYTES = 10_240
+HOW_TO_SAY = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What was decided, and why.
+
+    Attributes:
+        order: C, Y and X in the order of the axes; None where no file of three dimensions was seen.
+        why: for the plan; None where no such file was seen.
+    """
+
+    order: str | None
+    why: str | None = None
+
+    @property
+    def lines(self) -> list[str]:
+        """What a plan says of it."""
+        return [] if self.why is None else [f"axes       {self.order}: {self.why}"]
+
+
+BY_SHAPE = Axes(None)
+
+
+def decide_axes(named_shapes: Iterable[tuple[str, tuple[int, ...]]], said: str | None, usual: str | None) -> Axes:
+    """The order of axes of a data set.
+
+    Args:
+        named_shapes: some files and their shapes; those of other than three dimensions do not count.
+        said: by a person, who is believed.
+        usual: what a model had, for shapes that do not tell.
+
+    Raises:
+        RequestError: the shapes contradict each other, or none tells and nobody says.
+    """
+    shapes = {shape: name for name, shape in named_shapes if len(shape) == 3}
+    if not shapes:
+        return Axes(said)
+    if said is not None:
+        return Axes(said, "as --axes says")
+    evident = {order: (shape, name) for shape, name in shapes.items() if (order := evident_order(shape)) is not None}
+    if len(evident) > 1:
+        told = " and ".join(f"{shown(name)} is {_times(shape)}" for shape, name in evident.values())
+        raise RequestError(f"the channels seem to be now first, now last: {told}; {HOW_TO_SAY}")
+    if evident:
+        order, (shape, _) = next(iter(evident.items()))
+        which = "first" if order == CHANNELS_FIRST else "last"
+        return Axes(order, f"the {which} axis of {_times(shape)} is the smallest (--axes says otherwise)")
+    shape, name = next(iter(shapes.items()))
+    if usual is not None:
+        return Axes(usual, f"as the model had them, for {_times(shape)} does not tell (--axes says otherwise)")
+    raise RequestError(f"{shown(name)} is {_times(shape)}: which axis holds the channels is not clear; {HOW_TO_SAY}")
+
+
+def shapes_of_files(root: Path, files: Iterable[bytes]) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of some `.npy` files, evenly drawn, from their headers; what cannot be read says nothing."""
+    arrays = [file for file in files if file.lower().endswith(b".npy")]
+    count = min(LOOKED_AT, len(arrays))
+    for index in Permutation(len(arrays), 0)(np.arange(count)).tolist() if count else ():
+        try:
+            with open(os.path.join(os.fsencode(root), arrays[index]), "rb", buffering=0) as file:
+                shape = shape_of(file.read(HEADER_BYTES))
+        except OSError:
+            continue
+        if shape is not None:
+            yield os.fsdecode(arrays[index]), shape
+
+
+def shapes_of_bytes(named: Iterable[tuple[str, bytes]]) -> Iterable[tuple[str, tuple[int, ...]]]:
+    """The same of files that are in memory."""
+    for name, data in named:
+        shape = shape_of(data[:HEADER_BYTES]) if data.startswith(NPY) else None
+        if shape is not None:
+            yield name, shape
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,157 @@
+"""One image of any source, made ready for a pack: a small JPEG, or numbers of one shape."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openmae.config import pair
+from openmae.data.augment import centre_box, resized_crop
+from openmae.data.conformed import conformed
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.jpeg_mask import with_jpeg_mask
+from openmae.data.decoding.nodata import filled, mask_in_channels, mask_of
+from openmae.data.empty_patches import empty_values
+from openmae.data.scale import Rescale
+from openmae.data.sources.open import Source
+from openmae.data.sources.tiles import BLANK, Tiled, is_blank
+
+LONGEST_JPEG = 65_500  # libjpeg's limit of a side
+KEEP_OR_RESCALE = "--format raw keeps it, --value-range LOW HIGH says what becomes black and white"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How an image is packed.
+
+    Attributes:
+        size: jpeg: the short side at most; raw: the side, or height and width.
+        channels, dtype: of a raw pack.
+        rescale: what brings images of another number type to the pack's.
+    """
+
+    format: str
+    size: int | tuple[int, int]
+    quality: int
+    subsampling: str
+    channels: int
+    dtype: str
+    rescale: Rescale | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """H × W × C of a raw pack."""
+        height, width = pair(self.size)
+        return height, width, self.channels
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an image in a raw pack."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+    def __call__(self, image: NDArray) -> tuple[bytes, bytes | None]:
+        """A file's or a row's bytes, and where a row of integers is empty, as bits: b"" for what knows that itself.
+
+        Resized are images that are filled with their own mean. None: it is empty nowhere.
+
+        Raises BadImage for an image that this pack cannot hold.
+        """
+        mask = mask_of(image)
+        if self.format == "jpeg":
+            return self._jpeg(filled(image), mask), None if mask is None else b""
+        row, empty = self._raw(filled(image), mask)
+        if empty is None or self.dtype == "float32":
+            return row.tobytes(), None if empty is None else b""
+        return row.tobytes(), np.packbits(empty).tobytes()
+
+    def _jpeg(self, image: NDArray, mask: NDArray[np.bool_] | None) -> bytes:
+        """The whole image, its short side no longer than `size`; never enlarged."""
+        height, width, channels = image.shape
+        if self.rescale is not None and self.rescale.is_for(image):
+            image = self.rescale(image, "uint8")
+        if image.dtype != np.uint8 or channels not in (1, 3):
+            raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: {KEEP_OR_RESCALE}")
+        assert isinstance(self.size, int)
+        scale = self.size / min(height, width)
+        if scale < 1:
+            target = (max(1, round(height * scale)), max(1, round(width * scale)))
+            image = resized_crop(image, (0, 0, height, width), target).permute(1, 2, 0).numpy()
+            mask = None if mask is None else empty_values(mask, (0, 0, height, width), target)
+        if max(image.shape[:2]) > LONGEST_JPEG:
+            raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {LONGEST_JPEG}")
+        colours = ("GRAY", "Gray") if channels == 1 else ("RGB", self.subsampling)
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), self.quality, *colours)
+        return data if mask is None else with_jpeg_mask(data, mask)
+
+    def _raw(self, image: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_] | None]:
+        """The largest centred box of the pack's aspect, resized to its shape, and where that is empty.
+
+        Floats are NaN there.
+        """
+        height, width, channels = self.shape
+        pixels = conformed(image, channels, self.dtype, 1, self.rescale)
+        crop = resized_crop(pixels, centre_box(pixels, (height, width)), (height, width)).permute(1, 2, 0).numpy()
+        if self.dtype == "uint16":  # it was resized as float32, and bicubic weights overshoot
+            crop = np.rint(crop).clip(0, 65535).astype(np.uint16)
+        crop = np.ascontiguousarray(crop)
+        if mask is None:
+            return crop, None
+        empty = empty_values(mask_in_channels(mask, channels), centre_box(pixels, (height, width)), (height, width))
+        if empty.all():
+            raise BadImage("no values in its centre: all of them stand for none (nodata)")
+        if self.dtype == "float32":
+            crop[empty] = np.nan
+        return crop, empty if empty.any() else None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Images in the source's order, from `start` on: the bytes of each, or the reason why there are none.
+
+    `empty`: of images with values that stand for none, by index, what `Packing` says of where.
+    """
+
+    start: int
+    images: list[bytes | Tensor]
+    bad: dict[int, str]
+    empty: dict[int, bytes] = field(default_factory=dict)
+
+
+class _Sample(NamedTuple):
+    """An image of the source as the pack holds it, or the reason why it does not."""
+
+    place: int
+    data: bytes | None
+    reason: str = ""
+    empty: bytes | None = None
+
+
+class PackedImages(Dataset):
+    """A source's images as a pack holds them."""
+
+    def __init__(self, source: Source, packing: Packing) -> None:
+        self.source, self.packing = source, packing
+
+    def __getitem__(self, index: int) -> _Sample:
+        try:
+            image = self.source.read(index)
+            if isinstance(self.source, Tiled) and is_blank(image):
+                return _Sample(index, None, BLANK)
+            data, empty = self.packing(image)
+            return _Sample(index, data, empty=empty)
+        except BadImage as error:
+            return _Sample(index, None, str(error))
+
+    def collate(self, samples: list[_Sample]) -> Packed:
+        images = [sample.data for sample in samples if sample.data is not None]
+        bad = {sample.place: sample.reason for sample in samples if sample.data is None}
+        empty = {sample.place: sample.empty for sample in samples if sample.empty is not None}
+        if self.packing.format == "raw" and images:  # a tensor goes through shared memory, bytes through a pipe
+            rows: list[bytes | Tensor] = [torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8)]
+            return Packed(samples[0].place, rows, bad, empty)
+        return Packed(samples[0].place, list(images), bad, empty)

@@ -1,0 +1,257 @@
+"""What `openmae pack` makes, as a source: images that are quick to read, one read of the disk each.
+
+A pack is a folder with `pack.json` (what it holds, checksums) and, for each split, `SPLIT.index.npz` (names, labels,
+places) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`, N × H × W × C.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.config.checks import OFF
+from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, masked_array
+from openmae.data.decoding.headers import read_size
+from openmae.data.sources.folder import Ignored
+from openmae.errors import RequestError, shown
+
+MANIFEST, UNFINISHED = "pack.json", ".partial-pack.json"
+VERSION, WITH_EMPTY = 1, 2  # of packs, and of those with images that have values that stand for none
+DTYPES = ("uint8", "uint16", "float32")
+
+
+def read_pack(root: Path) -> dict[str, Any] | None:
+    """The manifest of the pack in a folder; None where the folder is no pack.
+
+    Raises:
+        RequestError: the pack is unfinished, damaged, or of a newer kind.
+    """
+    try:
+        manifest = json.loads((root / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        manifest = None
+    if not isinstance(manifest, dict) or "openmae_pack" not in manifest:
+        if any(os.path.lexists(str(index).removesuffix(".index.npz") + ".npy") for index in root.glob("*.index.npz")):
+            raise RequestError(f"{shown(root)} is a raw pack without a {MANIFEST}: copy it again, or pack again")
+        if os.path.lexists(root / UNFINISHED):
+            raise RequestError(f"{shown(root)} is an unfinished pack: openmae pack … --resume auto finishes it")
+        return None
+    if manifest["openmae_pack"] not in (VERSION, WITH_EMPTY):
+        raise RequestError(
+            f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION} and "
+            f"{WITH_EMPTY}"
+        )
+    try:
+        _check_manifest(manifest)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError):
+        raise RequestError(f"{shown(root / MANIFEST)} is damaged: pack the data again") from None
+    return manifest
+
+
+def pack_format(data: str) -> str | None:
+    """jpeg or raw, where DATA is a pack."""
+    try:
+        manifest = read_pack(Path(data))
+    except (RequestError, ValueError):
+        return None
+    return None if manifest is None else str(manifest["format"])
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    assert manifest["format"] in ("jpeg", "raw")
+    for name, entry in manifest["files"].items():
+        assert name == os.path.basename(name) and not name.startswith(".") and "\0" not in name
+        assert isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+    for split in manifest["splits"].values():
+        assert isinstance(split["images"], int) and split["images"] > 0
+        assert split["classes"] is None or all(isinstance(c, str) for c in split["classes"])
+        parts = (*split["data"], split["index"], *([split["empty"]] if "empty" in split else []))
+        assert all(name in manifest["files"] for name in parts)
+    if manifest["format"] == "raw":
+        assert manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3
+        low, high = _stated_range(manifest) or (0.0, 1.0)
+        assert math.isfinite(low) and math.isfinite(high) and low < high
+        assert all(isinstance(side, int) and side > 0 for side in manifest["shape"])
+
+
+def _stated_range(manifest: dict[str, Any]) -> tuple[float, float] | None:
+    stated = manifest.get("value_range") if manifest["format"] == "raw" else None
+    return None if stated is None else (float(stated[0]), float(stated[1]))
+
+
+def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
+    """What of a pack's files is not as its manifest says, each in words; reads every byte."""
+    found = []
+    for name, entry in manifest["files"].items():
+        try:
+            with open(root / name, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            found.append(f"{name}: {error.strerror}")
+            continue
+        if digest != entry["sha256"]:
+            found.append(f"{name}: its bytes have changed")
+    return found
+
+
+class PackedSource:
+    """One split of a pack. What a reader process needs of it is shared: pages of the file, never copies.
+
+    Attributes:
+        shape: height, width and channels of every image of a raw pack; None for JPEGs.
+        value_range: the raw values that become 0 and 1, where they were stated when it was packed.
+        image_numbers: which image each is a tile of, (n,); None where they are images.
+
+    Raises:
+        RequestError: a file is missing or of another size than the manifest says.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: dict[str, Any],
+        split: str,
+        *,
+        background: float = 1.0,
+        max_pixels: int = MAX_PIXELS,
+        nodata: float | str = OFF,
+    ) -> None:
+        of_split = manifest["splits"][split]
+        self._root, self._options, self.nodata = Path(os.path.abspath(root)), (background, max_pixels), nodata
+        self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
+        self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
+        self._dtype = str(manifest["dtype"])
+        self.value_range = _stated_range(manifest)
+        self._map: NDArray | None = None
+        self.ignored = Ignored()
+        self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None
+        empty_file = [str(of_split["empty"])] if "empty" in of_split else []
+        for name in (*self._files, of_split["index"], *empty_file):
+            self._check_size(name, manifest["files"][name]["bytes"])
+        try:
+            self._read_index(self._root / of_split["index"], manifest["files"])
+            if self.shape is not None:
+                self._open_map()
+            self._empty_rows, self._empty_bits = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
+            for name in empty_file:
+                self._read_empty(self._root / name)
+        except (OSError, ValueError, KeyError, EOFError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:100] or type(error).__name__
+            raise RequestError(
+                f"{shown(self._root)} is damaged ({reason}): openmae pack {shown(self._root)} --verify says where"
+            ) from None
+        canonical = json.dumps(manifest, sort_keys=True)
+        self._fingerprint = hashlib.sha256(f"{split} {canonical}".encode()).hexdigest()
+
+    def _check_size(self, name: str, size: int) -> None:
+        try:
+            there = os.stat(self._root / name).st_size
+        except OSError as error:
+            raise RequestError(f"{shown(self._root / name)}, a part of the pack: {error.strerror}") from None
+        if there != size:
+            raise RequestError(
+                f"{shown(self._root / name)} has {there} bytes, {MANIFEST} says {size}: copy it again, or pack again"
+            )
+
+    def _read_index(self, path: Path, files: dict[str, Any]) -> None:
+        with np.load(path, allow_pickle=False) as index:
+            self._names = index["names"].astype(np.uint8, casting="safe").tobytes()
+            self._ends = index["name_ends"].astype(np.int64, casting="safe")
+            self._labels = index["labels"].astype(np.int64, casting="safe")
+            self.numbers = index["numbers"].astype(np.float64, casting="safe") if "numbers" in index else None
+            places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
+            numbers = index["image_numbers"].astype(np.int64, casting="safe") if "image_numbers" in index else None
+        assert numbers is None or numbers.shape == (self._count,), "image numbers"
+        self.image_numbers: NDArray[np.int64] | None = numbers
+        assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
+        assert self.numbers is None or self.numbers.shape == (self._count,), "an index of another length"
+        assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
+        self._places = places  # (N, 3): file, offset, length
+        if places is not None:
+            assert places.shape == (self._count, 3) and (places >= 0).all(), "places"
+            assert (places[:, 0] < len(self._files)).all(), "places"
+            sizes = np.array([files[name]["bytes"] for name in self._files], np.int64)
+            assert (places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file"
+
+    def _read_empty(self, path: Path) -> None:
+        """Rows of integers that are partly empty: the number of each in 8 bytes, and a bit for each value."""
+        found = np.load(path, allow_pickle=False)
+        assert self.shape is not None and found.dtype == np.uint8, "empty values"
+        assert found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values"
+        self._empty_rows = np.ascontiguousarray(found[:, :8]).view("<i8").ravel().astype(np.int64)
+        self._empty_bits = found[:, 8:]
+        assert (np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values"
+        assert not len(found) or self._empty_rows[-1] < self._count, "empty values"
+
+    def _empty(self, index: int) -> NDArray[np.bool_] | None:
+        place = int(np.searchsorted(self._empty_rows, index))
+        if place == len(self._empty_rows) or self._empty_rows[place] != index:
+            return None
+        assert self.shape is not None
+        return np.unpackbits(self._empty_bits[place], count=math.prod(self.shape)).astype(bool).reshape(self.shape)
+
+    def _open_map(self) -> NDArray:
+        """The images as they lie in the file; opened anew in a process that was not forked from this one."""
+        if self._map is None:
+            images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
+            assert images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}"
+            assert images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}"
+            self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
+        return self._map
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        return index
+
+    def name(self, index: int) -> str:
+        """The name that the image had in the data that was packed."""
+        start = self._ends[index - 1] if self._checked(index) else 0
+        return os.fsdecode(self._names[start : self._ends[index]])
+
+    def label(self, index: int) -> int | None:
+        label = int(self._labels[self._checked(index)])
+        return label if label >= 0 else None
+
+    def read(self, index: int) -> np.ndarray:
+        self._checked(index)
+        if self._places is None:
+            row = self._open_map()[index]
+            return row if self.nodata == OFF else masked_array(row, self.nodata, self._empty(index))
+        return decode(self._encoded(index), *self._options, nodata=self.nodata)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels, from the header. Raises BadImage where it does not say."""
+        self._checked(index)
+        if self.shape is not None:
+            return self.shape[:2]
+        return read_size(io.BytesIO(self._encoded(index)), self._options[1])
+
+    def _encoded(self, index: int) -> bytes:
+        assert self._places is not None
+        file, offset, length = self._places[index].tolist()
+        try:
+            descriptor = os.open(self._root / self._files[file], os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, length, offset)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise BadImage(error.strerror or type(error).__name__) from error
+        return data
+
+    def fingerprint(self) -> str:
+        """Of the manifest, which holds checksums of all else: a pack may be moved."""
+        return self._fingerprint

@@ -1,0 +1,34 @@
+"""How a command opens its DATA: what a person said, and beside it what the model knows."""
+
+from typing import Any, Protocol
+
+from openmae.config import Preprocessing
+from openmae.data.decoding.nodata import nodata_of
+
+
+class Reading(Protocol):
+    """The settings of a command that reads images."""
+
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def axes(self) -> str | None: ...
+    @property
+    def nodata(self) -> float | str | None: ...
+
+
+def reading_of(config: Reading, model: Preprocessing | None, background: float | None = None) -> dict[str, Any]:
+    """The options of `open_source` and `open_splits`.
+
+    Args:
+        model: what the images are for, where it is known.
+        background: what alpha is composited on, where it is not the model's.
+    """
+    background = background if background is not None or model is None else model.background
+    return {
+        "background": 1.0 if background is None else background,
+        "max_pixels": config.max_pixels,
+        "axes": config.axes,
+        "usual_axes": None if model is None else model.axes,
+        "nodata": nodata_of(config.nodata, model),
+    }

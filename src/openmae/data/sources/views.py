@@ -1,0 +1,181 @@
+"""Parts of a source: a source again, made of some of its entries."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from openmae.data.decoding.regions import Stored, stored_of
+from openmae.data.randomness import Permutation
+from openmae.data.sources.axes import BY_SHAPE, Axes
+from openmae.data.sources.folder import Ignored
+from openmae.data.sources.open import Label, Source
+from openmae.data.sources.packed import PackedSource
+from openmae.data.sources.tiles import Tiled
+
+_SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
+
+
+class View(ABC):
+    """Entries of `source` at the places that `place` gives."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.classes: tuple[str, ...] | None = source.classes
+        self.ignored: Ignored = source.ignored
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def place(self, index: int) -> int:
+        """Where in `source` entry 0 <= index < len(self) stands."""
+
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+
+    def name(self, index: int) -> str:
+        return self.source.name(self._checked(index))
+
+    def label(self, index: int) -> Label:
+        return self.source.label(self._checked(index))
+
+    def read(self, index: int) -> np.ndarray:
+        return self.source.read(self._checked(index))
+
+    def stored(self, index: int) -> Stored | None:
+        return stored_of(self.source, self._checked(index))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.place(index)
+
+
+class Part(View):
+    """The images of `source` at `indices`, in that order."""
+
+    def __init__(self, source: Source, indices: ArrayLike) -> None:
+        super().__init__(source)
+        self.indices = np.array(indices, np.int64)
+        assert self.indices.ndim == 1 and (self.indices >= 0).all() and (self.indices < len(source)).all()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def place(self, index: int) -> int:
+        return int(self.indices[index])
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}[{hashlib.sha256(self.indices.tobytes()).hexdigest()}]"
+
+
+class Subset(View):
+    """`count` entries of a fixed permutation, from `start` on, in O(1) memory."""
+
+    def __init__(self, source: Source, start: int, count: int) -> None:
+        super().__init__(source)
+        self.start, self.count = start, count
+        self.permutation = Permutation(len(source), _SPLIT_KEY)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def place(self, index: int) -> int:
+        return int(self.permutation(self.start + index)[0])
+
+    def fingerprint(self) -> str:
+        return f"{self.source.fingerprint()}[{self.start}:{self.start + self.count}]"
+
+
+def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
+    """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
+    assert 0 < held_out < len(source)
+    return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
+
+
+def images_apart(source: Source) -> NDArray[np.int64] | None:
+    """Which image each entry is a tile of, (n,); None where every entry is an image of its own."""
+    if isinstance(source, Tiled | PackedSource):
+        return source.image_numbers
+    inner = getattr(source, "source", None)
+    numbers = None if inner is None else images_apart(inner)
+    if numbers is None or not isinstance(source, View):
+        return numbers
+    return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
+
+
+def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Take `held_out` images out with all their tiles: sorted entries (the rest, those), the same in every run.
+
+    Args:
+        numbers: (n,) which image each entry is a tile of.
+    """
+    images = np.unique(numbers)
+    assert 0 < held_out < len(images)
+    held = images[Permutation(len(images), _SPLIT_KEY)(np.arange(held_out))]
+    is_held = np.isin(numbers, held)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, Source]:
+    """Take `held_out` images out of a source of tiles, with all of theirs: (the rest, those), the same in every run."""
+    if isinstance(source, Tiled):
+        parts = split_by_image(np.arange(len(source.sizes)), held_out)
+        rest, held = (Tiled(Part(source.source, part), source.size, source.sizes[part]) for part in parts)
+        return rest, held
+    assert source.image_numbers is not None
+    rest_ids, held_ids = split_by_image(source.image_numbers, held_out)
+    return Part(source, rest_ids), Part(source, held_ids)
+
+
+def drawn(source: Source, count: int) -> Source:
+    """At most `count` entries of a source, evenly drawn, in its order."""
+    if len(source) <= count:
+        return source
+    return Part(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
+
+
+def root_of(source: Source) -> Source:
+    """The source behind all views."""
+    while hasattr(source, "source"):
+        source = source.source
+    return source
+
+
+def are_tiles(source: Source) -> bool:
+    """Whether the entries of a source are cut from images when they are read."""
+    while isinstance(source, View):
+        source = source.source
+    return isinstance(source, Tiled)
+
+
+def by_image(source: Source, indices: list[int]) -> list[int]:
+    """The same entries, tiles of one image one after the other: read so, they decode it once."""
+    places = indices
+    while isinstance(source, View):
+        places, source = [source.place(place) for place in places], source.source
+    return [index for _, index in sorted(zip(places, indices, strict=True))]
+
+
+def raw_shape(source: Source) -> tuple[int, int, int] | None:
+    """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
+    while isinstance(source, View):
+        source = source.source
+    if isinstance(source, Tiled):  # of images of one shape
+        whole = raw_shape(source.source)
+        return None if whole is None else (min(whole[0], source.size), min(whole[1], source.size), whole[2])
+    return source.shape if isinstance(source, PackedSource) else None
+
+
+def axes_of(sources: Iterable[Source]) -> Axes:
+    """What was decided about the axes of a data set, of which these are parts."""
+    found = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
+    return next((axes for axes in found if axes.order is not None), BY_SHAPE)
+
+
+def nodata_in(source: Source) -> float | str | None:
+    """Which values of a source's images stand for none, as it reads them; None where it has no such setting."""
+    return getattr(root_of(source), "nodata", None)

@@ -1,0 +1,202 @@
+"""Features of all images of a source, computed once: what `knn` votes with and `embed` writes down."""
+
+import math
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openmae.config import DEFAULT_POOL, Preprocessing, grid_of
+from openmae.data.augment import evaluation_margin, margin_of
+from openmae.data.evaluation_loader import evaluation_batches
+from openmae.data.labels.subsets import targets_of
+from openmae.data.preprocess import look_at, normalise
+from openmae.data.sources.open import Source
+from openmae.errors import Fault, RequestError
+from openmae.inference.load import EncoderModel
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes
+from openmae.training.telemetry import Screen
+
+LOOKED_AT = 64  # images whose sizes decide the margin
+BYTES_AT_ONCE = 1 << 26  # that a process sends to the others at a time
+NAMED = 3  # unreadable images in a message
+BATCH_SIZES = {"cpu": 64}
+BATCH_SIZE = 256  # of other devices
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What an encoder says about the n readable images of a source, in the source's order.
+
+    Attributes:
+        values: (n, D) float32, or (n, rows, columns, D) of the patch grid.
+        labels: (n,) int64, or (n, K) float32 with several labels an image; -1 where there is none; None if not asked.
+        indices: (n,) int64, which of the source's images.
+        bad: name and reason of each image that could not be read; none is replaced by another.
+    """
+
+    values: NDArray[np.float32]
+    labels: NDArray[np.int64] | NDArray[np.float32] | None
+    indices: NDArray[np.int64]
+    bad: dict[str, str]
+
+
+def extract(
+    model: EncoderModel,
+    source: Source,
+    *,
+    pool: str = DEFAULT_POOL,
+    layer: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    image_size: tuple[int, int] | None = None,
+    margin: float | None = None,
+    processes: Processes | None = None,
+    precision: str = "fp32",
+    with_labels: bool = False,
+    title: str | None = None,
+) -> Features:
+    """Compute the features of all images, nothing masked: equal bits however many workers and processes there are.
+
+    Each process takes whole batches, as many as the others or one more or less, and gets the features of all.
+
+    Args:
+        pool, layer: as of `EncoderModel.features`.
+        batch_size: in each process; another one may change a feature's last bits.
+        image_size: (height, width) in pixels; None: the model's own.
+        margin: fraction of the largest centred box that is kept; None: the model's own, as `EncoderModel.features`.
+        title: what the progress line says; None: no line.
+
+    Raises:
+        RequestError: size, layer or pool do not fit the model, or a batch does not fit into memory.
+        Fault: a feature is not finite.
+    """
+    processes = processes or Processes()
+    preprocessing = preprocessing_for(model, image_size)
+    size = batch_size or default_batch_size(model.device)
+    share = processes.share(-(-len(source) // size))
+    indices = range(share.start * size, min(share.stop * size, len(source)))
+    batches = evaluation_batches(
+        source,
+        preprocessing,
+        indices,
+        batch_size=size,
+        workers=workers,
+        margin=preprocessing.margin if margin is None else margin,
+        min_side=model.encoder.shape.patch_size,
+        with_labels=False,  # of a source where only some images have one, a batch would be refused
+        pin=model.device.type == "cuda",
+    )
+    read = np.empty(len(indices), np.int64)
+    bad: dict[str, str] = {}
+    values: NDArray[np.float32] | None = None
+    count = seen = 0
+    started = time.monotonic()
+    with closing(batches), Screen(len(indices), 0, title or "", quiet=not (title and processes.is_first)) as screen:
+        for batch in batches:
+            bad |= batch.bad
+            seen += len(batch.images) + len(batch.bad)
+            if len(batch.images):
+                found = _features(model, batch.images, preprocessing, pool, layer, precision, size)
+                if values is None:  # filled as it goes: a list of batches would need twice the memory in the end
+                    values = np.empty((len(indices), *found.shape[1:]), np.float32)
+                values[count : count + len(found)] = found
+                read[count : count + len(found)] = batch.indices.numpy()
+                count += len(found)
+            screen.update(seen, f"{seen / max(time.monotonic() - started, 1e-9):.0f} images/s")
+    shape = next((s for s in processes.gather(None if values is None else values.shape[1:]) if s is not None), (0,))
+    values = np.empty((0, *shape), np.float32) if values is None else values
+    values, indices_of_all = _gathered(values[:count], processes), _gathered(read[:count], processes)
+    bad = {name: reason for part in processes.gather(bad) for name, reason in part.items()}
+    _check_finite(values)
+    labels = targets_of(source)[indices_of_all] if with_labels else None
+    return Features(values=values, labels=labels, indices=indices_of_all, bad=bad)
+
+
+def preprocessing_for(model: EncoderModel, image_size: tuple[int, int] | None) -> Preprocessing:
+    """The model's preprocessing at a size. Raises RequestError where patches do not divide it."""
+    size = image_size or model.preprocessing.image_size
+    grid_of(*size, model.encoder.shape.patch_size)
+    return replace(model.preprocessing, image_size=size)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Images at a time in each process, where none is asked for."""
+    return BATCH_SIZES.get(device.type, BATCH_SIZE)
+
+
+def margin_for(source: Source, size: tuple[int, int]) -> float:
+    """`margin_of` the source's first images; those of a size without a margin are not looked at.
+
+    Raises:
+        RequestError: no image of those looked at can be read.
+    """
+    return 1.0 if evaluation_margin(size) == 1 else margin_of(size, look_at(source, LOOKED_AT).short_side)
+
+
+def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -> None:
+    """Raise RequestError where none of `count` images could be read, or fewer than `max_bad` lets pass."""
+    if len(bad) <= max_bad * count and len(bad) < count:
+        return
+    named = ", ".join(f"{name!r} ({reason})" for name, reason in list(bad.items())[:NAMED])
+    named += f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    if len(bad) == count:
+        raise RequestError(f"none of {count:,} {what} can be read: {named}")
+    raise RequestError(
+        f"{len(bad):,} of {count:,} {what} cannot be read: {named}; more than --max-bad {max_bad:g}: mend them, or a "
+        "higher --max-bad leaves them out"
+    )
+
+
+def _features(
+    model: EncoderModel,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    pool: str,
+    layer: int | None,
+    precision: str,
+    batch_size: int,
+) -> NDArray[np.float32]:
+    try:
+        prepared = normalise(images.to(model.device, non_blocking=True), preprocessing)
+        with autocast(model.device, precision):
+            return model.features(prepared, pool=pool, layer=layer).float().cpu().numpy()
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            advice = "give a smaller --batch-size" if batch_size > 1 else "give a smaller --image-size"
+            raise RequestError(f"out of memory with {batch_size} images at a time: {advice}") from None
+        raise
+
+
+def _gathered(own: NDArray, processes: Processes) -> NDArray:
+    """The rows of all processes in the order of their ranks, sent in pieces: one message of gigabytes is too much."""
+    if processes.count == 1:
+        return own
+    counts = processes.gather(len(own))
+    starts = np.cumsum([0, *counts])
+    everything = np.empty((starts[-1], *own.shape[1:]), own.dtype)
+    rows = max(1, BYTES_AT_ONCE // max(1, math.prod(own.shape[1:]) * own.itemsize))
+    for first in range(0, max(counts), rows):
+        for start, part in zip(starts, processes.gather(own[first : first + rows]), strict=False):
+            everything[start + first : start + first + len(part)] = part
+    return everything
+
+
+def _check_finite(values: NDArray[np.float32]) -> None:
+    broken = sum(int((~np.isfinite(part)).reshape(len(part), -1).any(1).sum()) for part in _pieces(values))
+    if broken:
+        raise Fault(
+            f"the features of {broken} of {len(values)} images are not finite: the model's weights are broken or its "
+            "numbers overflow (--precision fp32 would tell)"
+        )
+
+
+def _pieces(values: NDArray[np.float32]) -> Generator[NDArray[np.float32], None, None]:
+    for start in range(0, len(values), 4096):
+        yield values[start : start + 4096]

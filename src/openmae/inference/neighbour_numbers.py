@@ -1,0 +1,67 @@
+"""Numbers predicted by nearest neighbours: what each k says, and how good it is."""
+
+import torch
+
+from openmae.config import TargetScale
+from openmae.config.features import KnnConfig
+from openmae.errors import RequestError, shown
+from openmae.inference.features import Features
+from openmae.inference.metrics import Predictions, check
+from openmae.inference.neighbours import neighbour_means
+from openmae.inference.regression import regression_figures, standardised
+from openmae.machine.parallel import Processes
+
+
+def estimate(
+    bank: Features,
+    queries: Features,
+    scale: TargetScale,
+    config: KnnConfig,
+    device: torch.device,
+    processes: Processes,
+) -> dict[int, Predictions]:
+    """`neighbour_means` for all queries, each process's share of them gathered: what each k predicts."""
+    share = processes.share(len(queries.values))
+    own = neighbour_means(
+        torch.from_numpy(bank.values),
+        standardised(torch.from_numpy(bank.labels), scale),
+        torch.from_numpy(queries.values[share.start : share.stop]),
+        ks=config.k,
+        temperature=config.temperature,
+        device=device,
+    )
+    parts, targets = processes.gather(own), torch.from_numpy(queries.labels)
+    return {
+        k: Predictions(
+            logits=torch.cat([part[k] for part in parts]).float(),
+            targets=targets,
+            indices=queries.indices,
+            bad=queries.bad,
+            scale=scale,
+        )
+        for k in config.k
+    }
+
+
+def check_figure_names(columns: tuple[str, ...], ks: tuple[int, ...]) -> None:
+    """Raise RequestError where two figures would have one name: a column called k20, and `--k 5 20`."""
+    of_first = {column: f"r2_{column}" for column in columns}
+    for k in ks[1:]:
+        for name in (f"r2_k{k}", *(f"r2_{column}_k{k}" for column in columns)):
+            for column, taken in of_first.items():
+                if name == taken:
+                    raise RequestError(
+                        f"the column {shown(column)} and --k {k} would both have the figure {shown(name)}: rename the "
+                        "column, or leave that k out"
+                    )
+
+
+def figures_of_numbers(estimates: dict[int, Predictions]) -> dict[str, float]:
+    """`r2`, `mae` and those of each column for the first k, `r2_k20` … for another (see `regression_figures`)."""
+    found: dict[str, float] = {}
+    for number, (k, predictions) in enumerate(estimates.items()):
+        assert predictions.scale is not None
+        check(predictions)
+        own = regression_figures(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
+        found |= {f"{name}_k{k}" if number else name: value for name, value in own.items()}
+    return found

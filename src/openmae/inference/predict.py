@@ -1,0 +1,79 @@
+"""What a classifier, or a regression model, says about every image of a source, each counted once."""
+
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from openmae.config import Preprocessing, TargetScale
+from openmae.data.evaluation_loader import evaluation_batches
+from openmae.data.labels.subsets import targets_of
+from openmae.data.preprocess import normalise
+from openmae.data.readers import ReaderKilled
+from openmae.data.sources.open import Source
+from openmae.inference.metrics import Predictions, merge
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes
+from openmae.machine.signals import StopRequest
+from openmae.model.heads import Classifier
+from openmae.tasks.pretrain.held_out import EvaluationStopped
+
+LARGEST_BATCH = 256
+
+
+@torch.no_grad()
+def predict(
+    model: Classifier,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    processes: Processes,
+    stop: StopRequest | None = None,
+    scale: TargetScale | None = None,
+) -> Predictions:
+    """Classify all images, or predict their numbers: each process its own part, unreadable ones left out and named.
+
+    Every process gets the predictions of all.
+
+    Raises:
+        EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
+        ReaderKilled: the system killed readers of this one, twice.
+    """
+    targets = torch.from_numpy(targets_of(source))
+    logits: list[torch.Tensor] = [torch.empty(0, model.shape.num_classes)]
+    indices: list[np.ndarray] = [np.empty(0, np.int64)]
+    bad: dict[str, str] = {}
+    share = processes.share(len(source))
+    batches = evaluation_batches(
+        source,
+        preprocessing,
+        share,
+        batch_size=min(batch_size, LARGEST_BATCH),
+        workers=workers if len(share) > LARGEST_BATCH else 0,
+        margin=preprocessing.margin,
+        min_side=model.shape.encoder.patch_size,
+        with_labels=False,
+        pin=device.type == "cuda",
+        is_given_up=(lambda: False) if stop is None else stop.is_received,
+    )
+    killed: ReaderKilled | None = None
+    try:
+        with closing(batches):
+            for batch in batches:
+                bad |= batch.bad
+                if len(batch.images):
+                    images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
+                    with autocast(device, precision):
+                        logits.append(model(images).float().cpu())
+                    indices.append(batch.indices.numpy())
+    except ReaderKilled as error:  # the other processes wait for this one
+        killed = error
+    if processes.any(killed is not None or (stop is not None and stop.is_received())):
+        raise EvaluationStopped if killed is None else killed
+    own = np.concatenate(indices)
+    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
+    return merge(processes.gather(part))

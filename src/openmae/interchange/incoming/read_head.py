@@ -1,0 +1,130 @@
+"""What stands on a foreign encoder: a classifier, or a decoder of pixels."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
+from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.reading import Reading
+from openmae.interchange.stored import expected_weights
+from openmae.model.heads import PROBE_EPS
+
+DECODER_HEAD_WIDTH = 32
+
+
+def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
+    """The classifier that the head makes of the encoder; None where there is none, or none that openmae has.
+
+    Raises:
+        RequestError: the tokens would be normed twice.
+    """
+    if "head.weight" not in head or "head.bias" not in head or head["head.weight"].ndim != 2:
+        return None
+    num_classes = len(head["head.weight"])
+    is_normed = "fc_norm.weight" in head
+    if is_normed and "norm.weight" in r.weights:
+        raise RequestError(f"{r.source} has both norm and fc_norm: openmae's classifiers norm once")
+    pooling = _pooling(r, encoder, is_normed)
+    if pooling == "avg" and is_normed:
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean")
+    if pooling == "avg":  # normed, then the mean: a probe's features; its BatchNorm does nothing
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean", head="probe")
+    if pooling == "token" and not is_normed and encoder.class_token:
+        return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="cls")
+    what = (
+        f"{pooling}{' and a norm' if is_normed else ''}" if encoder.class_token else f"{pooling}, without a class token"
+    )
+    r.remarks.append(f"its head is left: it pools by {shown(what[:50])}, which openmae's classifiers do not")
+    return None
+
+
+def _pooling(r: Reading, encoder: ViTShape, is_normed: bool) -> str:
+    """timm's word for what the head takes of the tokens."""
+    if any("attn_pool." in name for name in r.found.unused):
+        return "attention"
+    said = r.config.get("global_pool", r.timm_arguments.get("global_pool"))
+    if said == "avg" and encoder.class_token and r.timm_arguments.get("pool_include_prefix"):
+        return "the mean with the class token"
+    if said is not None:
+        return str(said)
+    if not is_normed and r.found.program != "transformers":
+        r.remarks.append("its head is taken to read the class token: the file does not say")
+    return "avg" if is_normed else "token"
+
+
+def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
+    """For a head on plain pooled features: the statistics of a probe's BatchNorm that changes nothing."""
+    if shape.head != "probe":
+        return {}
+    width = shape.encoder.width
+    r.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
+    return {
+        "fc_norm.running_mean": torch.zeros(width),
+        "fc_norm.running_var": torch.full((width,), 1 - PROBE_EPS),
+        "fc_norm.num_batches_tracked": torch.tensor(0),
+    }
+
+
+def class_names(r: Reading, count: int) -> list[str]:
+    """The classes as timm or transformers name them, else their numbers."""
+    names: Any = r.config.get("label_names")
+    labels = r.config.get("id2label")
+    if isinstance(labels, Mapping):
+        names = [labels.get(str(i), labels.get(i)) for i in range(count)]
+    if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
+        return [shown(name) for name in names]  # which can be terminal commands
+    r.remarks.append("its classes have no names: numbers are theirs")
+    return [str(i) for i in range(count)]
+
+
+def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+    """The masked autoencoder that encoder and decoder make; None without a whole decoder of pixels.
+
+    Raises:
+        RequestError: nothing says how many heads it has.
+    """
+    if not decoder:
+        return None
+    embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
+    numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d{1,6})\.", name))}
+    if embed is None or predict is None or embed.ndim != 2 or not numbers:
+        r.remarks.append("its decoder is incomplete: left out")
+        return None
+    if len(predict) != encoder.patch_values:
+        r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
+        return None
+    width = len(embed)
+    said = r.number("decoder_num_attention_heads", "decoder_num_heads")
+    if said is not None:
+        heads, why = said, "as it says"
+    elif r.hints.decoder_num_heads is not None:
+        heads, why = r.hints.decoder_num_heads, "as asked for"
+    elif width % DECODER_HEAD_WIDTH == 0:
+        heads, why = width // DECODER_HEAD_WIDTH, f"width / {DECODER_HEAD_WIDTH}, as the paper's"
+    else:
+        raise RequestError(f"{r.source} does not say its decoder's heads: give --decoder-num-heads")
+    shape = MAEShape(
+        encoder=encoder,
+        decoder=DecoderShape(width=width, depth=max(numbers) + 1, num_heads=heads),
+        target=_target(r),
+    )
+    expected = {name for name in expected_weights(shape) if name.startswith("decoder.")}
+    if lacking := sorted(expected - decoder.keys()):
+        r.remarks.append(f"its decoder lacks {lacking[0]}: left out")
+        return None
+    r.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
+    return shape
+
+
+def _target(r: Reading) -> str:
+    said = r.said("norm_pix_loss")
+    if r.hints.target is not None:
+        return r.hints.target
+    if isinstance(said, bool):
+        return "norm-pixel" if said else "pixel"
+    r.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
+    return "norm-pixel"

@@ -1,0 +1,166 @@
+"""What a foreign checkpoint is: which of its state dicts, behind which prefix, by whose names."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.files import Stored
+from openmae.interchange.names import (
+    DERIVED,
+    FLAT,
+    REFERENCE_DECODER,
+    TRANSFORMERS,
+    TRANSFORMERS_DECODER,
+    TRANSFORMERS_HEAD,
+    TRANSFORMERS_VITDET,
+    Rules,
+    rename,
+)
+
+# Every ViT has a patch projection; what stands before its name is the model's prefix.
+ANCHORS: dict[str, Rules] = {
+    "patch_embed.proj.weight": FLAT,
+    "embeddings.patch_embeddings.projection.weight": TRANSFORMERS,
+    "embeddings.projection.weight": TRANSFORMERS_VITDET,
+}
+# Of several models in one file, the one that its authors evaluate: MoCo v3's base encoder, DINO's teacher.
+PREFERRED_GROUPS = ("", "model", "state_dict", "teacher", "module", "model_ema")
+PREFERRED_PREFIXES = ("base_encoder.", "teacher.")
+# Parts of an encoder that openmae's has no place for: without them it would compute something else.
+FOREIGN_PARTS = re.compile(
+    r"(blocks|layers|encoder\.layer)\..*|(embeddings\.)?(reg_token|register_tokens|storage_tokens|dist_token"
+    r"|distillation_token)|norm_pre\..*|pre_layrnorm\..*|rope\..*|pos_embed.+|level_embed.*|patch_embed\..*"
+    r"|embeddings\.(?!mask_token$).*|encoder\.mid_position_embeddings",
+    re.DOTALL,
+)
+MANY = 3  # names in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """The weights of one model in a checkpoint.
+
+    Attributes:
+        family: mae, vit, moco-v3, dino, beit or vitdet.
+        program: whose names: reference (and whoever uses timm's) or transformers.
+        weights: by our names, but queries, keys and values apart and a shared table of biases as `shared.table`.
+        unused: by the file's names: what no rule fits, and which is no part of the encoder.
+        remarks: which group and prefix were taken, and what that left.
+    """
+
+    family: str
+    program: str
+    weights: dict[str, Tensor]
+    unused: dict[str, Tensor]
+    remarks: tuple[str, ...]
+
+
+def recognise(stored: Stored) -> Recognised:
+    """Find the Vision Transformer in a checkpoint.
+
+    Raises:
+        RequestError: there is none, there are several alike, or it has parts that openmae's has no place for.
+    """
+    tensors, remarks = _choose_group(stored)
+    prefix, rules = _choose_prefix(stored, tensors)
+    if prefix:
+        remarks.append(f"prefix {prefix!r} taken off")
+    inside = {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    is_flat = rules is FLAT
+    decoder_rules = REFERENCE_DECODER if is_flat and "decoder_embed.weight" in inside else ()
+    weights: dict[str, Tensor] = {}
+    unused: dict[str, Tensor] = {}
+    strange: list[str] = []
+    for name, full in inside.items():
+        if DERIVED.fullmatch(name):
+            continue
+        ours = rename(name, rules) or rename(name, decoder_rules)
+        if ours is None and not is_flat:  # where the prefix is empty the head lies inside
+            ours = rename(name, (*TRANSFORMERS_DECODER, *TRANSFORMERS_HEAD))
+        if ours is not None:
+            weights[ours] = tensors[full]
+        elif FOREIGN_PARTS.fullmatch(name):
+            strange.append(full)
+        else:
+            unused[full] = tensors[full]
+    if strange:
+        named = ", ".join(map(shown, strange[:MANY])) + (
+            f" and {len(strange) - MANY} more" if len(strange) > MANY else ""
+        )
+        raise RequestError(
+            f"{stored.path} has {named}: parts that openmae's ViT has no place for, so it cannot be read"
+        )
+    for full, tensor in tensors.items():
+        if full.startswith(prefix) or DERIVED.fullmatch(full):
+            continue
+        ours = None if is_flat else rename(full, (*TRANSFORMERS_DECODER, *TRANSFORMERS_HEAD))
+        if ours is not None and ours not in weights:
+            weights[ours] = tensor
+        else:
+            unused[full] = tensor
+    found = Recognised(
+        family=_family(weights, unused, prefix, is_vitdet=rules is TRANSFORMERS_VITDET),
+        program="reference" if is_flat else "transformers",
+        weights=weights,
+        unused=unused,
+        remarks=tuple(remarks),
+    )
+    return _without_foreign_head(found)
+
+
+def _choose_group(stored: Stored) -> tuple[Mapping[str, Tensor], list[str]]:
+    having = [name for name, tensors in stored.groups.items() if any(name.endswith(tuple(ANCHORS)) for name in tensors)]
+    if not having:
+        names = [name for tensors in stored.groups.values() for name in tensors]
+        held = f"{len(names)} weights such as {', '.join(map(shown, names[:MANY]))}" if names else "no weights"
+        raise RequestError(f"{stored.path} holds {held}: no Vision Transformer whose names are known here")
+    group = next((name for name in PREFERRED_GROUPS if name in having), having[0])
+    others = [name for name in stored.groups if name != group]
+    remarks = []
+    if group:
+        remarks.append(f"taken from {group!r}" + (f"; {', '.join(map(repr, others))} left out" if others else ""))
+    return stored.groups[group], remarks
+
+
+def _choose_prefix(stored: Stored, tensors: Mapping[str, Tensor]) -> tuple[str, Rules]:
+    found = [
+        (name.removesuffix(anchor), rules)
+        for name in tensors
+        for anchor, rules in ANCHORS.items()
+        if name == anchor or name.endswith("." + anchor)
+    ]
+    if len(found) > 1:
+        preferred = [pair for pair in found if pair[0].endswith(PREFERRED_PREFIXES) or "teacher" in pair[0].split(".")]
+        if len(preferred) != 1:
+            prefixes = ", ".join(repr(prefix) for prefix, _ in found)
+            raise RequestError(f"{stored.path} holds several encoders ({prefixes}): save the one you want by itself")
+        found = preferred
+    return found[0]
+
+
+def _family(weights: Mapping[str, Tensor], unused: Mapping[str, Tensor], prefix: str, is_vitdet: bool) -> str:
+    if "decoder.embed.weight" in weights:
+        return "mae"
+    if is_vitdet or prefix.endswith("backbone.net.") or any(name.endswith("rel_pos_h") for name in weights):
+        return "vitdet"
+    if "shared.table" in weights or any(name.endswith("relative.table") for name in weights):
+        return "beit"
+    if prefix.endswith(("base_encoder.", "momentum_encoder.")):
+        return "moco-v3"
+    if any("head.last_layer." in name for name in unused):
+        return "dino"
+    return "vit"
+
+
+def _without_foreign_head(found: Recognised) -> Recognised:
+    """A head behind a layer of its own (`pre_logits`) classifies nothing without it: both stay unused."""
+    head = found.weights.get("head.weight")
+    behind_another = any("pre_logits." in name for name in found.unused)
+    if head is None or (head.ndim == 2 and not behind_another):
+        return found
+    heads = {name: value for name, value in found.weights.items() if name.startswith("head.")}
+    rest = {name: value for name, value in found.weights.items() if name not in heads}
+    return replace(found, weights=rest, unused={**found.unused, **heads})

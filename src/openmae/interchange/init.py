@@ -1,0 +1,156 @@
+"""From `--init` to weights: which file it names, what the file says of itself, and whether it fits."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from openmae.config import (
+    MASKS,
+    ClassifierShape,
+    MAEShape,
+    Preprocessing,
+    TargetScale,
+    ViTShape,
+    check_name,
+    check_range,
+    flag_of,
+)
+from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.files import find_stored, read_stored
+from openmae.interchange.incoming.read import describe
+from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.timm_models import read_timm
+from openmae.interchange.report import Report
+from openmae.interchange.stored import Described, check_weights, expected_weights
+from openmae.model import cost
+from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
+
+TIMM = "timm:"
+
+
+def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Described:
+    """The model that an `--init` names, ours or another program's: a run folder, a checkpoint, a file, a folder in the
+    layout of transformers or timm, `timm:NAME`, `hf:ORG/NAME`.
+
+    Args:
+        hints: what a foreign file does not say itself; one of ours says it all, and is not contradicted.
+        say: print which weights were loaded, resized, unused (the first process does).
+
+    Raises:
+        RequestError: it does not exist, cannot be read, lacks a weight of the encoder, or contradicts a hint.
+    """
+    if init.startswith(TIMM):
+        found = describe(read_timm(init.removeprefix(TIMM)), init, hints)
+    else:
+        path = find_stored(init)
+        if is_ours(path):
+            found = with_report(read_described(find_model(path)), init)
+            _check_hints(found, hints or Hints())
+        else:
+            found = describe(read_stored(path), init, hints)
+    if say and os.environ.get("RANK", "0") == "0":
+        assert found.report is not None
+        print("\n".join(found.report.lines()), flush=True)
+    return found
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file or folder was written by openmae: a run, a checkpoint, or a model.safetensors that says so."""
+    if path.is_dir():
+        return (path / "checkpoints").is_dir() or ((path / MODEL).is_file() and is_ours(path / MODEL))
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def with_report(found: Described, init: str) -> Described:
+    """A model of ours with a report: it holds exactly what it says, or it would not have been read."""
+    kinds = {
+        "mae": "masked autoencoder",
+        "classifier": "classifier",
+        "regressor": "regression model",
+        "encoder": "encoder",
+    }
+    step = found.description.get("step")
+    kind = f"openmae {kinds[found.description.get('kind', 'mae')]}" + (f", step {step:,}" if step is not None else "")
+    loaded = {name: tuple(value.shape) for name, value in found.weights.items()}
+    return replace(found, report=Report(source=init, kind=kind, loaded=loaded))
+
+
+def _check_hints(found: Described, hints: Hints) -> None:
+    """Raise RequestError where a hint would be ignored. The image size is none here: it asks to resample."""
+    shape, p = found.shape, found.preprocessing
+    said = {"num_heads": found.encoder_shape.num_heads, "mean": p.mean, "std": p.std}
+    if isinstance(shape, MAEShape):
+        said |= {"decoder_num_heads": shape.decoder.num_heads, "target": shape.target}
+    for name in ("num_heads", "decoder_num_heads", "target", "mean", "std"):
+        asked = getattr(hints, name)
+        if asked is not None and asked != said.get(name):
+            has = said.get(name, "none")
+            raise RequestError(f"{flag_of(name)} got {asked}, but {shown(found.path)} has {has}: leave it out")
+
+
+def find_model(path: Path) -> Path:
+    """The model.safetensors of ours that a run folder or a checkpoint holds, or the file itself.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if path.is_file():
+        return path
+    if (path / MODEL).is_file():
+        return path / MODEL
+    if path.is_dir():
+        checkpoint, damaged = newest_checkpoint(path)
+        if checkpoint is not None:
+            return checkpoint.folder / MODEL
+        told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
+        raise RequestError(f"--init {shown(path)} holds no model: {told}")
+    raise RequestError(f"--init {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
+
+
+def read_described(path: Path) -> Described:
+    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours: it holds exactly the weights
+    of its shape.
+
+    Raises:
+        RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
+    """
+    weights, description = read_model(path)
+    kind = description.get("kind", "mae")
+    if kind not in ("mae", "classifier", "regressor", "encoder"):
+        raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier, a regressor or an encoder is needed")
+    shape: MAEShape | ClassifierShape | ViTShape
+    try:
+        preprocessing = Preprocessing.from_dict(description["preprocessing"])
+        if kind == "mae":
+            shape = MAEShape.from_dict(description["shape"])
+            masking = description.get("masking") or {}
+            check_name("masking", masking.get("kind"), MASKS)
+            check_range("masking ratio", masking.get("ratio"), 0, 1)
+            described = cost.num_parameters(shape) + cost.num_positions(shape)
+        elif kind == "encoder":
+            shape = ViTShape.from_dict(description["shape"])
+            described = cost.encoder_parameters(shape)
+        else:
+            shape = ClassifierShape.from_dict(description["shape"])
+            name = "classes" if kind == "classifier" else "columns"
+            names = description[name]
+            if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+                raise ValueError(f"{name} are no names")
+            if len(names) != shape.num_classes:
+                raise ValueError(f"{len(names)} names for {shape.num_classes} {name}")
+            if kind == "regressor":
+                TargetScale.from_description(description)
+            described = cost.classifier_parameters(shape)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
+    held = sum(tensor.numel() for tensor in weights.values())
+    if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
+        raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
+    check_weights(weights, expected_weights(shape), str(path))
+    return Described(path, weights, shape, preprocessing, description)

@@ -1,0 +1,77 @@
+"""Trained weights into a model: all of them, the encoder's, or what continued pre-training can begin with."""
+
+import torch
+from torch import Tensor, nn
+
+from openmae.config import MAEShape
+from openmae.errors import RequestError
+from openmae.interchange.resize import fit_encoder
+from openmae.interchange.stored import ENCODER, Described, check_weights
+from openmae.model.mae import MAE
+from openmae.model.positions import sincos_positions
+from openmae.model.vit import ViT
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put weights into a model of the same shape.
+
+    Raises:
+        RequestError: a weight is missing, unknown or of another shape; the message names the first.
+    """
+    check_weights(weights, model.state_dict(), where)
+    model.load_state_dict(weights)
+
+
+def load_encoder(encoder: ViT, init: Described) -> list[str]:
+    """Take over a trained encoder; what depends on the image or patch size is resampled.
+
+    Returns:
+        A line about each weight that was.
+
+    Raises:
+        RequestError: an encoder weight is missing or of another shape.
+    """
+    weights, changed = fit_encoder(init.encoder_weights, init.encoder_shape, encoder.shape, str(init.path))
+    for name, value in encoder.state_dict().items():
+        if name not in weights:
+            raise RequestError(f"{init.path} lacks the encoder's {name} {tuple(value.shape)}: it is of another kind")
+        if weights[name].shape != value.shape:
+            raise RequestError(
+                f"{init.path}: the encoder's {name} is {tuple(weights[name].shape)} there and "
+                f"{tuple(value.shape)} here; leave the model's flags out to take its shape"
+            )
+    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
+    return [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+
+
+def start_pretraining(model: MAE, init: Described) -> list[str]:
+    """Begin with another model's weights: its encoder, and its decoder where it has one of the same shape.
+
+    Fixed sin-cos positions are those of the new size; learned ones are resampled.
+
+    Returns:
+        What has to be said about it.
+
+    Raises:
+        RequestError: the encoder does not fit.
+    """
+    shape, old = model.encoder.shape, init.encoder_shape
+    own_positions = {name: value.clone() for name, value in model.state_dict().items() if name.endswith("pos_embed")}
+    lines = load_encoder(model.encoder, init)
+    table = init.encoder_weights["pos_embed"]
+    if old.grid != shape.grid and torch.equal(table, sincos_positions(old.grid, old.width)):
+        model.encoder.load_state_dict({"pos_embed": own_positions["encoder.pos_embed"]}, strict=False)
+        lines.append("           positions are the sin-cos table of the new size")
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
+    theirs = {name: value for name, value in init.weights.items() if not name.startswith(ENCODER)}
+    if not isinstance(init.shape, MAEShape):
+        return [*lines, f"           decoder: fresh, for {init.path} is {init.what}"]
+    if old.grid != shape.grid:
+        theirs = {**theirs, "decoder.pos_embed": own_positions["decoder.pos_embed"]}
+    other = sorted(
+        n for n in own.keys() | theirs.keys() if n not in own or n not in theirs or own[n].shape != theirs[n].shape
+    )
+    if other:
+        return [*lines, f"           decoder: fresh, for {other[0]} is of another shape there"]
+    model.load_state_dict(theirs, strict=False)
+    return lines

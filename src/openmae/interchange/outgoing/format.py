@@ -1,0 +1,141 @@
+"""What every way out shares: a part of a model, its weights in another program's terms, and what is refused."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from openmae.config import ClassifierShape, MAEShape, ViTShape
+from openmae.errors import RequestError
+from openmae.interchange.stored import ENCODER, Described
+from openmae.machine.files import make_readable
+from openmae.model.block import LAYER_NORM_EPS
+from openmae.model.heads import PROBE_EPS
+
+REGRESSION = "regression"  # transformers' name for it, in `problem_type`
+# What the head of a probe is made of beside its matrix; it is folded into that.
+FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A model as another program names it, ready to be written.
+
+    Attributes:
+        weights: by that program's names.
+        left_out: our names of what the format does not hold.
+        configs: JSON files beside the weights, by file name.
+        remarks: what was decided or does not come along, a line each.
+    """
+
+    weights: dict[str, Tensor]
+    left_out: tuple[str, ...] = ()
+    configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def write(self, folder: Path) -> None:
+        """Write model.safetensors and the JSON files into a folder."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.weights.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        make_readable(folder / "model.safetensors")
+        for name, values in self.configs.items():
+            (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def encoder_part(model: Described) -> Described:
+    """The encoder alone, weights behind `encoder.`; one that is the encoder alone comes back as it is.
+
+    A classifier that norms the mean of its tokens has an encoder without a final norm.
+    """
+    if isinstance(model.shape, ViTShape):
+        return model
+    shape = model.shape.encoder
+    if isinstance(model.shape, ClassifierShape) and norms_the_mean(model.shape):
+        shape = replace(shape, final_norm=False)
+    kept = ("preprocessing", "recipe", "seed", "step")
+    description = {name: model.description[name] for name in kept if name in model.description}
+    description |= {"kind": "encoder", "shape": shape.to_dict()}
+    weights = {f"{ENCODER}{name}": value for name, value in model.encoder_weights.items()}
+    return replace(model, weights=weights, shape=shape, description=description)
+
+
+def norms_the_mean(shape: ClassifierShape) -> bool:
+    """Whether the mean of the tokens is normed, and the tokens are not (FACTS section 2: fine-tuning)."""
+    return shape.head == "fine-tune" and shape.pool == "mean"
+
+
+def without(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(names.keys() - kept.keys()))
+
+
+def head_of(model: Described) -> tuple[Tensor, Tensor]:
+    """The linear head; a probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of
+    numbers to predict: other programs get them in their own units.
+
+    head((x − m) / √(v + eps)) = (W / √(v + eps)) x + (b − W m / √(v + eps)), computed in float64.
+    """
+    weight, bias = model.weights["head.weight"], model.weights["head.bias"]
+    assert isinstance(model.shape, ClassifierShape)
+    if model.shape.head != "probe" and model.scale is None:
+        return weight, bias
+    folded, offset = weight.double(), bias.double()
+    if model.shape.head == "probe":
+        mean, variance = (model.weights[f"fc_norm.running_{name}"].double() for name in ("mean", "var"))
+        folded = folded / (variance + PROBE_EPS).sqrt()
+        offset = offset - folded @ mean
+    if model.scale is not None:
+        of_numbers, deviation = torch.tensor((model.scale.mean, model.scale.std), dtype=torch.float64)
+        folded, offset = folded * deviation[:, None], offset * deviation + of_numbers
+    return folded.to(weight.dtype), offset.to(bias.dtype)
+
+
+def check_plain(model: Described, what: str) -> None:
+    """Refuse an encoder that differs from the paper's ViT where `what` cannot hold it.
+
+    An absent final norm passes: whether that fits is for each format to say.
+
+    Raises:
+        RequestError: it differs; the message says in what.
+    """
+    shape = replace(model.encoder_shape, final_norm=True)
+    if shape.is_plain:
+        return
+    differs = ", ".join(f"{name} {value}" for name, value in sorted(shape.differences.items()) if name != "norm_eps")
+    raise RequestError(
+        f"--to {what} holds a plain ViT only, this encoder has {differs}: --to openmae, onnx and torch-export hold it"
+    )
+
+
+def eps_remarks(model: Described, program: str) -> list[str]:
+    """What has to be said where a program's LayerNorms have the eps of 1e-6 and this model's another."""
+    eps = model.encoder_shape.norm_eps
+    if eps == LAYER_NORM_EPS:
+        return []
+    return [f"its norms have an eps of {eps:g}, {program} has {LAYER_NORM_EPS:g}: features differ from about 1e-5 on"]
+
+
+def check_mask_tokens(model: Described, what: str) -> None:
+    """Raise RequestError where the mask tokens go through the encoder (table 1c), which `what` does not know."""
+    if isinstance(model.shape, MAEShape) and model.shape.mask_tokens_in_encoder:
+        raise RequestError(
+            f"--to {what} has its mask token in the decoder, this model's goes through the encoder "
+            "(--mask-tokens-in-encoder): --part encoder leaves both out"
+        )
+
+
+def output_names(model: Described) -> list[str]:
+    """The names of a classifier's classes, or of the numbers that a regression model predicts."""
+    names: list[str] = model.description["classes" if model.scale is None else "columns"]
+    return names
+
+
+def number_remarks(model: Described) -> list[str]:
+    """What has to be said of a regression model in another program."""
+    if model.scale is None:
+        return []
+    return ["its outputs are the numbers in their own units, no scores of classes: the scale is folded into the head"]

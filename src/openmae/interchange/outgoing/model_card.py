@@ -1,0 +1,207 @@
+"""README.md of a converted model: what it is, how to use it, and nothing that is not recorded."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openmae.config import ClassifierShape, MAEShape
+from openmae.interchange.stored import Described
+
+NOT_RECORDED = "not recorded"
+# Of RUN/summary.json, with their names for a person.
+FIGURES = {
+    "top1": "top-1, %",
+    "top1_low": "its 95 % interval, from",
+    "top1_high": "its 95 % interval, to",
+    "top5": "top-5, %",
+    "balanced_top1": "mean recall of the classes, %",
+    "map": "mean average precision, %",
+    "r2": "R2 (mean over columns)",
+    "mae": "mean absolute error (mean over columns)",
+    "report": "measured on",
+    "report_images": "images measured",
+    "loss": "loss",
+    "held_out_loss": "held-out loss",
+    "psnr": "PSNR of hidden patches, dB",
+    "effective_rank": "effective rank of the features",
+    "knn_top1": "kNN top-1 while training, %",
+    "probe_top1": "probe top-1 while training, %",
+}
+LICENCE_OTHER = (
+    "Weights keep the licence of what they were trained from: its images, and the weights that training began with. "
+    "Converting them to another format changes nothing about that."
+)
+
+
+def figures_beside(init: str) -> dict[str, Any]:
+    """What summary.json says, where INIT is a run folder (or its model.safetensors) and the run is complete."""
+    path = Path(init)
+    folder = path if path.is_dir() else path.parent
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(summary, dict) or summary.get("status") != "complete":
+        return {}
+    return {name: summary[name] for name in FIGURES if isinstance(summary.get(name), (int, float, str))}
+
+
+def model_card(model: Described, to: str, licence: str, figures: Mapping[str, Any], remarks: tuple[str, ...]) -> str:
+    """The text of README.md.
+
+    Args:
+        to: openmae, timm or transformers.
+        licence: as the hub names it; "other" says where it comes from.
+        figures: of the run, see `figures_beside`.
+        remarks: what the conversion decided.
+    """
+    classifier = isinstance(model.shape, ClassifierShape)
+    tags = ["masked-autoencoder", "mae", "vit", "openmae"]
+    front = {"license": licence, "library_name": to}
+    if model.scale is not None:
+        tags.append("image-regression")  # the hub has no pipeline of that kind
+    else:
+        front["pipeline_tag"] = "image-classification" if classifier else "image-feature-extraction"
+    lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", *(f"- {tag}" for tag in tags)]
+    lines += ["---", "", f"# {what_it_is(model)}", ""]
+    paper = "[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377)"
+    lines += [f"Written for {to} by openmae, an independent implementation of {paper}."]
+    lines += ["", "## Use", "", "```python", *usage(model, to), "```", ""]
+    lines += table("Model", measures(model)) + table("Training", training(model))
+    if figures:
+        lines += table("Figures of the run", {FIGURES[k]: shown(v) for k, v in figures.items()})
+    lines += table("Images", preparation(model))
+    if remarks:
+        lines += ["## To know", "", *(f"- {remark}" for remark in remarks), ""]
+    lines += ["## Licence", "", LICENCE_OTHER if licence == "other" else f"The weights are given under: {licence}.", ""]
+    return "\n".join(lines)
+
+
+def what_it_is(model: Described) -> str:
+    shape, encoder = model.shape, model.encoder_shape
+    vit = f"Vision Transformer, {encoder.depth} blocks of width {encoder.width}"
+    if isinstance(shape, MAEShape):
+        return f"A masked autoencoder: {vit}"
+    if isinstance(shape, ClassifierShape):
+        made = "a linear probe on a frozen" if shape.head == "probe" else "a fine-tuned"
+        if model.scale is not None:
+            return f"A regression model of {shape.num_classes} number{'s' * (shape.num_classes > 1)}: {made} {vit}"
+        return f"A classifier of {shape.num_classes} classes: {made} {vit}"
+    return f"An encoder: {vit}"
+
+
+def measures(model: Described) -> dict[str, str]:
+    shape = model.encoder_shape
+    values = {
+        "image": f"{shape.image_size[0]} x {shape.image_size[1]} px, {shape.channels} channels",
+        "patch": f"{shape.patch_size} px, {shape.grid[0]} x {shape.grid[1]} of them",
+        "width, depth, heads": f"{shape.width}, {shape.depth}, {shape.num_heads}",
+    }
+    if isinstance(model.shape, MAEShape):
+        decoder = model.shape.decoder
+        values["decoder's width, depth, heads"] = f"{decoder.width}, {decoder.depth}, {decoder.num_heads}"
+        values["target"] = model.shape.target
+    if isinstance(model.shape, ClassifierShape):
+        values["pooling"] = model.shape.pool
+    if model.scale is not None:
+        for name, mean, std in zip(model.scale.columns, model.scale.mean, model.scale.std, strict=True):
+            values[f"predicts {shown(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
+    return values
+
+
+def training(model: Described) -> dict[str, str]:
+    said = model.description
+    masking = said.get("masking")
+    values = {"data": f"{NOT_RECORDED} (no path is kept in a model)"}
+    values |= {name: shown(said[name]) if said.get(name) is not None else NOT_RECORDED for name in ("recipe", "seed")}
+    values["steps"] = shown(said["step"]) if said.get("step") is not None else NOT_RECORDED
+    if isinstance(masking, dict):
+        values["masks"] = f"{masking.get('kind', NOT_RECORDED)}, {shown(masking.get('ratio', NOT_RECORDED))} hidden"
+    return values
+
+
+def preparation(model: Described) -> dict[str, str]:
+    p = model.preprocessing
+    rows = {
+        "cut out": f"the largest centred box of the model's aspect, {p.margin:g} of its sides",
+        "resize": f"{p.interpolation}, antialiased, to {p.image_size[0]} x {p.image_size[1]}",
+        "0 and 1 are": f"{p.value_range[0]:g} and {p.value_range[1]:g} ({p.dtype})",
+        "mean": ", ".join(f"{value:g}" for value in p.mean),
+        "deviation": ", ".join(f"{value:g}" for value in p.std),
+        "alpha": f"composited on {p.background:g} (0 black, 1 white)",
+    }
+    if p.source_range is not None and p.target_range is not None:
+        (low, high), (start, end) = p.source_range, p.target_range
+        kind = p.source_dtype or "other"
+        rows["other numbers"] = f"{kind} values of {low:g} to {high:g} become {start:g} to {end:g}"
+    return rows
+
+
+def table(title: str, rows: Mapping[str, str]) -> list[str]:
+    told = [f"| {name} | {value} |" for name, value in rows.items()]
+    return [f"## {title}", "", "| | |", "|---|---|", *told, ""]
+
+
+def shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).replace("|", r"\|").split())
+
+
+def usage(model: Described, to: str) -> list[str]:
+    """Code that works beside FOLDER and photo.jpg."""
+    classifier, many = isinstance(model.shape, ClassifierShape), bool(model.description.get("is_multi_label"))
+    scores = "logits.sigmoid()" if many else "logits.softmax(-1)"
+    grey = ".convert('L')" if model.preprocessing.channels == 1 else ".convert('RGB')"
+    if to == "openmae":
+        if isinstance(model.shape, ClassifierShape):
+            used = ['print(model.classify("photo.jpg"), model.classes)']
+            if model.scale is not None:
+                used = ['print(model.predict("photo.jpg"), model.columns)']
+        else:
+            used = ['features = model.features("photo.jpg")  # (1, width); pool="cls" or "grid" for others']
+        return ["import openmae", "", 'model = openmae.load("FOLDER")', *used]
+    if to == "timm":
+        lines = [
+            "import timm",
+            "import torch",
+            "from PIL import Image",
+            "",
+            'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/NAME"',
+            "prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            f'images = prepare(Image.open("photo.jpg"){grey})[None]',
+            "with torch.no_grad():",
+        ]
+        if classifier:
+            names = 'names = model.pretrained_cfg["label_names"]'
+            if model.scale is not None:
+                return [*lines, "    numbers = model(images)  # in their own units", names]
+            return [*lines, "    logits = model(images)", f"scores = {scores}", names]
+        lines.append("    tokens = model.forward_features(images)  # the class token, then the patches")
+        return [*lines, "features = tokens[:, 1:].mean(1)"]
+    name = model_class(model)
+    extra = ", add_pooling_layer=False" if name == "ViTModel" else ""
+    lines = [
+        "import torch",
+        "from PIL import Image",
+        f"from transformers import AutoImageProcessor, {name}",
+        "",
+        'prepare = AutoImageProcessor.from_pretrained("FOLDER")',
+        f'model = {name}.from_pretrained("FOLDER"{extra}).eval()',
+        f'images = prepare(Image.open("photo.jpg"){grey}, return_tensors="pt")',
+        "with torch.no_grad():",
+    ]
+    if model.scale is not None:
+        numbers = "    numbers = model(**images).logits  # in their own units"
+        return [*lines, numbers, "names = model.config.id2label"]
+    if classifier:
+        return [*lines, "    logits = model(**images).logits", f"scores = {scores}", "names = model.config.id2label"]
+    if name == "ViTModel":
+        return [*lines, "    tokens = model(**images).last_hidden_state", "features = tokens[:, 1:].mean(1)"]
+    return [*lines, "    output = model(**images)  # loss, logits (the patches' pixels), mask"]
+
+
+def model_class(model: Described) -> str:
+    """transformers' class."""
+    if isinstance(model.shape, MAEShape):
+        return "ViTMAEForPreTraining"
+    return "ViTForImageClassification" if isinstance(model.shape, ClassifierShape) else "ViTModel"

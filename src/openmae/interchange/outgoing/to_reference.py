@@ -1,0 +1,75 @@
+"""To the layout of the reference's checkpoints: flat names in a .pth under `model` (FACTS).
+
+A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` instead of `norm` where the mean is normed.
+"""
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openmae.config import ClassifierShape, MAEShape
+from openmae.errors import RequestError
+from openmae.interchange.outgoing.format import Outgoing, check_mask_tokens, check_plain, eps_remarks, without
+from openmae.interchange.stored import ENCODER, Described
+
+# Ours → theirs, of the decoder; everything else keeps its name.
+DECODER = (
+    (r"decoder\.embed\.(weight|bias)", r"decoder_embed.\1"),
+    (r"decoder\.mask_token", "mask_token"),
+    (r"decoder\.pos_embed", "decoder_pos_embed"),
+    (r"decoder\.(blocks\..*)", r"decoder_\1"),
+    (r"decoder\.norm\.(weight|bias)", r"decoder_norm.\1"),
+    (r"decoder\.predict\.(weight|bias)", r"decoder_pred.\1"),
+)
+
+
+BESIDE = "beside"  # the weights in the .pth: what `--init` reads again and other programs pass over
+
+
+def to_reference(model: Described) -> Outgoing:
+    """Names and weights.
+
+    Raises:
+        RequestError: the layout cannot hold the model.
+    """
+    check_plain(model, "reference")
+    check_mask_tokens(model, "reference")
+    if isinstance(model.shape, ClassifierShape) and model.shape.head == "probe":
+        raise RequestError("--to reference holds fine-tuned classifiers, this is a probe: --to timm holds it")
+    if model.scale is not None:
+        raise RequestError(
+            "--to reference names no task, and its reader would take this regression model for a classifier: --to timm "
+            "and onnx hold it, --part encoder its encoder"
+        )
+    names = {name: reference_name(name) for name in model.weights}
+    weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
+    heads = model.encoder_shape.num_heads
+    told = f"the layout names no image preparation or classes, and other programs are not told the head count ({heads})"
+    remarks = [f"{told}: tell its reader"]
+    remarks += eps_remarks(model, "the reference")
+    if not model.encoder_shape.final_norm:
+        remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
+    beside: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
+    if isinstance(model.shape, MAEShape):
+        beside["decoder_num_heads"] = model.shape.decoder.num_heads
+        beside["norm_pix_loss"] = model.shape.target == "norm-pixel"
+    return Outgoing(weights, without(model.weights, names), {BESIDE: beside}, tuple(remarks))
+
+
+def reference_name(ours: str) -> str:
+    """Their name for our weight."""
+    for pattern, theirs in DECODER:
+        if match := re.fullmatch(pattern, ours):
+            return match.expand(theirs)
+    return ours.removeprefix(ENCODER)
+
+
+def write_reference(path: Path, outgoing: Outgoing) -> None:
+    """Write the .pth, in memory first: torch's own writer says of a full disk "unexpected pos"."""
+    whole = io.BytesIO()
+    weights = {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}
+    torch.save({"model": weights, **outgoing.configs[BESIDE]}, whole)
+    path.write_bytes(whole.getbuffer())

@@ -1,0 +1,121 @@
+"""To timm: a folder in its hub layout, for `timm.create_model("local-dir:FOLDER", pretrained=True)` (timm ≥ 1.0.16).
+
+| model | global_pool | norm | head |
+|---|---|---|---|
+| masked autoencoder, encoder | token | norm | none: num_classes 0 |
+| fine-tuned, mean | avg | fc_norm | head |
+| fine-tuned, cls | token | norm | head |
+| probe, mean | avg, fc_norm=False | norm | head with the BatchNorm folded in |
+| probe, cls | token | norm | head with the BatchNorm folded in |
+"""
+
+from typing import Any
+
+from openmae.config import SIZES, ClassifierShape, Preprocessing, ViTShape
+from openmae.interchange.outgoing.format import (
+    FOLDED,
+    REGRESSION,
+    Outgoing,
+    check_plain,
+    eps_remarks,
+    head_of,
+    norms_the_mean,
+    number_remarks,
+    output_names,
+    without,
+)
+from openmae.interchange.stored import ENCODER, Described
+
+
+def to_timm(model: Described) -> Outgoing:
+    """Names, weights and config.json.
+
+    Raises:
+        RequestError: the encoder is no plain ViT.
+    """
+    check_plain(model, "timm")
+    weights, taken = dict(model.encoder_weights), {f"{ENCODER}{name}": name for name in model.encoder_weights}
+    remarks = eps_remarks(model, "timm")
+    if isinstance(model.shape, ClassifierShape):
+        weights["head.weight"], weights["head.bias"] = head_of(model)
+        taken |= {name: name for name in ("head.weight", "head.bias")}
+        if model.shape.head == "probe":
+            taken |= dict.fromkeys(FOLDED, "head")
+            remarks.append("the probe's BatchNorm is folded into the head: the same up to rounding")
+        elif norms_the_mean(model.shape):
+            weights |= {name: model.weights[name] for name in ("fc_norm.weight", "fc_norm.bias")}
+            taken |= {name: name for name in ("fc_norm.weight", "fc_norm.bias")}
+        remarks += number_remarks(model)
+        if model.description.get("is_multi_label"):
+            remarks.append("several labels an image: sigmoid, not softmax, of the logits")
+    if model.preprocessing.dtype != "uint8":
+        remarks.append(f"timm's transforms take 8-bit pictures: prepare {model.preprocessing.dtype} images yourself")
+    return Outgoing(weights, without(model.weights, taken), {"config.json": timm_config(model)}, tuple(remarks))
+
+
+def timm_config(model: Described) -> dict[str, Any]:
+    """config.json: what timm builds, and its `pretrained_cfg`, what it prepares images by."""
+    shape, p = model.encoder_shape, model.preprocessing
+    mean, std = pixel_statistics(p)
+    pool, fc_norm, num_classes = "token", None, 0
+    if isinstance(model.shape, ClassifierShape):
+        num_classes = model.shape.num_classes
+        if model.shape.pool == "mean":
+            pool, fc_norm = "avg", norms_the_mean(model.shape)
+    arguments: dict[str, Any] = {
+        "img_size": list(shape.image_size),
+        "patch_size": shape.patch_size,
+        "in_chans": shape.channels,
+        "embed_dim": shape.width,
+        "depth": shape.depth,
+        "num_heads": shape.num_heads,
+        "global_pool": pool,
+    }
+    if fc_norm is not None:
+        arguments["fc_norm"] = fc_norm
+    if not shape.final_norm:
+        arguments["final_norm"] = False
+    config: dict[str, Any] = {
+        "architecture": architecture(shape),
+        "num_classes": num_classes,
+        "num_features": shape.width,
+        "global_pool": pool,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "tag": "openmae",
+            "custom_load": False,
+            "input_size": [p.channels, *p.image_size],
+            "fixed_input_size": True,
+            "interpolation": p.interpolation,
+            "crop_pct": p.margin,
+            "crop_mode": "center",
+            "mean": mean,
+            "std": std,
+            "num_classes": num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    if num_classes:
+        config["label_names"] = output_names(model)
+    if model.scale is not None:
+        config["problem_type"] = REGRESSION  # timm passes it over; whoever reads the file, openmae too, does not
+    return config
+
+
+def architecture(shape: ViTShape) -> str:
+    """The name that timm gives this size; else its Base, whose every measure `model_args` sets."""
+    for name, measures in SIZES.items():
+        if measures == (shape.width, shape.depth, shape.num_heads, shape.patch_size):
+            return f"vit_{name}_patch{shape.patch_size}_224"
+    return "vit_base_patch16_224"
+
+
+def pixel_statistics(p: Preprocessing) -> tuple[list[float], list[float]]:
+    """Mean and deviation of pixels that were divided by 255, whatever becomes 0 and 1 here."""
+    low, high = p.value_range
+    if p.dtype != "uint8" or (low, high) == (0, 255):
+        return list(p.mean), list(p.std)
+    scale = (high - low) / 255
+    return [low / 255 + value * scale for value in p.mean], [value * scale for value in p.std]

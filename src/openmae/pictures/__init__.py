@@ -1,0 +1,1 @@
+"""Pictures for people: sheets of images, the text on them, and curves."""

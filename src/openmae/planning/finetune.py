@@ -1,0 +1,281 @@
+"""Deciding what the person left open in fine-tuning, each decision with its reason."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
+from openmae.config.finetune import OF_CLASSES
+from openmae.data.augment import check_rand_augment, margin_of
+from openmae.data.decoding.nodata import stored_nodata
+from openmae.data.preprocess import DataFacts
+from openmae.data.scale import match_own_scale, match_scale, with_scale_of
+from openmae.errors import RequestError
+from openmae.model import cost
+from openmae.planning.decisions import (
+    CROPS_LIKE_EVALUATION,
+    MEMORY_SHARE,
+    Choices,
+    Machine,
+    check_scale,
+    check_warmup,
+    choose_axes,
+    choose_nodata,
+    decide_machine,
+    decide_model,
+    decide_pace,
+    decide_size,
+    decide_statistics,
+)
+from openmae.recipes import FINETUNE_RECIPES
+from openmae.recipes.finetune import RAND_AUGMENT
+
+# At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
+LOWEST_TUNING_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
+NARROW, MEDIUM = 192, 384
+SMALL_IMAGE = 64  # pixels: below, a crop of 8 % of the area has next to nothing in it
+MIXED_EPOCHS = 50  # mixed and erased images slow learning down: below, there is no time for them
+OF_THE_MODEL = ("width", "depth", "num_heads", "patch_size", "channels")
+
+
+@dataclass(frozen=True)
+class SettledTuning:
+    """A fine-tuning config without open questions and what follows from it."""
+
+    config: SettledFinetune
+    shape: ClassifierShape
+    preprocessing: Preprocessing
+    reasons: dict[str, str]
+    notes: tuple[str, ...] = ()  # what was understood of the data
+
+    @classmethod
+    def of(
+        cls, config: SettledFinetune, num_classes: int, preprocessing: Preprocessing, like: ViTShape | None = None
+    ) -> "SettledTuning":
+        """What a run that was settled before goes on with."""
+        return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
+
+
+def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
+    """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
+
+    Args:
+        like: the encoder to start from, for what no setting names (layer scale, relative positions, …).
+    """
+    c = config
+    encoder = ViTShape(
+        image_size=c.size,
+        patch_size=c.patch_size,
+        channels=c.channels,
+        width=c.width,
+        depth=c.depth,
+        num_heads=c.num_heads,
+    )
+    if like is not None:
+        encoder = like.resized(encoder.image_size, encoder.patch_size)
+    return ClassifierShape(encoder=encoder, num_classes=num_classes, pool=c.pool)
+
+
+def settle_finetune(
+    config: FinetuneConfig,
+    facts: DataFacts,
+    num_classes: int,
+    is_multi_label: bool,
+    machine: Machine,
+    init: tuple[ViTShape, Preprocessing] | None,
+) -> SettledTuning:
+    """Fill every open setting.
+
+    Args:
+        facts: of the training images.
+        init: the encoder's shape and preprocessing; None from scratch.
+
+    Raises:
+        RequestError: the settings do not fit each other or the data.
+    """
+    choices = Choices(config)
+    decide, get = choices.decide, choices.get
+    decide("task", "classification", "labels are the names of classes")
+    for name in OF_CLASSES if config.is_regression else ():
+        decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
+    if init is not None:
+        _keep_model(config, *init, choices)
+    choices.take_recipe(FINETUNE_RECIPES)
+    if init is not None and get("model") is not None:
+        raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
+    if init is None:
+        if get("model") is not None:
+            decide_size(choices, get("model"))
+        decide_model(facts, machine, choices)
+        decide_statistics(facts, choices)
+    decide("image_size", init[0].image_size if init is not None else None, "as --init")
+    decide("pool", "mean", "the paper's: patch tokens, then a LayerNorm")
+    _decide_optimisation(config, facts, machine, choices)
+    _decide_regularisation(config, facts, is_multi_label, choices)
+    choose_axes(facts, choices)
+    choose_nodata(None if init is None else init[1], choices)
+    decide_machine(machine, choices, get("width"))
+    check_warmup(choices, facts.count)
+    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
+    settled = SettledFinetune(**{**config.to_dict(), **choices.chosen, **guessed})
+    shape = classifier_shape(settled, num_classes, None if init is None else init[0])
+    dtype = init[1].dtype if init is not None else facts.dtype
+    _check(config, settled, shape, facts, is_multi_label, dtype)
+    settled = _fit_memory(settled, shape, machine, choices)
+    preprocessing = Preprocessing(
+        channels=settled.channels,
+        value_range=settled.value_range,
+        mean=settled.mean,
+        std=settled.std,
+        image_size=settled.size,
+        background=settled.background,
+        dtype=dtype,
+        margin=margin_of(settled.size, facts.short_side),
+    )
+    if init is None:
+        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    else:
+        preprocessing, notes = match_scale(
+            with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
+        )
+    axes = facts.axes.order or (None if init is None else init[1].axes)
+    preprocessing = replace(preprocessing, axes=axes, nodata=stored_nodata(settled.nodata))
+    return SettledTuning(settled, shape, preprocessing, choices.reasons, tuple(notes))
+
+
+def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, choices: Choices) -> None:
+    """Take over the encoder and how images become its input; a person may not ask for another.
+
+    A value range is another matter: it is of the data, and becomes the model's.
+    """
+    choices.decide("value_range", preprocessing.value_range, "as --init")
+    kept: dict[str, Any] = {name: getattr(encoder, name) for name in OF_THE_MODEL}
+    kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
+    for name, value in kept.items():
+        asked = getattr(config, name)
+        if asked is not None and asked != value and name != "patch_size":  # that is resampled
+            raise RequestError(f"{flag_of(name)} got {asked}, but --init has {value}: leave it out")
+        choices.decide(name, value, "as --init")
+    for name in ("model", "statistics"):
+        if getattr(config, name) is not None:
+            raise RequestError(f"{flag_of(name)} is for training from scratch (--init none): leave it out")
+
+
+def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, choices: Choices) -> None:
+    decide, get = choices.decide, choices.get
+    largest = 256 if machine.device == "cpu" else 1024
+    batch = 16
+    while batch * 2 <= min(largest, max(16, facts.count // 16)):
+        batch *= 2
+    decide("batch_size", batch, f"{facts.count:,} images on {machine.device}")
+    batch, width = get("batch_size"), get("width")
+    if config.steps is None:
+        epochs = 100.0 if facts.count < 2500 else 50.0 if facts.count < 25_000 or machine.device != "cpu" else 20.0
+        decide("epochs", epochs, f"{facts.count:,} images on {machine.device}")
+    lowest = LOWEST_TUNING_RATE["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
+    base = 1e-4 if config.is_from_scratch else 1e-3
+    paper = base * batch / 256
+    why = "the paper's" if paper >= lowest else f"the paper's {base:g} gives {paper:.1e} at this batch, too little"
+    decide("base_lr", max(paper, lowest) * 256 / batch, why)
+    decide("min_lr", 0.0 if config.is_from_scratch else 1e-6, "table 11" if config.is_from_scratch else "as released")
+    if config.is_from_scratch:
+        decide("layer_decay", 1.0, "nothing to preserve (table 11)")
+        decide("weight_decay", 0.3 if width >= 768 else 0.05, "table 11" if width >= 768 else "a small model")
+        decide("betas", (0.9, 0.95), "table 11")
+    else:
+        decide("layer_decay", 0.75, "table 9")
+        decide("weight_decay", 0.05, "table 9")
+        decide("betas", (0.9, 0.999), "table 9")
+    decide("ema", 0.0, "table 11 has .9999, for 300 epochs of ImageNet" if config.is_from_scratch else "table 9")
+    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
+    decide("warmup_epochs", min(5.0, 0.1 * epochs), "a tenth of the epochs, at most the paper's 5")
+    decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
+
+
+def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, choices: Choices) -> None:
+    decide, get = choices.decide, choices.get
+    epochs = get("epochs") if config.steps is None else config.steps * get("batch_size") / facts.count
+    size = get("image_size")
+    side = size if isinstance(size, int) else min(size)
+    is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
+    is_moved = config.is_regression and "; where a crop or a flip changes the number, give --augment none"
+    decide("augment", "crop", f"table 9{is_moved or ''}")
+    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
+    small = side < SMALL_IMAGE
+    decide("crop_scale", (0.5, 1.0) if small else (0.08, 1.0), f"for images of {side} px" if small else "as released")
+    is_picture = facts.dtype == "uint8" and facts.channels in (1, 3)
+    if not is_picture:
+        decide("rand_augment", "none", "for 8-bit grey or RGB images only")
+    elif small:
+        decide("rand_augment", "none", f"its strengths are for larger images than {side} px")
+    decide("rand_augment", RAND_AUGMENT, "table 9")
+    table = "table 11" if config.is_from_scratch else "table 9"
+    run = f"{epochs:.4g} epochs of {facts.count:,} images"
+    why = table if is_long else f"{table} has more, for longer runs than {run}"
+    decide("mixup", 0.8 if is_long and not is_narrow else 0.0, why)
+    decide("cutmix", 1.0 if is_long else 0.0, why)
+    if config.is_from_scratch:
+        decide("erasing", 0.0, "table 11 has none")
+    decide("erasing", 0.25 if is_long else 0.0, "as released" if is_long else f"released for longer runs than {run}")
+    if is_multi_label:
+        decide("label_smoothing", 0.0, "several labels an image")
+    decide("label_smoothing", 0.1, table)
+    if config.blocks is not None:
+        decide("drop_path", 0.0, "few blocks are trained")
+    if is_narrow:
+        decide("drop_path", 0.0, "a small model")
+    is_large = get("width") >= (1024 if config.is_from_scratch else 1280)
+    decide("drop_path", 0.2 if is_large else 0.1, table)
+
+
+def _check(
+    config: FinetuneConfig,
+    settled: SettledFinetune,
+    shape: ClassifierShape,
+    facts: DataFacts,
+    is_multi_label: bool,
+    dtype: str,
+) -> None:
+    channels = shape.encoder.channels
+    if facts.channels != channels and {facts.channels, channels} != {1, 3}:
+        raise RequestError(
+            f"the model takes {channels} channels, but the images have {facts.channels}: use another --init"
+        )
+    check_scale(dtype, facts, config.value_range)
+    if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
+        raise RequestError(
+            f"--crop-scale is for crops of random size, not for --augment {settled.augment}: leave it out"
+        )
+    if config.label_smoothing and is_multi_label:
+        raise RequestError("--label-smoothing is for one label an image, these have several: leave it out")
+    if settled.rand_augment != "none":
+        check_rand_augment(channels, facts.dtype)
+    if settled.blocks is not None and settled.blocks > shape.encoder.depth:
+        raise RequestError(f"--blocks got {settled.blocks:g}: the model has {shape.encoder.depth}")
+    if settled.mixup or settled.cutmix:
+        for name in ("batch_size", "micro_batch_size"):
+            if getattr(settled, name) % 2:
+                raise RequestError(
+                    f"{flag_of(name)} got {getattr(settled, name)}: mixup and cutmix mix pairs, give an even number"
+                )
+
+
+def _fit_memory(
+    settled: SettledFinetune, shape: ClassifierShape, machine: Machine, choices: Choices
+) -> SettledFinetune:
+    def needed(micro: int) -> float:
+        activations = cost.classifier_activation_bytes(shape, settled.blocks, 2 if settled.precision == "bf16" else 4)
+        copies = 20 if settled.ema else 16
+        return copies * cost.classifier_parameters(shape) + micro * activations
+
+    if settled.micro_batch_size == settled.batch_size and choices.config.micro_batch_size is None:
+        micro = settled.batch_size
+        while micro > 2 and needed(micro) > MEMORY_SHARE * machine.memory:
+            micro = max(2, micro // 4 * 2)
+        choices.reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
+        settled = replace(settled, micro_batch_size=micro)
+    if needed(settled.micro_batch_size) > machine.memory:
+        raise RequestError(
+            f"{settled.micro_batch_size} images at a time need about {needed(settled.micro_batch_size) / 1e9:.3g} GB "
+            f"of memory, {machine.device} has {machine.memory / 1e9:.3g}: give a smaller --image-size, or --blocks"
+        )
+    return settled

@@ -1,0 +1,1 @@
+"""A run that trains: its folder and lock, its loop, what it counts, and how it goes on after what goes wrong."""

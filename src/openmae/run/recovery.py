@@ -1,0 +1,97 @@
+"""Going on after what a long run meets: too little memory, and numbers that are not finite."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from openmae.errors import Fault
+from openmae.machine.parallel import Processes
+from openmae.run.folder import remember_micro_batch, remember_no_compile
+from openmae.run.progress import Progress
+from openmae.training.checkpoint import Checkpoint, newest_checkpoint
+
+MOST_ROLLBACKS = 3
+NAMED_INPUTS = 8  # of a batch that cannot be trained on
+
+
+def smaller_micro_batch(
+    run: Path,
+    batch_size: int,
+    micro_batch_size: int,
+    error: RuntimeError,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> int:
+    """The micro-batch to go on with after running out of memory: half as many images, the same batch.
+
+    Of several processes the others already wait for this one's gradients: the run is started again instead.
+
+    Raises:
+        RuntimeError: `error`, if it was something else.
+        Fault: one image at a time is too much, or there are several processes; the run folder then remembers
+            the smaller micro-batch. Or it was torch.compile that failed: it remembers to go without.
+    """
+    if not is_out_of_memory(error):
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            remember_no_compile(run)
+            reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+            raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
+        raise error
+    optimizer.zero_grad(set_to_none=True)
+    micro = min(micro_batch_size, len(processes.share(batch_size)))
+    if micro == 1:
+        raise Fault(
+            "out of memory with a single image at a time: give a smaller --model or --image-size (pretrain: or "
+            "--recompute True)"
+        )
+    remember_micro_batch(run, micro // 2, too_many=micro)
+    if processes.count > 1:
+        raise Fault(
+            f"out of memory with {micro} images at a time: started again with --resume auto (torchrun --max-restarts "
+            f"does) the run takes {micro // 2}"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return micro // 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Also where the compiler ran out of it, trying out kernels, and wrapped what happened."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return True
+    cause = getattr(error, "inner_exception", None) or error.__cause__
+    return isinstance(cause, torch.OutOfMemoryError)
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Whether every parameter is; what is not is never saved. Waits for the device."""
+    return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
+
+
+def named_inputs(names: list[str]) -> str:
+    """The first inputs of a batch, and how many more there are."""
+    more = f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else ""
+    return ", ".join(map(repr, names[:NAMED_INPUTS])) + more
+
+
+def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progress: Progress, names: list[str]) -> int:
+    """Put the newest good checkpoint back; return its step.
+
+    Raises:
+        Fault: there is none, or it was tried too often. The message names the inputs of the last batch.
+    """
+    rollbacks = progress.counts["rollbacks"]
+    checkpoint, _ = newest_checkpoint(run)
+    if checkpoint is None or rollbacks == MOST_ROLLBACKS:
+        raise Fault(
+            f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
+            f"--base-lr or --precision fp32; the last batch was {named_inputs(names)}"
+        )
+    restore(checkpoint)
+    step = int(checkpoint.state["step"])
+    progress.restore(checkpoint.state)
+    progress.counts["rollbacks"] = rollbacks + 1
+    progress.log.rewind(step, progress.evaluated_step == step)
+    return step

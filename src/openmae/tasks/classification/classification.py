@@ -1,0 +1,167 @@
+"""What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
+from openmae.data.labels.labelled import LabelledData, open_labelled
+from openmae.data.sources.open import open_splits
+from openmae.data.sources.reading import reading_of
+from openmae.errors import RequestError
+from openmae.inference.metrics import Predictions, figures
+from openmae.machine.files import disk_faults, write_json
+from openmae.run.folder import Earlier
+from openmae.training.checkpoint import MODEL
+
+
+def open_data(
+    config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_choice: bool = False
+) -> LabelledData:
+    """The labelled parts of DATA, as `reading_of` reads them. Raises RequestError where they cannot be used."""
+    return open_labelled(
+        config.dataset,
+        split_rules=config.split_rules,
+        labels=config.labels,
+        label_file=config.label_file,
+        held_out=config.held_out,
+        **reading_of(config, model, background),
+        needs_choice=needs_choice,
+        task=config.task,
+    )
+
+
+def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
+    """Raise RequestError where DATA has neither a test nor a val part to measure on."""
+    if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
+        raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
+
+
+def without_test(data: LabelledData) -> LabelledData:
+    """The same, measured on what things are chosen by: its split of train or its val part."""
+    return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
+
+
+def check_classes(earlier: Earlier, data: LabelledData) -> None:
+    """Raise RequestError where DATA has not the classes, or the columns of numbers, that the run began with."""
+    columns = earlier.state.get("columns", [])
+    if columns != list(data.columns):
+        raise RequestError(
+            f"{earlier.config.dataset} has the numbers {', '.join(data.columns)}, the run began with "
+            f"{', '.join(columns)}: restore it, or start a new run with another --out"
+        )
+    before = earlier.state.get("classes")
+    if before is None or before == list(data.classes):
+        return
+    if len(before) != data.num_classes:
+        what = f"has {data.num_classes} classes, the run began with {len(before)}"
+    else:
+        new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
+        what = f"has the class {new!r}, which the run did not begin with"
+    raise RequestError(f"{earlier.config.dataset} {what}: restore it, or start a new run with another --out")
+
+
+def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:
+    """The sum over images of cross-entropy with soft targets or, with several labels, of the mean binary one."""
+    if is_multi_label:
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
+    return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
+
+
+def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
+    """Write down which images of train were held out and, with `--labels`, which were trained on."""
+    split: dict[str, Any] = {}
+    if names := data.split_names():
+        split["held_out"] = names
+    if config.labels is not None:
+        split["train"] = [data.train.name(i) for i in range(len(data.train))]
+    if split:
+        with disk_faults(run):
+            write_json(run / "split.json", split)
+
+
+def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+    """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
+    found = figures(predictions)
+    found["held_out_loss"] = found.pop("loss")
+    return {prefix + name: value for name, value in found.items()}
+
+
+def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    """The last lines on the screen."""
+    if data.scale is not None:
+        return _said_of_numbers(summary, data, run)
+    if data.is_multi_label:
+        precision = f"{summary['map']:.2f} %" if "map" in summary else "not defined (no image has any of the classes)"
+        figure = f"mean average precision {precision}, F1 {summary['f1']:.2f} %"
+    else:
+        figure = (
+            f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"
+        )
+        if "top5" in summary:
+            figure += f", top-5 {summary['top5']:.2f} %"
+    return _closing(figure, summary, data, run, "classes.csv")
+
+
+def _said_of_numbers(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    lines = [f"{column:<10} {number_words(summary, '_' + column)}" for column in data.columns]
+    figure = number_words(summary, "", is_mean=len(lines) > 1)
+    return _closing("\n".join([*(lines if len(lines) > 1 else []), figure]), summary, data, run, "columns.csv")
+
+
+def number_words(figures: dict[str, Any], end: str, is_mean: bool = False) -> str:
+    """R2 and the mean absolute error of a column, or over all, in words; `end`: of the figures' names."""
+    r2 = f"{figures['r2' + end]:.4f}" if "r2" + end in figures else "not defined (all images have the same number)"
+    over = " (means over columns)" if is_mean else ""
+    return f"R2 {r2}, mean absolute error {figures['mae' + end]:.4g}{over}"
+
+
+def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
+    unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
+    return (
+        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"done       {run / MODEL}; see {run / 'pictures'}, {run / table} and {run / 'predictions.csv'}"
+    )
+
+
+def state_of(data: LabelledData, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of what the run began with: its data, settings and labels."""
+    numbers = {"columns": list(data.columns)} if data.columns else {}
+    return {"data": data.fingerprint, "settings": settings, "classes": list(data.classes), **numbers}
+
+
+def counts_of(data: LabelledData) -> dict[str, Any]:
+    """What a summary says of the labelled data."""
+    return {
+        "report": data.report_name,
+        "report_images": len(data.report),
+        "train_images": len(data.train),
+        **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
+    }
+
+
+def describe_tuned(
+    shape: ClassifierShape, preprocessing: Preprocessing, data: LabelledData, recipe: str | None, seed: int
+) -> dict[str, Any]:
+    """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
+    if data.scale is not None:
+        return {
+            "kind": "regressor",
+            "shape": shape.to_dict(),
+            "preprocessing": preprocessing.to_dict(),
+            **data.scale.to_description(),
+            "recipe": recipe,
+            "seed": seed,
+        }
+    return {
+        "kind": "classifier",
+        "shape": shape.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "classes": list(data.classes),
+        "is_multi_label": data.is_multi_label,
+        "recipe": recipe,
+        "seed": seed,
+    }

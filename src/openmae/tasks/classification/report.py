@@ -1,0 +1,24 @@
+"""The report that a run on labels ends with: of classes or of numbers."""
+
+from pathlib import Path
+
+from openmae.config import Preprocessing
+from openmae.data.sources.open import Source
+from openmae.inference.metrics import Predictions
+from openmae.tasks.classification.classification_report import write_report as write_classification_report
+from openmae.tasks.classification.regression_report import write_regression_report
+
+
+def write_report(
+    run: Path,
+    predictions: Predictions,
+    source: Source,
+    classes: tuple[str, ...],
+    preprocessing: Preprocessing,
+    title: str,
+) -> None:
+    """Write the tables and pictures of what was predicted; see the two functions it chooses from."""
+    if predictions.scale is not None:
+        write_regression_report(run, predictions, source, preprocessing, title)
+    else:
+        write_classification_report(run, predictions, source, classes, preprocessing, title)

@@ -1,0 +1,182 @@
+"""The pictures of a classifier's report: the confusion matrix, the most wrong images."""
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.colors import Colormap, PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from openmae.config import Preprocessing
+from openmae.data.sources.open import Source
+from openmae.inference.metrics import Predictions, answers, confusion, images_of_classes, interval, losses
+from openmae.pictures.text import (
+    FAINT,
+    INK,
+    PAD,
+    box,
+    fitted,
+    headings,
+    headings_height,
+    page,
+    width_of,
+    write,
+    write_headings,
+)
+from openmae.pictures.tiles import TILE, Tile, tiled_picture
+
+MOST_DRAWN = 100  # classes; of more only the most confused are drawn
+MOST_CONFUSED = 30
+MOST_WITH_NUMBERS = 30
+MOST_WRONG = 24
+NAME = 190  # longest name beside the matrix, in pixels
+NOTHING = "#e4e4e4"
+
+
+def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> Figure:
+    """The confusion matrix, a row for each true class; of more than 100 classes the 30 most confused."""
+    pairs, images = confusion(predictions), images_of_classes(predictions)
+    is_part = len(classes) > MOST_DRAWN
+    ids = _most_confused(pairs, images)[:MOST_CONFUSED] if is_part else np.arange(len(classes))
+    counts = _matrix(pairs, ids, len(classes))
+    with np.errstate(invalid="ignore"):
+        shares = counts / images[ids, None]  # of a class without images: NaN, drawn grey
+    has_numbers = len(ids) <= MOST_WITH_NUMBERS
+    cell, size = (max(64, 140 // len(ids)), 10) if len(ids) <= 12 else (50, 9) if has_numbers else (16, 7)
+    rows = [f"{fitted(classes[k], NAME, size)} ({images[k]})" for k in ids]
+    columns = [fitted(classes[k], NAME, size) for k in ids] + ["all other classes"] * is_part
+    is_upright = any(width_of(name, size) > cell - 6 for name in columns)
+    room = 8 + (max(width_of(name, size) for name in columns) if is_upright else 16)
+    left, matrix = PAD + 32 + max(width_of(name, size) for name in rows), (counts.shape[1] * cell, len(ids) * cell)
+    width = max(600, left + matrix[0] + PAD + (0 if has_numbers else 70))
+
+    right, count = int(pairs[pairs[:, 0] == pairs[:, 1], 2].sum()), len(predictions.indices)
+    low, high = (100 * bound for bound in interval(right, count))
+    most = "most confused" if right < count else "most frequent"
+    part = f" of the {len(ids)} {most} of {len(classes)} classes" if is_part else ""
+    lines = headings(
+        f"Confusion matrix{part}: {title}",
+        f"Top-1 {100 * right / count:.1f} % of {count} images (95 % interval: {low:.1f} to {high:.1f} %)"
+        f"{_unreadable(predictions)}. Each row shows what the images of one true class were taken for"
+        + (": per cent of the row, below it images." if has_numbers else ", as a share of the row.")
+        + " Grey rows are classes without images." * bool((images[ids] == 0).any()),
+        width,
+    )
+    top = headings_height(lines)
+    figure = page(width, top + matrix[1] + room + 24 + PAD)
+    write_headings(figure, lines)
+    axes = figure.add_axes(box(figure, left, top, *matrix))
+    colours, norm = _colours(), PowerNorm(0.5, 0, 1)  # the root makes a few per cent visible
+    axes.imshow(shares, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin="upper")
+    axes.set_xticks(np.arange(1, counts.shape[1]) - 0.5, [])
+    axes.set_yticks(np.arange(1, len(ids)) - 0.5, [])
+    axes.tick_params(length=0)
+    axes.grid(color="#dddddd", lw=0.5)
+    for row, name in enumerate(rows):
+        write(figure, left - 8, top + (row + 0.5) * cell, name, size, across="right")
+    for column, name in enumerate(columns):
+        x, turn = left + (column + 0.5) * cell, 90 if is_upright else 0
+        write(figure, x, top + matrix[1] + 8, name, size, across="center", down="top", rotation=turn)
+    write(figure, PAD + 4, top + matrix[1] / 2, "true class (images)", 10, FAINT, "center", rotation=90)
+    write(figure, left + matrix[0] / 2, top + matrix[1] + room + 18, "predicted class", 10, FAINT, "center")
+    if has_numbers:
+        for row, column in np.argwhere(counts).tolist():
+            x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
+            colour = "white" if shares[row, column] > 0.35 else INK
+            write(figure, x, y - cell * 0.15, _per_cent(shares[row, column]), size, colour, "center")
+            write(figure, x, y + cell * 0.2, _short(counts[row, column]), size - 2, colour, "center")
+    else:
+        start, length = left + matrix[0] + PAD, min(300, matrix[1])
+        bar = figure.add_axes(box(figure, start, top, 12, length), xticks=[], yticks=[])
+        bar.imshow(np.linspace(1, 0, length)[:, None] ** 2, cmap=colours, norm=norm, aspect="auto", origin="upper")
+        for share in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1):
+            write(figure, start + 18, top + length * (1 - share**0.5), f"{100 * share:.0f} %", 7)
+    return figure
+
+
+def _most_confused(pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All classes: first the two most often taken for one another, and so on; last those never confused, by images."""
+    wrong = pairs[pairs[:, 0] != pairs[:, 1]]
+    num_classes = len(images)
+    codes, each = np.unique(wrong[:, :2].min(1) * num_classes + wrong[:, :2].max(1), return_inverse=True)
+    order = np.argsort(-np.bincount(each, wrong[:, 2], minlength=len(codes)), kind="stable")
+    by_pair = np.stack(np.divmod(codes[order], num_classes), axis=1).ravel()
+    ids = np.concatenate([by_pair, np.argsort(-images, kind="stable")])
+    return ids[np.sort(np.unique(ids, return_index=True)[1])]
+
+
+def _matrix(pairs: NDArray[np.int64], ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """(rows, columns) images by true and said class, for the classes `ids`; all others said are one last column."""
+    place = np.full(num_classes, len(ids))
+    place[ids] = np.arange(len(ids))
+    counts = np.zeros((len(ids) + 1, len(ids) + 1), np.int64)
+    np.add.at(counts, (place[pairs[:, 0]], place[pairs[:, 1]]), pairs[:, 2])
+    return counts[:-1, : len(ids) + (len(ids) < num_classes)]
+
+
+def most_wrong_picture(
+    predictions: Predictions, source: Source, classes: tuple[str, ...], preprocessing: Preprocessing, title: str
+) -> Figure:
+    """Up to 24 wrong images, the highest loss first, with what they are and what was said; without any, the least
+    certain ones."""
+    loss = losses(predictions)
+    is_wrong = answers(predictions) != predictions.targets.numpy()
+    is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
+    candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
+    rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MOST_WRONG].tolist()
+    width = TILE * 3 // 2 if predictions.is_multi_label else TILE  # wide enough for three labels
+    if is_wrong.any():
+        what = f"The {len(rows)} most wrong images" if len(rows) > 1 else "The only wrong image"
+        below = (
+            f"{int(is_wrong.sum())} of {len(loss)} images are wrong{_unreadable(predictions)}; the highest loss first."
+        )
+    else:
+        what = f"No image is wrong; the {len(rows)} least certain"
+        below = f"All {len(loss)} images are right{_unreadable(predictions)}; the highest loss first."
+    tiles = [
+        Tile(int(predictions.indices[row]), *_captions(predictions, classes, row, width), bool(is_wrong[row]))
+        for row in rows
+    ]
+    return tiled_picture(f"{what}: {title}", below, tiles, source, preprocessing, width)
+
+
+def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, width: int) -> tuple[str, str]:
+    """What the image is and what was said of it, each on a line of `width` pixels."""
+    logits, said = predictions.logits[row].double(), answers(predictions)[row]
+    if not predictions.is_multi_label:
+        sure = f" ({_per_cent(float(torch.softmax(logits, 0)[said]))})"
+        true_name = classes[int(predictions.targets[row])]
+        return _caption("true ", [true_name], "", width), _caption("said ", [classes[said]], sure, width)
+    true = predictions.targets[row].numpy() > 0
+    # The labels that are wrong come first, of them the furthest off: they are why the image is here.
+    order = np.lexsort((-logits.abs().numpy(), true == said))
+    of_true, of_said = ([classes[k] for k in order if has[k]] for has in (true, said))
+    return _caption("true ", of_true, "", width), _caption("said ", of_said, "", width)
+
+
+def _caption(start: str, names: list[str], end: str, width: int) -> str:
+    """At most three names between `start` and `end`, cut evenly where they do not fit."""
+    end = (f" +{len(names) - 3}" if len(names) > 3 else "") + end
+    names = names[:3]
+    room: float = width - width_of(start + ", " * (len(names) - 1) + end, 9)
+    is_roomy = sum(width_of(fitted(name, width, 9), 9) for name in names) <= room
+    each = room if is_roomy else room / len(names)
+    return start + (", ".join(fitted(name, each, 9) for name in names) or "no label") + end
+
+
+def _unreadable(predictions: Predictions) -> str:
+    count = len(predictions.bad)
+    return f", {count} more cannot be read" if count else ""
+
+
+def _per_cent(share: float) -> str:
+    """Nothing and all are said only where it is so."""
+    return "<1 %" if 0 < share < 0.005 else ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+
+
+def _short(count: int) -> str:
+    return str(count) if count < 100_000 else f"{count / 1000:.0f}k" if count < 10_000_000 else f"{count / 1e6:.0f}M"
+
+
+def _colours() -> Colormap:
+    return matplotlib.colormaps["Blues"].with_extremes(bad=NOTHING)

@@ -1,0 +1,51 @@
+"""Checkpoints of a model that may have a moving average: file and figures are of the average, where there is one."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from openmae.interchange.init import read_described
+from openmae.interchange.load_weights import load_weights
+from openmae.training.average import Average
+from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
+
+RAW_WEIGHT = "weight"  # beside a moving average: the weights that training goes on with
+
+
+def averaged(model: nn.Module, average: Average | None) -> AbstractContextManager[None]:
+    """The model with its average inside the block, as it is without one."""
+    return average.applied(model) if average else nullcontext()
+
+
+def save_averaged(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    metadata: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+) -> None:
+    """`save_checkpoint` of the average; the weights that training goes on with lie beside the optimiser's tensors."""
+    raw = {f"{RAW_WEIGHT}/{n}": p.detach().cpu().clone() for n, p in model.named_parameters()} if average else {}
+    with averaged(model, average):
+        save_checkpoint(run, step, model, optimizer, metadata, state, keep, raw)
+
+
+def put_back(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+) -> None:
+    """Put a checkpoint's weights, their average and the optimiser back."""
+    folder = checkpoint.folder
+    load_weights(model, read_described(folder / MODEL).weights, str(folder))
+    if average is not None:
+        average.restore({name: parameter.detach() for name, parameter in model.named_parameters()})
+        raw = {k.removeprefix(f"{RAW_WEIGHT}/"): v for k, v in load_file(folder / OPTIMIZER).items()}
+        load_weights(model, {name: raw.get(name, value) for name, value in model.state_dict().items()}, str(folder))
+    optimizer.state.clear()
+    restore_optimizer(folder, model, optimizer, ignored=RAW_WEIGHT)

@@ -1,0 +1,87 @@
+"""A step of fine-tuning: images erased and mixed, blocks dropped, the loss of soft targets or of numbers."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from openmae.data.labels.labelled import LabelledData
+from openmae.data.labels.subsets import class_weights, targets_of
+from openmae.data.loader import Batch
+from openmae.data.mixing import Mixing, drop_path_masks, erase
+from openmae.data.preprocess import normalise
+from openmae.inference.regression import squared_error, standardised
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes, accumulating
+from openmae.planning.finetune import SettledTuning
+from openmae.run.loop import StepResult, step_if_finite
+from openmae.run.model_input import ModelInput
+from openmae.tasks.classification.classification import classification_loss
+from openmae.training.copy_ahead import StepInputs
+
+
+class TuningStep:
+    """What a training step needs beside model and optimiser."""
+
+    def __init__(self, tuned: SettledTuning, data: LabelledData, device: torch.device, processes: Processes) -> None:
+        c = tuned.config
+        self.tuned, self.device, self.processes = tuned, device, processes
+        self.is_multi_label, self.scale = data.is_multi_label, data.scale
+        self.mixing = Mixing(
+            mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_outputs
+        )
+        self.is_paired = bool(c.mixup or c.cutmix)
+        self.rates = drop_path_rates(c.drop_path, tuned.shape.encoder.depth, c.blocks)
+        weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
+        self.weights = None if weights is None else torch.from_numpy(weights).to(device)
+
+    def prepare(self, part: Batch) -> ModelInput:
+        """A micro-batch on the device: images normalised and erased, labels, and which branches are dropped."""
+        assert part.labels is not None
+        images = normalise(part.images.to(self.device, non_blocking=True), self.tuned.preprocessing)
+        if self.tuned.config.erasing:
+            images = erase(images, part.keys, self.tuned.config.erasing)
+        scales = drop_path_masks(part.keys, self.rates) if any(self.rates) else None
+        if scales is not None:
+            scales = (scales.pin_memory() if self.device.type == "cuda" else scales).to(self.device, non_blocking=True)
+        labels = part.labels if self.scale is None else standardised(part.labels, self.scale)
+        labels = labels.to(self.device, non_blocking=True)
+        return ModelInput(images, part.keys, labels=labels, drop_path=scales)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The sum over a micro-batch's images."""
+        if self.scale is not None:
+            return squared_error(outputs, targets)
+        return classification_loss(outputs, targets, self.is_multi_label, self.weights)
+
+
+def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
+    """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
+    first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
+    rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
+    return [0.0 if block < first else value for block, value in enumerate(rates)]
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: StepInputs[Batch, ModelInput],
+    step: int,
+    task: TuningStep,
+) -> StepResult:
+    """One optimiser step over this process's micro-batches of a global batch.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are.
+    """
+    config, device = task.tuned.config, task.device
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts, start=1):
+        assert part.labels is not None
+        images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
+        with accumulating(model, is_last=number == len(parts)):
+            with autocast(device, config.precision):
+                outputs = model(images, part.drop_path).float()
+            loss = task.loss(outputs, targets) / config.batch_size
+            (loss * task.processes.count).backward()  # what is averaged over processes must add up
+        total += loss.detach()
+    return total, *step_if_finite(model, optimizer)

@@ -1,0 +1,150 @@
+"""`openmae inspect DATA`: one pass over every image, and what it says."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openmae.config import InspectConfig, paths_of
+from openmae.data.labels.subsets import labels_of
+from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.randomness import Permutation
+from openmae.data.sources.open import Source, Splits, open_splits
+from openmae.data.sources.reading import reading_of
+from openmae.data.sources.sizes import cut_into_tiles
+from openmae.data.sources.views import axes_of
+from openmae.data.survey.census import examine
+from openmae.errors import RequestError, shown
+from openmae.machine.device import num_cores
+from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
+from openmae.tasks.inspect.findings import (
+    Part,
+    class_findings,
+    misfits,
+    number_findings,
+    part_findings,
+    reasons,
+    statistics_findings,
+)
+from openmae.tasks.inspect.out import check_out
+from openmae.tasks.inspect.pictures import contact_sheet, drawn, pair_sheet
+from openmae.tasks.inspect.screen import data_lines
+from openmae.tasks.inspect.verdict import size_advice, to_mend, would_choose
+from openmae.training.telemetry import Screen
+
+LOOKED_AT = 256  # images that decide what openmae would choose, as before a run
+MOST_PAIRS = 12
+MOST_WORKERS = 16
+SUMMED = (
+    "images",
+    "looked_at",
+    "unreadable",
+    "wrong_extensions",
+    "blank",
+    "nearly_blank",
+    "turned_by_exif",
+    "with_empty_values",
+)
+
+
+def inspect_data(config: InspectConfig) -> dict[str, Any]:
+    """Report on a data set; see `openmae.tasks.inspect.inspect.inspect`.
+
+    Raises:
+        RequestError: the data cannot be opened.
+        Fault: the report cannot be written.
+    """
+    started = time.monotonic()
+    out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
+    opened = open_splits(config.dataset, **reading_of(config, None))
+    parts = [_examined(split, source, config) for split, source in opened.sources.items()]
+    facts = _facts(parts[0].tiled or parts[0].source, config)
+    duplicates = find_duplicates(parts, MOST_PAIRS)
+    report = _report(config, opened, parts, facts, duplicates)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    print("\n".join(data_lines(report)), flush=True)
+    if out is not None:
+        _write(out, report, parts, facts, duplicates, config.seed)
+        print(f"\nwrote      {shown(out)}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
+    return report
+
+
+def _examined(split: str, source: Source, config: InspectConfig) -> Part:
+    """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
+    indices = np.arange(len(source))
+    if config.limit is not None and config.limit < len(source):
+        indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
+    workers = min(num_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
+    tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, str(config.dataset), num_cores())
+    started = time.monotonic()
+    with Screen(len(indices), 0, f"{split:10}") as screen:
+        census = examine(
+            source,
+            indices,
+            workers=workers,
+            tiles=config.tiles,
+            tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
+        )
+    return Part(split, source, census, labels_of(source), tiled)
+
+
+def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
+    try:
+        facts = look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        return facts if config.value_range is None else replace(facts, value_range=config.value_range)
+    except RequestError:  # none can be read
+        return None
+
+
+def _report(
+    config: InspectConfig, opened: Splits, parts: list[Part], facts: DataFacts | None, duplicates: Duplicates
+) -> dict[str, Any]:
+    splits = {part.split: part_findings(part) for part in parts}
+    whole = {name: sum(found[name] for found in splits.values()) for name in SUMMED}
+    report: dict[str, Any] = {
+        "kind": "data",
+        "path": shown(str(config.dataset)),
+        "parts": opened.taken,
+        "parts_line": opened.line,
+        "axes": axes_of(part.source for part in parts).order,
+        "axes_reason": axes_of(part.source for part in parts).why,
+        "ignored": list(opened.ignored),
+        "warnings": list(opened.warnings),
+        **whole,
+        "is_limited": whole["looked_at"] < whole["images"],
+        "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),
+        "misfits": misfits(parts, facts),
+        "statistics": statistics_findings(parts[0], facts),
+        "classes": class_findings(parts),
+        "numbers": number_findings(parts),
+        **duplicates.findings,
+        "splits": splits,
+        "bad": [
+            {"split": part.split, "name": shown(part.source.name(index)), "reason": reason}
+            for part in parts
+            for index, reason in part.census.bad.items()
+        ],
+    }
+    report["to_mend"] = to_mend(report)
+    report["would_choose"] = would_choose(config, facts)
+    report["size_advice"] = size_advice(report, facts)
+    return report
+
+
+def _write(
+    out: Path, report: dict[str, Any], parts: list[Part], facts: DataFacts | None, duplicates: Duplicates, seed: int
+) -> None:
+    value_range = None if facts is None else (facts.dtype, facts.value_range)
+    with disk_faults(out), folder_written_aside(out) as folder:
+        write_json(folder / "inspect.json", report)
+        lines = [json.dumps(line) + "\n" for line in report["bad"]]
+        (folder / "bad.jsonl").write_text("".join(lines))
+        contact_sheet(drawn(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
+        if duplicates.pairs:
+            places = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
+            pairs = list(zip(places[::2], places[1::2], strict=True))
+            pair_sheet(pairs, report, value_range).savefig(folder / "near-duplicates.png")

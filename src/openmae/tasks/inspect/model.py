@@ -1,0 +1,134 @@
+"""`openmae inspect MODEL`: what a checkpoint is, whose names it has, and whether it is whole."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from openmae.config import ClassifierShape, InspectConfig, MAEShape, ViTShape
+from openmae.errors import RequestError, shown
+from openmae.interchange.init import find_model, is_ours, read_init
+from openmae.interchange.report import families
+from openmae.interchange.stored import Described
+from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.tasks.inspect.out import check_out
+from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
+
+CAN = {
+    MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
+    ClassifierShape: "robustness, finetune, knn, embed, attention, convert; its decoder is gone",
+    ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
+}
+
+CAN_PREDICT = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
+
+
+def inspect_model(config: InspectConfig) -> dict[str, Any]:
+    """Say what the checkpoint is, its shape, preprocessing and history, each family of weights, and its checksum.
+
+    Returns:
+        What is said, as JSON values; `--out` writes it to inspect.json.
+
+    Raises:
+        RequestError: it cannot be read, is damaged, or lacks a weight of its encoder.
+    """
+    out = check_out(config.out) if config.out is not None else None
+    assert config.path is not None
+    init = read_init(config.path, say=False)
+    assert init.report is not None
+    found: dict[str, Any] = {
+        "kind": "model",
+        "what": init.report.kind,
+        "model": init.description.get("kind", "mae"),
+        "parameters": sum(value.numel() for value in init.weights.values()),
+        "shape": init.shape.to_dict(),
+        "preprocessing": init.preprocessing.to_dict(),
+        **{name: init.description.get(name) for name in ("recipe", "seed", "step", "masking")},
+        "classes": init.description.get("classes"),
+        "columns": init.description.get("columns"),
+        "remarks": list(init.report.remarks),
+        "loaded": {name: list(shape) for name, shape in init.report.loaded.items()},
+        "unused": {name: list(shape) for name, shape in init.report.unused.items()},
+        "checksums": checksums(config.path),
+    }
+    print("\n".join(lines(init, found)), flush=True)
+    if out is not None:
+        with disk_faults(out), folder_written_aside(out) as folder:
+            write_json(folder / "inspect.json", found)
+    return found
+
+
+def lines(init: Described, found: dict[str, Any]) -> list[str]:
+    """The report for the screen."""
+    assert init.report is not None
+    encoder, p = init.encoder_shape, init.preprocessing
+    size = f"{encoder.image_size[0]} x {encoder.image_size[1]} px"
+    said = [
+        f"model      {shown(init.report.source)}: {init.report.kind}",
+        f"           {found['parameters']:,} parameters",
+        f"encoder    {encoder.width} x {encoder.depth}, {encoder.num_heads} heads, patch {encoder.patch_size}, {size}, "
+        f"{encoder.channels} channel{'s' * (encoder.channels != 1)}",
+    ]
+    if not encoder.is_plain:
+        said.append(f"           no plain ViT: {', '.join(f'{k} {v}' for k, v in encoder.differences.items())}")
+    if isinstance(init.shape, MAEShape):
+        decoder, masking = init.shape.decoder, init.description.get("masking") or {}
+        said.append(
+            f"decoder    {decoder.width} x {decoder.depth}, {decoder.num_heads} heads, predicts {init.shape.target}; "
+            f"mask {masking.get('kind', 'random')} {masking.get('ratio', 0.75):g}"
+        )
+    else:
+        said.append("decoder    none: encoder only, reconstruction needs the decoder")
+    if isinstance(init.shape, ClassifierShape) and init.scale is not None:
+        numbers = zip(init.scale.columns, init.scale.mean, init.scale.std, strict=True)
+        said += [
+            f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in numbers
+        ]
+        said.append(f"           pooled by {init.shape.pool}")
+    elif isinstance(init.shape, ClassifierShape):
+        classes = init.description["classes"]
+        named = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
+        said.append(f"classes    {len(classes)}: {named}; pooled by {init.shape.pool}")
+    said.append(
+        f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
+        f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, margin {p.margin:g}"
+    )
+    history = {name: found[name] for name in ("recipe", "seed", "step") if found[name] is not None}
+    said.append(f"history    {', '.join(f'{k} {v}' for k, v in history.items()) or 'not recorded'}")
+    said += [f"           {remark}" for remark in init.report.remarks]
+    said.append(f"weights    {len(init.report.loaded)} by our names:")
+    said += [f"             {line}" for line in families(init.report.loaded)]
+    if init.report.unused:
+        said.append(f"unused     {len(init.report.unused)}:")
+        said += [f"             {line}" for line in families(init.report.unused)]
+    said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
+    said.append(f"good for   {CAN[type(init.shape)] if init.scale is None else CAN_PREDICT}")
+    return [shown(line) for line in said]  # names in a file can be terminal commands
+
+
+def checksums(path: str) -> dict[str, str]:
+    """SHA-256 of the files that hold the weights; those of a checkpoint of ours are held against its manifest.
+
+    Raises:
+        RequestError: a checkpoint is not what was written.
+    """
+    place = Path(path)
+    if not place.exists():  # of a name, timm's or the hub's
+        return {}
+    files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix in (".safetensors", ".bin"))
+    if is_ours(place):
+        model = find_model(place)
+        files = [model]
+        if (model.parent / MANIFEST).is_file():
+            try:
+                verify(model.parent)
+            except DamagedCheckpoint as error:
+                raise RequestError(f"{shown(model.parent)} is damaged: {error}") from None
+            entries = json.loads((model.parent / MANIFEST).read_bytes())["files"]
+            return {name: entry["sha256"] for name, entry in entries.items()}
+    return {str(file): _digest(file) for file in files}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,138 @@
+"""Pictures of a data set: a sheet of its images with their sizes, and pairs that look the same."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.nodata import filled
+from openmae.data.randomness import Permutation
+from openmae.errors import shown
+from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+from openmae.tasks.inspect.findings import Part
+
+SHEET, ACROSS, TILE = 48, 8, 150
+MOST_BAD = 8  # unreadable images that are shown beside those drawn
+PAIR_TILE = 210
+WRONG = "#b3261e"
+LINE = 15
+
+Place = tuple[Part, int]  # an image: which part, and its index in the source
+ValueRange = tuple[str, tuple[float, float]] | None  # of a number type
+
+
+def drawn(parts: list[Part], seed: int) -> list[Place]:
+    """Images drawn evenly from all that were looked at, in their order; behind them some unreadable ones."""
+    looked = np.concatenate([part.census.records["index"] for part in parts])
+    of_part = np.repeat(np.arange(len(parts)), [len(part.census.records) for part in parts])
+    rows = np.sort(Permutation(len(looked), seed)(np.arange(min(SHEET, len(looked)))))
+    places = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
+    taken = {(part.split, index) for part, index in places}
+    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MOST_BAD]]
+    return places + [(part, index) for part, index in bad if (part.split, index) not in taken][:MOST_BAD]
+
+
+def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) -> Figure:
+    """A grid of images, the name and the size beneath each; an unreadable one is a crossed box with the reason."""
+    across = min(ACROSS, max(len(places), 4))
+    height = TILE + 2 * LINE + PAD
+    bad = f", {report['unreadable']:,} cannot be read" if report["unreadable"] else ""
+    width = PAD + across * (TILE + PAD)
+    told = (
+        f"{len(places)} of {report['images']:,} images, drawn evenly{bad}. Each is shown whole; its size is in pixels, "
+        "width x height x channels."
+    )
+    lines = headings(f"Contact sheet: {report['path']}", told, width)
+    top = headings_height(lines)
+    figure = page(width, top + -(-len(places) // across) * height)
+    write_headings(figure, lines)
+    for number, place in enumerate(places):
+        row, column = divmod(number, across)
+        _draw(figure, place, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
+    return figure
+
+
+def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: ValueRange) -> Figure:
+    """Pairs side by side, the name and the split beneath each image."""
+    across = min(3, len(pairs))
+    wide, height = 2 * PAIR_TILE + 3 * PAD, PAIR_TILE + 3 * LINE + PAD
+    width = PAD + across * wide
+    told = (
+        f"{report['near_groups']:,} groups of images look the same without being the same file, "
+        f"{report['exact_groups']:,} are equal copies; {len(pairs)} pairs are shown, those of different splits first."
+    )
+    lines = headings(f"Images that look the same: {report['path']}", told, width)
+    top = headings_height(lines)
+    figure = page(width, top + -(-len(pairs) // across) * height)
+    write_headings(figure, lines)
+    for number, pair in enumerate(pairs):
+        row, column = divmod(number, across)
+        for side, place in enumerate(pair):
+            left, upper = PAD + column * wide + side * (PAIR_TILE + 6), top + row * height
+            _draw(figure, place, left, upper, PAIR_TILE, value_range)
+            crosses = pair[0][0] is not pair[1][0]
+            write(
+                figure,
+                left,
+                upper + PAIR_TILE + 2 * LINE + 10,
+                f"in {place[0].split}",
+                8,
+                WRONG if crosses else FAINT,
+            )
+    return figure
+
+
+def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, value_range: ValueRange) -> None:
+    part, index = place
+    try:
+        image = part.source.read(index)
+    except BadImage as error:
+        axes = figure.add_axes(box(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
+        for edge in axes.spines.values():
+            edge.set_color(WRONG)
+        for number, line in enumerate(_broken(str(error), tile - 12)):
+            write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
+        size = "unreadable"
+    else:
+        picture = np.asarray(pictured(filled(image), tile, value_range))
+        down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
+        axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
+        axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
+        axes.axis("off")
+        size = f"{image.shape[1]} x {image.shape[0]} x {image.shape[2]}"
+        size += "" if image.dtype == np.uint8 else f" {image.dtype}"
+    write(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
+    write(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
+
+
+def pictured(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
+    """An H × W × C image of any kind as an RGB picture that just fits `side` × `side`; small ones keep hard pixels."""
+    step = max(1, min(image.shape[:2]) // (4 * side))
+    values = image[::step, ::step]
+    values = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
+    if values.dtype != np.uint8:
+        known = value_range is not None and value_range[0] == str(values.dtype)
+        low, high = value_range[1] if known and value_range else np.percentile(values, [0.1, 99.9])
+        scaled = (values.astype(np.float32) - low) / max(high - low, 1e-12)
+        values = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    if values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    picture = Image.fromarray(np.ascontiguousarray(values))
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+
+
+def _broken(text: str, width: float) -> list[str]:
+    """A reason in at most three lines."""
+    lines, words = [""], text.split()
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and len(longer) * 5.2 > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    kept = lines[:3] if len(lines) <= 3 else [*lines[:2], " ".join(lines[2:])]
+    return [fitted(line, width, 8) for line in kept]

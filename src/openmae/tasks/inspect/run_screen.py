@@ -1,0 +1,119 @@
+"""The report on a run as lines of at most 100 columns, with its losses as curves of characters."""
+
+import itertools
+import math
+import sys
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from openmae.errors import shown
+from openmae.tasks.inspect.screen import cut, entry, size
+from openmae.training.telemetry import duration
+
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+SPARKS = 60  # columns of a curve
+
+
+def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
+    """What a person reads."""
+    told = [""]
+    told += entry("run", f"{report['path']}: {report['task'] or 'of another kind'}")
+    if report["problem"]:
+        told += entry("problem", shown(report["problem"]))
+    if report["data"]:
+        told += entry("data", report["data"])
+    settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report["settings"].items())
+    if settings:
+        told += entry("settings", settings)
+    told += entry("status", _status(report))
+    told += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
+    held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    if held_out:
+        told += _curve("held_out_loss", lines, held_out[0], min(held_out), held_out[-1])
+    for name, value in report["other_figures"].items():
+        told += entry(name.replace("_", " "), f"{value:.4g}")
+    if report["lr"] is not None:
+        told += entry("rate", f"{report['lr']:.3g} at the last step")
+    if report["images_per_second"] is not None:
+        pace = f"{report['images_per_second']:,.0f} images/s (median)"
+        if report["data_wait"] is not None:
+            pace += f", {report['data_wait']:.0%} of the time waiting for data"
+        if report["memory"] is not None:
+            pace += f", at most {size(report['memory'])} of memory"
+        told += entry("pace", pace)
+    unusual = [
+        f"{report[name]:,} {words}"
+        for name, words in (
+            ("skipped_steps", "steps skipped (no finite gradient)"),
+            ("loss_spikes", "loss spikes"),
+            ("rollbacks", "roll-backs"),
+            ("bad_inputs", "unreadable inputs (quarantine.jsonl names them)"),
+        )
+        if report.get(name)
+    ]
+    told += entry("unusual", "; ".join(unusual) or "nothing")
+    if report["health"] is not None:
+        told += entry("health", f"{report['health']}: {report['health_reason']}")
+    told += _checkpoints(report["checkpoints"])
+    resume = report["resume"]
+    told += entry("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
+    if resume["command"]:
+        told.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
+    return told
+
+
+def _status(report: dict[str, Any]) -> str:
+    total = f" of {report['num_steps']:,}" if report["num_steps"] else ""
+    text = f"{report['status']}, step {report['step']:,}{total}"
+    if report["epoch"] is not None:
+        text += f", epoch {report['epoch']:.2f}"
+    if report["seconds"] is not None:
+        text += f", {duration(report['seconds'])} of work"
+    if report["status"] == "running" and report["idle_seconds"] is not None:
+        text += f"; the last line was written {duration(report['idle_seconds'])} ago"
+    return text
+
+
+def _curve(name: str, lines: Sequence[dict[str, Any]], first: Any, lowest: Any, last: Any) -> list[str]:
+    values = [line[name] for line in lines if name in line]
+    if not values:
+        return []
+    label = {"loss": "loss", "held_out_loss": "held out"}[name]
+    return [
+        *entry(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
+        *([f"{'':<11}{sparkline(values)}"] if len(values) > 1 else []),
+    ]
+
+
+def sparkline(values: Sequence[float], columns: int = SPARKS, bars: str | None = None) -> str:
+    """A curve in one line of characters, each the median of its part of the values."""
+    if bars is None:
+        try:
+            BARS.encode(sys.stdout.encoding or "ascii")
+            bars = BARS
+        except (UnicodeEncodeError, LookupError):
+            bars = PLAIN_BARS
+    count = min(columns, len(values))
+    cuts = [round(i * len(values) / count) for i in range(count + 1)]
+    points = [median(values[low:high]) for low, high in itertools.pairwise(cuts)]
+    low, high = min(points), max(points)
+    scale = (len(bars) - 1) / (high - low) if math.isfinite(high - low) and high > low else 0.0
+    return "".join(bars[round((point - low) * scale)] for point in points)
+
+
+def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return entry("saved", "no checkpoint")
+    told: list[str] = []
+    for number, checkpoint in enumerate(found[:5]):
+        state = "whole" if checkpoint["is_whole"] else f"damaged: {cut(shown(checkpoint['problem']), 60)}"
+        text = f"{cut(checkpoint['name'], 30)}  {size(checkpoint['bytes'])}  {state}"
+        told += entry("saved" if number == 0 else "", text)
+    return told + (entry("", f"and {len(found) - 5} more") if len(found) > 5 else [])
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " x ".join(map(_short, value[:4]))
+    return f"{value:g}" if isinstance(value, float) else shown(cut(str(value), 40))

@@ -1,0 +1,1 @@
+"""`openmae pretrain`, and what is looked at while it trains: held-out images, and labels where asked."""

@@ -1,0 +1,119 @@
+"""Held-out images with masks that never change: a loss to compare along a run and between runs."""
+
+from collections.abc import Generator
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openmae.config import DEFAULT_POOL, Preprocessing, SettledConfig
+from openmae.data.evaluation_loader import read_all
+from openmae.data.preprocess import normalise
+from openmae.data.randomness import sample_keys
+from openmae.data.sources.open import Source
+from openmae.inference.mask_sampler import MaskSampler, to_device
+from openmae.inference.reconstruction import reconstruct_patches
+from openmae.machine.device import autocast
+from openmae.machine.signals import StopRequest
+from openmae.model.heads import pool
+from openmae.model.mae import MAE
+from openmae.model.masking import Masking
+from openmae.model.vit import ViT
+from openmae.run.model_input import counted_patches
+
+MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
+LARGEST_BATCH = 256
+PICTURED = 8
+
+
+class EvaluationStopped(Exception):
+    """An evaluation ended early because the run was asked to stop."""
+
+
+class HeldOut:
+    """Images kept in memory as they were read, centre-cropped, and the key of each one's mask.
+
+    Attributes:
+        bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
+    """
+
+    def __init__(self, source: Source, config: SettledConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
+        self.config, self.preprocessing, self.masks = config, preprocessing, masks
+        found = read_all(source, preprocessing, config.patch_size)
+        self.images, self.bad, self.empty = found.images, found.bad, found.empty
+        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, found.indices.numpy()))
+
+    @torch.no_grad()
+    def loss(self, model: MAE, device: torch.device, stop: StopRequest) -> float:
+        """The loss averaged over all images or, where patches of some are empty, over all patches that are not.
+
+        Raises:
+            EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
+        """
+        total, count = 0.0, 0
+        for prepared, masking, counted in self._batches(min(self.config.micro_batch_size, LARGEST_BATCH), device):
+            if stop.received:
+                raise EvaluationStopped
+            with autocast(device, self.config.precision):
+                output = model(prepared, masking)
+            if counted is None:
+                total += float(output.loss) * len(prepared)
+                count += len(prepared)
+            else:
+                total += float((output.patch_losses * counted).sum())
+                count += int(counted.sum())
+        return total / max(1, count)
+
+    def samples(self) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
+        """All images, prepared and on the CPU, a batch at a time: with their masks, and which patches count."""
+        yield from self._batches(LARGEST_BATCH, torch.device("cpu"))
+
+    def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            prepared, masking = self._prepare(self.images[part], self.keys[part], device)
+            empty = None if self.empty is None else self.empty[part].to(device)
+            yield prepared, masking, counted_patches(empty, masking)
+
+    def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
+        """Features of all images, (n, width). Raises EvaluationStopped as `loss` does."""
+        return pooled_features(model.encoder, self.images, self.config, self.preprocessing, device, stop)
+
+    @torch.no_grad()
+    def picture(self, model: MAE, device: torch.device) -> Image.Image:
+        """Reconstructions of the first images as a sheet."""
+        from openmae.pictures.sheet import sheet  # brings matplotlib, which takes a second
+
+        prepared, masking = self._prepare(self.images[:PICTURED], self.keys[:PICTURED], device)
+        result = reconstruct_patches(model, prepared, masking, self.preprocessing)
+        rows = [list(row) for row in zip(result.masked, result.prediction, result.truth, strict=True)]
+        return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)
+
+    def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
+        return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)
+
+
+@torch.no_grad()
+def pooled_features(
+    encoder: ViT,
+    images: Tensor,
+    config: SettledConfig,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    stop: StopRequest,
+) -> Tensor:
+    """Pooled features of images as they were read, nothing masked: (n, width) float32 on the CPU.
+
+    Pooled as `openmae knn`, `probe` and `embed` do unless told otherwise.
+
+    Raises:
+        EvaluationStopped: a signal came.
+    """
+    features = []
+    for part in images.split(min(config.micro_batch_size, LARGEST_BATCH)):
+        if stop.received:
+            raise EvaluationStopped
+        with autocast(device, config.precision):
+            tokens = encoder(normalise(part.to(device), preprocessing))
+            features.append(pool(tokens, DEFAULT_POOL).float().cpu())
+    return torch.cat(features)

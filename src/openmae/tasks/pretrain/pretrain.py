@@ -1,0 +1,323 @@
+"""`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
+
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
+from openmae.config.checks import OFF
+from openmae.data.device_crop import model_input
+from openmae.data.loader import Batch
+from openmae.data.preprocess import DataFacts, look_at
+from openmae.errors import RequestError
+from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
+from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.init import read_described, read_init
+from openmae.interchange.load_weights import load_weights, start_pretraining
+from openmae.interchange.stored import Described
+from openmae.machine.device import autocast, use_device
+from openmae.machine.parallel import Processes, accumulating, joined
+from openmae.machine.signals import StopRequest
+from openmae.model.mae import MAE
+from openmae.planning.decisions import Machine, cosine, total_steps
+from openmae.planning.pretrain import Settled, settle
+from openmae.planning.summary_lines import check_disk, checkpoint_bytes, plan_lines
+from openmae.run.folder import (
+    Earlier,
+    begin,
+    find_earlier,
+    remember_no_compile,
+    settings_of,
+    summary_if_finished,
+    with_remembered_micro_batch,
+)
+from openmae.run.loop import StepResult, Training, run_loop, step_if_finite
+from openmae.run.model_input import ModelInput, counted_patches
+from openmae.run.progress import open_progress
+from openmae.run.step_model import StepModel
+from openmae.run.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
+from openmae.tasks.pretrain.evaluators import Evaluator, make_evaluators
+from openmae.tasks.pretrain.tile_lines import tile_lines
+from openmae.tasks.pretrain.watch import open_watch
+from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
+from openmae.training.optim import adamw
+
+
+def pretrain(config: PretrainConfig) -> dict[str, Any]:
+    """Pre-train a masked autoencoder; all that it leaves behind lies in `config.out`.
+
+    Returns:
+        What RUN/summary.json holds.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, or too many unreadable files.
+        Interrupted: a signal; the run was saved and `--resume auto` continues it.
+        Fault: a full disk, a dead reader process, or a loss that is not finite.
+    """
+    config = PretrainConfig.from_dict(config.to_dict())  # paths as strings
+    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
+        # Set-up. Nothing is written before all that can be wrong has been looked at.
+        run, earlier = Path(config.out), find_earlier(config, SettledConfig)
+        asked = earlier.config if earlier else with_remembered_micro_batch(config)
+        device = use_device(asked.device, processes.local_rank)
+        init = None
+        if asked.init is not None and earlier is None:
+            init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
+        data = open_training_data(asked, None if init is None else init.preprocessing)
+        settled, facts = decide(asked, earlier, init, data, device, processes)
+        chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
+        masks = mask_sampler(chosen, shape)
+        num_steps = total_steps(chosen, len(data.train))
+        if processes.count > chosen.batch_size:
+            raise RequestError(
+                f"--batch-size {chosen.batch_size} for {processes.count} processes: give at least one each"
+            )
+        stream = make_stream(chosen, preprocessing, data.train)
+
+        # Model and optimiser, from the checkpoint where there is one.
+        torch.manual_seed(chosen.seed)
+        model = MAE.from_shape(shape)
+        lines = start_pretraining(model, init) if init is not None else []
+        if processes.is_first and lines:
+            print("\n".join(lines), flush=True)
+        model.to(device)
+        model.set_recompute(chosen.recompute)
+        model.set_bf16_residual(chosen.bf16_residual)
+        optimizer = adamw(model, chosen.weight_decay, chosen.betas)
+        schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
+        step = restore(earlier, model, optimizer, data, masks)
+        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
+            return summary
+        if processes.is_first and facts is not None:
+            held_out = len(data.held_out) if data.held_out is not None else 0
+            lines = plan_lines(settled, facts, device, masks.num_visible, held_out)
+            print("\n".join([*data.told, *tile_lines(chosen, data, facts), *lines]), flush=True)
+        for warning in earlier.warnings if processes.is_first and earlier else ():
+            print(f"warning: {warning}", flush=True)
+        if processes.is_first:
+            watched_data = open_watch(chosen)  # refused now, where its labels are missing
+            if watched_data is not None and chosen.watch_data is not None:
+                print("\n".join(f"watched    {line}" for line in watched_data.told), flush=True)
+        check_disk(run, checkpoint_bytes(shape), chosen.keep)
+        processes.wait()  # until all have seen the run folder as it was
+
+        # From here on the run folder exists.
+        if processes.is_first:
+            begin(chosen, preprocessing, earlier, lock, data.taken)
+        progress = open_progress(run, chosen, earlier, processes, len(data.train), data.count)
+        settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
+        metadata = describe_model(chosen, shape, preprocessing, masks)
+
+        step_model = StepModel(
+            model.train(),
+            processes,
+            device,
+            is_compiled=chosen.compile,
+            precision=chosen.precision,
+            loss_of=loss_of,
+            when_wrong=lambda: remember_no_compile(run) if processes.is_first else None,
+        )
+
+        def save(step: int, state: dict[str, Any]) -> None:
+            state = {"data": fingerprint, "settings": settings, **state}
+            save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
+
+        def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+            steps = range(step, num_steps)
+            pin = device.type == "cuda"
+            read = read_steps(
+                stream,
+                chosen.batch_size,
+                micro_batch_size,
+                chosen.workers,
+                steps,
+                processes,
+                pin,
+                is_given_up=stop.is_received,
+            )
+            return inputs_of_steps(read, lambda part: prepare(part, settled, masks, device), device)
+
+        def watched() -> list[Evaluator]:
+            progress.note_bad(facts.bad if facts else {})
+            return make_evaluators(chosen, settled, data, masks, model, device, progress, stop)
+
+        training = Training(
+            title="pretrain",
+            run=run,
+            device=device,
+            num_steps=num_steps,
+            batch_size=chosen.batch_size,
+            micro_batch_size=chosen.micro_batch_size,
+            log_every=chosen.log_every,
+            save_every=chosen.save_every,
+            model=model,
+            optimizer=optimizer,
+            schedule=schedule,
+            step_model=step_model,
+            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes, masks),
+            read_from=read_from,
+            save=save,
+            restore=lambda checkpoint: put_back(checkpoint, model, optimizer),
+            names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
+        )
+        summary = run_loop(training, progress, watched, stop, processes, step)
+        progress.log.summary(summary)
+        if processes.is_first:
+            print(f"done       {run / MODEL}; look at it: openmae reconstruct IMAGE --init {run} --out pictures.png")
+        processes.wait()
+        return summary
+
+
+def prepare(part: Batch, settled: Settled, masks: MaskSampler, device: torch.device) -> ModelInput:
+    """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
+    images, masking = model_input(part, settled.preprocessing, device), masks(part.keys)
+    counted = counted_patches(part.empty, masking)
+    return ModelInput(
+        images,
+        part.keys,
+        to_device(masking, device),
+        is_counted=None if counted is None else counted.float().to(device, non_blocking=True),
+        num_counted=0 if counted is None else int(counted.sum()),
+    )
+
+
+def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
+    """The mean loss of a micro-batch, over the masked patches that are not empty."""
+    with autocast(part.images.device, precision):
+        output = model(part.images, part.masking)
+    if part.is_counted is None:
+        return output.loss
+    return (output.patch_losses * part.is_counted).sum() / max(1, part.num_counted)
+
+
+def loss_shares(
+    parts: Sequence[Batch], masks: MaskSampler | None, config: SettledConfig, processes: Processes
+) -> list[float]:
+    """What the mean loss of each micro-batch counts in that of the step, a mean over all patches that count.
+
+    Where no patch of the whole batch is empty, by images. All processes take part. Counted on the CPU, and before the
+    first backward pass: gradients of patches that do not count cannot be taken back.
+    """
+    has_empty = any(part.empty is not None for part in parts)
+    if masks is None or config.nodata == OFF or not processes.any(has_empty):
+        return [len(part.keys) / config.batch_size for part in parts]
+    counts = []
+    for part in parts:
+        masking = masks(part.keys)
+        counted = counted_patches(part.empty, masking)
+        counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
+    total = int(processes.sum(torch.tensor(sum(counts))))
+    return [count / max(1, total) for count in counts]
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: StepInputs[Batch, ModelInput],
+    config: SettledConfig,
+    processes: Processes,
+    masks: MaskSampler | None = None,
+) -> StepResult:
+    """One optimiser step over this process's micro-batches of a global batch.
+
+    Args:
+        masks: of the run, where patches may be empty.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are.
+    """
+    total = torch.zeros((), device=next(model.parameters()).device)
+    shares = loss_shares(parts.parts, masks, config, processes)
+    for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
+        with accumulating(model, is_last=number == len(parts)):
+            loss = loss_of(model, part, config.precision) * share
+            (loss * processes.count).backward()  # what is averaged over processes must add up
+        total += loss.detach()
+    return total, *step_if_finite(model, optimizer)
+
+
+def decide(
+    config: PretrainConfig,
+    earlier: Earlier | None,
+    init: Described | None,
+    data: TrainingData,
+    device: torch.device,
+    processes: Processes,
+) -> tuple[Settled, DataFacts | None]:
+    """The settings of the run: those of its earlier start, or new ones after a look at the data.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    if earlier is not None:
+        assert earlier.checkpoint is not None
+        encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
+        return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
+    try:
+        facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
+    except RequestError as error:
+        raise RequestError(f"{config.dataset}: {error}") from None
+    machine = Machine.of(device, processes.local_count, facts.largest)
+    settled = settle(config, facts, machine, init)
+    settled = replace(settled, config=replace(settled.config, device=str(device)))
+    if config.held_out is None:
+        count = data.num_held_out
+        why = "of the validation part, or a twentieth of the images: never trained on"
+        settled = replace(
+            settled,
+            config=replace(settled.config, held_out=count),
+            reasons={**settled.reasons, "held_out": why if count else "too few images"},
+        )
+    return settled, facts
+
+
+def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:
+    """What hides patches in this run. Raises RequestError for a mask file that does not fit."""
+    grid = shape.encoder.grid
+    given = read_mask(config.mask_file, grid) if config.mask_file else None
+    return MaskSampler(config.mask, config.mask_ratio, grid, given)
+
+
+def restore(
+    earlier: Earlier | None, model: MAE, optimizer: torch.optim.Optimizer, data: TrainingData, masks: MaskSampler
+) -> int:
+    """Put the newest good checkpoint back; return the step to go on from.
+
+    Raises:
+        RequestError: the data or the given mask is not that of the checkpoint.
+    """
+    if earlier is None or earlier.checkpoint is None:
+        return 0
+    folder = earlier.checkpoint.folder
+    earlier.check_settings()
+    earlier.check_data(data.fingerprint)
+    if read_described(folder / MODEL).description["masking"] != masks.describe():
+        raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
+    put_back(earlier.checkpoint, model, optimizer)
+    return int(earlier.state["step"])
+
+
+def put_back(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimiser back."""
+    load_weights(model, read_described(checkpoint.folder / MODEL).weights, str(checkpoint.folder))
+    optimizer.state.clear()
+    restore_optimizer(checkpoint.folder, model, optimizer)
+
+
+def describe_model(
+    config: SettledConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
+) -> dict[str, Any]:
+    """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
+    return {
+        "kind": "mae",
+        "shape": shape.to_dict(),
+        "preprocessing": preprocessing.to_dict(),
+        "masking": masks.describe(),
+        "recipe": config.recipe,
+        "seed": config.seed,
+    }

@@ -1,0 +1,45 @@
+"""What the plan says of tiles: how many there are, of what, and what their reading costs."""
+
+import numpy as np
+
+from openmae.config import SettledConfig
+from openmae.data.decoding.regions import has_parts
+from openmae.data.preprocess import DataFacts
+from openmae.data.sources.tiles import Tiled
+from openmae.data.sources.views import raw_shape
+from openmae.errors import shown
+from openmae.run.training_data import TrainingData
+
+MOST_OPENED = 256  # images, to learn whether parts of them can be read alone
+
+
+def tile_lines(config: SettledConfig, data: TrainingData, facts: DataFacts) -> list[str]:
+    """The lines behind that of the data; none without `--tiles`."""
+    train, size = data.train, config.tiles
+    if not isinstance(train, Tiled):
+        return []
+    images = len(train.sizes)
+    lines = [
+        f"tiles      {len(train):,} of {size} px, from the headers of {images:,} images: {train.num_cut:,} are larger "
+        f"and cut, {images - train.num_cut:,} stay whole"
+    ]
+    if facts.blank:
+        lines.append(
+            f"blank      {facts.blank:,} of the tiles looked at: where one is read, another tile of its image takes "
+            "its place; blank_tiles in summary.json counts them"
+        )
+    decoded = _largest_decoded(train) if raw_shape(train) is None else None
+    if decoded is not None:
+        (tall, wide), name = train.sizes[decoded].tolist(), shown(train.source.name(decoded))
+        lines.append(
+            f"note       each tile of an image like {name} ({tall} x {wide} px) decodes it whole: openmae pack "
+            f"{shown(str(config.dataset))} PACK --tiles {size} does so once, and PACK is DATA here"
+        )
+    return lines
+
+
+def _largest_decoded(tiled: Tiled) -> int | None:
+    """Which of the largest images must be decoded whole for each of its tiles; None where of these none must."""
+    pixels = tiled.sizes.astype(np.int64).prod(axis=1)
+    largest = np.argsort(-pixels, kind="stable")[: min(MOST_OPENED, tiled.num_cut)].tolist()
+    return next((image for image in largest if not has_parts(tiled.source, image)), None)

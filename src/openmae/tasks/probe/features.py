@@ -1,0 +1,161 @@
+"""Where a probe's features come from: computed once and kept, or as training goes; and what the heads make of them."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openmae.config import SettledProbe, TargetScale
+from openmae.data.augment import Augmentation
+from openmae.data.labels.labelled import LabelledData
+from openmae.data.loader import Batch, Stream
+from openmae.data.preprocess import normalise
+from openmae.data.sources.open import Source
+from openmae.data.sources.views import Part
+from openmae.errors import RequestError
+from openmae.inference.features import Features, check_readable, extract
+from openmae.inference.load import EncoderModel
+from openmae.inference.metrics import Predictions
+from openmae.inference.regression import standardised
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes
+from openmae.machine.signals import StopRequest
+from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
+from openmae.model.probe import Probes
+from openmae.planning.probe import SettledProbing
+from openmae.run.model_input import ModelInput
+from openmae.run.training_data import read_steps
+from openmae.training.copy_ahead import StepInputs, inputs_of_steps
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where training batches come from.
+
+    Attributes:
+        features: the pooled features of a batch: read, or computed by the frozen encoder.
+        read_from: the micro-batches of each step from one on.
+    """
+
+    stream: Stream
+    features: Callable[[ModelInput], Tensor]
+    read_from: Callable[[int, int], Generator[StepInputs[Batch, ModelInput], None, None]]
+
+
+def features_of(
+    encoder: EncoderModel, settled: SettledProbing, processes: Processes, source: Source, title: str
+) -> Features:
+    """The pooled features of all images, computed once. Raises RequestError where none can be read."""
+    config = settled.config
+    found = extract(
+        encoder,
+        source,
+        pool=config.pool,
+        workers=config.workers if len(source) > 256 else 0,
+        margin=settled.preprocessing.margin,
+        processes=processes,
+        precision=config.precision,
+        with_labels=True,
+        title=title,
+    )
+    check_readable(found.bad, len(source), 1.0, f"images ({title})")
+    return found
+
+
+def make_reader(
+    settled: SettledProbing,
+    data: LabelledData,
+    kept: Features | None,
+    classifier: Classifier,
+    device: torch.device,
+    processes: Processes,
+    num_steps: int,
+    stop: StopRequest,
+) -> Reader:
+    """Read the features that were `kept`; without them they are computed as training goes, from augmented images."""
+    config, side = settled.config, settled.shape.encoder.patch_size
+    if kept is not None:
+        values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
+        # Only for the order: unreadable images have no features to come across.
+        stream = Stream(
+            Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
+        )
+
+        def kept_steps(step: int) -> Generator[list[Batch], None, None]:
+            share = processes.share(config.batch_size)
+            for number in range(step, num_steps):
+                rows, keys = stream.locate([number * config.batch_size + i for i in share])
+                batch = Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])
+                yield [batch.pin_memory() if device.type == "cuda" else batch]
+
+        def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+            return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, data, device), device)
+
+        return Reader(stream, lambda part: part.images, keep_reading)
+
+    augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale, crop_aspect=config.crop_aspect)
+    stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
+
+    @torch.no_grad()
+    def encoded(part: ModelInput) -> Tensor:
+        with autocast(device, config.precision):
+            return pool_tokens(classifier.encoder(part.images), config.pool).float()
+
+    def prepare(part: Batch) -> ModelInput:
+        images = part.images.to(device, non_blocking=True)
+        return _on_device(part, normalise(images, settled.preprocessing), data, device)
+
+    def read_on(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+        steps, pin = range(step, num_steps), device.type == "cuda"
+        micro_batch_size = part_size(len(processes.share(config.batch_size)), micro_batch_size)
+        read = read_steps(
+            stream,
+            config.batch_size,
+            micro_batch_size,
+            config.workers,
+            steps,
+            processes,
+            pin,
+            is_given_up=stop.is_received,
+        )
+        return inputs_of_steps(read, prepare, device)
+
+    return Reader(stream, encoded, read_on)
+
+
+def _on_device(part: Batch, images: Tensor, data: LabelledData, device: torch.device) -> ModelInput:
+    assert part.labels is not None
+    labels = part.labels if data.scale is None else standardised(part.labels, data.scale)
+    images, labels = (values.to(device, non_blocking=True) for values in (images, labels))
+    return ModelInput(images, part.keys, labels=labels)
+
+
+def part_size(count: int, most: int) -> int:
+    """At most `most` images at a time, and never one alone: a BatchNorm of one image is not defined."""
+    sizes = (size for size in range(min(most, count), 1, -1) if count % size != 1)
+    return next(sizes, count)
+
+
+def check_parts(config: SettledProbe, processes: Processes) -> None:
+    """Raise RequestError where a process would have fewer than two images of a batch to norm."""
+    if config.batch_size // processes.count < 2:
+        raise RequestError(
+            f"--batch-size {config.batch_size} for {processes.count} process{'es' if processes.count > 1 else ''}: the "
+            "BatchNorm of a probe needs two images in each"
+        )
+
+
+@torch.no_grad()
+def predictions_of(
+    probes: Probes, features: Features, device: torch.device, scale: TargetScale | None = None
+) -> list[Predictions]:
+    """What each head says about images whose features are known."""
+    probes.eval()
+    values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
+    logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
+    return [
+        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad, scale=scale)
+        for own in logits
+    ]

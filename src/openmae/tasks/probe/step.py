@@ -1,0 +1,74 @@
+"""A step of probing: several heads on the same features, each with its rate; the loss of classes or of numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openmae.config import SettledProbe
+from openmae.data.labels.labelled import LabelledData
+from openmae.data.loader import Batch
+from openmae.inference.regression import squared_error
+from openmae.machine.parallel import Processes, accumulating
+from openmae.model.probe import Probes
+from openmae.run.loop import StepResult, step_if_finite
+from openmae.run.model_input import ModelInput
+from openmae.tasks.classification.classification import classification_loss
+from openmae.training.copy_ahead import StepInputs
+
+BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, a squared error diverges from 1.9 on
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    parts: StepInputs[Batch, ModelInput],
+    features: Callable[[ModelInput], Tensor],
+    data: LabelledData,
+    batch_size: int,
+    device: torch.device,
+    processes: Processes,
+) -> StepResult:
+    """One optimiser step of all heads; the loss that is told is their mean.
+
+    A step whose gradients are not finite leaves weights and optimiser as they are.
+    """
+    total = torch.zeros((), device=device)
+    for number, part in enumerate(parts, start=1):
+        targets = part.labels
+        assert targets is not None
+        with accumulating(model, is_last=number == len(parts)):
+            outputs = model(features(part))  # (heads, B, classes or columns)
+            loss = sum(head_loss(own, targets, data) for own in outputs) / batch_size
+            assert isinstance(loss, Tensor)
+            (loss * processes.count).backward()  # what is averaged over processes must add up
+        total += loss.detach() / len(outputs)
+    return total, *step_if_finite(model, optimizer)
+
+
+def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
+    """The sum over a micro-batch's images."""
+    if data.scale is not None:
+        return squared_error(outputs, targets)
+    return classification_loss(outputs, targets, data.is_multi_label, None)
+
+
+def head_groups(probes: Probes, config: SettledProbe) -> list[dict[str, Any]]:
+    """The optimiser's groups: the heads, each with its rate as a share of the largest.
+
+    The biases of a regression have a rate of their own at most: LARS does not scale them to their norm, and at its
+    rates a squared error would throw them ever further. They have next to nothing to learn, for what is standardised
+    has no mean, on either side.
+    """
+    peak, at_peak = max(config.base_lr), config.batch_size / 256
+    groups: list[dict[str, Any]] = []
+    for head, rate in zip(probes.heads, config.base_lr, strict=True):
+        whole = {"params": list(head.parameters()), "weight_decay": config.weight_decay, "lr_scale": rate / peak}
+        if config.is_regression and rate * at_peak > BIAS_RATE:
+            assert isinstance(head, nn.Linear)
+            bias = {**whole, "params": [head.bias], "lr_scale": BIAS_RATE / (peak * at_peak)}
+            groups += [{**whole, "params": [head.weight]}, bias]
+        else:
+            groups.append(whole)
+    return groups

@@ -1,0 +1,103 @@
+"""The run folder of `openmae robustness`: protected, continued behind the parts that are finished, completed."""
+
+import csv
+import json
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import openmae
+from openmae.config import Preprocessing, flag_of
+from openmae.config.robustness import RobustnessConfig
+from openmae.errors import RequestError
+from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.run.lock import check_place, held
+from openmae.run.training_data import check_outside
+from openmae.tasks.robustness.report import Measured, Row
+from openmae.training.telemetry import read_lines
+
+ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
+
+
+def check_run(config: RobustnessConfig, run: Path) -> None:
+    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
+    check_place(run)
+    for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
+        if data is not None:
+            check_outside(data, config.out)
+    if not run.exists() or not any(run.iterdir()):
+        return
+    if config.resume == "never":
+        raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
+    if not (run / ROWS).is_file():
+        raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
+
+
+def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> dict[str, Row]:
+    """The rows of an earlier start, by part.
+
+    Raises:
+        RequestError: they are of another model or other settings, or of parts that are not given now.
+    """
+    rows = {}
+    for line in read_lines(run / ROWS):
+        with suppress(TypeError):
+            row = Row(**line)
+            rows[row.part] = row
+    names = {part.name for measured in sets for part in measured.parts}
+    for row in rows.values():
+        for name, value in settings.items():
+            before = row.settings.get(name)
+            if before != value:
+                what = "another --init" if name == "model" else f"{flag_of(name)} {before}, not {value}"
+                raise RequestError(f"the run in {run} has {what}: start another with a new --out")
+        if row.part not in names:
+            raise RequestError(f"the run in {run} has measured {row.part}: give that set too, or choose another --out")
+    return rows
+
+
+def begin(
+    run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
+) -> None:
+    """Make the run folder and hold it until `lock` is left."""
+    with disk_faults(run):
+        run.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(held(run))
+    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
+    with disk_faults(run):
+        write_json(run / "config.json", record)
+        write_json(run / "summary.json", {"status": "running"})
+        write_rows(run, list(finished.values()))  # without a last line that a crash cut short
+
+
+def write_rows(run: Path, rows: list[Row]) -> None:
+    """Write the rows of all finished parts anew."""
+    with written_aside(run / ROWS) as partial:
+        partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+def add_row(run: Path, row: Row) -> None:
+    """Write down a part as soon as it is measured."""
+    path = run / ROWS
+    with disk_faults(path, is_resumable=True), path.open("a") as file:
+        file.write(json.dumps(asdict(row)) + "\n")
+
+
+def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> None:
+    """Write robustness.csv, quarantine.jsonl and summary.json, which says that the run is complete."""
+    bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
+    with disk_faults(run, is_resumable=True):
+        with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
+            for measured in sets:
+                for part in measured.parts:
+                    row = rows[part.name]
+                    place = (measured.variant.title, part.corruption or "", part.severity or "")
+                    writer.writerow([*place, row.images, len(row.bad), 100 * row.error])
+        if bad:
+            with written_aside(run / "quarantine.jsonl") as partial:
+                lines = (json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in bad.items())
+                partial.write_text("".join(lines))
+        write_json(run / "summary.json", summary)  # last: a run that says complete is

@@ -1,0 +1,79 @@
+"""What tests of runs share: their settings, a signal in the middle of one, and comparing what they left."""
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openmae.data.loader import Batch, Crops
+from openmae.run.progress import Progress
+from openmae.training.telemetry import read_lines
+
+from .processes import TIMES
+
+
+def metrics(run):
+    return read_lines(Path(run) / "metrics.jsonl")
+
+
+def untimed(lines):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def snapshot(folder):
+    """Every file below a folder with its content and time of change."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def same_training_state(one, two, step=12):
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        paths = [run / "checkpoints" / f"step-{step:08d}" / name for run in (one, two)]
+        assert paths[0].read_bytes() == paths[1].read_bytes(), name
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def pixel_config(digits_config, out, **changes):
+    """The settings of the fixture `pixel_run`, with changes."""
+    return digits_config(out, **{"target": "pixel", **changes})
+
+
+def gradients_config(digits_config, data, out, **changes):
+    settings = {
+        "data": str(data),
+        "image_size": 16,
+        "patch_size": 4,
+        "width": 48,
+        "num_heads": 4,
+        "decoder_width": 32,
+        "target": "pixel",
+        "batch_size": 8,
+        "held_out": 4,
+    }
+    return digits_config(out, **{**settings, **changes})
+
+
+def signal_at(monkeypatch, step, number=signal.SIGTERM):
+    """Send this process a signal in the middle of its step with that number, counted from here."""
+    counter, add = itertools.count(1), Progress.add
+
+    def add_and_signal(self, *arguments):
+        add(self, *arguments)
+        if next(counter) == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Progress, "add", add_and_signal)
+
+
+def whole_parts():
+    """A step of four whole images of 20 x 24 pixels, each with its box and flip, in micro-batches of 3 and 1."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8))
+    boxes = torch.tensor([(0, 0, 20, 24), (3, 5, 16, 16), (1, 2, 9, 11), (4, 0, 13, 10)])
+    is_flipped, keys = torch.tensor([True, False, True, False]), torch.arange(4)
+    return [
+        Batch(images[part], keys[part], {}, None, Crops(boxes[part], is_flipped[part]))
+        for part in (slice(3), slice(3, 4))
+    ]
