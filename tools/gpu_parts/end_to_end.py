@@ -55,9 +55,9 @@ def from_files(context: Context, kind: str) -> None:
 def on_ready(context: Context) -> None:
     """The same loop where every step's batch is the first one, already read: what reading cannot exceed."""
     import openmae
-    from openmae.tasks.pretrain import pretrain as task
+    from openmae.run import batches as batches_of_steps
 
-    real = task.read_steps
+    real = batches_of_steps.read_steps
 
     def read_steps(*arguments: Any, **options: Any) -> Generator[Any, None, None]:
         batches = real(*arguments, **options)
@@ -77,13 +77,13 @@ def on_ready(context: Context) -> None:
         settings = {"image_size": 32, "patch_size": 8, "width": 48, "depth": 2, "num_heads": 3, "batch_size": 16}
     never = dict.fromkeys(("evaluate_every", "save_every", "picture_every"), 100_000)
     steps = READY_STEPS if context.is_gpu else 30
-    task.read_steps = read_steps
+    batches_of_steps.read_steps = read_steps
     try:
         openmae.pretrain(
             openmae.PretrainConfig(data=str(data), out=str(run), steps=steps, log_every=5, **never, **settings)
         )
     finally:
-        task.read_steps = real
+        batches_of_steps.read_steps = real
     rate, waiting = rate_of(_lines(run), settings["batch_size"])
     context.note(images_per_second=rate, share_of_waiting=waiting)
     _keep(context, rate)

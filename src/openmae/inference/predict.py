@@ -14,9 +14,8 @@ from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, merge
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import StopRequest
+from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.model.heads import Classifier
-from openmae.tasks.pretrain.held_out import EvaluationStopped
 
 LARGEST_BATCH = 256
 

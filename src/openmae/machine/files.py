@@ -120,3 +120,33 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_disk(run: Path, checkpoint_bytes: int, keep: int) -> None:
+    """Make sure that the checkpoints will fit: the kept ones and the one being written.
+
+    Raises:
+        Fault: they will not.
+    """
+    there = sum(1 for _ in (run / "checkpoints").glob("step-*"))
+    needed = max(1, keep + 1 - there) * checkpoint_bytes
+    free = shutil.disk_usage(existing(run)).free
+    if needed > free:
+        raise Fault(
+            f"{run} needs {size_words(needed)} for checkpoints and {size_words(free)} are free: "
+            "free some space, give a smaller --keep or another --out"
+        )
+
+
+def size_words(count: float) -> str:
+    """Bytes in words: 12 MB, 3.4 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def existing(path: Path) -> Path:
+    path = path.absolute()
+    return path if path.exists() else existing(path.parent)

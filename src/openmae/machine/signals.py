@@ -116,3 +116,7 @@ def _leave_at_a_second(numbers: socket.socket) -> None:
                             action()
                     os._exit(INTERRUPTED_AGAIN)
                 seen = seen or number in STOP_SIGNALS
+
+
+class EvaluationStopped(Exception):
+    """An evaluation ended early because the run was asked to stop."""

@@ -9,8 +9,9 @@ from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProb
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.scale import value_lines
-from openmae.errors import Fault, shown
+from openmae.errors import shown
 from openmae.machine.device import describe
+from openmae.machine.files import existing, size_words
 from openmae.model import cost
 from openmae.planning.decisions import total_steps
 from openmae.planning.finetune import SettledTuning
@@ -50,7 +51,7 @@ def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible
         *reader_line(facts.largest, c.workers),
         f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
-        f"{size_words(shutil.disk_usage(_existing(Path(c.out))).free)} free",
+        f"{size_words(shutil.disk_usage(existing(Path(c.out))).free)} free",
     ]
     lines += nodata_lines(facts) + value_lines(settled.notes)
     lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
@@ -70,22 +71,6 @@ def nodata_lines(facts: DataFacts) -> list[str]:
 
 def checkpoint_bytes(shape: MAEShape) -> int:
     return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
-
-
-def check_disk(run: Path, checkpoint_bytes: int, keep: int) -> None:
-    """Make sure that the checkpoints will fit: the kept ones and the one being written.
-
-    Raises:
-        Fault: they will not.
-    """
-    there = sum(1 for _ in (run / "checkpoints").glob("step-*"))
-    needed = max(1, keep + 1 - there) * checkpoint_bytes
-    free = shutil.disk_usage(_existing(run)).free
-    if needed > free:
-        raise Fault(
-            f"{run} needs {size_words(needed)} for checkpoints and {size_words(free)} are free: "
-            "free some space, give a smaller --keep or another --out"
-        )
 
 
 def rate_words(config: SettledConfig | SettledFinetune) -> str:
@@ -191,17 +176,3 @@ def words(config: SettledProbe | SettledConfig | SettledFinetune, name: str) -> 
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def size_words(count: float) -> str:
-    """Bytes in words: 12 MB, 3.4 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return path if path.exists() else _existing(path.parent)

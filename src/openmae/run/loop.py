@@ -18,13 +18,12 @@ from openmae.data.readers import ReaderKilled, reader_fault
 from openmae.errors import Fault, Interrupted
 from openmae.machine.device import peak_memory
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import StopRequest
+from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.run.evaluators import Evaluator, evaluate
 from openmae.run.progress import MOST_SKIPPED, Progress
 from openmae.run.recovery import is_finite, named_inputs, roll_back, smaller_micro_batch
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
-from openmae.tasks.pretrain.evaluators import Evaluator, evaluate
-from openmae.tasks.pretrain.held_out import EvaluationStopped
 from openmae.training.checkpoint import Checkpoint
 from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import set_rate

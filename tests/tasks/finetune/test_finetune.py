@@ -34,6 +34,7 @@ from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.machine.parallel import Processes
 from openmae.recipes import FINETUNE_RECIPES
+from openmae.run.open_run import Run
 from openmae.tasks.finetune import figures as tuning_figures
 from openmae.tasks.finetune import finetune as task
 from openmae.tasks.finetune import step as tuning_step
@@ -510,10 +511,11 @@ def test_two_processes_do_what_one_does(pretrained, tmp_path):
 
 
 def test_a_batch_too_small_for_the_processes_is_refused():
+    run = SimpleNamespace(processes=Processes(count=3))
     with pytest.raises(RequestError, match=r"--batch-size 4 for 3 processes: give at least 2 each"):
-        task.check_shares(SimpleNamespace(batch_size=4, mixup=0.8, cutmix=0.0), Processes(count=3))
-    task.check_shares(SimpleNamespace(batch_size=4, mixup=0.0, cutmix=0.0), Processes(count=3))
-    task.check_shares(SimpleNamespace(batch_size=6, mixup=0.8, cutmix=0.0), Processes(count=3))
+        Run.check_shares(run, 4, smallest=2)
+    Run.check_shares(run, 4)
+    Run.check_shares(run, 6, smallest=2)
 
 
 # --- the moving average ---

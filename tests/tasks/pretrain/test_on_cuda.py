@@ -58,7 +58,9 @@ def test_a_tensor_left_behind_would_be_noticed():
 def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name):
     """Up to the loop: every command went through `use_device`, and ended there."""
     seen = []
-    monkeypatch.setattr(task, "run_loop", lambda training, *rest: seen.append(training) or {"status": "complete"})
+    monkeypatch.setattr(
+        "openmae.run.open_run.run_loop", lambda training, *rest: seen.append(training) or {"status": "complete"}
+    )
     monkeypatch.setattr(task, "look_at", lambda *asked, look=task.look_at, **options: on_cpu(look, *asked, **options))
     visible = MaskSampler.num_visible.fget
     monkeypatch.setattr(MaskSampler, "num_visible", property(lambda masks: on_cpu(visible, masks)))

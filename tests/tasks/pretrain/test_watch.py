@@ -14,8 +14,7 @@ from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.labels.subsets import labels_of
 from openmae.errors import RequestError
 from openmae.inference.load import load
-from openmae.machine.signals import StopRequest
-from openmae.tasks.pretrain.held_out import EvaluationStopped
+from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.tasks.pretrain.watch import Watch, guess_by_neighbours, guess_by_probe, open_watch
 

@@ -127,10 +127,9 @@ def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path
     )
 
 
-def state_of(data: LabelledData, settings: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of what the run began with: its data, settings and labels."""
-    numbers = {"columns": list(data.columns)} if data.columns else {}
-    return {"data": data.fingerprint, "settings": settings, "classes": list(data.classes), **numbers}
+def labels_of_run(data: LabelledData) -> dict[str, Any]:
+    """What a checkpoint keeps of the labels that the run began with."""
+    return {"classes": list(data.classes), **({"columns": list(data.columns)} if data.columns else {})}
 
 
 def counts_of(data: LabelledData) -> dict[str, Any]:

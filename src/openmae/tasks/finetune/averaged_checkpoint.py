@@ -26,10 +26,11 @@ def save_averaged(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    average: Average | None,
     metadata: dict[str, Any],
     state: dict[str, Any],
     keep: int,
+    *,
+    average: Average | None,
 ) -> None:
     """`save_checkpoint` of the average; the weights that training goes on with lie beside the optimiser's tensors."""
     raw = {f"{RAW_WEIGHT}/{n}": p.detach().cpu().clone() for n, p in model.named_parameters()} if average else {}

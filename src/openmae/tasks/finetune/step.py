@@ -48,6 +48,10 @@ class TuningStep:
         labels = labels.to(self.device, non_blocking=True)
         return ModelInput(images, part.keys, labels=labels, drop_path=scales)
 
+    def even(self, micro_batch_size: int) -> int:
+        """The nearest size that parts no pair."""
+        return max(2, micro_batch_size // 2 * 2) if self.is_paired else micro_batch_size
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The sum over a micro-batch's images."""
         if self.scale is not None:

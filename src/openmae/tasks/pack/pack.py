@@ -27,10 +27,10 @@ from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import nodata_in
 from openmae.errors import Fault, RequestError, shown
 from openmae.machine.device import num_cores
-from openmae.machine.files import PARTIAL, disk_faults
+from openmae.machine.files import PARTIAL, disk_faults, size_words
 from openmae.machine.signals import StopRequest
 from openmae.planning.image_size import packed_size, share_seen
-from openmae.planning.summary_lines import nodata_lines, size_words
+from openmae.planning.summary_lines import nodata_lines
 from openmae.run.lock import check_place, held
 from openmae.tasks.pack.files import (
     write_manifest,

@@ -14,7 +14,7 @@ from openmae.data.sources.open import Source
 from openmae.inference.mask_sampler import MaskSampler, to_device
 from openmae.inference.reconstruction import reconstruct_patches
 from openmae.machine.device import autocast
-from openmae.machine.signals import StopRequest
+from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.model.heads import pool
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
@@ -24,10 +24,6 @@ from openmae.run.model_input import counted_patches
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
 LARGEST_BATCH = 256
 PICTURED = 8
-
-
-class EvaluationStopped(Exception):
-    """An evaluation ended early because the run was asked to stop."""
 
 
 class HeldOut:

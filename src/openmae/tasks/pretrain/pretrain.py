@@ -1,9 +1,7 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,32 +18,23 @@ from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_described, read_init
 from openmae.interchange.load_weights import load_weights, start_pretraining
 from openmae.interchange.stored import Described
-from openmae.machine.device import autocast, use_device
-from openmae.machine.parallel import Processes, accumulating, joined
-from openmae.machine.signals import StopRequest
+from openmae.machine.device import autocast
+from openmae.machine.parallel import Processes, accumulating
 from openmae.model.mae import MAE
 from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.pretrain import Settled, settle
-from openmae.planning.summary_lines import check_disk, checkpoint_bytes, plan_lines
-from openmae.run.folder import (
-    Earlier,
-    begin,
-    find_earlier,
-    remember_no_compile,
-    settings_of,
-    summary_if_finished,
-    with_remembered_micro_batch,
-)
-from openmae.run.loop import StepResult, Training, run_loop, step_if_finite
+from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
+from openmae.run.folder import Earlier, remember_no_compile
+from openmae.run.loop import StepResult, step_if_finite
 from openmae.run.model_input import ModelInput, counted_patches
-from openmae.run.progress import open_progress
+from openmae.run.open_run import Run, open_run
 from openmae.run.step_model import StepModel
-from openmae.run.training_data import TrainingData, make_stream, names_of_step, open_training_data, read_steps
-from openmae.tasks.pretrain.evaluators import Evaluator, make_evaluators
+from openmae.run.training_data import TrainingData, make_stream, open_training_data
+from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.copy_ahead import StepInputs, inputs_of_steps
+from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import adamw
 
 
@@ -60,60 +49,49 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    config = PretrainConfig.from_dict(config.to_dict())  # paths as strings
-    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
-        # Set-up. Nothing is written before all that can be wrong has been looked at.
-        run, earlier = Path(config.out), find_earlier(config, SettledConfig)
-        asked = earlier.config if earlier else with_remembered_micro_batch(config)
-        device = use_device(asked.device, processes.local_rank)
+    with open_run("pretrain", config, SettledConfig) as run:
+        # The data, and what the person left open.
+        asked, device, processes = run.requested, run.device, run.processes
         init = None
-        if asked.init is not None and earlier is None:
+        if run.is_new and asked.init is not None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
         data = open_training_data(asked, None if init is None else init.preprocessing)
-        settled, facts = decide(asked, earlier, init, data, device, processes)
-        chosen, preprocessing, shape = settled.config, settled.preprocessing, settled.shape
-        masks = mask_sampler(chosen, shape)
-        num_steps = total_steps(chosen, len(data.train))
-        if processes.count > chosen.batch_size:
-            raise RequestError(
-                f"--batch-size {chosen.batch_size} for {processes.count} processes: give at least one each"
-            )
+        plan, facts = decide(run, init, data)
+        chosen, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
+        masks, num_steps = mask_sampler(chosen, shape), total_steps(chosen, len(data.train))
+        run.check_shares(chosen.batch_size)
         stream = make_stream(chosen, preprocessing, data.train)
 
-        # Model and optimiser, from the checkpoint where there is one.
+        # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         model = MAE.from_shape(shape)
-        lines = start_pretraining(model, init) if init is not None else []
-        if processes.is_first and lines:
-            print("\n".join(lines), flush=True)
+        run.say(*(start_pretraining(model, init) if init is not None else ()))
         model.to(device)
         model.set_recompute(chosen.recompute)
         model.set_bf16_residual(chosen.bf16_residual)
         optimizer = adamw(model, chosen.weight_decay, chosen.betas)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
-        step = restore(earlier, model, optimizer, data, masks)
-        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
+        run.restore(
+            data.fingerprint,
+            put_back=lambda checkpoint: put_back(checkpoint, model, optimizer),
+            check=lambda earlier: check_mask(earlier, masks),
+        )
+        if (summary := run.finished(num_steps)) is not None:
             return summary
-        if processes.is_first and facts is not None:
-            held_out = len(data.held_out) if data.held_out is not None else 0
-            lines = plan_lines(settled, facts, device, masks.num_visible, held_out)
-            print("\n".join([*data.told, *tile_lines(chosen, data, facts), *lines]), flush=True)
-        for warning in earlier.warnings if processes.is_first and earlier else ():
-            print(f"warning: {warning}", flush=True)
-        if processes.is_first:
-            watched_data = open_watch(chosen)  # refused now, where its labels are missing
-            if watched_data is not None and chosen.watch_data is not None:
-                print("\n".join(f"watched    {line}" for line in watched_data.told), flush=True)
-        check_disk(run, checkpoint_bytes(shape), chosen.keep)
-        processes.wait()  # until all have seen the run folder as it was
+        lines = [] if facts is None else new_lines(plan, data, facts, device, masks)
+        run.announce(lines, checkpoint_bytes(shape), chosen.keep)
+        run.say(*(watch_lines(chosen) if processes.is_first else ()))
+        description = describe_model(chosen, shape, preprocessing, masks)
+        run.begin(
+            chosen,
+            preprocessing,
+            taken=data.taken,
+            num_images=len(data.train),
+            num_inputs=data.count,
+            description=description,
+        )
 
-        # From here on the run folder exists.
-        if processes.is_first:
-            begin(chosen, preprocessing, earlier, lock, data.taken)
-        progress = open_progress(run, chosen, earlier, processes, len(data.train), data.count)
-        settings, fingerprint = settings_of(chosen, preprocessing), data.fingerprint  # as it is before training
-        metadata = describe_model(chosen, shape, preprocessing, masks)
-
+        # The step, on every batch of the stream.
         step_model = StepModel(
             model.train(),
             processes,
@@ -121,57 +99,41 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             is_compiled=chosen.compile,
             precision=chosen.precision,
             loss_of=loss_of,
-            when_wrong=lambda: remember_no_compile(run) if processes.is_first else None,
+            when_wrong=lambda: remember_no_compile(run.path) if processes.is_first else None,
         )
-
-        def save(step: int, state: dict[str, Any]) -> None:
-            state = {"data": fingerprint, "settings": settings, **state}
-            save_checkpoint(run, step, model, optimizer, {**metadata, "step": step}, state, chosen.keep)
-
-        def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-            steps = range(step, num_steps)
-            pin = device.type == "cuda"
-            read = read_steps(
-                stream,
-                chosen.batch_size,
-                micro_batch_size,
-                chosen.workers,
-                steps,
-                processes,
-                pin,
-                is_given_up=stop.is_received,
-            )
-            return inputs_of_steps(read, lambda part: prepare(part, settled, masks, device), device)
-
-        def watched() -> list[Evaluator]:
-            progress.note_bad(facts.bad if facts else {})
-            return make_evaluators(chosen, settled, data, masks, model, device, progress, stop)
-
-        training = Training(
-            title="pretrain",
-            run=run,
-            device=device,
-            num_steps=num_steps,
-            batch_size=chosen.batch_size,
-            micro_batch_size=chosen.micro_batch_size,
-            log_every=chosen.log_every,
-            save_every=chosen.save_every,
+        batches = run.batches(chosen, stream, lambda part: prepare(part, plan, masks, device))
+        return run.train(
             model=model,
             optimizer=optimizer,
             schedule=schedule,
-            step_model=step_model,
+            batches=batches,
             take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes, masks),
-            read_from=read_from,
-            save=save,
-            restore=lambda checkpoint: put_back(checkpoint, model, optimizer),
-            names_of_step=lambda step: names_of_step(stream, step, chosen.batch_size),
+            evaluators=lambda: make_evaluators(chosen, plan, data, masks, model, device, run.progress, run.stop),
+            bad=facts.bad if facts else None,
+            step_model=step_model,
+            save=save_checkpoint,
+            closing=lambda summary: (
+                f"done       {run.path / MODEL}; look at it: openmae reconstruct IMAGE --init {run.path} "
+                "--out pictures.png"
+            ),
         )
-        summary = run_loop(training, progress, watched, stop, processes, step)
-        progress.log.summary(summary)
-        if processes.is_first:
-            print(f"done       {run / MODEL}; look at it: openmae reconstruct IMAGE --init {run} --out pictures.png")
-        processes.wait()
-        return summary
+
+
+def new_lines(
+    plan: Settled, data: TrainingData, facts: DataFacts, device: torch.device, masks: MaskSampler
+) -> list[str]:
+    """What is said of a run that begins: the data, and what was decided."""
+    held_out = len(data.held_out) if data.held_out is not None else 0
+    lines = plan_lines(plan, facts, device, masks.num_visible, held_out)
+    return [*data.told, *tile_lines(plan.config, data, facts), *lines]
+
+
+def watch_lines(config: SettledConfig) -> list[str]:
+    """What `--watch` looks at. Raises RequestError now, where its labels are missing."""
+    watched_data = open_watch(config)
+    if watched_data is None or config.watch_data is None:
+        return []
+    return [f"watched    {line}" for line in watched_data.told]
 
 
 def prepare(part: Batch, settled: Settled, masks: MaskSampler, device: torch.device) -> ModelInput:
@@ -241,20 +203,14 @@ def train_step(
     return total, *step_if_finite(model, optimizer)
 
 
-def decide(
-    config: PretrainConfig,
-    earlier: Earlier | None,
-    init: Described | None,
-    data: TrainingData,
-    device: torch.device,
-    processes: Processes,
-) -> tuple[Settled, DataFacts | None]:
+def decide(run: Run[SettledConfig], init: Described | None, data: TrainingData) -> tuple[Settled, DataFacts | None]:
     """The settings of the run: those of its earlier start, or new ones after a look at the data.
 
     Raises:
         RequestError: no image of the look can be read, or the settings do not fit.
     """
-    if earlier is not None:
+    config, device = run.requested, run.device
+    if (earlier := run.earlier) is not None:
         assert earlier.checkpoint is not None
         encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
         return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
@@ -262,7 +218,7 @@ def decide(
         facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(device, processes.local_count, facts.largest)
+    machine = Machine.of(device, run.processes.local_count, facts.largest)
     settled = settle(config, facts, machine, init)
     settled = replace(settled, config=replace(settled.config, device=str(device)))
     if config.held_out is None:
@@ -283,23 +239,11 @@ def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
 
 
-def restore(
-    earlier: Earlier | None, model: MAE, optimizer: torch.optim.Optimizer, data: TrainingData, masks: MaskSampler
-) -> int:
-    """Put the newest good checkpoint back; return the step to go on from.
-
-    Raises:
-        RequestError: the data or the given mask is not that of the checkpoint.
-    """
-    if earlier is None or earlier.checkpoint is None:
-        return 0
-    folder = earlier.checkpoint.folder
-    earlier.check_settings()
-    earlier.check_data(data.fingerprint)
-    if read_described(folder / MODEL).description["masking"] != masks.describe():
+def check_mask(earlier: Earlier[SettledConfig], masks: MaskSampler) -> None:
+    """Raise RequestError where the given mask is not that of the checkpoint."""
+    assert earlier.checkpoint is not None
+    if read_described(earlier.checkpoint.folder / MODEL).description["masking"] != masks.describe():
         raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
-    put_back(earlier.checkpoint, model, optimizer)
-    return int(earlier.state["step"])
 
 
 def put_back(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,13 +21,14 @@ from openmae.inference.metrics import Predictions
 from openmae.inference.regression import standardised
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
 from openmae.planning.probe import SettledProbing
+from openmae.run.batches import Batches
 from openmae.run.model_input import ModelInput
-from openmae.run.training_data import read_steps
+from openmae.run.open_run import Run
+from openmae.run.training_data import names_of_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 
 
@@ -36,12 +38,11 @@ class Reader:
 
     Attributes:
         features: the pooled features of a batch: read, or computed by the frozen encoder.
-        read_from: the micro-batches of each step from one on.
+        batches: the micro-batches of each step, made ready.
     """
 
-    stream: Stream
     features: Callable[[ModelInput], Tensor]
-    read_from: Callable[[int, int], Generator[StepInputs[Batch, ModelInput], None, None]]
+    batches: Batches
 
 
 def features_of(
@@ -65,17 +66,15 @@ def features_of(
 
 
 def make_reader(
+    run: Run[SettledProbe],
     settled: SettledProbing,
     data: LabelledData,
     kept: Features | None,
     classifier: Classifier,
-    device: torch.device,
-    processes: Processes,
-    num_steps: int,
-    stop: StopRequest,
 ) -> Reader:
     """Read the features that were `kept`; without them they are computed as training goes, from augmented images."""
     config, side = settled.config, settled.shape.encoder.patch_size
+    device, processes, num_steps = run.device, run.processes, run.num_steps
     if kept is not None:
         values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
         # Only for the order: unreadable images have no features to come across.
@@ -93,7 +92,8 @@ def make_reader(
         def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
             return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, data, device), device)
 
-        return Reader(stream, lambda part: part.images, keep_reading)
+        names = partial(names_of_step, stream, batch_size=config.batch_size)
+        return Reader(lambda part: part.images, Batches(keep_reading, names))
 
     augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale, crop_aspect=config.crop_aspect)
     stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
@@ -107,22 +107,10 @@ def make_reader(
         images = part.images.to(device, non_blocking=True)
         return _on_device(part, normalise(images, settled.preprocessing), data, device)
 
-    def read_on(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-        steps, pin = range(step, num_steps), device.type == "cuda"
-        micro_batch_size = part_size(len(processes.share(config.batch_size)), micro_batch_size)
-        read = read_steps(
-            stream,
-            config.batch_size,
-            micro_batch_size,
-            config.workers,
-            steps,
-            processes,
-            pin,
-            is_given_up=stop.is_received,
-        )
-        return inputs_of_steps(read, prepare, device)
-
-    return Reader(stream, encoded, read_on)
+    share = len(processes.share(config.batch_size))
+    return Reader(
+        encoded, run.batches(config, stream, prepare, size_of_micro_batch=lambda size: part_size(share, size))
+    )
 
 
 def _on_device(part: Batch, images: Tensor, data: LabelledData, device: torch.device) -> ModelInput:

@@ -1,9 +1,7 @@
 """`openmae probe`: a linear classifier, or a linear regression, on a frozen encoder (paper, table 10)."""
 
 import functools
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,36 +10,33 @@ from openmae.config import ProbeConfig, SettledProbe
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
-from openmae.inference.features import check_readable
+from openmae.inference.features import Features, check_readable
 from openmae.inference.load import EncoderModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.interchange.stored import Described, hash_of
-from openmae.machine.device import use_device
 from openmae.machine.files import disk_faults, written_aside
-from openmae.machine.parallel import Processes, joined, parallelise
-from openmae.machine.signals import StopRequest
+from openmae.machine.parallel import parallelise
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
 from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.probe import SettledProbing, settle_probe
-from openmae.planning.summary_lines import check_disk, probing_lines
-from openmae.run.folder import Earlier, begin, find_earlier, settings_of, summary_if_finished
-from openmae.run.loop import Training, run_loop
-from openmae.run.progress import open_progress
-from openmae.run.training_data import check_outside, names_of_step
+from openmae.planning.summary_lines import probing_lines
+from openmae.run.evaluators import Evaluator
+from openmae.run.folder import Earlier
+from openmae.run.open_run import Run, open_run
+from openmae.run.training_data import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,
     counts_of,
     describe_tuned,
+    labels_of_run,
     named_figures,
     open_data,
     said,
-    state_of,
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.pretrain.evaluators import Evaluator
 from openmae.tasks.probe.features import check_parts, features_of, make_reader, predictions_of
 from openmae.tasks.probe.rates import best_of, chosen_by, figure_of, rate_lines, write_rates
 from openmae.tasks.probe.step import head_groups, train_step
@@ -61,132 +56,124 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    config = ProbeConfig.from_dict(config.to_dict())  # paths as strings
-    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
-        # Set-up. Nothing is written before all that can be wrong has been looked at.
-        run, earlier = Path(config.out), find_earlier(config, SettledProbe)
-        asked = earlier.config if earlier else config
-        device = use_device(asked.device, processes.local_rank)
+    with open_run("probe", config, SettledProbe) as run:
+        # The data, and what the person left open.
+        asked, device, processes = run.requested, run.device, run.processes
         init = read_init(asked.init)
         check_outside(asked.dataset, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
         asked = replace(asked, task=data.task)
-        settled, facts = decide(asked, earlier, init, data, device, processes)
-        chosen, shape = settled.config, settled.shape
-        num_steps = total_steps(chosen, len(data.train))
+        plan, facts = decide(run, asked, init, data)
+        chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
         check_parts(chosen, processes)
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
-        classifier = Classifier.from_shape(shape)
-        lines = load_encoder(classifier.encoder, init)
-        if processes.is_first and lines:
-            print("\n".join(lines), flush=True)
+        classifier = Classifier.from_shape(plan.shape)
+        run.say(*load_encoder(classifier.encoder, init))
         classifier.requires_grad_(False).eval().to(device)
-        probes = Probes(shape, len(chosen.base_lr)).to(device)
+        probes = Probes(plan.shape, len(chosen.base_lr)).to(device)
         groups, peak = head_groups(probes, chosen), max(chosen.base_lr)
         optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
         schedule = cosine(chosen, peak, len(data.train), num_steps)
         encoder_hash = hash_of(init.encoder_weights)
-        step = restore(earlier, probes, optimizer, data, encoder_hash)
-        if (summary := summary_if_finished(run, step, num_steps, processes)) is not None:
+        run.restore(
+            data.fingerprint,
+            put_back=lambda checkpoint: put_back(checkpoint, probes, optimizer),
+            check=lambda earlier: check_encoder(earlier, encoder_hash),
+        )
+        if (summary := run.finished(num_steps)) is not None:
             return summary
-        if processes.is_first and facts is not None:
-            print(
-                "\n".join([*data.told, *probing_lines(settled, data, facts, device, num_steps)]),
-                flush=True,
-            )
-        for warning in earlier.warnings if processes.is_first and earlier else ():
-            print(f"warning: {warning}", flush=True)
-        check_disk(run, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
-        encoder = EncoderModel(classifier.encoder, settled.preprocessing, init.description, device, init.report)
-        features = functools.partial(features_of, encoder, settled, processes)
+        lines = [] if facts is None else [*data.told, *probing_lines(plan, data, facts, device, num_steps)]
+        run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
+
+        # What the encoder says of images that are looked at as they are: computed once.
+        encoder = EncoderModel(classifier.encoder, plan.preprocessing, init.description, device, init.report)
+        features = functools.partial(features_of, encoder, plan, processes)
         kept = features(data.train, "features to train on") if chosen.augment == "none" else None
         if kept is not None:
             check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
-        reader = make_reader(settled, data, kept, classifier, device, processes, num_steps, stop)
+        reader = make_reader(run, plan, data, kept, classifier)
         report = features(data.report, f"features of {data.report_name}")
         choosing = features(data.validation, "features to choose by") if data.validation is not None else report
-        processes.wait()  # until all have seen the run folder as it was
-
-        # From here on the run folder exists.
+        run.begin(
+            chosen,
+            plan.preprocessing,
+            taken=data.taken,
+            num_images=len(data.train),
+            num_inputs=len(data.train),
+            description={"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed},
+            state={**labels_of_run(data), "encoder": encoder_hash},
+        )
         if processes.is_first:
-            begin(chosen, settled.preprocessing, earlier, lock, data.taken)
-            write_split(run, chosen, data)
-        progress = open_progress(run, chosen, earlier, processes, len(data.train), len(data.train))
-        beginning = state_of(data, settings_of(chosen, settled.preprocessing))
-        stepped = parallelise(probes.train(), processes, device)
+            write_split(run.path, chosen, data)
 
-        def evaluated(step: int) -> dict[str, float]:
-            found = [named_figures(p) for p in predictions_of(probes, choosing, device, data.scale)]
-            best = found[best_of(found, data)]
-            return {f"choice_{name}": best[name] for name in (figure_of(data), "held_out_loss") if name in best}
-
-        def save(step: int, state: dict[str, Any]) -> None:
-            state = {**beginning, "encoder": encoder_hash, **state}
-            description = {"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed, "step": step}
-            save_checkpoint(run, step, probes, optimizer, description, state, chosen.keep)
-
-        def finish() -> dict[str, Any]:
-            """The choice, then the final figure on images that decided nothing."""
-            probes.eval()
-            found = [named_figures(p) for p in predictions_of(probes, choosing, device, data.scale)]
-            number = best_of(found, data)
-            predictions = replace(predictions_of(probes, report, device, data.scale)[number], bad=report.bad)
-            if processes.is_first:
-                progress.log.quarantine_of(data.report_name, report.bad)
-                write_rates(run / "rates.csv", chosen.base_lr, found)
-                probes.put_into(classifier, number)
-                description = describe_tuned(shape, settled.preprocessing, data, chosen.recipe, chosen.seed)
-                with disk_faults(run), written_aside(run / MODEL) as partial:
-                    save_model(partial, classifier, {**description, "step": num_steps})
-                title = f"{run.name}, {data.report_name}"
-                write_report(run, predictions, data.report, data.classes, settled.preprocessing, title)
-                print(rate_lines(chosen.base_lr, found, number, data))
-            choice = {"chosen_base_lr": chosen.base_lr[number], "chosen_by": chosen_by(data)}
-            return {**named_figures(predictions), **choice, **counts_of(data)}
-
-        training = Training(
-            title="probe",
-            run=run,
-            device=device,
-            num_steps=num_steps,
-            batch_size=chosen.batch_size,
-            micro_batch_size=chosen.micro_batch_size,
-            log_every=chosen.log_every,
-            save_every=chosen.save_every,
+        # The step of all heads; the best of them is chosen in the end.
+        wrapped = parallelise(probes.train(), processes, device)
+        outcome = Outcome(plan, data, probes, classifier, choosing, report, device)
+        return run.train(
             model=probes,
             optimizer=optimizer,
             schedule=schedule,
+            batches=reader.batches,
             take_step=lambda parts, step: train_step(
-                stepped, optimizer, parts, reader.features, data, chosen.batch_size, device, processes
+                wrapped, optimizer, parts, reader.features, data, chosen.batch_size, device, processes
             ),
-            read_from=reader.read_from,
-            save=save,
-            restore=lambda checkpoint: put_back(checkpoint, probes, optimizer),
-            names_of_step=lambda step: names_of_step(reader.stream, step, chosen.batch_size),
+            evaluators=lambda: [Evaluator(chosen.evaluate_every, outcome.evaluated)],
+            bad={**(facts.bad if facts else {}), **(kept.bad if kept else {})},
+            save=save_checkpoint,
+            finish=lambda: finish(run, outcome),
+            closing=lambda summary: said(summary, data, run.path),
         )
 
-        def watched() -> list[Evaluator]:
-            progress.note_bad({**(facts.bad if facts else {}), **(kept.bad if kept else {})})
-            return [Evaluator(chosen.evaluate_every, evaluated)]
 
-        summary = run_loop(training, progress, watched, stop, processes, step, finish)
-        progress.log.summary(summary)
-        if processes.is_first:
-            print(said(summary, data, run))
-        processes.wait()
-        return summary
+@dataclass(frozen=True)
+class Outcome:
+    """What the heads say of the images they are chosen by, and of those that are reported."""
+
+    plan: SettledProbing
+    data: LabelledData
+    probes: Probes
+    classifier: Classifier
+    choosing: Features
+    report: Features
+    device: torch.device
+
+    def found(self) -> list[dict[str, float]]:
+        """The figures of each head."""
+        return [named_figures(p) for p in predictions_of(self.probes, self.choosing, self.device, self.data.scale)]
+
+    def evaluated(self, step: int) -> dict[str, float]:
+        found = self.found()
+        best = found[best_of(found, self.data)]
+        return {f"choice_{name}": best[name] for name in (figure_of(self.data), "held_out_loss") if name in best}
+
+
+def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
+    """The choice, then the final figure on images that decided nothing."""
+    data, plan, rates = outcome.data, outcome.plan, run.config.base_lr
+    outcome.probes.eval()
+    found = outcome.found()
+    number = best_of(found, data)
+    predictions = predictions_of(outcome.probes, outcome.report, outcome.device, data.scale)[number]
+    predictions = replace(predictions, bad=outcome.report.bad)
+    if run.processes.is_first:
+        run.progress.log.quarantine_of(data.report_name, outcome.report.bad)
+        write_rates(run.path / "rates.csv", rates, found)
+        outcome.probes.put_into(outcome.classifier, number)
+        description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
+        with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
+            save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
+        title = f"{run.path.name}, {data.report_name}"
+        write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
+        print(rate_lines(rates, found, number, data))
+    choice = {"chosen_base_lr": rates[number], "chosen_by": chosen_by(data)}
+    return {**named_figures(predictions), **choice, **counts_of(data)}
 
 
 def decide(
-    config: ProbeConfig,
-    earlier: Earlier | None,
-    init: Described,
-    data: LabelledData,
-    device: torch.device,
-    processes: Processes,
+    run: Run[SettledProbe], config: ProbeConfig, init: Described, data: LabelledData
 ) -> tuple[SettledProbing, DataFacts | None]:
     """The settings of the run: those of its earlier start, or new ones after a look at the data.
 
@@ -194,42 +181,26 @@ def decide(
         RequestError: no image of the look can be read, or the settings do not fit.
     """
     encoder, preprocessing = init.encoder_shape, init.preprocessing
-    if earlier is not None:
+    if (earlier := run.earlier) is not None:
         check_classes(earlier, data)
         settled = SettledProbing.of(earlier.config, encoder, data.num_outputs, earlier.preprocessing)
-        return replace(settled, config=replace(settled.config, device=str(device))), None
+        return replace(settled, config=replace(settled.config, device=str(run.device))), None
     try:
         facts = look_at(data.train, beside=data.parts)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(device, processes.local_count, facts.largest)
+    machine = Machine.of(run.device, run.processes.local_count, facts.largest)
     settled = settle_probe(config, facts, data.num_outputs, machine, encoder, preprocessing)
-    return replace(settled, config=replace(settled.config, device=str(device))), facts
+    return replace(settled, config=replace(settled.config, device=str(run.device))), facts
 
 
-def restore(
-    earlier: Earlier | None,
-    probes: Probes,
-    optimizer: torch.optim.Optimizer,
-    data: LabelledData,
-    encoder_hash: str,
-) -> int:
-    """Put the newest good checkpoint back; return the step to go on from.
-
-    Raises:
-        RequestError: the data or the encoder is not that of the checkpoint.
-    """
-    if earlier is None or earlier.checkpoint is None:
-        return 0
-    earlier.check_settings()
-    earlier.check_data(data.fingerprint)
+def check_encoder(earlier: Earlier[SettledProbe], encoder_hash: str) -> None:
+    """Raise RequestError where the encoder is not that of the checkpoint."""
     if earlier.state["encoder"] != encoder_hash:
         raise RequestError(
             f"--init {earlier.config.init} is not the encoder that this run began with: restore it, or start a new "
             "run with another --out"
         )
-    put_back(earlier.checkpoint, probes, optimizer)
-    return int(earlier.state["step"])
 
 
 def put_back(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
