@@ -9,12 +9,12 @@ from torch import nn
 from openmae.config import Preprocessing
 from openmae.config.dataset import DataSettings
 from openmae.data.loader import Batch
-from openmae.machine.parallel import accumulating, parallelise
+from openmae.machine.parallel import parallelise
 from openmae.run.batches import Batches
 from openmae.run.evaluators import Evaluator
-from openmae.run.loop import step_if_finite
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import open_run
+from openmae.run.step import accumulated_step
 from openmae.training.checkpoint import restore_optimizer
 from openmae.training.copy_ahead import inputs_of_steps
 from openmae.training.optim import sgd
@@ -41,7 +41,7 @@ class LineConfig(DataSettings):
     size: None = None
 
 
-def fit_line(config, after_step=lambda step: None):
+def fit_line(config, on_step=lambda step: None):
     with open_run("line", config, LineConfig) as run:
         config = run.requested
         torch.manual_seed(0)
@@ -65,16 +65,13 @@ def fit_line(config, after_step=lambda step: None):
             )
             return inputs_of_steps(steps, lambda part: ModelInput(part.images, part.keys), run.device)
 
+        def loss_of(part):
+            error = wrapped(part.images)[:, 0] - part.images @ SLOPE
+            return error.square().sum() / config.batch_size
+
         def take_step(parts, step):
-            total = torch.zeros(())
-            for number, part in enumerate(parts, start=1):
-                with accumulating(wrapped, is_last=number == len(parts)):
-                    error = wrapped(part.images)[:, 0] - part.images @ SLOPE
-                    loss = error.square().sum() / config.batch_size
-                    (loss * run.processes.count).backward()
-                total += loss.detach()
-            after_step(step)
-            return total, *step_if_finite(wrapped, optimizer)
+            on_step(step)
+            return accumulated_step(wrapped, optimizer, parts, loss_of, run.processes)
 
         return run.train(
             model=model,

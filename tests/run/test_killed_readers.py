@@ -12,7 +12,7 @@ import torch
 
 from openmae.data.loader import Stream
 from openmae.errors import Fault
-from openmae.run import loop
+from openmae.run.step import step_if_finite
 from openmae.tasks.pretrain.pretrain import pretrain
 
 from ..processes import TINY, run, said, same, start, wait
@@ -115,7 +115,7 @@ def test_a_reader_that_dies_while_the_step_computes_does_not_disturb_it(
     """DataLoader would raise within the optimiser's step: half of the weights would be those of the next one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     pretrain(config_of(digits_config, gradients, whole, 0))
-    real, found = loop.step_if_finite, []
+    real, found = step_if_finite, []
 
     def wait_for_the_death(model, optimizer):
         flag = tmp_path / "killed at 14"
@@ -127,7 +127,7 @@ def test_a_reader_that_dies_while_the_step_computes_does_not_disturb_it(
             time.sleep(0.3)  # for the signal to arrive: here, of all places
         return real(model, optimizer)
 
-    monkeypatch.setattr("openmae.tasks.pretrain.pretrain.step_if_finite", wait_for_the_death)
+    monkeypatch.setattr("openmae.run.step.step_if_finite", wait_for_the_death)
     kill_readers(14)
     assert pretrain(config_of(digits_config, gradients, killed, 2))["status"] == "complete"
     assert found

@@ -18,11 +18,11 @@ from .line import LineConfig, fit_line
 def fit_in_a_process(out, kill_at, rank):
     """Fit the line as this process of several, which a SIGKILL may end in the middle of a step."""
 
-    def after_step(step):
+    def on_step(step):
         if step == kill_at and int(os.environ.get("RANK", 0)) == rank:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fit_line(LineConfig(out=out, resume="auto"), after_step)
+    fit_line(LineConfig(out=out, resume="auto"), on_step)
 
 
 class Fitting:

@@ -22,8 +22,8 @@ from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import Settled, settle
-from openmae.run.loop import StepResult
 from openmae.run.model_input import ModelInput
+from openmae.run.step import StepResult
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import adamw, set_rate

@@ -21,7 +21,15 @@ from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.run.evaluators import Evaluator, evaluate
 from openmae.run.progress import MOST_SKIPPED, Progress
-from openmae.run.recovery import is_finite, named_inputs, roll_back, smaller_micro_batch
+from openmae.run.recovery import (
+    compiler_fault,
+    is_finite,
+    is_out_of_memory,
+    named_inputs,
+    roll_back,
+    smaller_micro_batch,
+)
+from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
 from openmae.training.checkpoint import Checkpoint
@@ -30,10 +38,6 @@ from openmae.training.optim import set_rate
 from openmae.training.telemetry import Screen, duration
 
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said
-
-# This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0: scalars that
-# stay on the device.
-StepResult = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,159 +95,204 @@ def run_loop(
         Interrupted: a signal; the run was saved.
         Fault: a full disk, a dead reader process, or numbers that are not finite after every roll-back.
     """
-    t, micro_batch_size, saved_step = training, training.micro_batch_size, step
-    killed: ReaderKilled | None = None  # of this process, the second time: the run is to end
-    inputs, is_warm = t.read_from(step, micro_batch_size), False
-    screen = Screen(t.num_steps, step, t.title, quiet=not processes.is_first, has_pace=False)
-    waits = Waits(
-        screen.say if processes.is_first else lambda line: print(f"process {processes.rank}: {line}", flush=True)
-    )
-
-    def save() -> None:
-        nonlocal saved_step
-        with waits.on("the checkpoint to be written"):
-            state = progress.to_dict()
-            if processes.is_first:
-                t.save(step, state)
-            processes.wait()
-        saved_step = step
-
-    def stop_if_asked() -> None:
-        """Save and stop where a signal came to any of the processes, or one has no readers any more.
-
-        No weight has changed since the last step.
-        """
-        with waits.on("another process"):
-            is_asked = processes.any(stop.is_received() or killed is not None)
-        if is_asked:
-            is_lost = processes.any(not is_finite(t.model))
-            if not is_lost and (saved_step != step or step == 0):
-                save()
-            how = "not saved, weights are not finite" if is_lost else "saved, --resume auto continues"
-            if killed is not None:
-                raise Fault(f"{killed}; at step {step:,}: {how}")
-            signal = stop.received or "a signal to another process, or a killed reader of it,"
-            raise Interrupted(f"{signal} at step {step:,}: {how}")
-
-    def look() -> None:
-        """Evaluate, where it is time to."""
-        nonlocal killed
-        try:
-            with waits.on("the evaluation"):
-                evaluate(evaluators, step, t.num_steps, t.model, progress, stop)
-        except ReaderKilled as error:
-            killed = error
-
-    def warm_up(found: StepInputs[Batch, Any]) -> None:
-        """Compile before the first step, where that is wanted; it is not the step's time."""
-        nonlocal is_warm
-        if t.step_model is not None and t.step_model.needs_warm_up and not is_warm:
-            screen.say("compiling  the step, about a minute on a GPU")
-            before = time.monotonic()
-            try:
-                with waits.on("the compiler"):
-                    screen.say(t.step_model.warm_up(found, stop))
-            finally:
-                for clock in (screen, progress):
-                    clock.leave_out(time.monotonic() - before)
-            stop_if_asked()
-        is_warm = True
-
-    def try_step() -> tuple[float, StepResult] | None:
-        """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
-        nonlocal inputs, is_warm, micro_batch_size, killed
-        found = None
-        try:
-            try:
-                with waits.on("the readers' next batch"):
-                    found = progress.wait_for(inputs)
-            except ReaderKilled as error:  # the other processes hear of it in `stop_if_asked`
-                killed = error
-            stop_if_asked()
-            assert found is not None, "readers give up where a stop was asked for"
-            warm_up(found)
-            set_rate(t.optimizer, rate := t.schedule(step))
-            return rate, t.take_step(found, step)
-        except RuntimeError as error:
-            micro_batch_size = smaller_micro_batch(t.run, t.batch_size, micro_batch_size, error, t.optimizer, processes)
-            screen.say(f"out of memory: now {micro_batch_size} images at a time")
-            inputs.close()
-            inputs, is_warm = t.read_from(step, micro_batch_size), False
-            return None
-
+    loop = Loop(training, progress, stop, processes, step)
     try:
-        with waits, ExitStack() as live:
-            with waits.on("the images to evaluate on"):
-                evaluators = make_evaluators()
-            stop.defer()
-            live.enter_context(screen)
-            screen.say(f"resumed at step {step:,}" if progress.is_resumed else f"writing to {t.run}")
-            first = step
-            look()  # if a stop came before it could
-            while step < t.num_steps:
-                if (tried := try_step()) is None:
-                    continue
-                rate, (loss, norm, is_skipped) = tried
-                step += 1
-                progress.add(loss, is_skipped)
-                if step % t.log_every == 0 or step in (1, t.num_steps):
-                    with waits.on("the device"):
-                        said, *unusual = progress.line(step, rate, norm, peak_memory(t.device))
-                    screen.update(step, said)
-                    for line in unusual + [skipped_line(n, t.names_of_step(n - 1)) for n in progress.skipped_steps]:
-                        screen.say(line)
-                wants_save = step % t.save_every == 0 or step == t.num_steps
-                if progress.skipped_in_row >= MOST_SKIPPED or (wants_save and processes.any(not is_finite(t.model))):
-                    step = roll_back(t.run, step, t.restore, progress, t.names_of_step(step - 1))
-                    screen.say(f"weights or gradients are not finite: back to step {step:,}")
-                    screen.start_clock(step)
-                    inputs.close()
-                    inputs = t.read_from(step, micro_batch_size)
-                    continue
-                if step in (first + 1, first + 1 + TIMED_STEPS):
-                    float(loss)  # waits for the device: what is only queued has taken no time yet
-                    if step == first + 1:  # readers have started, kernels are chosen
-                        screen.start_clock(step)
-                    elif (left := screen.time_left(step)) is not None:
-                        screen.say(f"timed      about {duration(left)} from here")
-                look()
-                if wants_save:
-                    save()
-            stop_if_asked()
-            with waits.on("the final evaluation"):
-                finished = finish()
+        finished = loop.run(make_evaluators, finish)
     except EvaluationStopped:
-        progress.log.summary(progress.summary("interrupted", step))
+        progress.log.summary(progress.summary("interrupted", loop.step))
         raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
     except BaseException as error:
         with suppress(Fault):  # on a full disk, what happened first is what must be said
-            progress.log.summary(progress.summary("interrupted" if isinstance(error, Interrupted) else "failed", step))
+            status = "interrupted" if isinstance(error, Interrupted) else "failed"
+            progress.log.summary(progress.summary(status, loop.step))
         if (fault := reader_fault(error)) is not None:  # a reader died while this process was elsewhere
             raise fault from None
         raise
     finally:
-        inputs.close()
+        loop.inputs.close()
         progress.log.close()
-    return {**progress.summary("complete", step), **finished}
+    return {**progress.summary("complete", loop.step), **finished}
+
+
+class Loop:
+    """A run between its first step and its last.
+
+    Attributes:
+        step: how many are done.
+        saved_step: of the last checkpoint.
+        inputs: the micro-batches of the steps to come.
+        micro_batch_size: images at a time, fewer after memory was short.
+        is_warm: whether the step is compiled for the present size of micro-batches.
+        killed: why this process has no readers any more: one of them was killed for the second time.
+    """
+
+    def __init__(
+        self, training: Training, progress: Progress, stop: StopRequest, processes: Processes, step: int
+    ) -> None:
+        self.training, self.progress, self.stop, self.processes = training, progress, stop, processes
+        self.step = self.first_step = self.saved_step = step
+        self.micro_batch_size = training.micro_batch_size
+        self.is_warm = False
+        self.killed: ReaderKilled | None = None
+        self.evaluators: list[Evaluator] = []
+        self.screen = Screen(training.num_steps, step, training.title, quiet=not processes.is_first, has_pace=False)
+        self.waits = Waits(
+            self.screen.say
+            if processes.is_first
+            else lambda line: print(f"process {processes.rank}: {line}", flush=True)
+        )
+        self.inputs = training.read_from(step, self.micro_batch_size)
+
+    def run(
+        self, make_evaluators: Callable[[], list[Evaluator]], finish: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """All steps, then what `finish` finds."""
+        t, screen = self.training, self.screen
+        with self.waits, ExitStack() as live:
+            with self.waits.on("the images to evaluate on"):
+                self.evaluators = make_evaluators()
+            self.stop.defer()
+            live.enter_context(screen)
+            screen.say(f"resumed at step {self.step:,}" if self.progress.is_resumed else f"writing to {t.run}")
+            self.evaluate()  # if a stop came before it could
+            while self.step < t.num_steps:
+                if (tried := self.try_step()) is not None:
+                    self.after_step(*tried)
+            self.stop_if_asked()
+            with self.waits.on("the final evaluation"):
+                return finish()
+
+    def try_step(self) -> tuple[float, StepResult] | None:
+        """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
+        t, found = self.training, None
+        try:
+            try:
+                with self.waits.on("the readers' next batch"):
+                    found = self.progress.wait_for(self.inputs)
+            except ReaderKilled as error:  # the other processes hear of it in `stop_if_asked`
+                self.killed = error
+            self.stop_if_asked()
+            assert found is not None, "readers give up where a stop was asked for"
+            self.warm_up(found)
+            set_rate(t.optimizer, rate := t.schedule(self.step))
+            return rate, t.take_step(found, self.step)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                if (fault := compiler_fault(t.run, error)) is not None:
+                    raise fault from error
+                raise
+            self.micro_batch_size = smaller_micro_batch(
+                t.run, t.batch_size, self.micro_batch_size, t.optimizer, self.processes
+            )
+            self.screen.say(f"out of memory: now {self.micro_batch_size} images at a time")
+            self.inputs.close()
+            self._read()
+            return None
+
+    def after_step(self, rate: float, result: StepResult) -> None:
+        """Count the step, say how it goes, look at the model and save it, each when it is its turn."""
+        t, (loss, norm, is_skipped) = self.training, result
+        self.step += 1
+        self.progress.add(loss, is_skipped)
+        if self.step % t.log_every == 0 or self.step in (1, t.num_steps):
+            self.write_line(rate, norm)
+        wants_save = self.step % t.save_every == 0 or self.step == t.num_steps
+        is_lost = self.progress.skipped_in_row >= MOST_SKIPPED
+        if is_lost or (wants_save and self.processes.any(not is_finite(t.model))):
+            self.roll_back()
+            return
+        self.say_time(loss)
+        self.evaluate()
+        if wants_save:
+            self.save()
+
+    def write_line(self, rate: float, norm: Tensor) -> None:
+        """A line of metrics.jsonl and of the screen, and one about each unusual thing."""
+        t = self.training
+        with self.waits.on("the device"):
+            line, *unusual = self.progress.line(self.step, rate, norm, peak_memory(t.device))
+        self.screen.update(self.step, line)
+        skipped = [skipped_line(number, t.names_of_step(number - 1)) for number in self.progress.skipped_steps]
+        for line in unusual + skipped:
+            self.screen.say(line)
+
+    def say_time(self, loss: Tensor) -> None:
+        """After the first steps, how long the others will take."""
+        first, screen = self.first_step, self.screen
+        if self.step not in (first + 1, first + 1 + TIMED_STEPS):
+            return
+        float(loss)  # waits for the device: what is only queued has taken no time yet
+        if self.step == first + 1:  # readers have started, kernels are chosen
+            screen.start_clock(self.step)
+        elif (left := screen.time_left(self.step)) is not None:
+            screen.say(f"timed      about {duration(left)} from here")
+
+    def evaluate(self) -> None:
+        """Look at the model, where it is time to."""
+        t = self.training
+        try:
+            with self.waits.on("the evaluation"):
+                evaluate(self.evaluators, self.step, t.num_steps, t.model, self.progress, self.stop)
+        except ReaderKilled as error:
+            self.killed = error
+
+    def warm_up(self, inputs: StepInputs[Batch, Any]) -> None:
+        """Compile before the first step, where that is wanted; it is not the step's time."""
+        step_model = self.training.step_model
+        if step_model is not None and step_model.needs_warm_up and not self.is_warm:
+            self.screen.say("compiling  the step, about a minute on a GPU")
+            before = time.monotonic()
+            try:
+                with self.waits.on("the compiler"):
+                    self.screen.say(step_model.warm_up(inputs, self.stop))
+            finally:
+                for clock in (self.screen, self.progress):
+                    clock.leave_out(time.monotonic() - before)
+            self.stop_if_asked()
+        self.is_warm = True
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        with self.waits.on("the checkpoint to be written"):
+            state = self.progress.to_dict()
+            if self.processes.is_first:
+                self.training.save(self.step, state)
+            self.processes.wait()
+        self.saved_step = self.step
+
+    def roll_back(self) -> None:
+        """Go back to the newest good checkpoint: weights or gradients are not finite."""
+        t = self.training
+        self.step = roll_back(t.run, self.step, t.restore, self.progress, t.names_of_step(self.step - 1))
+        self.screen.say(f"weights or gradients are not finite: back to step {self.step:,}")
+        self.screen.start_clock(self.step)
+        self.inputs.close()
+        self.inputs = t.read_from(self.step, self.micro_batch_size)
+
+    def stop_if_asked(self) -> None:
+        """Save and stop where a signal came to any of the processes, or one has no readers any more.
+
+        No weight has changed since the last step.
+        """
+        processes = self.processes
+        with self.waits.on("another process"):
+            is_asked = processes.any(self.stop.is_received() or self.killed is not None)
+        if not is_asked:
+            return
+        is_lost = processes.any(not is_finite(self.training.model))
+        if not is_lost and (self.saved_step != self.step or self.step == 0):
+            self.save()
+        how = "not saved, weights are not finite" if is_lost else "saved, --resume auto continues"
+        if self.killed is not None:
+            raise Fault(f"{self.killed}; at step {self.step:,}: {how}")
+        signal = self.stop.received or "a signal to another process, or a killed reader of it,"
+        raise Interrupted(f"{signal} at step {self.step:,}: {how}")
+
+    def _read(self) -> None:
+        """Read on from the present step, in micro-batches of the present size."""
+        self.inputs, self.is_warm = self.training.read_from(self.step, self.micro_batch_size), False
 
 
 def skipped_line(step: int, names: list[str]) -> str:
     """Which inputs a step was not trained on, since their gradients were not finite."""
     return f"step {step:,} was not trained on its batch: {named_inputs(names)}"
-
-
-def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-    """Step, unless gradients are not finite: then weights and optimiser stay as they are.
-
-    The decision is made on the device (the kernel's `found_inf`), and gradients are averaged over processes
-    before it: all decide alike and none waits.
-
-    Returns:
-        The norm of all gradients, and 1 where the step was skipped, else 0.
-    """
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    is_skipped = (~norm.isfinite()).float()
-    optimizer.found_inf = is_skipped  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, is_skipped

@@ -26,9 +26,10 @@ from openmae.run.folder import (
     summary_if_finished,
     with_remembered_micro_batch,
 )
-from openmae.run.loop import StepResult, Training, run_loop
+from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
+from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint
 

@@ -20,7 +20,6 @@ def smaller_micro_batch(
     run: Path,
     batch_size: int,
     micro_batch_size: int,
-    error: RuntimeError,
     optimizer: torch.optim.Optimizer,
     processes: Processes,
 ) -> int:
@@ -29,16 +28,9 @@ def smaller_micro_batch(
     Of several processes the others already wait for this one's gradients: the run is started again instead.
 
     Raises:
-        RuntimeError: `error`, if it was something else.
         Fault: one image at a time is too much, or there are several processes; the run folder then remembers
-            the smaller micro-batch. Or it was torch.compile that failed: it remembers to go without.
+            the smaller micro-batch.
     """
-    if not is_out_of_memory(error):
-        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            remember_no_compile(run)
-            reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
-            raise Fault(f"torch.compile fails here ({reason}): --compile False goes without it") from error
-        raise error
     optimizer.zero_grad(set_to_none=True)
     micro = min(micro_batch_size, len(processes.share(batch_size)))
     if micro == 1:
@@ -55,6 +47,15 @@ def smaller_micro_batch(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return micro // 2
+
+
+def compiler_fault(run: Path, error: RuntimeError) -> Fault | None:
+    """What to say where it was torch.compile that failed, else None; the run folder remembers to go without it."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    remember_no_compile(run)
+    reason = " ".join(str(error).strip().split("\n\n")[0].split()) or type(error).__name__
+    return Fault(f"torch.compile fails here ({reason}): --compile False goes without it")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,9 +25,9 @@ from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.finetune import SettledTuning, settle_finetune
 from openmae.planning.summary_lines import tuning_lines
 from openmae.run.evaluators import Evaluator
-from openmae.run.loop import StepResult
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run, open_run
+from openmae.run.step import StepResult
 from openmae.run.training_data import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,

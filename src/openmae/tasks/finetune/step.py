@@ -12,10 +12,10 @@ from openmae.data.mixing import Mixing, drop_path_masks, erase
 from openmae.data.preprocess import normalise
 from openmae.inference.regression import squared_error, standardised
 from openmae.machine.device import autocast
-from openmae.machine.parallel import Processes, accumulating
+from openmae.machine.parallel import Processes
 from openmae.planning.finetune import SettledTuning
-from openmae.run.loop import StepResult, step_if_finite
 from openmae.run.model_input import ModelInput
+from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
 from openmae.training.copy_ahead import StepInputs
 
@@ -77,15 +77,13 @@ def train_step(
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
-    config, device = task.tuned.config, task.device
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts, start=1):
+    config = task.tuned.config
+
+    def loss_of(part: ModelInput) -> Tensor:
         assert part.labels is not None
         images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
-        with accumulating(model, is_last=number == len(parts)):
-            with autocast(device, config.precision):
-                outputs = model(images, part.drop_path).float()
-            loss = task.loss(outputs, targets) / config.batch_size
-            (loss * task.processes.count).backward()  # what is averaged over processes must add up
-        total += loss.detach()
-    return total, *step_if_finite(model, optimizer)
+        with autocast(task.device, config.precision):
+            outputs = model(images, part.drop_path).float()
+        return task.loss(outputs, targets) / config.batch_size
+
+    return accumulated_step(model, optimizer, parts, loss_of, task.processes)

@@ -19,15 +19,15 @@ from openmae.interchange.init import read_described, read_init
 from openmae.interchange.load_weights import load_weights, start_pretraining
 from openmae.interchange.stored import Described
 from openmae.machine.device import autocast
-from openmae.machine.parallel import Processes, accumulating
+from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
 from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.pretrain import Settled, settle
 from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
 from openmae.run.folder import Earlier, remember_no_compile
-from openmae.run.loop import StepResult, step_if_finite
 from openmae.run.model_input import ModelInput, counted_patches
 from openmae.run.open_run import Run, open_run
+from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.run.training_data import TrainingData, make_stream, open_training_data
 from openmae.tasks.pretrain.evaluators import make_evaluators
@@ -193,14 +193,10 @@ def train_step(
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
-    total = torch.zeros((), device=next(model.parameters()).device)
-    shares = loss_shares(parts.parts, masks, config, processes)
-    for number, (part, share) in enumerate(zip(parts, shares, strict=True), start=1):
-        with accumulating(model, is_last=number == len(parts)):
-            loss = loss_of(model, part, config.precision) * share
-            (loss * processes.count).backward()  # what is averaged over processes must add up
-        total += loss.detach()
-    return total, *step_if_finite(model, optimizer)
+    shares = iter(loss_shares(parts.parts, masks, config, processes))
+    return accumulated_step(
+        model, optimizer, parts, lambda part: loss_of(model, part, config.precision) * next(shares), processes
+    )
 
 
 def decide(run: Run[SettledConfig], init: Described | None, data: TrainingData) -> tuple[Settled, DataFacts | None]:

@@ -118,7 +118,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             schedule=schedule,
             batches=reader.batches,
             take_step=lambda parts, step: train_step(
-                wrapped, optimizer, parts, reader.features, data, chosen.batch_size, device, processes
+                wrapped, optimizer, parts, reader.features, data, chosen.batch_size, len(chosen.base_lr), processes
             ),
             evaluators=lambda: [Evaluator(chosen.evaluate_every, outcome.evaluated)],
             bad={**(facts.bad if facts else {}), **(kept.bad if kept else {})},

@@ -10,10 +10,10 @@ from openmae.config import SettledProbe
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.loader import Batch
 from openmae.inference.regression import squared_error
-from openmae.machine.parallel import Processes, accumulating
+from openmae.machine.parallel import Processes
 from openmae.model.probe import Probes
-from openmae.run.loop import StepResult, step_if_finite
 from openmae.run.model_input import ModelInput
+from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
 from openmae.training.copy_ahead import StepInputs
 
@@ -27,24 +27,22 @@ def train_step(
     features: Callable[[ModelInput], Tensor],
     data: LabelledData,
     batch_size: int,
-    device: torch.device,
+    num_heads: int,
     processes: Processes,
 ) -> StepResult:
     """One optimiser step of all heads; the loss that is told is their mean.
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
-    total = torch.zeros((), device=device)
-    for number, part in enumerate(parts, start=1):
-        targets = part.labels
-        assert targets is not None
-        with accumulating(model, is_last=number == len(parts)):
-            outputs = model(features(part))  # (heads, B, classes or columns)
-            loss = sum(head_loss(own, targets, data) for own in outputs) / batch_size
-            assert isinstance(loss, Tensor)
-            (loss * processes.count).backward()  # what is averaged over processes must add up
-        total += loss.detach() / len(outputs)
-    return total, *step_if_finite(model, optimizer)
+
+    def loss_of(part: ModelInput) -> Tensor:
+        assert part.labels is not None
+        outputs = model(features(part))  # (heads, B, classes or columns)
+        loss = sum(head_loss(own, part.labels, data) for own in outputs) / batch_size
+        assert isinstance(loss, Tensor)
+        return loss
+
+    return accumulated_step(model, optimizer, parts, loss_of, processes, reported=lambda loss: loss / num_heads)
 
 
 def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
