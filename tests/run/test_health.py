@@ -13,7 +13,7 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.model.mae import MAE
 from openmae.planning.pretrain import shape_of
 from openmae.run.health import Health, Point, effective_rank, judge, trivial_loss
-from openmae.run.training_data import open_training_data
+from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.held_out import HeldOut
 from openmae.tasks.pretrain.pretrain import pretrain
 

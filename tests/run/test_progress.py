@@ -13,8 +13,9 @@ from openmae.data.loader import Batch
 from openmae.errors import RequestError
 from openmae.machine import device
 from openmae.machine.parallel import Processes
-from openmae.run.progress import Progress, reading_advice
-from openmae.training.telemetry import RunLog
+from openmae.run.advice import reading_advice
+from openmae.run.log import RunLog
+from openmae.run.progress import Progress
 
 
 @pytest.fixture(scope="module")

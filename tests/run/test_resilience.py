@@ -33,8 +33,8 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.parallel import Processes
 from openmae.run import loop
 from openmae.run.progress import MOST_SKIPPED, Progress
-from openmae.run.training_data import open_training_data
 from openmae.tasks.pretrain import pretrain as task
+from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
 

@@ -16,8 +16,8 @@ from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import read_pack
 from openmae.data.sources.views import images_apart
 from openmae.errors import Interrupted, RequestError
-from openmae.run.training_data import open_training_data
 from openmae.tasks.pack.job import PackJob
+from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.pretrain import pretrain
 
 from ..shared import metrics, same_training_state, signal_at, snapshot, untimed

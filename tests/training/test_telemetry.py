@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from openmae.errors import Fault
+from openmae.run.log import RunLog
 from openmae.training import telemetry
-from openmae.training.telemetry import RunLog, Screen, duration, read_lines
+from openmae.training.telemetry import Screen, duration, read_lines
 
 
 def test_a_line_holds_what_was_measured(tmp_path):
@@ -57,13 +58,13 @@ def test_a_missing_file_has_no_lines(tmp_path):
 
 def test_quarantine_names_each_input_once_even_after_a_resume(tmp_path):
     log = RunLog(tmp_path)
-    assert log.quarantine({"a.jpg": "cut short"}) == ["a.jpg"]
-    assert log.quarantine({"a.jpg": "cut short", "b\n.jpg": "empty"}) == ["b\n.jpg"]
-    assert log.quarantine({}) == []
+    assert log.quarantine.add({"a.jpg": "cut short"}) == ["a.jpg"]
+    assert log.quarantine.add({"a.jpg": "cut short", "b\n.jpg": "empty"}) == ["b\n.jpg"]
+    assert log.quarantine.add({}) == []
     log.close()
     log = RunLog(tmp_path, resume_step=7)
-    assert log.quarantine({"b\n.jpg": "empty"}) == []
-    assert log.quarantine({"c\udcff.jpg": "empty"}) == ["c\udcff.jpg"]  # a name that is no UTF-8
+    assert log.quarantine.add({"b\n.jpg": "empty"}) == []
+    assert log.quarantine.add({"c\udcff.jpg": "empty"}) == ["c\udcff.jpg"]  # a name that is no UTF-8
     log.close()
     lines = read_lines(tmp_path / "quarantine.jsonl")
     assert [line["name"] for line in lines] == ["a.jpg", "b\n.jpg", "c\udcff.jpg"]
@@ -74,7 +75,7 @@ def test_a_cut_quarantine_line_spoils_no_later_one(tmp_path):
     path = tmp_path / "quarantine.jsonl"
     path.write_text('{"name": "a", "reason": "empty"}\n{"name": "b", "rea')
     log = RunLog(tmp_path, resume_step=1)
-    log.quarantine({"c": "empty"})
+    log.quarantine.add({"c": "empty"})
     log.close()
     assert [line["name"] for line in read_lines(path)] == ["a", "c"]
 

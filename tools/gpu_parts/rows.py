@@ -44,7 +44,7 @@ def readers(context: Context) -> None:
     from openmae.data.sources.open import open_source
     from openmae.machine.device import default_workers
     from openmae.machine.parallel import Processes
-    from openmae.run.training_data import read_steps
+    from openmae.run.batches import read_steps
 
     source = open_source(str(photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])))
     assert source is not None

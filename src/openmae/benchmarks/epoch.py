@@ -43,8 +43,9 @@ from openmae.errors import Fault
 from openmae.machine.parallel import Processes
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import Settled, settle
+from openmae.run.batches import read_steps
 from openmae.run.model_input import ModelInput
-from openmae.run.training_data import make_stream, read_steps
+from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import train_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import set_rate

@@ -28,8 +28,7 @@ from openmae.interchange.stored import hash_of
 from openmae.machine.device import default_workers
 from openmae.machine.files import disk_faults, write_json, written_aside
 from openmae.machine.parallel import Processes
-from openmae.run.folder import PLACES
-from openmae.run.training_data import check_outside
+from openmae.run.folder import PLACES, check_outside
 from openmae.tasks.classification.classification import check_reported
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn

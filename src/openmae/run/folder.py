@@ -1,14 +1,15 @@
 """The run folder: protected when it exists, continued when asked."""
 
 import json
+import os
 import shutil
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import openmae
 from openmae.config import (
+    Dataset,
     FinetuneConfig,
     LabelledConfig,
     Preprocessing,
@@ -18,11 +19,13 @@ from openmae.config import (
     SettledFinetune,
     SettledProbe,
     flag_of,
+    paths_of,
 )
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy, write_json
 from openmae.machine.parallel import Processes
-from openmae.run.lock import check_place, held
+from openmae.run.create import create_run
+from openmae.run.lock import check_place
 from openmae.training.checkpoint import (
     CHECKPOINT_NAME,
     MODEL,
@@ -50,11 +53,11 @@ T = TypeVar("T", SettledConfig, SettledFinetune, SettledProbe)
 
 @dataclass(frozen=True)
 class Earlier(Generic[T]):
-    """What an earlier start of this run left: its settings and, if one was saved, its newest good checkpoint."""
+    """What an earlier start of this run left: its settings and its newest good checkpoint."""
 
     config: T
     preprocessing: Preprocessing
-    checkpoint: Checkpoint | None
+    checkpoint: Checkpoint
     warnings: list[str]
 
     def check_settings(self) -> None:
@@ -80,8 +83,8 @@ class Earlier(Generic[T]):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the checkpoint stands; empty without one."""
-        return self.checkpoint.state if self.checkpoint is not None else {}
+        """Where the checkpoint stands."""
+        return self.checkpoint.state
 
 
 def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -121,6 +124,7 @@ def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
         _check_kind(run, settled)
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
     saved, preprocessing = _read_config(run, config, settled)
+    assert checkpoint is not None, "a folder without a checkpoint is a run's, or refused"
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return Earlier(saved, preprocessing, checkpoint, warnings)
 
@@ -197,6 +201,13 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
+def check_outside(data: Dataset, out: str) -> None:
+    """Raise RequestError where the run folder would lie among its data."""
+    for path in paths_of(data):
+        if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
+            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
+
+
 def begin(
     config: AnyConfig,
     preprocessing: Preprocessing,
@@ -213,16 +224,11 @@ def begin(
         parts: what of the data was taken for what, for whoever reads config.json.
     """
     run = Path(config.out)
+    record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()} | ({"parts": parts} if parts else {})
+    create_run(run, record, lock)
+    if earlier is None:
+        return
     with disk_faults(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
-    record |= {"parts": parts} if parts else {}
-    with disk_faults(run):
-        write_json(run / "config.json", record)
-        write_json(run / "summary.json", {"status": "running"})
-        if earlier is None or earlier.checkpoint is None:
-            return
         origin = earlier.checkpoint.folder
         folder = run / "checkpoints" / origin.name
         if not folder.exists():

@@ -208,7 +208,7 @@ class Run(Generic[T]):
             save(self.path, step, model, optimizer, metadata, own, self.config.keep)
 
         def watched() -> list[Evaluator]:
-            self.progress.note_bad(bad or {})
+            self.progress.bad_inputs.note(bad or {})
             return evaluators()
 
         c = self.config
@@ -240,10 +240,14 @@ class Run(Generic[T]):
 
 
 @contextmanager
-def open_run(title: str, config: C, settled: type[T]) -> Iterator[Run[T]]:
+def open_run(title: str, config: C, settled: type[T], remembers_micro_batch: bool = True) -> Iterator[Run[T]]:
     """Open the run folder of `config`: find what an earlier start left, join the processes, hear signals.
 
     Nothing is written before `begin`.
+
+    Args:
+        remembers_micro_batch: a run that ended before its first checkpoint for want of memory goes on with the
+            micro-batch that will do.
 
     Raises:
         RequestError: the folder exists and may not be continued, settings differ, or there is no such device.
@@ -251,5 +255,7 @@ def open_run(title: str, config: C, settled: type[T]) -> Iterator[Run[T]]:
     config = type(config).from_dict(config.to_dict())  # paths as strings
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         earlier = find_earlier(config, settled)
-        requested = earlier.config if earlier else with_remembered_micro_batch(config)
+        requested = earlier.config if earlier else config
+        if earlier is None and remembers_micro_batch:
+            requested = with_remembered_micro_batch(config)
         yield Run(title, requested, earlier, processes, stop, lock)

@@ -2,30 +2,27 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from openmae.config import Dataset, SettledConfig, SettledFinetune, SettledProbe
+from openmae.config import SettledConfig, SettledFinetune, SettledProbe
 from openmae.data.loader import Batch
-from openmae.data.sources.packed import pack_format
-from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults
 from openmae.machine.parallel import Processes
+from openmae.run.advice import reading_advice
 from openmae.run.folder import Earlier
+from openmae.run.log import RunLog
+from openmae.run.quarantine import BadInputs
+from openmae.run.spikes import RecentLosses
 from openmae.training.copy_ahead import D, StepInputs
-from openmae.training.telemetry import RunLog
 
 DATA_BOUND = 0.2  # share of waiting from which the readout says what to do
 MOST_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
-SPIKE_WINDOW, SPIKE_FROM = 50, 20  # lines that a loss is compared with; fewer than these say nothing
-SPIKE_DEVIATIONS = 8.0  # robust standard deviations above the median
 WATCHED = ("knn_top1", "probe_top1")  # per cent, said beside the losses
 
 
@@ -63,7 +60,7 @@ class Progress:
         self.advice, self.is_tiled = advice, is_tiled
         self.log, self.processes = log, processes
         self.batch_size, self.num_images = batch_size, num_images
-        self.num_inputs, self.max_bad = num_inputs, max_bad
+        self.bad_inputs = BadInputs(log.quarantine, max_bad, num_inputs)
         self.is_resumed = bool(state)
         self.started = time.monotonic() - state.get("seconds", 0.0)
         self.unreported: dict[str, str] = {}
@@ -90,7 +87,7 @@ class Progress:
         self.flags, self.skipped_steps = list[Tensor](), list[int]()
         if self.processes.is_first:
             self.unreported |= state.get("unreported", {})
-        self.recent = deque(state.get("recent", []), maxlen=SPIKE_WINDOW)
+        self.recent = RecentLosses(state.get("recent", []))
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Progress:
             "loss_steps": self.loss_steps,
             "skipped": int(self.skipped),
             "in_row": int(self.in_row),
-            "recent": list(self.recent),
+            "recent": self.recent.to_list(),
             "unreported": self._all_unreported(),
             "seconds": self.seconds,
             **({"blank": sum(self.processes.gather(self.blank))} if self.is_tiled else {}),
@@ -162,12 +159,12 @@ class Progress:
         if skipped:
             self.counts["skipped_steps"] += skipped
             unusual.append(f"{skipped} of the last {self.loss_steps} steps had no finite gradient and were skipped")
-        is_spike = loss is not None and self._is_spike(loss)
+        is_spike = loss is not None and self.recent.is_spike(loss)
         if is_spike:
             self.counts["loss_spikes"] += 1
-            unusual.append(f"loss spike at step {step:,}: {loss:.4f}, lately about {median(self.recent):.4f}")
+            unusual.append(f"loss spike at step {step:,}: {loss:.4f}, lately about {self.recent.median:.4f}")
         if loss is not None:
-            self.recent.append(loss)
+            self.recent.add(loss)
             self.results["loss"] = loss
         if self.is_tiled:
             self.counts["blank_tiles"] += sum(self.processes.gather(self.blank))
@@ -191,7 +188,9 @@ class Progress:
         self.skipped = torch.zeros_like(self.skipped)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
         found, self.unreported = self._all_unreported(), {}
-        unusual += [f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.note_bad(found)]
+        unusual += [
+            f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.bad_inputs.note(found)
+        ]
         bound = f"  waiting for data {waiting:.0%} ({self.advice})" if waiting > DATA_BOUND else ""
         shown = f"{loss:.4f}" if loss is not None else "not finite"
         return [f"loss {shown}{self._evaluations()}  {speed:.0f} images/s{bound} ", *unusual]
@@ -202,13 +201,6 @@ class Progress:
         for name in WATCHED:
             said += f"  {name.replace('_', ' ')} {self.results[name]:.1f} %" if name in self.results else ""
         return said
-
-    def _is_spike(self, loss: float) -> bool:
-        if len(self.recent) < SPIKE_FROM:
-            return False
-        middle = median(self.recent)
-        deviation = 1.4826 * median(abs(value - middle) for value in self.recent)
-        return loss > middle + SPIKE_DEVIATIONS * max(deviation, 0.01 * abs(middle))
 
     def evaluated(self, step: int, results: dict[str, float], seconds: float) -> None:
         """Write what evaluators found; the time they took is not the training's."""
@@ -222,22 +214,6 @@ class Progress:
                 step=step, epoch=round(images_seen / self.num_images, 4), images_seen=images_seen, **results
             )
 
-    def note_bad(self, bad: dict[str, str]) -> list[str]:
-        """Put unreadable inputs on record; return those that were not known.
-
-        Raises:
-            RequestError: they are more than `max_bad` of all inputs.
-        """
-        new = self.log.quarantine(bad)
-        count = len(self.log.quarantined)
-        if count > self.max_bad * self.num_inputs:
-            last = f", the last {new[-1]!r} ({bad[new[-1]]})" if new else ""
-            raise RequestError(
-                f"{count} of {self.num_inputs:,} inputs cannot be read{last}: more "
-                f"than --max-bad {self.max_bad:g}; {self.log.quarantine_path} names them, a higher --max-bad skips them"
-            )
-        return new
-
     def summary(self, status: str, step: int) -> dict[str, Any]:
         """What summary.json holds."""
         return {
@@ -247,7 +223,7 @@ class Progress:
             "epoch": round(step * self.batch_size / self.num_images, 4),
             **self.results,
             **self.notes,
-            "bad_inputs": len(self.log.quarantined),
+            "bad_inputs": self.bad_inputs.count,
             **self.counts,
             "seconds": self.seconds,
         }
@@ -294,26 +270,3 @@ def open_progress(
         ),
         is_tiled=getattr(config, "tiles", None) is not None,
     )
-
-
-def reading_advice(
-    data: Dataset, workers: int, *, is_cpu: bool, cores: int, crops_per_decode: int | None, tiles: int | None = None
-) -> str:
-    """What would help a run that waits for its data, the cheapest first.
-
-    Args:
-        cores: of this machine, for each process.
-        crops_per_decode: of the run; None where the task has no such setting.
-    """
-    # A CPU that computes needs every core that a reader takes; beside a GPU one feeds it.
-    idle = 0 if is_cpu else cores - 1 - workers
-    told = [f"--workers {workers + idle} would use the idle cores"] if idle > 0 else []
-    kind = pack_format(data) if isinstance(data, str) else None
-    if kind is None and not str(data).startswith("embedded:"):
-        cut = "" if tiles is None else f" --tiles {tiles}"
-        told.append(f"openmae pack {shown(str(data))} PACK{cut}: read 2 to 4 times as fast")
-    elif kind == "jpeg":
-        told.append("openmae pack --format raw: read twice as fast as JPEGs")
-    if not told and crops_per_decode == 1:
-        told.append("--crops-per-decode 2 in a new run halves the reading")
-    return "; ".join(told) or "reading is as fast as these cores make it"

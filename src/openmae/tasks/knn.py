@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import openmae
 from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labels.labelled import LabelledData, open_labelled
@@ -31,10 +30,12 @@ from openmae.inference.metrics import interval
 from openmae.inference.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, joined
 from openmae.planning.summary_lines import label_lines, target_words
-from openmae.run.lock import check_place, held
+from openmae.run.create import make_and_hold, write_config
+from openmae.run.lock import check_place
+from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.classification.classification import number_words
 from openmae.tasks.classification.regression_report import write_regression_report
 
@@ -73,9 +74,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
-            with disk_faults(run):
-                run.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(run))
+            make_and_hold(run, lock)
             print("\n".join([*plan_lines(data, chosen, preprocessing.margin), *lines]), flush=True)
         found: list[Features] = []
         bad: dict[str, str] = {}
@@ -97,7 +96,9 @@ def knn(config: KnnConfig) -> dict[str, Any]:
                 )
                 bad |= features.bad
                 if processes.is_first:
-                    write_quarantine(run, bad)
+                    with disk_faults(run):
+                        (run / QUARANTINE).unlink(missing_ok=True)  # of a failed try
+                        write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
                 max_bad = chosen.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
                 check_readable(features.bad, len(source), max_bad, f"images of {part}")
                 found.append(features)
@@ -118,9 +119,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             if data.scale is not None:
                 title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
                 write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            record = {"openmae": openmae.__version__, **chosen.to_dict(), "parts": data.taken}
+            write_config(run, {**chosen.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
-                write_json(run / "config.json", {**record, "preprocessing": preprocessing.to_dict()})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
             print("\n".join(result_lines(summary, chosen)))
             print(f"wrote {run}")
@@ -246,14 +246,3 @@ def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
             f"{summary['report']}: named in quarantine.jsonl"
         )
     return lines
-
-
-def write_quarantine(run: Path, bad: dict[str, str]) -> None:
-    """Write down the inputs that could not be read; without any, remove what a failed try wrote."""
-    path = run / "quarantine.jsonl"
-    with disk_faults(path):
-        if not bad:
-            path.unlink(missing_ok=True)
-            return
-        with written_aside(path) as partial:
-            partial.write_text("".join(json.dumps({"name": name, "reason": why}) + "\n" for name, why in bad.items()))

@@ -1,99 +1,17 @@
-"""What a run tells: metrics.jsonl, TensorBoard, summary.json, quarantine.jsonl and the progress on the screen."""
+"""Files of JSON lines, and progress on the screen."""
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from torch.utils.tensorboard import SummaryWriter
 
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import disk_faults, written_aside
 
 PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
-
-
-class RunLog:
-    """The files of a run that grow or change as it goes.
-
-    Args:
-        run: the run folder.
-        resume_step: keep the lines up to this step and go on behind them.
-        evaluated: whether the evaluations of that step are done; else their lines will be written anew.
-        writes: False in all processes but the first: they only keep count.
-    """
-
-    def __init__(self, run: Path, resume_step: int = 0, evaluated: bool = True, writes: bool = True) -> None:
-        self.run, self.writes = run, writes
-        self.metrics_path = run / "metrics.jsonl"
-        self.quarantine_path = run / "quarantine.jsonl"
-        if writes and resume_step == 0:  # what an earlier try found may have been repaired
-            self.quarantine_path.unlink(missing_ok=True)
-        known = read_lines(self.quarantine_path) if resume_step else []
-        self.quarantined = {line["name"] for line in known if "name" in line and "part" not in line}
-        if writes:
-            self.rewind(resume_step, evaluated)
-            _keep_lines(self.quarantine_path, lambda line: True)
-            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
-
-    def rewind(self, step: int, evaluated: bool) -> None:
-        """Forget the lines of metrics.jsonl behind `step`, and its evaluations unless they are done."""
-        if self.writes:
-            behind = step + 1 if evaluated else step
-            _keep_lines(
-                self.metrics_path,
-                lambda line: line.get("step", behind) < behind or (line.get("step") == step and "lr" in line),
-            )
-
-    def metrics(self, **values: float | None) -> None:
-        """Append a line; `step` is among the values, what was not measured is None and left out."""
-        if not self.writes:
-            return
-        measured = {name: value for name, value in values.items() if value is not None}
-        with disk_faults(self.metrics_path, is_resumable=True), self.metrics_path.open("a") as file:
-            file.write(json.dumps(measured) + "\n")
-        for name, value in measured.items():
-            if name != "step":
-                self.board.add_scalar(name, value, int(measured["step"]))
-
-    def picture(self, picture: Image.Image, step: int) -> None:
-        """Keep a sheet of reconstructions: RUN/pictures and TensorBoard."""
-        path = self.run / "pictures" / f"step-{step:08d}.png"
-        with disk_faults(path), written_aside(path) as partial:
-            picture.save(partial)
-        self.board.add_image("reconstructions", np.asarray(picture), step, dataformats="HWC")
-
-    def quarantine(self, bad: dict[str, str]) -> list[str]:
-        """Append the inputs that were not known as bad yet; return their names."""
-        new = {name: reason for name, reason in bad.items() if name not in self.quarantined}
-        if new:
-            self.quarantined |= new.keys()
-        if new and self.writes:
-            with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
-                file.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new.items())
-        return list(new)
-
-    def quarantine_of(self, part: str, bad: dict[str, str]) -> None:
-        """Put the unreadable inputs of a part that is only measured on record; they never count against `max_bad`."""
-        if self.writes:
-            _keep_lines(self.quarantine_path, lambda line: line.get("part") != part)
-            if bad:
-                lines = [json.dumps({"name": name, "reason": reason, "part": part}) for name, reason in bad.items()]
-                with disk_faults(self.quarantine_path, is_resumable=True), self.quarantine_path.open("a") as file:
-                    file.writelines(line + "\n" for line in lines)
-
-    def summary(self, values: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        with disk_faults(self.run / "summary.json", is_resumable=True):
-            write_json(self.run / "summary.json", values)
-
-    def close(self) -> None:
-        if self.writes:
-            self.board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -110,7 +28,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _keep_lines(path: Path, wanted: Any) -> None:
+def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Write a file of JSON lines again without those that are not wanted, and without one that was cut short."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_lines(path) if wanted(line)]
         with disk_faults(path, is_resumable=True), written_aside(path) as partial:

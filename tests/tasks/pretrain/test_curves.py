@@ -18,7 +18,8 @@ from openmae.data.loader import Batch
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import open_source
 from openmae.machine.parallel import Processes
-from openmae.run.training_data import make_stream, read_steps
+from openmae.run.batches import read_steps
+from openmae.tasks.pretrain.data import make_stream
 from openmae.training.optim import set_rate, weight_decay_groups
 
 from ...model.plain_mae import plain_mae

@@ -24,9 +24,9 @@ from openmae.config import PretrainConfig
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.inference.load import load
 from openmae.run.progress import Progress
-from openmae.run.training_data import open_training_data
 from openmae.tasks.pretrain import held_out as held_out_module
 from openmae.tasks.pretrain import pretrain as task
+from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.checkpoint import read_model
 from openmae.training.telemetry import read_lines

@@ -25,10 +25,10 @@ from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.finetune import SettledTuning, settle_finetune
 from openmae.planning.summary_lines import tuning_lines
 from openmae.run.evaluators import Evaluator
+from openmae.run.folder import check_outside
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult
-from openmae.run.training_data import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,
     counts_of,
@@ -149,7 +149,7 @@ def report(
     model.eval()
     predictions = figures.reported(run.num_steps)
     if run.processes.is_first:
-        run.progress.log.quarantine_of(data.report_name, predictions.bad)
+        run.progress.log.quarantine.replace_part(data.report_name, predictions.bad)
         title = f"{run.path.name}, {data.report_name}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
     return {**named_figures(predictions), **counts_of(data)}

@@ -239,17 +239,6 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def write_quarantine(path: Path, sources: dict[str, Source], bad: dict[tuple[str, int], str]) -> None:
-    """Each input that is not in the pack, with the reason; no file without any."""
-    if bad:
-        lines = [
-            json.dumps({"name": sources[split].name(i), "reason": reason, "part": split}) + "\n"
-            for (split, i), reason in sorted(bad.items())
-        ]
-        with written_aside(path) as partial:
-            partial.write_text("".join(lines))
-
-
 def entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, for the manifest."""
     with open(path, "rb") as file:

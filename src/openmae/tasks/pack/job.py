@@ -23,6 +23,7 @@ from openmae.machine.device import num_cores
 from openmae.machine.files import PARTIAL, sync
 from openmae.machine.signals import StopRequest
 from openmae.planning.reader_memory import FROM_CORES, workers_that_fit
+from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.pack.files import (
     EmptyFile,
     Journal,
@@ -31,13 +32,11 @@ from openmae.tasks.pack.files import (
     entry,
     write_index,
     write_manifest,
-    write_quarantine,
 )
 from openmae.training.telemetry import Screen
 
 BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
 RAW_PART_BYTES = 64 << 20  # between two lines of a raw pack's journal
-QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass
@@ -81,7 +80,7 @@ class PackJob:
                 if isinstance(source, Tiled):
                     blank = (name == split and why == BLANK for (name, _), why in self.bad.items())
                     splits[split]["blank_tiles"] = sum(blank)
-        write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
+        self._write_quarantine()
         manifest = {**self.plan, "splits": splits, "files": files}
         if any("with_empty" in of_split for of_split in splits.values()):  # which older programs would take for data
             manifest["openmae_pack"] = WITH_EMPTY
@@ -91,7 +90,11 @@ class PackJob:
     def close(self) -> None:
         """What was skipped is on record however this ended."""
         if hasattr(self, "journal"):
-            write_quarantine(self.out / QUARANTINE, self.sources, self.bad)
+            self._write_quarantine()
+
+    def _write_quarantine(self) -> None:
+        found = sorted(self.bad.items())
+        write_quarantine(self.out, ((self.sources[split].name(i), why, split) for (split, i), why in found))
 
     def _write_jpegs(self, split: str, source: Source) -> tuple[list[str], NDArray[np.int64]]:
         """Write the parquet files of a split: their names, and file, offset and length of each image."""

@@ -31,11 +31,13 @@ from openmae.machine.files import PARTIAL, disk_faults, size_words
 from openmae.machine.signals import StopRequest
 from openmae.planning.image_size import packed_size, share_seen
 from openmae.planning.summary_lines import nodata_lines
-from openmae.run.lock import check_place, held
+from openmae.run.create import make_and_hold
+from openmae.run.lock import check_place
+from openmae.run.quarantine import QUARANTINE
 from openmae.tasks.pack.files import (
     write_manifest,
 )
-from openmae.tasks.pack.job import QUARANTINE, PackJob
+from openmae.tasks.pack.job import PackJob
 
 DEFAULT_SIZE = 256
 # In a manifest only where they say something; and what they were before there was a choice.
@@ -73,9 +75,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_same(out, plan, earlier)
         finished = earlier if is_finished else None
         if finished is None:
-            with disk_faults(out):
-                out.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(out, "OUT"))
+            make_and_hold(out, lock, "OUT")
             check_disk(out, estimate)
             told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
             print("\n".join([*told, *facts.axes.lines, *nodata_lines(facts), *lines]), flush=True)

@@ -14,7 +14,7 @@ from openmae.planning.pretrain import Settled
 from openmae.run.evaluators import Evaluator
 from openmae.run.health import FEWEST_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
 from openmae.run.progress import Progress
-from openmae.run.training_data import TrainingData
+from openmae.tasks.pretrain.data import TrainingData
 from openmae.tasks.pretrain.held_out import PICTURED, HeldOut
 from openmae.tasks.pretrain.watch import Watch, open_watch
 from openmae.training.telemetry import read_lines
@@ -38,7 +38,7 @@ def make_evaluators(
     # Pictures are of training images where none are held out.
     shown = data.held_out or Subset(data.train, 0, min(PICTURED, len(data.train)))
     look = HeldOut(shown, config, settled.preprocessing, masks)
-    progress.note_bad(look.bad)
+    progress.bad_inputs.note(look.bad)
     if len(look.images) == 0:
         return []
 

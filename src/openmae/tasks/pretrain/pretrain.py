@@ -29,7 +29,7 @@ from openmae.run.model_input import ModelInput, counted_patches
 from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
-from openmae.run.training_data import TrainingData, make_stream, open_training_data
+from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data
 from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch

@@ -8,7 +8,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import raw_shape
 from openmae.errors import shown
-from openmae.run.training_data import TrainingData
+from openmae.tasks.pretrain.data import TrainingData
 
 MOST_OPENED = 256  # images, to learn whether parts of them can be read alone
 

@@ -25,10 +25,9 @@ from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
 from openmae.planning.probe import SettledProbing
-from openmae.run.batches import Batches
+from openmae.run.batches import Batches, names_of_step
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run
-from openmae.run.training_data import names_of_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 
 

@@ -23,9 +23,8 @@ from openmae.planning.decisions import Machine, cosine, total_steps
 from openmae.planning.probe import SettledProbing, settle_probe
 from openmae.planning.summary_lines import probing_lines
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import Earlier
+from openmae.run.folder import Earlier, check_outside
 from openmae.run.open_run import Run, open_run
-from openmae.run.training_data import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,
     counts_of,
@@ -56,7 +55,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with open_run("probe", config, SettledProbe) as run:
+    with open_run("probe", config, SettledProbe, remembers_micro_batch=False) as run:
         # The data, and what the person left open.
         asked, device, processes = run.requested, run.device, run.processes
         init = read_init(asked.init)
@@ -159,7 +158,7 @@ def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
     predictions = predictions_of(outcome.probes, outcome.report, outcome.device, data.scale)[number]
     predictions = replace(predictions, bad=outcome.report.bad)
     if run.processes.is_first:
-        run.progress.log.quarantine_of(data.report_name, outcome.report.bad)
+        run.progress.log.quarantine.replace_part(data.report_name, outcome.report.bad)
         write_rates(run.path / "rates.csv", rates, found)
         outcome.probes.put_into(outcome.classifier, number)
         description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)

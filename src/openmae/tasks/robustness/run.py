@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import openmae
 from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json, written_aside
-from openmae.run.lock import check_place, held
-from openmae.run.training_data import check_outside
+from openmae.run.create import create_run
+from openmae.run.folder import check_outside
+from openmae.run.lock import check_place
+from openmae.run.quarantine import write_quarantine
 from openmae.tasks.robustness.report import Measured, Row
 from openmae.training.telemetry import read_lines
 
@@ -61,13 +62,8 @@ def begin(
     run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
 ) -> None:
     """Make the run folder and hold it until `lock` is left."""
+    create_run(run, {**config.to_dict(), "preprocessing": preprocessing.to_dict()}, lock)
     with disk_faults(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
-    with disk_faults(run):
-        write_json(run / "config.json", record)
-        write_json(run / "summary.json", {"status": "running"})
         write_rows(run, list(finished.values()))  # without a last line that a crash cut short
 
 
@@ -96,8 +92,5 @@ def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[
                     row = rows[part.name]
                     place = (measured.variant.title, part.corruption or "", part.severity or "")
                     writer.writerow([*place, row.images, len(row.bad), 100 * row.error])
-        if bad:
-            with written_aside(run / "quarantine.jsonl") as partial:
-                lines = (json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in bad.items())
-                partial.write_text("".join(lines))
+        write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
         write_json(run / "summary.json", summary)  # last: a run that says complete is

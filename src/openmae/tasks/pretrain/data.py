@@ -1,20 +1,14 @@
 """What a run trains on and what it is measured on: disjoint parts of DATA."""
 
-import os
-from collections.abc import Callable, Generator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openmae.config import Dataset, Preprocessing, PretrainConfig, SettledConfig, paths_of
+from openmae.config import Preprocessing, PretrainConfig, SettledConfig
 from openmae.data.augment import Augmentation
-from openmae.data.hand_over import goes_through_pipes
-from openmae.data.loader import Batch, Stream, training_loader
-from openmae.data.readers import read
+from openmae.data.loader import Stream
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.reading import reading_of
@@ -23,7 +17,7 @@ from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import drawn, images_apart, split_held_out, split_tiles
 from openmae.errors import RequestError
 from openmae.machine.device import num_cores
-from openmae.machine.parallel import Processes
+from openmae.run.folder import check_outside
 
 HELD_OUT_IMAGES = 256
 SMALLEST_SPLIT = 20  # images below which none are held out unasked
@@ -94,13 +88,6 @@ def _cut(source: Source, tiles: int | None, named: str) -> Source:
     return source if tiles is None else cut_into_tiles(source, tiles, named, num_cores())
 
 
-def check_outside(data: Dataset, out: str) -> None:
-    """Raise RequestError where the run folder would lie among its data."""
-    for path in paths_of(data):
-        if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
-            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
-
-
 def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
     """The endless stream of the run's training samples."""
     return Stream(
@@ -112,57 +99,3 @@ def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Sour
         crops_per_decode=config.crops_per_decode,
         is_whole=config.crop_on == "device",
     )
-
-
-def read_steps(
-    stream: Stream,
-    batch_size: int,
-    micro_batch_size: int,
-    workers: int,
-    steps: range,
-    processes: Processes,
-    pin: bool,
-    is_paired: bool = False,
-    is_given_up: Callable[[], bool] = lambda: False,
-) -> Generator[list[Batch], None, None]:
-    """The micro-batches of each of `steps` that are this process's.
-
-    Args:
-        pin: whether they are brought into page-locked memory.
-        is_given_up: as of `openmae.data.readers.read`: where it says so, there are no more steps.
-        is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
-
-    Raises:
-        RequestError: hardly anything can be read.
-        Fault: a reader process died or hung.
-    """
-    share = processes.share(batch_size)
-    if is_paired:
-        pairs = processes.share(batch_size // 2)
-        share = range(2 * pairs.start, 2 * pairs.stop)
-    parts, num_parts = list[Batch](), -(-len(share) // micro_batch_size)
-    # Of a step that is trained on and of the next, unless they were copied into page-locked memory.
-    held = 2 if pin else 2 * num_parts
-    per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
-    loader = training_loader(
-        stream,
-        steps=steps,
-        batch_size=batch_size,
-        share=share,
-        micro_batch_size=micro_batch_size,
-        workers=workers,
-        pin=pin,
-        through_pipes=goes_through_pipes(per_batch, workers, held),
-    )
-    with closing(read(loader, is_given_up)) as batches:
-        for batch in batches:
-            parts.append(batch)
-            if len(parts) == num_parts:
-                yield parts
-                parts = []
-
-
-def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:
-    """The inputs that a step trained on, in the order of the batch."""
-    indices, _ = stream.locate(range(step * batch_size, (step + 1) * batch_size))
-    return [stream.source.name(index) for index in indices.tolist()]

@@ -1,0 +1,50 @@
+"""Making a run folder: held against other programs, with the settings in it and how it stands."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import openmae
+from openmae.errors import Interrupted
+from openmae.machine.files import disk_faults, write_json
+from openmae.run.lock import held
+
+
+def make_and_hold(folder: Path, lock: ExitStack, flag: str = "--out") -> None:
+    """Make a folder, where there is none, and keep other programs out of it until `lock` is left.
+
+    Raises:
+        RequestError: another program writes into it; it is called by `flag`.
+        Fault: it cannot be made.
+    """
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock.enter_context(held(folder, flag))
+
+
+def create_run(run: Path, record: dict[str, Any], lock: ExitStack) -> None:
+    """Make a run folder: its settings, and that it is under way. Raises as `make_and_hold`."""
+    make_and_hold(run, lock)
+    write_config(run, record)
+    with disk_faults(run):
+        write_json(run / "summary.json", {"status": "running"})
+
+
+def write_config(run: Path, record: dict[str, Any]) -> None:
+    """Write config.json: the settings that were used, and the program's version. Raises Fault."""
+    with disk_faults(run):
+        write_json(run / "config.json", {"openmae": openmae.__version__, **record})
+
+
+@contextmanager
+def status_of_failure(run: Path, is_first: bool) -> Iterator[None]:
+    """Within, what goes wrong is noted in summary.json: interrupted or failed."""
+    try:
+        yield
+    except BaseException as error:
+        if is_first:
+            with suppress(OSError):  # what happened first is what must be said
+                status = "interrupted" if isinstance(error, Interrupted) else "failed"
+                write_json(run / "summary.json", {"status": status})
+        raise

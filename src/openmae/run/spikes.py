@@ -1,0 +1,33 @@
+"""Losses that stand out from those before them."""
+
+from collections import deque
+from collections.abc import Iterable
+from statistics import median
+
+WINDOW, FEWEST = 50, 20  # lines that a loss is compared with; fewer than these say nothing
+DEVIATIONS = 8.0  # robust standard deviations above the median
+
+
+class RecentLosses:
+    """The losses of the last lines of metrics.jsonl."""
+
+    def __init__(self, losses: Iterable[float] = ()) -> None:
+        self._losses = deque(losses, maxlen=WINDOW)
+
+    @property
+    def median(self) -> float:
+        return median(self._losses)
+
+    def add(self, loss: float) -> None:
+        self._losses.append(loss)
+
+    def to_list(self) -> list[float]:
+        return list(self._losses)
+
+    def is_spike(self, loss: float) -> bool:
+        """Whether a loss lies far above the others."""
+        if len(self._losses) < FEWEST:
+            return False
+        middle = self.median
+        deviation = 1.4826 * median(abs(value - middle) for value in self._losses)
+        return loss > middle + DEVIATIONS * max(deviation, 0.01 * abs(middle))
