@@ -167,8 +167,13 @@ def test_a_tuned_model_keeps_what_was_understood_for_later_commands(folders, eig
     # The same command goes on with the run, and another range is refused by name.
     same = run_settings(folders / "low", eight_bit_run, tmp_path / "low")
     assert finetune(FinetuneConfig(**same, value_range=(0.0, 250.0), resume="auto"))["status"] == "complete"
-    with pytest.raises(RequestError, match="--value-range"):
+    with pytest.raises(RequestError, match="has --value-range 0 250, not 0 4095: leave"):
         finetune(FinetuneConfig(**same, value_range=TWELVE, resume="auto"))
+    # So it is with what was understood unasked.
+    same = run_settings(folders / "twelve", eight_bit_run, tmp_path / "twelve")
+    assert finetune(FinetuneConfig(**same, value_range=TWELVE, resume="auto"))["status"] == "complete"
+    with pytest.raises(RequestError, match="has --value-range 0 4095, not 0 250: leave"):
+        finetune(FinetuneConfig(**same, value_range=(0.0, 250.0), resume="auto"))
 
 
 def test_pretraining_goes_on_in_the_models_scale(folders, eight_bit_run, tmp_path, digits_config):
@@ -320,7 +325,7 @@ def test_a_raw_pack_keeps_its_word_for_what_reads_it(folders, eight_bit_run, tmp
     _, about = features(out, eight_bit_run, tmp_path)
     assert about["source_range"] == [0, 250]
     assert "as the pack says" in capsys.readouterr().out
-    with pytest.raises(RequestError, match="begun with value_range"):
+    with pytest.raises(RequestError, match="begun with --value-range 0 250: give --value-range 0 250, or"):
         pack(PackConfig(data=str(folders / "low"), out=str(out), **settings))
 
 

@@ -18,7 +18,9 @@ from openmae.config import (
     SettledFinetune,
     SettledProbe,
     flag_of,
+    said,
 )
+from openmae.data.scale import range_for
 from openmae.errors import Fault, RequestError
 from openmae.tasks.place import check_place, held
 from openmae.training.checkpoint import (
@@ -171,10 +173,14 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
         ) from None
     asked = config.explicit()
     for name, value in asked.items():
-        before = getattr(saved, name)
+        before, flag = getattr(saved, name), flag_of(name)
+        if name == "value_range" and isinstance(config, LabelledConfig):
+            guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
+            before = guessed if guessed is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
+            had = f"no {flag}" if before is None else f"{flag} {said(before)}"
             raise RequestError(
-                f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue "
+                f"the run in {run} has {had}, not {said(value)}: leave {flag} out to continue "
                 "it, or start another with a new --out"
             )
     for name in ("steps", "epochs"):
