@@ -20,6 +20,7 @@ from openmae.config import (
     flag_of,
     said,
 )
+from openmae.config.finetune import FROM_SCRATCH
 from openmae.data.scale import range_for
 from openmae.errors import Fault, RequestError
 from openmae.tasks.place import check_place, held
@@ -174,7 +175,7 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
     asked = config.explicit()
     for name, value in asked.items():
         before, flag = getattr(saved, name), flag_of(name)
-        if name == "value_range" and isinstance(config, LabelledConfig):
+        if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
             guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
             before = guessed if guessed is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
