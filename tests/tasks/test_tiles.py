@@ -148,6 +148,9 @@ def test_a_run_keeps_its_tiles(tmp_path, tiles_config, data):
     pretrain(config)
     with pytest.raises(RequestError, match=r"has --tiles 16, not 32"):
         pretrain(tiles_config(tmp_path / "run", data=str(copy), tiles=32, steps=4, resume="auto"))
+    pretrain(tiles_config(tmp_path / "whole", steps=1, tiles=None))
+    with pytest.raises(RequestError, match=r"has no --tiles, not 16: leave --tiles out"):
+        pretrain(tiles_config(tmp_path / "whole", steps=2, resume="auto"))
     first = next((copy / "a").iterdir())  # other tiles in a file of as many bytes are other data
     size = first.stat().st_size
     Image.new("RGB", (16, 16)).save(first)

@@ -19,6 +19,7 @@ from openmae.config import (
     InspectConfig,
     KnnConfig,
     PackConfig,
+    PretrainConfig,
     ProbeConfig,
     ReconstructConfig,
 )
@@ -167,8 +168,13 @@ def test_a_tuned_model_keeps_what_was_understood_for_later_commands(folders, eig
     # The same command goes on with the run, and another range is refused by name.
     same = run_settings(folders / "low", eight_bit_run, tmp_path / "low")
     assert finetune(FinetuneConfig(**same, value_range=(0.0, 250.0), resume="auto"))["status"] == "complete"
-    with pytest.raises(RequestError, match="--value-range"):
+    with pytest.raises(RequestError, match="has --value-range 0 250, not 0 4095: leave"):
         finetune(FinetuneConfig(**same, value_range=TWELVE, resume="auto"))
+    # So it is with what was understood unasked.
+    same = run_settings(folders / "twelve", eight_bit_run, tmp_path / "twelve")
+    assert finetune(FinetuneConfig(**same, value_range=TWELVE, resume="auto"))["status"] == "complete"
+    with pytest.raises(RequestError, match="has --value-range 0 4095, not 0 250: leave"):
+        finetune(FinetuneConfig(**same, value_range=(0.0, 250.0), resume="auto"))
 
 
 def test_pretraining_goes_on_in_the_models_scale(folders, eight_bit_run, tmp_path, digits_config):
@@ -180,6 +186,10 @@ def test_pretraining_goes_on_in_the_models_scale(folders, eight_bit_run, tmp_pat
     weights = [read_model(run / "model.safetensors")[0] for run in runs.values()]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert read_model(runs["twelve"] / "model.safetensors")[1]["preprocessing"]["source_range"] == [0, 4095]
+    again = PretrainConfig(data=str(folders / "twelve"), out=str(runs["twelve"]), resume="auto", value_range=TWELVE)
+    assert pretrain(again)["status"] == "complete"
+    with pytest.raises(RequestError, match="has --value-range 0 4095, not 0 250: leave"):
+        pretrain(replace(again, value_range=(0.0, 250.0)))
 
 
 def stop_at(step, train):
@@ -320,11 +330,11 @@ def test_a_raw_pack_keeps_its_word_for_what_reads_it(folders, eight_bit_run, tmp
     _, about = features(out, eight_bit_run, tmp_path)
     assert about["source_range"] == [0, 250]
     assert "as the pack says" in capsys.readouterr().out
-    with pytest.raises(RequestError, match="begun with value_range"):
+    with pytest.raises(RequestError, match="begun with --value-range 0 250: give --value-range 0 250, or"):
         pack(PackConfig(data=str(folders / "low"), out=str(out), **settings))
 
 
-def test_a_raw_pack_brings_other_depths_to_its_own(tmp_path):
+def test_a_raw_pack_brings_other_depths_to_its_own(tmp_path, capsys):
     """And says nothing new of data of one type, whose manifest keeps its bytes."""
     for number, (_, values) in enumerate(pictures()):
         eight = np.rint(values).astype(np.uint8)
@@ -333,6 +343,9 @@ def test_a_raw_pack_brings_other_depths_to_its_own(tmp_path):
         save(tmp_path / "mixed" / f"{number:02d}.png", kept)
     for name in ("plain", "mixed"):
         pack(PackConfig(data=str(tmp_path / name), out=str(tmp_path / f"p-{name}"), format="raw", size=16, workers=0))
+    told = capsys.readouterr().out
+    assert "become 0 to 255 of the uint8 images (12 bits hold" in told
+    assert "--value-range" not in told  # it says what reads the pack takes for 0 and 1, and changes none of this
     plain, mixed = (json.loads((tmp_path / f"p-{name}" / "pack.json").read_text()) for name in ("plain", "mixed"))
     assert plain.keys() == mixed.keys() - {"rescale"}
     assert mixed["rescale"] == {"dtype": "uint16", "source": [0, 4095], "target": [0, 255]}

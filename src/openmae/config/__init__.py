@@ -5,7 +5,7 @@ recipe, the data and the device, and say why. What a run finally used stands in 
 """
 
 from openmae.config.bench import BenchConfig
-from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, flag_of, pair
+from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, flag_of, pair, said
 from openmae.config.convert import ConvertConfig
 from openmae.config.dataset import SPLITS, DataParts, Dataset, DataSettings, PartSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
@@ -92,4 +92,5 @@ __all__ = [
     "num_kept",
     "pair",
     "paths_of",
+    "said",
 ]

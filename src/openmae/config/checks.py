@@ -141,6 +141,13 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
+def said(value: Any) -> str:
+    """A setting as it is given on the command line: 0 4095."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(said, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def flag_of(name: str) -> str:
     """The command-line flag of a setting: mask_ratio → --mask-ratio."""
     return "--" + name.replace("_", "-")

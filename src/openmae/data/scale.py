@@ -182,6 +182,7 @@ def match_scale(
     stated: tuple[float, float] | None = None,
     highest: float | None = None,
     named: str = "the model",
+    can_be_said: bool = True,
 ) -> tuple[Preprocessing, list[str]]:
     """How images of other number types become the model's numbers, and a line about each thing that was understood.
 
@@ -195,6 +196,7 @@ def match_scale(
         stated: what a pack says becomes 0 and 1; nothing where all images have the model's own type.
         highest: of the model's own values, where more is known of them than its record says.
         named: what has the numbers that others are brought to.
+        can_be_said: whether `--value-range` would say otherwise.
 
     Returns:
         The record, with `source_dtype`, `source_range` and `target_range` where something is mapped.
@@ -223,14 +225,16 @@ def match_scale(
         p = replace(p, source_dtype=kind, source_range=range_of_bits(bits), target_range=of_model)
         why = f"{bits} bits hold {top:g}, the highest of {depths.counts[kind]} looked at"
         why = "all that 8 bits hold" if kind == "uint8" else why
-        lines.append(f"{_told(p, named)} ({why}; --value-range LOW HIGH says otherwise)")
+        why += "; --value-range LOW HIGH says otherwise" * can_be_said
+        lines.append(f"{_told(p, named)} ({why})")
     return p, lines
 
 
 def match_own_scale(preprocessing: Preprocessing, depths: Depths) -> tuple[Preprocessing, list[str]]:
     """`match_scale` of data whose most common number type is the record's: the others are brought to it."""
     highest = max(depths.highest.get(preprocessing.dtype, 0.0), preprocessing.value_range[1])
-    return match_scale(preprocessing, depths, None, highest=highest, named=f"the {preprocessing.dtype} images")
+    named = f"the {preprocessing.dtype} images"
+    return match_scale(preprocessing, depths, None, highest=highest, named=named, can_be_said=False)
 
 
 def range_for(preprocessing: Preprocessing) -> tuple[float, float] | None:

@@ -20,7 +20,10 @@ from openmae.config import (
     SettledProbe,
     flag_of,
     paths_of,
+    said,
 )
+from openmae.config.finetune import FROM_SCRATCH
+from openmae.data.scale import range_for
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy, write_json
 from openmae.machine.parallel import Processes
@@ -175,10 +178,14 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
         ) from None
     asked = config.explicit()
     for name, value in asked.items():
-        before = getattr(saved, name)
+        before, flag = getattr(saved, name), flag_of(name)
+        if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
+            guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
+            before = guessed if guessed is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
+            had = f"no {flag}" if before is None else f"{flag} {said(before)}"
             raise RequestError(
-                f"the run in {run} has {flag_of(name)} {before}, not {value}: leave {flag_of(name)} out to continue "
+                f"the run in {run} has {had}, not {said(value)}: leave {flag} out to continue "
                 "it, or start another with a new --out"
             )
     for name in ("steps", "epochs"):

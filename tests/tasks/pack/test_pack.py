@@ -325,8 +325,10 @@ def test_resume_refuses_other_settings_and_other_data(data, whole, tmp_path, for
     pack(config(data, tmp_path / "pack", form, resume="auto"))
     before = contents(tmp_path / "pack")
     pack(config(data, tmp_path / "pack", form, resume="auto", workers=1))  # finished: nothing to do
-    with pytest.raises(RequestError, match="begun with size 32, not 31"):
+    with pytest.raises(RequestError, match="begun with --size 32, not 31: give --size 32, or choose another OUT"):
         pack(config(data, tmp_path / "pack", form, resume="auto", size=31))
+    with pytest.raises(RequestError, match="begun with no --value-range, not 0 100: leave --value-range out"):
+        pack(config(data, tmp_path / "pack", form, resume="auto", value_range=(0.0, 100.0)))
     with pytest.raises(RequestError, match="exists already: --resume auto"):
         pack(config(data, tmp_path / "pack", form))
     other = shutil.copytree(data, tmp_path / "other")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import Dataset, PackConfig, Preprocessing, paths_of
+from openmae.config import Dataset, PackConfig, Preprocessing, flag_of, paths_of, said
 from openmae.config.checks import OFF
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.npy import CHANNELS_LAST
@@ -181,7 +181,12 @@ def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) 
             if not same or set(before or {}) != set(value):
                 raise RequestError(f"DATA is not what {shown(out)} was begun with: choose another OUT")
         elif before != value:
-            raise RequestError(f"{shown(out)} was begun with {name} {before}, not {value}: choose another OUT")
+            is_flag = name in PackConfig.__dataclass_fields__
+            flag = flag_of(name) if is_flag else name
+            was = f"no {flag}" if before is None else f"{flag} {said(before)}"
+            now = "" if value is None else f", not {said(value)}"
+            remedy = f"leave {flag} out, or " if before is None else f"give {was}, or "
+            raise RequestError(f"{shown(out)} was begun with {was}{now}: {remedy * is_flag}choose another OUT")
 
 
 def clean(out: Path) -> None:
