@@ -111,5 +111,5 @@ def pooled_features(
             raise EvaluationStopped
         with autocast(device, config.precision):
             tokens = encoder(normalise(part.to(device), preprocessing))
-            features.append(pool(tokens, DEFAULT_POOL).float().cpu())
+            features.append(pool(tokens, DEFAULT_POOL, encoder.shape.num_prefix).float().cpu())
     return torch.cat(features)

@@ -101,7 +101,9 @@ def make_reader(
     @torch.no_grad()
     def encoded(part: ModelInput) -> Tensor:
         with autocast(device, config.precision):
-            return pool_tokens(classifier.encoder(part.images), config.pool).float()
+            return pool_tokens(
+                classifier.encoder(part.images), config.pool, classifier.encoder.shape.num_prefix
+            ).float()
 
     def prepare(part: Batch) -> ModelInput:
         images = part.images.to(device, non_blocking=True)
