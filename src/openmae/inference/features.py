@@ -19,7 +19,7 @@ from openmae.data.preprocess import look_at, normalise
 from openmae.data.sources.open import Source
 from openmae.errors import Fault, RequestError
 from openmae.inference.load import EncoderModel
-from openmae.machine.device import autocast
+from openmae.machine.device import autocast, is_out_of_memory
 from openmae.machine.parallel import Processes
 from openmae.training.telemetry import Screen
 
@@ -168,10 +168,10 @@ def _features(
         with autocast(model.device, precision):
             return model.features(prepared, pool=pool, layer=layer).float().cpu().numpy()
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            advice = "give a smaller --batch-size" if batch_size > 1 else "give a smaller --image-size"
-            raise RequestError(f"out of memory with {batch_size} images at a time: {advice}") from None
-        raise
+        if not is_out_of_memory(error):
+            raise
+        advice = "give a smaller --batch-size" if batch_size > 1 else "give a smaller --image-size"
+        raise RequestError(f"out of memory with {batch_size} images at a time: {advice}") from None
 
 
 def _gathered(own: NDArray, processes: Processes) -> NDArray:

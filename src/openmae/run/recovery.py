@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from openmae.errors import Fault
+from openmae.machine.device import is_out_of_memory
 from openmae.machine.parallel import Processes
 from openmae.run.folder import remember_micro_batch, remember_no_compile
 from openmae.run.progress import Progress
@@ -55,14 +56,6 @@ def smaller_micro_batch(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return micro // 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Also where the compiler ran out of it, trying out kernels, and wrapped what happened."""
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return True
-    cause = getattr(error, "inner_exception", None) or error.__cause__
-    return isinstance(cause, torch.OutOfMemoryError)
 
 
 def is_finite(model: nn.Module) -> bool:
