@@ -18,9 +18,10 @@ from openmae.data.labels.subsets import targets_of
 from openmae.data.preprocess import look_at, normalise
 from openmae.data.sources.open import Source
 from openmae.errors import Fault, RequestError
-from openmae.inference.load import EncoderModel
+from openmae.inference.models import EncoderModel, encoder_features
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.machine.parallel import Processes
+from openmae.model.vit import ViT
 from openmae.training.telemetry import Screen
 
 LOOKED_AT = 64  # images whose sizes decide the margin
@@ -117,6 +118,12 @@ def extract(
     _check_finite(values)
     labels = targets_of(source)[indices_of_all] if with_labels else None
     return Features(values=values, labels=labels, indices=indices_of_all, bad=bad)
+
+
+def pooled(encoder: ViT, images: Tensor, pool: str, precision: str) -> Tensor:
+    """Pooled features of prepared images, nothing masked: (B, width) float32 on their device."""
+    with autocast(images.device, precision):
+        return encoder_features(encoder, images, pool).float()
 
 
 def preprocessing_for(model: EncoderModel, image_size: tuple[int, int] | None) -> Preprocessing:
