@@ -121,7 +121,7 @@ def extract(
 
 
 def pooled(encoder: ViT, images: Tensor, pool: str, precision: str) -> Tensor:
-    """Pooled features of prepared images, nothing masked: (B, width) float32 on their device."""
+    """Compute pooled features of prepared images, nothing masked: (B, width) float32 on their device."""
     with autocast(images.device, precision):
         return encoder_features(encoder, images, pool).float()
 

@@ -1,4 +1,4 @@
-"""Trained models put to use: an encoder that gives features, a classifier, a regression model, a masked autoencoder."""
+"""The models that `openmae.load` returns give features, classes, numbers or reconstructions of images."""
 
 import warnings
 from collections.abc import Sequence
@@ -206,7 +206,7 @@ class RegressionModel(EncoderModel):
 
 
 def encoder_features(encoder: ViT, images: Tensor, pool: str, layer: int | None = None) -> Tensor:
-    """Features of prepared images, nothing masked; arguments as of `EncoderModel.features`."""
+    """Return features of prepared images, nothing masked, with the arguments of `EncoderModel.features`."""
     tokens = encoder(images) if layer is None else encoder.tokens(images, num_blocks=layer)
     if pool == "grid":
         height, width = images.shape[-2:]

@@ -37,7 +37,7 @@ def logits_of(
     with_labels: bool,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[EvaluationBatch, Tensor], None, None]:
-    """The images of a share of a source, a batch at a time, each with its float32 logits on the device.
+    """Yield the images of a share of a source batch by batch, with their float32 logits on the device.
 
     A batch of which nothing can be read has no logits: (0, classes).
 

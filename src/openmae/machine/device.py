@@ -157,7 +157,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device is out of memory, also where the compiler met that while it tried out kernels."""
+    """Tell whether an error means too little memory, also where the compiler met that and wrapped it."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return True
     cause = getattr(error, "inner_exception", None) or error.__cause__

@@ -105,7 +105,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
 
 
 def columns_of(parts: dict[str, Source], found: list[Features], half: bool) -> dict[str, NDArray]:
-    """The table's columns: a row for each image whose features were found, the parts one after the other."""
+    """Make the table's columns: a row for each image whose features were found, the parts one after the other."""
     values = [part.values for part in found if len(part.values)]
     features = values[0] if len(values) == 1 else np.concatenate(values)
     return {
@@ -119,7 +119,7 @@ def columns_of(parts: dict[str, Source], found: list[Features], half: bool) -> d
 def about_of(
     config: EmbedConfig, model: EncoderModel, preprocessing: Preprocessing, parts: dict[str, Source]
 ) -> dict[str, Any]:
-    """How the table was made, to lie beside it."""
+    """Say how the table was made, to be kept beside it."""
     return {
         "openmae": openmae.__version__,
         "pool": config.pool,

@@ -108,7 +108,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
 def find_features(
     model: EncoderModel, data: LabelledData, config: KnnConfig, preprocessing: Preprocessing, processes: Processes
 ) -> tuple[Features, Features]:
-    """The features of the training images and of those to report on; what cannot be read goes into the quarantine.
+    """Extract the features of the training images and of those to report on, and name what cannot be read.
 
     Raises:
         RequestError: too many images of a part cannot be read, or a batch does not fit into memory.

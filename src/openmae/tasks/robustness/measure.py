@@ -1,4 +1,4 @@
-"""Each part of a set measured: how many of its images get a wrong class, and a row as soon as it is known."""
+"""Each part of a set is measured by how many of its images get a wrong class, and its row kept at once."""
 
 import time
 from collections.abc import Sequence
