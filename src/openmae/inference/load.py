@@ -2,10 +2,7 @@
 
 from dataclasses import replace
 
-from openmae.config import (
-    MAEShape,
-    ViTShape,
-)
+from openmae.config import MAEShape, ViTShape
 from openmae.data.scale import with_value_range
 from openmae.errors import RequestError
 from openmae.inference.models import ClassifierModel, EncoderModel, Model, RegressionModel

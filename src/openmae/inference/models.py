@@ -11,16 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import (
-    DEFAULT_POOL,
-    MASKS,
-    POOLS,
-    Preprocessing,
-    TargetScale,
-    check_name,
-    check_range,
-    grid_of,
-)
+from openmae.config import DEFAULT_POOL, MASKS, POOLS, Preprocessing, TargetScale, check_name, check_range, grid_of
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, from_picture, masked_array
