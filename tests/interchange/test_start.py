@@ -13,7 +13,13 @@ import openmae
 from openmae import EmbedConfig, FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig
 from openmae.cli import run
 from openmae.config import ViTShape
+from openmae.data.augment import Augmentation
+from openmae.data.loader import Stream, training_loader
+from openmae.data.preprocess import normalise
+from openmae.data.readers import read
+from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
+from openmae.inference.load import ClassifierModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder
 from openmae.interchange.resize import fit_encoder
@@ -86,6 +92,24 @@ def test_vitdet_is_embedded(settings: Any, tmp_path: Path) -> None:
     out = tmp_path / "features.npz"
     openmae.embed(EmbedConfig(**settings, init=str(tmp_path / "vitdet"), out=str(out), split="test"))
     assert np.load(out)["features"].shape[1] == 128
+
+
+def test_vitdet_is_probed_with_all_its_patches(settings: Any, tmp_path: Path) -> None:
+    """It has no class token, so none of its tokens is left out of the mean that the heads are trained on."""
+    vitdet().save_pretrained(tmp_path / "vitdet")
+    out, chosen = tmp_path / "run", {"batch_size": 8, "steps": 1, "base_lr": (0.1,), "image_size": 64}
+    openmae.probe(ProbeConfig(**settings, **chosen, init=str(tmp_path / "vitdet"), out=str(out), augment="crop"))
+    model = openmae.load(str(out))
+    assert isinstance(model, ClassifierModel)
+    source = open_source(settings["data"], "train")
+    assert source is not None
+    stream = Stream(
+        source, model.preprocessing, Augmentation(kind="crop", crop_scale=(0.08, 1.0)), 0, 16, with_labels=True
+    )
+    whole: dict[str, Any] = {"share": range(8), "micro_batch_size": 8, "workers": 0, "pin": False}
+    (batch,) = read(training_loader(stream, steps=range(1), batch_size=8, **whole))
+    features = model.features(normalise(batch.images, model.preprocessing), pool="mean")
+    torch.testing.assert_close(model.classifier.fc_norm.running_mean, 0.1 * features.mean(0))
 
 
 def test_pretraining_goes_on_with_a_fresh_decoder(

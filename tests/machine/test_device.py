@@ -1,10 +1,10 @@
-"""Which device a process computes on: a GPU always has its number."""
+"""Which device a process computes on: a GPU always has its number; and what short memory is told by."""
 
 import pytest
 import torch
 
 from openmae.errors import RequestError
-from openmae.machine.device import pick_device, use_device
+from openmae.machine.device import is_out_of_memory, pick_device, use_device
 
 from ..cuda_stand_in import stand_in
 
@@ -42,3 +42,27 @@ def test_more_processes_than_gpus():
 def test_a_gpu_that_is_not_there():
     with stand_in(), pytest.raises(RequestError, match=r"--device got 'cuda:7': there is no such device here"):
         use_device("cuda:7", 0)
+
+
+def wrapped(cause, name):
+    error = RuntimeError("the compiler failed")
+    setattr(error, name, cause)
+    return error
+
+
+SHORT = torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (SHORT, True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (wrapped(SHORT, "inner_exception"), True),
+        (wrapped(SHORT, "__cause__"), True),
+        (wrapped(ValueError("else"), "inner_exception"), False),
+        (RuntimeError("shapes do not fit"), False),
+    ],
+)
+def test_short_memory_is_told_from_other_errors(error, is_memory):
+    assert is_out_of_memory(error) is is_memory

@@ -16,6 +16,7 @@ from openmae.data.sources.open import open_source
 from openmae.errors import Fault, RequestError
 from openmae.inference.features import extract, margin_for
 from openmae.inference.load import load
+from openmae.inference.models import EncoderModel
 from openmae.inference.neighbours import nearest, neighbour_votes
 from openmae.tasks import knn as knn_module
 from openmae.tasks.knn import knn
@@ -172,6 +173,16 @@ def test_what_is_not_finite_is_a_fault(pixel_run, digits):
     broken.encoder.cls_token.data[:] = float("nan")
     with pytest.raises(Fault, match="features of 363 of 363 images are not finite"):
         extract(broken, digits[1], batch_size=200)
+
+
+@pytest.mark.parametrize(("size", "advice"), [(2, "--batch-size"), (1, "--image-size")])
+def test_short_memory_is_refused_with_advice(model, digits, monkeypatch, size, advice):
+    def features(model, images, **settings):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(EncoderModel, "features", features)
+    with pytest.raises(RequestError, match=f"out of memory with {size} images at a time: give a smaller {advice}"):
+        extract(model, digits[1], batch_size=size)
 
 
 # --- several processes ---

@@ -18,6 +18,7 @@ from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
 from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.config import BenchConfig
+from openmae.machine.device import is_out_of_memory
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
 T = TypeVar("T")
@@ -79,7 +80,9 @@ def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) 
     """What a program's action returns; None where it does not fit into the device's memory, and its gradients go."""
     try:
         return action()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         model.zero_grad(set_to_none=True)
     if device.type == "cuda":
         torch.cuda.empty_cache()

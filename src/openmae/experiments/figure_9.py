@@ -21,8 +21,9 @@ from openmae.data.scale import look_at_depths, match_scale, range_for, stated_ra
 from openmae.data.sources.views import axes_of
 from openmae.errors import RequestError
 from openmae.experiments.start import begin, kept_rows
-from openmae.inference.load import ClassifierModel, load
+from openmae.inference.load import load
 from openmae.inference.metrics import figures
+from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
 from openmae.interchange.stored import hash_of
 from openmae.machine.device import default_workers

@@ -18,9 +18,10 @@ from openmae.data.labels.subsets import targets_of
 from openmae.data.preprocess import look_at, normalise
 from openmae.data.sources.open import Source
 from openmae.errors import Fault, RequestError
-from openmae.inference.load import EncoderModel
-from openmae.machine.device import autocast
+from openmae.inference.models import EncoderModel, encoder_features
+from openmae.machine.device import autocast, is_out_of_memory
 from openmae.machine.parallel import Processes
+from openmae.model.vit import ViT
 from openmae.training.telemetry import Screen
 
 LOOKED_AT = 64  # images whose sizes decide the margin
@@ -119,6 +120,12 @@ def extract(
     return Features(values=values, labels=labels, indices=indices_of_all, bad=bad)
 
 
+def pooled(encoder: ViT, images: Tensor, pool: str, precision: str) -> Tensor:
+    """Compute pooled features of prepared images, nothing masked: (B, width) float32 on their device."""
+    with autocast(images.device, precision):
+        return encoder_features(encoder, images, pool).float()
+
+
 def preprocessing_for(model: EncoderModel, image_size: tuple[int, int] | None) -> Preprocessing:
     """The model's preprocessing at a size. Raises RequestError where patches do not divide it."""
     size = image_size or model.preprocessing.image_size
@@ -168,10 +175,10 @@ def _features(
         with autocast(model.device, precision):
             return model.features(prepared, pool=pool, layer=layer).float().cpu().numpy()
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            advice = "give a smaller --batch-size" if batch_size > 1 else "give a smaller --image-size"
-            raise RequestError(f"out of memory with {batch_size} images at a time: {advice}") from None
-        raise
+        if not is_out_of_memory(error):
+            raise
+        advice = "give a smaller --batch-size" if batch_size > 1 else "give a smaller --image-size"
+        raise RequestError(f"out of memory with {batch_size} images at a time: {advice}") from None
 
 
 def _gathered(own: NDArray, processes: Processes) -> NDArray:

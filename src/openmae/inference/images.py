@@ -12,8 +12,8 @@ from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.open import Source, open_source
 from openmae.data.sources.reading import reading_of
 from openmae.errors import RequestError
-from openmae.inference.load import EncoderModel, ImageLike
 from openmae.inference.matched import M, matched_model
+from openmae.inference.models import EncoderModel, ImageLike
 
 
 def spare_images(names: tuple[str, ...], out: str) -> None:

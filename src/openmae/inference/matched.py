@@ -8,7 +8,7 @@ from openmae.data.decoding.nodata import stored_nodata
 from openmae.data.scale import look_at_depths, match_scale, stated_range, value_lines
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import axes_of, nodata_in
-from openmae.inference.load import EncoderModel
+from openmae.inference.models import EncoderModel
 
 M = TypeVar("M", bound=EncoderModel)
 

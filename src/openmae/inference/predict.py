@@ -1,12 +1,14 @@
 """What a classifier, or a regression model, says about every image of a source, each counted once."""
 
+from collections.abc import Callable, Generator
 from contextlib import closing
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openmae.config import Preprocessing, TargetScale
-from openmae.data.evaluation_loader import evaluation_batches
+from openmae.data.evaluation_loader import EvaluationBatch, evaluation_batches
 from openmae.data.labels.subsets import targets_of
 from openmae.data.preprocess import normalise
 from openmae.data.readers import ReaderKilled
@@ -21,6 +23,52 @@ LARGEST_BATCH = 256
 
 
 @torch.no_grad()
+def logits_of(
+    model: Classifier,
+    source: Source,
+    preprocessing: Preprocessing,
+    share: range,
+    *,
+    device: torch.device,
+    precision: str,
+    batch_size: int,
+    workers: int,
+    margin: float,
+    with_labels: bool,
+    is_given_up: Callable[[], bool] = lambda: False,
+) -> Generator[tuple[EvaluationBatch, Tensor], None, None]:
+    """Yield the images of a share of a source batch by batch, with their float32 logits on the device.
+
+    A batch of which nothing can be read has no logits: (0, classes).
+
+    Args:
+        margin, with_labels, is_given_up: as of `evaluation_batches`.
+
+    Raises:
+        ReaderKilled: the system killed readers, twice.
+    """
+    batches = evaluation_batches(
+        source,
+        preprocessing,
+        share,
+        batch_size=batch_size,
+        workers=workers,
+        margin=margin,
+        min_side=model.shape.encoder.patch_size,
+        with_labels=with_labels,
+        pin=device.type == "cuda",
+        is_given_up=is_given_up,
+    )
+    with closing(batches):
+        for batch in batches:
+            logits = torch.empty(0, model.shape.num_classes, device=device)
+            if len(batch.images):
+                images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
+                with autocast(device, precision):
+                    logits = model(images).float()
+            yield batch, logits
+
+
 def predict(
     model: Classifier,
     source: Source,
@@ -43,32 +91,30 @@ def predict(
         ReaderKilled: the system killed readers of this one, twice.
     """
     targets = torch.from_numpy(targets_of(source))
-    logits: list[torch.Tensor] = [torch.empty(0, model.shape.num_classes)]
+    logits: list[Tensor] = [torch.empty(0, model.shape.num_classes)]
     indices: list[np.ndarray] = [np.empty(0, np.int64)]
     bad: dict[str, str] = {}
     share = processes.share(len(source))
-    batches = evaluation_batches(
+    found = logits_of(
+        model,
         source,
         preprocessing,
         share,
+        device=device,
+        precision=precision,
         batch_size=min(batch_size, LARGEST_BATCH),
         workers=workers if len(share) > LARGEST_BATCH else 0,
         margin=preprocessing.margin,
-        min_side=model.shape.encoder.patch_size,
         with_labels=False,
-        pin=device.type == "cuda",
         is_given_up=(lambda: False) if stop is None else stop.is_received,
     )
     killed: ReaderKilled | None = None
     try:
-        with closing(batches):
-            for batch in batches:
+        with closing(found):
+            for batch, scores in found:
                 bad |= batch.bad
-                if len(batch.images):
-                    images = normalise(batch.images.to(device, non_blocking=True), preprocessing)
-                    with autocast(device, precision):
-                        logits.append(model(images).float().cpu())
-                    indices.append(batch.indices.numpy())
+                logits.append(scores.cpu())
+                indices.append(batch.indices.numpy())
     except ReaderKilled as error:  # the other processes wait for this one
         killed = error
     if processes.any(killed is not None or (stop is not None and stop.is_received())):

@@ -1,4 +1,4 @@
-"""The names of other programs' weights, and ours for them.
+"""The names of other programs' files and weights, and ours for them.
 
 Each table maps the rest of a name behind the model's prefix. Ours are timm's; `attn.q`, `attn.k` and `attn.v` are
 separate only until `join_qkv` makes one matrix of them.
@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"  # what transformers puts beside weights
+REGRESSION = "regression"  # transformers' name for it, in `problem_type`
 
 Rules = tuple[tuple[str, str], ...]
 

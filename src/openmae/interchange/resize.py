@@ -77,7 +77,7 @@ def resized_model(
         shape = replace(model.shape, encoder=new)
     if isinstance(model.shape, MAEShape):
         before = weights["decoder.pos_embed"]
-        after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid)
+        after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid, num_prefix=1)
         lines.append(f"resized    decoder.pos_embed: {tuple(before.shape)} -> {tuple(after.shape)}")
     preprocessing = replace(model.preprocessing, image_size=new.image_size)
     description = {**model.description, "shape": shape.to_dict(), "preprocessing": preprocessing.to_dict()}

@@ -156,6 +156,14 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means too little memory, also where the compiler met that and wrapped it."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return True
+    cause = getattr(error, "inner_exception", None) or error.__cause__
+    return isinstance(cause, torch.OutOfMemoryError)
+
+
 def describe(device: torch.device) -> str:
     """The device in words, for plans and benchmark tables."""
     if device.type == "cuda":

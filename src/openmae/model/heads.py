@@ -100,7 +100,7 @@ class Classifier(nn.Module):
             block.requires_grad_(True)
 
 
-def pool(tokens: Float[Tensor, "b n d"], kind: str, num_prefix: int = 1) -> Float[Tensor, "b d"]:
+def pool(tokens: Float[Tensor, "b n d"], kind: str, num_prefix: int) -> Float[Tensor, "b d"]:
     """The class token (`cls`), or the mean of the patch tokens (`mean`), which follow `num_prefix` others.
 
     Raises:

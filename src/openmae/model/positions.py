@@ -30,7 +30,7 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "1 n d"]:
 
 
 def resample_positions(
-    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix: int = 1
+    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix: int
 ) -> Float[Tensor, "1 m d"]:
     """A position table for another grid by bicubic resampling; the class position (`num_prefix` first) is unchanged.
 

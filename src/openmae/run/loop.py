@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openmae.data.loader import Batch
 from openmae.data.readers import ReaderKilled, reader_fault
 from openmae.errors import Fault, Interrupted
-from openmae.machine.device import peak_memory
+from openmae.machine.device import is_out_of_memory, peak_memory
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.run.evaluators import Evaluator, evaluate
@@ -24,7 +24,6 @@ from openmae.run.progress import MOST_SKIPPED, Progress
 from openmae.run.recovery import (
     compiler_fault,
     is_finite,
-    is_out_of_memory,
     named_inputs,
     roll_back,
     smaller_micro_batch,

@@ -58,14 +58,6 @@ def compiler_fault(run: Path, error: RuntimeError) -> Fault | None:
     return Fault(f"torch.compile fails here ({reason}): --compile False goes without it")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Also where the compiler ran out of it, trying out kernels, and wrapped what happened."""
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return True
-    cause = getattr(error, "inner_exception", None) or error.__cause__
-    return isinstance(cause, torch.OutOfMemoryError)
-
-
 def is_finite(model: nn.Module) -> bool:
     """Whether every parameter is; what is not is never saved. Waits for the device."""
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())

@@ -15,7 +15,8 @@ from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
 from openmae.errors import RequestError, shown
 from openmae.inference.images import gather_images, matched_to_images, spare_images
-from openmae.inference.load import EncoderModel, ImageLike, load
+from openmae.inference.load import load
+from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
 from openmae.machine.files import disk_faults, written_aside
 from openmae.model.attention_maps import class_attention

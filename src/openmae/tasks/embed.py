@@ -24,6 +24,7 @@ from openmae.errors import RequestError, shown
 from openmae.inference.features import Features, check_readable, default_batch_size, extract, preprocessing_for
 from openmae.inference.load import load
 from openmae.inference.matched import matched_model
+from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
 from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import joined
@@ -88,26 +89,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             if len(bad) > NAMED:
                 print(f"and {len(bad) - NAMED:,} more")
         check_readable(bad, total, config.max_bad, "images")
-        values = [part.values for part in found if len(part.values)]
-        columns = {
-            "features": values[0] if len(values) == 1 else np.concatenate(values),
-            "paths": texts(shown(s.name(i)) for s, f in zip(parts.values(), found, strict=True) for i in f.indices),
-            "labels": labels_to_write(list(parts.values()), found),
-            "split": texts(name for name, f in zip(parts, found, strict=True) for _ in f.indices),
-        }
-        if config.half:
-            columns["features"] = columns["features"].astype(np.float16)
-        about = {
-            "openmae": openmae.__version__,
-            "pool": config.pool,
-            "layer": config.layer,
-            "preprocessing": preprocessing.to_dict(),
-            **({} if config.tiles is None else {"tiles": config.tiles}),
-            "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
-            "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
-        }
+        columns = columns_of(parts, found, config.half)
         if processes.is_first:
-            write_table(Path(config.out), columns, json.dumps(about, default=str))
+            about = json.dumps(about_of(config, model, preprocessing, parts), default=str)
+            write_table(Path(config.out), columns, about)
             shape = " x ".join(map(str, columns["features"].shape))
             print(f"wrote {shown(config.out)}: features {shape} {columns['features'].dtype}, paths, labels, split")
     return {
@@ -116,6 +101,33 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         "unreadable": len(bad),
         "shape": list(columns["features"].shape),
         "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def columns_of(parts: dict[str, Source], found: list[Features], half: bool) -> dict[str, NDArray]:
+    """Make the table's columns: a row for each image whose features were found, the parts one after the other."""
+    values = [part.values for part in found if len(part.values)]
+    features = values[0] if len(values) == 1 else np.concatenate(values)
+    return {
+        "features": features.astype(np.float16) if half else features,
+        "paths": texts(shown(s.name(i)) for s, f in zip(parts.values(), found, strict=True) for i in f.indices),
+        "labels": labels_to_write(list(parts.values()), found),
+        "split": texts(name for name, f in zip(parts, found, strict=True) for _ in f.indices),
+    }
+
+
+def about_of(
+    config: EmbedConfig, model: EncoderModel, preprocessing: Preprocessing, parts: dict[str, Source]
+) -> dict[str, Any]:
+    """Say how the table was made, to be kept beside it."""
+    return {
+        "openmae": openmae.__version__,
+        "pool": config.pool,
+        "layer": config.layer,
+        "preprocessing": preprocessing.to_dict(),
+        **({} if config.tiles is None else {"tiles": config.tiles}),
+        "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
+        "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
     }
 
 

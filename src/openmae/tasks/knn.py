@@ -27,6 +27,7 @@ from openmae.inference.features import (
 from openmae.inference.load import load
 from openmae.inference.matched import matched_model
 from openmae.inference.metrics import interval
+from openmae.inference.models import EncoderModel
 from openmae.inference.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
@@ -76,33 +77,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         if processes.is_first:
             make_and_hold(run, lock)
             print("\n".join([*plan_lines(data, chosen, preprocessing.margin), *lines]), flush=True)
-        found: list[Features] = []
-        bad: dict[str, str] = {}
         try:
-            for part, source in (("train", data.train), (data.report_name, data.report)):
-                features = extract(
-                    model,
-                    source,
-                    pool=chosen.pool,
-                    layer=chosen.layer,
-                    batch_size=chosen.batch_size,
-                    workers=chosen.workers or 0,
-                    image_size=preprocessing.image_size,
-                    margin=preprocessing.margin,
-                    processes=processes,
-                    precision=chosen.precision,
-                    with_labels=True,
-                    title=part,
-                )
-                bad |= features.bad
-                if processes.is_first:
-                    with disk_faults(run):
-                        (run / QUARANTINE).unlink(missing_ok=True)  # of a failed try
-                        write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
-                max_bad = chosen.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
-                check_readable(features.bad, len(source), max_bad, f"images of {part}")
-                found.append(features)
-            bank, queries = found
+            bank, queries = find_features(model, data, chosen, preprocessing, processes)
             check_k(chosen.k, len(bank.values))
             if data.scale is None:
                 figures = figures_of(vote(bank, queries, data.num_classes, chosen, device, processes), queries)
@@ -125,6 +101,43 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             print("\n".join(result_lines(summary, chosen)))
             print(f"wrote {run}")
     return summary
+
+
+def find_features(
+    model: EncoderModel, data: LabelledData, config: KnnConfig, preprocessing: Preprocessing, processes: Processes
+) -> tuple[Features, Features]:
+    """Extract the features of the training images and of those to report on, and name what cannot be read.
+
+    Raises:
+        RequestError: too many images of a part cannot be read, or a batch does not fit into memory.
+        Fault: a feature is not finite.
+    """
+    run, found, bad = Path(config.out), list[Features](), dict[str, str]()
+    for part, source in (("train", data.train), (data.report_name, data.report)):
+        features = extract(
+            model,
+            source,
+            pool=config.pool,
+            layer=config.layer,
+            batch_size=config.batch_size,
+            workers=config.workers or 0,
+            image_size=preprocessing.image_size,
+            margin=preprocessing.margin,
+            processes=processes,
+            precision=config.precision,
+            with_labels=True,
+            title=part,
+        )
+        bad |= features.bad
+        if processes.is_first:
+            with disk_faults(run):
+                (run / QUARANTINE).unlink(missing_ok=True)  # of a failed try
+                write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
+        max_bad = config.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
+        check_readable(features.bad, len(source), max_bad, f"images of {part}")
+        found.append(features)
+    bank, queries = found
+    return bank, queries
 
 
 def vote(

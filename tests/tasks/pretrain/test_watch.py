@@ -10,11 +10,14 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.config import Preprocessing, PretrainConfig, SettledConfig, ViTShape
 from openmae.data.labels.subsets import labels_of
+from openmae.data.preprocess import normalise
 from openmae.errors import RequestError
 from openmae.inference.load import load
 from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.model.vit import ViT
+from openmae.tasks.pretrain.held_out import pooled_features
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.tasks.pretrain.watch import Watch, guess_by_neighbours, guess_by_probe, open_watch
 
@@ -213,6 +216,20 @@ def test_a_stop_ends_it_early(pixel_run):
         with pytest.raises(EvaluationStopped):
             watch.measure(load(str(pixel_run), "cpu").mae, torch.device("cpu"), stop)
         stop.received = None
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_the_mean_is_of_every_patch(pixel_run, class_token):
+    config, preprocessing = settled(pixel_run)
+    shape = ViTShape(
+        image_size=(8, 8), patch_size=4, channels=1, width=8, depth=1, num_heads=2, class_token=class_token
+    )
+    encoder = ViT(shape)
+    images = torch.randint(256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    found = pooled_features(encoder, images, config, preprocessing, torch.device("cpu"), StopRequest())
+    with torch.no_grad():
+        patches = encoder(normalise(images, preprocessing))[:, -4:]
+    assert torch.equal(found, patches.mean(1))
 
 
 # --- in a run ---

@@ -23,7 +23,7 @@ from openmae.data.sources.imagenet_variants import ALEXNET, IMAGENET, IMAGENET_A
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
-from openmae.tasks.robustness import robustness as task
+from openmae.tasks.robustness import measure as task
 from openmae.tasks.robustness.report import TABLE_13, paper_row
 from openmae.tasks.robustness.robustness import robustness
 from openmae.training.checkpoint import save_model
@@ -445,3 +445,12 @@ def test_a_set_that_cannot_be_read_at_all_ends_it(init, tmp_path):
         path.write_bytes(random.Random(0).randbytes(50))
     with pytest.raises(RequestError, match="none of 2 images can be read"):
         robustness(config(init, tmp_path / "run", imagenet_a=str(data)))
+
+
+def test_a_batch_too_large_for_memory_ends_it(init, sets, tmp_path, monkeypatch):
+    def forward(model, images):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(Classifier, "forward", forward)
+    with pytest.raises(RequestError, match="out of memory with 5 images at a time: give a smaller --batch-size"):
+        robustness(config(init, tmp_path / "run", imagenet_a=str(sets / "a")))

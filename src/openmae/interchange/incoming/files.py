@@ -14,8 +14,8 @@ from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.groups import MAX_TENSORS, Groups, check_tensors, sort_out
 from openmae.interchange.incoming.kinds import Kind, kind_of, one_line, refuse, size_of
 from openmae.interchange.incoming.pickled import read_pickled
+from openmae.interchange.names import CONFIG, PROCESSOR
 
-CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 WORDS = {"safetensors": "safetensors", "zip": "pickle (weights only)", "legacy": "old pickle (weights only)"}

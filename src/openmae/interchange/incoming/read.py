@@ -15,8 +15,7 @@ from openmae.interchange.incoming.read_head import batch_norm, class_names, read
 from openmae.interchange.incoming.reading import Hints, Reading
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
-from openmae.interchange.names import join_qkv
-from openmae.interchange.outgoing.format import REGRESSION
+from openmae.interchange.names import REGRESSION, join_qkv
 from openmae.interchange.report import Report
 from openmae.interchange.stored import ENCODER, Described, expected_weights
 

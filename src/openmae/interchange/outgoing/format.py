@@ -17,7 +17,6 @@ from openmae.machine.files import make_readable
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
 
-REGRESSION = "regression"  # transformers' name for it, in `problem_type`
 # What the head of a probe is made of beside its matrix; it is folded into that.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 

@@ -12,9 +12,9 @@
 from typing import Any
 
 from openmae.config import SIZES, ClassifierShape, Preprocessing, ViTShape
+from openmae.interchange.names import REGRESSION
 from openmae.interchange.outgoing.format import (
     FOLDED,
-    REGRESSION,
     Outgoing,
     check_plain,
     eps_remarks,

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.incoming.files import CONFIG, PROCESSOR
+from openmae.interchange.names import CONFIG, PROCESSOR, REGRESSION
 from openmae.interchange.outgoing.format import (
     FOLDED,
-    REGRESSION,
     Outgoing,
     check_mask_tokens,
     check_plain,

@@ -11,11 +11,11 @@ from openmae.data.evaluation_loader import read_all
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
 from openmae.data.sources.open import Source
+from openmae.inference.features import pooled
 from openmae.inference.mask_sampler import MaskSampler, to_device
 from openmae.inference.reconstruction import reconstruct_patches
 from openmae.machine.device import autocast
 from openmae.machine.signals import EvaluationStopped, StopRequest
-from openmae.model.heads import pool
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
 from openmae.model.vit import ViT
@@ -109,7 +109,6 @@ def pooled_features(
     for part in images.split(min(config.micro_batch_size, LARGEST_BATCH)):
         if stop.received:
             raise EvaluationStopped
-        with autocast(device, config.precision):
-            tokens = encoder(normalise(part.to(device), preprocessing))
-            features.append(pool(tokens, DEFAULT_POOL).float().cpu())
+        prepared = normalise(part.to(device), preprocessing)
+        features.append(pooled(encoder, prepared, DEFAULT_POOL, config.precision).cpu())
     return torch.cat(features)

@@ -15,14 +15,12 @@ from openmae.data.preprocess import normalise
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import Part
 from openmae.errors import RequestError
-from openmae.inference.features import Features, check_readable, extract
-from openmae.inference.load import EncoderModel
+from openmae.inference.features import Features, check_readable, extract, pooled
 from openmae.inference.metrics import Predictions
+from openmae.inference.models import EncoderModel
 from openmae.inference.regression import standardised
-from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.model.heads import Classifier
-from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
 from openmae.planning.probe import SettledProbing
 from openmae.run.batches import Batches, names_of_step
@@ -99,8 +97,7 @@ def make_reader(
 
     @torch.no_grad()
     def encoded(part: ModelInput) -> Tensor:
-        with autocast(device, config.precision):
-            return pool_tokens(classifier.encoder(part.images), config.pool).float()
+        return pooled(classifier.encoder, part.images, config.pool, config.precision)
 
     def prepare(part: Batch) -> ModelInput:
         images = part.images.to(device, non_blocking=True)

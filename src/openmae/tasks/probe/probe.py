@@ -11,7 +11,7 @@ from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
 from openmae.inference.features import Features, check_readable
-from openmae.inference.load import EncoderModel
+from openmae.inference.models import EncoderModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.interchange.stored import Described, hash_of

@@ -1,0 +1,271 @@
+"""The models that `openmae.load` returns give features, classes, numbers or reconstructions of images."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openmae.config import DEFAULT_POOL, MASKS, POOLS, Preprocessing, TargetScale, check_name, check_range, grid_of
+from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.conformed import fitted_to_model
+from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, from_picture, masked_array
+from openmae.data.decoding.nodata import contiguous, mask_of, nodata_of
+from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.preprocess import normalise
+from openmae.data.randomness import sample_keys
+from openmae.data.scale import scale_doubt
+from openmae.errors import RequestError, shown
+from openmae.inference.mask_sampler import MaskSampler, described_mask, read_mask, to_device
+from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
+from openmae.inference.regression import in_own_units
+from openmae.interchange.report import Report
+from openmae.model.heads import Classifier
+from openmae.model.heads import pool as pool_tokens
+from openmae.model.mae import MAE
+from openmae.model.vit import ViT
+
+# A path, a picture, or an array H × W × C (or H × W) of uint8, uint16 or float32.
+ImageLike = str | Path | Image.Image | np.ndarray
+
+
+def len_of(images: object) -> int:
+    return len(images) if isinstance(images, (list, tuple)) else 1
+
+
+def checked_images(images: Any) -> Any:
+    """The images. Raises RequestError where they are none."""
+    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
+        raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
+    return images
+
+
+@dataclass(frozen=True)
+class EncoderModel:
+    """A trained encoder with its preprocessing: features of whole images, nothing masked, deterministic.
+
+    Attributes:
+        encoder: in evaluation mode; `Identity` for a norm means that the classifier it is of has none there.
+        description: what the checkpoint says of itself: shape, preprocessing, recipe, seed, step.
+        report: what became of each weight of the file.
+    """
+
+    encoder: ViT
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+    device: torch.device
+    report: Report | None
+
+    def prepare(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        size: tuple[int, int] | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Tensor:
+        """Centre-crop, resize and normalise pictures: (B, C, H, W) float32 on the device.
+
+        Raises:
+            RequestError: a picture cannot be read or does not fit the model.
+        """
+        checked_images(images)
+        return self._prepared(images, size, max_pixels)[0]
+
+    def _prepared(
+        self, images: ImageLike | Sequence[ImageLike], size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
+    ) -> tuple[Tensor, Tensor | None]:
+        """`prepare`, and which patches are empty: (B, N) bool, None where none is."""
+        items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
+        size = size or self.preprocessing.image_size
+        doubts: list[str] = []
+        found = [self._prepare(item, size, max_pixels, doubts) for item in items]
+        if doubts:
+            warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=4)
+        stack = torch.stack([pixels for pixels, _ in found]).to(self.device)
+        return normalise(stack, self.preprocessing), stacked_empty([empty for _, empty in found])
+
+    def _prepare(
+        self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]
+    ) -> tuple[Tensor, Tensor | None]:
+        p, side = self.preprocessing, self.encoder.shape.patch_size
+        try:
+            if isinstance(item, (str, Path)):
+                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, nodata_of(None, p))
+            elif isinstance(item, Image.Image):
+                array = masked_array(from_picture(item, p.background), nodata_of(None, p))
+            elif not isinstance(item, np.ndarray):
+                raise BadImage("not a path, a PIL image or an array")
+            else:
+                array = contiguous(item[..., None] if item.ndim == 2 else item)
+                if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
+                    raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
+                array = masked_array(array, nodata_of(None, p))
+            if (doubt := scale_doubt(array, p)) is not None:
+                doubts.append(f"{doubt}; openmae.load(…, value_range=(LOW, HIGH)) says otherwise")
+            pixels = fitted_to_model(array, p, side)
+        except (BadImage, OSError) as error:
+            what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
+            raise RequestError(f"{what} cannot be used: {error}") from None
+        box, mask = evaluation_box(pixels, size, p.margin), mask_of(array)
+        empty = None if mask is None else empty_patches(mask, box, size, side)
+        return resized_crop(pixels, box, size), empty
+
+    @torch.no_grad()
+    def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """Tokens of whole images, nothing masked: (B, 1 + N, width), the class token first (ViTDet has none).
+
+        A tensor (B, C, H, W) is taken as normalised already.
+        """
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        return self.encoder(prepared)
+
+    @torch.no_grad()
+    def features(
+        self, images: ImageLike | Sequence[ImageLike] | Tensor, *, pool: str = DEFAULT_POOL, layer: int | None = None
+    ) -> Tensor:
+        """Features of whole images.
+
+        Args:
+            pool: "cls" or "mean", (B, width); or "grid", the patch tokens as (B, rows, columns, width).
+            layer: after which block, from 1; None: the last, and the norm behind it. Earlier layers are not normed.
+
+        Raises:
+            RequestError: there is no such layer or pool, or a picture cannot be read.
+        """
+        check_name("--pool", pool, (*POOLS, "grid"))
+        check_range("--layer", layer, 1, self.encoder.shape.depth)
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        features = encoder_features(self.encoder, prepared, pool, layer)
+        return self._norm_pooled(features) if pool != "grid" and layer is None else features
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return pooled
+
+
+@dataclass(frozen=True)
+class ClassifierModel(EncoderModel):
+    """A fine-tuned or probed classifier with its preprocessing and class names."""
+
+    classifier: Classifier
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.description["classes"])
+
+    @torch.no_grad()
+    def classify(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """The probability of each class: (B, classes); of a multi-label model each by itself."""
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        logits = self.classifier(prepared)
+        return logits.sigmoid() if self.description.get("is_multi_label") else logits.softmax(dim=1)
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return _as_its_head_sees(self.classifier, pooled)
+
+
+@dataclass(frozen=True)
+class RegressionModel(EncoderModel):
+    """A fine-tuned or probed regression model with its preprocessing and what it predicts.
+
+    Attributes:
+        regressor: gives standardised numbers; `scale` says in which units they are.
+    """
+
+    regressor: Classifier
+
+    @property
+    def scale(self) -> TargetScale:
+        return TargetScale.from_description(self.description)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the numbers, in the order of `predict`."""
+        return self.scale.columns
+
+    @torch.no_grad()
+    def predict(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
+        """The numbers of whole images, in their own units: (B, columns) float64, on the CPU."""
+        prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
+        return in_own_units(self.regressor(prepared), self.scale)
+
+    def _norm_pooled(self, pooled: Tensor) -> Tensor:
+        return _as_its_head_sees(self.regressor, pooled)
+
+
+def encoder_features(encoder: ViT, images: Tensor, pool: str, layer: int | None = None) -> Tensor:
+    """Return features of prepared images, nothing masked, with the arguments of `EncoderModel.features`."""
+    tokens = encoder(images) if layer is None else encoder.tokens(images, num_blocks=layer)
+    if pool == "grid":
+        height, width = images.shape[-2:]
+        grid = grid_of(height, width, encoder.shape.patch_size)
+        return tokens[:, encoder.shape.num_prefix :].unflatten(1, grid)
+    return pool_tokens(tokens, pool, encoder.shape.num_prefix)
+
+
+def _as_its_head_sees(classifier: Classifier, pooled: Tensor) -> Tensor:
+    """Pooled tokens as a head takes them: a fine-tuned one norms the mean, not the tokens."""
+    return classifier.fc_norm(pooled) if classifier.shape.head == "fine-tune" else pooled
+
+
+@dataclass(frozen=True)
+class Model(EncoderModel):
+    """A trained masked autoencoder with its preprocessing.
+
+    Attributes:
+        mae: in evaluation mode.
+    """
+
+    mae: MAE
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: ImageLike | Sequence[ImageLike] | Tensor,
+        *,
+        mask: str | None = None,
+        mask_ratio: float | None = None,
+        mask_file: str | None = None,
+        seed: int = 0,
+        undo: str = "neighbours",
+        paste: bool = True,
+        size: tuple[int, int] | None = None,
+    ) -> Reconstruction:
+        """Hide patches and fill them in; settings not given are those of the training.
+
+        Args:
+            mask, mask_ratio, mask_file: which patches are hidden (see ReconstructConfig).
+            undo: for norm-pixel models, "neighbours" or "true" (leaks the answer).
+            paste: show visible patches as they are.
+            size: (height, width) other than the model's own.
+
+        Raises:
+            RequestError: a picture cannot be read, or the mask or size does not fit.
+        """
+        check_name("undo", undo, ("neighbours", "true"))
+        check_name("mask", mask, MASKS)
+        check_range("mask_ratio", mask_ratio, 0, 1, open_low=True, open_high=True)
+        check_range("seed", seed, 0, 2**63 - 1)
+        if mask_file is not None:
+            mask = "given"
+        empty = None
+        if isinstance(images, Tensor):
+            prepared = images.to(self.device)
+        else:
+            prepared, empty = self._prepared(checked_images(images), size)
+        grid = self.mae.grid(prepared)
+        trained_with = self.description.get("masking", {})
+        kind = mask or trained_with.get("kind", "random")
+        given = read_mask(mask_file, grid) if mask_file is not None else described_mask(trained_with, grid)
+        if kind == "given" and given is None:
+            raise RequestError(
+                f"the training's mask does not fit a grid of {grid}: give --mask random or a --mask-file"
+            )
+        ratio = mask_ratio if mask_ratio is not None else trained_with.get("ratio", 0.75)
+        keys = torch.from_numpy(sample_keys(seed, 0, np.arange(len(prepared))))
+        masking = to_device(MaskSampler(kind, ratio, grid, given)(keys), self.device)
+        p = self.preprocessing
+        return reconstruct_patches(self.mae, prepared, masking, p, undo=undo, paste=paste, empty=empty)

@@ -1,0 +1,153 @@
+"""Each part of a set is measured by how many of its images get a wrong class, and its row kept at once."""
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openmae.config import Preprocessing
+from openmae.config.robustness import RobustnessConfig
+from openmae.data.augment import evaluation_margin
+from openmae.data.sources.folder import FolderSource
+from openmae.data.sources.imagenet_variants import open_part
+from openmae.data.sources.reading import reading_of
+from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.inference.features import default_batch_size, margin_for
+from openmae.inference.models import ClassifierModel
+from openmae.inference.predict import logits_of
+from openmae.machine.device import is_out_of_memory
+from openmae.machine.parallel import Processes
+from openmae.machine.signals import StopRequest
+from openmae.tasks.robustness.report import Measured, Row
+from openmae.tasks.robustness.run import add_row
+
+
+def measure(
+    sets: list[Measured],
+    model: ClassifierModel,
+    synsets: Sequence[str],
+    preprocessing: Preprocessing,
+    config: RobustnessConfig,
+    settings: dict[str, Any],
+    finished: dict[str, Row],
+    processes: Processes,
+    stop: StopRequest,
+) -> dict[str, Row]:
+    """The rows of all parts, those not finished yet measured now; each is kept as soon as it is there.
+
+    Raises:
+        Interrupted: a signal came to one of the processes.
+        RequestError: a finished part's files have changed since, or none of a part can be read.
+    """
+    rows: dict[str, Row] = {}
+    count = sum(len(measured.parts) for measured in sets)
+    for measured in sets:
+        columns = torch.tensor([synsets.index(name) for name in measured.classes], device=model.device)
+        margin = evaluation_margin(preprocessing.image_size)
+        for part in measured.parts:
+            started = time.monotonic()
+            source = open_part(part, measured.classes, **reading_of(config, preprocessing))
+            if part.corruption is not None and part is measured.parts[0]:
+                # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
+                margin = margin_for(source, preprocessing.image_size)
+            fingerprint = processes.gather(source.fingerprint() if processes.is_first else "")[0]
+            row = finished.get(part.name)
+            if row is not None and row.fingerprint != fingerprint:
+                raise RequestError(f"{shown(part.folder)} has changed since it was measured: choose another --out")
+            if row is None:
+                images, wrong, bad = count_wrong(model, source, columns, preprocessing, margin, config, processes, stop)
+                row = Row(
+                    part=part.name,
+                    images=images,
+                    wrong=wrong,
+                    classes=len({source.label(i) for i in range(len(source))}),
+                    margin=margin,
+                    bad={f"{part.name}/{name}": reason for name, reason in bad.items()},
+                    seconds=round(time.monotonic() - started, 3),
+                    fingerprint=fingerprint,
+                    settings=settings,
+                )
+                if processes.is_first:
+                    add_row(Path(config.out), row)
+            rows[part.name] = row
+            if processes.is_first:
+                said = f"{len(row.bad)} unreadable, " if row.bad else ""
+                pace = "measured before" if part.name in finished else f"{row.seconds:.0f} s"
+                print(
+                    f"{len(rows)}/{count}  {part.name}: error {100 * row.error:.2f} % of {row.images:,} images, "
+                    f"{said}{pace}",
+                    flush=True,
+                )
+    return rows
+
+
+def count_wrong(
+    model: ClassifierModel,
+    source: FolderSource,
+    columns: Tensor,
+    preprocessing: Preprocessing,
+    margin: float,
+    config: RobustnessConfig,
+    processes: Processes,
+    stop: StopRequest,
+) -> tuple[int, int, dict[str, str]]:
+    """Readable images of a source, how many of them get a wrong class, and the others' names: of all processes.
+
+    Each process takes a part of the images: none is counted twice, and an unreadable one is not replaced.
+
+    Args:
+        columns: which of the model's classes compete, in the order of the source's labels.
+
+    Raises:
+        Interrupted: a signal came to one of the processes.
+        RequestError: no image can be read, or a batch does not fit into memory.
+        Fault: a score is not finite.
+    """
+    images, wrong, broken, bad = 0, torch.zeros((), dtype=torch.int64, device=model.device), 0, dict[str, str]()
+    share, batch_size = processes.share(len(source)), config.batch_size or default_batch_size(model.device)
+    found = logits_of(
+        model.classifier,
+        source,
+        preprocessing,
+        share,
+        device=model.device,
+        precision=config.precision,
+        batch_size=batch_size,
+        workers=config.workers or 0 if len(share) > batch_size else 0,  # starting readers takes longer than one batch
+        margin=margin,
+        with_labels=True,
+        is_given_up=stop.is_received,
+    )
+    try:
+        with closing(found):
+            for batch, logits in found:
+                bad |= batch.bad
+                if batch.labels is None:  # nothing of it could be read
+                    continue
+                scores = logits[:, columns]
+                broken += int((~scores.isfinite()).any(1).sum())
+                wrong += (scores.argmax(1) != batch.labels.to(model.device)).sum()
+                images += len(batch.images)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(f"out of memory with {batch_size} images at a time: give a smaller --batch-size") from None
+    parts = processes.gather((images, int(wrong), broken, bad, stop.received))
+    if any(received for *_, received in parts):
+        raise Interrupted("stopped; finished parts are kept: --resume auto goes on behind them")
+    images, errors, broken = (sum(part[i] for part in parts) for i in range(3))
+    bad = {name: reason for part in parts for name, reason in part[3].items()}
+    assert images + len(bad) == len(source), "every image counts once"
+    if broken:
+        raise Fault(
+            f"the scores of {broken} of {images} images are not finite: the model's weights are broken or its numbers "
+            "overflow (--precision fp32 would tell)"
+        )
+    if not images:
+        name, reason = next(iter(bad.items()))
+        raise RequestError(f"none of {len(bad)} images can be read, the first {name!r}: {reason}")
+    return images, errors, dict(sorted(bad.items()))
