@@ -24,7 +24,7 @@ from openmae.machine.parallel import Processes
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.probe import Probes
-from openmae.planning.probe import SettledProbing
+from openmae.planning.probe import ProbePlan
 from openmae.run.batches import Batches
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run
@@ -46,7 +46,7 @@ class Reader:
 
 
 def features_of(
-    encoder: EncoderModel, settled: SettledProbing, processes: Processes, source: Source, title: str
+    encoder: EncoderModel, settled: ProbePlan, processes: Processes, source: Source, title: str
 ) -> Features:
     """The pooled features of all images, computed once. Raises RequestError where none can be read."""
     config = settled.config
@@ -67,7 +67,7 @@ def features_of(
 
 def make_reader(
     run: Run[SettledProbe],
-    settled: SettledProbing,
+    settled: ProbePlan,
     data: LabelledData,
     kept: Features | None,
     classifier: Classifier,
