@@ -18,6 +18,7 @@ import torch
 from openmae.data.evaluation_loader import _Evaluation
 from openmae.data.loader import Batch, Stream
 from openmae.inference import predict as evaluation
+from openmae.planning import decisions
 from openmae.run.progress import Progress
 from openmae.tasks.pretrain import pretrain
 from openmae.tasks.pretrain.held_out import HeldOut
@@ -45,7 +46,7 @@ def kill_in_save(number: int, seed: float) -> None:
 def signal_in(place: str, number: int) -> None:
     """Signal this process in the middle of its set-up, 9th step, 2nd evaluation or 2nd save."""
     owner, name, call = {
-        "set-up": (task, "look_at", 1),
+        "set-up": (decisions, "look_at", 1),
         "training": (Progress, "add", 9),
         "evaluation": (HeldOut, "loss", 2),
         "save": (saving, "save_file", 3),

@@ -8,7 +8,7 @@ from openmae.config import SIZES, FinetuneConfig, Preprocessing, SettledFinetune
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.planning.decisions import total_steps
-from openmae.planning.finetune import SettledTuning, settle_finetune
+from openmae.planning.finetune import FinetunePlan, settle_finetune
 
 from .test_pretrain import CPU, DATA, GPU, PHOTOS
 
@@ -53,7 +53,7 @@ def test_nothing_stays_open_and_each_decision_has_a_reason(facts, machine, is_sc
     assert {name for name in given if given[name] != asked[name]} - {"micro_batch_size"} <= tuned.reasons.keys()
     assert all(tuned.reasons.values())
     # What it settled settles to itself: a run can be repeated from its config.json.
-    again = SettledTuning.of(SettledFinetune.from_dict(given), 10, tuned.preprocessing)
+    again = FinetunePlan.of(SettledFinetune.from_dict(given), 10, tuned.preprocessing)
     assert (again.config, again.shape) == (tuned.config, tuned.shape)
     c = tuned.config
     assert c.warmup_epochs <= min(5, 0.1 * c.epochs)

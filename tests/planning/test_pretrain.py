@@ -10,8 +10,9 @@ from openmae.config import IMAGENET_MEAN, PretrainConfig, SettledConfig
 from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
 from openmae.interchange.stored import Described
-from openmae.planning.decisions import Machine, heads_for, total_steps
-from openmae.planning.pretrain import Settled, planned_memory, settle
+from openmae.planning.decisions import Machine, total_steps
+from openmae.planning.encoder import heads_for
+from openmae.planning.pretrain import PretrainPlan, planned_memory, settle
 
 CPU = Machine("cpu", False, 2, 16 << 30)
 GPU = Machine("cuda", True, 8, 80 << 30)
@@ -227,7 +228,7 @@ def test_precision_is_the_faster_one(machine, model, precision):
     assert settled(machine=machine, model=model).config.precision == precision
 
 
-def model_of(first: Settled) -> Described:
+def model_of(first: PretrainPlan) -> Described:
     """A model that was trained with these settings; its weights are not looked at."""
     return Described(Path("a run"), {}, first.shape, first.preprocessing, {})
 

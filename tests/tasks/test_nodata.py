@@ -19,7 +19,7 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
 from openmae.model.patches import gather, patchify
-from openmae.planning import pretrain as settle_module
+from openmae.planning import preprocessing
 from openmae.run.model_input import ModelInput
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain import pretrain as task
@@ -226,7 +226,7 @@ def test_two_processes_do_what_one_does_and_a_killed_run_of_two_goes_on(data, tm
 def test_an_older_run_goes_on_without(nodata_config, tmp_path, monkeypatch):
     """Its config has no such setting: a NaN stays an unreadable image, -9999 stays a number."""
     assert SettledConfig.__dataclass_fields__["nodata"].default == "off"
-    monkeypatch.setattr(settle_module, "stored_nodata", lambda setting: None)  # as records were
+    monkeypatch.setattr(preprocessing, "stored_nodata", lambda setting: None)  # as records were
     whole, out = tmp_path / "whole", tmp_path / "run"
     pretrain(nodata_config(whole, nodata="off", steps=8))
     signal_at(monkeypatch, 4)

@@ -42,7 +42,7 @@ from openmae.data.sources.parquet import ParquetSource
 from openmae.errors import Fault
 from openmae.machine.parallel import Processes
 from openmae.planning.decisions import Machine
-from openmae.planning.pretrain import Settled, settle
+from openmae.planning.pretrain import PretrainPlan, settle
 from openmae.run.batches import read_steps
 from openmae.run.model_input import ModelInput
 from openmae.tasks.pretrain.data import make_stream
@@ -80,7 +80,7 @@ def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         return rows
 
 
-def settled_on(source: Source, data: str, config: BenchConfig, device: torch.device) -> Settled:
+def settled_on(source: Source, data: str, config: BenchConfig, device: torch.device) -> PretrainPlan:
     """What `openmae pretrain --model tiny` decides for images of this size; photographs are cut to 32 px."""
     batch = config.batch_size or (QUICK_BATCH if config.quick else BATCH)
     shape: dict[str, Any] = {"model": "tiny", "image_size": SIDE, "patch_size": PATCH}
@@ -105,7 +105,7 @@ def settled_on(source: Source, data: str, config: BenchConfig, device: torch.dev
 class OurRun:
     """The endless run of `openmae pretrain`, taken some steps further at a time."""
 
-    def __init__(self, settled: Settled, source: Source, device: torch.device) -> None:
+    def __init__(self, settled: PretrainPlan, source: Source, device: torch.device) -> None:
         self.ours: Ours = make_ours(settled, device)
         stream = make_stream(settled.config, settled.preprocessing, source)
         c = settled.config
@@ -129,7 +129,7 @@ class OurRun:
         train_step(o.stepped, o.optimizer, inputs, o.settled.config, Processes())
 
 
-def _against_ready(settled: Settled, source: Source, config: BenchConfig, device: torch.device) -> Row:
+def _against_ready(settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device) -> Row:
     """End to end against the same steps on batches that lie in memory."""
     run = OurRun(settled, source, device)
     try:
@@ -156,7 +156,7 @@ def _against_ready(settled: Settled, source: Source, config: BenchConfig, device
 
 
 def _against_trainer(
-    settled: Settled, source: Source, config: BenchConfig, device: torch.device, place: str, is_equal: bool
+    settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device, place: str, is_equal: bool
 ) -> Row:
     transformers, c = find_transformers(), settled.config
     case = f"an epoch, {_words(settled)}"
@@ -327,7 +327,7 @@ def generate(path: Path) -> Path:
     return path
 
 
-def _words(settled: Settled) -> str:
+def _words(settled: PretrainPlan) -> str:
     e, d = settled.shape.encoder, settled.shape.decoder
     return (
         f"{e.image_size[0]} px, patch {e.patch_size}, {e.width} x {e.depth}, decoder {d.width} x {d.depth}, "

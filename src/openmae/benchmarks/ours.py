@@ -21,7 +21,7 @@ from openmae.machine.parallel import Processes, parallelise
 from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.planning.decisions import Machine
-from openmae.planning.pretrain import Settled, settle
+from openmae.planning.pretrain import PretrainPlan, settle
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
@@ -60,7 +60,7 @@ def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None)
     return 256 if device.type == "cuda" else CPU_BATCH[case]
 
 
-def settled_for(case: str, batch: int, device: torch.device, precision: str | None, **settings: Any) -> Settled:
+def settled_for(case: str, batch: int, device: torch.device, precision: str | None, **settings: Any) -> PretrainPlan:
     """What `openmae pretrain` would decide for this model, with the whole batch at once."""
     facts = DataFacts(
         count=50_000,
@@ -101,7 +101,7 @@ class Ours:
         stepped: the model as the step calls it.
     """
 
-    settled: Settled
+    settled: PretrainPlan
     model: MAE
     stepped: nn.Module
     optimizer: torch.optim.Optimizer
@@ -154,7 +154,7 @@ class Ours:
         return loss_and_norm(self.model, self.loss())
 
 
-def make_ours(settled: Settled, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
+def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
     """Our program with fresh weights and a batch of smooth noise, the same for the same seed.
 
     Args:

@@ -1,58 +1,89 @@
 """Deciding what the person left open in fine-tuning, each decision with its reason."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
 from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
-from openmae.data.decoding.nodata import stored_nodata
+from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
+from openmae.interchange.stored import Described
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
-    MEMORY_SHARE,
+    NARROW,
     Choices,
     Machine,
-    check_scale,
+    Plan,
+    Previous,
     check_warmup,
+    decide_machine,
+    decide_pace,
+    decide_rate,
+    doubled,
+    encoder_of,
+    epochs_of,
+    look,
+    steps_of,
+)
+from openmae.planning.encoder import check_channels, decide_model, decide_size, encoder_shape
+from openmae.planning.micro_batch import check_memory, decide_micro_batch
+from openmae.planning.preprocessing import (
+    as_read,
+    check_scale,
     choose_axes,
     choose_nodata,
-    decide_machine,
-    decide_model,
-    decide_pace,
-    decide_size,
     decide_statistics,
+    preprocessing_of,
 )
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.recipes.finetune import RAND_AUGMENT
 
 # At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
 LOWEST_TUNING_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
-NARROW, MEDIUM = 192, 384
 SMALL_IMAGE = 64  # pixels: below, a crop of 8 % of the area has next to nothing in it
 MIXED_EPOCHS = 50  # mixed and erased images slow learning down: below, there is no time for them
 OF_THE_MODEL = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
-@dataclass(frozen=True)
-class SettledTuning:
+class FinetunePlan(Plan[SettledFinetune, ClassifierShape]):
     """A fine-tuning config without open questions and what follows from it."""
-
-    config: SettledFinetune
-    shape: ClassifierShape
-    preprocessing: Preprocessing
-    reasons: dict[str, str]
-    notes: tuple[str, ...] = ()  # what was understood of the data
 
     @classmethod
     def of(
         cls, config: SettledFinetune, num_classes: int, preprocessing: Preprocessing, like: ViTShape | None = None
-    ) -> "SettledTuning":
+    ) -> "FinetunePlan":
         """What a run that was settled before goes on with."""
         return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
+
+
+def plan_finetune(
+    config: FinetuneConfig,
+    init: Described | None,
+    data: LabelledData,
+    device: torch.device,
+    num_processes: int,
+    previous: Previous[SettledFinetune] | None,
+) -> tuple[FinetunePlan, DataFacts | None]:
+    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+
+    Args:
+        num_processes: on this machine, which share it.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    if previous is not None:
+        settled = replace(previous.config, device=str(device))
+        return FinetunePlan.of(settled, data.num_outputs, previous.preprocessing, encoder_of(previous)), None
+    facts, machine = look(config, data.train, data.parts, device, num_processes)
+    start = None if init is None else (init.encoder_shape, init.preprocessing)
+    return settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start), facts
 
 
 def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
@@ -61,18 +92,7 @@ def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape |
     Args:
         like: the encoder to start from, for what no setting names (layer scale, relative positions, …).
     """
-    c = config
-    encoder = ViTShape(
-        image_size=c.size,
-        patch_size=c.patch_size,
-        channels=c.channels,
-        width=c.width,
-        depth=c.depth,
-        num_heads=c.num_heads,
-    )
-    if like is not None:
-        encoder = like.resized(encoder.image_size, encoder.patch_size)
-    return ClassifierShape(encoder=encoder, num_classes=num_classes, pool=c.pool)
+    return ClassifierShape(encoder=encoder_shape(config, like), num_classes=num_classes, pool=config.pool)
 
 
 def settle_finetune(
@@ -82,7 +102,7 @@ def settle_finetune(
     is_multi_label: bool,
     machine: Machine,
     init: tuple[ViTShape, Preprocessing] | None,
-) -> SettledTuning:
+) -> FinetunePlan:
     """Fill every open setting.
 
     Args:
@@ -115,31 +135,23 @@ def settle_finetune(
     choose_nodata(None if init is None else init[1], choices)
     decide_machine(machine, choices, get("width"))
     check_warmup(choices, facts.count)
-    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size")}
-    settled = SettledFinetune(**{**config.to_dict(), **choices.chosen, **guessed})
-    shape = classifier_shape(settled, num_classes, None if init is None else init[0])
+    decide("micro_batch_size", get("batch_size"), "all at once")
+    draft = choices.settled(SettledFinetune)
+    shape = classifier_shape(draft, num_classes, None if init is None else init[0])
     dtype = init[1].dtype if init is not None else facts.dtype
-    _check(config, settled, shape, facts, is_multi_label, dtype)
-    settled = _fit_memory(settled, shape, machine, choices)
-    preprocessing = Preprocessing(
-        channels=settled.channels,
-        value_range=settled.value_range,
-        mean=settled.mean,
-        std=settled.std,
-        image_size=settled.size,
-        background=settled.background,
-        dtype=dtype,
-        margin=margin_of(settled.size, facts.short_side),
-    )
+    _check(config, draft, shape, facts, is_multi_label, dtype)
+    _fit_memory(shape, machine, choices)
+
+    settled = choices.settled(SettledFinetune)
+    preprocessing = preprocessing_of(settled, dtype, margin_of(settled.size, facts.short_side))
     if init is None:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
     else:
         preprocessing, notes = match_scale(
             with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
         )
-    axes = facts.axes.order or (None if init is None else init[1].axes)
-    preprocessing = replace(preprocessing, axes=axes, nodata=stored_nodata(settled.nodata))
-    return SettledTuning(settled, shape, preprocessing, choices.reasons, tuple(notes))
+    preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init[1].axes)
+    return FinetunePlan(settled, shape, preprocessing, choices.reasons, tuple(notes))
 
 
 def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, choices: Choices) -> None:
@@ -161,21 +173,14 @@ def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Prepro
 
 
 def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, choices: Choices) -> None:
-    decide, get = choices.decide, choices.get
-    largest = 256 if machine.device == "cpu" else 1024
-    batch = 16
-    while batch * 2 <= min(largest, max(16, facts.count // 16)):
-        batch *= 2
-    decide("batch_size", batch, f"{facts.count:,} images on {machine.device}")
-    batch, width = get("batch_size"), get("width")
+    decide, count, width = choices.decide, facts.count, choices.get("width")
+    batch = doubled(16, min(256 if machine.device == "cpu" else 1024, max(16, count // 16)))
+    decide("batch_size", batch, f"{count:,} images on {machine.device}")
     if config.steps is None:
-        epochs = 100.0 if facts.count < 2500 else 50.0 if facts.count < 25_000 or machine.device != "cpu" else 20.0
-        decide("epochs", epochs, f"{facts.count:,} images on {machine.device}")
-    lowest = LOWEST_TUNING_RATE["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
+        epochs = 100.0 if count < 2500 else 50.0 if count < 25_000 or machine.device != "cpu" else 20.0
+        decide("epochs", epochs, f"{count:,} images on {machine.device}")
     base = 1e-4 if config.is_from_scratch else 1e-3
-    paper = base * batch / 256
-    why = "the paper's" if paper >= lowest else f"the paper's {base:g} gives {paper:.1e} at this batch, too little"
-    decide("base_lr", max(paper, lowest) * 256 / batch, why)
+    decide_rate(choices, base, LOWEST_TUNING_RATE, f"{base:g}")
     decide("min_lr", 0.0 if config.is_from_scratch else 1e-6, "table 11" if config.is_from_scratch else "as released")
     if config.is_from_scratch:
         decide("layer_decay", 1.0, "nothing to preserve (table 11)")
@@ -186,14 +191,14 @@ def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Mach
         decide("weight_decay", 0.05, "table 9")
         decide("betas", (0.9, 0.999), "table 9")
     decide("ema", 0.0, "table 11 has .9999, for 300 epochs of ImageNet" if config.is_from_scratch else "table 9")
-    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
-    decide("warmup_epochs", min(5.0, 0.1 * epochs), "a tenth of the epochs, at most the paper's 5")
-    decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
+    warmup_epochs = min(5.0, 0.1 * epochs_of(choices, count))
+    decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most the paper's 5")
+    decide_pace(steps_of(choices, count), choices)
 
 
 def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, choices: Choices) -> None:
     decide, get = choices.decide, choices.get
-    epochs = get("epochs") if config.steps is None else config.steps * get("batch_size") / facts.count
+    epochs = epochs_of(choices, facts.count)
     size = get("image_size")
     side = size if isinstance(size, int) else min(size)
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
@@ -236,10 +241,8 @@ def _check(
     dtype: str,
 ) -> None:
     channels = shape.encoder.channels
-    if facts.channels != channels and {facts.channels, channels} != {1, 3}:
-        raise RequestError(
-            f"the model takes {channels} channels, but the images have {facts.channels}: use another --init"
-        )
+    has = f"the model takes {channels} channels, but the images have {facts.channels}"
+    check_channels(facts, channels, f"{has}: use another --init")
     check_scale(dtype, facts, config.value_range)
     if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
         raise RequestError(
@@ -259,23 +262,15 @@ def _check(
                 )
 
 
-def _fit_memory(
-    settled: SettledFinetune, shape: ClassifierShape, machine: Machine, choices: Choices
-) -> SettledFinetune:
+def _fit_memory(shape: ClassifierShape, machine: Machine, choices: Choices) -> None:
+    """A smaller micro-batch; even, as mixed images come in pairs."""
+    config = choices.settled(SettledFinetune)
+
     def needed(micro: int) -> float:
-        activations = cost.classifier_activation_bytes(shape, settled.blocks, 2 if settled.precision == "bf16" else 4)
-        copies = 20 if settled.ema else 16
+        activations = cost.classifier_activation_bytes(shape, config.blocks, 2 if config.precision == "bf16" else 4)
+        copies = 20 if config.ema else 16
         return copies * cost.classifier_parameters(shape) + micro * activations
 
-    if settled.micro_batch_size == settled.batch_size and choices.config.micro_batch_size is None:
-        micro = settled.batch_size
-        while micro > 2 and needed(micro) > MEMORY_SHARE * machine.memory:
-            micro = max(2, micro // 4 * 2)
-        choices.reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
-        settled = replace(settled, micro_batch_size=micro)
-    if needed(settled.micro_batch_size) > machine.memory:
-        raise RequestError(
-            f"{settled.micro_batch_size} images at a time need about {needed(settled.micro_batch_size) / 1e9:.3g} GB "
-            f"of memory, {machine.device} has {machine.memory / 1e9:.3g}: give a smaller --image-size, or --blocks"
-        )
-    return settled
+    decide_micro_batch(choices, needed, machine, smallest=2, is_even=True)
+    micro = choices.get("micro_batch_size")
+    check_memory(micro, needed(micro), machine, "give a smaller --image-size, or --blocks")

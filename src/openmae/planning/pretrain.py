@@ -1,6 +1,9 @@
 """Deciding what the person left open, each decision with its reason (ARCHITECTURE: defaults without a recipe)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Protocol
+
+import torch
 
 from openmae.config import (
     DecoderShape,
@@ -14,45 +17,81 @@ from openmae.config import (
     num_kept,
 )
 from openmae.data.augment import Augmentation
-from openmae.data.decoding.nodata import stored_nodata
 from openmae.data.preprocess import DataFacts, facts_in_scale
 from openmae.data.scale import match_own_scale, match_scale, with_scale_of
+from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 from openmae.interchange.stored import Described
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
-    LOWEST_PEAK_RATE,
-    MEMORY_SHARE,
     Choices,
     Machine,
-    check_scale,
+    Plan,
+    Previous,
     check_warmup,
+    decide_machine,
+    decide_pace,
+    decide_rate,
+    doubled,
+    encoder_of,
+    epochs_of,
+    look,
+    steps_of,
+)
+from openmae.planning.encoder import check_channels, decide_model, decide_size, encoder_shape, heads_for
+from openmae.planning.micro_batch import MEMORY_SHARE, check_memory, decide_micro_batch
+from openmae.planning.preprocessing import (
+    as_read,
+    check_scale,
     choose_axes,
     choose_nodata,
-    decide_machine,
-    decide_model,
-    decide_pace,
-    decide_size,
     decide_statistics,
-    heads_for,
+    preprocessing_of,
 )
 from openmae.recipes import PRETRAIN_RECIPES
 
+# Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
+LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
 
-@dataclass(frozen=True)
-class Settled:
-    """A config without open questions and what follows from it."""
 
-    config: SettledConfig
-    preprocessing: Preprocessing
-    reasons: dict[str, str]
-    like: ViTShape | None = None
-    notes: tuple[str, ...] = ()  # what was understood of the data
+class PretrainPlan(Plan[SettledConfig, MAEShape]):
+    """A pre-training config without open questions and what follows from it."""
+
+
+class PretrainData(Protocol):
+    """The training images, and what is held out of them."""
 
     @property
-    def shape(self) -> MAEShape:
-        return shape_of(self.config, self.like)
+    def train(self) -> Source: ...
+    @property
+    def held_out(self) -> Source | None: ...
+    @property
+    def num_held_out(self) -> int: ...
+
+
+def plan_pretrain(
+    config: PretrainConfig,
+    init: Described | None,
+    data: PretrainData,
+    device: torch.device,
+    num_processes: int,
+    previous: Previous[SettledConfig] | None,
+) -> tuple[PretrainPlan, DataFacts | None]:
+    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+
+    Args:
+        num_processes: on this machine, which share it.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    if previous is not None:
+        settled = replace(previous.config, device=str(device))
+        return PretrainPlan(settled, shape_of(settled, encoder_of(previous)), previous.preprocessing, {}), None
+    beside = () if data.held_out is None else [data.held_out]
+    facts, machine = look(config, data.train, beside, device, num_processes)
+    return settle(config, facts, machine, init, data.num_held_out), facts
 
 
 def shape_of(config: SettledConfig, like: ViTShape | None = None) -> MAEShape:
@@ -61,27 +100,24 @@ def shape_of(config: SettledConfig, like: ViTShape | None = None) -> MAEShape:
     Args:
         like: an encoder that others trained, for what no setting names (layer scale, the eps of its norms).
     """
-    c = config
-    encoder = ViTShape(
-        image_size=c.size,
-        patch_size=c.patch_size,
-        channels=c.channels,
-        width=c.width,
-        depth=c.depth,
-        num_heads=c.num_heads,
-    )
-    if like is not None:
-        encoder = like.resized(encoder.image_size, encoder.patch_size)
+    c, encoder = config, encoder_shape(config, like)
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
     return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
 
 
-def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Described | None = None) -> Settled:
+def settle(
+    config: PretrainConfig,
+    facts: DataFacts,
+    machine: Machine,
+    init: Described | None = None,
+    num_held_out: int | None = None,
+) -> PretrainPlan:
     """Fill every open setting.
 
     Args:
         facts: of the training images.
         init: the weights to start from, whose settings are taken over.
+        num_held_out: images held out of training; None where the data is not opened.
 
     Raises:
         RequestError: the settings do not fit each other or the data.
@@ -100,76 +136,55 @@ def settle(config: PretrainConfig, facts: DataFacts, machine: Machine, init: Des
         check_scale(init.preprocessing.dtype, facts, config.value_range)
         of_model, notes = match_scale(init.preprocessing, facts.depths, config.value_range, stated=facts.stated_range)
     _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), choices)
-    _decide_optimisation(config, facts, machine, choices)
-
+    _decide_optimisation(facts, machine, choices)
     choose_axes(facts, choices)
     choose_nodata(None if init is None else init.preprocessing, choices)
     decide_machine(machine, choices, get("width"))
-    is_gpu = machine.device == "cuda"
-    why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
-    choices.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
-    is_bf16 = get("precision") == "bf16"
-    choices.decide("bf16_residual", False, "not yet measured on a GPU" if is_bf16 else "this run computes in fp32")
+    _decide_computing(machine, choices)
     _decide_crop(facts, machine, choices)
     check_warmup(choices, facts.count)
-    guessed = {"micro_batch_size": config.micro_batch_size or get("batch_size"), "recompute": bool(config.recompute)}
-    reasons = choices.reasons
-    settled = SettledConfig(**{**config.to_dict(), **choices.chosen, **guessed})
+    choices.decide("micro_batch_size", get("batch_size"), "all at once")
+    choices.decide("recompute", False, "memory suffices")
     like = None if init is None else init.encoder_shape
-    _check_kept(settled, like)
-    check_tiles(settled.tiles, settled.size)
-    shape = shape_of(settled, like)
-    if facts.channels != shape.encoder.channels and {facts.channels, shape.encoder.channels} != {1, 3}:
-        raise RequestError(f"--channels got {shape.encoder.channels}, but the images have {facts.channels}")
-    if facts.short_side < shape.encoder.patch_size:
-        raise RequestError(
-            f"the images' short side is about {facts.short_side} px, smaller than a patch of "
-            f"{shape.encoder.patch_size} px: give a smaller --patch-size"
-        )
-    if settled.mask in ("random", "block"):
-        num_kept(shape.encoder.num_patches, settled.mask_ratio)
-    if settled.mask in ("grid", "given") and settled.mask_ratio != 0.75:
-        what = "keeps one of each 2x2" if settled.mask == "grid" else "says itself what is hidden"
-        raise RequestError(f"--mask-ratio got {settled.mask_ratio:g}: --mask {settled.mask} {what}, leave it out")
-    if config.micro_batch_size is None:
-        micro = micro_batch(shape, settled, machine)
-        reasons["micro_batch_size"] = "all at once" if micro == settled.batch_size else "what fits into memory"
-        settled = replace(settled, micro_batch_size=micro)
-    if config.recompute is None:
-        settled, reasons["recompute"] = _with_recompute(shape, settled, machine)
-    needed = planned_memory(shape, settled, settled.micro_batch_size)
-    if needed > machine.memory:
-        raise RequestError(
-            f"{settled.micro_batch_size} images at a time need about {needed / 1e9:.3g} GB of memory, "
-            f"{machine.device} has {machine.memory / 1e9:.3g}: give a smaller --model or --image-size"
-            + ("" if settled.recompute else ", or --recompute True")
-        )
-    preprocessing = Preprocessing(
-        channels=settled.channels,
-        value_range=settled.value_range,
-        mean=settled.mean,
-        std=settled.std,
-        image_size=settled.size,
-        background=settled.background,
-        dtype=facts.dtype,
-    )
+    shape = _checked_shape(choices.settled(SettledConfig), facts, like)
+    _fit_memory(shape, machine, choices)
+    if num_held_out is not None:
+        why = "of the validation part, or a twentieth of the images: never trained on"
+        choices.decide("held_out", num_held_out, why if num_held_out else "too few images")
+
+    settled = choices.settled(SettledConfig)
+    preprocessing = preprocessing_of(settled, facts.dtype)
     if of_model is not None:
         preprocessing = with_scale_of(preprocessing, of_model)
     else:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
-    axes = facts.axes.order or (None if init is None else init.preprocessing.axes)
-    preprocessing = replace(preprocessing, axes=axes, nodata=stored_nodata(settled.nodata))
-    return Settled(settled, preprocessing, reasons, like, tuple(notes))
+    preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init.preprocessing.axes)
+    return PretrainPlan(settled, shape, preprocessing, choices.reasons, tuple(notes))
 
 
-def _check_kept(config: SettledConfig, like: ViTShape | None) -> None:
-    """Raise RequestError where the encoder of `--init` is asked to have another shape than it has."""
+def _checked_shape(config: SettledConfig, facts: DataFacts, like: ViTShape | None) -> MAEShape:
+    """`shape_of`. Raises RequestError where the model is not `like`, does not fit the images, or the mask the model."""
     for name in ("width", "depth", "num_heads", "channels"):
         if like is not None and getattr(config, name) != getattr(like, name):
             raise RequestError(
                 f"{flag_of(name)} got {getattr(config, name)}, but --init has {getattr(like, name)}: leave the model's "
                 "flags out to take its shape"
             )
+    check_tiles(config.tiles, config.size)
+    shape = shape_of(config, like)
+    encoder = shape.encoder
+    check_channels(facts, encoder.channels, f"--channels got {encoder.channels}, but the images have {facts.channels}")
+    if facts.short_side < encoder.patch_size:
+        raise RequestError(
+            f"the images' short side is about {facts.short_side} px, smaller than a patch of "
+            f"{encoder.patch_size} px: give a smaller --patch-size"
+        )
+    if config.mask in ("random", "block"):
+        num_kept(encoder.num_patches, config.mask_ratio)
+    if config.mask in ("grid", "given") and config.mask_ratio != 0.75:
+        what = "keeps one of each 2x2" if config.mask == "grid" else "says itself what is hidden"
+        raise RequestError(f"--mask-ratio got {config.mask_ratio:g}: --mask {config.mask} {what}, leave it out")
+    return shape
 
 
 def _take_over(init: Described, choices: Choices, is_measured: bool) -> None:
@@ -229,45 +244,44 @@ def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
     choices.decide("crop_on", "reader", obstacle)
 
 
-def _decide_optimisation(config: PretrainConfig, facts: DataFacts, machine: Machine, choices: Choices) -> None:
-    decide, get = choices.decide, choices.get
-    largest = 256 if machine.device == "cpu" else 1024
-    batch = 8
-    while batch * 2 <= min(largest, max(8, facts.count // 16)):
-        batch *= 2
-    decide("batch_size", batch, f"{facts.count:,} images on {machine.device}")
-    batch = get("batch_size")
-    if config.steps is None:
-        epochs = 100.0 if machine.device == "cpu" else 400.0 if facts.count >= 100_000 else 800.0
-        decide("epochs", epochs, f"{facts.count:,} images on {machine.device}")
-    width = get("width")
-    lowest = LOWEST_PEAK_RATE["narrow" if width <= 192 else "medium" if width <= 384 else "wide"]
-    paper = 1.5e-4 * batch / 256
-    why = "the paper's" if paper >= lowest else f"the paper's 1.5e-4 gives {paper:.1e} at this batch, too little"
-    decide("base_lr", max(paper, lowest) * 256 / batch, why)
+def _decide_optimisation(facts: DataFacts, machine: Machine, choices: Choices) -> None:
+    decide, count = choices.decide, facts.count
+    batch = doubled(8, min(256 if machine.device == "cpu" else 1024, max(8, count // 16)))
+    decide("batch_size", batch, f"{count:,} images on {machine.device}")
+    if choices.config.steps is None:
+        epochs = 100.0 if machine.device == "cpu" else 400.0 if count >= 100_000 else 800.0
+        decide("epochs", epochs, f"{count:,} images on {machine.device}")
+    decide_rate(choices, 1.5e-4, LOWEST_PEAK_RATE, "1.5e-4")
     decide("min_lr", 0.0, "table 8")
     decide("weight_decay", 0.05, "table 8")
     decide("betas", (0.9, 0.95), "table 8")
-    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
-    decide("warmup_epochs", min(40.0, 0.05 * epochs), "5 % of the steps, at most the paper's 40 epochs")
-    steps = config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch))
+    warmup_epochs = min(40.0, 0.05 * epochs_of(choices, count))
+    decide("warmup_epochs", warmup_epochs, "5 % of the steps, at most the paper's 40 epochs")
+    steps = steps_of(choices, count)
     decide_pace(steps, choices)
     decide("picture_every", max(1, min(5000, steps // 8)), "about 8 times")
 
 
-def micro_batch(shape: MAEShape, config: SettledConfig, machine: Machine) -> int:
-    """The largest of batch, batch / 2, … whose planned memory fits the device."""
-    micro = config.batch_size
-    while micro > 1 and planned_memory(shape, config, micro) > MEMORY_SHARE * machine.memory:
-        micro //= 2
-    return micro
+def _decide_computing(machine: Machine, choices: Choices) -> None:
+    """Whether the model is compiled, and what its residual stream is made of."""
+    is_gpu = machine.device == "cuda"
+    why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
+    choices.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
+    is_bf16 = choices.get("precision") == "bf16"
+    choices.decide("bf16_residual", False, "not yet measured on a GPU" if is_bf16 else "this run computes in fp32")
 
 
-def _with_recompute(shape: MAEShape, config: SettledConfig, machine: Machine) -> tuple[SettledConfig, str]:
-    """Recomputing only where a single image at a time does not fit without it."""
-    if planned_memory(shape, config, config.micro_batch_size) <= MEMORY_SHARE * machine.memory:
-        return config, "memory suffices"
-    return replace(config, recompute=True), "memory is short"
+def _fit_memory(shape: MAEShape, machine: Machine, choices: Choices) -> None:
+    """A smaller micro-batch, and recomputing only where a single image at a time does not fit without it."""
+    all_at_once = choices.settled(SettledConfig)
+    decide_micro_batch(choices, lambda micro: planned_memory(shape, all_at_once, micro), machine)
+    micro = choices.get("micro_batch_size")
+    is_short = planned_memory(shape, all_at_once, micro) > MEMORY_SHARE * machine.memory
+    if choices.config.recompute is None and is_short:
+        choices.set("recompute", True, "memory is short")
+    settled = choices.settled(SettledConfig)
+    advice = "give a smaller --model or --image-size" + ("" if settled.recompute else ", or --recompute True")
+    check_memory(micro, planned_memory(shape, settled, micro), machine, advice)
 
 
 def planned_memory(shape: MAEShape, config: SettledConfig, micro: int) -> int:

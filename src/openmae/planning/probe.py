@@ -1,26 +1,34 @@
 """Deciding what the person left open in linear probing, each decision with its reason."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import torch
 
 from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape, flag_of
 from openmae.data.augment import margin_of
-from openmae.data.decoding.nodata import stored_nodata
+from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.scale import match_scale
 from openmae.errors import RequestError
+from openmae.interchange.stored import Described
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
-    MEMORY_SHARE,
     Choices,
     Machine,
-    check_scale,
+    Plan,
+    Previous,
     check_warmup,
-    choose_axes,
-    choose_nodata,
     decide_machine,
     decide_pace,
+    doubled,
+    epochs_of,
+    look,
+    steps_of,
 )
+from openmae.planning.encoder import check_channels
+from openmae.planning.micro_batch import MEMORY_SHARE, decide_micro_batch
+from openmae.planning.preprocessing import as_read, check_scale, choose_axes, choose_nodata
 from openmae.recipes import PROBE_RECIPES
 
 # Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
@@ -33,22 +41,33 @@ LARGEST_BATCH = 16384
 STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
 
 
-@dataclass(frozen=True)
-class SettledProbing:
+class ProbePlan(Plan[SettledProbe, ClassifierShape]):
     """A probe's config without open questions and what follows from it."""
 
-    config: SettledProbe
-    shape: ClassifierShape
-    preprocessing: Preprocessing
-    reasons: dict[str, str]
-    notes: tuple[str, ...] = ()  # what was understood of the data
 
-    @classmethod
-    def of(
-        cls, config: SettledProbe, encoder: ViTShape, num_classes: int, preprocessing: Preprocessing
-    ) -> "SettledProbing":
-        """What a run that was settled before goes on with."""
-        return cls(config, probe_shape(config, encoder, num_classes), preprocessing, {})
+def plan_probe(
+    config: ProbeConfig,
+    init: Described,
+    data: LabelledData,
+    device: torch.device,
+    num_processes: int,
+    previous: Previous[SettledProbe] | None,
+) -> tuple[ProbePlan, DataFacts | None]:
+    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+
+    Args:
+        init: the weights that are probed.
+        num_processes: on this machine, which share it.
+
+    Raises:
+        RequestError: no image of the look can be read, or the settings do not fit.
+    """
+    encoder = init.encoder_shape
+    if previous is not None:
+        settled = replace(previous.config, device=str(device))
+        return ProbePlan(settled, probe_shape(settled, encoder, data.num_outputs), previous.preprocessing, {}), None
+    facts, machine = look(config, data.train, data.parts, device, num_processes)
+    return settle_probe(config, facts, data.num_outputs, machine, encoder, init.preprocessing), facts
 
 
 def probe_shape(config: SettledProbe, encoder: ViTShape, num_classes: int) -> ClassifierShape:
@@ -64,7 +83,7 @@ def settle_probe(
     machine: Machine,
     encoder: ViTShape,
     preprocessing: Preprocessing,
-) -> SettledProbing:
+) -> ProbePlan:
     """Fill every open setting.
 
     Args:
@@ -85,20 +104,45 @@ def settle_probe(
         for name in ("crop_scale", "micro_batch_size"):
             if getattr(config, name) is not None:
                 raise RequestError(f"{flag_of(name)} is for --augment crop: give it too, or leave {flag_of(name)} out")
+    _decide_optimisation(config, facts, encoder.width, choices)
+    choose_axes(facts, choices)
+    choose_nodata(preprocessing, choices)
+    decide_machine(machine, choices, encoder.width)
+    check_warmup(choices, facts.count)
+    decide("micro_batch_size", get("batch_size"), "all at once")
+    draft = choices.settled(SettledProbe)
+    shape = probe_shape(draft, encoder, num_classes)
+    has = f"the model takes {encoder.channels} channels, the images have {facts.channels}"
+    check_channels(facts, encoder.channels, f"{has}: use another --init")
+    check_scale(preprocessing.dtype, facts, config.value_range)
+    _fit_memory(draft, shape, facts, machine, choices)
+    if draft.augment == "none":
+        for name in ("crop_scale", "crop_aspect", "micro_batch_size"):
+            choices.reasons.pop(name, None)  # not used, and not worth a word
+
+    settled = choices.settled(SettledProbe)
+    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
+    resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
+    resized = as_read(resized, facts, settled.nodata, resized.axes)
+    return ProbePlan(settled, shape, resized, choices.reasons, tuple(notes))
+
+
+def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, choices: Choices) -> None:
+    """The crops of an epoch, the optimiser, its rates and its steps."""
+    decide, get, count = choices.decide, choices.get, facts.count
+    is_kept = get("augment") == "none"
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
     decide("weight_decay", 0.0, "table 10")
     decide("min_lr", 0.0, "table 10")
-    batch = 64
-    while batch * 2 <= min(LARGEST_BATCH if get("augment") == "none" else 1024, facts.count // 16):
-        batch *= 2
-    decide("batch_size", min(batch, facts.count), f"{facts.count:,} images")
+    batch = doubled(64, min(LARGEST_BATCH if is_kept else 1024, count // 16))
+    decide("batch_size", min(batch, count), f"{count:,} images")
     batch = get("batch_size")
     peaks: tuple[float, ...] = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
     if config.is_regression and get("optimizer") == "sgd":
-        peaks = tuple(peak / encoder.width for peak in SQUARED_SGD_RATES)
+        peaks = tuple(peak / width for peak in SQUARED_SGD_RATES)
     rates = tuple(float(f"{peak * 256 / batch:.4g}") for peak in peaks)
     decide("base_lr", rates, "tried side by side, the best is kept")
     if get("min_lr") > 0 and len(get("base_lr")) > 1:
@@ -107,39 +151,23 @@ def settle_probe(
             "of one: give one --base-lr, or leave it out"
         )
     if config.steps is None:
-        wanted = round(STEPS_WANTED * batch / facts.count)
-        decide("epochs", float(max(90, wanted) if get("augment") == "none" else 90), "table 10, or enough steps")
-    epochs = get("epochs") if config.steps is None else config.steps * batch / facts.count
-    decide("warmup_epochs", min(10.0, 0.1 * epochs), "a tenth of the epochs, at most table 10's 10")
-    decide_pace(config.steps if config.steps is not None else max(1, round(epochs * facts.count / batch)), choices)
-    choose_axes(facts, choices)
-    choose_nodata(preprocessing, choices)
-    decide_machine(machine, choices, encoder.width)
-    check_warmup(choices, facts.count)
-    guessed = {"micro_batch_size": config.micro_batch_size or batch}
-    settled = SettledProbe(**{**config.to_dict(), **choices.chosen, **guessed})
-    shape = probe_shape(settled, encoder, num_classes)
-    if facts.channels != encoder.channels and {facts.channels, encoder.channels} != {1, 3}:
-        raise RequestError(
-            f"the model takes {encoder.channels} channels, the images have {facts.channels}: use another --init"
-        )
-    check_scale(preprocessing.dtype, facts, config.value_range)
-    if config.micro_batch_size is None and settled.augment != "none":
-        per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if settled.precision == "bf16" else 4)
-        micro = batch
-        while micro > 2 and micro * per_image > MEMORY_SHARE * machine.memory:
-            micro //= 2
-        choices.reasons["micro_batch_size"] = "all at once" if micro == batch else "what fits into memory"
-        settled = replace(settled, micro_batch_size=micro)
-    if settled.augment == "none":
-        for name in ("crop_scale", "crop_aspect"):
-            choices.reasons.pop(name, None)  # not used, and not worth a word
-    kept = 4 * facts.count * encoder.width
-    if settled.augment == "none" and kept > MEMORY_SHARE * machine.memory:
+        wanted = round(STEPS_WANTED * batch / count)
+        decide("epochs", float(max(90, wanted) if is_kept else 90), "table 10, or enough steps")
+    warmup_epochs = min(10.0, 0.1 * epochs_of(choices, count))
+    decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most table 10's 10")
+    decide_pace(steps_of(choices, count), choices)
+
+
+def _fit_memory(
+    config: SettledProbe, shape: ClassifierShape, facts: DataFacts, machine: Machine, choices: Choices
+) -> None:
+    """A smaller micro-batch of crops. Raises RequestError where features are kept and there is no room for them."""
+    if config.augment != "none":
+        per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if config.precision == "bf16" else 4)
+        decide_micro_batch(choices, lambda micro: micro * per_image, machine, smallest=2)
+        return
+    kept = 4 * facts.count * shape.encoder.width
+    if kept > MEMORY_SHARE * machine.memory:
         raise RequestError(
             f"the features of {facts.count:,} images take {kept / 1e9:.3g} GB: --augment crop computes them as it goes"
         )
-    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
-    resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
-    resized = replace(resized, axes=facts.axes.order or resized.axes, nodata=stored_nodata(settled.nodata))
-    return SettledProbing(settled, shape, resized, choices.reasons, tuple(notes))

@@ -13,26 +13,26 @@ from openmae.errors import shown
 from openmae.machine.device import describe
 from openmae.machine.files import existing, size_words
 from openmae.model import cost
-from openmae.planning.decisions import total_steps
-from openmae.planning.finetune import SettledTuning
+from openmae.planning.decisions import Plan, total_steps
+from openmae.planning.finetune import FinetunePlan
 from openmae.planning.image_size import seen_words
-from openmae.planning.pretrain import Settled, planned_memory
-from openmae.planning.probe import SettledProbing
+from openmae.planning.pretrain import PretrainPlan, planned_memory
+from openmae.planning.probe import ProbePlan
 from openmae.planning.reader_memory import reader_line
 
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
+AnySettled = SettledConfig | SettledFinetune | SettledProbe
 
-def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible: int, held_out: int) -> list[str]:
+
+def plan_lines(settled: PretrainPlan, facts: DataFacts, device: torch.device, visible: int, held_out: int) -> list[str]:
     """The plan, a line a fact. `visible`: patches of an image that the encoder sees."""
     config, shape = settled.config, settled.shape
     c, encoder, decoder = config, shape.encoder, shape.decoder
     steps = total_steps(c, facts.count)
-    epochs = steps * c.batch_size / facts.count
     flops = cost.training_flops(shape, visible)
     parameters = cost.num_parameters(shape)
-    parts = -(-c.batch_size // c.micro_batch_size)
     height, width = encoder.image_size
     lines = [
         f"data       {facts.count:,} {'images' if c.tiles is None else 'tiles'} to train on, {held_out:,} held out; "
@@ -43,19 +43,16 @@ def plan_lines(settled: Settled, facts: DataFacts, device: torch.device, visible
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
         f"encoder sees {visible} ({c.mask} mask); it predicts {c.target}",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
-        f"steps      {steps:,} of {c.batch_size} images"
-        + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
-        + f": {epochs:.4g} epochs",
+        steps_line(c, steps, facts.count),
         f"rate       {rate_words(c)}",
-        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        device_line(c, device),
         *reader_line(facts.largest, c.workers),
         f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(existing(Path(c.out))).free)} free",
     ]
     lines += nodata_lines(facts) + value_lines(settled.notes)
-    lines += [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in settled.reasons.items()]
-    return lines
+    return lines + decided_lines(settled)
 
 
 def nodata_lines(facts: DataFacts) -> list[str]:
@@ -83,14 +80,13 @@ def rate_words(config: SettledConfig | SettledFinetune) -> str:
 
 
 def tuning_lines(
-    tuned: SettledTuning, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
+    tuned: FinetunePlan, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
 ) -> list[str]:
     """The plan of a fine-tuning, a line a fact."""
     c, encoder = tuned.config, tuned.shape.encoder
     count = len(data.train)
     flops = cost.classifier_flops(tuned.shape, c.blocks)
     what = "the head alone" if c.blocks == 0 else "everything" if c.blocks is None else f"the last {c.blocks:g} blocks"
-    parts = -(-c.batch_size // c.micro_batch_size)
     lines = [
         f"data       {count:,} labelled images to train on, {target_words(data)}"
         + (", several labels an image" if data.is_multi_label else "")
@@ -102,16 +98,13 @@ def tuning_lines(
         + (f"from {c.init}" if not c.is_from_scratch else "from scratch")
         + f"; {what} of {cost.classifier_parameters(tuned.shape) / 1e6:.1f} M parameters trained",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * num_steps * c.batch_size / 1e15:.3g} PFLOP in all",
-        f"steps      {num_steps:,} of {c.batch_size} images"
-        + (f" ({parts} x {c.micro_batch_size})" if parts > 1 else "")
-        + f": {num_steps * c.batch_size / count:.4g} epochs",
+        steps_line(c, num_steps, count),
         f"rate       {rate_words(c)}; each layer's is {c.layer_decay:g} of the next one's",
-        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        device_line(c, device),
         *reader_line(facts.largest, c.workers),
     ]
     lines += nodata_lines(facts) + value_lines(tuned.notes)
-    lines += label_lines(data)
-    return lines + decided_lines(c, tuned.reasons)
+    return lines + label_lines(data) + decided_lines(tuned, left_out="as --init")
 
 
 def target_words(data: LabelledData) -> str:
@@ -135,14 +128,31 @@ def label_lines(data: LabelledData) -> list[str]:
     return lines
 
 
-def decided_lines(config: SettledFinetune | SettledProbe, reasons: dict[str, str]) -> list[str]:
-    """What was decided and why; what simply is the pre-trained model's is left out."""
-    told = {name: why for name, why in reasons.items() if why != "as --init"}
-    return [f"  {flag_of(name)} {words(config, name)}: {why}" for name, why in told.items()]
+def steps_line(config: AnySettled, steps: int, count: int) -> str:
+    """The run's length, and in how many parts a step is computed where it is not at once."""
+    batch, parts = config.batch_size, -(-config.batch_size // config.micro_batch_size)
+    in_parts = f" ({parts} x {config.micro_batch_size})" if parts > 1 else ""
+    return f"steps      {steps:,} of {batch} images{in_parts}: {steps * batch / count:.4g} epochs"
+
+
+def device_line(config: AnySettled, device: torch.device) -> str:
+    """What computes, and how many processes read."""
+    readers = f"{config.workers} reader process{'es' if config.workers != 1 else ''}"
+    return f"device     {describe(device)}, {config.precision}, {readers}"
+
+
+def decided_lines(plan: Plan, left_out: str | None = None) -> list[str]:
+    """What was decided and why.
+
+    Args:
+        left_out: the reason of what is not worth a line.
+    """
+    told = {name: why for name, why in plan.reasons.items() if why != left_out}
+    return [f"  {flag_of(name)} {words(plan.config, name)}: {why}" for name, why in told.items()]
 
 
 def probing_lines(
-    settled: SettledProbing, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
+    settled: ProbePlan, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
 ) -> list[str]:
     """The plan of a linear probe, a line a fact."""
     c, encoder, count = settled.config, settled.shape.encoder, len(data.train)
@@ -160,18 +170,14 @@ def probing_lines(
         f"rate       {rates} = base rates x batch {c.batch_size} / 256 ({c.optimizer}); "
         f"{c.warmup_epochs:.3g} epochs of warm-up, then a cosine to {c.min_lr:g}"
         + (f"; the best is chosen {chosen}" if len(c.base_lr) > 1 else ""),
-        f"device     {describe(device)}, {c.precision}, {c.workers} reader process{'es' if c.workers != 1 else ''}",
+        device_line(c, device),
         *reader_line(facts.largest, c.workers),
     ]
     lines += nodata_lines(facts) + value_lines(settled.notes)
-    lines += label_lines(data)
-    lines += [
-        f"  {flag_of(name)} {words(c, name)}: {why}" for name, why in settled.reasons.items() if why != "as --init"
-    ]
-    return lines
+    return lines + label_lines(data) + decided_lines(settled, left_out="as --init")
 
 
-def words(config: SettledProbe | SettledConfig | SettledFinetune, name: str) -> str:
+def words(config: AnySettled, name: str) -> str:
     value = getattr(config, name)
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)

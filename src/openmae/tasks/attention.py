@@ -21,7 +21,7 @@ from openmae.machine.device import total_memory
 from openmae.machine.files import disk_faults, written_aside
 from openmae.model.attention_maps import class_attention
 from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
-from openmae.planning.decisions import MEMORY_SHARE
+from openmae.planning.micro_batch import MEMORY_SHARE
 
 LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too

@@ -11,6 +11,7 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine import parallel
 from openmae.machine.device import default_workers, has_bf16, peak_memory, total_memory, use_device
 from openmae.machine.parallel import Processes, parallelise
+from openmae.planning import decisions
 from openmae.planning.decisions import Machine
 from openmae.run.recovery import smaller_micro_batch
 from openmae.tasks.pretrain import pretrain as task
@@ -61,7 +62,8 @@ def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name)
     monkeypatch.setattr(
         "openmae.run.open_run.run_loop", lambda training, *rest: seen.append(training) or {"status": "complete"}
     )
-    monkeypatch.setattr(task, "look_at", lambda *asked, look=task.look_at, **options: on_cpu(look, *asked, **options))
+    look = decisions.look_at
+    monkeypatch.setattr(decisions, "look_at", lambda *asked, **options: on_cpu(look, *asked, **options))
     visible = MaskSampler.num_visible.fget
     monkeypatch.setattr(MaskSampler, "num_visible", property(lambda masks: on_cpu(visible, masks)))
     with stand_in() as gpu:

@@ -45,8 +45,10 @@ def without_test(data: LabelledData) -> LabelledData:
     return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
 
 
-def check_classes(earlier: Earlier, data: LabelledData) -> None:
-    """Raise RequestError where DATA has not the classes, or the columns of numbers, that the run began with."""
+def check_classes(earlier: Earlier | None, data: LabelledData) -> None:
+    """Raise RequestError where DATA has not the classes, or columns of numbers, of the run's earlier start (if any)."""
+    if earlier is None:
+        return
     columns = earlier.state.get("columns", [])
     if columns != list(data.columns):
         raise RequestError(

@@ -9,7 +9,7 @@ from openmae.inference.predict import predict
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
-from openmae.planning.finetune import SettledTuning
+from openmae.planning.finetune import FinetunePlan
 from openmae.tasks.classification.classification import named_figures
 from openmae.tasks.finetune.averaged_checkpoint import averaged
 from openmae.training.average import Average
@@ -23,7 +23,7 @@ class TuningFigures:
 
     def __init__(
         self,
-        tuned: SettledTuning,
+        tuned: FinetunePlan,
         data: LabelledData,
         model: Classifier,
         average: Average | None,

@@ -12,17 +12,14 @@ from openmae.data.augment import Augmentation, fill_colour
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import Oversampled, targets_of
 from openmae.data.loader import Batch, Stream
-from openmae.data.preprocess import DataFacts, look_at
-from openmae.errors import RequestError
 from openmae.interchange.incoming.reading import Hints
-from openmae.interchange.init import read_described, read_init
+from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder
-from openmae.interchange.stored import Described
 from openmae.machine.parallel import parallelise
 from openmae.model import cost
 from openmae.model.heads import Classifier
-from openmae.planning.decisions import Machine, cosine, total_steps
-from openmae.planning.finetune import SettledTuning, settle_finetune
+from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.finetune import FinetunePlan, plan_finetune
 from openmae.planning.summary_lines import tuning_lines
 from openmae.run.evaluators import Evaluator
 from openmae.run.folder import check_outside
@@ -45,7 +42,6 @@ from openmae.tasks.finetune.averaged_checkpoint import put_back, save_averaged
 from openmae.tasks.finetune.figures import TuningFigures
 from openmae.tasks.finetune.step import TuningStep, train_step
 from openmae.training.average import Average
-from openmae.training.checkpoint import MODEL
 from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import adamw_of, layer_decay_groups
 
@@ -74,7 +70,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         asked = replace(asked, task=data.task)
         if asked.report == "held-out":
             data = without_test(data)
-        plan, facts = decide(run, asked, init, data)
+        check_classes(run.earlier, data)
+        plan, facts = plan_finetune(asked, init, data, device, processes.local_count, run.earlier)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
         run.check_shares(chosen.batch_size, 2 if chosen.mixup or chosen.cutmix else 1)
         stream, task = make_stream(plan, data), TuningStep(plan, data, device, processes)
@@ -143,7 +140,7 @@ def make_optimizer(model: Classifier, config: SettledFinetune) -> torch.optim.Op
 
 
 def report(
-    run: Run[SettledFinetune], model: Classifier, figures: TuningFigures, plan: SettledTuning, data: LabelledData
+    run: Run[SettledFinetune], model: Classifier, figures: TuningFigures, plan: FinetunePlan, data: LabelledData
 ) -> dict[str, Any]:
     """The final figure, on images that decided nothing."""
     model.eval()
@@ -155,31 +152,7 @@ def report(
     return {**named_figures(predictions), **counts_of(data)}
 
 
-def decide(
-    run: Run[SettledFinetune], config: FinetuneConfig, init: Described | None, data: LabelledData
-) -> tuple[SettledTuning, DataFacts | None]:
-    """The settings of the run: those of its earlier start, or new ones after a look at the data.
-
-    Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
-    """
-    if (earlier := run.earlier) is not None:
-        check_classes(earlier, data)
-        assert earlier.checkpoint is not None
-        like = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
-        tuned = SettledTuning.of(earlier.config, data.num_outputs, earlier.preprocessing, like)
-        return replace(tuned, config=replace(tuned.config, device=str(run.device))), None
-    try:
-        facts = look_at(data.train, beside=data.parts)
-    except RequestError as error:
-        raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(run.device, run.processes.local_count, facts.largest)
-    start = None if init is None else (init.encoder_shape, init.preprocessing)
-    tuned = settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start)
-    return replace(tuned, config=replace(tuned.config, device=str(run.device))), facts
-
-
-def make_stream(tuned: SettledTuning, data: LabelledData) -> Stream:
+def make_stream(tuned: FinetunePlan, data: LabelledData) -> Stream:
     """The endless stream of the run's training samples."""
     config, preprocessing = tuned.config, tuned.preprocessing
     has_rand_augment = config.rand_augment != "none"

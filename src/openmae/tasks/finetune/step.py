@@ -13,7 +13,7 @@ from openmae.data.preprocess import normalise
 from openmae.inference.regression import squared_error, standardised
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
-from openmae.planning.finetune import SettledTuning
+from openmae.planning.finetune import FinetunePlan
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
@@ -23,7 +23,7 @@ from openmae.training.copy_ahead import StepInputs
 class TuningStep:
     """What a training step needs beside model and optimiser."""
 
-    def __init__(self, tuned: SettledTuning, data: LabelledData, device: torch.device, processes: Processes) -> None:
+    def __init__(self, tuned: FinetunePlan, data: LabelledData, device: torch.device, processes: Processes) -> None:
         c = tuned.config
         self.tuned, self.device, self.processes = tuned, device, processes
         self.is_multi_label, self.scale = data.is_multi_label, data.scale

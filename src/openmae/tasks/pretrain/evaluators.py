@@ -10,7 +10,7 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
 from openmae.planning.decisions import total_steps
-from openmae.planning.pretrain import Settled
+from openmae.planning.pretrain import PretrainPlan
 from openmae.run.evaluators import Evaluator
 from openmae.run.health import FEWEST_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
 from openmae.run.progress import Progress
@@ -22,7 +22,7 @@ from openmae.training.telemetry import read_lines
 
 def make_evaluators(
     config: SettledConfig,
-    settled: Settled,
+    settled: PretrainPlan,
     data: TrainingData,
     masks: MaskSampler,
     model: MAE,

@@ -1,7 +1,6 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,22 +10,21 @@ from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfi
 from openmae.config.checks import OFF
 from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
-from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_described, read_init
 from openmae.interchange.load_weights import load_weights, start_pretraining
-from openmae.interchange.stored import Described
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
-from openmae.planning.decisions import Machine, cosine, total_steps
-from openmae.planning.pretrain import Settled, settle
+from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.pretrain import PretrainPlan, plan_pretrain
 from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
 from openmae.run.folder import Earlier, remember_no_compile
 from openmae.run.model_input import ModelInput, counted_patches
-from openmae.run.open_run import Run, open_run
+from openmae.run.open_run import open_run
 from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data
@@ -56,7 +54,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if run.is_new and asked.init is not None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
         data = open_training_data(asked, None if init is None else init.preprocessing)
-        plan, facts = decide(run, init, data)
+        plan, facts = plan_pretrain(asked, init, data, device, processes.local_count, run.earlier)
         chosen, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         masks, num_steps = mask_sampler(chosen, shape), total_steps(chosen, len(data.train))
         run.check_shares(chosen.batch_size)
@@ -120,7 +118,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def new_lines(
-    plan: Settled, data: TrainingData, facts: DataFacts, device: torch.device, masks: MaskSampler
+    plan: PretrainPlan, data: TrainingData, facts: DataFacts, device: torch.device, masks: MaskSampler
 ) -> list[str]:
     """What is said of a run that begins: the data, and what was decided."""
     held_out = len(data.held_out) if data.held_out is not None else 0
@@ -136,7 +134,7 @@ def watch_lines(config: SettledConfig) -> list[str]:
     return [f"watched    {line}" for line in watched_data.told]
 
 
-def prepare(part: Batch, settled: Settled, masks: MaskSampler, device: torch.device) -> ModelInput:
+def prepare(part: Batch, settled: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
     images, masking = model_input(part, settled.preprocessing, device), masks(part.keys)
     counted = counted_patches(part.empty, masking)
@@ -197,35 +195,6 @@ def train_step(
     return accumulated_step(
         model, optimizer, parts, lambda part: loss_of(model, part, config.precision) * next(shares), processes
     )
-
-
-def decide(run: Run[SettledConfig], init: Described | None, data: TrainingData) -> tuple[Settled, DataFacts | None]:
-    """The settings of the run: those of its earlier start, or new ones after a look at the data.
-
-    Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
-    """
-    config, device = run.requested, run.device
-    if (earlier := run.earlier) is not None:
-        assert earlier.checkpoint is not None
-        encoder = read_described(earlier.checkpoint.folder / MODEL).encoder_shape
-        return Settled(replace(earlier.config, device=str(device)), earlier.preprocessing, {}, encoder), None
-    try:
-        facts = look_at(data.train, beside=() if data.held_out is None else [data.held_out])
-    except RequestError as error:
-        raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(device, run.processes.local_count, facts.largest)
-    settled = settle(config, facts, machine, init)
-    settled = replace(settled, config=replace(settled.config, device=str(device)))
-    if config.held_out is None:
-        count = data.num_held_out
-        why = "of the validation part, or a twentieth of the images: never trained on"
-        settled = replace(
-            settled,
-            config=replace(settled.config, held_out=count),
-            reasons={**settled.reasons, "held_out": why if count else "too few images"},
-        )
-    return settled, facts
 
 
 def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:

@@ -22,7 +22,7 @@ from openmae.inference.regression import standardised
 from openmae.machine.parallel import Processes
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
-from openmae.planning.probe import SettledProbing
+from openmae.planning.probe import ProbePlan
 from openmae.run.batches import Batches, names_of_step
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run
@@ -43,7 +43,7 @@ class Reader:
 
 
 def features_of(
-    encoder: EncoderModel, settled: SettledProbing, processes: Processes, source: Source, title: str
+    encoder: EncoderModel, settled: ProbePlan, processes: Processes, source: Source, title: str
 ) -> Features:
     """The pooled features of all images, computed once. Raises RequestError where none can be read."""
     config = settled.config
@@ -64,7 +64,7 @@ def features_of(
 
 def make_reader(
     run: Run[SettledProbe],
-    settled: SettledProbing,
+    settled: ProbePlan,
     data: LabelledData,
     kept: Features | None,
     classifier: Classifier,

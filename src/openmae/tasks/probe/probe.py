@@ -8,19 +8,18 @@ import torch
 
 from openmae.config import ProbeConfig, SettledProbe
 from openmae.data.labels.labelled import LabelledData
-from openmae.data.preprocess import DataFacts, look_at
 from openmae.errors import RequestError
 from openmae.inference.features import Features, check_readable
 from openmae.inference.models import EncoderModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
-from openmae.interchange.stored import Described, hash_of
+from openmae.interchange.stored import hash_of
 from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import parallelise
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
-from openmae.planning.decisions import Machine, cosine, total_steps
-from openmae.planning.probe import SettledProbing, settle_probe
+from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.probe import ProbePlan, plan_probe
 from openmae.planning.summary_lines import probing_lines
 from openmae.run.evaluators import Evaluator
 from openmae.run.folder import Earlier, check_outside
@@ -63,7 +62,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
         asked = replace(asked, task=data.task)
-        plan, facts = decide(run, asked, init, data)
+        check_classes(run.earlier, data)
+        plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.earlier)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
         check_parts(chosen, processes)
 
@@ -131,7 +131,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
 class Outcome:
     """What the heads say of the images they are chosen by, and of those that are reported."""
 
-    plan: SettledProbing
+    plan: ProbePlan
     data: LabelledData
     probes: Probes
     classifier: Classifier
@@ -169,28 +169,6 @@ def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
         print(rate_lines(rates, found, number, data))
     choice = {"chosen_base_lr": rates[number], "chosen_by": chosen_by(data)}
     return {**named_figures(predictions), **choice, **counts_of(data)}
-
-
-def decide(
-    run: Run[SettledProbe], config: ProbeConfig, init: Described, data: LabelledData
-) -> tuple[SettledProbing, DataFacts | None]:
-    """The settings of the run: those of its earlier start, or new ones after a look at the data.
-
-    Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
-    """
-    encoder, preprocessing = init.encoder_shape, init.preprocessing
-    if (earlier := run.earlier) is not None:
-        check_classes(earlier, data)
-        settled = SettledProbing.of(earlier.config, encoder, data.num_outputs, earlier.preprocessing)
-        return replace(settled, config=replace(settled.config, device=str(run.device))), None
-    try:
-        facts = look_at(data.train, beside=data.parts)
-    except RequestError as error:
-        raise RequestError(f"{config.dataset}: {error}") from None
-    machine = Machine.of(run.device, run.processes.local_count, facts.largest)
-    settled = settle_probe(config, facts, data.num_outputs, machine, encoder, preprocessing)
-    return replace(settled, config=replace(settled.config, device=str(run.device))), facts
 
 
 def check_encoder(earlier: Earlier[SettledProbe], encoder_hash: str) -> None:

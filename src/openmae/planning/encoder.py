@@ -1,0 +1,104 @@
+"""The encoder's shape: decided where it is left open, and checked against the images."""
+
+from typing import Protocol
+
+from openmae.config import SIZES, ViTShape, pair
+from openmae.data.preprocess import DataFacts
+from openmae.errors import RequestError
+from openmae.planning.decisions import Choices, Machine
+from openmae.planning.image_size import image_size_for
+
+
+class HasEncoder(Protocol):
+    """A settled config that describes an encoder."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def patch_size(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+
+
+def encoder_shape(config: HasEncoder, like: ViTShape | None = None) -> ViTShape:
+    """The encoder that a settled config describes. Raises RequestError where the numbers do not fit together.
+
+    Args:
+        like: the encoder to start from, for what no setting names (layer scale, relative positions, the eps of its
+            norms).
+    """
+    c = config
+    encoder = ViTShape(
+        image_size=c.size,
+        patch_size=c.patch_size,
+        channels=c.channels,
+        width=c.width,
+        depth=c.depth,
+        num_heads=c.num_heads,
+    )
+    return encoder if like is None else like.resized(encoder.image_size, encoder.patch_size)
+
+
+def check_channels(facts: DataFacts, channels: int, refusal: str) -> None:
+    """Raise RequestError, in these words, unless the images have the channels, or are grey or RGB for the other."""
+    if facts.channels != channels and {facts.channels, channels} != {1, 3}:
+        raise RequestError(refusal)
+
+
+def decide_model(facts: DataFacts, machine: Machine, choices: Choices) -> None:
+    """The encoder's shape, the image size and the patches."""
+    decide, get = choices.decide, choices.get
+    if get("width") is None or get("depth") is None or get("num_heads") is None:
+        if get("width") is None and get("depth") is None:
+            decide("model", *_model_for(facts.count, machine.device))
+        decide_size(choices, get("model") or "tiny")
+        decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
+    if get("image_size") is None:
+        largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
+        is_huge = get("model") == "huge"
+        patch, image_size, why = image_size_for(
+            facts, largest, get("patch_size"), is_huge=is_huge, device=machine.device
+        )
+        height, width = pair(image_size)
+        decide("patch_size", patch, f"for images of {image_size if height == width else f'{height}x{width}'} px")
+        decide("image_size", image_size, why)
+    elif get("patch_size") is None:
+        size = get("image_size")
+        sides = (size, size) if isinstance(size, int) else size
+        wish = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
+        wish = min(wish, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else wish)
+        smallest = wish // 2 if min(sides) >= 16 else 1
+        sizes = [p for p in (wish, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1) if smallest <= p <= wish]
+        fitting = [p for p in sizes if all(s % p == 0 for s in sides)]
+        # None that divides: the smallest of all sizes would do, but thousands of tokens are no default.
+        decide("patch_size", fitting[0] if fitting else wish, f"for images of {sides[0]}x{sides[1]} px")
+
+
+def decide_size(choices: Choices, model: str) -> None:
+    """Width, depth and heads of a named size."""
+    decide, get = choices.decide, choices.get
+    width, depth, heads, _ = SIZES[model]
+    if get("width") is None:  # a size's heads are for its own width
+        decide("num_heads", heads, f"of {model}")
+    decide("width", width, f"of {model}")
+    decide("depth", depth, f"of {model}")
+
+
+def _model_for(count: int, device: str) -> tuple[str, str]:
+    if device == "cpu":
+        return "tiny", "training on a CPU"
+    for size, most in (("tiny", 20_000), ("small", 200_000), ("base", 2_000_000)):
+        if count < most:
+            return size, f"{count:,} images"
+    return "large", f"{count:,} images"
+
+
+def heads_for(width: int, head_width: int) -> int:
+    """The number of heads whose width comes nearest to `head_width` and divides `width`."""
+    return min((n for n in range(1, min(width, 1024) + 1) if width % n == 0), key=lambda n: abs(width / n - head_width))

@@ -1,0 +1,79 @@
+"""How raw values become the model's input, decided where it is left open."""
+
+from dataclasses import replace
+
+from openmae.config import Preprocessing, SettledConfig, SettledFinetune
+from openmae.config.checks import MARKED
+from openmae.data.decoding.nodata import nodata_of, stored_nodata
+from openmae.data.decoding.npy import CHANNELS_LAST
+from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.errors import RequestError
+from openmae.planning.decisions import Choices
+
+
+def decide_statistics(facts: DataFacts, choices: Choices) -> None:
+    """How raw values become the model's input."""
+    decide, get = choices.decide, choices.get
+    decide("background", 1.0, "white")
+    decide("channels", facts.channels, "what the images have")
+    decide("value_range", facts.value_range, f"of {facts.dtype} data")
+    alike = facts.channels == 3 and facts.dtype == "uint8"
+    decide(
+        "statistics",
+        "imagenet" if alike else "measured",
+        "not used: --mean and --std are given"
+        if get("mean") is not None
+        else "colour photographs"
+        if alike
+        else f"{facts.channels} channels of {facts.dtype}",
+    )
+    if get("statistics") == "imagenet":
+        mean, std = imagenet_statistics(get("channels"))
+    else:
+        low, high = get("value_range")
+        mean = tuple(round((value - low) / (high - low), 4) for value in facts.mean)
+        std = tuple(round(value / (high - low), 4) for value in facts.std)
+        if get("channels") != facts.channels:  # grey shown as RGB or the reverse
+            mean = (sum(mean) / len(mean),) * get("channels")
+            std = (sum(std) / len(std),) * get("channels")
+    decide("mean", mean, f"{get('statistics')} statistics")
+    decide("std", std, f"{get('statistics')} statistics")
+
+
+def choose_axes(facts: DataFacts, choices: Choices) -> None:
+    """The order of axes that the data was opened with."""
+    choices.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
+
+
+def choose_nodata(model: Preprocessing | None, choices: Choices) -> None:
+    """Which values stand for none, as the data was read."""
+    setting = nodata_of(choices.config.nodata, model)
+    choices.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
+
+
+def preprocessing_of(config: SettledConfig | SettledFinetune, dtype: str, margin: float = 1.0) -> Preprocessing:
+    """How images become the model's input, as far as settings say it."""
+    return Preprocessing(
+        channels=config.channels,
+        value_range=config.value_range,
+        mean=config.mean,
+        std=config.std,
+        image_size=config.size,
+        background=config.background,
+        dtype=dtype,
+        margin=margin,
+    )
+
+
+def as_read(preprocessing: Preprocessing, facts: DataFacts, nodata: str | float, axes: str | None) -> Preprocessing:
+    """The same with what the data was read by: its order of axes, or else `axes`, and what stands for none."""
+    return replace(preprocessing, axes=facts.axes.order or axes, nodata=stored_nodata(nodata))
+
+
+def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:
+    """Raise RequestError where floats meet a model of integers, or the reverse, and nobody says what becomes what."""
+    if (value_range or facts.stated_range) is None and "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
+        raise RequestError(
+            f"the model takes {dtype} images, these are {facts.dtype}: --value-range LOW HIGH says which of their "
+            "values become its 0 and 1"
+        )
