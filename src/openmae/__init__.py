@@ -29,6 +29,7 @@ from openmae.config import (
     RobustnessConfig,
 )
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from openmae.tasks.reconstruct import reconstruct
     from openmae.tasks.robustness.robustness import robustness
 
-__version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
     "BenchConfig",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import openmae
 from openmae.config import (
     FinetuneConfig,
     LabelledConfig,
@@ -31,6 +30,7 @@ from openmae.training.checkpoint import (
     newest_checkpoint,
     verify,
 )
+from openmae.version import __version__
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
@@ -216,7 +216,7 @@ def begin(
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
+    record = {"openmae": __version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
     record |= {"parts": parts} if parts else {}
     with disk_faults(run):
         write_json(run / "config.json", record)

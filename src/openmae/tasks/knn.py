@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import openmae
 from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labels.labelled import LabelledData, open_labelled
@@ -37,6 +36,7 @@ from openmae.planning.summary_lines import label_lines, target_words
 from openmae.run.lock import check_place, held
 from openmae.tasks.classification.classification import number_words
 from openmae.tasks.classification.regression_report import write_regression_report
+from openmae.version import __version__
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             if data.scale is not None:
                 title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
                 write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            record = {"openmae": openmae.__version__, **chosen.to_dict(), "parts": data.taken}
+            record = {"openmae": __version__, **chosen.to_dict(), "parts": data.taken}
             with disk_faults(run):
                 write_json(run / "config.json", {**record, "preprocessing": preprocessing.to_dict()})
                 write_json(run / "summary.json", summary)  # last: a run that says complete is

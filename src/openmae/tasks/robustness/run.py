@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import openmae
 from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
@@ -16,6 +15,7 @@ from openmae.run.lock import check_place, held
 from openmae.run.training_data import check_outside
 from openmae.tasks.robustness.report import Measured, Row
 from openmae.training.telemetry import read_lines
+from openmae.version import __version__
 
 ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
 
@@ -64,7 +64,7 @@ def begin(
     with disk_faults(run):
         run.mkdir(parents=True, exist_ok=True)
     lock.enter_context(held(run))
-    record = {"openmae": openmae.__version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
+    record = {"openmae": __version__, **config.to_dict(), "preprocessing": preprocessing.to_dict()}
     with disk_faults(run):
         write_json(run / "config.json", record)
         write_json(run / "summary.json", {"status": "running"})
