@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import openmae
-from openmae.cli import TASKS, run
+from openmae.cli import run
+from openmae.commands import COMMANDS
 
 TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
 TINY += " --device cpu --precision fp32 --workers 0"
@@ -364,7 +365,7 @@ def help_of(capsys, *command):
 def test_help_names_the_commands(capsys):
     said = help_of(capsys)
     listed = re.findall(r"^\W*([a-z]+) {2,}\w", said, re.MULTILINE)
-    assert set(TASKS.values()) <= set(listed)
+    assert {command.name for command in COMMANDS} <= set(listed)
 
 
 def test_help_of_pretrain_names_every_flag(capsys):

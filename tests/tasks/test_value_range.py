@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openmae.cli import TASKS
+from openmae.commands import COMMANDS
 from openmae.config import (
     AttentionConfig,
     EmbedConfig,
@@ -92,8 +92,8 @@ def features(data, run, out, **settings):
 
 
 def test_every_command_with_images_takes_the_flag():
-    taken = {name for config, name in TASKS.items() if "value_range" in {f.name for f in fields(config)}}
-    assert taken == set(TASKS.values()) - WITHOUT_IMAGES
+    taken = {command.name for command in COMMANDS if "value_range" in {f.name for f in fields(command.config)}}
+    assert taken == {command.name for command in COMMANDS} - WITHOUT_IMAGES
     for config in (KnnConfig, EmbedConfig):
         with pytest.raises(RequestError, match="--value-range"):
             config(data="d", init="i", out="o.npz", value_range=(3.0, 3.0))
