@@ -16,7 +16,7 @@ import tyro
 
 from openmae.commands import COMMANDS, Command
 from openmae.config import SPLITS, PackConfig, check_name, flag_of
-from openmae.config.checks import nodata_setting
+from openmae.config.checks import NONE_IS_OFF, nodata_setting
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.version import __version__
 
@@ -29,6 +29,7 @@ def _subcommand(command: Command) -> Any:
     It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
     """
     config: Any = command.config
+    off = {field.name for field in fields(config) if field.metadata == NONE_IS_OFF}
     annotations: dict[str, Any] = {}
     for setting, hint in get_type_hints(config).items():
         if setting in command.positional:
@@ -40,7 +41,7 @@ def _subcommand(command: Command) -> Any:
         elif type(None) in get_args(hint):
             kinds = [kind for kind in get_args(hint) if kind is not type(None)]
             metavar = "PATH" if setting in SPLITS else "|".join(METAVARS[kind] for kind in kinds)
-            hint_of_default = "(default: none)" if setting in OFF else "(default: decided)"
+            hint_of_default = "(default: none)" if setting in off else "(default: decided)"
             shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint_of_default)
             annotations[setting] = Annotated[hint, shown]
     body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
@@ -49,25 +50,6 @@ def _subcommand(command: Command) -> Any:
     return Annotated[shown_config, tyro.conf.subcommand(command.name, prefix_name=False)]
 
 
-# Settings whose None is no open question.
-OFF = {
-    "json",
-    "recipe",
-    "labels",
-    "label_file",
-    "blocks",
-    "watch",
-    "layer",
-    "mask_file",
-    "init",
-    "out",
-    "limit",
-    "tiles",
-    "push",
-    "train",
-    "val",
-    "test",
-}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
