@@ -23,9 +23,9 @@ from openmae.config import (
     ReconstructConfig,
 )
 from openmae.data.augment import Augmentation
+from openmae.data.depths import look_at_depths
 from openmae.data.loader import Stream, collate
 from openmae.data.preprocess import look_at
-from openmae.data.scale import look_at_depths
 from openmae.data.sources.open import open_source
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import split_held_out
