@@ -395,6 +395,12 @@ def test_help_of_other_commands(capsys, command, flags):
     assert all(flag in said for flag in flags)
 
 
+def test_help_tells_what_is_decided_from_what_is_off(capsys):
+    said = help_of(capsys, "knn")
+    for flag, default in (("--layer", "none"), ("--test", "none"), ("--task", "decided"), ("--workers", "decided")):
+        assert re.search(rf"^\W*{flag} .*?\(default:\s+(\w+)", said, re.DOTALL | re.MULTILINE)[1] == default
+
+
 # --- in a process of its own ---
 
 
