@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # A stamp carries what the set-up depends on, so it goes stale by content and not by time.
-KEY := $(shell { cat requirements/run.txt requirements/test.txt pyproject.toml; grep __version__ src/openmae/__init__.py; } | cksum | cut -d ' ' -f 1)
+KEY := $(shell cat requirements/run.txt requirements/test.txt pyproject.toml src/openmae/version.py | cksum | cut -d ' ' -f 1)
 RUN_STAMP := $(VENV)/.run-$(KEY)
 TEST_STAMP := $(VENV)/.test-$(KEY)
 

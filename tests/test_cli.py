@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import openmae
-from openmae.cli import TASKS, run
+from openmae.cli import run
+from openmae.commands import COMMANDS
 
 TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
 TINY += " --device cpu --precision fp32 --workers 0"
@@ -364,7 +365,7 @@ def help_of(capsys, *command):
 def test_help_names_the_commands(capsys):
     said = help_of(capsys)
     listed = re.findall(r"^\W*([a-z]+) {2,}\w", said, re.MULTILINE)
-    assert set(TASKS.values()) <= set(listed)
+    assert {command.name for command in COMMANDS} <= set(listed)
 
 
 def test_help_of_pretrain_names_every_flag(capsys):
@@ -392,6 +393,12 @@ def test_help_of_pretrain_names_every_flag(capsys):
 def test_help_of_other_commands(capsys, command, flags):
     said = help_of(capsys, command)
     assert all(flag in said for flag in flags)
+
+
+def test_help_tells_what_is_decided_from_what_is_off(capsys):
+    said = help_of(capsys, "knn")
+    for flag, default in (("--layer", "none"), ("--test", "none"), ("--task", "decided"), ("--workers", "decided")):
+        assert re.search(rf"^\W*{flag} .*?\(default:\s+(\w+)", said, re.DOTALL | re.MULTILINE)[1] == default
 
 
 # --- in a process of its own ---

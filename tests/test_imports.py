@@ -1,5 +1,6 @@
 """What `import openmae` costs, and the names that no module may have."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -54,6 +55,23 @@ def test_the_probe_sees_a_heavy_import():
 
 def test_version_is_the_installed_one():
     assert openmae.__version__ == metadata.version("openmae")
+
+
+def importers_of_the_package() -> set[str]:
+    """The modules that import `openmae` itself and not a part of it."""
+    found = set()
+    for path in SOURCES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (isinstance(node, ast.Import) and "openmae" in {name.name for name in node.names}) or (
+                isinstance(node, ast.ImportFrom) and (node.level, node.module) == (0, "openmae")
+            ):
+                found.add(path.relative_to(SOURCES).as_posix())
+    return found
+
+
+def test_no_module_imports_the_package_itself():
+    """`openmae` knows every command, so an import of it points up: the version stands in `version.py`."""
+    assert not importers_of_the_package()
 
 
 def test_no_module_is_named_for_leftovers():

@@ -12,6 +12,7 @@ when something is used that needs it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from openmae.commands import COMMANDS
 from openmae.config import (
     AttentionConfig,
     BenchConfig,
@@ -29,6 +30,7 @@ from openmae.config import (
     RobustnessConfig,
 )
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from openmae.tasks.reconstruct import reconstruct
     from openmae.tasks.robustness.robustness import robustness
 
-__version__ = "0.1.0"
 __all__ = [
     "AttentionConfig",
     "BenchConfig",
@@ -86,29 +87,12 @@ __all__ = [
     "robustness",
 ]
 
-_LAZY = {
-    "Model": "openmae.inference.load",
-    "load": "openmae.inference.load",
-    "ClassifierModel": "openmae.inference.load",
-    "RegressionModel": "openmae.inference.load",
-    "attention": "openmae.tasks.attention",
-    "convert": "openmae.tasks.convert",
-    "bench": "openmae.benchmarks.bench",
-    "demo": "openmae.tasks.demo",
-    "embed": "openmae.tasks.embed",
-    "experiment": "openmae.experiments.experiment",
-    "inspect": "openmae.tasks.inspect.inspect",
-    "knn": "openmae.tasks.knn",
-    "finetune": "openmae.tasks.finetune.finetune",
-    "pack": "openmae.tasks.pack.pack",
-    "pretrain": "openmae.tasks.pretrain.pretrain",
-    "probe": "openmae.tasks.probe.probe",
-    "reconstruct": "openmae.tasks.reconstruct",
-    "robustness": "openmae.tasks.robustness.robustness",
-}
+_MODULES = {command.name: command.module for command in COMMANDS} | dict.fromkeys(
+    ("ClassifierModel", "Model", "RegressionModel", "load"), "openmae.inference.load"
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

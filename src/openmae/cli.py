@@ -1,8 +1,10 @@
 """The command line: joins a command to a task and an ending to an exit code."""
 
 import contextlib
+import functools
 import io
 import itertools
+import operator
 import os
 import re
 import signal
@@ -12,41 +14,25 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import tyro
 
-import openmae
-from openmae.config import (
-    SPLITS,
-    AttentionConfig,
-    BenchConfig,
-    ConvertConfig,
-    DemoConfig,
-    EmbedConfig,
-    ExperimentConfig,
-    FinetuneConfig,
-    InspectConfig,
-    KnnConfig,
-    PackConfig,
-    PartSettings,
-    PretrainConfig,
-    ProbeConfig,
-    ReconstructConfig,
-    RobustnessConfig,
-    check_name,
-    flag_of,
-)
-from openmae.config.checks import nodata_setting
+from openmae.commands import COMMANDS, Command
+from openmae.config import SPLITS, PackConfig, check_name, flag_of
+from openmae.config.checks import NONE_IS_OFF, nodata_setting
 from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.version import __version__
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
 
 
-def _command(config: type, name: str, *positional: str) -> Any:
-    """A config as a subcommand: some settings without a flag, open settings shown as what they are.
+def _subcommand(command: Command) -> Any:
+    """A command for tyro: some settings without a flag, open settings shown as what they are.
 
     It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
     """
+    config: Any = command.config
+    off = {field.name for field in fields(config) if field.metadata == NONE_IS_OFF}
     annotations: dict[str, Any] = {}
     for setting, hint in get_type_hints(config).items():
-        if setting in positional:
+        if setting in command.positional:
             shown = tyro.conf.arg(metavar=setting.upper())
             if setting in ("data", "path") and type(None) in get_args(hint):
                 instead = "(or its parts: --train PATH --val PATH --test PATH)"
@@ -55,34 +41,15 @@ def _command(config: type, name: str, *positional: str) -> Any:
         elif type(None) in get_args(hint):
             kinds = [kind for kind in get_args(hint) if kind is not type(None)]
             metavar = "PATH" if setting in SPLITS else "|".join(METAVARS[kind] for kind in kinds)
-            hint_of_default = "(default: none)" if setting in OFF else "(default: decided)"
+            hint_of_default = "(default: none)" if setting in off else "(default: decided)"
             shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint_of_default)
             annotations[setting] = Annotated[hint, shown]
     body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
     shown_config = type(config.__name__, (config,), body)
     shown_config = dataclass(frozen=True, kw_only=True)(shown_config)
-    return Annotated[shown_config, tyro.conf.subcommand(name, prefix_name=False)]
+    return Annotated[shown_config, tyro.conf.subcommand(command.name, prefix_name=False)]
 
 
-# Settings whose None is no open question.
-OFF = {
-    "json",
-    "recipe",
-    "labels",
-    "label_file",
-    "blocks",
-    "watch",
-    "layer",
-    "mask_file",
-    "init",
-    "out",
-    "limit",
-    "tiles",
-    "push",
-    "train",
-    "val",
-    "test",
-}
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
@@ -92,47 +59,18 @@ METAVARS: dict[Any, str] = {
     tuple[float, float]: "FLOAT FLOAT",
     tuple[float, ...]: "FLOAT ...",
 }
-Command = (
-    _command(PretrainConfig, "pretrain", "data")
-    | _command(FinetuneConfig, "finetune", "data")
-    | _command(ProbeConfig, "probe", "data")
-    | _command(KnnConfig, "knn", "data")
-    | _command(EmbedConfig, "embed", "data")
-    | _command(AttentionConfig, "attention", "images")
-    | _command(RobustnessConfig, "robustness")
-    | _command(ExperimentConfig, "experiment", "name", "data")
-    | _command(ConvertConfig, "convert", "init", "out")
-    | _command(BenchConfig, "bench", "name")
-    | _command(ReconstructConfig, "reconstruct", "images")
-    | _command(InspectConfig, "inspect", "path")
-    | _command(PackConfig, "pack", "data", "out")
-    | _command(DemoConfig, "demo")
-)
-# Looked up on use: `import openmae` stays quick.
-TASKS: dict[type, str] = {
-    PretrainConfig: "pretrain",
-    FinetuneConfig: "finetune",
-    ProbeConfig: "probe",
-    KnnConfig: "knn",
-    EmbedConfig: "embed",
-    AttentionConfig: "attention",
-    RobustnessConfig: "robustness",
-    ExperimentConfig: "experiment",
-    ConvertConfig: "convert",
-    BenchConfig: "bench",
-    ReconstructConfig: "reconstruct",
-    InspectConfig: "inspect",
-    PackConfig: "pack",
-    DemoConfig: "demo",
-}
+BY_NAME = {command.name: command for command in COMMANDS}
+AnyCommand: Any = functools.reduce(operator.or_, map(_subcommand, COMMANDS))
 
 
-ON_DATA = [kind for kind in TASKS if issubclass(kind, PartSettings) and kind is not InspectConfig]
+def command_of(config: Any) -> Command:
+    """Whose settings these are."""
+    return next(command for command in COMMANDS if isinstance(config, command.config))
 
 
 def checked(shown_config: Any) -> Any:
     """The config itself, of what the command line gave. Raises RequestError where a setting is wrong."""
-    config = next(kind for kind in TASKS if isinstance(shown_config, kind))
+    config = command_of(shown_config).config
     values = {field.name: getattr(shown_config, field.name) for field in fields(config)}
     if config is PackConfig and shown_config.parts.paths and values["out"] is None:
         values |= {"data": None, "out": values["data"]}  # no DATA stands before OUT where the parts are named
@@ -161,14 +99,14 @@ def _interrupt(number: int, frame: object) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code. What went wrong is said in one line on stderr."""
     if arguments in (["--version"], ["-V"]):
-        print(f"openmae {openmae.__version__}")
+        print(f"openmae {__version__}")
         return 0
     try:
         if "--show" in arguments:
             print("\n".join(show(arguments)))
             return 0
         config = checked(parse(arguments))
-        getattr(openmae, TASKS[type(config)])(config)
+        command_of(config).load()(config)
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
@@ -195,16 +133,16 @@ def parse(arguments: list[str]) -> Any:
         SystemExit: after `--help`.
     """
     if arguments and not arguments[0].startswith("-"):
-        check_name("the command", arguments[0], TASKS.values())
+        check_name("the command", arguments[0], BY_NAME)
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(Command, args=arguments, prog="openmae", description=DESCRIPTION)
+            return tyro.cli(AnyCommand, args=arguments, prog="openmae", description=DESCRIPTION)
     except SystemExit as ending:
         if not ending.code:
             raise
         message = usage_error(told.getvalue())
-        if message.startswith("Missing from") and any(TASKS[kind] == arguments[0] for kind in ON_DATA):
+        if message.startswith("Missing from") and "data" in BY_NAME[arguments[0]].positional:
             message = message.replace(": see openmae", ", beside DATA or its parts (--train PATH): see openmae")
         raise RequestError(message) from None
 
@@ -215,17 +153,15 @@ def show(arguments: list[str]) -> list[str]:
     Raises:
         RequestError: the command has no recipes, or none of that name.
     """
-    from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
     from openmae.recipes.show import recipe_lines
 
-    recipes = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": PROBE_RECIPES}
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    check_name("the command of --show", words[0], recipes)
+    check_name("the command of --show", words[0], [command.name for command in COMMANDS if command.recipes])
     if "--recipe" in words:
         names = words[words.index("--recipe") + 1 :][:1]
     else:
         names = words[words.index("--show") + 1 :][:1]
-    return recipe_lines(recipes[words[0]], names[0] if names else None)
+    return recipe_lines(BY_NAME[words[0]].recipes, names[0] if names else None)
 
 
 def usage_error(box: str) -> str:
@@ -241,7 +177,7 @@ def usage_error(box: str) -> str:
     near = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", " ".join(lines))
     hint = f" (did you mean {near[1]}?)" if near else ""
     if near and re.search(rf"{re.escape(near[1])}(?![\w-])", text):  # another command's
-        takers = [name for kind, name in TASKS.items() if near[1] in map(flag_of, get_type_hints(kind))]
+        takers = [name for name, command in BY_NAME.items() if near[1] in map(flag_of, get_type_hints(command.config))]
         hint = f" ({near[1]} is for {', '.join(takers)})" if takers else ""
     return f"{text}{hint}: see openmae --help or openmae COMMAND --help"
 

@@ -226,7 +226,7 @@ def test_a_pack_that_failed_half_way_is_not_opened(tmp_path, monkeypatch):
         Path(config.out).mkdir()
         raise RequestError("no space")
 
-    monkeypatch.setattr(openmae, "pack", fail)
+    monkeypatch.setattr(loader, "pack", fail)
     rows = loader.loader_rows(BenchConfig(name="loader", data=str(folder), quick=True), CPU)
     assert [row.peer for row in rows if not row.ours] == ["not measured: no space"] * 3
     assert len(rows) == 4

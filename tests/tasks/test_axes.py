@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from openmae.cli import TASKS
 from openmae.cli import run as openmae_run
+from openmae.commands import COMMANDS
 from openmae.config import EmbedConfig, FinetuneConfig, InspectConfig, KnnConfig, PackConfig, ProbeConfig
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
@@ -65,8 +65,8 @@ def features(data, init, out, **extra):
 
 
 def test_every_command_with_images_takes_the_flag():
-    taken = {name for config, name in TASKS.items() if "axes" in {f.name for f in fields(config)}}
-    assert taken == set(TASKS.values()) - {"convert", "bench", "demo"}
+    taken = {command.name for command in COMMANDS if "axes" in {f.name for f in fields(command.config)}}
+    assert taken == {command.name for command in COMMANDS} - {"convert", "bench", "demo"}
 
 
 @pytest.mark.parametrize("axes", ["CYZ", "cyx", "YX", "CCYX", ""])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openmae.cli import TASKS
+from openmae.commands import COMMANDS
 from openmae.config import (
     AttentionConfig,
     EmbedConfig,
@@ -24,9 +24,9 @@ from openmae.config import (
     ReconstructConfig,
 )
 from openmae.data.augment import Augmentation
+from openmae.data.depths import look_at_depths
 from openmae.data.loader import Stream, collate
 from openmae.data.preprocess import look_at
-from openmae.data.scale import look_at_depths
 from openmae.data.sources.open import open_source
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import split_held_out
@@ -93,8 +93,8 @@ def features(data, run, out, **settings):
 
 
 def test_every_command_with_images_takes_the_flag():
-    taken = {name for config, name in TASKS.items() if "value_range" in {f.name for f in fields(config)}}
-    assert taken == set(TASKS.values()) - WITHOUT_IMAGES
+    taken = {command.name for command in COMMANDS if "value_range" in {f.name for f in fields(command.config)}}
+    assert taken == {command.name for command in COMMANDS} - WITHOUT_IMAGES
     for config in (KnnConfig, EmbedConfig):
         with pytest.raises(RequestError, match="--value-range"):
             config(data="d", init="i", out="o.npz", value_range=(3.0, 3.0))

@@ -7,24 +7,20 @@ steps of each, not a whole epoch: inside one `Trainer.train()` its callback hand
 sides may fill their two batches each while the other trains.
 """
 
-import contextlib
 import itertools
-import logging
 import os
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import RATE, Ours, make_ours
+from openmae.benchmarks.ours import RATE, OurRun
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
+from openmae.benchmarks.trainer import take_turns
 from openmae.benchmarks.transformers_mae import (
     check_equal,
     find_transformers,
@@ -33,22 +29,12 @@ from openmae.benchmarks.transformers_mae import (
     twin,
     vit_mae_config,
 )
-from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, DecoderShape, PretrainConfig
-from openmae.data.augment import CROP_SCALE
-from openmae.data.loader import Batch
+from openmae.config import BenchConfig, DecoderShape, PretrainConfig
 from openmae.data.preprocess import look_at
 from openmae.data.sources.open import Source, open_source
-from openmae.data.sources.parquet import ParquetSource
-from openmae.errors import Fault
-from openmae.machine.parallel import Processes
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import PretrainPlan, settle
-from openmae.run.batches import read_steps
-from openmae.run.model_input import ModelInput
-from openmae.tasks.pretrain.data import make_stream
-from openmae.tasks.pretrain.pretrain import train_step
-from openmae.training.copy_ahead import StepInputs, inputs_of_steps
-from openmae.training.optim import set_rate
+from openmae.training.copy_ahead import inputs_of_steps
 
 SIDE, PATCH = 32, 4
 BATCH, QUICK_BATCH = 256, 16
@@ -100,33 +86,6 @@ def settled_on(source: Source, data: str, config: BenchConfig, device: torch.dev
         **shape,
     )
     return settle(asked, look_at(source, 32), Machine.of(device, 1))
-
-
-class OurRun:
-    """The endless run of `openmae pretrain`, taken some steps further at a time."""
-
-    def __init__(self, settled: PretrainPlan, source: Source, device: torch.device) -> None:
-        self.ours: Ours = make_ours(settled, device)
-        stream = make_stream(settled.config, settled.preprocessing, source)
-        c = settled.config
-        steps = range(10**6)
-        self.batches = read_steps(
-            stream, c.batch_size, c.micro_batch_size, c.workers, steps, Processes(), device.type == "cuda"
-        )
-        self.inputs = inputs_of_steps(self.batches, self.ours.prepare, device)
-
-    def advance(self, num_steps: int) -> None:
-        for inputs in itertools.islice(self.inputs, num_steps):
-            self.step(inputs)
-
-    def close(self) -> None:
-        self.inputs.close()
-        self.batches.close()
-
-    def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
-        o = self.ours
-        set_rate(o.optimizer, RATE)
-        train_step(o.stepped, o.optimizer, inputs, o.settled.config, Processes())
 
 
 def _against_ready(settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device) -> Row:
@@ -188,7 +147,7 @@ def _against_trainer(
             shape = replace(settled.shape, decoder=THEIR_DECODER)
             model = transformers.ViTMAEForPreTraining(vit_mae_config(transformers, shape, "sdpa"))
             words += f" and its decoder of {THEIR_DECODER.width} x {THEIR_DECODER.depth}: not the same model"
-        ours, theirs = _take_turns(transformers, model, run, source, config, device, place)
+        ours, theirs = take_turns(transformers, model, run, source, config, device, place)
     finally:
         run.close()
     epoch = len(source) / (config.segment * c.batch_size)
@@ -197,115 +156,6 @@ def _against_trainer(
         "their_epoch_seconds": sorted(theirs)[len(theirs) // 2] * epoch,
     }
     return Row(case=case, peer=words, ours=ours, theirs=theirs, details=details)
-
-
-def _take_turns(
-    transformers: Any, model: Any, run: OurRun, source: Source, config: BenchConfig, device: torch.device, place: str
-) -> tuple[list[float], list[float]]:
-    """Seconds of each stretch of ours and theirs, inside one `Trainer.train()`."""
-    c, wait, segment = run.ours.settled.config, waiting(device), config.segment
-    ours: list[float] = []
-    theirs: list[float] = []
-    start = 0.0
-
-    class HandOver(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            nonlocal start
-            if state.global_step % segment:
-                return
-            wait()
-            seconds = time.perf_counter() - start
-            mine = timed(lambda: run.advance(segment), wait)()
-            if state.global_step > WARM_UP * segment:
-                theirs.append(seconds)
-                ours.append(mine)
-            start = time.perf_counter()
-
-    arguments = transformers.TrainingArguments(
-        output_dir=place,
-        per_device_train_batch_size=c.batch_size,
-        max_steps=(WARM_UP + config.rounds) * segment,
-        learning_rate=RATE,
-        weight_decay=c.weight_decay,
-        adam_beta1=c.betas[0],
-        adam_beta2=c.betas[1],
-        max_grad_norm=0.0,  # as ours: the paper clips nothing
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        dataloader_num_workers=c.workers,
-        remove_unused_columns=False,
-        label_names=["pixel_values"],
-        save_strategy="no",
-        logging_steps=c.log_every,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=device.type == "cpu",
-        bf16=c.precision == "bf16",
-        seed=0,
-    )
-    trainer = transformers.Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=TheirImages(source, SIDE),
-        data_collator=lambda examples: {"pixel_values": torch.stack(examples)},
-        callbacks=[HandOver()],
-    )
-    trainer.remove_callback(transformers.PrinterCallback)
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(None):
-        start = time.perf_counter()
-        trainer.train()
-    if len(ours) != config.rounds:
-        raise Fault(f"Trainer ended after {len(ours)} of {config.rounds} rounds")
-    return ours, theirs
-
-
-class TheirImages(Dataset):
-    """run_mae.py's images: PIL, then torchvision's transforms to float; encoded bytes lie in memory."""
-
-    def __init__(self, source: Source, side: int) -> None:
-        from torchvision import transforms
-
-        self.source = source
-        self.encoded = encoded_images(source)
-        self.transform: Callable[[Any], torch.Tensor] = transforms.Compose(
-            [
-                transforms.Lambda(_as_rgb),
-                transforms.RandomResizedCrop(
-                    side, scale=CROP_SCALE, interpolation=transforms.InterpolationMode.BICUBIC
-                ),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-            ]
-        )  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        from PIL import Image
-
-        if self.encoded is not None:
-            return self.transform(Image.open(BytesIO(self.encoded[index])))
-        return self.transform(Image.fromarray(self.source.read(index).squeeze()))
-
-
-def _as_rgb(image: Any) -> Any:
-    return image.convert("RGB") if image.mode != "RGB" else image
-
-
-def encoded_images(source: Source) -> list[bytes] | None:
-    """The encoded bytes of every image of a parquet source; of another kind None: then it decodes as ours does."""
-    if not isinstance(source, ParquetSource):
-        return None
-    import pyarrow.parquet
-
-    encoded: list[bytes] = []
-    for file in source.files:
-        for value in pyarrow.parquet.read_table(file, columns=["image"]).column("image").to_pylist():
-            encoded.append(value["bytes"] if isinstance(value, dict) else value)
-    return encoded
 
 
 def generate(path: Path) -> Path:

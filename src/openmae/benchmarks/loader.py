@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-import openmae
 from openmae.benchmarks.rows import Row, in_turn
-from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, Preprocessing
+from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, PackConfig, Preprocessing
 from openmae.data.augment import CROP_SCALE, Augmentation
 from openmae.data.decoding.decode import EXTENSIONS
 from openmae.data.loader import Stream, collate
@@ -27,6 +26,7 @@ from openmae.data.preprocess import normalise
 from openmae.data.sources.embedded import EmbeddedPhotos, photograph
 from openmae.data.sources.open import Source, open_source
 from openmae.errors import RequestError
+from openmae.tasks.pack.pack import pack
 
 SIZE = 224
 BATCH = 32
@@ -105,7 +105,7 @@ def opened(name: str, data: str, place: Path) -> Source:
     if name != "original":
         out = place / FORMATS[name]
         if not out.exists():
-            openmae.pack(openmae.PackConfig(data=data, out=str(out), format=FORMATS[name], size=256))
+            pack(PackConfig(data=data, out=str(out), format=FORMATS[name], size=256))
         data = str(out)
     source = open_source(data)
     assert source is not None

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-import openmae
 from openmae.config import MAEShape
 from openmae.errors import RequestError
 from openmae.model import cost
+from openmae.version import __version__
 
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "numpy", "pillow", "simplejpeg")
 
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "numpy", "pill
 def hardware(device: torch.device, precision: str) -> dict[str, Any]:
     """Hardware and versions, as they stand beside every table; nothing that names a person or a host."""
     values: dict[str, Any] = {
-        "openmae": openmae.__version__,
+        "openmae": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_name(),

@@ -1,5 +1,6 @@
 """Our side of a comparison: the settings, model and step of `openmae pretrain`, on a batch that is ready."""
 
+import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from openmae.data.device_crop import model_input
 from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts
 from openmae.data.randomness import sample_keys, uniforms
+from openmae.data.sources.open import Source
 from openmae.inference.mask_sampler import MaskSampler, to_device
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes, parallelise
@@ -22,8 +24,10 @@ from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import PretrainPlan, settle
+from openmae.run.batches import read_steps
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
+from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
 from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import adamw, set_rate
@@ -177,3 +181,30 @@ def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool 
         parts = [part.pin_memory() for part in parts]  # as a run's are
     stepped = parallelise(model, Processes(), device, is_compiled=is_compiled)
     return Ours(settled, model, stepped, optimizer, mask_sampler(config, shape), parts, device)
+
+
+class OurRun:
+    """The endless run of `openmae pretrain`, taken some steps further at a time."""
+
+    def __init__(self, settled: PretrainPlan, source: Source, device: torch.device) -> None:
+        self.ours: Ours = make_ours(settled, device)
+        stream = make_stream(settled.config, settled.preprocessing, source)
+        c = settled.config
+        steps = range(10**6)
+        self.batches = read_steps(
+            stream, c.batch_size, c.micro_batch_size, c.workers, steps, Processes(), device.type == "cuda"
+        )
+        self.inputs = inputs_of_steps(self.batches, self.ours.prepare, device)
+
+    def advance(self, num_steps: int) -> None:
+        for inputs in itertools.islice(self.inputs, num_steps):
+            self.step(inputs)
+
+    def close(self) -> None:
+        self.inputs.close()
+        self.batches.close()
+
+    def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
+        o = self.ours
+        set_rate(o.optimizer, RATE)
+        train_step(o.stepped, o.optimizer, inputs, o.settled.config, Processes())

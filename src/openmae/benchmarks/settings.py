@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from openmae.benchmarks.epoch import OurRun, settled_on
+from openmae.benchmarks.epoch import settled_on
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import WORDS, batch_of, make_ours, settled_for
+from openmae.benchmarks.ours import WORDS, OurRun, batch_of, make_ours, settled_for
 from openmae.benchmarks.rows import Row, in_turn, timed
 from openmae.config import BenchConfig
 from openmae.data.sources.open import open_source

@@ -1,8 +1,8 @@
 """Settings of the benchmarks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import Settings, check_name, check_range, check_types
+from openmae.config.checks import NONE_IS_OFF, Settings, check_name, check_range, check_types
 from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
@@ -27,7 +27,7 @@ class BenchConfig(Settings):
     """step, memory, asymmetry, loader, epoch, or settings (which flags are best here)."""
     data: str | None = None
     """For loader (a folder of JPEGs) and epoch (any DATA); photographs inside the wheels unless given."""
-    json: str | None = None
+    json: str | None = field(default=None, metadata=NONE_IS_OFF)
     """File for hardware, ratios and raw times."""
     rounds: int = 5
     """Rounds after the warm-up; in each, every program runs once, in turn."""

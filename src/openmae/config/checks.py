@@ -13,6 +13,7 @@ from openmae.errors import RequestError
 
 MARKED, OFF = "marked", "off"
 NODATA_WAYS = (MARKED, OFF)
+NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None is no open question: nothing is decided for it
 LARGEST_TILE = 100_000  # pixels; more would cut nothing
 
 

@@ -2,9 +2,9 @@
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import NONE_IS_OFF, Settings, check_name, check_range, check_types, flag_of, pair
 from openmae.config.shapes import DEFAULT_POOL, LARGEST, POOLS, TARGETS
 from openmae.errors import RequestError
 
@@ -49,7 +49,7 @@ class ConvertConfig(Settings):
     mean: tuple[float, ...] | None = None
     """Of the images' values after scaling to 0..1, where the file does not say it or says it wrong."""
     std: tuple[float, ...] | None = None
-    push: str | None = None
+    push: str | None = field(default=None, metadata=NONE_IS_OFF)
     """ORG/NAME: put the folder on the Hugging Face hub, too; a new place there is private."""
 
     def __post_init__(self) -> None:

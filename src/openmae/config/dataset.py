@@ -1,8 +1,8 @@
 """Which data a command works on: DATA, whose parts are found by their names, or the parts outright."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import Settings, check_nodata
+from openmae.config.checks import NONE_IS_OFF, Settings, check_nodata
 from openmae.errors import RequestError
 
 SPLITS = ("train", "val", "test")
@@ -47,11 +47,11 @@ class NodataSettings(Settings):
 class PartSettings(NodataSettings):
     """The parts of a data set, named outright."""
 
-    train: str | None = None
+    train: str | None = field(default=None, metadata=NONE_IS_OFF)
     """In place of DATA: the training images, all of PATH. With --val and --test it says what each part is."""
-    val: str | None = None
+    val: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Beside --train: the images that things are chosen by, all of PATH."""
-    test: str | None = None
+    test: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Beside --train: the images of the final figure, all of PATH."""
 
     @property

@@ -1,10 +1,11 @@
 """Settings of what is done with a frozen encoder's features: nearest neighbours, a table of them, attention maps."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from openmae.config.checks import (
+    NONE_IS_OFF,
     check_axes,
     check_name,
     check_range,
@@ -39,16 +40,16 @@ class KnnConfig(DataSettings):
     """A neighbour's vote is exp(cosine similarity / temperature)."""
     pool: str = DEFAULT_POOL
     """cls or mean (of the patch tokens)."""
-    layer: int | None = None
+    layer: int | None = field(default=None, metadata=NONE_IS_OFF)
     """After which block, from 1; by default the last, and the norm behind it."""
 
     # The labels
     task: str | None = None
     """classification, or regression: the labels are numbers, and a neighbour's vote weighs its numbers; class names
     unless given, and fractional numbers are asked about."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Look for neighbours in a fixed, stratified subset of train only: 500, or 1%."""
-    label_file: str | None = None
+    label_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A CSV: path,label; with --task regression path and a column of numbers or several."""
     held_out: int | None = None
     """Images of train held out (stratified) to measure by, where DATA has no val or test."""
@@ -115,11 +116,11 @@ class EmbedConfig(DataSettings):
     """The file to write: .npz or .parquet."""
     pool: str = DEFAULT_POOL
     """cls, mean (of the patch tokens) or grid (all of them, rows x columns x width)."""
-    layer: int | None = None
+    layer: int | None = field(default=None, metadata=NONE_IS_OFF)
     """After which block, from 1; by default the last, and the norm behind it."""
     split: str = "all"
     """train, val, test or all."""
-    tiles: int | None = None
+    tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Cut images larger than so many pixels into tiles of that side: a row for each, called file#row,column."""
     half: bool = False
     """Write float16 instead of float32."""
@@ -168,7 +169,7 @@ class AttentionConfig(NodataSettings):
     """A run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """The PNG to write."""
-    layer: int | None = None
+    layer: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Whose attention, from 1; by default the last block's."""
     heads: bool = False
     """Show every head beside their mean."""

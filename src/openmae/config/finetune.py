@@ -1,8 +1,8 @@
 """Settings of fine-tuning, whole or partial, and of training from scratch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import OFF, check_name, check_range, flag_of, pair
+from openmae.config.checks import NONE_IS_OFF, OFF, check_name, check_range, flag_of, pair
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
@@ -22,7 +22,7 @@ class FinetuneConfig(LabelledConfig):
     """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME; none trains from scratch."""
 
     # What is trained
-    blocks: float | None = None
+    blocks: float | None = field(default=None, metadata=NONE_IS_OFF)
     """Train the last K blocks only: 0 the head and its norm, 0.5 the MLP half of the last too; all unless given."""
     pool: str | None = None
     """mean (of the patch tokens, then a LayerNorm) or cls."""

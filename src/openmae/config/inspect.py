@@ -1,9 +1,9 @@
 """Settings of `openmae inspect`."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import check_axes, check_range, check_tiles, check_types, check_value_range
+from openmae.config.checks import NONE_IS_OFF, check_axes, check_range, check_tiles, check_types, check_value_range
 from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
@@ -14,11 +14,11 @@ class InspectConfig(PartSettings):
 
     path: str | None = None
     """A data set (folder of images, parquet, embedded:NAME), a run folder, or a checkpoint of any kind."""
-    out: str | None = None
+    out: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Folder to make, for the full report as JSON and pictures; without it nothing is written."""
-    limit: int | None = None
+    limit: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Look at so many images of each part of a data set, evenly drawn; at all of them unless given."""
-    tiles: int | None = None
+    tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Count the tiles of that side in pixels, and the blank ones, that larger images would be cut into."""
     workers: int | None = None
     """Processes that read images; by default one for each core."""

@@ -1,9 +1,10 @@
 """Settings of what is trained on labels: what fine-tuning and the linear probe have in common."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import get_type_hints
 
 from openmae.config.checks import (
+    NONE_IS_OFF,
     check_axes,
     check_name,
     check_range,
@@ -29,16 +30,16 @@ class LabelledConfig(DataSettings):
     """The pre-trained model: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     out: str
     """Run folder to make."""
-    recipe: str | None = None
+    recipe: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Settings by name; flags given beside it win; --show lists and prints them."""
 
     # The labels
     task: str | None = None
     """classification, or regression: the labels are numbers to predict, one or several columns; class names unless
     given, and fractional numbers are asked about."""
-    labels: str | None = None
+    labels: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Train on a fixed, stratified subset only: 500, or 1%; all unless given."""
-    label_file: str | None = None
+    label_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A CSV: path,label or path,labels (a;b) or path and a 0/1 column for each class; with --task regression path and
     a column of numbers or several."""
     split_rules: int | None = None

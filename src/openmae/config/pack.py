@@ -1,8 +1,9 @@
 """Settings of `openmae pack`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    NONE_IS_OFF,
     check_axes,
     check_name,
     check_range,
@@ -28,14 +29,14 @@ class PackConfig(DataSettings):
 
     data: str | None = None
     """Images: a folder, parquet, embedded:NAME, another pack."""
-    out: str | None = None
+    out: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Folder to make."""
     format: str = "jpeg"
     """jpeg: the whole image, 8 bits, grey or RGB; raw: one shape for all, any number type and channels."""
     size: int | tuple[int, int] | None = None
     """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less;
     raw packs of long images keep their aspect."""
-    tiles: int | None = None
+    tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Cut images larger than so many pixels into tiles of that side, each an image of the pack called file#row,column;
     --size is then theirs unless given. Blank tiles are left out."""
     quality: int = 90

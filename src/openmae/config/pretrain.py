@@ -1,8 +1,9 @@
 """Settings of masked pre-training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    NONE_IS_OFF,
     OFF,
     check_axes,
     check_name,
@@ -34,7 +35,7 @@ class PretrainConfig(DataSettings):
     """Folder of images, parquet file or folder, a pack, or embedded:photos, embedded:digits."""
     out: str
     """Run folder to make."""
-    recipe: str | None = None
+    recipe: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Settings of the paper by name, e.g. mae-large; flags given beside it win."""
 
     # The model
@@ -56,7 +57,7 @@ class PretrainConfig(DataSettings):
     mask: str | None = None
     """random, block, grid (one of each 2x2 stays), or given (see --mask-file)."""
     mask_ratio: float | None = None
-    mask_file: str | None = None
+    mask_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
     target: str | None = None
     """pixel, or norm-pixel: normalised by each patch's own mean and standard deviation."""
@@ -79,7 +80,7 @@ class PretrainConfig(DataSettings):
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
-    tiles: int | None = None
+    tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Cut images larger than so many pixels into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
     JPEG first (openmae pack --tiles): each tile decodes its whole file."""
     split_rules: int | None = None
@@ -128,7 +129,7 @@ class PretrainConfig(DataSettings):
     default on CUDA. Pixels differ by what a reader rounds: a run keeps it."""
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
-    init: str | None = None
+    init: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Weights to start from: a run folder, a checkpoint, a file, timm:NAME or hf:ORG/NAME."""
     log_every: int | None = None
     """Steps between lines of metrics.jsonl."""
@@ -136,7 +137,7 @@ class PretrainConfig(DataSettings):
     """Steps between held-out losses."""
     picture_every: int | None = None
     """Steps between pictures of reconstructions."""
-    watch: str | None = None
+    watch: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Look at labels on the way: knn or probe (logistic regression) on the class token; training never sees them."""
     watch_data: str | None = None
     """Labelled data to watch on, DATA unless given; its test part is left alone."""

@@ -1,9 +1,18 @@
 """Settings of what is made from a pre-trained model as pictures, and of the demo."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import Settings, check_axes, check_name, check_range, check_types, check_value_range, pair
+from openmae.config.checks import (
+    NONE_IS_OFF,
+    Settings,
+    check_axes,
+    check_name,
+    check_range,
+    check_types,
+    check_value_range,
+    pair,
+)
 from openmae.config.dataset import NodataSettings
 from openmae.config.pretrain import MASKS, check_mask_file
 from openmae.errors import RequestError
@@ -24,7 +33,7 @@ class ReconstructConfig(NodataSettings):
     mask: str | None = None
     """random, block, grid or given; by default what the model was trained with."""
     mask_ratio: float | None = None
-    mask_file: str | None = None
+    mask_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
     seed: int = 0
     """Other seeds hide other patches."""

@@ -1,4 +1,4 @@
-"""The endless stream of training samples and the loader that reads it (ARCHITECTURE: order and chance).
+"""The endless stream of training samples and the loader that reads it (docs/architecture.md: order and chance).
 
 Position t of the stream is sample `permutation_of_epoch(t mod n)` of epoch `t // n`; batch s holds the
 positions s·B … (s+1)·B − 1. Every batch is full, and where a run stands is one integer: its step.
@@ -28,7 +28,8 @@ from openmae.data.decoding.regions import pixels_of
 from openmae.data.empty_patches import empty_patches, stacked_empty
 from openmae.data.hand_over import room
 from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
-from openmae.data.readers import Shortage, make_loader
+from openmae.data.reader_process import Shortage
+from openmae.data.readers import make_loader
 from openmae.data.resize import Pixels
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import Tiled, is_blank, replacements
@@ -201,9 +202,8 @@ class Stream(Dataset):
                         was_blank |= candidate == index
                         continue
                     brought = fitted_to_model(image, p, self.min_side)
-                    brought = brought[:, :] if self.is_whole else brought
                     label = self.source.label(candidate) if self.with_labels else None
-                    return _Decoded(brought, bad, label, was_blank, mask_of(image))
+                    return _Decoded(brought[:, :] if self.is_whole else brought, bad, label, was_blank, mask_of(image))
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # of the image's other tiles none could be read
@@ -256,10 +256,8 @@ def stacked(labels: Sequence[Label]) -> Tensor | None:
     known = [label for label in labels if label is not None]
     if not known:
         return None
-    if len(known) < len(labels):
-        raise RequestError(
-            f"{len(labels) - len(known)} of {len(labels)} images of a batch have no label: give them one"
-        )
+    if missing := len(labels) - len(known):
+        raise RequestError(f"{missing} of {len(labels)} images of a batch have no label: give them one")
     values = np.stack([np.asarray(label) for label in known])
     if values.dtype == np.float64:  # numbers: rounded when they are on their scale, not before
         return torch.from_numpy(values)

@@ -13,8 +13,9 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
 from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
+from openmae.data.depths import Depths, look_at_depths
 from openmae.data.randomness import Permutation
-from openmae.data.scale import Depths, Rescale, look_at_depths, stated_range
+from openmae.data.scale import Rescale, stated_range
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.largest import Largest, largest_image
 from openmae.data.sources.open import Source

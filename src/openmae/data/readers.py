@@ -4,20 +4,20 @@ import functools
 import itertools
 import multiprocessing
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from multiprocessing.connection import wait
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
-from openmae.data.hand_over import PREFETCHED, hand_over
-from openmae.errors import Fault, RequestError
+from openmae.data.hand_over import PREFETCHED
+from openmae.data.reader_process import SIGNALS, Failed, Reader, Shortage, as_it_is, start_worker
+from openmae.errors import Fault
 
 TIMEOUT = 300  # seconds until a reader that hangs is given up
 LOOK_EVERY = 1  # seconds after which a wait looks whether it is still wanted
@@ -26,9 +26,6 @@ _KILLED = (
     "was killed, most likely because the machine is short of memory: give fewer --workers; --workers 0 reads in the "
     "main process"
 )
-
-# What a person or a cluster ends a run with. Readers never see them: the main process decides when they stop.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def make_loader(
@@ -46,7 +43,7 @@ def make_loader(
         through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
             so unasked.
     """
-    reader = _Reader(dataset, collate)
+    reader = Reader(dataset, collate)
     workers = min(workers, reader.shortage.most_workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores: as asked for
@@ -54,10 +51,10 @@ def make_loader(
             reader,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=pin,
             timeout=LOOK_EVERY if workers else 0,
-            worker_init_fn=functools.partial(_start_worker, through_pipes),
+            worker_init_fn=functools.partial(start_worker, through_pipes),
             prefetch_factor=PREFETCHED if workers else None,
             generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
         )
@@ -95,13 +92,6 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
             fewer = f"{shortage.most_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
             print(f"readers    the system killed one, most likely for lack of memory: now {fewer}", flush=True)
             loader, done = _rest_of(loader, done, shortage), 0
-
-
-class Shortage:
-    """Whether the system killed a reader for its memory, and how many there may be since then."""
-
-    def __init__(self) -> None:
-        self.is_known, self.most_workers = False, sys.maxsize
 
 
 class ReaderKilled(Fault):
@@ -146,7 +136,7 @@ def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator
         if readers:
             _forget_readers(batches)
         while (batch := _next(batches, readers, is_given_up)) is not _END:
-            if isinstance(batch, _Failed):
+            if isinstance(batch, Failed):
                 raise batch.error
             yield batch
             batch = None
@@ -235,58 +225,6 @@ def reader_fault(error: BaseException) -> Fault | None:
     else:
         what = f"died ({' '.join(said.split())})"
     return Fault(f"a reader process {what}; --workers 0 reads in the main process")
-
-
-class _Reader(Dataset):
-    """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
-
-    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
-        self.dataset, self.collate = dataset, collate
-        self.shortage: Shortage = getattr(dataset, "shortage", None) or Shortage()
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        if torch.utils.data.get_worker_info() is None:
-            return self._batch(indices)
-        try:
-            return self._batch(indices)
-        except Exception as error:
-            return _Failed(type(error).__name__, str(error), isinstance(error, RequestError))
-
-    def _batch(self, indices: list[int]) -> Any:
-        at_once = getattr(self.dataset, "__getitems__", None)
-        return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
-
-
-class _Failed(NamedTuple):
-    """What went wrong in a reader process."""
-
-    kind: str
-    message: str
-    is_request_error: bool
-
-    def pin_memory(self) -> "_Failed":
-        return self
-
-    @property
-    def error(self) -> RequestError | Fault:
-        if self.is_request_error:
-            return RequestError(self.message)
-        said = self.message.strip().splitlines()[-1:] or [""]
-        return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(through_pipes: bool, worker: int) -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    # What goes wrong while a batch is made is handed over; this is of the thread that shares memory, when the main
-    # process is gone.
-    sys.excepthook = lambda *error: None
-    hand_over(through_pipes)
 
 
 @contextmanager

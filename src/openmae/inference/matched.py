@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from openmae.data.decoding.nodata import stored_nodata
-from openmae.data.scale import look_at_depths, match_scale, stated_range, value_lines
+from openmae.data.depths import look_at_depths
+from openmae.data.scale import match_scale, stated_range, value_lines
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import axes_of, nodata_in
 from openmae.inference.models import EncoderModel

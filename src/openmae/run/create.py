@@ -5,10 +5,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import openmae
 from openmae.errors import Interrupted
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.lock import held
+from openmae.version import __version__
 
 
 def make_and_hold(folder: Path, lock: ExitStack, flag: str = "--out") -> None:
@@ -34,7 +34,7 @@ def create_run(run: Path, record: dict[str, Any], lock: ExitStack) -> None:
 def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write config.json: the settings that were used, and the program's version. Raises Fault."""
     with disk_faults(run):
-        write_json(run / "config.json", {"openmae": openmae.__version__, **record})
+        write_json(run / "config.json", {"openmae": __version__, **record})
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import openmae
 from openmae.config import SPLITS, Preprocessing, paths_of
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
@@ -28,6 +27,7 @@ from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
 from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import joined
+from openmae.version import __version__
 
 ROWS_AT_ONCE = 8192  # of a parquet file: a row group
 NAMED = 10  # unreadable images on the screen
@@ -121,7 +121,7 @@ def about_of(
 ) -> dict[str, Any]:
     """Say how the table was made, to be kept beside it."""
     return {
-        "openmae": openmae.__version__,
+        "openmae": __version__,
         "pool": config.pool,
         "layer": config.layer,
         "preprocessing": preprocessing.to_dict(),

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.depths import bits_for
 from openmae.data.labels.numbers import kept_numbers, kind_of_names, numbers_of
 from openmae.data.preprocess import DataFacts, imagenet_statistics
-from openmae.data.scale import bits_for
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled
 from openmae.data.survey.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT, TURNED, Census, Sums

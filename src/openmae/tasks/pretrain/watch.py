@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.data.depths import look_at_depths
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.subsets import labels_of, stratified
-from openmae.data.scale import look_at_depths, match_scale, value_lines
+from openmae.data.scale import match_scale, value_lines
 from openmae.data.sources.open import Source, open_source
 from openmae.data.sources.reading import reading_of
 from openmae.data.sources.views import Part

@@ -1,0 +1,87 @@
+"""Every command, once: the command line, its help, `openmae.*` and docs/commands.md follow from this table."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from openmae.config import (
+    AttentionConfig,
+    BenchConfig,
+    ConvertConfig,
+    DemoConfig,
+    EmbedConfig,
+    ExperimentConfig,
+    FinetuneConfig,
+    InspectConfig,
+    KnnConfig,
+    PackConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ReconstructConfig,
+    RobustnessConfig,
+    flag_of,
+)
+from openmae.config.checks import Settings
+from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
+from openmae.recipes.show import Recipes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command: what it is told, and the module whose function of the same name does it."""
+
+    config: type[Settings]
+    module: str
+    positional: tuple[str, ...] = ()  # settings without a flag
+    recipes: Recipes = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The main module of a command bears its name, and so does the function in it."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        """One sentence of what it does: the first line of its settings' docstring, as its help prints it."""
+        return (self.config.__doc__ or "").partition("\n")[0]
+
+    @property
+    def usage(self) -> str:
+        """How it is called, with what it must be given: `openmae knn DATA --init INIT --out OUT`."""
+        required = [f.name for f in fields(self.config) if f.default is MISSING and f.default_factory is MISSING]
+        flags = [f"{flag_of(name)} {name.upper()}" for name in required if name not in self.positional]
+        return " ".join(["openmae", self.name, *(name.upper() for name in self.positional), *flags])
+
+    def load(self) -> Callable[[Any], Any]:
+        """Import the function; only now is torch loaded."""
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+# In the order of the help.
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        config=PretrainConfig,
+        module="openmae.tasks.pretrain.pretrain",
+        positional=("data",),
+        recipes=PRETRAIN_RECIPES,
+    ),
+    Command(
+        config=FinetuneConfig,
+        module="openmae.tasks.finetune.finetune",
+        positional=("data",),
+        recipes=FINETUNE_RECIPES,
+    ),
+    Command(config=ProbeConfig, module="openmae.tasks.probe.probe", positional=("data",), recipes=PROBE_RECIPES),
+    Command(config=KnnConfig, module="openmae.tasks.knn", positional=("data",)),
+    Command(config=EmbedConfig, module="openmae.tasks.embed", positional=("data",)),
+    Command(config=AttentionConfig, module="openmae.tasks.attention", positional=("images",)),
+    Command(config=RobustnessConfig, module="openmae.tasks.robustness.robustness"),
+    Command(config=ExperimentConfig, module="openmae.experiments.experiment", positional=("name", "data")),
+    Command(config=ConvertConfig, module="openmae.tasks.convert", positional=("init", "out")),
+    Command(config=BenchConfig, module="openmae.benchmarks.bench", positional=("name",)),
+    Command(config=ReconstructConfig, module="openmae.tasks.reconstruct", positional=("images",)),
+    Command(config=InspectConfig, module="openmae.tasks.inspect.inspect", positional=("path",)),
+    Command(config=PackConfig, module="openmae.tasks.pack.pack", positional=("data", "out")),
+    Command(config=DemoConfig, module="openmae.tasks.demo"),
+)

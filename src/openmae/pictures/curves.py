@@ -1,0 +1,52 @@
+"""Curves with their spread, and levels beside them, in one picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openmae.machine.files import disk_faults, written_aside
+
+COLOURS = ("#c2452d", "#2d6cc2", "#3c8f4e", "#8e5aa8", "#b8860b")
+STYLES = ("--", ":")  # of levels, in their order
+GREY = "#666666"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points (x, y, spread of y), and the levels that belong to them by name; either may be empty."""
+
+    label: str
+    points: list[tuple[float, float, float]]
+    levels: dict[str, float]
+
+
+def draw_curves(
+    path: Path, curves: Sequence[Curve], levels: Sequence[str], *, x_label: str, y_label: str, title: str
+) -> None:
+    """Write a PNG of curves, each in a colour of its own, which its levels share: horizontal lines of a style each.
+
+    Args:
+        levels: their names, as the legend has them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for number, curve in enumerate(curves):
+        colour = COLOURS[number % len(COLOURS)]
+        if curve.points:
+            x, y, spread = (list(values) for values in zip(*curve.points, strict=True))
+            axes.errorbar(x, y, yerr=spread, fmt="o-", ms=4, color=colour, label=curve.label)
+        for name, style in zip(levels, STYLES, strict=True):
+            if name in curve.levels:
+                axes.axhline(curve.levels[name], ls=style, lw=1, color=colour)
+    for name, style in zip(levels, STYLES, strict=True):
+        axes.plot([], [], ls=style, lw=1, color=GREY, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    with disk_faults(path), written_aside(path) as partial:
+        figure.savefig(partial)
