@@ -15,6 +15,8 @@ MARKED, OFF = "marked", "off"
 NODATA_WAYS = (MARKED, OFF)
 NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None is no open question: nothing is decided for it
 LARGEST_TILE = 100_000  # pixels; more would cut nothing
+MAX_PIXELS = 178_956_970  # where Pillow, left alone, warned long ago and now refuses: twice its MAX_IMAGE_PIXELS
+LARGEST_SIDE = 16384  # pixels, of a model's images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +31,42 @@ class Settings:
         """All settings as JSON values; paths as strings."""
         return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in asdict(self).items()}
 
+    def plain(self) -> Self:
+        """The same settings with paths as strings and lists as tuples, whatever they were given as."""
+        return self.from_dict(self.to_dict())
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         known = {f.name for f in fields(cls)}
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**settings)
+
+
+class Sized:
+    """Settings with an `--image-size`."""
+
+    image_size: int | tuple[int, int] | None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
+
+    def check_size(self) -> None:
+        """Raise RequestError where a side is none that an image can have."""
+        for side in self.size or ():
+            check_range("--image-size", side, 1, LARGEST_SIDE)
+
+
+class SettledSize(Sized):
+    """Settings whose `--image-size` is no open question."""
+
+    image_size: int | tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return pair(self.image_size)
 
 
 def pair(image_size: int | tuple[int, int] | None) -> Any:
@@ -75,6 +108,26 @@ def check_types(config: Any) -> None:
                 raise RequestError(f"{flag_of(name)} got {number}: it must be a finite number")
         if not _fits(value, hint):
             raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
+
+
+def check_settled(config: Any) -> None:
+    """Raise RequestError where a setting that must be decided is None."""
+    hints = get_type_hints(type(config))
+    missing = [
+        f.name
+        for f in fields(config)
+        if getattr(config, f.name) is None and type(None) not in (get_args(hints[f.name]) or (hints[f.name],))
+    ]
+    if missing or (config.steps is None) == (config.epochs is None):
+        raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+
+
+def check_images(config: Any) -> None:
+    """Raise RequestError for what no command that reads images may be told of them: their pixels, values and axes."""
+    check_range("--max-pixels", config.max_pixels, 1)
+    check_value_range(config.value_range)
+    check_axes(config.axes)
+    check_nodata(config.nodata)
 
 
 def check_value_range(got: tuple[float, float] | None) -> None:

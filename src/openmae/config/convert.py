@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from openmae.config.checks import NONE_IS_OFF, Settings, check_name, check_range, check_types, flag_of, pair
+from openmae.config.checks import NONE_IS_OFF, Settings, Sized, check_name, check_range, check_types, flag_of
 from openmae.config.shapes import DEFAULT_POOL, LARGEST, POOLS, TARGETS
 from openmae.errors import RequestError
 
@@ -21,7 +21,7 @@ PARTS = ("all", "encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Settings):
+class ConvertConfig(Sized, Settings):
     """A trained model as other programs read it; where that is a program, it was checked against ours."""
 
     init: str
@@ -60,8 +60,7 @@ class ConvertConfig(Settings):
         check_name("--target", self.target, TARGETS)
         for name in ("patch_size", "num_heads", "decoder_num_heads"):
             check_range(flag_of(name), getattr(self, name), 1, LARGEST[name.removeprefix("decoder_")])
-        for side in self.size or ():
-            check_range("--image-size", side, 1, LARGEST["image_size"])
+        self.check_size()
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both, a value for each channel")
         ending, out = FORMATS[self.to], os.fspath(self.out)
@@ -77,8 +76,3 @@ class ConvertConfig(Settings):
             raise RequestError(f"--push got {self.push}: only openmae, timm and transformers make a folder to push")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", self.push) or ".." in self.push:
             raise RequestError(f"--push got {self.push!r}: it must look like ORG/NAME")
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from openmae.config.checks import NONE_IS_OFF, Settings, check_nodata
+from openmae.config.checks import NONE_IS_OFF, Settings
 from openmae.errors import RequestError
 
 SPLITS = ("train", "val", "test")
@@ -39,9 +39,6 @@ class NodataSettings(Settings):
     """A value that stands for none, such as -9999, beside NaN and what TIFFs mark (tag 42113): the model sees its mean
     there, and patches mostly of it leave the loss; off: all values are data."""
 
-    def __post_init__(self) -> None:
-        check_nodata(self.nodata)
-
 
 @dataclass(frozen=True, kw_only=True)
 class PartSettings(NodataSettings):
@@ -61,7 +58,6 @@ class PartSettings(NodataSettings):
 
     def check_parts(self, whole: str | None, name: str, needs_train: bool = True) -> None:
         """Raise RequestError unless either the whole, which has this name, or its parts are given."""
-        check_nodata(self.nodata)
         if whole is not None and self.parts.paths:
             raise RequestError(f"got both {name} {whole} and {self.parts}: give {name}, or its parts in place of it")
         if whole is None and not self.parts.paths:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_axes, check_name, check_range, check_types, check_value_range
+from openmae.config.checks import check_axes, check_name, check_nodata, check_range, check_types, check_value_range
 from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
@@ -47,6 +47,7 @@ class ExperimentConfig(PartSettings):
         check_name("the experiment", self.name, EXPERIMENTS)
         check_value_range(self.value_range)
         check_axes(self.axes)
+        check_nodata(self.nodata)
         if len(self.epochs) != len(self.labels):
             raise RequestError(
                 f"--epochs got {len(self.epochs)} values for {len(self.labels)} --labels: give one for each"

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openmae.config.checks import (
+    MAX_PIXELS,
     NONE_IS_OFF,
-    check_axes,
+    Sized,
+    check_images,
     check_name,
     check_range,
     check_tiles,
     check_types,
-    check_value_range,
-    pair,
 )
 from openmae.config.dataset import DataSettings, NodataSettings
 from openmae.config.labelled import TASKS
@@ -25,7 +25,7 @@ EMBED_SPLITS = ("all", "train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KnnConfig(DataSettings):
+class KnnConfig(Sized, DataSettings):
     """Weighted nearest neighbours among frozen features: how good they are without training anything on them."""
 
     data: str | None = None
@@ -63,7 +63,7 @@ class KnnConfig(DataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
 
     # The run
@@ -98,14 +98,9 @@ class KnnConfig(DataSettings):
     def is_regression(self) -> bool:
         return self.task == "regression"
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(DataSettings):
+class EmbedConfig(Sized, DataSettings):
     """A table of features: one row for each image, nothing masked, the same every time."""
 
     data: str | None = None
@@ -132,7 +127,7 @@ class EmbedConfig(DataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
     batch_size: int | None = None
     """Images at a time in each process."""
@@ -153,14 +148,9 @@ class EmbedConfig(DataSettings):
         if not os.fspath(self.out).lower().endswith((".npz", ".parquet")):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .npz or .parquet")
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionConfig(NodataSettings):
+class AttentionConfig(Sized, NodataSettings):
     """Pictures of what the class token attends to, one row for each image."""
 
     images: tuple[str, ...]
@@ -182,28 +172,19 @@ class AttentionConfig(NodataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_types(self)
         if not self.images:
             raise RequestError("attention got no image: name image files or a data set")
         check_range("--layer", self.layer, 1)
         check_range("--limit", self.limit, 1, 1000)
-        check_range("--max-pixels", self.max_pixels, 1)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
-        for side in self.size or ():
-            check_range("--image-size", side, 1, 16384)
+        check_images(self)
+        self.check_size()
         if not os.fspath(self.out).lower().endswith(".png"):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
 
 
 def _check_encoder_settings(config: Any, pools: tuple[str, ...]) -> None:
@@ -213,8 +194,5 @@ def _check_encoder_settings(config: Any, pools: tuple[str, ...]) -> None:
     check_range("--layer", config.layer, 1)
     check_range("--batch-size", config.batch_size, 1)
     check_range("--workers", config.workers, 0)
-    check_range("--max-pixels", config.max_pixels, 1)
-    check_value_range(config.value_range)
-    check_axes(config.axes)
-    for side in config.size or ():
-        check_range("--image-size", side, 1, 16384)
+    check_images(config)
+    config.check_size()

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from openmae.config.checks import NONE_IS_OFF, OFF, check_name, check_range, flag_of, pair
-from openmae.config.labelled import LabelledConfig
+from openmae.config.checks import NONE_IS_OFF, check_name, check_range, flag_of
+from openmae.config.labelled import LabelledConfig, SettledLabelled
 from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
 from openmae.errors import RequestError
@@ -112,29 +112,9 @@ class FinetuneConfig(LabelledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledFinetune(FinetuneConfig):
+class SettledFinetune(SettledLabelled, FinetuneConfig):
     """A `FinetuneConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
-    task: str = "classification"  # as in runs from before there was a choice
-    image_size: int | tuple[int, int]
-    crop_scale: tuple[float, float]
-    crop_aspect: str = "square"  # as in runs from before there was a choice
-    split_rules: int = 1  # likewise
-    max_bad: float
-    batch_size: int
-    micro_batch_size: int
-    min_lr: float
-    warmup_epochs: float
-    weight_decay: float
-    seed: int
-    device: str
-    precision: str
-    workers: int
-    log_every: int
-    evaluate_every: int
-    save_every: int
-    axes: str = "YXC"  # as in runs from before there was a choice
-    nodata: str | float = OFF  # likewise
     pool: str
     width: int
     depth: int
@@ -156,12 +136,3 @@ class SettledFinetune(FinetuneConfig):
     betas: tuple[float, float]
     layer_decay: float
     ema: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_settled()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return pair(self.image_size)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, field
 
-from openmae.config.checks import NONE_IS_OFF, check_axes, check_range, check_tiles, check_types, check_value_range
+from openmae.config.checks import MAX_PIXELS, NONE_IS_OFF, check_images, check_range, check_tiles, check_types
 from openmae.config.dataset import Dataset, PartSettings
 from openmae.errors import RequestError
 
@@ -26,7 +26,7 @@ class InspectConfig(PartSettings):
     """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; measured unless given."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
     seed: int = 0
     """Another seed draws other images for --limit and the contact sheet."""
@@ -39,9 +39,7 @@ class InspectConfig(PartSettings):
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)
         check_range("--workers", self.workers, 0)
-        check_range("--max-pixels", self.max_pixels, 1)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
+        check_images(self)
         check_range("--seed", self.seed, 0, 2**63 - 1)
 
     @property

@@ -1,17 +1,19 @@
 """Settings of what is trained on labels: what fine-tuning and the linear probe have in common."""
 
-from dataclasses import dataclass, field, fields
-from typing import get_type_hints
+from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    MAX_PIXELS,
     NONE_IS_OFF,
-    check_axes,
+    OFF,
+    SettledSize,
+    Sized,
+    check_images,
     check_name,
     check_range,
+    check_settled,
     check_types,
-    check_value_range,
     flag_of,
-    pair,
 )
 from openmae.config.dataset import DataSettings
 from openmae.config.pretrain import CROP_ASPECTS, PRECISIONS
@@ -21,7 +23,7 @@ TASKS = ("classification", "regression")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledConfig(DataSettings):
+class LabelledConfig(Sized, DataSettings):
     """What fine-tuning and probing have in common: the data, the model to start from, and the run."""
 
     data: str | None = None
@@ -61,7 +63,7 @@ class LabelledConfig(DataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
 
     # The optimisation
@@ -107,15 +109,12 @@ class LabelledConfig(DataSettings):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("workers", "held_out", "min_lr", "warmup_epochs", "weight_decay"):
             check_range(flag_of(name), getattr(self, name), 0)
-        check_range("--max-pixels", self.max_pixels, 1)
+        check_images(self)
+        self.check_size()
         check_range("--split-rules", self.split_rules, 1, 2)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
         check_range("--seed", self.seed, 0, 2**63 - 1)
         check_range("--epochs", self.epochs, 0, open_low=True)
         check_range("--max-bad", self.max_bad, 0, 1)
-        for side in pair(self.image_size) or ():
-            check_range("--image-size", side, 1, 16384)
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             low, high = self.crop_scale
             raise RequestError(f"--crop-scale got {low:g} {high:g}: two shares of the area, rising, above 0 to 1")
@@ -126,20 +125,32 @@ class LabelledConfig(DataSettings):
     def is_regression(self) -> bool:
         return self.task == "regression"
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
 
-    def check_settled(self) -> None:
-        """Raise RequestError where a setting that must be decided is None."""
-        hints = get_type_hints(type(self))
-        missing = [
-            f.name for f in fields(self) if getattr(self, f.name) is None and type(None) not in _kinds(hints[f.name])
-        ]
-        if missing or (self.steps is None) == (self.epochs is None):
-            raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+@dataclass(frozen=True, kw_only=True)
+class SettledLabelled(SettledSize, LabelledConfig):
+    """A `LabelledConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
+    task: str = "classification"  # as in runs from before there was a choice
+    image_size: int | tuple[int, int]
+    crop_scale: tuple[float, float]
+    crop_aspect: str = "square"  # as in runs from before there was a choice
+    split_rules: int = 1  # likewise
+    max_bad: float
+    batch_size: int
+    micro_batch_size: int
+    min_lr: float
+    warmup_epochs: float
+    weight_decay: float
+    seed: int
+    device: str
+    precision: str
+    workers: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    axes: str = "YXC"  # as in runs from before there was a choice
+    nodata: str | float = OFF  # likewise
 
-def _kinds(hint: object) -> tuple[object, ...]:
-    return getattr(hint, "__args__", (hint,))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settled(self)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    MAX_PIXELS,
     NONE_IS_OFF,
-    check_axes,
+    check_images,
     check_name,
     check_range,
     check_tiles,
     check_types,
-    check_value_range,
     pair,
 )
 from openmae.config.dataset import DataSettings
@@ -51,7 +51,7 @@ class PackConfig(DataSettings):
     """Raw values that become 0 and 1, such as 0 4095: a JPEG's black and white; kept for what reads a raw pack."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
     shard_mb: float = 256.0
     """Megabytes of a parquet file, about; also what is lost when a pack is stopped."""
@@ -71,9 +71,7 @@ class PackConfig(DataSettings):
         check_range("--quality", self.quality, 1, 100)
         check_range("--background", self.background, 0, 1)
         check_range("--max-bad", self.max_bad, 0, 1)
-        check_range("--max-pixels", self.max_pixels, 1)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
+        check_images(self)
         check_range("--shard-mb", self.shard_mb, 0, 2000, open_low=True)
         check_range("--workers", self.workers, 0)
         for side in pair(self.size) or ():

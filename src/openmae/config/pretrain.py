@@ -3,16 +3,18 @@
 from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    MAX_PIXELS,
     NONE_IS_OFF,
     OFF,
-    check_axes,
+    SettledSize,
+    Sized,
+    check_images,
     check_name,
     check_range,
+    check_settled,
     check_tiles,
     check_types,
-    check_value_range,
     flag_of,
-    pair,
 )
 from openmae.config.dataset import DataSettings
 from openmae.config.shapes import SIZES, TARGETS
@@ -28,7 +30,7 @@ WATCHES = ("knn", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(DataSettings):
+class PretrainConfig(Sized, DataSettings):
     """Masked pre-training of a ViT on unlabelled images (paper, section 3 and table 8)."""
 
     data: str | None = None
@@ -89,7 +91,7 @@ class PretrainConfig(DataSettings):
     """Images taken out of training for the held-out loss when the data has no validation part."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable files; 0.01 unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
 
     # The optimisation
@@ -166,7 +168,7 @@ class PretrainConfig(DataSettings):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):
             check_range(flag_of(name), getattr(self, name), 1)
-        for name in ("evaluate_every", "picture_every", "save_every", "max_pixels", "watch_every", "watch_images"):
+        for name in ("evaluate_every", "picture_every", "save_every", "watch_every", "watch_images"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("workers", "held_out", "seed", "min_lr", "warmup_epochs", "weight_decay", "base_lr"):
             check_range(flag_of(name), getattr(self, name), 0)
@@ -179,30 +181,23 @@ class PretrainConfig(DataSettings):
         check_range("--mask-ratio", self.mask_ratio, 0, 1, open_low=True, open_high=True)
         for value in self.betas or ():
             check_range("--betas", value, 0, 1, open_high=True)
-        for side in self.size or ():
-            check_range("--image-size", side, 1, 16384)
+        check_images(self)
+        self.check_size()
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
         check_mask_file(self.mask, self.mask_file)
         if self.watch is None and (self.watch_data is not None or self.watch_every is not None):
             given = "--watch-data" if self.watch_data is not None else "--watch-every"
             raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
-        check_value_range(self.value_range)
         check_tiles(self.tiles, self.size)
         if self.patch_size is not None:
             check_tiles(self.tiles, (self.patch_size, self.patch_size), "--patch-size")
-        check_axes(self.axes)
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both or neither")
 
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
-
 
 @dataclass(frozen=True, kw_only=True)
-class SettledConfig(PretrainConfig):
+class SettledConfig(SettledSize, PretrainConfig):
     """A `PretrainConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
     width: int
@@ -249,10 +244,7 @@ class SettledConfig(PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        narrowed = SettledConfig.__annotations__
-        missing = [name for name in narrowed if getattr(self, name) is None]
-        if missing or (self.steps is None) == (self.epochs is None):
-            raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+        check_settled(self)
         if self.crop_on == "device" and self.augment == "crop-jitter":
             raise RequestError(
                 "--crop-on device: --augment crop-jitter goes on with the crop where it is read; give --crop-on reader"
@@ -265,11 +257,6 @@ class SettledConfig(PretrainConfig):
             raise RequestError(
                 f"--crops-per-decode got {self.crops_per_decode}, which does not divide --batch-size {self.batch_size}"
             )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
 
 
 def check_mask_file(mask: str | None, mask_file: str | None) -> None:

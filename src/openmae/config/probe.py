@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import OFF, check_name, check_range, pair
-from openmae.config.labelled import LabelledConfig
+from openmae.config.checks import check_name, check_range
+from openmae.config.labelled import LabelledConfig, SettledLabelled
 from openmae.config.shapes import POOLS
 from openmae.errors import RequestError
 
@@ -38,40 +38,11 @@ class ProbeConfig(LabelledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledProbe(ProbeConfig):
+class SettledProbe(SettledLabelled, ProbeConfig):
     """A `ProbeConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
-    task: str = "classification"  # as in runs from before there was a choice
-    image_size: int | tuple[int, int]
-    crop_scale: tuple[float, float]
-    crop_aspect: str = "square"  # as in runs from before there was a choice
-    split_rules: int = 1  # likewise
-    max_bad: float
-    batch_size: int
-    micro_batch_size: int
-    min_lr: float
-    warmup_epochs: float
-    weight_decay: float
-    seed: int
-    device: str
-    precision: str
-    workers: int
-    log_every: int
-    evaluate_every: int
-    save_every: int
-    axes: str = "YXC"  # as in runs from before there was a choice
-    nodata: str | float = OFF  # likewise
     pool: str
     optimizer: str
     augment: str
     base_lr: tuple[float, ...]
     momentum: float
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_settled()
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return pair(self.image_size)

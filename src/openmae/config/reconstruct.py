@@ -4,14 +4,14 @@ import os
 from dataclasses import dataclass, field
 
 from openmae.config.checks import (
+    MAX_PIXELS,
     NONE_IS_OFF,
     Settings,
-    check_axes,
+    Sized,
+    check_images,
     check_name,
     check_range,
     check_types,
-    check_value_range,
-    pair,
 )
 from openmae.config.dataset import NodataSettings
 from openmae.config.pretrain import MASKS, check_mask_file
@@ -21,7 +21,7 @@ UNDO = ("neighbours", "true", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig(NodataSettings):
+class ReconstructConfig(Sized, NodataSettings):
     """Pictures of masked | reconstruction | truth (paper, figures 2 to 4)."""
 
     images: tuple[str, ...]
@@ -50,10 +50,9 @@ class ReconstructConfig(NodataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_types(self)
         if not self.images:
             raise RequestError("reconstruct got no image: name image files or a data set")
@@ -61,20 +60,12 @@ class ReconstructConfig(NodataSettings):
         check_name("--undo", self.undo, UNDO)
         check_range("--mask-ratio", self.mask_ratio, 0, 1, open_low=True, open_high=True)
         check_range("--limit", self.limit, 1, 1000)
-        check_range("--max-pixels", self.max_pixels, 1)
+        check_images(self)
+        self.check_size()
         check_range("--seed", self.seed, 0, 2**63 - 1)
-        for side in self.size or ():
-            check_range("--image-size", side, 1, 16384)
         check_mask_file(self.mask, self.mask_file)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
         if not os.fspath(self.out).lower().endswith(".png"):
             raise RequestError(f"--out got {self.out!r}: it must be a file that ends in .png")
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from openmae.config.checks import check_axes, check_name, check_range, check_types, check_value_range, pair
+from openmae.config.checks import MAX_PIXELS, Sized, check_images, check_name, check_range, check_types
 from openmae.config.dataset import NodataSettings
 from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustnessConfig(NodataSettings):
+class RobustnessConfig(Sized, NodataSettings):
     """A classifier of ImageNet's classes on ImageNet-C, -A, -R and -Sketch (paper, table 13)."""
 
     init: str
@@ -30,7 +30,7 @@ class RobustnessConfig(NodataSettings):
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused (decompression bombs)."""
     batch_size: int | None = None
     """Images at a time in each process."""
@@ -44,23 +44,14 @@ class RobustnessConfig(NodataSettings):
     """never, or auto: start, or go on behind the parts that are finished."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_types(self)
         check_name("--precision", self.precision, PRECISIONS)
         check_name("--resume", self.resume, ("never", "auto"))
         check_range("--batch-size", self.batch_size, 1)
         check_range("--workers", self.workers, 0)
-        check_range("--max-pixels", self.max_pixels, 1)
-        check_value_range(self.value_range)
-        check_axes(self.axes)
-        for side in self.size or ():
-            check_range("--image-size", side, 1, 16384)
+        check_images(self)
+        self.check_size()
         if (self.imagenet_c, self.imagenet_a, self.imagenet_r, self.imagenet_sketch) == (None,) * 4:
             raise RequestError(
                 "no images to measure on: give --imagenet-c, --imagenet-a, --imagenet-r or --imagenet-sketch"
             )
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels."""
-        return pair(self.image_size)

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from openmae.config.checks import check_name, check_range, check_types, flag_of
+from openmae.config.checks import LARGEST_SIDE, check_name, check_range, check_types, flag_of
 from openmae.errors import RequestError
 
 Grid = tuple[int, int]
@@ -17,7 +17,14 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 32, 16, 14),
 }
 # Beyond these a request is a slip, and would only run out of memory later.
-LARGEST = {"patch_size": 4096, "channels": 64, "width": 16384, "depth": 256, "num_heads": 1024, "image_size": 16384}
+LARGEST = {
+    "patch_size": 4096,
+    "channels": 64,
+    "width": 16384,
+    "depth": 256,
+    "num_heads": 1024,
+    "image_size": LARGEST_SIDE,
+}
 POSITIONS = ("absolute", "none")
 RELATIVE_POSITIONS = ("none", "bias", "decomposed")
 TARGETS = ("pixel", "norm-pixel")

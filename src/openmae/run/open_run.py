@@ -252,7 +252,7 @@ def open_run(title: str, config: C, settled: type[T], remembers_micro_batch: boo
     Raises:
         RequestError: the folder exists and may not be continued, settings differ, or there is no such device.
     """
-    config = type(config).from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         earlier = find_earlier(config, settled)
         requested = earlier.config if earlier else config

@@ -42,7 +42,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     Raises:
         RequestError: no readable image, an unknown model, a layer or size that does not fit.
     """
-    config = AttentionConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     spare_images(config.images, config.out)
     model = load(config.init, config.device, say=True)
     depth = model.encoder.shape.depth

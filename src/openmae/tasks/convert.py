@@ -37,7 +37,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         RequestError: INIT is no model, OUT exists, or the format cannot hold the model.
         Fault: a full disk, a program that computes something else, or a hub that refuses.
     """
-    config = ConvertConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     check_out(config)
     if config.to == "onnx":
         check_extra()

@@ -49,7 +49,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         Fault: features that are not finite, or a full disk.
     """
     started = time.monotonic()
-    config = EmbedConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     with joined() as processes:
         check_file(config)
         device = use_device(config.device, processes.local_rank)

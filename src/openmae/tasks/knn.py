@@ -53,7 +53,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         Fault: features that are not finite, or a full disk.
     """
     started = time.monotonic()
-    config = KnnConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     run = Path(config.out)
     with joined() as processes, ExitStack() as lock:
         check_vacant(run)

@@ -13,13 +13,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from openmae.config.checks import OFF
+from openmae.config.checks import MAX_PIXELS, OFF
 from openmae.data.decoding.jpeg import JPEG, decode_plain, read_header
 from openmae.data.decoding.jpeg_mask import jpeg_mask
 from openmae.data.decoding.nodata import Nodata, check_floats, contiguous, emptied, mask_of, values_of, with_mask
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
-from openmae.data.decoding.pixels import MAX_PIXELS, BadImage, check_size, upright
+from openmae.data.decoding.pixels import BadImage, check_size, upright
 from openmae.data.decoding.tiff import TIFF, read_tiff
 
 __all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import ExifTags, Image
 
+from openmae.config.checks import MAX_PIXELS
 from openmae.data.decoding.jpeg import read_header as read_jpeg_header
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy_header
 from openmae.data.decoding.pillow import FORMATS, is_deep_png, orientation_of
-from openmae.data.decoding.pixels import MAX_CHANNELS, MAX_PIXELS, BadImage, check_size
+from openmae.data.decoding.pixels import MAX_CHANNELS, BadImage, check_size
 from openmae.data.decoding.tiff import TIFF, open_tiff
 
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs

@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from openmae.data.decoding.pixels import MAX_PIXELS, BadImage, check_size, composite, upright
+from openmae.config.checks import MAX_PIXELS
+from openmae.data.decoding.pixels import BadImage, check_size, composite, upright
 from openmae.data.decoding.strips import in_strips
 from openmae.data.resize import LARGE_PIXELS
 

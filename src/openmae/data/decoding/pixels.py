@@ -6,7 +6,6 @@ import numpy as np
 
 from openmae.data.decoding.strips import in_strips
 
-MAX_PIXELS = 178_956_970  # where Pillow, left alone, warned long ago and now refuses: twice its MAX_IMAGE_PIXELS
 MAX_CHANNELS = 64
 
 

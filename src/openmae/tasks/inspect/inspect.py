@@ -21,7 +21,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         RequestError: there is nothing of the kind, or --out exists.
     """
-    config = InspectConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     kind = "data" if config.path is None else kind_of(config.path)
     for name in config.explicit() if kind != "data" else ():
         if name in OF_DATA:

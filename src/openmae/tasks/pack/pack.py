@@ -40,7 +40,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         Fault: the disk is or would be full, or a reader process died.
     """
     started = time.monotonic()
-    config = PackConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     if config.verify:
         assert config.data is not None
         return verify(config.data)

@@ -52,7 +52,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         Interrupted: a signal; finished parts are kept and `--resume auto` goes on behind them.
         Fault: scores that are not finite, or a full disk.
     """
-    config = RobustnessConfig.from_dict(config.to_dict())  # paths as strings
+    config = config.plain()
     run = Path(config.out)
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
