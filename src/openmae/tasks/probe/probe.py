@@ -38,10 +38,8 @@ from openmae.tasks.classification.classification import (
 from openmae.tasks.classification.report import write_report
 from openmae.tasks.probe.features import check_parts, features_of, make_reader, predictions_of
 from openmae.tasks.probe.rates import best_of, chosen_by, figure_of, rate_lines, write_rates
-from openmae.tasks.probe.step import head_groups, train_step
+from openmae.tasks.probe.step import make_optimizer, train_step
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
-from openmae.training.lars import LARS
-from openmae.training.optim import sgd
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
@@ -62,7 +60,6 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_outside(asked.dataset, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
-        asked = replace(asked, task=data.task)
         check_classes(run.earlier, data)
         plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.earlier)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
@@ -74,9 +71,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.say(*load_encoder(classifier.encoder, init))
         classifier.requires_grad_(False).eval().to(device)
         probes = Probes(plan.shape, len(chosen.base_lr)).to(device)
-        groups, peak = head_groups(probes, chosen), max(chosen.base_lr)
-        optimizer = LARS(groups, chosen.momentum) if chosen.optimizer == "lars" else sgd(groups, chosen.momentum)
-        schedule = cosine(chosen, peak, len(data.train), num_steps)
+        optimizer = make_optimizer(probes, chosen)
+        schedule = cosine(chosen, max(chosen.base_lr), len(data.train), num_steps)
         encoder_hash = hash_of(init.encoder_weights)
         run.restore(
             data.fingerprint,

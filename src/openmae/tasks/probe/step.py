@@ -16,6 +16,8 @@ from openmae.run.loop import StepResult, step_if_finite
 from openmae.run.model_input import ModelInput
 from openmae.tasks.classification.classification import classification_loss
 from openmae.training.copy_ahead import StepInputs
+from openmae.training.lars import LARS
+from openmae.training.optim import sgd
 
 BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, a squared error diverges from 1.9 on
 
@@ -52,6 +54,12 @@ def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
     if data.scale is not None:
         return squared_error(outputs, targets)
     return classification_loss(outputs, targets, data.is_multi_label, None)
+
+
+def make_optimizer(probes: Probes, config: SettledProbe) -> torch.optim.Optimizer:
+    """LARS (table 10) or SGD, with a rate for each head."""
+    groups = head_groups(probes, config)
+    return LARS(groups, config.momentum) if config.optimizer == "lars" else sgd(groups, config.momentum)
 
 
 def head_groups(probes: Probes, config: SettledProbe) -> list[dict[str, Any]]:
