@@ -67,6 +67,19 @@ def test_nothing_stays_open_and_each_decision_has_a_reason(facts, machine):
     assert result.shape.encoder.num_patches >= 4
 
 
+def test_device_and_held_out_images_are_settled_with_the_rest():
+    """The device by its full name, asked for or not; of the images held out what the data says, unless asked for."""
+    second = replace(GPU, name="cuda:1")
+    for asked, reasons in ((None, {"device", "held_out"}), ("cuda:1", {"held_out"})):
+        plan = settle(config(device=asked), PHOTOS, second, num_held_out=256)
+        assert (plan.config.device, plan.config.held_out) == ("cuda:1", 256)
+        assert reasons == {"device", "held_out"} & plan.reasons.keys()
+    assert settle(config(), PHOTOS, CPU, num_held_out=0).reasons["held_out"] == "too few images"
+    given = settle(config(held_out=7), PHOTOS, CPU, num_held_out=5)
+    assert (given.config.held_out, "held_out" in given.reasons) == (7, False)
+    assert Machine.of(torch.device("cpu"), 1).name == "cpu"
+
+
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "cuda"])
 @pytest.mark.parametrize("facts", DATA.values(), ids=DATA)
 def test_warm_up_and_rate_stay_in_bounds(facts, machine):

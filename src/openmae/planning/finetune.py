@@ -81,6 +81,7 @@ def plan_finetune(
     if previous is not None:
         settled = replace(previous.config, device=str(device))
         return FinetunePlan.of(settled, data.num_outputs, previous.preprocessing, encoder_of(previous)), None
+    config = replace(config, task=data.task)
     facts, machine = look(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
     return settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start), facts

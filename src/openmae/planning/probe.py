@@ -66,6 +66,7 @@ def plan_probe(
     if previous is not None:
         settled = replace(previous.config, device=str(device))
         return ProbePlan(settled, probe_shape(settled, encoder, data.num_outputs), previous.preprocessing, {}), None
+    config = replace(config, task=data.task)
     facts, machine = look(config, data.train, data.parts, device, num_processes)
     return settle_probe(config, facts, data.num_outputs, machine, encoder, init.preprocessing), facts
 

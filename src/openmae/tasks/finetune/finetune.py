@@ -1,7 +1,6 @@
 """`openmae finetune`: a classifier from labels, or numbers predicted: fine-tuned, partially or from scratch
 (paper, tables 9 and 11)."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -67,7 +66,6 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         model_input = None if init is None else init.preprocessing
         background = asked.background if model_input is None else model_input.background
         data = open_data(asked, model_input, background, asked.report == "held-out")
-        asked = replace(asked, task=data.task)
         if asked.report == "held-out":
             data = without_test(data)
         check_classes(run.earlier, data)

@@ -59,7 +59,6 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_outside(asked.dataset, asked.out)
         needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
         data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
-        asked = replace(asked, task=data.task)
         check_classes(run.earlier, data)
         plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.earlier)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))

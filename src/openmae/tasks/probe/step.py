@@ -55,7 +55,7 @@ def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
 
 
 def make_optimizer(probes: Probes, config: SettledProbe) -> torch.optim.Optimizer:
-    """LARS or SGD for all heads."""
+    """LARS (table 10) or SGD, with a rate for each head."""
     groups = head_groups(probes, config)
     return LARS(groups, config.momentum) if config.optimizer == "lars" else sgd(groups, config.momentum)
 
