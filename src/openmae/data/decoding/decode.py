@@ -102,7 +102,7 @@ def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None 
     """
     rule, before = Nodata.of(nodata), mask_of(image)
     own = before if own is None else own if before is None else own | before
-    image = _masked(values_of(image), rule, own)
+    image = _masked(values_of(image).view(), rule, own)  # a view: the array is someone else's, and is not written to
     check_floats(image, rule)
     return image
 

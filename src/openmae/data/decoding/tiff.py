@@ -137,11 +137,12 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
-    mask = None if rule is None else rule.mask(array, mark)
+    mask, extra = None if rule is None else rule.mask(array, mark), page.extrasamples
+    if mask is not None and is_alpha(extra):
+        mask[..., -1] = array[..., -1] != array[..., -1]  # how much shows is no value of the image, but for NaN
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(emptied(array, mask))
-    extra = page.extrasamples
     if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
