@@ -111,7 +111,7 @@ class EncoderModel:
             if isinstance(item, (str, Path)):
                 array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, nodata_of(None, p))
             elif isinstance(item, Image.Image):
-                array = masked_array(from_picture(item, p.background), nodata_of(None, p))
+                array = from_picture(item, p.background, nodata_of(None, p))
             elif not isinstance(item, np.ndarray):
                 raise BadImage("not a path, a PIL image or an array")
             else:

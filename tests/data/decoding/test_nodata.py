@@ -15,7 +15,7 @@ from openmae.config import Preprocessing
 from openmae.config.checks import MARKED, OFF, nodata_setting
 from openmae.data.augment import Augmentation
 from openmae.data.conformed import fitted_to_model
-from openmae.data.decoding.decode import BadImage, decode, masked_array
+from openmae.data.decoding.decode import BadImage, decode, from_picture, masked_array
 from openmae.data.decoding.jpeg_mask import jpeg_mask, with_jpeg_mask
 from openmae.data.decoding.nodata import filled, mask_of, means_of, valid_values
 from openmae.data.device_crop import crop_and_normalise
@@ -39,10 +39,22 @@ def numbers(dtype, channels=1, low=1, high=200):
     return RNG.integers(low, high, (8, 9, channels)).astype(dtype)
 
 
-def with_hole(dtype, value, channels=1):
-    image = numbers(dtype, channels)
+def with_hole(dtype, value, channels=1, **options):
+    image = numbers(dtype, channels, **options)
     image[HOLE] = value
     return image
+
+
+def with_alpha(dtype, value):
+    """Colour and alpha: a hole that is wholly transparent, and half of the rest that is so too but holds values."""
+    image = with_hole(dtype, value, 4)
+    image[..., 3] = np.iinfo(dtype).max
+    image[HOLE][..., 3] = 0
+    image[5:, :, 3] = 0
+    return image
+
+
+PALETTE = np.stack([np.where(np.arange(256) == 9, 7, np.arange(256)) * 257] * 3).astype(np.uint16)  # 9 looks like 7
 
 
 def as_npy(array):
@@ -96,6 +108,20 @@ def hole(channels=1):
         (as_tiff(with_hole(np.uint8, 250), "250", photometric="miniswhite"), MARKED),
         (as_tiff(with_hole(np.uint16, 250), "250", photometric="miniswhite"), MARKED),
         (as_tiff(with_hole(np.uint8, 0, 3), photometric="rgb"), 0.0),
+        (as_tiff(with_hole(np.uint8, 250), photometric="miniswhite"), 250.0),  # in the file's numbers, as 16 bits
+        (as_tiff(with_hole(np.uint16, 250), photometric="miniswhite"), 250.0),
+        (as_tiff(with_hole(np.uint8, 7), "7", photometric="palette", colormap=PALETTE), MARKED),
+        (as_tiff(with_hole(np.uint8, 1, low=0, high=1)[..., 0] > 0, "1"), MARKED),  # of one bit
+        (as_tiff(with_hole(np.uint8, 1, low=0, high=1)[..., 0] > 0, "1", photometric="miniswhite"), MARKED),
+        (as_tiff(with_hole(np.float32, -0.5), "-0,5"), MARKED),
+        (as_npy(with_hole(np.uint64, 2**64 - 1)), float(2**64)),  # no float is closer
+        (as_tiff(with_hole(np.int64, 2**63 - 1), str(2**63 - 1)), MARKED),
+        (as_tiff(with_alpha(np.uint8, 0), photometric="rgb", extrasamples=["unassalpha"]), 0.0),
+        (as_tiff(with_alpha(np.uint8, 255), "255", photometric="rgb", extrasamples=["unassalpha"]), MARKED),
+        (as_tiff(with_alpha(np.uint16, 0), "0", photometric="rgb", extrasamples=["unassalpha"]), MARKED),
+        (as_png(with_alpha(np.uint8, 0)), 0.0),
+        (as_png(with_alpha(np.uint8, 255)), 255.0),
+        (as_png(np.delete(with_alpha(np.uint8, 255), [1, 2], 2)), 255.0),
         (as_png(with_hole(np.uint8, 0)), 0.0),
         (as_png(with_hole(np.uint8, 0, 3)), 0.0),
         (as_png(with_hole(np.uint16, 65535)), 65535.0),
@@ -131,6 +157,19 @@ def test_the_hole_is_turned_with_the_image(orientation):
     tifffile.imwrite(file, image, photometric="minisblack", extratags=tags)
     found = decode(file.getvalue(), nodata=MARKED)
     np.testing.assert_array_equal(mask_of(found), found.data == 0)
+
+
+def test_a_picture_that_was_opened_is_masked_as_its_file():
+    data = as_png(with_alpha(np.uint8, 0))
+    with Image.open(io.BytesIO(data)) as image:
+        found, expected = from_picture(image, nodata=0.0), decode(data, nodata=0.0)
+    np.testing.assert_array_equal(mask_of(found), mask_of(expected))
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
+def test_a_value_beyond_a_type_is_not_its_infinity():
+    with pytest.raises(BadImage, match="values of inf"):
+        decode(as_npy(with_hole(np.float16, np.inf)), nodata=1e5)
 
 
 @pytest.mark.parametrize("value", [-9999.0, 0.5, 70000.0, -1e30])
