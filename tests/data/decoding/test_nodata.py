@@ -476,6 +476,20 @@ def test_a_resized_row_is_empty_where_most_of_its_source_is(tmp_path):
     assert np.isnan(np.load(tmp_path / "pack" / "train.npy")[0, :, :5]).all()
 
 
+def test_rows_of_a_pack_with_nan_are_bad_where_all_values_are_data(tmp_path):
+    """As files are: nothing is measured of them."""
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        image = RNG.normal(0, 1, (16, 16)).astype(np.float32)
+        image[:number] = np.nan
+        np.save(tmp_path / "data" / f"{number}.npy", image)
+    pack(PackConfig(data=str(tmp_path / "data"), out=str(tmp_path / "pack"), format="raw", size=16))
+    for root in ("data", "pack"):
+        facts = look_at(open_source(str(tmp_path / root), nodata=OFF))
+        assert facts.bad == {f"{number}.npy": "values that are not finite" for number in (1, 2, 3)}
+        assert np.isfinite([*facts.mean, *facts.value_range]).all()
+
+
 def test_a_jpeg_says_what_is_empty_at_its_own_size(tmp_path):
     """What has no values when it is resized is not packed; where nothing is left empty, nothing is said."""
     (tmp_path / "data").mkdir()
