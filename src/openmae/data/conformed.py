@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
-from openmae.data.decoding.nodata import means_of
+from openmae.data.decoding.nodata import means_of, values_of
 from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.strips import strips
 from openmae.data.preprocess import conform
@@ -59,7 +59,8 @@ def conformed(
         is_luma = image.dtype == np.float32 and channels < image.shape[2]
         if height * width <= LARGE_PIXELS or is_luma:
             return conform(image, channels, dtype, min_side, rescale, fill)
-        if image.dtype == np.float32 and not all(np.isfinite(image[rows]).all() for rows in strips(height, width)):
+        values = values_of(image)  # 0 where it is empty
+        if image.dtype == np.float32 and not all(np.isfinite(values[rows]).all() for rows in strips(height, width)):
             raise BadImage("values that are not finite")
     if min(height, width) < min_side:
         raise BadImage(f"{height}x{width} px, smaller than a patch of {min_side} px")

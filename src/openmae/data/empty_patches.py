@@ -8,9 +8,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.data.augment import Box, resized_crop
+from openmae.data.decoding.nodata import mask_in_channels, mask_of
 from openmae.data.resize import Pixels
 
 EMPTY_SHARE = 0.5  # of a patch's values, above which it leaves the loss
+
+
+def empty_patches_of(
+    image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
+) -> Tensor | None:
+    """`empty_patches` of a decoded image as a model of so many channels sees it; None where it is empty nowhere."""
+    mask = mask_of(image)
+    return None if mask is None else empty_patches(mask_in_channels(mask, channels), box, size, patch_size, is_flipped)
 
 
 def empty_patches(

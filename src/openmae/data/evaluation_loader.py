@@ -15,9 +15,8 @@ from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.nodata import mask_of
 from openmae.data.decoding.regions import pixels_of
-from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.empty_patches import empty_patches_of, stacked_empty
 from openmae.data.hand_over import goes_through_pipes
 from openmae.data.loader import pinned, stack, stacked
 from openmae.data.readers import make_loader, read
@@ -85,8 +84,7 @@ class _Evaluation(Dataset):
         except BadImage as error:
             return _Sample(index, str(error))
         label = self.source.label(index) if self.with_labels else None
-        mask = mask_of(decoded)
-        empty = None if mask is None else empty_patches(mask, box, p.image_size, self.min_side)
+        empty = empty_patches_of(decoded, p.channels, box, p.image_size, self.min_side)
         return _Sample(index, crop, label, empty)
 
     def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:

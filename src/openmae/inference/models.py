@@ -15,8 +15,8 @@ from openmae.config import DEFAULT_POOL, MASKS, POOLS, Preprocessing, TargetScal
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, from_picture, masked_array
-from openmae.data.decoding.nodata import contiguous, mask_of, nodata_of
-from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.decoding.nodata import contiguous, nodata_of
+from openmae.data.empty_patches import empty_patches_of, stacked_empty
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
 from openmae.data.scale import scale_doubt
@@ -96,7 +96,7 @@ class EncoderModel:
             if isinstance(item, (str, Path)):
                 array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, nodata_of(None, p))
             elif isinstance(item, Image.Image):
-                array = masked_array(from_picture(item, p.background), nodata_of(None, p))
+                array = from_picture(item, p.background, nodata_of(None, p))
             elif not isinstance(item, np.ndarray):
                 raise BadImage("not a path, a PIL image or an array")
             else:
@@ -110,8 +110,8 @@ class EncoderModel:
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        box, mask = evaluation_box(pixels, size, p.margin), mask_of(array)
-        empty = None if mask is None else empty_patches(mask, box, size, side)
+        box = evaluation_box(pixels, size, p.margin)
+        empty = empty_patches_of(array, p.channels, box, size, side)
         return resized_crop(pixels, box, size), empty
 
     @torch.no_grad()

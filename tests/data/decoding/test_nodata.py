@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from openmae import PackConfig, pack
 from openmae.config import Preprocessing
 from openmae.config.checks import MARKED, OFF, nodata_setting
 from openmae.data.augment import Augmentation
-from openmae.data.decoding.decode import BadImage, decode, masked_array
+from openmae.data.conformed import fitted_to_model
+from openmae.data.decoding.decode import BadImage, decode, from_picture, masked_array
 from openmae.data.decoding.jpeg_mask import jpeg_mask, with_jpeg_mask
 from openmae.data.decoding.nodata import filled, mask_of, means_of, valid_values
 from openmae.data.device_crop import crop_and_normalise
@@ -37,10 +39,22 @@ def numbers(dtype, channels=1, low=1, high=200):
     return RNG.integers(low, high, (8, 9, channels)).astype(dtype)
 
 
-def with_hole(dtype, value, channels=1):
-    image = numbers(dtype, channels)
+def with_hole(dtype, value, channels=1, **options):
+    image = numbers(dtype, channels, **options)
     image[HOLE] = value
     return image
+
+
+def with_alpha(dtype, value):
+    """Colour and alpha: a hole that is wholly transparent, and half of the rest that is so too but holds values."""
+    image = with_hole(dtype, value, 4)
+    image[..., 3] = np.iinfo(dtype).max
+    image[HOLE][..., 3] = 0
+    image[5:, :, 3] = 0
+    return image
+
+
+PALETTE = np.stack([np.where(np.arange(256) == 9, 7, np.arange(256)) * 257] * 3).astype(np.uint16)  # 9 looks like 7
 
 
 def as_npy(array):
@@ -94,6 +108,20 @@ def hole(channels=1):
         (as_tiff(with_hole(np.uint8, 250), "250", photometric="miniswhite"), MARKED),
         (as_tiff(with_hole(np.uint16, 250), "250", photometric="miniswhite"), MARKED),
         (as_tiff(with_hole(np.uint8, 0, 3), photometric="rgb"), 0.0),
+        (as_tiff(with_hole(np.uint8, 250), photometric="miniswhite"), 250.0),  # in the file's numbers, as 16 bits
+        (as_tiff(with_hole(np.uint16, 250), photometric="miniswhite"), 250.0),
+        (as_tiff(with_hole(np.uint8, 7), "7", photometric="palette", colormap=PALETTE), MARKED),
+        (as_tiff(with_hole(np.uint8, 1, low=0, high=1)[..., 0] > 0, "1"), MARKED),  # of one bit
+        (as_tiff(with_hole(np.uint8, 1, low=0, high=1)[..., 0] > 0, "1", photometric="miniswhite"), MARKED),
+        (as_tiff(with_hole(np.float32, -0.5), "-0,5"), MARKED),
+        (as_npy(with_hole(np.uint64, 2**64 - 1)), float(2**64)),  # no float is closer
+        (as_tiff(with_hole(np.int64, 2**63 - 1), str(2**63 - 1)), MARKED),
+        (as_tiff(with_alpha(np.uint8, 0), photometric="rgb", extrasamples=["unassalpha"]), 0.0),
+        (as_tiff(with_alpha(np.uint8, 255), "255", photometric="rgb", extrasamples=["unassalpha"]), MARKED),
+        (as_tiff(with_alpha(np.uint16, 0), "0", photometric="rgb", extrasamples=["unassalpha"]), MARKED),
+        (as_png(with_alpha(np.uint8, 0)), 0.0),
+        (as_png(with_alpha(np.uint8, 255)), 255.0),
+        (as_png(np.delete(with_alpha(np.uint8, 255), [1, 2], 2)), 255.0),
         (as_png(with_hole(np.uint8, 0)), 0.0),
         (as_png(with_hole(np.uint8, 0, 3)), 0.0),
         (as_png(with_hole(np.uint16, 65535)), 65535.0),
@@ -129,6 +157,19 @@ def test_the_hole_is_turned_with_the_image(orientation):
     tifffile.imwrite(file, image, photometric="minisblack", extratags=tags)
     found = decode(file.getvalue(), nodata=MARKED)
     np.testing.assert_array_equal(mask_of(found), found.data == 0)
+
+
+def test_a_picture_that_was_opened_is_masked_as_its_file():
+    data = as_png(with_alpha(np.uint8, 0))
+    with Image.open(io.BytesIO(data)) as image:
+        found, expected = from_picture(image, nodata=0.0), decode(data, nodata=0.0)
+    np.testing.assert_array_equal(mask_of(found), mask_of(expected))
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
+def test_a_value_beyond_a_type_is_not_its_infinity():
+    with pytest.raises(BadImage, match="values of inf"):
+        decode(as_npy(with_hole(np.float16, np.inf)), nodata=1e5)
 
 
 @pytest.mark.parametrize("value", [-9999.0, 0.5, 70000.0, -1e30])
@@ -227,6 +268,37 @@ def test_statistics_are_of_what_is_there(tmp_path):
     assert facts.empty == pytest.approx(np.mean([mask_of(image).mean() for image in images]))
 
 
+def test_an_array_that_is_given_is_not_written_to():
+    image = with_hole(np.float32, np.nan, 2)
+    masked_array(image, MARKED)
+    assert np.isnan(image[HOLE]).all()
+
+
+def test_a_large_image_may_have_rows_without_any_value():
+    """Rows are looked at a strip at a time, and one may be empty throughout."""
+    values = np.ones((2100, 2100, 1), np.float32)
+    values[:300] = np.nan
+    image = fitted_to_model(
+        masked_array(values, MARKED),
+        Preprocessing(
+            channels=1, value_range=(0.0, 8.0), mean=(0.5,), std=(0.2,), image_size=(16, 16), dtype="float32"
+        ),
+    )
+    assert (image[250:350, :10] == np.where(np.arange(250, 350) < 300, 4.0, 1.0)[:, None, None]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_alpha_is_no_value_that_stands_for_none(dtype):
+    """That of an opaque picture is the highest there is, and so is what a file may mark."""
+    full = 1 if dtype == np.float32 else 65535
+    image = np.full((8, 9, 4), full, dtype)
+    image[..., :3] = numbers(dtype, 3) / (200 if dtype == np.float32 else 1)
+    image[HOLE] = full
+    found = decode(as_tiff(image, str(full), photometric="rgb", extrasamples=["unassalpha"]), nodata=MARKED)
+    np.testing.assert_array_equal(mask_of(found), hole(3))
+    np.testing.assert_allclose(found.data[~hole(3)], image[..., :3][~hole(3)])
+
+
 def test_a_tile_with_nothing_beside_its_hole_is_blank():
     plain = np.full((8, 9, 2), 5.0, np.float32)
     plain[HOLE] = np.nan
@@ -255,6 +327,22 @@ def test_a_patch_is_empty_when_more_than_half_of_its_values_are():
     assert found.tolist() == [False, True, False, True]
     assert empty_patches(mask, (0, 0, 8, 8), (8, 8), 4, is_flipped=True).tolist() == [True, False, True, False]
     assert empty_patches(mask, (0, 4, 4, 4), (8, 8), 4).tolist() == [True] * 4  # the box alone counts
+
+
+def test_patches_are_empty_as_the_channels_of_the_model_are(tmp_path):
+    """Grey is empty where one of three channels is: it holds the mean there, and nothing to score."""
+    image = RNG.normal(0, 1, (16, 16, 3)).astype(np.float32)
+    image[:, :8, 0] = np.nan
+    np.save(tmp_path / "a.npy", image)
+    source = open_source(str(tmp_path), nodata=MARKED)
+    record = Preprocessing(
+        channels=1, value_range=(-3.0, 3.0), mean=(0.5,), std=(0.2,), image_size=(16, 16), dtype="float32"
+    )
+    left = [[True, True, False, False]] * 4
+    assert read_all(source, record, 4).empty.view(4, 4).tolist() == left
+    for is_whole in (False, True):
+        (sample,) = Stream(source, record, Augmentation(kind="none"), 0, 4, is_whole=is_whole).__getitems__([0])
+        assert sample.empty.view(4, 4).tolist() == left
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +458,7 @@ def test_packs_keep_what_is_empty(tmp_path, form, dtype):
         if form == "raw":
             np.testing.assert_array_equal(np.ma.filled(after.read(index), 0), np.ma.filled(before.read(index), 0))
     assert pack(PackConfig(data=str(data), out=str(out), format=form, size=24, nodata=0.0, resume="auto"))
-    with pytest.raises(RequestError, match="was begun with nodata 0"):
+    with pytest.raises(RequestError, match="was begun with --nodata 0"):
         pack(PackConfig(data=str(data), out=str(out), format=form, size=24, nodata=7.0, resume="auto"))
     pack(PackConfig(data=str(out), verify=True))
 
@@ -386,6 +474,37 @@ def test_a_resized_row_is_empty_where_most_of_its_source_is(tmp_path):
     assert mask_of(found)[:, :5].all()
     assert not mask_of(found)[:, 5:].any()
     assert np.isnan(np.load(tmp_path / "pack" / "train.npy")[0, :, :5]).all()
+
+
+def test_rows_of_a_pack_with_nan_are_bad_where_all_values_are_data(tmp_path):
+    """As files are: nothing is measured of them."""
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        image = RNG.normal(0, 1, (16, 16)).astype(np.float32)
+        image[:number] = np.nan
+        np.save(tmp_path / "data" / f"{number}.npy", image)
+    pack(PackConfig(data=str(tmp_path / "data"), out=str(tmp_path / "pack"), format="raw", size=16))
+    for root in ("data", "pack"):
+        facts = look_at(open_source(str(tmp_path / root), nodata=OFF))
+        assert facts.bad == {f"{number}.npy": "values that are not finite" for number in (1, 2, 3)}
+        assert np.isfinite([*facts.mean, *facts.value_range]).all()
+
+
+def test_a_jpeg_says_what_is_empty_at_its_own_size(tmp_path):
+    """What has no values when it is resized is not packed; where nothing is left empty, nothing is said."""
+    (tmp_path / "data").mkdir()
+    for name, is_kept in (("all", np.s_[::4, ::4]), ("none", np.s_[1:]), ("whole", np.s_[:])):
+        image = np.zeros((64, 64), np.uint8)
+        image[is_kept] = RNG.integers(1, 256, (64, 64))[is_kept]
+        Image.fromarray(image).save(tmp_path / "data" / f"{name}.png")
+    config = PackConfig(data=str(tmp_path / "data"), out=str(tmp_path / "pack"), format="jpeg", size=16, nodata=0.0)
+    pack(replace(config, max_bad=1.0))
+    source = open_source(str(tmp_path / "pack"), nodata=MARKED)
+    assert [source.name(index) for index in range(len(source))] == ["none.png", "whole.png"]
+    assert all(mask_of(source.read(index)) is None for index in range(len(source)))
+    line = json.loads((tmp_path / "pack" / "quarantine.jsonl").read_text())
+    assert "no values at the size of the pack" in str(line)
+    assert json.loads((tmp_path / "pack" / "pack.json").read_bytes())["openmae_pack"] == 1
 
 
 def test_packs_without_anything_empty_are_as_they_were(tmp_path):

@@ -89,6 +89,7 @@ def test_a_box_of_a_tiff(tmp_path, form, shape, dtype):
 
 
 GREY = noise(41, 57)
+XMP = b'<rdf:Description tiff:Orientation="6"/>'
 WHOLE = {
     "compressed": (GREY, {"compression": "zlib"}),
     "floats": (GREY.astype(np.float32), {}),
@@ -100,6 +101,7 @@ WHOLE = {
     "pages": (noise(3, 41, 57), {"photometric": "minisblack"}),
     "turned": (GREY, {"extratags": [(274, 3, 1, 6, True)]}),
     "a marked value": (GREY, {"extratags": [(42113, 2, 2, "0", True)]}),
+    "turned in XMP": (GREY, {"extratags": [(700, 1, len(XMP), XMP, True)]}),
     "ImageJ": (GREY, {"imagej": True}),
 }
 

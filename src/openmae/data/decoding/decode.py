@@ -16,7 +16,17 @@ from PIL import Image, UnidentifiedImageError
 from openmae.config.checks import MAX_PIXELS, OFF
 from openmae.data.decoding.jpeg import JPEG, decode_plain, read_header
 from openmae.data.decoding.jpeg_mask import jpeg_mask
-from openmae.data.decoding.nodata import Nodata, check_floats, contiguous, emptied, mask_of, values_of, with_mask
+from openmae.data.decoding.nodata import (
+    FrameNodata,
+    Nodata,
+    check_floats,
+    contiguous,
+    either,
+    emptied,
+    mask_of,
+    values_of,
+    with_mask,
+)
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
 from openmae.data.decoding.pixels import BadImage, check_size, upright
@@ -87,8 +97,9 @@ def _decoded(
         elif head.startswith(TIFF):
             image = read_tiff(file, background, max_pixels, rule)
         else:
-            (image,) = read_with_pillow(file, background, max_pixels)
-            image = _masked(image, rule)
+            nodata = None if rule is None else FrameNodata(rule)
+            (image,) = read_with_pillow(file, background, max_pixels, [(0, nodata)])
+            image = with_mask(values_of(image), mask_of(image))
     check_floats(image, rule)
     return contiguous(image)
 
@@ -102,7 +113,7 @@ def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None 
     """
     rule, before = Nodata.of(nodata), mask_of(image)
     own = before if own is None else own if before is None else own | before
-    image = _masked(values_of(image), rule, own)
+    image = _masked(values_of(image).view(), rule, own)  # a view: the array is someone else's, and is not written to
     check_floats(image, rule)
     return image
 
@@ -110,14 +121,21 @@ def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None 
 def _masked(image: np.ndarray, rule: Nodata | None, own: np.ndarray | None = None) -> np.ndarray:
     """The image without the values that a rule says, and without those known to be none."""
     mask = None if rule is None else rule.mask(image)
-    mask = own if mask is None else mask if own is None else mask | own
+    mask = either(mask, own)
     return with_mask(emptied(image, mask), mask)
 
 
-def from_picture(image: Image.Image, background: float = 1.0) -> np.ndarray:
-    """An opened Pillow image as `decode` gives it: upright, without palette or alpha. Raises BadImage."""
+def from_picture(image: Image.Image, background: float = 1.0, nodata: float | str = OFF) -> np.ndarray:
+    """An opened Pillow image as `decode` gives it: upright, without palette or alpha, masked. Raises BadImage."""
+    rule = Nodata.of(nodata)
     try:
-        return np.ascontiguousarray(upright(pixels_of(image, background), orientation_of(image)))
+        pixels = pixels_of(image, background, None if rule is None else FrameNodata(rule))
+        pixels = upright(pixels, orientation_of(image))
+        pixels = contiguous(with_mask(values_of(pixels), mask_of(pixels)))
+        check_floats(pixels, rule)
+        return pixels
+    except BadImage:
+        raise
     except Exception as error:  # its pixels may be read only now
         raise BadImage(_reason(error)) from error
 

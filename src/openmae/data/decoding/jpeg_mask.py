@@ -20,6 +20,11 @@ def with_jpeg_mask(data: bytes, mask: NDArray[np.bool_]) -> bytes:
     return _SOI + b"".join(segments) + data[len(_SOI) :]
 
 
+def has_jpeg_mask(data: bytes) -> bool:
+    """Whether a JPEG has a mask."""
+    return data[2:4] == _COMMENT and data[6:].startswith(_NAME)
+
+
 def jpeg_mask(data: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """The mask in a JPEG's comments for an image of this shape; None where it has none.
 

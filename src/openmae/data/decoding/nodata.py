@@ -62,23 +62,48 @@ class Nodata:
         return [value for value in (self.value, marked) if value is not None and _can_hold(dtype, value)]
 
 
+@dataclass(frozen=True)
+class FrameNodata:
+    """Which values of one picture of a file stand for none.
+
+    Attributes:
+        rule: what holds for the file.
+        marked: the value that the file marks, in the numbers that its values become.
+        marked_index: the entry of the palette that it marks.
+    """
+
+    rule: Nodata
+    marked: float | None = None
+    marked_index: float | None = None
+
+    def mask(self, values: NDArray) -> NDArray[np.bool_] | None:
+        """Where values of H x W x C, without alpha, stand for none; None where nowhere."""
+        return self.rule.mask(values, self.marked)
+
+    def mask_of_indices(self, indices: NDArray) -> NDArray[np.bool_] | None:
+        """Where a picture with a palette, H x W, has the entry that stands for none: H x W x 1."""
+        return None if self.marked_index is None else Nodata().mask(indices[..., None], self.marked_index)
+
+
 def _can_hold(dtype: np.dtype, value: float) -> bool:
     if dtype.kind == "f":
-        return True
+        with np.errstate(over="ignore"):
+            return abs(value) >= SIGN_IS_ENOUGH or bool(np.isfinite(dtype.type(value)))
     if dtype.kind not in "iu" or not float(value).is_integer():
         return False
     limits = np.iinfo(dtype)
-    return bool(limits.min <= value <= limits.max)
+    return bool(limits.min <= value <= float(limits.max))
 
 
 def _is_any(array: NDArray, values: list[float]) -> NDArray[np.bool_]:
     found = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
     for value in values:
-        if array.dtype.kind == "f" and abs(value) >= SIGN_IS_ENOUGH:
+        if array.dtype.kind != "f":  # the highest of 64 bits is not a float
+            found |= array == array.dtype.type(min(int(value), np.iinfo(array.dtype).max))
+        elif abs(value) >= SIGN_IS_ENOUGH:
             found |= (array >= SIGN_IS_ENOUGH) if value > 0 else (array <= -SIGN_IS_ENOUGH)
         else:
-            with np.errstate(over="ignore"):
-                found |= array == array.dtype.type(value)
+            found |= array == array.dtype.type(value)
     return found
 
 
@@ -89,6 +114,16 @@ def emptied(array: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     array = array if array.flags.writeable and array.flags.owndata else array.copy()
     array[mask] = 0
     return array
+
+
+def masked(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+    """The image with 0 beneath its mask; itself where nothing of it is empty."""
+    return image if mask is None or not mask.any() else np.ma.MaskedArray(emptied(image, mask), mask)
+
+
+def either(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Where one mask or the other is; None where neither is."""
+    return one if other is None else other if one is None else one | other
 
 
 def with_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:

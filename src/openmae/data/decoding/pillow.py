@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from openmae.config.checks import MAX_PIXELS
+from openmae.data.decoding.nodata import FrameNodata, either, masked
 from openmae.data.decoding.pixels import BadImage, check_size, composite, upright
 from openmae.data.decoding.strips import in_strips
 from openmae.data.resize import LARGE_PIXELS
@@ -25,22 +27,26 @@ _allowed: list[int] = []  # Pillow's own limit, then the higher ones of those th
 
 
 def read_with_pillow(
-    file: BinaryIO, background: float, max_pixels: int, frames: Iterable[int] = (0,)
+    file: BinaryIO,
+    background: float,
+    max_pixels: int,
+    frames: Iterable[tuple[int, FrameNodata | None]] = ((0, None),),
 ) -> Iterator[np.ndarray]:
-    """Frames of a file, upright and H x W x C each.
+    """Frames of a file, upright and H x W x C each; masked where their values stand for none.
 
     Raises BadImage for a size that is not taken, and what Pillow raises for all else.
     """
     if is_deep_png(file) or _is_large_grey_with_alpha(file):
-        yield _png(file, background, max_pixels)
+        ((_, nodata),) = frames
+        yield _png(file, background, max_pixels, nodata)
         return
     with open_with_pillow(file, max_pixels) as image:
-        for frame in frames:
+        for frame, nodata in frames:
             if frame:
                 image.seek(frame)
             check_size(image.height, image.width, len(image.getbands()), max_pixels)
             image.load()
-            yield upright(pixels_of(image, background), orientation_of(image))
+            yield upright(pixels_of(image, background, nodata), orientation_of(image))
 
 
 @contextlib.contextmanager
@@ -62,18 +68,41 @@ def too_many_pixels(error: Image.DecompressionBombError, max_pixels: int) -> Bad
     return BadImage(f"{found[0] if found else 'too many'} pixels, the limit is {max_pixels} pixels (--max-pixels)")
 
 
-def pixels_of(image: Image.Image, background: float) -> np.ndarray:
-    """H x W x C of an opened image as it lies in the file, without palette or alpha."""
+def pixels_of(image: Image.Image, background: float, nodata: FrameNodata | None = None) -> np.ndarray:
+    """H x W x C of an opened image as it lies in the file, without palette or alpha; masked where that says so."""
     image.load()
     width, height = image.size
     is_ppm = image.format == "PPM"  # which a part of it no longer knows
 
-    def of_rows(rows: slice) -> np.ndarray:
+    def strip(rows: slice) -> Image.Image:
         is_whole = rows.stop - rows.start == height
-        strip = image if is_whole else image.crop((0, rows.start, width, rows.stop))
-        return _pixels_of(strip, is_ppm, background)
+        return image if is_whole else image.crop((0, rows.start, width, rows.stop))
 
-    return in_strips((height, width), of_rows)
+    values = in_strips((height, width), lambda rows: _pixels_of(strip(rows), is_ppm, background))
+    if nodata is None:
+        return values
+    of_palette = nodata.mask_of_indices(np.asarray(image)) if image.mode == "P" else None
+    of_palette = None if of_palette is None else np.repeat(of_palette, values.shape[2], axis=2)
+    mask = nodata.mask(values)
+    if image.has_transparency_data:  # what it was composited to is no value of the file
+        mask = in_strips(values.shape, lambda rows: _found(_colours_of(strip(rows)), nodata))
+    return masked(values, either(of_palette, mask))
+
+
+def _found(colours: np.ndarray, nodata: FrameNodata) -> NDArray[np.bool_]:
+    mask = nodata.mask(colours)
+    return np.zeros(colours.shape, bool) if mask is None else mask
+
+
+def _colours_of(image: Image.Image) -> np.ndarray:
+    """H x W x C of an image with transparency, as if all of it were opaque."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    return np.asarray(_with_alpha(image))[..., :-1]
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    return image.convert("LA" if image.mode in ("1", "L", "LA", "La") else "RGBA")
 
 
 def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarray:
@@ -86,8 +115,7 @@ def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarra
     if mode in ("I", "F"):
         return np.asarray(image).astype(np.float32)[..., None]
     if image.has_transparency_data:
-        image = image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA")
-        return composite(np.asarray(image), background)
+        return composite(np.asarray(_with_alpha(image)), background)
     if mode == "1":
         image = image.convert("L")
     elif mode not in ("L", "RGB"):
@@ -117,7 +145,7 @@ def _png_header(file: BinaryIO) -> tuple[int, int, int]:
     return int.from_bytes(head[16:20]) * int.from_bytes(head[20:24]), head[24], head[25]
 
 
-def _png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
+def _png(file: BinaryIO, background: float, max_pixels: int, nodata: FrameNodata | None) -> np.ndarray:
     """Decode with torchvision what Pillow, having just read it whole, has vouched for."""
     import torch
     from torchvision.io import ImageReadMode, decode_png
@@ -132,12 +160,14 @@ def _png(file: BinaryIO, background: float, max_pixels: int) -> np.ndarray:
     file.readinto(data.numpy())  # type: ignore[attr-defined]
     array = decode_png(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()  # (H, W, C)
     del data
-    if array.shape[2] in (2, 4):
+    has_alpha = array.shape[2] in (2, 4)
+    mask = None if nodata is None else nodata.mask(array[..., :-1] if has_alpha else array)
+    if has_alpha:
         array = composite(array, background)
     elif isinstance(transparent, int | tuple):
         opened = array
         array = in_strips(opened.shape, lambda rows: _keyed(opened[rows], transparent, background))
-    return upright(array, orientation)
+    return upright(masked(array, mask), orientation)
 
 
 def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:

@@ -197,4 +197,5 @@ def _is_plain(page: Any) -> bool:
         and page.axes in ("YX", "YXS")
         and not is_alpha(page.extrasamples)
         and page.tags.valueof(274, default=1) == 1  # the first row is the top, the first column the left
+        and (274 in page.tags or 700 not in page.tags)  # XMP, which Pillow asks where no tag says it
     )

@@ -9,13 +9,23 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from openmae.data.decoding.nodata import GDAL_NODATA, Nodata, emptied, mask_of, values_of, with_mask
+from openmae.data.decoding.nodata import (
+    GDAL_NODATA,
+    FrameNodata,
+    Nodata,
+    emptied,
+    mask_of,
+    masked,
+    values_of,
+    with_mask,
+)
 from openmae.data.decoding.pillow import read_with_pillow
 from openmae.data.decoding.pixels import BadImage, as_known_type, check_size, composite, upright
 from openmae.data.decoding.strips import in_strips
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 
+_RGB, _PALETTE, _YCBCR = 2, 3, 6  # TIFF's PhotometricInterpretation; 0 and 1 are grey, white or black at 0
 _ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a channel like any other (near infrared, say)
 
 # tifffile logs each damaged tag; what matters of it becomes a BadImage. Without a handler it would go to stderr.
@@ -60,9 +70,8 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
         if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
             raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
-            read = read_with_pillow(file, background, max_pixels, [page.index for page in pages])
-            marks = (mark_of_page(page, pages[0]) for page in pages)
-            layers = (_masked(*found, rule) for found in zip(read, pages, marks, strict=True))
+            frames = [(page.index, _nodata_of(page, mark_of_page(page, pages[0]), rule)) for page in pages]
+            layers: Iterable[np.ndarray] = read_with_pillow(file, background, max_pixels, frames)
         else:
             layers = (_tiff_page(page, file, background, rule, mark_of_page(page, pages[0])) for page in pages)
         return _stacked(layers, len(pages))
@@ -72,19 +81,26 @@ def mark_of_page(page: Any, first: Any) -> float | None:
     """The value that stands for none, as GDAL notes it for a page or for all in the first; None where none is noted."""
     text = page.tags.valueof(GDAL_NODATA, default=first.tags.valueof(GDAL_NODATA))
     try:
-        return float(str(text).strip("\0 "))
+        return float(str(text).strip("\0 ").replace(",", "."))  # GDAL once wrote numbers as people of a place do
     except ValueError:  # no such tag, or a word in it
         return None
 
 
-def _masked(layer: np.ndarray, page: Any, mark: float | None, rule: Nodata | None) -> np.ndarray:
-    """What Pillow made of a page: grey or RGB of the file's own numbers, but for what is white at 0."""
-    if rule is None or page.photometric not in (0, 1, 2) or page.bitspersample not in (8, 16):
-        return layer
-    if mark is not None and page.photometric == 0:
-        mark = np.iinfo(layer.dtype).max - mark
-    mask = rule.mask(layer, mark)
-    return layer if mask is None else np.ma.MaskedArray(emptied(layer, mask), mask)
+def _nodata_of(page: Any, mark: float | None, rule: Nodata | None) -> FrameNodata | None:
+    """What stands for none in what Pillow makes of a page."""
+    if rule is None:
+        return None
+    if page.photometric == _PALETTE:
+        return FrameNodata(rule, marked_index=mark)
+    if page.photometric not in (0, 1):
+        return FrameNodata(rule, mark if page.photometric in (_RGB, _YCBCR) else None)
+    bits = page.bitspersample
+    full, scale = (65535, 1) if bits == 16 else (255, 255 // (2**bits - 1))  # Pillow's numbers of fewer than 8 bits
+    mark = None if mark is None else mark * scale
+    if page.photometric == 1:
+        return FrameNodata(rule, mark)
+    of_file = rule if rule.value is None or bits < 8 else Nodata(full - rule.value)
+    return FrameNodata(of_file, None if mark is None else full - mark)
 
 
 def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
@@ -137,13 +153,14 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
                 raise BadImage("a TIFF segment that inflates beyond its declared size")
     array = page.asarray(maxworkers=1)
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
-    mask = None if rule is None else rule.mask(array, mark)
+    mask, extra = None if rule is None else rule.mask(array, mark), page.extrasamples
+    if mask is not None and is_alpha(extra):
+        mask[..., -1] = array[..., -1] != array[..., -1]  # how much shows is no value of the image, but for NaN
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
     array = as_known_type(emptied(array, mask))
-    extra = page.extrasamples
     if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
     orientation = page.tags.valueof(274, default=1)
-    return upright(array if mask is None else np.ma.MaskedArray(array, mask), orientation)
+    return upright(masked(array, mask), orientation)

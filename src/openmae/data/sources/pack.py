@@ -14,7 +14,7 @@ from openmae.config import pair
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.jpeg_mask import with_jpeg_mask
+from openmae.data.decoding.jpeg_mask import has_jpeg_mask, with_jpeg_mask
 from openmae.data.decoding.nodata import filled, mask_in_channels, mask_of
 from openmae.data.empty_patches import empty_values
 from openmae.data.scale import Rescale
@@ -63,7 +63,8 @@ class Packing:
         """
         mask = mask_of(image)
         if self.format == "jpeg":
-            return self._jpeg(filled(image), mask), None if mask is None else b""
+            data = self._jpeg(filled(image), mask)
+            return data, None if mask is None or not has_jpeg_mask(data) else b""
         row, empty = self._raw(filled(image), mask)
         if empty is None or self.dtype == "float32":
             return row.tobytes(), None if empty is None else b""
@@ -82,11 +83,13 @@ class Packing:
             target = (max(1, round(height * scale)), max(1, round(width * scale)))
             image = resized_crop(image, (0, 0, height, width), target).permute(1, 2, 0).numpy()
             mask = None if mask is None else empty_values(mask, (0, 0, height, width), target)
+        if mask is not None and mask.all():
+            raise BadImage("no values at the size of the pack: most of each stand for none (nodata)")
         if max(image.shape[:2]) > LONGEST_JPEG:
             raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {LONGEST_JPEG}")
         colours = ("GRAY", "Gray") if channels == 1 else ("RGB", self.subsampling)
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), self.quality, *colours)
-        return data if mask is None else with_jpeg_mask(data, mask)
+        return data if mask is None or not mask.any() else with_jpeg_mask(data, mask)
 
     def _raw(self, image: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_] | None]:
         """The largest centred box of the pack's aspect, resized to its shape, and where that is empty.

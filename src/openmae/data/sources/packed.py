@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from openmae.config.checks import OFF
 from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, masked_array
 from openmae.data.decoding.headers import read_size
+from openmae.data.decoding.nodata import check_floats
 from openmae.data.sources.folder import Ignored
 from openmae.errors import RequestError, shown
 
@@ -229,7 +230,10 @@ class PackedSource:
         self._checked(index)
         if self._places is None:
             row = self._open_map()[index]
-            return row if self.nodata == OFF else masked_array(row, self.nodata, self._empty(index))
+            if self.nodata != OFF:
+                return masked_array(row, self.nodata, self._empty(index))
+            check_floats(row, None)
+            return row
         return decode(self._encoded(index), *self._options, nodata=self.nodata)
 
     def size(self, index: int) -> tuple[int, int]:
