@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from openmae.data.batch import Batch
 from openmae.data.evaluation_loader import _Evaluation
-from openmae.data.loader import Batch, Stream
+from openmae.data.loader import Stream
 from openmae.inference import predict as evaluation
 from openmae.planning import decisions
 from openmae.run.progress import Progress

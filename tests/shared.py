@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openmae.data.loader import Batch, Crops
+from openmae.data.batch import Batch, Crops
 from openmae.run.progress import Progress
 from openmae.training.telemetry import read_lines
 

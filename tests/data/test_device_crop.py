@@ -12,9 +12,10 @@ from openmae import PackConfig, pack
 from openmae.config import Preprocessing
 from openmae.data import device_crop
 from openmae.data.augment import Augmentation, resized_crop
+from openmae.data.batch import Batch, Crops
 from openmae.data.decoding.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
-from openmae.data.loader import Batch, Crops, Stream, collate, training_loader
+from openmae.data.loader import Stream, collate, training_loader
 from openmae.data.preprocess import look_at, normalise
 from openmae.data.readers import read
 from openmae.data.sources.folder import Ignored

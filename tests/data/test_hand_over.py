@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data import hand_over, loader, readers
+from openmae.data.batch import Batch, Crops
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.hand_over import why_through_pipes
-from openmae.data.loader import Batch, Crops
 from openmae.data.readers import ReaderKilled, make_loader, read
 from openmae.data.sources.folder import FolderSource
 from openmae.errors import Fault, RequestError

@@ -26,9 +26,10 @@ from openmae.data.augment import (
     random_size_box,
     resized_crop,
 )
+from openmae.data.batch import Batch
 from openmae.data.decoding.decode import BadImage
 from openmae.data.evaluation_loader import read_all
-from openmae.data.loader import Batch, Stream, training_loader
+from openmae.data.loader import Stream, training_loader
 from openmae.data.randomness import Permutation, global_chance, mix, sample_keys, seeds, uniforms
 from openmae.data.readers import read
 from openmae.data.sources.open import Ignored

@@ -8,7 +8,7 @@ from torch import nn
 
 from openmae.config import Preprocessing
 from openmae.config.dataset import DataSettings
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.machine.parallel import parallelise
 from openmae.run.batches import Batches
 from openmae.run.evaluators import Evaluator

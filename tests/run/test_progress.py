@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from openmae import PackConfig, PretrainConfig, pack, pretrain
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.errors import RequestError
 from openmae.machine import device
 from openmae.machine.parallel import Processes

@@ -106,8 +106,8 @@ def whole_batch(device: Any, *, batch: int, side: int, size: int) -> Callable[[]
 
     from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
     from openmae.data.augment import NUM_CHANCES, Augmentation
+    from openmae.data.batch import Crops
     from openmae.data.device_crop import crop_and_normalise
-    from openmae.data.loader import Crops
 
     preprocessing = Preprocessing(
         channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(size, size)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from openmae.benchmarks.transformers_mae import loss_and_norm
 from openmae.config import MAEShape, PretrainConfig
+from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
-from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts
 from openmae.data.randomness import sample_keys, uniforms
 from openmae.data.sources.open import Source

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from openmae.config import Preprocessing
-from openmae.data.loader import Batch, Crops
+from openmae.data.batch import Batch, Crops
 from openmae.data.preprocess import normalise, normalise_
 
 VALUES_AT_ONCE = 1 << 24  # of the images as float32, 64 MB: beside them lie three more of about that size

@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
+from openmae.data.batch import pinned, stack, stacked
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import pixels_of
 from openmae.data.empty_patches import empty_patches_of, stacked_empty
 from openmae.data.hand_over import goes_through_pipes
-from openmae.data.loader import pinned, stack, stacked
 from openmae.data.readers import make_loader, read
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import BLANK, is_blank

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from openmae.data.batch import Batch
 from openmae.data.hand_over import goes_through_pipes
-from openmae.data.loader import Batch, Stream, training_loader
+from openmae.data.loader import Stream, training_loader
 from openmae.data.readers import read
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -25,7 +25,7 @@ from openmae.config import (
 from openmae.config.finetune import FROM_SCRATCH
 from openmae.data.scale import range_for
 from openmae.errors import Fault, RequestError
-from openmae.machine.files import PARTIAL, disk_faults, link_or_copy, write_json
+from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
 from openmae.run.lock import check_place
@@ -46,7 +46,6 @@ MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # they loo
 # What a person may not change, yet leaves the same run: the weights it began with are in it, and memory may
 # have asked for fewer images at a time.
 NOT_THE_RUN = {"init", "micro_batch_size"}
-SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
 
 
 AnyConfig = PretrainConfig | LabelledConfig
@@ -244,35 +243,6 @@ def begin(
             shutil.copytree(origin, partial)
             partial.rename(folder)
         link_or_copy(folder / MODEL, run / MODEL)
-
-
-def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> None:
-    """Write down that a run needs smaller micro-batches, for when it is started again."""
-    _remember(run, {"micro_batch_size": micro_batch_size, SMALLER_MICRO_BATCH: too_many})
-
-
-def remember_no_compile(run: Path) -> None:
-    """Write down that a run does not compile: what it has trained so far goes on without, to the same weights."""
-    _remember(run, {"compile": False})
-
-
-def _remember(run: Path, settings: dict[str, Any]) -> None:
-    values = json.loads((run / "config.json").read_bytes()) | settings
-    # Processes that fail together write the same; one of them may come too late.
-    with disk_faults(run), suppress(FileNotFoundError):
-        write_json(run / "config.json", values)
-
-
-def with_remembered_micro_batch(config: C) -> C:
-    """The settings of a run that is started again before its first checkpoint, with the micro-batch that will do."""
-    try:
-        values = json.loads((Path(config.out) / "config.json").read_bytes())
-        remembered = values["micro_batch_size"] if SMALLER_MICRO_BATCH in values else None
-    except (OSError, ValueError, KeyError, TypeError):
-        remembered = None
-    if config.micro_batch_size is not None or remembered is None:
-        return config
-    return replace(config, micro_batch_size=remembered)
 
 
 def summary_if_finished(run: Path, step: int, num_steps: int, processes: Processes) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.data.readers import ReaderKilled, reader_fault
 from openmae.errors import Fault, Interrupted
 from openmae.machine.device import is_out_of_memory, peak_memory

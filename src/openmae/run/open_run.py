@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig
-from openmae.data.loader import Batch, Stream
+from openmae.data.batch import Batch
+from openmae.data.loader import Stream
 from openmae.errors import RequestError
 from openmae.machine.device import use_device
 from openmae.machine.files import check_disk
@@ -17,18 +18,11 @@ from openmae.machine.parallel import Processes, joined
 from openmae.machine.signals import StopRequest
 from openmae.run.batches import Batches, stream_batches
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import (
-    Earlier,
-    T,
-    begin,
-    find_earlier,
-    settings_of,
-    summary_if_finished,
-    with_remembered_micro_batch,
-)
+from openmae.run.folder import Earlier, T, begin, find_earlier, settings_of, summary_if_finished
 from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
+from openmae.run.remembered import with_remembered_micro_batch
 from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openmae.config import SettledConfig, SettledFinetune, SettledProbe
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults
 from openmae.machine.parallel import Processes

@@ -8,8 +8,8 @@ from torch import nn
 
 from openmae.errors import Fault
 from openmae.machine.parallel import Processes
-from openmae.run.folder import remember_micro_batch, remember_no_compile
 from openmae.run.progress import Progress
+from openmae.run.remembered import remember_micro_batch, remember_no_compile
 from openmae.training.checkpoint import Checkpoint, newest_checkpoint
 
 MOST_ROLLBACKS = 3

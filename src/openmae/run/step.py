@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.machine.parallel import Processes, accumulating
 from openmae.run.model_input import ModelInput
 from openmae.training.copy_ahead import StepInputs

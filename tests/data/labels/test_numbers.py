@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openmae.config import TargetScale
+from openmae.data.batch import stacked
 from openmae.data.decoding.decode import MAX_PIXELS
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.number_file import read_number_file
 from openmae.data.labels.numbers import kind_of_names, number_of
 from openmae.data.labels.subsets import targets_of
-from openmae.data.loader import stacked
 from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 

@@ -15,8 +15,8 @@ from openmae import PackConfig, pack
 from openmae.benchmarks.ours import make_ours, settled_for
 from openmae.cli import run as command
 from openmae.config import PretrainConfig, SettledConfig
+from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
-from openmae.data.loader import Batch
 from openmae.errors import RequestError
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import settle

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from openmae.benchmarks.ours import Ours, make_ours, settled_for
-from openmae.data.loader import Batch
+from openmae.data.batch import Batch
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import open_source
 from openmae.machine.parallel import Processes

@@ -8,9 +8,10 @@ import torch
 
 from openmae.config import FinetuneConfig, SettledFinetune
 from openmae.data.augment import Augmentation, fill_colour
+from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import Oversampled, targets_of
-from openmae.data.loader import Batch, Stream
+from openmae.data.loader import Stream
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder

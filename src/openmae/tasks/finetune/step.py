@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import class_weights, targets_of
-from openmae.data.loader import Batch
 from openmae.data.mixing import Mixing, drop_path_masks, erase
 from openmae.data.preprocess import normalise
 from openmae.inference.regression import squared_error, standardised

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
 from openmae.config.checks import OFF
+from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
-from openmae.data.loader import Batch
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
@@ -22,9 +22,10 @@ from openmae.model.mae import MAE
 from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.pretrain import PretrainPlan, plan_pretrain
 from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
-from openmae.run.folder import Earlier, remember_no_compile
+from openmae.run.folder import Earlier
 from openmae.run.model_input import ModelInput, counted_patches
 from openmae.run.open_run import open_run
+from openmae.run.remembered import remember_no_compile
 from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from openmae.config import SettledProbe, TargetScale
 from openmae.data.augment import Augmentation
+from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
-from openmae.data.loader import Batch, Stream
+from openmae.data.loader import Stream
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import Part

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import SettledProbe
+from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
-from openmae.data.loader import Batch
 from openmae.inference.regression import squared_error
 from openmae.machine.parallel import Processes
 from openmae.model.probe import Probes
