@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
-from openmae.data import hand_over, loader, readers
-from openmae.data.batch import Batch, Crops
+from openmae.data import hand_over, readers
+from openmae.data.batch import Batch, Crops, stack
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.hand_over import why_through_pipes
 from openmae.data.readers import ReaderKilled, make_loader, read
@@ -37,7 +37,7 @@ class Noise(Dataset):
     def collate(self, images):
         count = len(images)
         crops = Crops(torch.arange(4 * count).view(count, 4), torch.ones(count, dtype=torch.bool))
-        return Batch(loader.stack(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
+        return Batch(stack(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
 
 
 def batches_of(workers, action=lambda index: None, through_pipes=False):
