@@ -17,6 +17,7 @@ from openmae.errors import Interrupted, RequestError
 from openmae.experiments import figure_9 as task
 from openmae.experiments.experiment import experiment
 from openmae.planning import probe as settle_probe
+from openmae.run.lock import held
 from openmae.tasks.pretrain.pretrain import pretrain
 
 from ..shared import snapshot
@@ -256,6 +257,11 @@ def test_rows_of_other_settings_are_not_kept(finished, pretrained, tmp_path, cha
     with pytest.raises(RequestError, match=message):
         experiment(config(finished, pretrained, **changes))
     assert snapshot(finished) == before
+
+
+def test_two_at_once_do_not_write_one_table(finished, pretrained):
+    with held(finished), pytest.raises(RequestError, match="another process writes into"):
+        experiment(config(finished, pretrained))
 
 
 def test_rows_of_another_encoder_are_not_kept(finished, tmp_path):

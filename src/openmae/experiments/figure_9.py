@@ -9,6 +9,7 @@ import io
 import shutil
 import statistics
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,23 +160,24 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     out = Path(config.out)
     protocols = prepare(config)
     depth = protocols.model.encoder.shape.depth
-    begin(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()))
-    ledger = Ledger(
-        out,
-        config.labels,
-        position,
-        draw=lambda rows: picture(out / "figure-9.png", rows, depth, config.labels),
-        kept=kept_rows(out / "results.json"),
-    )
-    for labels in config.labels:
-        ledger.run("kNN", labels, protocols.neighbours)
-        ledger.run("probe", labels, protocols.probed)
-    for labels, epochs in zip(config.labels, config.epochs, strict=True):
-        ledger.run("full", labels, protocols.fine_tuned, epochs, None, config.init)
-        ledger.run("scratch", labels, protocols.fine_tuned, epochs, None, "none")
-        for blocks in config.blocks:
-            ledger.run(f"{blocks:g} blocks", labels, protocols.fine_tuned, epochs, blocks, config.init)
-    return ledger.kept
+    with ExitStack() as lock:
+        begin(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
+        ledger = Ledger(
+            out,
+            config.labels,
+            position,
+            draw=lambda rows: picture(out / "figure-9.png", rows, depth, config.labels),
+            kept=kept_rows(out / "results.json"),
+        )
+        for labels in config.labels:
+            ledger.run("kNN", labels, protocols.neighbours)
+            ledger.run("probe", labels, protocols.probed)
+        for labels, epochs in zip(config.labels, config.epochs, strict=True):
+            ledger.run("full", labels, protocols.fine_tuned, epochs, None, config.init)
+            ledger.run("scratch", labels, protocols.fine_tuned, epochs, None, "none")
+            for blocks in config.blocks:
+                ledger.run(f"{blocks:g} blocks", labels, protocols.fine_tuned, epochs, blocks, config.init)
+        return ledger.kept
 
 
 def prepare(config: ExperimentConfig) -> Protocols:

@@ -1,27 +1,30 @@
 """Beginning an experiment, or going on with one: rows that are kept must be of the same settings."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
+from openmae.run.create import make_and_hold
 from openmae.run.lock import check_place
 
 MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
 
 
-def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str) -> None:
-    """Write OUT/config.json, after a look at what an earlier start left there.
+def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
+    """Write OUT/config.json, after a look at what an earlier start left there; hold OUT until `lock` is left.
 
     Args:
         fingerprint: of the data.
         encoder: a hash of its weights.
 
     Raises:
-        RequestError: the folder holds something else, or rows of other settings, data or weights.
+        RequestError: the folder holds something else, or rows of other settings, data or weights, or another
+            program writes into it.
     """
     check_place(out)
     if len(set(config.labels)) < len(config.labels):
@@ -55,6 +58,7 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str) -
             raise RequestError(
                 f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {before[name]}: {advice}"
             )
+    make_and_hold(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 
