@@ -290,6 +290,16 @@ def test_reconstructions_are_measured_where_there_is_something(pretrained_here, 
     assert not (result.is_measured & ~result.is_masked).any()
 
 
+def test_where_nothing_is_left_to_measure_it_is_said(pretrained_here, tmp_path, capsys):
+    image = np.full((20, 20, 2), np.nan, np.float32)
+    image[0, 0] = 1.0
+    np.save(tmp_path / "a.npy", image)
+    settings = {"init": str(pretrained_here), "out": str(tmp_path / "sheet.png")}
+    summary = openmae.reconstruct(ReconstructConfig(images=(str(tmp_path / "a.npy"),), **settings))
+    assert np.isnan(summary["psnr"])
+    assert "there is no PSNR" in capsys.readouterr().out
+
+
 def test_inspect_counts(data, tmp_path, capsys):
     report = openmae.inspect(InspectConfig(path=str(data), out=str(tmp_path / "look"), workers=0))
     assert report["with_empty_values"] == 24

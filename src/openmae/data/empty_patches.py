@@ -18,8 +18,14 @@ def empty_patches_of(
     image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor | None:
     """`empty_patches` of a decoded image as a model of so many channels sees it; None where it is empty nowhere."""
+    mask = mask_for(image, channels)
+    return None if mask is None else empty_patches(mask, box, size, patch_size, is_flipped)
+
+
+def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
+    """Where a decoded image is empty to a model of so many channels, grey for all of them; None where nowhere."""
     mask = mask_of(image)
-    return None if mask is None else empty_patches(mask_in_channels(mask, channels), box, size, patch_size, is_flipped)
+    return mask if mask is None or mask.shape[2] == 1 else mask_in_channels(mask, channels)
 
 
 def empty_patches(

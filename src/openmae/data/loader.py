@@ -23,9 +23,8 @@ from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_aug
 from openmae.data.batch import Batch, Crops, stack, stacked
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.nodata import mask_in_channels, mask_of
 from openmae.data.decoding.regions import pixels_of
-from openmae.data.empty_patches import empty_patches, stacked_empty
+from openmae.data.empty_patches import empty_patches, mask_for, stacked_empty
 from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.reader_process import Shortage
 from openmae.data.readers import make_loader
@@ -151,9 +150,8 @@ class Stream(Dataset):
                         continue
                     brought = fitted_to_model(image, p, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
-                    mask = mask_of(image)
-                    mask = None if mask is None else mask_in_channels(mask, p.channels)
-                    return _Decoded(brought[:, :] if self.is_whole else brought, bad, label, was_blank, mask)
+                    brought = brought[:, :] if self.is_whole else brought
+                    return _Decoded(brought, bad, label, was_blank, mask_for(image, p.channels))
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # of the image's other tiles none could be read

@@ -53,6 +53,8 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     out = Path(config.out)
     with disk_faults(out), written_aside(out) as partial:
         sheet(rows, headers, blocks=2 if len(rows) > 4 else 1).save(partial)
+    if not first.is_measured.any():
+        print("no masked patch holds values, they stand for none (nodata): there is no PSNR")
     summary: dict[str, Any] = {"images": len(images), "skipped": len(skipped)}
     for way, result in zip(ways, results, strict=True):
         name = "psnr" if way == ways[0] else f"psnr_{way}"

@@ -76,6 +76,10 @@ class FrameNodata:
     marked: float | None = None
     marked_index: float | None = None
 
+    def may_hit(self, dtype: np.dtype) -> bool:
+        """Whether values of this type can stand for none."""
+        return self.marked_index is not None or self.rule.may_hit(dtype, self.marked)
+
     def mask(self, values: NDArray) -> NDArray[np.bool_] | None:
         """Where values of H x W x C, without alpha, stand for none; None where nowhere."""
         return self.rule.mask(values, self.marked)

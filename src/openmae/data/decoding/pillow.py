@@ -79,11 +79,11 @@ def pixels_of(image: Image.Image, background: float, nodata: FrameNodata | None 
         return image if is_whole else image.crop((0, rows.start, width, rows.stop))
 
     values = in_strips((height, width), lambda rows: _pixels_of(strip(rows), is_ppm, background))
-    if nodata is None:
+    if nodata is None or not nodata.may_hit(values.dtype):
         return values
     of_palette = nodata.mask_of_indices(np.asarray(image)) if image.mode == "P" else None
     of_palette = None if of_palette is None else np.repeat(of_palette, values.shape[2], axis=2)
-    mask = nodata.mask(values)
+    mask = None if image.has_transparency_data else nodata.mask(values)
     if image.has_transparency_data:  # what it was composited to is no value of the file
         mask = in_strips(values.shape, lambda rows: _found(_colours_of(strip(rows)), nodata))
     return masked(values, either(of_palette, mask))
