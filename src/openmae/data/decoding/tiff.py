@@ -141,9 +141,10 @@ def _suits_pillow(page: Any) -> bool:
 def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None, mark: float | None) -> np.ndarray:
     if page.axes not in ("YX", "YXS", "SYX"):
         raise BadImage(f"TIFF page with axes {page.axes}")
-    if page.compression not in (1, 5, 8, 32773, 32946):  # none, LZW, deflate, PackBits, the older deflate
+    if page.compression not in (1, 8, 32773, 32946):  # none, deflate, PackBits, the older deflate
         raise BadImage(
-            f"TIFF compression {page.compression.name} for {page.samplesperpixel} x {page.bitspersample} bit"
+            f"TIFF compression {page.compression.name} for {page.samplesperpixel} x {page.bitspersample} bit: save it "
+            "with deflate (zip), or without compression"
         )
     if page.compression in (8, 32946):
         size = math.prod(page.chunks) * page.dtype.itemsize
