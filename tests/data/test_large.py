@@ -18,10 +18,10 @@ from openmae.data.decoding import strips
 from openmae.data.decoding.decode import BadImage, decode, from_picture
 from openmae.data.decoding.pixels import composite
 from openmae.data.preprocess import conform
-from openmae.data.scale import Rescale
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.largest import largest_image
 from openmae.data.sources.views import split_held_out
+from openmae.data.value_scale import Rescale
 
 RNG = np.random.default_rng(8)
 RGBA = RNG.integers(0, 256, (41, 57, 4), dtype=np.uint8)

@@ -11,7 +11,7 @@ from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.strips import strips
 from openmae.data.preprocess import conform
 from openmae.data.resize import LARGE_PIXELS, Pixels
-from openmae.data.scale import Rescale
+from openmae.data.value_scale import Rescale
 
 
 class Conformed:

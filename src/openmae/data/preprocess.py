@@ -15,12 +15,12 @@ from openmae.data.decoding.decode import BadImage, to_channels
 from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
 from openmae.data.depths import Depths, look_at_depths
 from openmae.data.randomness import Permutation
-from openmae.data.scale import Rescale, stated_range
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.largest import Largest, largest_image
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled, is_blank
 from openmae.data.sources.views import axes_of, raw_shape, root_of
+from openmae.data.value_scale import Rescale, stated_range
 from openmae.errors import RequestError
 
 PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size

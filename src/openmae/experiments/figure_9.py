@@ -18,8 +18,8 @@ from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, Preproce
 from openmae.data.decoding.nodata import nodata_of
 from openmae.data.depths import look_at_depths
 from openmae.data.labels.labelled import LabelledData, open_labelled
-from openmae.data.scale import match_scale, range_for, stated_range, value_lines
 from openmae.data.sources.views import axes_of
+from openmae.data.value_scale import match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.ledger import Found, Ledger, Row
 from openmae.experiments.start import begin, kept_rows

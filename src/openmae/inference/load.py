@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from openmae.config import MAEShape, ViTShape
-from openmae.data.scale import with_value_range
+from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
 from openmae.inference.models import ClassifierModel, EncoderModel, Model, RegressionModel
 from openmae.interchange.incoming.reading import Hints

@@ -6,9 +6,9 @@ from typing import TypeVar
 
 from openmae.data.decoding.nodata import stored_nodata
 from openmae.data.depths import look_at_depths
-from openmae.data.scale import match_scale, stated_range, value_lines
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import axes_of, nodata_in
+from openmae.data.value_scale import match_scale, stated_range, value_lines
 from openmae.inference.models import EncoderModel
 
 M = TypeVar("M", bound=EncoderModel)

@@ -19,7 +19,7 @@ from openmae.data.decoding.nodata import contiguous, nodata_of
 from openmae.data.empty_patches import empty_patches_of, stacked_empty
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
-from openmae.data.scale import scale_doubt
+from openmae.data.value_scale import scale_doubt
 from openmae.errors import RequestError, shown
 from openmae.inference.mask_sampler import MaskSampler, described_mask, read_mask, to_device
 from openmae.inference.reconstruction import Reconstruction, reconstruct_patches

@@ -12,8 +12,8 @@ from openmae.config import Preprocessing
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.preprocess import conform
-from openmae.data.scale import Rescale
 from openmae.data.sources.open import Source
+from openmae.data.value_scale import Rescale
 from openmae.pictures.sheet import to_picture
 from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
 

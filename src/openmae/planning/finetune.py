@@ -10,7 +10,7 @@ from openmae.config.finetune import OF_CLASSES
 from openmae.data.augment import check_rand_augment, margin_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
-from openmae.data.scale import match_own_scale, match_scale, with_scale_of
+from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.interchange.stored import Described
 from openmae.model import cost

@@ -18,8 +18,8 @@ from openmae.config import (
 )
 from openmae.data.augment import Augmentation
 from openmae.data.preprocess import DataFacts, facts_in_scale
-from openmae.data.scale import match_own_scale, match_scale, with_scale_of
 from openmae.data.sources.open import Source
+from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError, shown
 from openmae.interchange.stored import Described
 from openmae.model import cost

@@ -8,7 +8,7 @@ from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeCo
 from openmae.data.augment import margin_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
-from openmae.data.scale import match_scale
+from openmae.data.value_scale import match_scale
 from openmae.errors import RequestError
 from openmae.interchange.stored import Described
 from openmae.model import cost

@@ -8,7 +8,7 @@ import torch
 from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
-from openmae.data.scale import value_lines
+from openmae.data.value_scale import value_lines
 from openmae.errors import shown
 from openmae.machine.device import describe
 from openmae.machine.files import existing, size_words

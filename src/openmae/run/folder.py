@@ -23,7 +23,7 @@ from openmae.config import (
     said,
 )
 from openmae.config.finetune import FROM_SCRATCH
-from openmae.data.scale import range_for
+from openmae.data.value_scale import range_for
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes

@@ -17,9 +17,9 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.jpeg_mask import has_jpeg_mask, with_jpeg_mask
 from openmae.data.decoding.nodata import filled, mask_in_channels, mask_of
 from openmae.data.empty_patches import empty_values
-from openmae.data.scale import Rescale
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import BLANK, Tiled, is_blank
+from openmae.data.value_scale import Rescale
 
 LONGEST_JPEG = 65_500  # libjpeg's limit of a side
 KEEP_OR_RESCALE = "--format raw keeps it, --value-range LOW HIGH says what becomes black and white"

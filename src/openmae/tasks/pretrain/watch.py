@@ -16,10 +16,10 @@ from openmae.data.depths import look_at_depths
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.subsets import labels_of, stratified
-from openmae.data.scale import match_scale, value_lines
 from openmae.data.sources.open import Source, open_source
 from openmae.data.sources.reading import reading_of
 from openmae.data.sources.views import Part
+from openmae.data.value_scale import match_scale, value_lines
 from openmae.errors import RequestError, shown
 from openmae.inference.features import margin_for
 from openmae.inference.neighbours import neighbour_votes

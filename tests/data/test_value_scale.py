@@ -11,7 +11,7 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.decoding.decode import BadImage
 from openmae.data.depths import Depths, bits_for
 from openmae.data.preprocess import conform, fit_to_model
-from openmae.data.scale import Rescale, match_own_scale, match_scale, range_for, scale_doubt
+from openmae.data.value_scale import Rescale, match_own_scale, match_scale, range_for, scale_doubt
 from openmae.errors import RequestError
 
 EIGHT = Preprocessing(
