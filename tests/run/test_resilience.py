@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.parallel import Processes
 from openmae.run import loop
 from openmae.run.progress import MOST_SKIPPED, Progress
+from openmae.run.remembered import with_remembered
 from openmae.tasks.pretrain import pretrain as task
 from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.pretrain import pretrain
@@ -220,6 +222,10 @@ def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
     with pytest.raises(Fault, match=r"torch.compile fails here \(.*no C compiler found.*\): --compile False goes"):
         pretrain(pixel_config(digits_config, tmp_path / "run", compile=True))
     assert json.loads((tmp_path / "run" / "config.json").read_text())["compile"] is False
+    left_open = pixel_config(digits_config, tmp_path / "run", resume="auto")
+    assert with_remembered(left_open).compile is False  # as torchrun starts it again
+    assert with_remembered(replace(left_open, compile=True)).compile is True
+    assert with_remembered(pixel_config(digits_config, tmp_path / "other")).compile is None
 
 
 def test_a_resume_that_cannot_compile_leaves_the_run_as_it_was(digits_config, tmp_path, monkeypatch):

@@ -36,8 +36,8 @@ class NodataSettings(Settings):
     """What every command that reads images is told of values that stand for none."""
 
     nodata: str | float | None = None
-    """A value that stands for none, such as -9999, beside NaN and what TIFFs mark (tag 42113): the model sees its mean
-    there, and patches mostly of it leave the loss; off: all values are data."""
+    """A value that stands for none, such as -9999, beside NaN and what TIFFs mark (tag 42113): a model sees its mean
+    there, and pretrain scores no patches mostly of it; off: all values are data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,15 +34,17 @@ class Crops:
 
 @dataclass(frozen=True)
 class Batch:
-    """Attributes:
-    images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
-    keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
-    bad: name and reason of each input that could not be read and was replaced.
-    labels: (B,) int64 or, with several for an image, (B, classes) float32; of numbers (B, columns) float64, in their
-        own units; None where not asked for or unknown.
-    crops: what is still to be cut out of the images; None where they are cropped.
-    blank: how many of the samples were blank tiles and replaced.
-    empty: (B, N) bool: patches whose values stand for none, mostly (nodata); None where there are no such.
+    """A micro-batch of training samples.
+
+    Attributes:
+        images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
+        keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
+        bad: name and reason of each input that could not be read and was replaced.
+        labels: (B,) int64 or, with several for an image, (B, classes) float32; of numbers (B, columns) float64, in
+            their own units; None where not asked for or unknown.
+        crops: what is still to be cut out of the images; None where they are cropped.
+        blank: how many of the samples were blank tiles and replaced.
+        empty: (B, N) bool: patches whose values stand for none, mostly (nodata); None where there are no such.
     """
 
     images: Tensor

@@ -64,7 +64,7 @@ class Protocols:
     counts: dict[str, int]
 
     def fine_tuned(self, labels: str, epochs: float, blocks: float | None, init: str) -> Found:
-        """Train with every rate, choose by the split of train, measure the chosen on the test part."""
+        """Train with every rate, choose by val or else a split of train, measure the chosen on the test part."""
         c, found = self.config, {}
         name = f"{labels}-{'scratch' if init == 'none' else 'full' if blocks is None else f'{blocks:g}-blocks'}"
         of_images = {"value_range": self.value_range} if init != "none" else _shape_of(self.model, self.own_range)
@@ -83,7 +83,8 @@ class Protocols:
                 resume="auto",
             )
             found[rate] = float(_quietly(finetune, settings)["top1"])
-            print(f"  {name} {rate:g}: {found[rate]:.1f} % on the split of train", flush=True)
+            chooses = "val" if self.held_out is None else "the split of train"
+            print(f"  {name} {rate:g}: {found[rate]:.1f} % on {chooses}", flush=True)
         best = max(found, key=lambda rate: found[rate])
         return [self._measured(self._run(f"{name}-{best:g}"))], best, found[best]
 

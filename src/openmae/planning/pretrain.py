@@ -1,4 +1,4 @@
-"""Deciding what the person left open, each decision with its reason (ARCHITECTURE: defaults without a recipe)."""
+"""Deciding what the person left open in pre-training, each decision with its reason."""
 
 from dataclasses import replace
 from typing import Protocol

@@ -24,6 +24,7 @@ from openmae.planning.reader_memory import reader_line
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 AnySettled = SettledConfig | SettledFinetune | SettledProbe
+OF_PRETRAINING = "the model sees its mean there, patches mostly of them leave the loss"
 
 
 def plan_lines(settled: PretrainPlan, facts: DataFacts, device: torch.device, visible: int, held_out: int) -> list[str]:
@@ -51,18 +52,18 @@ def plan_lines(settled: PretrainPlan, facts: DataFacts, device: torch.device, vi
         f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
         f"{size_words(shutil.disk_usage(existing(Path(c.out))).free)} free",
     ]
-    lines += nodata_lines(facts) + value_lines(settled.notes)
+    lines += nodata_lines(facts, OF_PRETRAINING) + value_lines(settled.notes)
     return lines + decided_lines(settled)
 
 
-def nodata_lines(facts: DataFacts) -> list[str]:
-    """What of the images stands for none, where something does."""
+def nodata_lines(facts: DataFacts, becomes: str = "the model sees its mean there") -> list[str]:
+    """What of the images stands for none, where something does, and what becomes of it."""
     if not facts.with_empty:
         return []
     looked = len(facts.aspects)
     return [
         f"nodata     {facts.with_empty:,} of {looked:,} images looked at have values that stand for none, "
-        f"{facts.empty:.2%} of all: the model sees its mean there, patches mostly of them leave the loss"
+        f"{facts.empty:.2%} of all: {becomes}"
     ]
 
 

@@ -43,10 +43,10 @@ def stream_batches(
     is_paired: bool = False,
     size_of_micro_batch: Callable[[int], int] = lambda size: size,
 ) -> Batches:
-    """Those of a stream of samples, by reader processes."""
+    """The micro-batches of a stream of samples, read by reader processes."""
 
     def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-        read = read_steps(
+        steps = read_steps(
             stream,
             batch_size,
             size_of_micro_batch(micro_batch_size),
@@ -57,7 +57,7 @@ def stream_batches(
             is_paired=is_paired,
             is_given_up=stop.is_received,
         )
-        return inputs_of_steps(read, prepare, device)
+        return inputs_of_steps(steps, prepare, device)
 
     return Batches(read_from, lambda step: names_of_step(stream, step, batch_size))
 

@@ -1,11 +1,9 @@
 """Making a run folder: held against other programs, with the settings in it and how it stands."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from openmae.errors import Interrupted
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.lock import held
 from openmae.version import __version__
@@ -35,16 +33,3 @@ def write_config(run: Path, record: dict[str, Any]) -> None:
     """Write config.json: the settings that were used, and the program's version. Raises Fault."""
     with disk_faults(run):
         write_json(run / "config.json", {"openmae": __version__, **record})
-
-
-@contextmanager
-def status_of_failure(run: Path, is_first: bool) -> Iterator[None]:
-    """Within, what goes wrong is noted in summary.json: interrupted or failed."""
-    try:
-        yield
-    except BaseException as error:
-        if is_first:
-            with suppress(OSError):  # what happened first is what must be said
-                status = "interrupted" if isinstance(error, Interrupted) else "failed"
-                write_json(run / "summary.json", {"status": status})
-        raise

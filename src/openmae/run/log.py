@@ -56,6 +56,8 @@ class RunLog:
 
     def picture(self, picture: Image.Image, step: int) -> None:
         """Keep a sheet of reconstructions: RUN/pictures and TensorBoard."""
+        if not self.writes:
+            return
         path = self.run / "pictures" / f"step-{step:08d}.png"
         with disk_faults(path), written_aside(path) as partial:
             picture.save(partial)

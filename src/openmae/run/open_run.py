@@ -22,7 +22,7 @@ from openmae.run.folder import Earlier, T, begin, find_earlier, settings_of, sum
 from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
-from openmae.run.remembered import with_remembered_micro_batch
+from openmae.run.remembered import with_remembered
 from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint
@@ -249,7 +249,5 @@ def open_run(title: str, config: C, settled: type[T], remembers_micro_batch: boo
     config = config.plain()
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
         earlier = find_earlier(config, settled)
-        requested = earlier.config if earlier else config
-        if earlier is None and remembers_micro_batch:
-            requested = with_remembered_micro_batch(config)
+        requested = earlier.config if earlier else with_remembered(config, remembers_micro_batch)
         yield Run(title, requested, earlier, processes, stop, lock)

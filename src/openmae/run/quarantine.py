@@ -1,4 +1,4 @@
-"""Which inputs could not be used and why: `quarantine.jsonl`, a line for each, in every folder that a command makes."""
+"""Which inputs could not be used and why: `quarantine.jsonl`, in the folder of what trains, measures or packs."""
 
 import json
 from collections.abc import Iterable

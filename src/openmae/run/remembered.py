@@ -10,6 +10,7 @@ from openmae.machine.files import disk_faults, write_json
 from openmae.run.folder import C
 
 SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
+DOES_NOT_COMPILE = "compile_failed"  # beside `compile`, which a person may have given
 
 
 def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> None:
@@ -18,8 +19,8 @@ def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> Non
 
 
 def remember_no_compile(run: Path) -> None:
-    """Write down that a run does not compile: what it has trained so far goes on without, to the same weights."""
-    _remember(run, {"compile": False})
+    """Write down that a run does not compile, for when it is started again."""
+    _remember(run, {"compile": False, DOES_NOT_COMPILE: True})
 
 
 def _remember(run: Path, settings: dict[str, Any]) -> None:
@@ -29,13 +30,20 @@ def _remember(run: Path, settings: dict[str, Any]) -> None:
         write_json(run / "config.json", values)
 
 
-def with_remembered_micro_batch(config: C) -> C:
-    """The settings of a run that is started again before its first checkpoint, with the micro-batch that will do."""
+def with_remembered(config: C, remembers_micro_batch: bool = True) -> C:
+    """The settings of a run that is started again before its first checkpoint, with what is known to do.
+
+    What a person asks for stands: a micro-batch, and that it is compiled.
+    """
     try:
         values = json.loads((Path(config.out) / "config.json").read_bytes())
-        remembered = values["micro_batch_size"] if SMALLER_MICRO_BATCH in values else None
-    except (OSError, ValueError, KeyError, TypeError):
-        remembered = None
-    if config.micro_batch_size is not None or remembered is None:
+        smaller = values["micro_batch_size"] if SMALLER_MICRO_BATCH in values else None
+        does_not_compile = bool(values.get(DOES_NOT_COMPILE))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return config
-    return replace(config, micro_batch_size=remembered)
+    if smaller is not None and remembers_micro_batch and config.micro_batch_size is None:
+        config = replace(config, micro_batch_size=smaller)
+    if does_not_compile and getattr(config, "compile", False) is None:  # only pre-training has the setting
+        without: dict[str, Any] = {"compile": False}
+        config = replace(config, **without)
+    return config

@@ -29,7 +29,7 @@ def accumulated_step(
 
     Args:
         model: wrapped so that gradients are averaged over processes.
-        optimizer: one of torch's fused or for-each kinds that heed `found_inf`, as those of `openmae.training.optim`.
+        optimizer: one that heeds `found_inf` on the device: torch's fused kinds, as of `training.optim`, or LARS.
         loss_of: a micro-batch's part of the step's loss, which all parts of all processes add up to.
         reported: what of a part's loss the log adds up.
     """

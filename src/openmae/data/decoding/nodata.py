@@ -15,7 +15,7 @@ from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.strips import in_strips, strips
 
 SIGN_IS_ENOUGH = 1e30  # lowest values of number types are written in many lengths: -3.4e38, -1.79769e308
-LARGEST = 1e18  # a square of more is beyond float32
+LARGEST = 1e18  # sums of a few hundred squares of more do not fit float32
 GDAL_NODATA = 42113
 
 

@@ -1,9 +1,10 @@
 """Large images of which only what is cut out is read: plain integers of a `.npy`, or of a TIFF without compression.
 
-What is read whole, though it need not be: floats, which must all be finite; integers that might not fit into 16 bits;
-and whatever is compressed. A damaged segment outside of a crop would not be noticed then, and whether an image is
-replaced would depend on the crops of a run, where it must depend on the file alone. Plain numbers have no such damage:
-all of them lie within the file, which the header tells, or the image is read whole, which says what is wrong with it.
+What is read whole, though it need not be: floats, each of which must be looked at (NaN, infinities, sizes beyond 1e18);
+integers that might not fit into 16 bits; and whatever is compressed. A damaged segment outside of a crop would not be
+noticed then, and whether an image is replaced would depend on the crops of a run, where it must depend on the file
+alone. Plain numbers have no such damage: all of them lie within the file, which the header tells, or the image is read
+whole, which says what is wrong with it.
 """
 
 import math

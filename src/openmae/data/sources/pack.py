@@ -114,7 +114,8 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
-    """Images in the source's order, from `start` on: the bytes of each, or the reason why there are none.
+    """Images in the source's order, from `start` on: the bytes of each (raw: of all in one tensor), or the reason
+    why there are none.
 
     `empty`: of images with values that stand for none, by index, what `Packing` says of where.
     """

@@ -1,7 +1,8 @@
 """What `openmae pack` makes, as a source: images that are quick to read, one read of the disk each.
 
 A pack is a folder with `pack.json` (what it holds, checksums) and, for each split, `SPLIT.index.npz` (names, labels,
-places) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`, N × H × W × C.
+places) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`, N × H × W × C, with
+`SPLIT.empty.npy` beside it where values of integers stand for none.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def read_pack(root: Path) -> dict[str, Any] | None:
     if manifest["openmae_pack"] not in (VERSION, WITH_EMPTY):
         raise RequestError(
             f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION} and "
-            f"{WITH_EMPTY}"
+            f"{WITH_EMPTY}: update openmae, or pack the data again"
         )
     try:
         _check_manifest(manifest)
@@ -64,21 +65,27 @@ def pack_format(data: str) -> str | None:
     return None if manifest is None else str(manifest["format"])
 
 
+def _require(is_so: Any, what: str = "") -> None:
+    """Raise ValueError where a file does not say what it must: no assert, which an option of Python leaves out."""
+    if not is_so:
+        raise ValueError(what)
+
+
 def _check_manifest(manifest: dict[str, Any]) -> None:
-    assert manifest["format"] in ("jpeg", "raw")
+    _require(manifest["format"] in ("jpeg", "raw"))
     for name, entry in manifest["files"].items():
-        assert name == os.path.basename(name) and not name.startswith(".") and "\0" not in name
-        assert isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str)
+        _require(name == os.path.basename(name) and not name.startswith(".") and "\0" not in name)
+        _require(isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str))
     for split in manifest["splits"].values():
-        assert isinstance(split["images"], int) and split["images"] > 0
-        assert split["classes"] is None or all(isinstance(c, str) for c in split["classes"])
+        _require(isinstance(split["images"], int) and split["images"] > 0)
+        _require(split["classes"] is None or all(isinstance(c, str) for c in split["classes"]))
         parts = (*split["data"], split["index"], *([split["empty"]] if "empty" in split else []))
-        assert all(name in manifest["files"] for name in parts)
+        _require(all(name in manifest["files"] for name in parts))
     if manifest["format"] == "raw":
-        assert manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3
+        _require(manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3)
         low, high = _stated_range(manifest) or (0.0, 1.0)
-        assert math.isfinite(low) and math.isfinite(high) and low < high
-        assert all(isinstance(side, int) and side > 0 for side in manifest["shape"])
+        _require(math.isfinite(low) and math.isfinite(high) and low < high)
+        _require(all(isinstance(side, int) and side > 0 for side in manifest["shape"]))
 
 
 def _stated_range(manifest: dict[str, Any]) -> tuple[float, float] | None:
@@ -168,27 +175,28 @@ class PackedSource:
             self.numbers = index["numbers"].astype(np.float64, casting="safe") if "numbers" in index else None
             places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
             numbers = index["image_numbers"].astype(np.int64, casting="safe") if "image_numbers" in index else None
-        assert numbers is None or numbers.shape == (self._count,), "image numbers"
+        _require(numbers is None or numbers.shape == (self._count,), "image numbers")
         self.image_numbers: NDArray[np.int64] | None = numbers
-        assert self._ends.shape == self._labels.shape == (self._count,), "an index of another length"
-        assert self.numbers is None or self.numbers.shape == (self._count,), "an index of another length"
-        assert (np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names"
+        _require(self._ends.shape == self._labels.shape == (self._count,), "an index of another length")
+        _require(self.numbers is None or self.numbers.shape == (self._count,), "an index of another length")
+        _require((np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names")
         self._places = places  # (N, 3): file, offset, length
         if places is not None:
-            assert places.shape == (self._count, 3) and (places >= 0).all(), "places"
-            assert (places[:, 0] < len(self._files)).all(), "places"
+            _require(places.shape == (self._count, 3) and (places >= 0).all(), "places")
+            _require((places[:, 0] < len(self._files)).all(), "places")
             sizes = np.array([files[name]["bytes"] for name in self._files], np.int64)
-            assert (places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file"
+            _require((places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file")
 
     def _read_empty(self, path: Path) -> None:
         """Rows of integers that are partly empty: the number of each in 8 bytes, and a bit for each value."""
         found = np.load(path, allow_pickle=False)
-        assert self.shape is not None and found.dtype == np.uint8, "empty values"
-        assert found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values"
+        assert self.shape is not None
+        _require(found.dtype == np.uint8, "empty values")
+        _require(found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values")
         self._empty_rows = np.ascontiguousarray(found[:, :8]).view("<i8").ravel().astype(np.int64)
         self._empty_bits = found[:, 8:]
-        assert (np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values"
-        assert not len(found) or self._empty_rows[-1] < self._count, "empty values"
+        _require((np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values")
+        _require(not len(found) or self._empty_rows[-1] < self._count, "empty values")
 
     def _empty(self, index: int) -> NDArray[np.bool_] | None:
         place = int(np.searchsorted(self._empty_rows, index))
@@ -201,8 +209,8 @@ class PackedSource:
         """The images as they lie in the file; opened anew in a process that was not forked from this one."""
         if self._map is None:
             images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
-            assert images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}"
-            assert images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}"
+            _require(images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}")
+            _require(images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}")
             self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
         return self._map
 

@@ -61,7 +61,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
             make_and_hold(out, lock, "OUT")
             check_disk(out, estimate)
             told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
-            print("\n".join([*told, *facts.axes.lines, *nodata_lines(facts), *lines]), flush=True)
+            print(
+                "\n".join([*told, *facts.axes.lines, *nodata_lines(facts, "the pack keeps which"), *lines]), flush=True
+            )
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()

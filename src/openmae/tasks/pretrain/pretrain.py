@@ -187,10 +187,10 @@ def train_step(
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 
-    Args:
-        masks: of the run, where patches may be empty.
-
     A step whose gradients are not finite leaves weights and optimiser as they are.
+
+    Args:
+        masks: of the run; None takes every patch as counted.
     """
     shares = iter(loss_shares(parts.parts, masks, config, processes))
     return accumulated_step(
