@@ -1,4 +1,4 @@
-"""What is put on the encoder to classify: pooling, a norm, a linear head (paper, section 4.1 and A.1)."""
+"""What is put on the encoder to classify: pooling, a norm, a linear head (paper, section 4 and A.1)."""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from openmae.config import ClassifierShape
 from openmae.errors import RequestError
 from openmae.model.vit import ViT
 
-PROBE_EPS = 1e-6  # of the probe's BatchNorm (FACTS section 2)
+PROBE_EPS = 1e-6  # of the probe's BatchNorm (docs/paper.md, linear probe)
 
 
 class Classifier(nn.Module):
@@ -78,7 +78,8 @@ class Classifier(nn.Module):
         """Freeze all but the head, the norm before it and the last blocks (paper, section 4.3).
 
         Args:
-            num_blocks: None trains everything, positions too; 0 the head only; 0.5 the MLP half of the last block.
+            num_blocks: None trains everything, positions too; 0 the head and its norms; 0.5 besides them the MLP half
+                of the last block.
 
         Raises:
             ValueError: there are not so many blocks.
