@@ -61,7 +61,7 @@ def global_states() -> Iterator[None]:
 
 
 def by_timm(image: torch.Tensor, key: int, policy: str = POLICY, **changes) -> torch.Tensor:
-    """What timm makes of the same image with the same seeds, with the settings that FACTS section 2 names."""
+    """What timm makes of the same image with the same seeds: bicubic, filled with the mean colour (docs/paper.md)."""
     settings = {
         "translate_const": int(min(image.shape[1:]) * 0.45),
         "img_mean": FILL,
@@ -205,7 +205,7 @@ def test_the_order_is_crop_flip_rand_augment():
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.08, 0.8), (0.2, 1.0)])
 def test_the_crops_area_is_the_one_asked_for(scale: tuple[float, float]):
-    """Distributed as torchvision's: mean and deviation of the area of 2000 crops; FACTS section 2: .08 to 1."""
+    """Distributed as torchvision's: mean and deviation of the area of 2000 crops; fine-tuning's are .08 to 1."""
     chances = uniforms(range(2000), 4 * CROP_ATTEMPTS, "augment").reshape(-1, CROP_ATTEMPTS, 4)
     boxes = np.array([random_size_box(300, 400, scale, chance) for chance in chances])
     with torch.random.fork_rng(devices=[]):

@@ -438,7 +438,7 @@ def test_reading_all_leaves_out_and_names_what_is_bad():
 
 # --- crops -------------------------------------------------------------------------------------------------------
 
-SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # of pre-training (FACTS section 1)
+SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)  # of pre-training (docs/paper.md)
 SIDE = st.integers(1, 400)
 CHANCE = st.floats(0, 1, exclude_max=True)
 

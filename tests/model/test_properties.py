@@ -120,7 +120,7 @@ def test_random_masks_follow_their_noise(count: int, ratio: float, seed: int):
     [(196, 0.75, 49), (256, 0.75, 64), (100, 0.8, 19), (100, 0.9, 9), (100, 0.7, 30), (49, 0.75, 12), (4, 0.75, 1)],
 )
 def test_the_kept_count_is_truncated_in_floating_point(count: int, ratio: float, kept: int):
-    """100 · (1 − 0.8) is 19.999…: 19 patches stay, as in the released program (FACTS section 1)."""
+    """100 · (1 − 0.8) is 19.999…: 19 patches stay, as in the released program (docs/paper.md)."""
     assert num_kept(count, ratio) == kept
     assert random_masking(uniform(0, 2, count), ratio).num_visible == kept
 

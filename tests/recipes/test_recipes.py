@@ -1,4 +1,4 @@
-"""Recipes hold the paper's tables and the released settings, and reach a run unchanged: `shared/paper/FACTS.md`, 2."""
+"""Recipes hold the paper's tables and the released settings, and reach a run unchanged (docs/paper.md)."""
 
 import re
 from dataclasses import fields

@@ -140,7 +140,7 @@ def test_set_rate_reaches_every_group(tiny_shape):
 
 
 def test_the_rate_is_the_releaseds_in_epochs_with_each_layers_scale():
-    """FACTS section 2: t = epoch + i / steps per epoch; a layer's scale multiplies the result, minimum included.
+    """docs/paper.md: t = epoch + i / steps per epoch; a layer's scale multiplies the result, minimum included.
 
     Largest relative difference: 1e-14 from the formula, 5e-15 from timm's CosineLRScheduler.
     """

@@ -24,7 +24,7 @@ class Preprocessing:
         background: what alpha is composited on, 0 black to 1 white.
         dtype: number type of the model's numbers: uint8, uint16 or float32.
         margin: what evaluation keeps of the largest centred box of the model's aspect, along each side; 224/256
-            for classifiers (FACTS section 2), 1 else.
+            for classifiers up to 224 px (docs/evaluation.md), 1 else.
         axes: the order of channels, rows and columns in the data's `.npy` files; None where it had none of three axes.
         nodata: a value that stands for none, or "off"; None: NaN and what files mark themselves do.
         source_dtype: number type of images that are brought to the model's scale; None: of all images.

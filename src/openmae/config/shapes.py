@@ -8,7 +8,7 @@ from openmae.errors import RequestError
 
 Grid = tuple[int, int]
 
-# Width, depth, heads, patch size. Tiny and Small are not in the paper (FACTS section 1).
+# Width, depth, heads, patch size. Tiny and Small are not in the paper: there is demand for them (docs/paper.md).
 SIZES: dict[str, tuple[int, int, int, int]] = {
     "tiny": (192, 12, 3, 16),
     "small": (384, 12, 6, 16),
@@ -55,7 +55,7 @@ def grid_of(height: int, width: int, patch_size: int) -> Grid:
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
-    """How many patches stay visible: `int(N · (1 − ratio))`, truncated in floating point (FACTS section 1).
+    """How many patches stay visible: `int(N · (1 − ratio))`, truncated in floating point as released (docs/paper.md).
 
     Raises:
         RequestError: nothing would stay visible, or nothing would be masked.

@@ -1,6 +1,6 @@
 """Crops, flips, jitter and RandAugment of one image. All chance comes from the sample's key.
 
-Pre-training crops and flips (paper, table 1e); fine-tuning crops more widely and adds RandAugment (FACTS section 2).
+Pre-training crops and flips (paper, table 1e); fine-tuning crops more widely and adds RandAugment (table 9).
 """
 
 import math
@@ -133,7 +133,7 @@ def centre_box(image: Pixels, size: tuple[int, int]) -> Box:
 def evaluation_box(image: Pixels, size: tuple[int, int], margin: float) -> Box:
     """The centred box that is `margin` of the largest one with the aspect of `size`, by its sides.
 
-    Cut out and resized to `size`, it shows what a centre crop of a resized image shows (FACTS section 2: evaluation).
+    Cut out and resized to `size`, it shows what a centre crop of a resized image shows (docs/paper.md, evaluation).
     """
     assert 0 < margin <= 1
     height, width = image.shape[:2]
@@ -143,7 +143,7 @@ def evaluation_box(image: Pixels, size: tuple[int, int], margin: float) -> Box:
 
 
 def evaluation_margin(size: tuple[int, int]) -> float:
-    """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (FACTS section 2).
+    """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (docs/paper.md).
 
     For images hardly larger than `size` it only throws pixels away: there `margin_of` keeps all.
     """

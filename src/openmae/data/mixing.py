@@ -1,4 +1,4 @@
-"""What fine-tuning does to whole batches: mixup and cutmix, random erasing, drop path (FACTS section 2).
+"""What fine-tuning does to whole batches: mixup and cutmix, random erasing, drop path (paper, table 9; docs/paper.md).
 
 All chance comes from the samples' keys or from (seed, step), so neither micro-batches nor processes change a step.
 """

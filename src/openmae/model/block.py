@@ -209,7 +209,7 @@ def in_windows(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int
 
 
 def init_linear_and_norm(module: nn.Module) -> None:
-    """Xavier uniform for a Linear's matrix, zero for its bias, 1 and 0 for a LayerNorm (FACTS section 1)."""
+    """Xavier uniform for a Linear's matrix, zero for its bias, 1 and 0 for a LayerNorm (docs/paper.md, as released)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

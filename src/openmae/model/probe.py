@@ -1,4 +1,4 @@
-"""Several linear probes of one frozen encoder, trained side by side (paper, A.1; FACTS section 2)."""
+"""Several linear probes of one frozen encoder, trained side by side (paper, A.1 and table 10)."""
 
 from copy import deepcopy
 

@@ -41,7 +41,7 @@ class ViT(nn.Module):
         super().__init__()
         self.shape = shape
         self.cls_token = nn.Parameter(torch.empty(1, 1, shape.width)) if shape.class_token else None
-        # A parameter, though frozen in pre-training: fine-tuning trains it (FACTS section 2).
+        # A parameter, though frozen in pre-training: fine-tuning trains it (docs/paper.md, as released).
         self.pos_embed = None
         if shape.positions == "absolute":
             num_positions = shape.num_prefix + shape.num_patches

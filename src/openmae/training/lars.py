@@ -1,4 +1,4 @@
-"""LARS, the optimiser of linear probing (paper, table 10; You et al., arXiv 1708.03888; FACTS section 2)."""
+"""LARS, the optimiser of linear probing (paper, table 10; You et al., arXiv 1708.03888; docs/paper.md)."""
 
 from typing import Any
 

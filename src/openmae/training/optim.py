@@ -1,4 +1,4 @@
-"""Parameter groups and the learning rate's schedule (paper, table 8; FACTS section 2)."""
+"""Parameter groups and the learning rate's schedule (paper, tables 8 to 11; docs/paper.md)."""
 
 import math
 import re
@@ -35,7 +35,7 @@ def layer_decay_groups(
     | depth + 1 | encoder norm, pooling norm, head |
 
     The scale is layer_decay^(depth + 1 - id). An id has a decayed and a spared group (1-D parameters, class token,
-    positions), first id first, decayed first; empty ones are left out (FACTS section 2, layer-wise decay).
+    positions), first id first, decayed first; empty ones are left out (table 9; docs/paper.md, fine-tuning).
 
     Raises:
         AssertionError: a name, trainable or not, fits no rule, or the model has not `depth` blocks. Layer decay that

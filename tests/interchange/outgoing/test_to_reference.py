@@ -1,4 +1,4 @@
-"""The reference's layout, name by name: the manifest here is written from the facts, not from the code."""
+"""The reference's layout, name by name: the manifest here is written out by hand, not taken from the code."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def decoder_manifest(width: int, patch: int, count: int) -> dict[str, tuple[int,
 
 
 PAPER = {"base": (768, 12, 16, 196), "large": (1024, 24, 16, 196), "huge": (1280, 32, 14, 256)}
-# Trained and fixed values in all, by hand: FACTS gives 111,655,680 + 252,160 for Base.
+# Trained and fixed values in all: docs/paper.md gives 111,655,680 + 252,160 for Base.
 TOTALS = {"base": 111_907_840}
 
 

@@ -124,8 +124,8 @@ def table(path):
 def test_a_run_is_what_timm_makes_of_it(pretrained, tmp_path, pool):
     """timm's model, parameter groups, smoothed loss and average, and a schedule by hand, on the same batches.
 
-    Layer decay with mean pooling only: timm counts the encoder's norm to the last block, the released code (FACTS
-    section 2) to the head. A key's bias has a true gradient of zero, which AdamW makes a step of rounding of.
+    Layer decay with mean pooling only: timm counts the encoder's norm to the last block, the released code
+    (docs/paper.md) to the head. A key's bias has a true gradient of zero, which AdamW makes a step of rounding of.
     Measured: losses 1.1e-7; weights and average 1.2e-4 of how far a tensor has moved (its norm), at worst.
     """
     import timm.loss

@@ -150,7 +150,7 @@ def test_the_optimum_is_scikit_learns(pretrained, tmp_path, optimizer, rate):
 
 
 def step_by_hand(kind, head, velocity, rate, momentum, decay):
-    """LARS as FACTS section 2 has it (test_lars holds it against timm's), or SGD."""
+    """LARS as in docs/paper.md, here without weight decay (test_lars holds it against timm's), or SGD."""
     for name, weight in head.named_parameters():
         gradient = weight.grad
         if kind == "sgd":
@@ -339,7 +339,7 @@ def test_a_smallest_rate_is_of_one_rate(pretrained, grey, tmp_path):
 
 # --- table 10 ---
 
-# FACTS section 2, by hand: the linear probe's column, and "Linear probe [R]".
+# By hand from docs/paper.md: the linear probe's column of the recipes, and what was released beside it.
 TABLE_10 = {
     "optimizer": "lars",
     "momentum": 0.9,
@@ -535,7 +535,7 @@ def test_a_run_goes_on_with_what_it_began_with(pretrained, tmp_path, capsys, no_
 def test_two_processes_count_every_image_once(pretrained, tmp_path, augment):
     """Batches of 7 are 4 and 3 images, 7 test images in one batch and none, of which one is broken.
 
-    The heads are others than of one process: the BatchNorm is per process, as released (FACTS section 2).
+    The heads are others than of one process: the BatchNorm is per process, as released (docs/paper.md).
     """
     data = folders(tmp_path / "data", train={"a": 13, "b": 13}, test={"a": 4, "b": 3})
     (data / "test" / "b" / "1.png").write_bytes(b"no picture")

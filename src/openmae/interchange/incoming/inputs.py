@@ -10,7 +10,7 @@ from openmae.errors import RequestError
 LARGEST_NUMBER = 1e9
 HALF = (0.5, 0.5, 0.5)
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-CLASSIFIER_MARGIN = 224 / 256  # as most classifiers were evaluated (FACTS section 2)
+CLASSIFIER_MARGIN = 224 / 256  # as most classifiers were evaluated (docs/paper.md, evaluation)
 
 
 @dataclass(frozen=True)

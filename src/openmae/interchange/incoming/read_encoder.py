@@ -19,7 +19,7 @@ TRANSFORMERS_EPS = 1e-12  # of its ViT, ViTMAE and BEiT where no config.json say
 USUAL_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400M, Huge, giant and gigantic: not 64 wide
 MAX_WINDOW = 256
 MAX_ENLARGED = 100  # times as many positions as a file holds are not made because it says so
-MOCO_HEADS = {384: 12, 768: 12}  # MoCo v3's S and B both have 12 (PEERS_AND_TRANSFER)
+MOCO_HEADS = {384: 12, 768: 12}  # MoCo v3's S and B both have 12 (docs/paper.md, table 3)
 
 
 def read_encoder(r: Reading) -> ViTShape:

@@ -64,7 +64,7 @@ def encoder_part(model: Described) -> Described:
 
 
 def norms_the_mean(shape: ClassifierShape) -> bool:
-    """Whether the mean of the tokens is normed, and the tokens are not (FACTS section 2: fine-tuning)."""
+    """Whether the mean of the tokens is normed, and the tokens are not (docs/paper.md, fine-tuning)."""
     return shape.head == "fine-tune" and shape.pool == "mean"
 
 

@@ -1,4 +1,4 @@
-"""To the layout of the reference's checkpoints: flat names in a .pth under `model` (FACTS).
+"""To the layout of the reference's checkpoints: flat names in a .pth under `model` (docs/interchange.md).
 
 A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` instead of `norm` where the mean is normed.
 """
