@@ -260,5 +260,6 @@ class SettledConfig(SettledSize, PretrainConfig):
 
 
 def check_mask_file(mask: str | None, mask_file: str | None) -> None:
+    """Raise RequestError where one of `--mask given` and `--mask-file` comes without the other."""
     if (mask == "given") != (mask_file is not None):
         raise RequestError("--mask given and --mask-file FILE.npy go together: give both or neither")
