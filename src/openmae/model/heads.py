@@ -78,7 +78,8 @@ class Classifier(nn.Module):
         """Freeze all but the head, the norm before it and the last blocks (paper, section 4.3).
 
         Args:
-            num_blocks: None trains everything, positions too; 0 the head only; 0.5 the MLP half of the last block.
+            num_blocks: None trains everything, positions too; 0 the head and its norm; 0.5 the MLP half of the
+                last block too.
 
         Raises:
             ValueError: there are not so many blocks.
