@@ -119,3 +119,46 @@ def test_commands_are_small_and_tasks_a_part_of_the_whole():
         assert lines_of(package) <= MAX_COMMAND, f"{package.name} has {lines_of(package)} lines"
     share = lines_of(tasks) / lines_of(SOURCES)
     assert share <= MAX_TASKS, f"tasks/ is {share:.0%} of all lines: what several commands share goes below it"
+
+
+# --- docstrings: a first sentence that says what it is ---
+
+HEADINGS = ("Args:", "Attributes", "Returns:", "Raises:")
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def first_line(node: Documented) -> str:
+    return next(iter((ast.get_docstring(node) or "").splitlines()), "")
+
+
+def badly_documented(folder: Path) -> set[str]:
+    """Modules, and their public classes and functions, without a docstring whose first line ends with a full stop;
+    and whatever else, private or a method, has one that begins with a heading.
+
+    Methods need none: most are what a protocol, a property's name or PyTorch (`forward`) says.
+    """
+    found = set()
+    for path in folder.rglob("*.py"):
+        tree, where = ast.parse(path.read_text(encoding="utf-8")), path.relative_to(folder).as_posix()
+        named = [node for node in ast.walk(tree) if isinstance(node, Documented) and not isinstance(node, ast.Module)]
+        public = [node for node in named if node in tree.body and not node.name.startswith("_")]
+        bad = [node for node in public if not first_line(node).endswith(".")]
+        bad += [node for node in named if first_line(node).startswith(HEADINGS)]
+        found |= {f"{where} {node.name}" for node in bad}
+        found |= set() if first_line(tree).endswith(".") else {where}
+    return found
+
+
+def test_docstrings_begin_with_what_the_thing_is():
+    assert badly_documented(SOURCES) == set(), "begin with one line that is a sentence; lists follow it"
+
+
+def test_a_bad_docstring_is_found(tmp_path):
+    (tmp_path / "a.py").write_text(
+        'class Listed:\n    """Attributes:\n    x: a number.\n    """\n\n\ndef bare():\n    pass\n'
+    )
+    (tmp_path / "b.py").write_text(
+        '"""A module."""\n\n\nclass _Private:\n    def method(self):\n        """Args: none."""\n\n\n'
+        'def good():\n    """It is good.\n\n    Returns:\n        Nothing.\n    """\n'
+    )
+    assert badly_documented(tmp_path) == {"a.py", "a.py Listed", "a.py bare", "b.py method"}

@@ -17,6 +17,7 @@ CPU_BATCH = 4  # of fewer, the optimiser over 330 M parameters is most of a step
 
 
 def asymmetry_rows(config: BenchConfig, device: torch.device) -> list[Row]:
+    """Time a training step with mask tokens in the decoder beside one with them in the encoder (paper, table 1c)."""
     cases = config.case or ("8-block", "1-block")
     rows = []
     if "tiny" in cases:

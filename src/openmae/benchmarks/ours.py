@@ -83,7 +83,7 @@ def settled_for(case: str, batch: int, device: torch.device, precision: str | No
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A way of computing the same step.
+    """Settings that compute the same training step in another way (compiled, recomputed …).
 
     Attributes:
         words: the flags that ask for it.

@@ -14,7 +14,7 @@ Side = Callable[[], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One comparison.
+    """One comparison of a benchmark: our raw numbers beside another program's.
 
     Attributes:
         case, peer: what was run, and beside what; where the peer is missing, why and how to get it.

@@ -63,6 +63,7 @@ def peer_names(shape: MAEShape) -> dict[str, list[str]]:
 
 
 def vit_mae_config(transformers: Any, shape: MAEShape, attention: str) -> Any:
+    """The configuration of transformers' ViTMAE that describes the same model, with its attention implementation."""
     encoder, decoder = shape.encoder, shape.decoder
     return transformers.ViTMAEConfig(
         image_size=encoder.image_size[0],

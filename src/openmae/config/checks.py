@@ -21,7 +21,7 @@ LARGEST_SIDE = 16384  # pixels, of a model's images
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the settings of all commands can do. `None` means "decide for me"."""
+    """What the settings of all commands can do. `None` means "decide for me", or off (`NONE_IS_OFF`)."""
 
     def explicit(self) -> dict[str, Any]:
         """The settings that differ from the defaults: what a person asked for."""

@@ -41,7 +41,7 @@ class ConvertConfig(Sized, Settings):
     patch_size: int | None = None
     """Side of a patch in pixels: the patch projection is resampled (FlexiViT)."""
     num_heads: int | None = None
-    """Of a file that does not say it; otherwise width / 64."""
+    """Of a file that does not say it; otherwise what is usual for its width, or width / 64."""
     decoder_num_heads: int | None = None
     """Likewise; otherwise width / 32."""
     target: str | None = None

@@ -24,16 +24,17 @@ class ExperimentConfig(PartSettings):
     labels: tuple[str, ...] = ("1%", "10%", "100%")
     """Shares of the labels to train on."""
     epochs: tuple[float, ...] = (40.0, 10.0, 5.0)
-    """Epochs of every trained run, for each of --labels."""
+    """Epochs of every fine-tuning and of training from scratch, for each of --labels; the probe has its own."""
     blocks: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     """How many last blocks to train, beside none (the probe) and all."""
     base_lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Rates at a batch of 256 that every trained run may choose from, by a split of train."""
+    """Rates at a batch of 256 that fine-tuning and training from scratch choose from, by val or a split of train."""
     seeds: int = 3
-    """Seeds of the probe; the other runs are dearer and have one."""
+    """Seeds of the probe; all other runs have one."""
     batch_size: int = 128
+    """Images a step of fine-tuning and of training from scratch; the probe has its own."""
     held_out: int = 1000
-    """Images of train that choose the rate."""
+    """Images of train that choose the rate, where DATA has not both val and test."""
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None

@@ -35,7 +35,7 @@ class KnnConfig(Sized, DataSettings):
     out: str
     """Run folder to make."""
     k: tuple[int, ...] = (10, 20)
-    """Numbers of neighbours that vote; the first one's accuracy is top1, that of 20 top1_k20."""
+    """Numbers of neighbours that vote; the first one's accuracy is top1, another's top1_k20 (of 20)."""
     temperature: float = 0.07
     """A neighbour's vote is exp(cosine similarity / temperature)."""
     pool: str = DEFAULT_POOL
@@ -52,7 +52,7 @@ class KnnConfig(Sized, DataSettings):
     label_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A CSV: path,label; with --task regression path and a column of numbers or several."""
     held_out: int | None = None
-    """Images of train held out (stratified) to measure by, where DATA has no val or test."""
+    """Images of train held out (stratified) to measure by, where DATA has neither val nor test."""
 
     # The data
     image_size: int | tuple[int, int] | None = None

@@ -31,11 +31,12 @@ class FinetuneConfig(LabelledConfig):
     balance: str = "none"
     """none, weights (rare classes weigh more in the loss) or sampling (classes are shown equally often)."""
     model: str | None = None
-    """tiny, small, base, large or huge; from scratch only, as are the next five."""
+    """tiny, small, base, large or huge; from scratch only, as are width, depth, heads and channels."""
     width: int | None = None
     depth: int | None = None
     num_heads: int | None = None
     patch_size: int | None = None
+    """Side of a patch in pixels; the patch projection is resampled where it is not the model's own."""
     channels: int | None = None
     statistics: str | None = None
     """Whose mean and standard deviation, from scratch: imagenet or measured."""

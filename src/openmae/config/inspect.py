@@ -21,9 +21,10 @@ class InspectConfig(PartSettings):
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
     """Count the tiles of that side in pixels, and the blank ones, that larger images would be cut into."""
     workers: int | None = None
-    """Processes that read images; by default one for each core."""
+    """Processes that read images; by default one for each core, 16 at most."""
     value_range: tuple[float, float] | None = None
-    """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; measured unless given."""
+    """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; unless given what a pack says,
+    0 255 for 8-bit images, else measured."""
     axes: str | None = None
     """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS

@@ -47,7 +47,7 @@ class LabelledConfig(Sized, DataSettings):
     split_rules: int | None = None
     """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
     held_out: int | None = None
-    """Images of train held out (stratified) to choose or to measure by, where DATA has no val or test."""
+    """Images of train held out (stratified) to choose or to measure by, where DATA has not both val and test."""
 
     # The data
     image_size: int | tuple[int, int] | None = None

@@ -88,7 +88,7 @@ class PretrainConfig(Sized, DataSettings):
     split_rules: int | None = None
     """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
     held_out: int | None = None
-    """Images taken out of training for the held-out loss when the data has no validation part."""
+    """Images for the held-out loss, of the validation part or, where there is none, taken out of training; 0 is off."""
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable files; 0.01 unless given."""
     max_pixels: int = MAX_PIXELS
@@ -127,8 +127,8 @@ class PretrainConfig(Sized, DataSettings):
     """Crops of an image in a row, which is decoded once for them: less reading, and batches of fewer different images.
     An epoch stays as many crops as there are images."""
     crop_on: str | None = None
-    """reader, or device: readers only copy images of a raw pack, and the device crops and resizes them in a batch; the
-    default on CUDA. Pixels differ by what a reader rounds: a run keeps it."""
+    """reader, or device: readers only copy images of a raw pack, and the device crops and resizes them in a batch; of
+    those the default on CUDA. Pixels differ by what a reader rounds: a run keeps it."""
     resume: str = "never"
     """never, auto (start or continue), or the path of a checkpoint."""
     init: str | None = field(default=None, metadata=NONE_IS_OFF)
@@ -140,7 +140,7 @@ class PretrainConfig(Sized, DataSettings):
     picture_every: int | None = None
     """Steps between pictures of reconstructions."""
     watch: str | None = field(default=None, metadata=NONE_IS_OFF)
-    """Look at labels on the way: knn or probe (logistic regression) on the class token; training never sees them."""
+    """Look at labels on the way: knn or probe (logistic regression) on mean patch tokens; training never sees them."""
     watch_data: str | None = None
     """Labelled data to watch on, DATA unless given; its test part is left alone."""
     watch_every: int | None = None
@@ -260,5 +260,6 @@ class SettledConfig(SettledSize, PretrainConfig):
 
 
 def check_mask_file(mask: str | None, mask_file: str | None) -> None:
+    """Raise RequestError where one of `--mask given` and `--mask-file` comes without the other."""
     if (mask == "given") != (mask_file is not None):
         raise RequestError("--mask given and --mask-file FILE.npy go together: give both or neither")

@@ -13,7 +13,7 @@ PROBE_AUGMENTS = ("none", "crop")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(LabelledConfig):
-    """A linear probe of a frozen encoder (paper, table 10): several rates in one pass, chosen on a split of train."""
+    """A linear probe of a frozen encoder (paper, table 10): several rates at once, chosen on val or part of train."""
 
     pool: str | None = None
     """mean (of the patch tokens) or cls, which the paper probes."""

@@ -70,6 +70,7 @@ def num_kept(num_patches: int, ratio: float) -> int:
 
 
 def check_heads(flag: str, width: int, num_heads: int) -> None:
+    """Raise RequestError, naming the numbers that would do, where the width is not divisible by the number of heads."""
     if width % num_heads:
         fitting = [n for n in range(1, width + 1) if width % n == 0 and 16 <= width // n <= 128]
         raise RequestError(f"{flag} got {num_heads}, which does not divide a width of {width}: {fitting} would")

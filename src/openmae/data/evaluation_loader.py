@@ -29,12 +29,14 @@ HELD = 2  # batches that the main process has at once: the one that it measures 
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Attributes:
-    images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
-    labels: as in `Batch`.
-    indices: (B,) int64, where in the source each image stands.
-    bad: name and reason of each input that could not be read.
-    empty: (B, N) bool, as of `Batch`.
+    """A batch of centre-cropped images to evaluate on, with their places in the source; nothing is random.
+
+    Attributes:
+        images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
+        labels: as in `Batch`.
+        indices: (B,) int64, where in the source each image stands.
+        bad: name and reason of each input that could not be read.
+        empty: (B, N) bool, as of `Batch`.
     """
 
     images: Tensor

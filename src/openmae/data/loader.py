@@ -38,9 +38,15 @@ MOST_REPLACEMENTS = 1000
 
 
 class Sample(NamedTuple):
-    """`bad` is what could not be read on the way to the image; with a `crop` that is still whole, H × W × C.
+    """One training image on its way into a batch, with what was found on the way to it.
 
-    `was_blank`: it is another tile than the stream asked for, which was blank. `empty`: (N,) as of `Batch`.
+    Attributes:
+        image: (C, H, W), cropped; with a `crop`, which is then still to be cut, H × W × C and whole.
+        key: the sample's key, as of `Batch`.
+        bad: name and reason of each input that could not be read on the way to the image.
+        label: as of `Source.label`.
+        was_blank: it is another tile than the stream asked for, which was blank.
+        empty: (N,) bool, as of `Batch`.
     """
 
     image: Tensor | Pixels

@@ -23,10 +23,12 @@ INTEGERS = ("uint8", "uint16")
 
 
 def range_of_bits(bits: int) -> tuple[float, float]:
+    """The least and the greatest unsigned integer of so many bits."""
     return 0.0, float(2**bits - 1)
 
 
 def words(values: tuple[float, float]) -> str:
+    """A range of values for a person: `0 to 4095`."""
     return f"{values[0]:g} to {values[1]:g}"
 
 

@@ -180,8 +180,11 @@ def answers(predictions: Predictions) -> NDArray:
 
 
 def losses(predictions: Predictions) -> NDArray[np.float64]:
-    """(n,) each image's cross-entropy in nats; several labels: the binary one, mean over classes; numbers: the squared
-    error of what is standardised, mean over columns."""
+    """The loss of each image, (n,).
+
+    Classes: cross-entropy in nats; several labels: binary cross-entropy, mean over classes; numbers: the squared error
+    of what is standardised, mean over columns.
+    """
     if predictions.scale is not None:
         wanted = standardised(predictions.targets, predictions.scale)
         return (predictions.logits.double() - wanted.double()).square().mean(1).numpy()

@@ -35,6 +35,7 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 
 def len_of(images: object) -> int:
+    """How many images a list or tuple holds; anything else is one image."""
     return len(images) if isinstance(images, (list, tuple)) else 1
 
 

@@ -17,13 +17,15 @@ MASKED_GREY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Attributes, all on the CPU:
-    masked: (B, C, H, W) in 0..1, hidden patches grey.
-    prediction: (B, C, H, W) in 0..1.
-    truth: (B, C, H, W) in 0..1.
-    is_masked: (B, 1, H, W) bool.
-    is_empty: (B, 1, H, W) bool: of patches whose values stand for none (nodata).
-    leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
+    """Images with what was hidden of them and what the model predicts there; all tensors are on the CPU.
+
+    Attributes:
+        masked: (B, C, H, W) in 0..1, hidden patches grey.
+        prediction: (B, C, H, W) in 0..1.
+        truth: (B, C, H, W) in 0..1.
+        is_masked: (B, 1, H, W) bool.
+        is_empty: (B, 1, H, W) bool: of patches whose values stand for none (nodata).
+        leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
     """
 
     masked: Tensor

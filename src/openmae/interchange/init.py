@@ -31,8 +31,9 @@ TIMM = "timm:"
 
 
 def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Described:
-    """The model that an `--init` names, ours or another program's: a run folder, a checkpoint, a file, a folder in the
-    layout of transformers or timm, `timm:NAME`, `hf:ORG/NAME`.
+    """The model that an `--init` names, ours or another program's.
+
+    That is a run folder, a checkpoint, a file, a folder as transformers or timm write it, `timm:NAME` or `hf:ORG/NAME`.
 
     Args:
         hints: what a foreign file does not say itself; one of ours says it all, and is not contradicted.
@@ -114,8 +115,9 @@ def find_model(path: Path) -> Path:
 
 
 def read_described(path: Path) -> Described:
-    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours: it holds exactly the weights
-    of its shape.
+    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours.
+
+    It holds exactly the weights of its shape.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.

@@ -86,6 +86,7 @@ def _sync_all(folder: Path) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file aside and rename it, so that no reader finds half of one."""
     with written_aside(path) as partial:
         partial.write_bytes(json_bytes(values))
 
@@ -148,5 +149,6 @@ def size_words(count: float) -> str:
 
 
 def existing(path: Path) -> Path:
+    """The nearest folder or file above a path, or the path itself, that exists."""
     path = path.absolute()
     return path if path.exists() else existing(path.parent)

@@ -74,6 +74,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The two linear layers of a block with GELU between them; the hidden layer is 4 times as wide."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, MLP_RATIO * width)

@@ -17,10 +17,12 @@ from openmae.model.vit import ViT
 
 @dataclass(frozen=True)
 class MAEOutput:
-    """Attributes:
-    loss: the mean over the masked patches of the batch.
-    patch_losses: (B, masked), in the order of `masked_ids`.
-    prediction: (B, masked, outputs), likewise.
+    """What a forward pass of `MAE` returns: the loss and what it is the mean of.
+
+    Attributes:
+        loss: the mean over the masked patches of the batch.
+        patch_losses: (B, masked), in the order of `masked_ids`.
+        prediction: (B, masked, outputs), likewise.
     """
 
     loss: Float[Tensor, ""]
@@ -29,7 +31,7 @@ class MAEOutput:
 
 
 class MAE(nn.Module):
-    """An encoder, a decoder and a target."""
+    """A masked autoencoder: an encoder, a decoder and a target (paper, section 3)."""
 
     def __init__(self, encoder: ViT, decoder: Decoder, target: Target) -> None:
         super().__init__()

@@ -70,8 +70,16 @@ def encoder_of(previous: Previous) -> ViTShape:
 
 @dataclass(frozen=True)
 class Machine:
-    """What decisions may depend on: device type (cpu, cuda, mps), bf16 units, reader processes, memory in bytes,
-    whether torch.compile can compile for the device, and the device's full name (cuda:1) where it has another."""
+    """What is known of the device and its host: all that decisions may depend on beside settings and data.
+
+    Attributes:
+        device: its type: cpu, cuda or mps.
+        has_bf16: whether it computes bf16 in units of its own.
+        workers, why_workers: reader processes, and why so many.
+        memory: in bytes.
+        can_compile: whether torch.compile can compile for the device.
+        name: the device's full name, such as cuda:1.
+    """
 
     device: str
     has_bf16: bool
@@ -146,7 +154,7 @@ class Choices:
 
 
 class Scheduled(Protocol):
-    """A settled config of whatever task."""
+    """A settled config of any task that trains: it has a length and a batch size."""
 
     @property
     def steps(self) -> int | None: ...

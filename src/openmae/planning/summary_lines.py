@@ -68,6 +68,7 @@ def nodata_lines(facts: DataFacts, becomes: str = "the model sees its mean there
 
 
 def checkpoint_bytes(shape: MAEShape) -> int:
+    """About how many bytes a checkpoint takes: weights and the optimiser's moments."""
     return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
 
 
@@ -179,6 +180,7 @@ def probing_lines(
 
 
 def words(config: AnySettled, name: str) -> str:
+    """A setting's value for a person, floats to four significant digits."""
     value = getattr(config, name)
     if isinstance(value, tuple):
         return " ".join(f"{v:.4g}" for v in value)

@@ -40,8 +40,10 @@ class ModelInput:
 
     @property
     def weight(self) -> int:
-        """What a mean over it counts beside those over other pieces: its patches where some do not count, else its
-        images."""
+        """The weight of a mean over it among means over other pieces.
+
+        It is the number of patches that count where some do not, else that of images.
+        """
         return len(self) if self.is_counted is None else self.num_counted
 
     def split(self, size: int) -> "list[ModelInput]":

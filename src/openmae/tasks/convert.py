@@ -135,7 +135,7 @@ def report_lines(
 
 
 def grouped(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Names by their first part: decoder, head, …"""
+    """Names by their first part (decoder, head …)."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split(".")[0], []).append(name)

@@ -42,8 +42,9 @@ from openmae.tasks.classification.regression_report import write_regression_repo
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
-    """Classify the test images, or predict their numbers, by their nearest training images; what it finds lies in
-    `config.out`.
+    """Classify the test images, or predict their numbers, by their nearest training images.
+
+    What it finds lies in `config.out`.
 
     Returns:
         What RUN/summary.json holds.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class OnDevice(Protocol):
-    """What is made of a micro-batch for the model."""
+    """A micro-batch on the device, ready for the model."""
 
     def tensors(self) -> list[Tensor]:
         """All its tensors; those on a GPU were made on the copying stream."""

@@ -27,10 +27,13 @@ _BYTES = {"I": 4, "F": 4}  # of a value, by Pillow's mode; those that begin with
 
 
 class Header(NamedTuple):
-    """Attributes:
-    height, width: of the image as it lies in the file.
-    channels, value_bytes: alpha is a channel; of a palette, the colours.
-    orientation: which side is up, 1..8 as in EXIF.
+    """Size and number type of an image, as the header of its file gives them.
+
+    Attributes:
+        height, width: in pixels, of the image as it lies in the file.
+        channels: alpha is one; of a palette, those of its colours.
+        value_bytes: bytes of a decoded value.
+        orientation: which side is up, 1..8 as in EXIF.
     """
 
     height: int

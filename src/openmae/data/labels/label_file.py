@@ -252,4 +252,5 @@ class ImageNames:
 
 
 def shown_cell(text: str) -> str:
+    """A cell of a table as messages show it: one line, cut at 80 characters."""
     return shown(text if len(text) <= 80 else text[:77] + "...")

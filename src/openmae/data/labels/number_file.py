@@ -30,8 +30,9 @@ class NumberTable:
 
 
 def read_number_file(path: str, names: Sequence[str]) -> NumberTable:
-    """Read the numbers of the images called `names` (as `Source.name` gives them) from a CSV; paths as in
-    `read_label_file`. An empty cell, or nan, na, null or none in it, is a missing number.
+    """Read the numbers of the images called `names` (as `Source.name` gives them) from a CSV.
+
+    Paths are as in `read_label_file`. An empty cell, or nan, na, null or none in it, is a missing number.
 
     Raises RequestError, one line, for a file that cannot be used, holds something other than numbers, says two things
     of one image or names none of them.

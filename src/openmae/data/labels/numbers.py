@@ -60,8 +60,12 @@ def number_of(text: str) -> float | None:
 
 
 def kind_of_names(names: Iterable[str]) -> str | None:
-    """What class names look like: "fractional", most of them numbers and some with a fraction; "whole", all whole
-    numbers; None, names. Words for a missing number say nothing."""
+    """Whether class names look like numbers.
+
+    Returns:
+        "fractional" where most are numbers and some have a fraction; "whole" where all are whole numbers; None where
+        they are names. Words for a missing number say nothing.
+    """
     numbers = [number for number in map(number_of, names) if number is None or number == number]
     known = [number for number in numbers if number is not None]
     if 2 * len(known) > len(numbers) and any(number != np.floor(number) for number in known):

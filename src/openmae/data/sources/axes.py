@@ -22,7 +22,7 @@ HOW_TO_SAY = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST
 
 @dataclass(frozen=True)
 class Axes:
-    """What was decided, and why.
+    """The order of axes in a data set's `.npy` files, and why it was taken.
 
     Attributes:
         order: C, Y and X in the order of the axes; None where no file of three dimensions was seen.

@@ -156,6 +156,7 @@ def _packaged(package: str, path: str) -> Path:
 
 @cache
 def photograph(path: Path) -> np.ndarray:
+    """The decoded photograph, H x W x C, which is kept in memory."""
     return decode(path.read_bytes())
 
 

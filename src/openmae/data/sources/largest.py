@@ -17,10 +17,12 @@ DECODED_TIMES = 2.5  # what a reader takes at most, of the decoded bytes of an i
 
 
 class Largest(NamedTuple):
-    """Attributes:
-    height, width, channels: of the image that takes most bytes.
-    decoded_bytes: of it.
-    num_seen, num_images: headers that were asked for, of so many images.
+    """The image of a source that takes most memory, as far as headers were read.
+
+    Attributes:
+        height, width, channels: of that image, upright.
+        decoded_bytes: what its decoded values take.
+        num_seen, num_images: headers that were asked for, of so many images.
     """
 
     height: int

@@ -34,7 +34,7 @@ Label = int | NDArray[np.float32] | NDArray[np.float64] | None
 
 
 class Source(Protocol):
-    """A table of samples.
+    """Images by index, each with a name and perhaps a label: what every loader reads from.
 
     `classes` are the class names where they are known; a source may have labels without them.
     """

@@ -114,10 +114,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class Packed:
-    """Images in the source's order, from `start` on: the bytes of each (raw: of all in one tensor), or the reason
-    why there are none.
+    """A batch of images as a pack holds them, in the source's order from `start` on.
 
-    `empty`: of images with values that stand for none, by index, what `Packing` says of where.
+    Attributes:
+        images: the bytes of each readable image; raw: all in one tensor.
+        bad: by index, the reason why an image has none.
+        empty: of images with values that stand for none, by index, what `Packing` says of where.
     """
 
     start: int

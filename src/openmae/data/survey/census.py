@@ -66,7 +66,7 @@ class Encoded(Protocol):
 
 @dataclass
 class Sums:
-    """Of the images of one kind (channels, number type): every image counts alike, whatever its size.
+    """Running sums over images of one kind (channels, number type); every image counts alike, whatever its size.
 
     Attributes:
         mean, square: sums over images of the means of values and of squared values, (C,) float64.

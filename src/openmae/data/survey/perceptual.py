@@ -17,8 +17,12 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def look(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
-    """Of images as `shrink` gives them, (n, 32, 32, 3): their hashes (n,), their tiny pictures (n, 4, 4, 3), and how
-    much there is to tell them by (n,): the deviation, in 0..255, of their grey values but for soft slopes."""
+    """Perceptual hashes of images as `shrink` gives them, (n, 32, 32, 3).
+
+    Returns:
+        The hashes (n,), tiny pictures (n, 4, 4, 3), and how much there is to tell the images by (n,): the deviation, in
+        0..255, of their grey values but for soft slopes.
+    """
     grey = shrunk @ _LUMA
     waves = (_BASIS @ grey @ _BASIS.T).reshape(len(grey), -1)
     bits = waves > np.median(waves[:, 1:], axis=1, keepdims=True)

@@ -25,7 +25,7 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What the parts of `describe` hand on to each other.
+    """A foreign checkpoint while it is read: what the steps of `describe` hand on to each other.
 
     Attributes:
         source: what the person asked for, for messages.

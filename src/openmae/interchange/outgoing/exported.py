@@ -116,4 +116,5 @@ def checked_error(what: str, found: list[tuple[Tensor, ...]], expected: list[tup
 
 
 def as_tuple(values: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The outputs of a module as a tuple, also where it has only one."""
     return (values,) if isinstance(values, Tensor) else tuple(values)

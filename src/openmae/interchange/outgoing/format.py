@@ -69,12 +69,15 @@ def norms_the_mean(shape: ClassifierShape) -> bool:
 
 
 def without(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names that are not among those kept, sorted."""
     return tuple(sorted(names.keys() - kept.keys()))
 
 
 def head_of(model: Described) -> tuple[Tensor, Tensor]:
-    """The linear head; a probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of
-    numbers to predict: other programs get them in their own units.
+    """The weight and bias of the linear head, as other programs apply it to pooled features.
+
+    A probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of numbers to predict:
+    other programs get them in their own units.
 
     head((x − m) / √(v + eps)) = (W / √(v + eps)) x + (b − W m / √(v + eps)), computed in float64.
     """

@@ -79,6 +79,7 @@ def model_card(model: Described, to: str, licence: str, figures: Mapping[str, An
 
 
 def what_it_is(model: Described) -> str:
+    """One line that says what kind of model it is and how large."""
     shape, encoder = model.shape, model.encoder_shape
     vit = f"Vision Transformer, {encoder.depth} blocks of width {encoder.width}"
     if isinstance(shape, MAEShape):
@@ -92,6 +93,7 @@ def what_it_is(model: Described) -> str:
 
 
 def measures(model: Described) -> dict[str, str]:
+    """The rows of the model card about sizes: image, patch, width, heads, and what belongs to the kind of model."""
     shape = model.encoder_shape
     values = {
         "image": f"{shape.image_size[0]} x {shape.image_size[1]} px, {shape.channels} channels",
@@ -111,6 +113,7 @@ def measures(model: Described) -> dict[str, str]:
 
 
 def training(model: Described) -> dict[str, str]:
+    """The rows of the model card about how it was trained, as far as the model says."""
     said = model.description
     masking = said.get("masking")
     values = {"data": f"{NOT_RECORDED} (no path is kept in a model)"}
@@ -122,6 +125,7 @@ def training(model: Described) -> dict[str, str]:
 
 
 def preparation(model: Described) -> dict[str, str]:
+    """The rows of the model card about preprocessing."""
     p = model.preprocessing
     rows = {
         "cut out": f"the largest centred box of the model's aspect, {p.margin:g} of its sides",
@@ -139,11 +143,13 @@ def preparation(model: Described) -> dict[str, str]:
 
 
 def table(title: str, rows: Mapping[str, str]) -> list[str]:
+    """A section of the model card with a table of two columns, as lines of Markdown."""
     told = [f"| {name} | {value} |" for name, value in rows.items()]
     return [f"## {title}", "", "| | |", "|---|---|", *told, ""]
 
 
 def shown(value: Any) -> str:
+    """A value in a cell of a Markdown table: one line, `|` escaped, a float to four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).replace("|", r"\|").split())
 
 

@@ -117,8 +117,10 @@ def _matrix(pairs: NDArray[np.int64], ids: NDArray[np.int64], num_classes: int) 
 def most_wrong_picture(
     predictions: Predictions, source: Source, classes: tuple[str, ...], preprocessing: Preprocessing, title: str
 ) -> Figure:
-    """Up to 24 wrong images, the highest loss first, with what they are and what was said; without any, the least
-    certain ones."""
+    """Up to 24 wrong images, the highest loss first, with what they are and what was predicted.
+
+    Without a wrong one, those with the highest loss.
+    """
     loss = losses(predictions)
     is_wrong = answers(predictions) != predictions.targets.numpy()
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong

@@ -1,5 +1,7 @@
-"""`openmae finetune`: a classifier from labels, or numbers predicted: fine-tuned, partially or from scratch
-(paper, tables 9 and 11)."""
+"""`openmae finetune`: train a classifier or a regression model on labels (paper, tables 9 and 11).
+
+The encoder is fine-tuned, whole or its last blocks, or trained from scratch.
+"""
 
 from functools import partial
 from typing import Any

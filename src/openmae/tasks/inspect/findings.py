@@ -107,8 +107,10 @@ def reasons(bad: Iterable[str]) -> dict[str, int]:
 
 
 def class_findings(parts: list[Part]) -> dict[str, Any] | None:
-    """Images of each class by split, the smallest and largest of train, and which are missing where; None without
-    labels."""
+    """Images of each class by split, and the largest and smallest class of train.
+
+    Also which classes are missing where. None without labels.
+    """
     highest = max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
     if highest < 0:
         return None
@@ -136,8 +138,10 @@ def class_findings(parts: list[Part]) -> dict[str, Any] | None:
 
 
 def number_findings(parts: list[Part]) -> dict[str, Any] | None:
-    """How many labels are numbers, and their range, where they are no numbering of classes: some have a fraction, as
-    in a column or in the names of class folders; else None."""
+    """How many labels are numbers, and their range; None where they only number the classes.
+
+    Numbers come from a column, or from the names of class folders where some have a fraction.
+    """
     names = parts[0].source.classes or ()
     if all(kept_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
         return None

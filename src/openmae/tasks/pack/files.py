@@ -246,6 +246,7 @@ def entry(path: Path) -> dict[str, Any]:
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
+    """Write a manifest of a pack aside, rename it, and see it and its folder to the disk."""
     with written_aside(path) as partial:
         partial.write_bytes(json_bytes(values))
     sync(path.parent)

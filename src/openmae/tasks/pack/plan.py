@@ -37,11 +37,14 @@ def size_of(earlier: dict[str, Any] | None) -> int | tuple[int, int] | None:
 def make_plan(
     config: PackConfig, sources: dict[str, Source], earlier: dict[str, Any] | None
 ) -> tuple[dict[str, Any], Packing, int, DataFacts, list[str]]:
-    """What the pack will be, a pure function of settings and data; about how many bytes; what was seen of the data
-    and what was understood of its values.
+    """Decide what the pack will be, as a pure function of settings and data.
 
     Args:
         earlier: the manifest of an earlier start, which goes on as it began.
+
+    Returns:
+        The plan, how images are packed, about how many bytes that takes, what was seen of the data, and what was
+        understood of its values.
 
     Raises:
         RequestError: JPEG cannot hold the data.

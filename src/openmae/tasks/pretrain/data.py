@@ -25,10 +25,12 @@ SMALLEST_SPLIT = 20  # images below which none are held out unasked
 
 @dataclass(frozen=True)
 class TrainingData:
-    """`held_out` is DATA's validation part or a fixed split of its training part; None for very few images.
+    """The images to pre-train on, and those held out to measure the loss on.
 
-    `num_held_out` is what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
-    `taken` and `told` are what was taken for what, and all that is said of it: see `openmae.data.sources.open.Splits`.
+    Attributes:
+        held_out: DATA's validation part or a fixed split of its training part; None for very few images.
+        num_held_out: what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
+        taken, told: what was taken for what, and all that is said of it (see `openmae.data.sources.open.Splits`).
     """
 
     train: Source
