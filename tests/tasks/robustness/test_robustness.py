@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from openmae.config import ClassifierShape, Preprocessing, ViTShape
 from openmae.config.robustness import RobustnessConfig
+from openmae.data.readers import ReaderKilled
 from openmae.data.sources import imagenet_variants
 from openmae.data.sources.imagenet_variants import ALEXNET, IMAGENET, IMAGENET_A, IMAGENET_C, IMAGENET_R, SEVERITIES
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
 from openmae.tasks.robustness import measure as task
@@ -454,3 +456,22 @@ def test_a_batch_too_large_for_memory_ends_it(init, sets, tmp_path, monkeypatch)
     monkeypatch.setattr(Classifier, "forward", forward)
     with pytest.raises(RequestError, match="out of memory with 5 images at a time: give a smaller --batch-size"):
         robustness(config(init, tmp_path / "run", imagenet_a=str(sets / "a")))
+
+
+def test_killed_readers_of_one_process_are_told_to_the_others(init, sets, tmp_path, monkeypatch):
+    """They would wait for it in `gather` until the time is up."""
+    said = []
+
+    def killed(*arguments, **options):
+        raise ReaderKilled("a reader process was killed")
+        yield
+
+    def gather(processes, value):
+        said.append(value)
+        return [value]
+
+    monkeypatch.setattr(task, "logits_of", killed)
+    monkeypatch.setattr(Processes, "gather", gather)
+    with pytest.raises(ReaderKilled, match="a reader process was killed"):
+        robustness(config(init, tmp_path / "run", imagenet_a=str(sets / "a")))
+    assert said[-1][-1] is True

@@ -12,6 +12,7 @@ from torch import Tensor
 from openmae.config import Preprocessing
 from openmae.config.robustness import RobustnessConfig
 from openmae.data.augment import evaluation_margin
+from openmae.data.readers import ReaderKilled
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
 from openmae.data.sources.reading import reading_of
@@ -103,7 +104,8 @@ def count_wrong(
         columns: which of the model's classes compete, in the order of the source's labels.
 
     Raises:
-        Interrupted: a signal came to one of the processes.
+        Interrupted: a signal came to one of the processes, or the system killed readers of another.
+        ReaderKilled: the system killed readers of this one, twice.
         RequestError: no image can be read, or a batch does not fit into memory.
         Fault: a score is not finite.
     """
@@ -122,6 +124,7 @@ def count_wrong(
         with_labels=True,
         is_given_up=stop.is_received,
     )
+    killed: ReaderKilled | None = None
     try:
         with closing(found):
             for batch, logits in found:
@@ -132,11 +135,15 @@ def count_wrong(
                 broken += int((~scores.isfinite()).any(1).sum())
                 wrong += (scores.argmax(1) != batch.labels.to(model.device)).sum()
                 images += len(batch.images)
+    except ReaderKilled as error:  # said when the other processes know: they would wait for this one
+        killed = error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise RequestError(f"out of memory with {batch_size} images at a time: give a smaller --batch-size") from None
-    parts = processes.gather((images, int(wrong), broken, bad, stop.received))
+    parts = processes.gather((images, int(wrong), broken, bad, stop.received or killed is not None))
+    if killed is not None:
+        raise killed
     if any(received for *_, received in parts):
         raise Interrupted("stopped; finished parts are kept: --resume auto goes on behind them")
     images, errors, broken = (sum(part[i] for part in parts) for i in range(3))
