@@ -16,11 +16,12 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-index --no-build-isolation --no-d
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
-.PHONY: help demo test check drill lock clean
+.PHONY: help demo test long check drill lock clean
 
 help:
 	@echo "make demo    set up $(VENV) and run openmae demo (a few minutes on a laptop)"
-	@echo "make test    set up $(VENV) with the test tools, then make check and pytest"
+	@echo "make test    set up $(VENV) with the test tools, then make check and the quick tests"
+	@echo "make long    the tests that take longer: kills, several processes, compilers, every part of the GPU check"
 	@echo "make check   ruff, mypy and import-linter"
 	@echo "make drill   kill, damage and starve real runs for ten minutes, count what holds (QUICK=--quick: three)"
 	@echo "make lock    compile requirements/*.txt again from pyproject.toml (needs uv)"
@@ -30,7 +31,10 @@ demo: $(RUN_STAMP)
 	$(BIN)/openmae demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+long: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m slow
 
 check: $(TEST_STAMP)
 	$(BIN)/ruff check .

@@ -418,6 +418,7 @@ def test_python_m_openmae(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_exit_3(tmp_path):
     command = f"-m openmae pretrain embedded:digits --out run --patch-size 2 {TINY}".replace(
         "--steps 2", "--steps 100000"

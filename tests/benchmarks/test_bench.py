@@ -173,6 +173,7 @@ def test_a_tiny_case_runs(name, tmp_path, capsys):
     assert not list(tmp_path.glob("**/.partial-*"))
 
 
+@pytest.mark.slow
 def test_an_epoch_runs_against_trainer(tmp_path):
     path = tmp_path / "rows.json"
     assert run(f"bench epoch --quick --segment 2 --workers 0 --case peer data defaults --json {path}".split()) == 0

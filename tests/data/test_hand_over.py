@@ -208,6 +208,7 @@ def test_small_tensors_do_not_need_shared_memory(monkeypatch):
         ForkingPickler.register(torch.Tensor, real)
 
 
+@pytest.mark.slow
 def test_a_wait_is_given_up_within_a_second_or_two():
     def hang(index):
         if index >= 3:

@@ -180,6 +180,7 @@ def test_what_does_not_fit_is_refused_when_it_is_read(in_small_strips, image, ch
     assert str(in_strips.value) == str(at_once.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize(("have", "count"), [(1, 2), (2, 1), (4, 1)])
 def test_a_reader_takes_at_most_two_and_a_half_times_the_image(tmp_path, have, count):

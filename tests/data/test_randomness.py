@@ -380,6 +380,7 @@ def test_nothing_readable_is_a_wrong_request():
         batches_of(Memory(bad=bad), 0, 2)
 
 
+@pytest.mark.slow
 def test_nothing_readable_is_a_wrong_request_through_workers_too():
     """In a program of its own, because what goes wrong goes wrong later and elsewhere."""
     program = """

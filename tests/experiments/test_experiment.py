@@ -181,6 +181,7 @@ def test_a_finished_table_repeats_nothing(finished, monkeypatch):
     assert [(finished / name).read_bytes() for name in ("results.csv", "results.md")] == written
 
 
+@pytest.mark.slow
 def test_a_stopped_one_goes_on_to_the_same_table(finished, pretrained, tmp_path, monkeypatch):
     """Stopped after two rows, in the third's second run."""
     out, number = tmp_path / "out", 0

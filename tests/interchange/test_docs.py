@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from openmae import cli
@@ -13,6 +14,7 @@ from .outgoing_models import make_classifier, make_mae, photograph, save_run
 PAGE = Path(__file__).parents[2] / "docs" / "interchange.md"
 
 
+@pytest.mark.slow
 def test_every_block_runs(tmp_path, monkeypatch):
     save_run(tmp_path / "runs" / "mine", *make_mae())
     save_run(tmp_path / "runs" / "tuned", *make_classifier("cls"))

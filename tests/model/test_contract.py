@@ -70,6 +70,7 @@ def check_that_all_of_it_trains(shape: MAEShape, kind: str = "random") -> None:
     assert sum(p.numel() for p in mae.parameters()) - trainable == cost.num_positions(shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_trains(size: str):
     """Four patches are enough. From Base on two blocks are, too: whole, Huge alone takes ten gigabytes."""

@@ -137,6 +137,7 @@ def test_random_masks_are_uniform_and_each_images_own():
     assert len(is_kept[:500].unique(dim=0)) == 500
 
 
+@pytest.mark.slow
 @MANY
 @given(GRIDS, RATIOS, st.integers(1, 4), SEEDS)
 def test_block_masks_hide_exactly_what_is_asked(grid: tuple[int, int], ratio: float, batch: int, seed: int):

@@ -93,6 +93,7 @@ def test_with_several_processes_the_second_time_ends_all_of_them_saved(tmp_path)
     assert same(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_readers_killed_while_evaluating_end_the_run_saved(tmp_path, count):
     """Each evaluation starts readers of its own; here those of the last process are killed twice in the first."""

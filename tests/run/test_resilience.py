@@ -312,6 +312,7 @@ def uninterrupted(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, workers, count):
@@ -334,6 +335,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, uninterrupted, workers
 # --- several processes ---
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_computes_the_same_losses(tmp_path):
     """A batch of 18: 9 + 9, 6 + 6 + 6 and 5 + 5 + 4 + 4 images, in micro-batches of 3 at most."""
     tiny = TINY.replace("--batch-size 16", "--batch-size 18 --micro-batch-size 3").replace("--log-every 2", "")
@@ -399,6 +401,7 @@ def test_more_processes_than_images_in_a_batch_are_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_dead_process_takes_the_others_with_it(tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     processes = start(arguments(out, 2, steps=100_000), log, 2)
@@ -466,6 +469,7 @@ def test_files_that_vanish_while_training_are_counted_and_the_run_goes_on(
     assert pretrain(config)["step"] == 14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_reader_that_hangs_is_said_and_a_stop_is_obeyed(tmp_path, count):
     """Well before the 300 seconds after which it is given up; the run is saved where it stands."""

@@ -288,6 +288,7 @@ def test_weights_are_not_changed(tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in mae.encoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_writing_is_one_line(tmp_path, init):
     """Torch's writers end the process or speak of positions there: no file may grow beyond 50 kB here."""
     outs = {"reference": "out.pth", "torch-export": "out.pt2", "timm": "out"}

@@ -204,6 +204,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(nodata_config, tmp_path, monkey
         pretrain(nodata_config(out, resume="auto", nodata=-9999.0, **settings))
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_a_killed_run_of_two_goes_on(data, tmp_path):
     """The loss divides by the patches of both: one's images are empty where the other's are not."""
     command = (

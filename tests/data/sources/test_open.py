@@ -421,6 +421,7 @@ def test_parquet_fingerprint(tmp_path):
     assert len(set(prints)) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 def test_workers_read_what_the_parent_reads(tmp_path, method, kind):

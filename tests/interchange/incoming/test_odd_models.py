@@ -26,6 +26,7 @@ def timm_folder(folder: Path, name: str = "vit_tiny_patch16_224", **changes: Any
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1152, 1280, 1408, 1664])
 def test_huge_encoders_have_sixteen_heads(width: int, tmp_path: Path) -> None:
     """The released ViT-Huge has heads 80 wide and no file that says so."""

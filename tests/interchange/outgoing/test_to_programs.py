@@ -50,6 +50,7 @@ def classifier_file(tmp_path_factory):
 
 
 # Measured: onnx 6e-7, torch-export 0.
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "pool"), [("onnx", "mean"), ("torch-export", "mean"), ("torch-export", "cls")])
 @torch.no_grad()
 def test_an_encoder_gives_the_same_tokens_and_features(tmp_path, to, pool):

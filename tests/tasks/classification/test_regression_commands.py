@@ -170,6 +170,7 @@ def regression_run(pretrained, greys, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_other_commands_know_what_it_is(regression_run, pretrained, greys, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     refused = {

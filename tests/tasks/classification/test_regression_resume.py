@@ -58,6 +58,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(pretrained, greys, tmp_pat
         assert {**summary_of(whole), "seconds": 0} == {**resumed, "seconds": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["finetune", "probe"])
 def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(pretrained, greys, tmp_path, command):
     arguments = f"{command} {greys} --label-file {greys}.csv --task regression --init {pretrained} --steps 60 "

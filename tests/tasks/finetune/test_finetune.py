@@ -673,6 +673,7 @@ def test_several_labels_from_a_file(pretrained, tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [("--blocks", 0), ("--blocks", 0.5), ("--blocks", 1), ("--blocks", 2), ("--pool", "cls")]
 )

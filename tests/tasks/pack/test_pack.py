@@ -222,6 +222,7 @@ def killed_at(number, settings):
     os._exit(0)
 
 
+@pytest.mark.slow
 @BOTH
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(tmp_path, monkeypatch, form):
     for i in range(6):

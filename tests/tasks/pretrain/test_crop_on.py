@@ -122,6 +122,7 @@ def arguments(packs, out, workers):
     return f"pretrain {packs / 'raw'} --out {out} --steps {STEPS} --workers {workers} --resume auto {tiny}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "workers"), [(1, 2), (2, 0)])
 def test_a_killed_run_goes_on_to_the_same_bytes(packs, tmp_path, count, workers):
     chance, whole, out, log = random.Random(count), tmp_path / "whole", tmp_path / "run", tmp_path / "log"

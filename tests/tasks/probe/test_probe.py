@@ -531,6 +531,7 @@ def test_a_run_goes_on_with_what_it_began_with(pretrained, tmp_path, capsys, no_
 # --- several processes ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "crop"])
 def test_two_processes_count_every_image_once(pretrained, tmp_path, augment):
     """Batches of 7 are 4 and 3 images, 7 test images in one batch and none, of which one is broken.
