@@ -12,7 +12,7 @@ from torch import Tensor
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
-from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, means_of, values_of
+from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, values_of
 from openmae.data.depths import Depths, look_at_depths
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
@@ -67,12 +67,6 @@ def conform(
             (image.astype(np.uint32) * 257).astype(np.uint16) if dtype == "uint16" else (image >> 8).astype(np.uint8)
         )
     return image if dtype == "uint8" else image.astype(np.float32)
-
-
-def fit_to_model(image: NDArray, preprocessing: Preprocessing, min_side: int = 1) -> NDArray:
-    """`conform` to what a record says. Raises BadImage as that does."""
-    p = preprocessing
-    return conform(image, p.channels, p.dtype, min_side, Rescale.of(p), means_of(p))
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -77,13 +77,12 @@ class Run(Generic[T]):
         if self.processes.is_first and lines:
             print("\n".join(lines), flush=True)
 
-    def check_shares(self, batch_size: int, smallest: int = 1) -> None:
+    def check_shares(self, batch_size: int, smallest: int = 1, why: str = "") -> None:
         """Raise RequestError where a process would get less than `smallest` samples of a batch."""
-        if self.processes.count * smallest > batch_size:
-            least = "one" if smallest == 1 else smallest
-            raise RequestError(
-                f"--batch-size {batch_size} for {self.processes.count} processes: give at least {least} each"
-            )
+        count = self.processes.count
+        if count * smallest > batch_size:
+            least, of = "one" if smallest == 1 else smallest, "process" if count == 1 else "processes"
+            raise RequestError(f"--batch-size {batch_size} for {count} {of}: give at least {least} each{why}")
 
     def restore(
         self,

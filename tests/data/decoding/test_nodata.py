@@ -22,7 +22,7 @@ from openmae.data.device_crop import crop_and_normalise
 from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
-from openmae.data.preprocess import conform, fit_to_model, look_at, normalise
+from openmae.data.preprocess import conform, look_at, normalise
 from openmae.data.readers import read
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource, read_pack
@@ -227,7 +227,7 @@ PREPROCESSING = Preprocessing(
 
 def test_the_model_sees_the_mean_of_each_channel():
     image = masked_array(with_hole(np.float32, np.nan, 3), MARKED)
-    seen = fit_to_model(image, PREPROCESSING)
+    seen = fitted_to_model(image, PREPROCESSING)
     assert means_of(PREPROCESSING) == (100.0, 50.0, 150.0)
     np.testing.assert_array_equal(seen[HOLE], np.broadcast_to(np.float32([100, 50, 150]), (3, 5, 3)))
     np.testing.assert_array_equal(seen[~hole(3)], image.data[~hole(3)])

@@ -564,7 +564,9 @@ def test_two_processes_count_every_image_once(pretrained, tmp_path, augment):
 def test_more_processes_than_images_in_a_batch_are_refused(pretrained, grey, tmp_path):
     arguments = f"probe {grey} --init {pretrained} --steps 2 --batch-size 1 --device cpu --workers 0 --base-lr 1"
     assert run_processes(f"{arguments} --out {tmp_path / 'run'}", tmp_path / "log", 2) == [2, 2]
-    assert "--batch-size 1 for 2 processes: the BatchNorm of a probe needs two images in each" in said(tmp_path / "log")
+    assert "--batch-size 1 for 2 processes: give at least 2 each: the BatchNorm of a probe needs as many" in said(
+        tmp_path / "log"
+    )
 
 
 # --- through the command line ---

@@ -15,7 +15,6 @@ from openmae.data.loader import Stream
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import Part
-from openmae.errors import RequestError
 from openmae.inference.features import Features, check_readable, extract, pooled
 from openmae.inference.metrics import Predictions
 from openmae.inference.models import EncoderModel
@@ -121,15 +120,6 @@ def part_size(count: int, most: int) -> int:
     """At most `most` images at a time, and never one alone: a BatchNorm of one image is not defined."""
     sizes = (size for size in range(min(most, count), 1, -1) if count % size != 1)
     return next(sizes, count)
-
-
-def check_parts(config: SettledProbe, processes: Processes) -> None:
-    """Raise RequestError where a process would have fewer than two images of a batch to norm."""
-    if config.batch_size // processes.count < 2:
-        raise RequestError(
-            f"--batch-size {config.batch_size} for {processes.count} process{'es' if processes.count > 1 else ''}: the "
-            "BatchNorm of a probe needs two images in each"
-        )
 
 
 @torch.no_grad()

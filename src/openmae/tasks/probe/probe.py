@@ -1,7 +1,7 @@
 """`openmae probe`: a linear classifier, or a linear regression, on a frozen encoder (paper, table 10)."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from openmae.tasks.classification.classification import (
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.probe.features import check_parts, features_of, make_reader, predictions_of
+from openmae.tasks.probe.features import features_of, make_reader, predictions_of
 from openmae.tasks.probe.rates import best_of, chosen_by, figure_of, rate_lines, write_rates
 from openmae.tasks.probe.step import make_optimizer, train_step
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
@@ -62,7 +62,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_classes(run.earlier, data)
         plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.earlier)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        check_parts(chosen, processes)
+        run.check_shares(chosen.batch_size, 2, ": the BatchNorm of a probe needs as many")
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
@@ -152,7 +152,6 @@ def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
     found = outcome.found()
     number = best_of(found, data)
     predictions = predictions_of(outcome.probes, outcome.report, outcome.device, data.scale)[number]
-    predictions = replace(predictions, bad=outcome.report.bad)
     if run.processes.is_first:
         run.progress.log.quarantine.replace_part(data.report_name, outcome.report.bad)
         write_rates(run.path / "rates.csv", rates, found)
