@@ -47,7 +47,7 @@ def kill_in_save(number: int, seed: float) -> None:
 def signal_in(place: str, number: int) -> None:
     """Signal this process in the middle of its set-up, 9th step, 2nd evaluation or 2nd save."""
     owner, name, call = {
-        "set-up": (decisions, "look_at", 1),
+        "set-up": (decisions, "survey", 1),
         "training": (Progress, "add", 9),
         "evaluation": (HeldOut, "loss", 2),
         "save": (saving, "save_file", 3),
@@ -145,7 +145,7 @@ def kill_readers_at(marks: str, rank: int, positions: tuple[int, ...]) -> None:
 
 def kill_readers_of_evaluation(rank: int) -> None:
     """In the process of this rank, every reader that evaluates is killed; all evaluate with readers."""
-    evaluation.LARGEST_BATCH = 16
+    evaluation.MAX_BATCH = 16
     if int(os.environ.get("RANK", "0")) != rank:
         return
     real = _Evaluation.__getitem__

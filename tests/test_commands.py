@@ -10,7 +10,7 @@ from openmae.commands import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs" / "commands.md"
 FIRST, LAST = "<!-- the table of commands -->", "<!-- its end -->"
-OF_LOAD = {"ClassifierModel", "Model", "RegressionModel", "load"}
+OF_LOAD = {"ClassifierModel", "MAEModel", "RegressionModel", "load"}
 ERRORS = {"Fault", "Interrupted", "RequestError"}
 
 

@@ -35,7 +35,7 @@ from openmae.version import __version__ as __version__
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
-    from openmae.inference.load import ClassifierModel, Model, RegressionModel, load
+    from openmae.inference.load import ClassifierModel, MAEModel, RegressionModel, load
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo
@@ -62,7 +62,7 @@ __all__ = [
     "InspectConfig",
     "Interrupted",
     "KnnConfig",
-    "Model",
+    "MAEModel",
     "PackConfig",
     "PretrainConfig",
     "ProbeConfig",
@@ -88,11 +88,13 @@ __all__ = [
 ]
 
 _MODULES = {command.name: command.module for command in COMMANDS} | dict.fromkeys(
-    ("ClassifierModel", "Model", "RegressionModel", "load"), "openmae.inference.load"
+    ("ClassifierModel", "MAEModel", "RegressionModel", "load"), "openmae.inference.load"
 )
+_ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 
 
 def __getattr__(name: str) -> Any:
+    name = _ALIASES.get(name, name)
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

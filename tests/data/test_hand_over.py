@@ -108,7 +108,7 @@ def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, 
     for number in range(6):
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     source = FolderSource(tmp_path, [f"{number}.png" for number in range(6)])
-    size = {"batch_size": 2, "workers": 2, "margin": 1.0, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 2, "workers": 2, "crop_fraction": 1.0, "min_side": 1, "with_labels": False}
     p = Preprocessing(
         channels=3, value_range=(0, 255), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(8, 8), background=1
     )

@@ -9,6 +9,7 @@ from openmae.errors import RequestError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = ("uint8", "uint16", "float32")
+STORED_AS = {"crop_fraction": "margin"}  # older checkpoints have it, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class Preprocessing:
         interpolation: how images are resized (antialiased).
         background: what alpha is composited on, 0 black to 1 white.
         dtype: number type of the model's numbers: uint8, uint16 or float32.
-        margin: what evaluation keeps of the largest centred box of the model's aspect, along each side; 224/256
-            for classifiers up to 224 px (docs/evaluation.md), 1 else.
+        crop_fraction: the part of the largest centred box of the model's aspect that evaluation keeps, along each side
+            (timm's `crop_pct`); 224/256 for classifiers up to 224 px (docs/evaluation.md), 1 else. Stored as `margin`.
         axes: the order of channels, rows and columns in the data's `.npy` files; None where it had none of three axes.
         nodata: a value that stands for none, or "off"; None: NaN and what files mark themselves do.
         source_dtype: number type of images that are brought to the model's scale; None: of all images.
@@ -39,7 +40,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     background: float = 1.0
     dtype: str = "uint8"
-    margin: float = 1.0
+    crop_fraction: float = 1.0
     source_dtype: str | None = None
     source_range: tuple[float, float] | None = None
     target_range: tuple[float, float] | None = None
@@ -48,7 +49,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range("the margin", self.margin, 0, 1, open_low=True)
+        check_range("the crop fraction", self.crop_fraction, 0, 1, open_low=True)
         check_name("the data's type", self.dtype, DTYPES)
         check_name("the type of other data", self.source_dtype, DTYPES)
         check_axes(self.axes)
@@ -74,9 +75,12 @@ class Preprocessing:
         """For a file. What came later is named only where it is set: other records stay as they were."""
         late = ("source_dtype", "source_range", "target_range", "axes", "nodata")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if value is not None or name not in late}
+        return {
+            STORED_AS.get(name, name): value for name, value in values.items() if value is not None or name not in late
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        names = {stored: name for name, stored in STORED_AS.items()}
+        settings: dict[str, Any] = {names.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**settings)

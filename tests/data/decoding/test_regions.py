@@ -17,7 +17,7 @@ from openmae.data.sources import folder
 from openmae.data.sources.axes import Axes
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.sizes import cut_into_tiles
-from openmae.data.sources.views import Part
+from openmae.data.sources.views import IndexedSubset
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(3)
@@ -180,7 +180,7 @@ def pictures(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(90, 70, 3), photometric="rgb", tile=(32, 16))
     tifffile.imwrite(tmp_path / "b.tif", noise(60, 99, 3), photometric="rgb", rowsperstrip=4)
     np.save(tmp_path / "c.npy", noise(64, 64, 3))
-    return Part(FolderSource(tmp_path, ["a.tif", "b.tif", "c.npy"]), range(3))
+    return IndexedSubset(FolderSource(tmp_path, ["a.tif", "b.tif", "c.npy"]), range(3))
 
 
 def both_ways(monkeypatch, make):
@@ -196,7 +196,7 @@ def both_ways(monkeypatch, make):
 def test_a_file_that_breaks_since_it_was_opened_is_replaced(pictures, monkeypatch):
     """As one that was broken before: the next image takes its place."""
     stream = Stream(pictures, preprocessing(), Augmentation(), 0, 1)
-    size = {"batch_size": 3, "workers": 0, "margin": 0.7, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "min_side": 1, "with_labels": False}
     name = pictures.source._root + b"/b.tif"
     real = regions.open_stored
 
@@ -225,7 +225,7 @@ def test_training_reads_what_it_crops(pictures, monkeypatch, tiles):
 
 
 def test_evaluation_reads_its_box(pictures, monkeypatch):
-    size = {"batch_size": 3, "workers": 0, "margin": 0.7, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "min_side": 1, "with_labels": False}
     (parts,), (whole,) = both_ways(
         monkeypatch, lambda: list(evaluation_batches(pictures, preprocessing(), range(3), **size))
     )

@@ -177,7 +177,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, classifier
 def test_weights_beyond_two_gigabytes_lie_beside_it(tmp_path, monkeypatch):
     mae, shape = make_mae()
     init = save_run(tmp_path / "init", mae, shape)
-    monkeypatch.setattr(to_onnx, "MOST_BYTES", 1)
+    monkeypatch.setattr(to_onnx, "MAX_BYTES", 1)
     path = out_of(init, "onnx", "out.onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["init", "out.onnx", "out.onnx.data"]
     images = photo_images(shape.encoder)

@@ -224,12 +224,12 @@ def test_its_encoder_is_held(tmp_path, make):
 # Measured in units of the deviation, largest and mean: a square photograph 0 and 0; one of 400 x 600 .16 and 1.1e-4;
 # with a margin .23 and 2.4e-4, in the outermost pixels: the processor resizes before it cuts, openmae the other way.
 @pytest.mark.parametrize(
-    ("margin", "columns", "largest", "mean"),
+    ("crop_fraction", "columns", "largest", "mean"),
     [(1.0, 400, 1e-6, 1e-6), (1.0, 600, 0.3, 1e-3), (224 / 256, 400, 0.3, 1e-3), (224 / 256, 600, 0.3, 1e-3)],
 )
-def test_images_are_prepared_alike(tmp_path, margin, columns, largest, mean):
+def test_images_are_prepared_alike(tmp_path, crop_fraction, columns, largest, mean):
     mae, shape = make_mae(make_encoder(image_size=(224, 224), patch_size=16))
-    preprocessing = make_preprocessing(shape.encoder, margin=margin)
+    preprocessing = make_preprocessing(shape.encoder, crop_fraction=crop_fraction)
     init = save_run(tmp_path / "init", mae, shape, preprocessing)
     processor = AutoImageProcessor.from_pretrained(out_of(init, "transformers"))
     picture = Image.fromarray(photograph()[:, :columns])

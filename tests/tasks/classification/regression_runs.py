@@ -60,11 +60,11 @@ def opened(data, **changes):
 def features(init, source):
     """Pooled features of grey images and their numbers: the encoder as it is loaded."""
     model = openmae.load(str(init), "cpu")
-    model = type(model)(**{**vars(model), "preprocessing": replaced_margin(model.preprocessing, source)})
+    model = type(model)(**{**vars(model), "preprocessing": with_crop_fraction_of(model.preprocessing, source)})
     values = model.features([source.read(i) for i in range(len(source))])
     return values.double().numpy(), np.array([source.label(i) for i in range(len(source))])
 
 
-def replaced_margin(preprocessing, source):
-    margin = 224 / 256 if source.read(0).shape[0] > 8 else 1.0
-    return Preprocessing(**{**vars(preprocessing), "margin": margin})
+def with_crop_fraction_of(preprocessing, source):
+    crop_fraction = 224 / 256 if source.read(0).shape[0] > 8 else 1.0
+    return Preprocessing(**{**vars(preprocessing), "crop_fraction": crop_fraction})

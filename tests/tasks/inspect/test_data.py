@@ -223,7 +223,7 @@ def test_groups_are_linked_and_colours_tell_shapes_apart():
 
 
 def test_too_many_that_look_alike_are_said_to_be_incomplete(monkeypatch):
-    monkeypatch.setattr("openmae.data.survey.duplicates.MOST_IN_BAND", 3)
+    monkeypatch.setattr("openmae.data.survey.duplicates.MAX_IN_BAND", 3)
     thumbs, parts = np.zeros((16, 48), np.uint8), np.zeros(16, np.uint8)
     assert not alike(np.arange(16, dtype=np.uint64), thumbs, parts).is_complete
 

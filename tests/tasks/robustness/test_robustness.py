@@ -125,7 +125,7 @@ def sets(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def whole_images(monkeypatch):
     """Nothing is cut off, so that the tests' own pixels need no resizing."""
-    monkeypatch.setattr(task, "evaluation_margin", lambda size: 1.0)
+    monkeypatch.setattr(task, "evaluation_crop_fraction", lambda size: 1.0)
 
 
 def config(init, out, **changes):
@@ -278,7 +278,7 @@ def test_an_unreadable_image_is_counted_and_not_replaced(init, sets, tmp_path, m
 
 def test_nothing_of_the_released_corruptions_is_cut_off_at_their_size(init, sets, tmp_path, monkeypatch):
     """ImageNet-C is released cut to 224 × 224; elsewhere a classifier of up to 224 px sees 7/8 of the short side."""
-    monkeypatch.setattr(task, "evaluation_margin", lambda size: 7 / 8)
+    monkeypatch.setattr(task, "evaluation_crop_fraction", lambda size: 7 / 8)
     robustness(config(init, tmp_path / "run", imagenet_c=str(sets / "c"), imagenet_a=str(sets / "a")))
     lines = [json.loads(line) for line in (tmp_path / "run" / "robustness.jsonl").read_text().splitlines()]
     assert {line["part"].split("/")[0]: line["margin"] for line in lines} == {"imagenet-c": 1.0, "imagenet-a": 7 / 8}
@@ -321,7 +321,7 @@ def _as_one_of_two(arguments, rank, port, log):
         "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
     torch.set_num_threads(1)
-    task.evaluation_margin = lambda size: 1.0
+    task.evaluation_crop_fraction = lambda size: 1.0
     with open(log, "a") as file, contextlib.redirect_stdout(file):
         robustness(RobustnessConfig(**arguments))
 
@@ -352,12 +352,12 @@ def test_a_stopped_run_goes_on_behind_what_is_finished(init, sets, tmp_path, mon
     whole = robustness(config(init, tmp_path / "whole", imagenet_c=str(sets / "c"), imagenet_a=str(sets / "a")))
     measured, real = [], task.count_wrong
 
-    def count(model, source, columns, preprocessing, margin, config, processes, stop):
+    def count(model, source, columns, preprocessing, crop_fraction, config, processes, stop):
         measured.append(source)
         if len(measured) == 4:
             assert isinstance(stop, StopRequest)
             stop.received = "SIGTERM"
-        return real(model, source, columns, preprocessing, margin, config, processes, stop)
+        return real(model, source, columns, preprocessing, crop_fraction, config, processes, stop)
 
     monkeypatch.setattr(task, "count_wrong", count)
     asked = config(init, tmp_path / "run", imagenet_c=str(sets / "c"), imagenet_a=str(sets / "a"), resume="auto")

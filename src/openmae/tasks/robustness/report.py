@@ -1,7 +1,7 @@
 """What robustness comes to: figures by name, named partial where they are, and tables beside the paper's (table 13)."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from openmae.config import SIZES, ViTShape
 from openmae.data.sources.imagenet_variants import (
@@ -33,7 +33,7 @@ class Row:
         images, wrong: readable ones, and those of them that got another class.
         classes: how many classes have an image, readable or not.
         bad: name and reason of each image that could not be read.
-        margin: fraction of the largest centred box of an image that was shown.
+        crop_fraction: of the largest centred box of an image, what was shown, along each side; stored as `margin`.
         fingerprint: of the part's files, so that a resumed run notices a change.
         settings: what else the numbers depend on.
     """
@@ -43,10 +43,20 @@ class Row:
     wrong: int
     classes: int
     bad: dict[str, str]
-    margin: float
+    crop_fraction: float
     seconds: float
     fingerprint: str
     settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a line of the rows' file."""
+        values = asdict(self)
+        return {"margin" if name == "crop_fraction" else name: value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """From a line of the rows' file. Raises TypeError where it is of another kind."""
+        return cls(**{"crop_fraction" if name == "margin" else name: value for name, value in values.items()})
 
     @property
     def error(self) -> float:

@@ -3,7 +3,6 @@
 import csv
 import json
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> 
     rows = {}
     for line in read_lines(run / ROWS):
         with suppress(TypeError):
-            row = Row(**line)
+            row = Row.from_dict(line)
             rows[row.part] = row
     names = {part.name for measured in sets for part in measured.parts}
     for row in rows.values():
@@ -70,14 +69,14 @@ def begin(
 def write_rows(run: Path, rows: list[Row]) -> None:
     """Write the rows of all finished parts anew."""
     with written_aside(run / ROWS) as partial:
-        partial.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+        partial.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
 def add_row(run: Path, row: Row) -> None:
     """Write down a part as soon as it is measured."""
     path = run / ROWS
     with disk_faults(path, is_resumable=True), path.open("a") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+        file.write(json.dumps(row.to_dict()) + "\n")
 
 
 def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> None:
