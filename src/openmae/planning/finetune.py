@@ -141,13 +141,13 @@ def make_finetune_plan(
     decide_machine(machine, decisions, get("width"))
     check_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
-    draft = decisions.settled(ResolvedFinetuneConfig)
+    draft = decisions.resolved(ResolvedFinetuneConfig)
     shape = classifier_shape(draft, num_classes, None if init is None else init[0])
     dtype = init[1].dtype if init is not None else facts.dtype
     _check(config, draft, shape, facts, is_multi_label, dtype)
     _fit_memory(shape, machine, decisions)
 
-    settled = decisions.settled(ResolvedFinetuneConfig)
+    settled = decisions.resolved(ResolvedFinetuneConfig)
     preprocessing = preprocessing_of(settled, dtype, crop_fraction_of(settled.size, facts.short_side))
     if init is None:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
@@ -271,7 +271,7 @@ def _check(
 
 def _fit_memory(shape: ClassifierShape, machine: Machine, decisions: Decisions) -> None:
     """A smaller micro-batch; even, as mixed images come in pairs."""
-    config = decisions.settled(ResolvedFinetuneConfig)
+    config = decisions.resolved(ResolvedFinetuneConfig)
 
     def needed(micro: int) -> float:
         activations = cost.classifier_activation_bytes(shape, config.blocks, 2 if config.precision == "bf16" else 4)

@@ -146,13 +146,13 @@ def make_pretrain_plan(
     decisions.decide("micro_batch_size", get("batch_size"), "all at once")
     decisions.decide("recompute", False, "memory suffices")
     like = None if init is None else init.encoder_shape
-    shape = _checked_shape(decisions.settled(ResolvedPretrainConfig), facts, like)
+    shape = _checked_shape(decisions.resolved(ResolvedPretrainConfig), facts, like)
     _fit_memory(shape, machine, decisions)
     if num_held_out is not None:
         why = "of the validation part, or a twentieth of the images: never trained on"
         decisions.decide("held_out", num_held_out, why if num_held_out else "too few images")
 
-    settled = decisions.settled(ResolvedPretrainConfig)
+    settled = decisions.resolved(ResolvedPretrainConfig)
     preprocessing = preprocessing_of(settled, facts.dtype)
     if of_model is not None:
         preprocessing = with_scale_of(preprocessing, of_model)
@@ -273,13 +273,13 @@ def _decide_computing(machine: Machine, decisions: Decisions) -> None:
 
 def _fit_memory(shape: MAEShape, machine: Machine, decisions: Decisions) -> None:
     """A smaller micro-batch, and recomputing only where a single image at a time does not fit without it."""
-    all_at_once = decisions.settled(ResolvedPretrainConfig)
+    all_at_once = decisions.resolved(ResolvedPretrainConfig)
     decide_micro_batch(decisions, lambda micro: planned_memory(shape, all_at_once, micro), machine)
     micro = decisions.get("micro_batch_size")
     is_short = planned_memory(shape, all_at_once, micro) > MEMORY_SHARE * machine.memory
     if decisions.config.recompute is None and is_short:
         decisions.set("recompute", True, "memory is short")
-    settled = decisions.settled(ResolvedPretrainConfig)
+    settled = decisions.resolved(ResolvedPretrainConfig)
     advice = "give a smaller --model or --image-size" + ("" if settled.recompute else ", or --recompute True")
     check_memory(micro, planned_memory(shape, settled, micro), machine, advice)
 

@@ -119,7 +119,7 @@ def make_probe_plan(
     decide_machine(machine, decisions, encoder.width)
     check_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
-    draft = decisions.settled(ResolvedProbeConfig)
+    draft = decisions.resolved(ResolvedProbeConfig)
     shape = probe_shape(draft, encoder, num_classes)
     has = f"the model takes {encoder.channels} channels, the images have {facts.channels}"
     check_channels(facts, encoder.channels, f"{has}: use another --init")
@@ -129,7 +129,7 @@ def make_probe_plan(
         for name in ("crop_scale", "crop_aspect", "micro_batch_size"):
             decisions.reasons.pop(name, None)  # not used, and not worth a word
 
-    settled = decisions.settled(ResolvedProbeConfig)
+    settled = decisions.resolved(ResolvedProbeConfig)
     resized = replace(
         preprocessing, image_size=settled.size, crop_fraction=crop_fraction_of(settled.size, facts.short_side)
     )

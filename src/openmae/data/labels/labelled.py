@@ -126,7 +126,7 @@ def open_labelled(
         labels: how many images to train on, see `parse_labels`; None for all.
         held_out: the size of the split; None for a fifth below 2,500 images, above a tenth, at most 5,000.
         split_rules: how the parts are found, see `open_splits`.
-        needs_validation: something is chosen on the way (a rate, the best step); that must not be done on the test part.
+        needs_validation: something is chosen on the way (a rate, the best step); that must not be on the test part.
         task, advice: see `understood`.
 
     Raises:
