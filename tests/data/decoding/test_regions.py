@@ -251,5 +251,5 @@ def test_small_images_are_read_whole(tmp_path, monkeypatch):
     assert source_of(tmp_path, "a.npy").stored(0) is None
     monkeypatch.setattr(regions, "LARGE_PIXELS", GREY.size - 1)
     assert source_of(tmp_path, "a.npy").stored(0) is not None
-    monkeypatch.setattr(npy_module, "LONGEST_HEADER", 20)
+    monkeypatch.setattr(npy_module, "MAX_HEADER_LENGTH", 20)
     assert source_of(tmp_path, "a.npy").stored(0) is None
