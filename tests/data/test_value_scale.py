@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from openmae.config.preprocessing import STORED_AS
 from openmae.data.conformed import fitted_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.depths import Depths, bits_for
