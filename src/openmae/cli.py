@@ -61,7 +61,8 @@ def _listed(name: str) -> Any:
     import tyro
 
     config = BY_NAME[name].config
-    listed = dataclass(frozen=True)(type(config.__name__, (), {"__doc__": config.__doc__}))
+    listed: Any = type(config.__name__, (), {"__doc__": config.__doc__})
+    listed = dataclass(frozen=True)(listed)
     return Annotated[listed, tyro.conf.subcommand(name, prefix_name=False)]
 
 
@@ -133,7 +134,7 @@ def run(arguments: list[str]) -> int:
             print("\n".join(show(arguments)))
             return 0
         config = checked(parse(arguments))
-        command_of(config).load()(config)
+        command_of(config).run(config)
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
