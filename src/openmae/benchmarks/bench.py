@@ -11,6 +11,7 @@ from openmae.benchmarks.machine import check_measurable, hardware
 from openmae.benchmarks.memory import memory_rows
 from openmae.benchmarks.rows import table
 from openmae.benchmarks.settings import settings_rows
+from openmae.benchmarks.start import start_rows
 from openmae.benchmarks.step import step_rows
 from openmae.config import BenchConfig
 from openmae.errors import RequestError
@@ -25,6 +26,7 @@ BENCHES = {
     "asymmetry": asymmetry_rows,
     "loader": loader_rows,
     "epoch": epoch_rows,
+    "start": start_rows,
     "settings": settings_rows,
 }
 
