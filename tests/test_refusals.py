@@ -145,3 +145,20 @@ def test_a_command_loads_only_what_it_needs(name):
     program = f"import sys, openmae.tasks.{name}; print([name for name in {unneeded} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_shapes_of_a_model_are_told_without_the_compiler():
+    """On the meta device, setting weights would load it: seconds before `knn` says its first line."""
+    program = (
+        "import sys\n"
+        "from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape\n"
+        "from openmae.interchange.stored import expected_weights\n"
+        "vit = ViTShape(image_size=(32, 32), patch_size=8, channels=3, width=32, depth=1, num_heads=2)\n"
+        "decoder = DecoderShape(width=32, depth=1, num_heads=2)\n"
+        "shapes = [vit, *(MAEShape(encoder=vit, decoder=decoder, mask_tokens_in_encoder=c) for c in (False, True))]\n"
+        "shapes += [ClassifierShape(encoder=vit, num_classes=3, pool='mean', head=h) for h in ('probe', 'fine-tune')]\n"
+        "assert all(map(expected_weights, shapes))\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

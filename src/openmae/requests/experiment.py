@@ -7,8 +7,7 @@ from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_place
-from openmae.run.vacant import check_outside
+from openmae.run.lock import check_outside, check_place
 
 
 def check_experiment(config: ExperimentConfig) -> None:

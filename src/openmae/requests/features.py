@@ -10,8 +10,7 @@ from openmae.data.sources.named import check_named, names_in
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_place
-from openmae.run.vacant import check_outside, exists_already
+from openmae.run.lock import check_outside, check_place, exists_already
 
 ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
 

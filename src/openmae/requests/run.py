@@ -9,8 +9,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_place
-from openmae.run.vacant import cannot_be_resumed, check_outside, check_vacant, is_vacant
+from openmae.run.lock import cannot_be_resumed, check_outside, check_place, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 

@@ -25,8 +25,7 @@ from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
-from openmae.run.lock import check_place
-from openmae.run.vacant import cannot_be_resumed, check_vacant, is_vacant, status_of, summary_of
+from openmae.run.lock import cannot_be_resumed, check_place, check_vacant, is_vacant, status_of, summary_of
 from openmae.training.checkpoint import (
     MODEL,
     Checkpoint,

@@ -24,10 +24,10 @@ from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.finetune import FinetunePlan, plan_finetune
 from openmae.planning.summary_lines import tuning_lines
 from openmae.run.evaluators import Evaluator
+from openmae.run.lock import check_outside
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult
-from openmae.run.vacant import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,
     counts_of,

@@ -23,8 +23,8 @@ from openmae.planning.probe import ProbePlan, plan_probe
 from openmae.planning.summary_lines import probing_lines
 from openmae.run.evaluators import Evaluator
 from openmae.run.folder import Earlier
+from openmae.run.lock import check_outside
 from openmae.run.open_run import Run, open_run
-from openmae.run.vacant import check_outside
 from openmae.tasks.classification.classification import (
     check_classes,
     counts_of,
