@@ -14,7 +14,7 @@ from openmae.machine.device_name import check_device
 def check_attention(config: AttentionConfig) -> None:
     """Raise RequestError where there is nothing to show or no place to write it."""
     config = config.plain()
-    spare_images(config.images, config.out)
+    protect_images(config.images, config.out)
     check_init(config.init)
     check_device(config.device)
     check_images(config.images)
@@ -23,7 +23,7 @@ def check_attention(config: AttentionConfig) -> None:
 def check_reconstruct(config: ReconstructConfig) -> None:
     """Raise RequestError where there is nothing to show or no place to write it."""
     config = config.plain()
-    spare_images(config.images, config.out)
+    protect_images(config.images, config.out)
     check_init(config.init)
     check_device(config.device)
     check_images(config.images)
@@ -31,7 +31,7 @@ def check_reconstruct(config: ReconstructConfig) -> None:
         check_mask_file(config.mask_file)
 
 
-def spare_images(names: tuple[str, ...], out: str) -> None:
+def protect_images(names: tuple[str, ...], out: str) -> None:
     """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
     place = Path(os.path.realpath(out))
     for name in names:

@@ -11,7 +11,7 @@ from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.files import disk_faults, written_aside
 from openmae.model.targets import NormPixelTarget
 from openmae.pictures.sheet import sheet
-from openmae.requests.sheet import spare_images
+from openmae.requests.sheet import protect_images
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
 
@@ -22,7 +22,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
     """
-    spare_images(config.images, config.out)
+    protect_images(config.images, config.out)
     model = load_mae(config.init, config.device)
     model, lines = matched_to_images(model, config)
     images, skipped = gather_images(config, model)
