@@ -301,7 +301,9 @@ def test_neither_workers_nor_global_states_change_an_image():
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-def evaluated(source: Memory, indices, workers: int = 0, crop_fraction: float = 1.0, batch_size: int = 4, with_labels=True):
+def evaluated(
+    source: Memory, indices, workers: int = 0, crop_fraction: float = 1.0, batch_size: int = 4, with_labels=True
+):
     return list(
         evaluation_batches(
             source,
@@ -377,8 +379,18 @@ def test_crops_are_pillows_within_rounding():
 
 
 def test_the_margin():
-    assert evaluation_crop_fraction((224, 224)) == evaluation_crop_fraction((32, 32)) == evaluation_crop_fraction((192, 224)) == 0.875
-    assert evaluation_crop_fraction((225, 225)) == evaluation_crop_fraction((448, 448)) == evaluation_crop_fraction((224, 256)) == 1.0
+    assert (
+        evaluation_crop_fraction((224, 224))
+        == evaluation_crop_fraction((32, 32))
+        == evaluation_crop_fraction((192, 224))
+        == 0.875
+    )
+    assert (
+        evaluation_crop_fraction((225, 225))
+        == evaluation_crop_fraction((448, 448))
+        == evaluation_crop_fraction((224, 256))
+        == 1.0
+    )
     image = np.empty((256, 384, 3), np.uint8)
     assert evaluation_box(image, (224, 224), 0.875) == (16, 80, 224, 224)
     assert evaluation_box(image, (224, 224), 1.0) == centre_box(image, (224, 224)) == (0, 64, 256, 256)

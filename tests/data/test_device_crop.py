@@ -16,7 +16,7 @@ from openmae.data.batch import Batch, Crops
 from openmae.data.decoding.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
 from openmae.data.loader import Stream, collate, training_loader
-from openmae.data.preprocess import survey, normalise
+from openmae.data.preprocess import normalise, survey
 from openmae.data.readers import read
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.open import open_source

@@ -63,7 +63,9 @@ def test_bit_equal_both_ways(kind: str, to: str, ending: str, tmp_path: Path) ->
         p, q = before.preprocessing, after.preprocessing
         assert (p.image_size, p.value_range) == (q.image_size, q.value_range)
         assert torch.allclose(torch.tensor(p.mean + p.std), torch.tensor(q.mean + q.std), atol=1e-6)
-        assert abs(p.crop_fraction - q.crop_fraction) < 0.02  # timm's and transformers' are whole pixels of a short side
+        assert (
+            abs(p.crop_fraction - q.crop_fraction) < 0.02
+        )  # timm's and transformers' are whole pixels of a short side
 
 
 def test_transformers_own_files_come_out_as_they_went_in(tmp_path: Path) -> None:

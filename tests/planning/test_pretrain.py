@@ -12,7 +12,7 @@ from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
 from openmae.planning.decisions import Machine, total_steps
 from openmae.planning.encoder import heads_for
-from openmae.planning.pretrain import PretrainPlan, planned_memory, make_pretrain_plan
+from openmae.planning.pretrain import PretrainPlan, make_pretrain_plan, planned_memory
 
 CPU = Machine("cpu", False, 2, 16 << 30)
 GPU = Machine("cuda", True, 8, 80 << 30)

@@ -16,8 +16,8 @@ from openmae.run.model_input import ModelInput
 from openmae.run.open_run import open_run
 from openmae.run.step import accumulated_step
 from openmae.training.checkpoint import restore_optimizer
-from openmae.training.prefetch import inputs_of_steps
 from openmae.training.optim import sgd
+from openmae.training.prefetch import inputs_of_steps
 
 SLOPE = torch.tensor([1.0, -2.0, 3.0])
 NUMBERS = Preprocessing(channels=1, value_range=(0.0, 1.0), mean=(0.0,), std=(1.0,), image_size=(1, 1))

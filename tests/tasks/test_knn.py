@@ -14,7 +14,7 @@ from PIL import Image
 from openmae.config.features import KnnConfig
 from openmae.data.sources.open import open_source
 from openmae.errors import Fault, RequestError
-from openmae.inference.features import extract, crop_fraction_for
+from openmae.inference.features import crop_fraction_for, extract
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel
 from openmae.inference.neighbours import nearest, neighbour_votes

@@ -9,7 +9,7 @@ from PIL import Image
 
 from openmae import FinetuneConfig, PackConfig, ProbeConfig, finetune, pack, pretrain, probe
 from openmae.cli import run as command
-from openmae.config import ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import Interrupted, RequestError
 from openmae.planning import probe as make_probe_plan
 from openmae.tasks.finetune import finetune as finetune_task

@@ -29,8 +29,8 @@ from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
-from openmae.training.prefetch import StepInputs, inputs_of_steps
 from openmae.training.optim import adamw, set_rate
+from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 RATE = 1e-4  # small: a step moves the weights, a few change little
 
@@ -64,7 +64,9 @@ def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None)
     return 256 if device.type == "cuda" else CPU_BATCH[case]
 
 
-def pretrain_plan_for(case: str, batch: int, device: torch.device, precision: str | None, **settings: Any) -> PretrainPlan:
+def pretrain_plan_for(
+    case: str, batch: int, device: torch.device, precision: str | None, **settings: Any
+) -> PretrainPlan:
     """What `openmae pretrain` would decide for this model, with the whole batch at once."""
     facts = DataFacts(
         count=50_000,

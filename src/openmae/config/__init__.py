@@ -15,7 +15,15 @@ from openmae.config.inspect import InspectConfig
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.config.pretrain import AUGMENTS, CROP_ASPECTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, ResolvedPretrainConfig
+from openmae.config.pretrain import (
+    AUGMENTS,
+    CROP_ASPECTS,
+    MASKS,
+    PRECISIONS,
+    STATISTICS,
+    PretrainConfig,
+    ResolvedPretrainConfig,
+)
 from openmae.config.probe import ProbeConfig, ResolvedProbeConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, Preprocessing, grid_of
-from openmae.data.augment import evaluation_crop_fraction, crop_fraction_of
+from openmae.data.augment import crop_fraction_of, evaluation_crop_fraction
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.subsets import targets_of
-from openmae.data.preprocess import survey, normalise
+from openmae.data.preprocess import normalise, survey
 from openmae.data.sources.open import Source
 from openmae.errors import Fault, RequestError
 from openmae.inference.models import EncoderModel, encoder_features
@@ -144,7 +144,9 @@ def crop_fraction_for(source: Source, size: tuple[int, int]) -> float:
     Raises:
         RequestError: no image of those looked at can be read.
     """
-    return 1.0 if evaluation_crop_fraction(size) == 1 else crop_fraction_of(size, survey(source, NUM_SURVEYED).short_side)
+    return (
+        1.0 if evaluation_crop_fraction(size) == 1 else crop_fraction_of(size, survey(source, NUM_SURVEYED).short_side)
+    )
 
 
 def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -> None:

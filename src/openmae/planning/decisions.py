@@ -10,8 +10,8 @@ from openmae.config import (
     ClassifierShape,
     MAEShape,
     Preprocessing,
-    ResolvedPretrainConfig,
     ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
     ResolvedProbeConfig,
     ViTShape,
     check_name,
@@ -207,7 +207,9 @@ def epochs_of(decisions: Decisions, count: int) -> float:
 def steps_of(decisions: Decisions, count: int) -> int:
     """Optimiser steps on `count` images, however the length was given."""
     steps = decisions.config.steps
-    return steps if steps is not None else max(1, round(epochs_of(decisions, count) * count / decisions.get("batch_size")))
+    return (
+        steps if steps is not None else max(1, round(epochs_of(decisions, count) * count / decisions.get("batch_size")))
+    )
 
 
 def decide_rate(decisions: Decisions, base: float, lowest: dict[str, float], named: str) -> None:

@@ -56,7 +56,11 @@ class FinetunePlan(Plan[ResolvedFinetuneConfig, ClassifierShape]):
 
     @classmethod
     def of(
-        cls, config: ResolvedFinetuneConfig, num_classes: int, preprocessing: Preprocessing, like: ViTShape | None = None
+        cls,
+        config: ResolvedFinetuneConfig,
+        num_classes: int,
+        preprocessing: Preprocessing,
+        like: ViTShape | None = None,
     ) -> "FinetunePlan":
         """What a run that was settled before goes on with."""
         return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
@@ -197,7 +201,9 @@ def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Mach
     decide_pace(steps_of(decisions, count), decisions)
 
 
-def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, decisions: Decisions) -> None:
+def _decide_regularisation(
+    config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, decisions: Decisions
+) -> None:
     decide, get = decisions.decide, decisions.get
     epochs = epochs_of(decisions, facts.count)
     size = get("image_size")

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from openmae.config import Preprocessing, ResolvedPretrainConfig, ResolvedFinetuneConfig
+from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig
 from openmae.config.checks import MARKED
 from openmae.data.decoding.nodata import nodata_of, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
@@ -51,7 +51,9 @@ def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
     decisions.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
 
-def preprocessing_of(config: ResolvedPretrainConfig | ResolvedFinetuneConfig, dtype: str, crop_fraction: float = 1.0) -> Preprocessing:
+def preprocessing_of(
+    config: ResolvedPretrainConfig | ResolvedFinetuneConfig, dtype: str, crop_fraction: float = 1.0
+) -> Preprocessing:
     """How images become the model's input, as far as settings say it."""
     return Preprocessing(
         channels=config.channels,

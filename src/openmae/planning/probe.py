@@ -4,7 +4,15 @@ from dataclasses import replace
 
 import torch
 
-from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, ResolvedProbeConfig, ViTShape, flag_of
+from openmae.config import (
+    DEFAULT_POOL,
+    ClassifierShape,
+    Preprocessing,
+    ProbeConfig,
+    ResolvedProbeConfig,
+    ViTShape,
+    flag_of,
+)
 from openmae.data.augment import crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
@@ -122,7 +130,9 @@ def make_probe_plan(
             decisions.reasons.pop(name, None)  # not used, and not worth a word
 
     settled = decisions.settled(ResolvedProbeConfig)
-    resized = replace(preprocessing, image_size=settled.size, crop_fraction=crop_fraction_of(settled.size, facts.short_side))
+    resized = replace(
+        preprocessing, image_size=settled.size, crop_fraction=crop_fraction_of(settled.size, facts.short_side)
+    )
     resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
     resized = as_read(resized, facts, settled.nodata, resized.axes)
     return ProbePlan(settled, shape, resized, decisions.reasons, tuple(notes))

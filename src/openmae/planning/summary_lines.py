@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, flag_of
+from openmae.config import MAEShape, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, flag_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines

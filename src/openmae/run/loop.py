@@ -32,8 +32,8 @@ from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
 from openmae.training.checkpoint import Checkpoint
-from openmae.training.prefetch import StepInputs
 from openmae.training.optim import set_rate
+from openmae.training.prefetch import StepInputs
 from openmae.training.telemetry import Screen, duration
 
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said

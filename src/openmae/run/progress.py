@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmae.config import ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.data.batch import Batch
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults

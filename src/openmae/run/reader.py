@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openmae.config import ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import Fault, RequestError
 from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify
 from openmae.training.telemetry import read_lines
@@ -55,7 +55,13 @@ def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
 def settled_of(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | None]:
     """The settings of a run, checked as a run checks them; else why they are none."""
     kind: type[ResolvedPretrainConfig] | type[ResolvedFinetuneConfig] | type[ResolvedProbeConfig]
-    kind = ResolvedPretrainConfig if "decoder_width" in values else ResolvedFinetuneConfig if "blocks" in values else ResolvedProbeConfig
+    kind = (
+        ResolvedPretrainConfig
+        if "decoder_width" in values
+        else ResolvedFinetuneConfig
+        if "blocks" in values
+        else ResolvedProbeConfig
+    )
     try:
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:

@@ -18,9 +18,9 @@ from openmae.errors import Fault, RequestError
 from openmae.inference.features import (
     Features,
     check_readable,
+    crop_fraction_for,
     default_batch_size,
     extract,
-    crop_fraction_for,
     preprocessing_for,
 )
 from openmae.inference.load import load

@@ -22,7 +22,7 @@ from openmae.data.device_crop import crop_and_normalise
 from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
-from openmae.data.preprocess import conform, survey, normalise
+from openmae.data.preprocess import conform, normalise, survey
 from openmae.data.readers import read
 from openmae.data.sources.manifest import read_pack
 from openmae.data.sources.open import open_source

@@ -258,7 +258,10 @@ def test_a_part_is_its_images(tmp_path):
     assert part.read(0)[0, 0, 0] == 2
     assert part.classes == ("a", "b")
     assert part.fingerprint() == IndexedSubset(source, [5, 0, 3]).fingerprint()
-    assert len({source.fingerprint(), *(IndexedSubset(source, i).fingerprint() for i in ([5, 0, 3], [0, 5, 3], [5, 0]))}) == 4
+    assert (
+        len({source.fingerprint(), *(IndexedSubset(source, i).fingerprint() for i in ([5, 0, 3], [0, 5, 3], [5, 0]))})
+        == 4
+    )
     for index in (3, -1):
         with pytest.raises(IndexError):
             part.name(index)

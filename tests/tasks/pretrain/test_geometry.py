@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from openmae import FinetuneConfig, PackConfig, ProbeConfig, finetune, pack, pretrain, probe
-from openmae.config import ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted

@@ -12,7 +12,7 @@ from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.inputs import read_inputs
 from openmae.interchange.incoming.read_encoder import read_encoder
 from openmae.interchange.incoming.read_head import batch_norm, class_names, read_decoder, read_head
-from openmae.interchange.incoming.reading import Hints, ConversionState
+from openmae.interchange.incoming.reading import ConversionState, Hints
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
 from openmae.interchange.names import REGRESSION, join_qkv
@@ -52,7 +52,9 @@ def describe(stored: RawCheckpoint, source: str, hints: Hints | None = None) -> 
         if parts not in (["k"], ["k", "q", "v"]) or len(absent) != len(parts) * len(blocks):
             raise RequestError(f"{source} lacks {shown(absent[0])}, which others of its blocks have: it is damaged")
         remarks.append(f"{', '.join(parts)} of its attention have no bias: zero, which computes the same")
-    r = ConversionState(stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks)
+    r = ConversionState(
+        stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks
+    )
     described, content = _build(r)
     report = Report(
         source=source,

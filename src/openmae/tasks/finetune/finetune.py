@@ -44,8 +44,8 @@ from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_avera
 from openmae.tasks.finetune.figures import FinetuneMetrics
 from openmae.tasks.finetune.step import FinetuneStep, train_step
 from openmae.training.average import Average
-from openmae.training.prefetch import StepInputs
 from openmae.training.optim import adamw_of, layer_decay_groups
+from openmae.training.prefetch import StepInputs
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -86,7 +86,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         average = Average(model, chosen.ema) if chosen.ema else None
         optimizer = make_optimizer(model, chosen)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
-        run.restore(data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
+        run.restore(
+            data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average)
+        )
         if (summary := run.finished(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
@@ -141,7 +143,11 @@ def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.o
 
 
 def report(
-    run: Run[ResolvedFinetuneConfig], model: Classifier, figures: FinetuneMetrics, plan: FinetunePlan, data: LabelledData
+    run: Run[ResolvedFinetuneConfig],
+    model: Classifier,
+    figures: FinetuneMetrics,
+    plan: FinetunePlan,
+    data: LabelledData,
 ) -> dict[str, Any]:
     """The final figure, on images that decided nothing."""
     model.eval()

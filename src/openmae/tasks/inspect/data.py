@@ -136,7 +136,12 @@ def _report(
 
 
 def _write(
-    out: Path, report: dict[str, Any], parts: list[SplitFindings], facts: DataFacts | None, duplicates: Duplicates, seed: int
+    out: Path,
+    report: dict[str, Any],
+    parts: list[SplitFindings],
+    facts: DataFacts | None,
+    duplicates: Duplicates,
+    seed: int,
 ) -> None:
     value_range = None if facts is None else (facts.dtype, facts.value_range)
     with disk_faults(out), folder_written_aside(out) as folder:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openmae.config import InspectConfig, ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig
+from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import shown
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.pictures.sheet import loss_curve
@@ -27,8 +27,16 @@ from openmae.run.reader import (
 from openmae.tasks.inspect.run_screen import run_lines
 from openmae.tasks.inspect.screen import cut
 
-TITLES: dict[type, str] = {ResolvedPretrainConfig: "pre-training", ResolvedFinetuneConfig: "fine-tuning", ResolvedProbeConfig: "linear probe"}
-COMMANDS: dict[type, str] = {ResolvedPretrainConfig: "pretrain", ResolvedFinetuneConfig: "finetune", ResolvedProbeConfig: "probe"}
+TITLES: dict[type, str] = {
+    ResolvedPretrainConfig: "pre-training",
+    ResolvedFinetuneConfig: "fine-tuning",
+    ResolvedProbeConfig: "linear probe",
+}
+COMMANDS: dict[type, str] = {
+    ResolvedPretrainConfig: "pretrain",
+    ResolvedFinetuneConfig: "finetune",
+    ResolvedProbeConfig: "probe",
+}
 # What matters of a run's settings, in the order of the screen.
 # fmt: off
 TOLD = (

@@ -33,7 +33,9 @@ class HeldOut:
         bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
     """
 
-    def __init__(self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
+    def __init__(
+        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
+    ) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
         found = read_all(source, preprocessing, config.patch_size)
         self.images, self.bad, self.empty = found.images, found.bad, found.empty

@@ -14,7 +14,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
-from openmae.interchange.init import read_stored_model, read_init
+from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_weights, start_pretraining
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
@@ -33,8 +33,8 @@ from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.prefetch import StepInputs
 from openmae.training.optim import adamw
+from openmae.training.prefetch import StepInputs
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from openmae.model.probe import Probes
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
-from openmae.training.prefetch import StepInputs
 from openmae.training.lars import LARS
 from openmae.training.optim import sgd
+from openmae.training.prefetch import StepInputs
 
 BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, a squared error diverges from 1.9 on
 

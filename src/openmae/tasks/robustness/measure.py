@@ -17,7 +17,7 @@ from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
 from openmae.data.sources.reading import reading_of
 from openmae.errors import Fault, Interrupted, RequestError, shown
-from openmae.inference.features import default_batch_size, crop_fraction_for
+from openmae.inference.features import crop_fraction_for, default_batch_size
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import logits_of
 from openmae.machine.device import is_out_of_memory
@@ -60,7 +60,9 @@ def measure(
             if row is not None and row.fingerprint != fingerprint:
                 raise RequestError(f"{shown(part.folder)} has changed since it was measured: choose another --out")
             if row is None:
-                images, wrong, bad = count_wrong(model, source, columns, preprocessing, crop_fraction, config, processes, stop)
+                images, wrong, bad = count_wrong(
+                    model, source, columns, preprocessing, crop_fraction, config, processes, stop
+                )
                 row = Row(
                     part=part.name,
                     images=images,
