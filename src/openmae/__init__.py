@@ -87,14 +87,15 @@ __all__ = [
     "robustness",
 ]
 
-_MODULES = {command.name: command.module for command in COMMANDS} | dict.fromkeys(
-    ("ClassifierModel", "MAEModel", "RegressionModel", "load"), "openmae.inference.load"
-)
+_COMMANDS = {command.name: command.function for command in COMMANDS}
+_OF_LOAD = ("ClassifierModel", "MAEModel", "RegressionModel", "load")
 _ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 
 
 def __getattr__(name: str) -> Any:
     name = _ALIASES.get(name, name)
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _COMMANDS:
+        return _COMMANDS[name]
+    if name in _OF_LOAD:
+        return getattr(importlib.import_module("openmae.inference.load"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

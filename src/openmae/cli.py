@@ -9,10 +9,9 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Container
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, get_args, get_type_hints
-
-import tyro
 
 from openmae.commands import COMMANDS, Command
 from openmae.config import SPLITS, PackConfig, check_name, flag_of
@@ -23,11 +22,15 @@ from openmae.version import __version__
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
 
 
-def _subcommand(command: Command) -> Any:
+@functools.cache
+def _subcommand(name: str) -> Any:
     """A command for tyro: some settings without a flag, open settings shown as what they are.
 
     It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
     """
+    import tyro
+
+    command = BY_NAME[name]
     config: Any = command.config
     off = {field.name for field in fields(config) if field.metadata == NONE_IS_OFF}
     annotations: dict[str, Any] = {}
@@ -47,7 +50,33 @@ def _subcommand(command: Command) -> Any:
     body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
     shown_config = type(config.__name__, (config,), body)
     shown_config = dataclass(frozen=True, kw_only=True)(shown_config)
-    return Annotated[shown_config, tyro.conf.subcommand(command.name, prefix_name=False)]
+    # Help is of docstrings alone: to look for comments takes longer than all else of `--help`.
+    markers = (tyro.conf.HelptextFromCommentsOff, tyro.conf.subcommand(name, prefix_name=False))
+    return Annotated[shown_config, *markers]
+
+
+@functools.cache
+def _listed(name: str) -> Any:
+    """A command for tyro as the list of all names it: with its description, and without its settings."""
+    import tyro
+
+    config = BY_NAME[name].config
+    listed: Any = type(config.__name__, (), {"__doc__": config.__doc__})
+    listed = dataclass(frozen=True)(listed)
+    return Annotated[listed, tyro.conf.subcommand(name, prefix_name=False)]
+
+
+def commands_for(arguments: list[str]) -> Any:
+    """All commands for tyro, with the settings of those that the arguments can be about: to build all takes a while."""
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h"):
+        return _union({})
+    is_of_one = first in BY_NAME and not any(argument.startswith("--tyro-") for argument in arguments)
+    return _union({first} if is_of_one else BY_NAME)  # --tyro-…: a shell's completion
+
+
+def _union(whole: Container[str]) -> Any:
+    return functools.reduce(operator.or_, (_subcommand(name) if name in whole else _listed(name) for name in BY_NAME))
 
 
 METAVARS: dict[Any, str] = {
@@ -60,7 +89,6 @@ METAVARS: dict[Any, str] = {
     tuple[float, ...]: "FLOAT ...",
 }
 BY_NAME = {command.name: command for command in COMMANDS}
-AnyCommand: Any = functools.reduce(operator.or_, map(_subcommand, COMMANDS))
 
 
 def command_of(config: Any) -> Command:
@@ -106,7 +134,7 @@ def run(arguments: list[str]) -> int:
             print("\n".join(show(arguments)))
             return 0
         config = checked(parse(arguments))
-        command_of(config).load()(config)
+        command_of(config).run(config)
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
@@ -134,17 +162,31 @@ def parse(arguments: list[str]) -> Any:
     """
     if arguments and not arguments[0].startswith("-"):
         check_name("the command", arguments[0], BY_NAME)
-    told = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
-            return tyro.cli(AnyCommand, args=arguments, prog="openmae", description=DESCRIPTION)
-    except SystemExit as ending:
-        if not ending.code:
-            raise
-        message = usage_error(told.getvalue())
+        return _parsed(arguments, commands_for(arguments))
+    except RequestError:
+        pass
+    try:
+        return _parsed(arguments, _union(BY_NAME))  # the nearest flag may be of another command
+    except RequestError as error:
+        message = usage_error(str(error))
         if message.startswith("Missing from") and "data" in BY_NAME[arguments[0]].positional:
             message = message.replace(": see openmae", ", beside DATA or its parts (--train PATH): see openmae")
         raise RequestError(message) from None
+
+
+def _parsed(arguments: list[str], commands: Any) -> Any:
+    """What tyro makes of it. Raises RequestError with its box, and SystemExit after a help."""
+    import tyro
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(commands, args=arguments, prog="openmae", description=DESCRIPTION)
+    except SystemExit as ending:
+        if not ending.code:
+            raise
+        raise RequestError(told.getvalue()) from None
 
 
 def show(arguments: list[str]) -> list[str]:

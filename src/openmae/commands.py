@@ -29,10 +29,14 @@ from openmae.recipes.show import Recipes
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command: what it is told, and the module whose function of the same name does it."""
+    """A command: what it is told, and the module whose function of the same name does it.
+
+    `refusals` is the module of `openmae.requests` that refuses what can be refused before torch is loaded.
+    """
 
     config: type[Settings]
     module: str
+    refusals: str
     positional: tuple[str, ...] = ()  # settings without a flag
     recipes: Recipes = field(default_factory=dict)
 
@@ -53,9 +57,27 @@ class Command:
         flags = [f"{flag_of(name)} {name.upper()}" for name in required if name not in self.positional]
         return " ".join(["openmae", self.name, *(name.upper() for name in self.positional), *flags])
 
-    def load(self) -> Callable[[Any], Any]:
-        """Import the function; only now is torch loaded."""
-        return getattr(importlib.import_module(self.module), self.name)
+    def check(self, config: Any) -> None:
+        """Raise RequestError for what can be refused without torch: `check_NAME` in the module of its refusals."""
+        getattr(importlib.import_module(f"openmae.requests.{self.refusals}"), f"check_{self.name}")(config)
+
+    def run(self, config: Any) -> Any:
+        """Do it. What can be refused without torch is refused before that is loaded."""
+        if isinstance(config, self.config):
+            self.check(config)
+        return getattr(importlib.import_module(self.module), self.name)(config)
+
+    @property
+    def function(self) -> Callable[[Any], Any]:
+        """`openmae.NAME`: what does it, as a function of the command's name."""
+
+        def function(config: Any) -> Any:
+            return self.run(config)
+
+        function.__name__ = function.__qualname__ = self.name
+        function.__annotations__ = {"config": self.config, "return": Any}
+        function.__doc__ = f"{self.summary}\n\nIt is `{self.module}.{self.name}`, whose help says more."
+        return function
 
 
 # In the order of the help.
@@ -63,25 +85,38 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         config=PretrainConfig,
         module="openmae.tasks.pretrain.pretrain",
+        refusals="run",
         positional=("data",),
         recipes=PRETRAIN_RECIPES,
     ),
     Command(
         config=FinetuneConfig,
         module="openmae.tasks.finetune.finetune",
+        refusals="run",
         positional=("data",),
         recipes=FINETUNE_RECIPES,
     ),
-    Command(config=ProbeConfig, module="openmae.tasks.probe.probe", positional=("data",), recipes=PROBE_RECIPES),
-    Command(config=KnnConfig, module="openmae.tasks.knn", positional=("data",)),
-    Command(config=EmbedConfig, module="openmae.tasks.embed", positional=("data",)),
-    Command(config=AttentionConfig, module="openmae.tasks.attention", positional=("images",)),
-    Command(config=RobustnessConfig, module="openmae.tasks.robustness.robustness"),
-    Command(config=ExperimentConfig, module="openmae.experiments.experiment", positional=("name", "data")),
-    Command(config=ConvertConfig, module="openmae.tasks.convert", positional=("init", "out")),
-    Command(config=BenchConfig, module="openmae.benchmarks.bench", positional=("name",)),
-    Command(config=ReconstructConfig, module="openmae.tasks.reconstruct", positional=("images",)),
-    Command(config=InspectConfig, module="openmae.tasks.inspect.inspect", positional=("path",)),
-    Command(config=PackConfig, module="openmae.tasks.pack.pack", positional=("data", "out")),
-    Command(config=DemoConfig, module="openmae.tasks.demo"),
+    Command(
+        config=ProbeConfig,
+        module="openmae.tasks.probe.probe",
+        refusals="run",
+        positional=("data",),
+        recipes=PROBE_RECIPES,
+    ),
+    Command(config=KnnConfig, module="openmae.tasks.knn", refusals="features", positional=("data",)),
+    Command(config=EmbedConfig, module="openmae.tasks.embed", refusals="features", positional=("data",)),
+    Command(config=AttentionConfig, module="openmae.tasks.attention", refusals="sheet", positional=("images",)),
+    Command(config=RobustnessConfig, module="openmae.tasks.robustness.robustness", refusals="features"),
+    Command(
+        config=ExperimentConfig,
+        module="openmae.experiments.experiment",
+        refusals="experiment",
+        positional=("name", "data"),
+    ),
+    Command(config=ConvertConfig, module="openmae.tasks.convert", refusals="convert", positional=("init", "out")),
+    Command(config=BenchConfig, module="openmae.benchmarks.bench", refusals="bench", positional=("name",)),
+    Command(config=ReconstructConfig, module="openmae.tasks.reconstruct", refusals="sheet", positional=("images",)),
+    Command(config=InspectConfig, module="openmae.tasks.inspect.inspect", refusals="inspect", positional=("path",)),
+    Command(config=PackConfig, module="openmae.tasks.pack.pack", refusals="pack", positional=("data", "out")),
+    Command(config=DemoConfig, module="openmae.tasks.demo", refusals="demo"),
 )

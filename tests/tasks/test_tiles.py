@@ -12,8 +12,8 @@ import openmae
 from openmae import EmbedConfig, FinetuneConfig, InspectConfig, PackConfig, PretrainConfig
 from openmae.cli import run
 from openmae.data.labels.labelled import open_labelled
+from openmae.data.sources.manifest import read_pack
 from openmae.data.sources.open import open_source
-from openmae.data.sources.packed import read_pack
 from openmae.data.sources.views import images_apart
 from openmae.errors import Interrupted, RequestError
 from openmae.tasks.pack.job import PackJob

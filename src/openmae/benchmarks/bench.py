@@ -11,12 +11,14 @@ from openmae.benchmarks.machine import check_measurable, hardware
 from openmae.benchmarks.memory import memory_rows
 from openmae.benchmarks.rows import table
 from openmae.benchmarks.settings import settings_rows
+from openmae.benchmarks.start import start_rows
 from openmae.benchmarks.step import step_rows
 from openmae.config import BenchConfig
 from openmae.errors import RequestError
 from openmae.machine.device import use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.planning.decisions import Machine
+from openmae.requests.bench import check_json
 
 BENCHES = {
     "step": step_rows,
@@ -24,6 +26,7 @@ BENCHES = {
     "asymmetry": asymmetry_rows,
     "loader": loader_rows,
     "epoch": epoch_rows,
+    "start": start_rows,
     "settings": settings_rows,
 }
 
@@ -43,8 +46,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     # As `openmae pretrain` on a GPU; on a CPU with bf16 units ask for it.
     precision = config.precision or ("bf16" if machine.device == "cuda" and machine.has_bf16 else "fp32")
     check_measurable(device, precision)
-    if config.json is not None and Path(config.json).is_dir():
-        raise RequestError(f"--json {config.json} is a folder: give the name of a file")
+    check_json(config)
     found = hardware(device, precision)
     print(f"hardware  {found['cpu']}, {found['cores']} cores, {found['threads']} threads" + (
         f"; {found['gpu']}" if "gpu" in found else ""), flush=True)  # fmt: skip

@@ -20,12 +20,13 @@ from PIL import Image
 from openmae.benchmarks.rows import Row, in_turn
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, PackConfig, Preprocessing
 from openmae.data.augment import CROP_SCALE, Augmentation
-from openmae.data.decoding.decode import EXTENSIONS
+from openmae.data.decoding.extensions import EXTENSIONS
 from openmae.data.loader import Stream, collate
 from openmae.data.preprocess import normalise
 from openmae.data.sources.embedded import EmbeddedPhotos, photograph
 from openmae.data.sources.open import Source, open_source
 from openmae.errors import RequestError
+from openmae.requests.bench import no_image_files
 from openmae.tasks.pack.pack import pack
 
 SIZE = 224
@@ -142,7 +143,7 @@ def their_reader(data: str, place: Path, count: int) -> Callable[[], float]:
     known = [end for end in datasets.folder.IMG_EXTENSIONS if end in EXTENSIONS]
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in known) if root.is_dir() else []
     if not files:
-        raise RequestError(f"--data {data} holds no image files: the loader is compared on a folder of JPEGs")
+        raise no_image_files(data)
     (place / "all").mkdir(parents=True)
     for number, path in enumerate(files):
         os.symlink(path.resolve(), place / "all" / f"{number}{path.suffix.lower()}")

@@ -13,6 +13,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "asymmetry": ("8-block", "1-block", "tiny"),
     "loader": ("original", "jpeg-pack", "raw-pack", "raw-pack-whole"),
     "epoch": ("peer", "data", "defaults"),
+    "start": ("help", "pretrain-help", "refusal", "pretrain", "knn"),
     "settings": ("small", "tiny"),
 }
 ON_DATA = ("loader", "epoch")
@@ -24,7 +25,7 @@ class BenchConfig(Settings):
     """Measure openmae beside other programs on this machine; a ratio above 1 means that openmae is better."""
 
     name: str
-    """step, memory, asymmetry, loader, epoch, or settings (which flags are best here)."""
+    """step, memory, asymmetry, loader, epoch, start (until a command's first line), or settings (best flags here)."""
     data: str | None = None
     """For loader (a folder of JPEGs) and epoch (any DATA); photographs inside the wheels unless given."""
     json: str | None = field(default=None, metadata=NONE_IS_OFF)

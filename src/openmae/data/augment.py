@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as colour
 
 from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
+from openmae.data.jitter import JITTER, colour_operations, jitter
 from openmae.data.randomness import global_chance
 from openmae.data.resize import LARGE_PIXELS, Pixels, resize, resize_in_strips
 from openmae.errors import RequestError
@@ -25,8 +25,6 @@ CROP_SCALE = (0.2, 1.0)  # of the area, in pre-training
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height, of the model's
 CROP_ATTEMPTS = 10
 FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
-# The paper names no strengths for its jitter ablation: brightness, contrast, saturation, hue as commonly used.
-JITTER = (0.4, 0.4, 0.4, 0.1)
 NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
 _DECIMAL = r"\d+(?:\.\d+)?"
 # timm passes over what it does not understand; here only what has an effect is let through.
@@ -105,6 +103,13 @@ class Augmentation:
         if self.kind == "crop-jitter":
             result = jitter(result, chance[4 * CROP_ATTEMPTS + 1 :].tolist(), value_range)
         return result if self.rand_augment is None else rand_augment(result, self.rand_augment, self.fill, key)
+
+    def load(self) -> None:
+        """Import what it needs, which takes seconds: before readers are forked, which else would do so each."""
+        if self.kind == "crop-jitter":
+            colour_operations()
+        if self.rand_augment is not None:
+            _rand_augment_transform(self.rand_augment, self.fill)
 
     @property
     def only_crops(self) -> bool:
@@ -205,31 +210,6 @@ def resized_crop(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
     if height * width > LARGE_PIXELS:
         return resize_in_strips(image, box, size)
     return resize(image[top : top + height, left : left + width], size)
-
-
-def jitter(image: Tensor, chance: list[float], value_range: tuple[float, float]) -> Tensor:
-    """Brightness, contrast and, for RGB, saturation and hue of a (C, H, W) image.
-
-    Channels that are not RGB are jittered as grey images of their own.
-
-    Args:
-        chance: a uniform number for each of the four.
-        value_range: black and white of a float32 image.
-    """
-    brightness, contrast, saturation, hue = (
-        strength * (2 * number - 1) for strength, number in zip(JITTER, chance, strict=True)
-    )
-    low, high = value_range
-    is_float, is_rgb = image.is_floating_point(), image.shape[0] == 3
-    image = (image - low) / (high - low) if is_float else image  # torchvision's black and white are 0 and 1
-    image = image if is_rgb else image[:, None]
-    image = colour.adjust_brightness(image, 1 + brightness)
-    image = colour.adjust_contrast(image, 1 + contrast)
-    if is_rgb:
-        image = colour.adjust_saturation(image, 1 + saturation)
-        image = colour.adjust_hue(image, hue)
-    image = image if is_rgb else image[:, 0]
-    return image * (high - low) + low if is_float else image
 
 
 def check_rand_augment(channels: int, dtype: str) -> None:

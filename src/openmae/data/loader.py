@@ -222,5 +222,6 @@ def training_loader(
         share: this process's among them.
         micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
     """
+    stream.augmentation.load()
     positions = _Positions(steps, batch_size, share, micro_batch_size)
     return make_loader(stream, positions, collate, workers=workers, pin=pin, through_pipes=through_pipes)

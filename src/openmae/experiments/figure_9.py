@@ -31,7 +31,8 @@ from openmae.interchange.stored import hash_of
 from openmae.machine.device import default_workers
 from openmae.machine.parallel import Processes
 from openmae.pictures.curves import Curve, draw_curves
-from openmae.run.folder import PLACES, check_outside
+from openmae.run.folder import PLACES
+from openmae.run.lock import check_outside
 from openmae.tasks.classification.classification import check_reported
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn

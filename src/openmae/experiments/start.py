@@ -8,8 +8,8 @@ from typing import Any
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
+from openmae.requests.experiment import check_begin
 from openmae.run.create import make_and_hold
-from openmae.run.lock import check_place
 
 MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
@@ -26,9 +26,7 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
         RequestError: the folder holds something else, or rows of other settings, data or weights, or another
             program writes into it.
     """
-    check_place(out)
-    if len(set(config.labels)) < len(config.labels):
-        raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")
+    check_begin(config, out)
     record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
     if out.exists() and any(out.iterdir()):
         try:

@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
-from scipy.spatial import QhullError
 from torch import Tensor
 
 
@@ -28,6 +26,9 @@ def mean_of_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
 
 def interpolate_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
     """Baseline 2: masked pixels interpolated linearly from the visible ones (nearest outside their hull)."""
+    from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator  # takes half a second
+    from scipy.spatial import QhullError
+
     result = truth.clone()
     for image, hidden, filled in zip(truth, is_masked[:, 0].numpy(), result, strict=True):
         known, unknown = np.argwhere(~hidden), np.argwhere(hidden)

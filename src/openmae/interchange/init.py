@@ -19,6 +19,7 @@ from openmae.config import (
 )
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.files import find_stored, read_stored
+from openmae.interchange.incoming.named import TIMM
 from openmae.interchange.incoming.read import describe
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.incoming.timm_models import read_timm
@@ -26,8 +27,6 @@ from openmae.interchange.report import Report
 from openmae.interchange.stored import StoredModel, check_weights, expected_weights
 from openmae.model import cost
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
-
-TIMM = "timm:"
 
 
 def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> StoredModel:

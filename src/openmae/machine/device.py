@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from openmae.errors import RequestError
+from openmae.machine.device_name import check_device
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 MEMORY, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -34,8 +35,7 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
             name = "cuda"
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise RequestError(f"--device got {name!r}: cpu, cuda, cuda:1 and mps are known")
+    check_device(name)
     try:
         device = torch.device(name)
         if device.type == "cuda":

@@ -218,3 +218,8 @@ def init_linear_and_norm(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def is_without_numbers(module: nn.Module) -> bool:
+    """Whether it was made on the meta device, for its shapes: torch would load its compiler to set no numbers."""
+    return next(module.parameters()).is_meta

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openmae.config import DecoderShape, Grid, ViTShape
-from openmae.model.block import Block, init_linear_and_norm, to_autocast_dtype
+from openmae.model.block import Block, init_linear_and_norm, is_without_numbers, to_autocast_dtype
 from openmae.model.masking import Masking
 from openmae.model.positions import resample_positions, sincos_positions
 
@@ -47,6 +47,8 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """Set every parameter: Linear and LayerNorm as the encoder's, mask token N(0, .02), sin-cos positions."""
+        if is_without_numbers(self):
+            return
         self.apply(init_linear_and_norm)
         if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)

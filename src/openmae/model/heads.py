@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from openmae.config import ClassifierShape
 from openmae.errors import RequestError
+from openmae.model.block import is_without_numbers
 from openmae.model.vit import ViT
 
 PROBE_EPS = 1e-6  # of the probe's BatchNorm (docs/paper.md, linear probe)
@@ -52,6 +53,8 @@ class Classifier(nn.Module):
         | head of a probe | N(0, .01), bias 0 |
         | pooling norm | 1, 0 |
         """
+        if is_without_numbers(self.head):
+            return
         if self.shape.head == "probe":
             nn.init.normal_(self.head.weight, std=0.01)
         else:

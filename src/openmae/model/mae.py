@@ -57,7 +57,7 @@ class MAE(nn.Module):
         self._init_mask_token()
 
     def _init_mask_token(self) -> None:
-        if self.encoder_mask_token is not None:
+        if self.encoder_mask_token is not None and not self.encoder_mask_token.is_meta:
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def set_recompute(self, is_on: bool = True) -> None:

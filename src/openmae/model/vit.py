@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openmae.config import Grid, ViTShape, grid_of
-from openmae.model.block import Block, LayerScale, init_linear_and_norm, to_autocast_dtype
+from openmae.model.block import Block, LayerScale, init_linear_and_norm, is_without_numbers, to_autocast_dtype
 from openmae.model.patches import gather, patchify
 from openmae.model.positions import resample_positions, sincos_positions
 from openmae.model.relative_positions import BiasTable, DecomposedPositions
@@ -65,6 +65,8 @@ class ViT(nn.Module):
         | positions | the sin-cos table |
         | relative positions, layer scale | 0, .1 |
         """
+        if is_without_numbers(self):
+            return
         self.blocks.apply(init_linear_and_norm)
         for module in self.blocks.modules():
             if isinstance(module, BiasTable | DecomposedPositions | LayerScale):

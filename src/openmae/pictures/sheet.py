@@ -3,8 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -70,6 +68,9 @@ def to_picture(image: Tensor) -> Image.Image:
 
 def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on masked patches") -> None:
     """Training and held-out loss over the images seen, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # takes half a second, and trains nothing
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4), dpi=120)
     FigureCanvasAgg(figure)  # without pyplot: a notebook's own pictures are left alone
     axes = figure.add_subplot()

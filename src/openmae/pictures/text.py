@@ -2,11 +2,11 @@
 
 import math
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
-from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
 PAD = 16
 DPI = 100
@@ -22,6 +22,9 @@ FALLBACKS = (
 @cache
 def _fonts() -> dict[str, frozenset[int]]:
     """The fonts that pictures are written in, each with the characters it has."""
+    from matplotlib import font_manager
+    from matplotlib.font_manager import FontProperties
+
     installed = set(font_manager.fontManager.get_font_names())
     families = ["DejaVu Sans", *(name for name in FALLBACKS if name in installed)]
     paths = [font_manager.findfont(FontProperties(family=[name])) for name in families]
@@ -30,8 +33,10 @@ def _fonts() -> dict[str, frozenset[int]]:
     }
 
 
-def font_of(size: float) -> FontProperties:
+def font_of(size: float) -> "FontProperties":
     """The first of the fonts that has a character writes it."""
+    from matplotlib.font_manager import FontProperties
+
     return FontProperties(family=list(_fonts()), size=size)
 
 
@@ -48,6 +53,8 @@ def legible(text: str) -> str:
 @lru_cache(maxsize=4096)
 def width_of(text: str, size: float) -> int:
     """Its width in pixels when drawn."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
     measured = RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font_of(size), ismath=False)
     return math.ceil(measured[0])
 
@@ -86,27 +93,30 @@ def headings_height(lines: list[tuple[str, float, str]]) -> int:
     return PAD + 24 + 15 * (len(lines) - 1) + PAD
 
 
-def write_headings(figure: Figure, lines: list[tuple[str, float, str]]) -> None:
+def write_headings(figure: "Figure", lines: list[tuple[str, float, str]]) -> None:
     """Write what `headings` made at the upper edge."""
     for number, (line, size, colour) in enumerate(lines):
         write(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)
 
 
-def page(width: int, height: int) -> Figure:
+def page(width: int, height: int) -> "Figure":
     """An empty picture of so many pixels, without pyplot: a notebook's own pictures are left alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def box(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
+def box(figure: "Figure", left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
     """Pixels from the upper left corner → matplotlib's shares from the lower left one."""
     across, down = figure.get_size_inches() * DPI
     return left / across, 1 - (top + height) / down, width / across, height / down
 
 
 def write(
-    figure: Figure,
+    figure: "Figure",
     x: float,
     y: float,
     text: str,

@@ -1,10 +1,10 @@
 """Images of a report side by side, each with what it is, what was said of it, and its name."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -16,6 +16,9 @@ from openmae.data.sources.open import Source
 from openmae.data.value_scale import Rescale
 from openmae.pictures.sheet import to_picture
 from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
 
 TILE = 200  # height of an image, in pixels
 WRONG = "#b3261e"
@@ -33,7 +36,7 @@ class Tile:
 
 def tiled_picture(
     title: str, below: str, tiles: list[Tile], source: Source, preprocessing: Preprocessing, tile_width: int = TILE
-) -> Figure:
+) -> "Figure":
     """The tiles in rows below a heading; an image that cannot be read any more says so."""
     across = max(min(1200 // tile_width, len(tiles)), 3)
     width, height = PAD + across * (tile_width + PAD), TILE + 62

@@ -1,7 +1,7 @@
 """What would help a run that waits for its data."""
 
 from openmae.config import Dataset
-from openmae.data.sources.packed import pack_format
+from openmae.data.sources.manifest import pack_format
 from openmae.errors import shown
 
 

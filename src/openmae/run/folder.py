@@ -1,7 +1,6 @@
 """The run folder: protected when it exists, continued when asked."""
 
 import json
-import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from openmae.config import (
-    Dataset,
     FinetuneConfig,
     LabelledConfig,
     Preprocessing,
@@ -19,7 +17,6 @@ from openmae.config import (
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
     flag_of,
-    paths_of,
     said,
 )
 from openmae.config.finetune import FROM_SCRATCH
@@ -28,15 +25,15 @@ from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
-from openmae.run.lock import check_place
+from openmae.run.lock import cannot_be_resumed, check_place, check_vacant, is_vacant, status_of, summary_of
 from openmae.training.checkpoint import (
-    CHECKPOINT_NAME,
     MODEL,
     Checkpoint,
     DamagedCheckpoint,
     newest_checkpoint,
     verify,
 )
+from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 # What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
 # path, says whether it is the same.
@@ -107,12 +104,11 @@ def find_previous_run(config: AnyConfig, settled: type[T]) -> PreviousRun[T] | N
     run = Path(config.out)
     check_place(run)
     if config.resume == "never":
-        if not _is_vacant(run):
-            raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
+        check_vacant(run)
         return None
     if config.resume != "auto":
         return _from_checkpoint(config, Path(config.resume), settled)
-    if _is_vacant(run):
+    if is_vacant(run):
         return None
     checkpoint, damaged = newest_checkpoint(run)
     if damaged and checkpoint is None:
@@ -144,27 +140,17 @@ def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Previou
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
         if checkpoint is None:
-            told = "; ".join(damaged) or "no such run or checkpoint"
-            raise RequestError(f"--resume {path} cannot be resumed: {told}")
+            raise cannot_be_resumed(path, "; ".join(damaged)) if damaged else cannot_be_resumed(path)
     else:
         try:
             checkpoint, damaged = verify(folder), []
         except DamagedCheckpoint as error:
             raise RequestError(f"--resume {path} is damaged ({error}): --resume auto takes the one before it") from None
     origin, run = checkpoint.folder.absolute().parent.parent, Path(config.out)
-    if not _is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
+    if not is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
         raise RequestError(f"{run} exists already and is not the run of --resume {path}: choose another --out")
     saved, preprocessing = _read_config(origin, config, settled)
     return PreviousRun(saved, preprocessing, checkpoint, damaged)
-
-
-def _is_vacant(run: Path) -> bool:
-    """Whether nothing can be lost there: no folder, an empty one, or a run that failed before its first checkpoint."""
-    if not run.exists():
-        return True
-    if not run.is_dir():
-        return False
-    return not any(run.iterdir()) or (_status(run) == "failed" and not (run / "checkpoints").exists())
 
 
 def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Preprocessing]:
@@ -205,13 +191,6 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
 
 def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
-
-
-def check_outside(data: Dataset, out: str) -> None:
-    """Raise RequestError where the run folder would lie among its data."""
-    for path in paths_of(data):
-        if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
-            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
 
 
 def begin(
@@ -256,20 +235,8 @@ def summary_if_finished(run: Path, step: int, num_steps: int, processes: Process
         raise Fault(f"the processes see different checkpoints in {run}: is --out on a file system that all share?")
     if step > num_steps:
         raise RequestError(f"the checkpoint is at step {step:,}, beyond the {num_steps:,} asked for: give more --steps")
-    if step < num_steps or _status(run) != "complete":
+    if step < num_steps or status_of(run) != "complete":
         return None
     if processes.is_first:
         print(f"{run} is complete at step {step:,}: more --steps or --epochs would continue it")
-    return _summary(run)
-
-
-def _status(run: Path) -> str | None:
-    return _summary(run).get("status")
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads((run / "summary.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
+    return summary_of(run)

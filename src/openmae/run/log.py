@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
 
 from openmae.machine.files import disk_faults, write_json, written_aside
 from openmae.run.quarantine import Quarantine
@@ -31,6 +30,8 @@ class RunLog:
         self.metrics_path = run / "metrics.jsonl"
         self.quarantine = Quarantine(run, keeps_known=resume_step > 0, writes=writes)
         if writes:
+            from torch.utils.tensorboard import SummaryWriter  # takes half a second
+
             self.rewind(resume_step, evaluated)
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 

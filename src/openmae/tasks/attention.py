@@ -14,7 +14,7 @@ from openmae.config import Grid, check_range, grid_of
 from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
 from openmae.errors import RequestError, shown
-from openmae.inference.images import gather_images, matched_to_images, protect_images
+from openmae.inference.images import gather_images, matched_to_images
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
@@ -22,6 +22,7 @@ from openmae.machine.files import disk_faults, written_aside
 from openmae.model.attention_maps import class_attention
 from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
+from openmae.requests.sheet import protect_images
 
 MIN_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too

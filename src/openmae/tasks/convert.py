@@ -1,20 +1,18 @@
 """`openmae convert`: a trained model as other programs read it."""
 
-import os
-import re
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ConvertConfig
 from openmae.config.convert import FORMATS
-from openmae.errors import RequestError, shown
+from openmae.errors import shown
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.outgoing import exported
 from openmae.interchange.outgoing.format import Outgoing, encoder_part, without
 from openmae.interchange.outgoing.hub import push
 from openmae.interchange.outgoing.model_card import figures_beside, model_card
-from openmae.interchange.outgoing.to_onnx import DATA_ENDING, OPSET, check_extra, write_onnx
+from openmae.interchange.outgoing.to_onnx import OPSET, check_extra, write_onnx
 from openmae.interchange.outgoing.to_reference import to_reference, write_reference
 from openmae.interchange.outgoing.to_timm import to_timm
 from openmae.interchange.outgoing.to_torch_export import write_torch_export
@@ -22,6 +20,7 @@ from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, files_written_aside, folder_written_aside, written_aside
+from openmae.requests.convert import check_out
 from openmae.training.checkpoint import MODEL, save_weights
 
 CARD = "README.md"
@@ -102,21 +101,6 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
     if model.scale is not None:
         remarks.append(f"output numbers, in their own units: {', '.join(map(shown, model.scale.columns))}")
     return Outgoing(weights, left_out, remarks=tuple(remarks)), error
-
-
-def check_out(config: ConvertConfig) -> None:
-    """Raise RequestError where OUT exists, is among a run's checkpoints, or can be no file."""
-    out = Path(config.out)
-    beside = [out, out.with_name(out.name + DATA_ENDING)] if config.to == "onnx" else [out]
-    for path in beside:
-        if os.path.lexists(path):
-            raise RequestError(f"OUT {shown(path)} exists already: choose another name")
-    there = next(place for place in out.absolute().parents if place.exists())
-    if not there.is_dir():
-        raise RequestError(f"OUT {shown(out)} cannot be written: {shown(there)} is no folder")
-    inside = Path(os.path.realpath(out)).parents
-    if any(re.fullmatch(r"step-\d{8,}", place.name) or place.name == "checkpoints" for place in inside):
-        raise RequestError(f"OUT {shown(out)} lies among a run's checkpoints, which are deleted as it goes on")
 
 
 def report_lines(

@@ -1,6 +1,5 @@
 """`openmae demo`: the whole story in a few minutes: train, reconstruct, measure, and the next command to type."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,15 @@ import torch
 
 from openmae.config import DemoConfig, PretrainConfig
 from openmae.data.sources.open import open_source
-from openmae.errors import RequestError
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.device import pick_device
 from openmae.machine.files import disk_faults, write_json, written_aside
 from openmae.pictures.sheet import loss_curve, sheet
+from openmae.requests.demo import DATA, is_earlier_demo, pretrain_settings
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
 
-DATA = "embedded:photos"
-STEPS = 1000
 MASK_SEED = 7
 PICTURED = 12
 
@@ -62,48 +59,14 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     return summary
 
 
-def pretrain_settings(config: DemoConfig) -> PretrainConfig:
-    """A model small enough for a laptop: 60 px photographs in 6 px patches, plain pixels as the target."""
-    steps = config.steps or STEPS
-    return PretrainConfig(
-        data=DATA,
-        out=config.out,
-        image_size=60,
-        patch_size=6,
-        width=128,
-        depth=4,
-        num_heads=4,
-        decoder_width=96,
-        decoder_depth=2,
-        target="pixel",
-        batch_size=64,
-        base_lr=8e-3,
-        steps=steps,
-        precision="fp32",
-        seed=config.seed,
-        device=config.device,
-        save_every=steps,
-    )
-
-
 def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
     """Make room for a demo where an earlier one lies; touch nothing else.
 
     Raises:
         RequestError: the folder holds something that is no demo.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        found = json.loads((out / "config.json").read_bytes())
-        varies = {"out", "seed", "steps", "device", "save_every"}
-        fixed = {name: value for name, value in settings.explicit().items() if name not in varies}
-        is_demo = all(found[name] == value for name, value in fixed.items())
-    except (OSError, ValueError, KeyError, TypeError):
-        is_demo = False
-    if not is_demo:
-        raise RequestError(f"{out} exists and is no earlier demo: choose another --out")
-    shutil.rmtree(out)
+    if is_earlier_demo(out, settings):
+        shutil.rmtree(out)
 
 
 def story(summary: dict[str, Any], out: Path) -> str:

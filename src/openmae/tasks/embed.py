@@ -1,7 +1,6 @@
 """`openmae embed`: the features of all images as a table that other programs read."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config import SPLITS, Preprocessing, paths_of
+from openmae.config import SPLITS, Preprocessing
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
 from openmae.data.labels.numbers import kept_numbers, numbers_of
@@ -27,6 +26,7 @@ from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
 from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import joined
+from openmae.requests.features import check_file
 from openmae.version import __version__
 
 ROWS_AT_ONCE = 8192  # of a parquet file: a row group
@@ -129,19 +129,6 @@ def about_of(
         "classes": next((source.classes for source in parts.values() if source.classes is not None), None),
         "model": {name: model.description.get(name) for name in ("recipe", "seed", "step")},
     }
-
-
-def check_file(config: EmbedConfig) -> None:
-    """Raise RequestError where the table would be among the images, or no file can be."""
-    out = Path(config.out)
-    place = Path(os.path.realpath(out))
-    if any(place.is_relative_to(os.path.realpath(path)) for path in paths_of(config.dataset)):
-        raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
-    if out.is_dir():
-        raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
-    there = next(place for place in out.absolute().parents if place.exists())
-    if not there.is_dir():
-        raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
 
 
 def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:

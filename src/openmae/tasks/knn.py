@@ -1,6 +1,5 @@
 """`openmae knn`: weighted nearest neighbours among frozen features; nothing is trained (no table of the paper)."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -15,7 +14,7 @@ from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.reading import reading_of
-from openmae.errors import Fault, RequestError, shown
+from openmae.errors import Fault, RequestError
 from openmae.inference.features import (
     Features,
     check_readable,
@@ -34,8 +33,8 @@ from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, joined
 from openmae.planning.summary_lines import label_lines, target_words
+from openmae.requests.features import check_vacant
 from openmae.run.create import make_and_hold, write_config
-from openmae.run.lock import check_place
 from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.classification.classification import number_words
 from openmae.tasks.classification.regression_report import write_regression_report
@@ -181,19 +180,6 @@ def check_k(ks: Sequence[int], num_images: int) -> None:
     """Raise RequestError where there are fewer images than neighbours."""
     if max(ks) > num_images:
         raise RequestError(f"--k got {max(ks)}, but there are {num_images} training images to vote: give a smaller one")
-
-
-def check_vacant(run: Path) -> None:
-    """Raise RequestError where a run would be lost, or none can be made."""
-    check_place(run)
-    if not run.exists() or not any(run.iterdir()):
-        return
-    try:
-        has_failed = json.loads((run / "summary.json").read_bytes()) == {"status": "failed"}  # as written above
-    except (OSError, ValueError):
-        has_failed = False
-    if not has_failed:
-        raise RequestError(f"{shown(run)} exists already and is not empty: choose another --out")
 
 
 def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:

@@ -5,12 +5,13 @@ from typing import Any
 
 from openmae.config import ReconstructConfig
 from openmae.errors import shown
-from openmae.inference.images import gather_images, matched_to_images, protect_images
+from openmae.inference.images import gather_images, matched_to_images
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.files import disk_faults, written_aside
 from openmae.model.targets import NormPixelTarget
 from openmae.pictures.sheet import sheet
+from openmae.requests.sheet import protect_images
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
 

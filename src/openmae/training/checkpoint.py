@@ -10,7 +10,6 @@ A checkpoint is a folder, written aside and renamed when all its bytes are on th
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ from torch import Tensor, nn
 
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, json_bytes, link_or_copy, make_readable, sync, write_json
+from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 FORMAT_VERSION = 1
 # One key only: safetensors writes several in no fixed order, and equal runs must give equal bytes.
 METADATA_KEY = "openmae"
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-
-CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a person's step-00001000-best is theirs
 
 
 class DamagedCheckpoint(Exception):

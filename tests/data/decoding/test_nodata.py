@@ -24,8 +24,9 @@ from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import conform, normalise, survey
 from openmae.data.readers import read
+from openmae.data.sources.manifest import read_pack
 from openmae.data.sources.open import open_source
-from openmae.data.sources.packed import PackedSource, read_pack
+from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.tiles import is_blank
 from openmae.errors import Interrupted, RequestError
 from openmae.tasks.pack.job import PackJob

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openmae.data.decoding.decode import MAX_PIXELS
-from openmae.data.labels.label_file import MAX_BYTES, LabelledSource, read_label_file
+from openmae.data.labels.label_file import LabelledSource, read_label_file
 from openmae.data.labels.labelled import open_labelled
+from openmae.data.labels.named_file import MAX_BYTES
 from openmae.data.labels.subsets import (
     Oversampled,
     class_weights,

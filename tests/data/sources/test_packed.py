@@ -16,7 +16,7 @@ from openmae.data.augment import Augmentation
 from openmae.data.decoding.decode import BadImage
 from openmae.data.loader import Stream, training_loader
 from openmae.data.readers import read
-from openmae.data.sources import packed
+from openmae.data.sources import manifest
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.parquet import ParquetSource
@@ -255,9 +255,9 @@ def test_a_raw_pack_without_its_manifest_is_no_picture(packs, tmp_path):
 
 def test_a_folder_with_another_pack_json_is_a_folder(tmp_path):
     photograph(20, 20).save(tmp_path / "a.png")
-    (tmp_path / packed.MANIFEST).write_text('{"name": "something of npm"}')
+    (tmp_path / manifest.MANIFEST).write_text('{"name": "something of npm"}')
     assert len(open_source(str(tmp_path), "train")) == 1
-    (tmp_path / packed.UNFINISHED).write_text("{}")
+    (tmp_path / manifest.UNFINISHED).write_text("{}")
     with pytest.raises(RequestError, match="unfinished pack"):
         open_source(str(tmp_path), "train")
 

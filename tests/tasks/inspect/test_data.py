@@ -24,7 +24,7 @@ from openmae.data.sources.open import open_source
 from openmae.data.survey.census import RECORD, examine, measured
 from openmae.data.survey.duplicates import alike, near_pairs
 from openmae.data.survey.perceptual import look, shrink
-from openmae.tasks.inspect.inspect import kind_of
+from openmae.requests.inspect import kind_of
 from openmae.tasks.inspect.screen import WIDTH
 
 from ...hostile import encoded, hostile_images, npy, table
@@ -397,7 +397,7 @@ def test_a_model_is_handed_on(tmp_path, monkeypatch):
     stand_in = types.ModuleType("openmae.tasks.inspect.model")
     stand_in.inspect_model = lambda config: {"kind": "model", "path": config.path}
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     for path in (str(tmp_path), str(tmp_path / "model.safetensors"), "timm:vit_tiny_patch16_224"):
         assert inspected(path) == {"kind": "model", "path": path}
 

@@ -32,14 +32,7 @@ from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixel
 from openmae.data.decoding.pixels import BadImage, check_size, upright
 from openmae.data.decoding.tiff import TIFF, read_tiff
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
-
-# fmt: off
-EXTENSIONS = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".npy",
-))
-# fmt: on
+__all__ = ["MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
 
 
 def decode(

@@ -2,21 +2,19 @@
 
 import csv
 import hashlib
-import os
 import posixpath
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.labels.named_file import cannot_be_read, check_label_file
 from openmae.data.labels.numbers import number_of
 from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
-MAX_BYTES = 1 << 30
 MAX_TABLE_BYTES = 4 << 30  # a label column that is really an id would make a class of every image
 PATH_COLUMNS = ("path", "file", "filename", "image", "name")
 _EXPECTED = "expected columns path,label or path,labels (names separated by ;) or path and a 0/1 column for each class"
@@ -116,12 +114,8 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
 
 def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
     """The number of the line and the cells of each row that is not blank."""
+    check_label_file(path)
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
-            raise RequestError(f"{shown(path)} is no file: --label-file takes a CSV")
-        if found.st_size > MAX_BYTES:
-            raise RequestError(f"{shown(path)} has {found.st_size} bytes, a label file at most {MAX_BYTES}")
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             yield from ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
@@ -130,10 +124,7 @@ def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise RequestError(f"{shown(path)}, line {reader.line_num}: not CSV that can be read ({error})") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"--label-file {shown(path)} cannot be read: {reason}") from None
+        raise cannot_be_read(path, error) from None
 
 
 def _kind(path: str, header: list[str]) -> str:

@@ -1,6 +1,5 @@
 """Data that comes inside the wheels of scikit-image and scikit-learn: nothing to download, real enough for a demo."""
 
-import difflib
 import gzip
 import hashlib
 import importlib.util
@@ -12,6 +11,7 @@ import numpy as np
 
 from openmae.data.decoding.decode import decode
 from openmae.data.sources.folder import Ignored
+from openmae.data.sources.named import check_embedded
 from openmae.errors import RequestError
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
@@ -42,11 +42,7 @@ def embedded_source(name: str, split: str) -> "EmbeddedPhotos | EmbeddedDigits |
         "photos": EmbeddedPhotos,
         "digits": EmbeddedDigits,
     }
-    if name not in sources:
-        near = difflib.get_close_matches(name, sources, n=1, cutoff=0.0)[0]
-        raise RequestError(
-            f"embedded:{name!r} is unknown: did you mean embedded:{near}? There are {', '.join(sources)}"
-        )
+    check_embedded(name)
     return None if split == "test" else sources[name](split)
 
 

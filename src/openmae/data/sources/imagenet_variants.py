@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from openmae.config.checks import OFF
-from openmae.data.decoding.decode import EXTENSIONS, MAX_PIXELS
+from openmae.data.decoding.decode import MAX_PIXELS
+from openmae.data.decoding.extensions import EXTENSIONS
 from openmae.data.sources.axes import decide_axes, shapes_of_files
 from openmae.data.sources.folder import FolderSource, class_names
+from openmae.data.sources.named import names_in
 from openmae.data.sources.scan import scan
 from openmae.errors import Fault, RequestError, shown
 
@@ -272,8 +273,4 @@ def _folders(folder: Path, variant: Variant) -> list[Path]:
 
 
 def _entries(folder: Path, variant: Variant) -> list[Path]:
-    try:
-        return [folder / name for name in sorted(os.listdir(folder)) if not name.startswith((".", "__MACOSX"))]
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RequestError(f"{variant.flag} {shown(folder)} cannot be read as a folder: {why}") from None
+    return [folder / name for name in names_in(folder, variant.flag)]

@@ -4,7 +4,6 @@ A source is an index -> sample table that is cheap to open, keeps no file open, 
 """
 
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,14 +16,16 @@ from numpy.typing import NDArray
 
 from openmae.config import SPLITS, DataParts, Dataset
 from openmae.config.checks import OFF
-from openmae.data.decoding.decode import EXTENSIONS, MAX_PIXELS
+from openmae.data.decoding.decode import MAX_PIXELS
 from openmae.data.sources.axes import decide_axes, shapes_of_bytes
 from openmae.data.sources.embedded import embedded_source
 from openmae.data.sources.folder import FolderSource as FolderSource
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.folder_part import FolderPart, trained_on, trained_on_warnings
-from openmae.data.sources.packed import PackedSource, read_pack
-from openmae.data.sources.parquet import ParquetSource, first_images, is_parquet
+from openmae.data.sources.manifest import read_pack
+from openmae.data.sources.named import EMBEDDED, is_folder
+from openmae.data.sources.packed import PackedSource
+from openmae.data.sources.parquet import ParquetSource, first_images
 from openmae.data.sources.scan import Scan, scan, without_repeats
 from openmae.data.sources.split_names import SPLIT_RULES, Layout, branch_of, find_layout, names_of, whole_layout
 from openmae.errors import RequestError, shown
@@ -138,12 +139,12 @@ def open_splits(
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     if isinstance(data, DataParts):
         return _open_named(data.paths, wanted, options, (axes, usual_axes))
-    if data.startswith("embedded:"):
-        opened = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
+    if data.startswith(EMBEDDED):
+        opened = {split: embedded_source(data.removeprefix(EMBEDDED), split) for split in wanted}
         sources: dict[str, Source] = {split: source for split, source in opened.items() if source is not None}
         return Splits(sources=sources, taken=dict.fromkeys(sources, shown(data)))
     root = Path(data)
-    if not _is_folder(data):
+    if not is_folder(data):
         if "train" not in wanted:
             return Splits(sources={}, taken={"train": shown(root)})
         options["axes"] = decide_axes(shapes_of_bytes(first_images(root)), axes, usual_axes)
@@ -228,14 +229,14 @@ def _open_named(
 
 
 def _find_part(split: str, path: str, options: dict[str, Any]) -> "Source | FolderPart":
-    if path.startswith("embedded:"):
-        source = embedded_source(path.removeprefix("embedded:"), split)
+    if path.startswith(EMBEDDED):
+        source = embedded_source(path.removeprefix(EMBEDDED), split)
         if source is None:
             raise RequestError(f"--{split} {shown(path)}: it has no {split} part")
         return source
     root = Path(path)
     parent, name = os.path.split(os.path.abspath(root))
-    if not _is_folder(path):
+    if not is_folder(path):
         return FolderPart(root=Path(parent), files=[os.fsencode(name)], depth=0, is_table=True, ignored=Ignored())
     manifest = read_pack(root)
     if manifest is not None:
@@ -248,27 +249,6 @@ def _find_part(split: str, path: str, options: dict[str, Any]) -> "Source | Fold
     if name:  # of all but the root of a disk
         files, depth = [os.path.join(os.fsencode(name), file) for file in files], depth + 1
     return FolderPart(root=Path(parent), files=files, depth=depth, is_table=is_table, ignored=found.ignored)
-
-
-def _is_folder(data: str) -> bool:
-    """Whether it is a folder rather than a parquet file. Raises RequestError where it is neither."""
-    try:
-        mode = os.stat(data).st_mode
-    except FileNotFoundError:
-        raise RequestError(f"no such file or folder: {shown(data)}") from None
-    except (OSError, ValueError) as error:
-        raise RequestError(f"cannot open {shown(data)}: {getattr(error, 'strerror', None) or error}") from None
-    if stat.S_ISDIR(mode):
-        return True
-    if not stat.S_ISREG(mode):
-        raise RequestError(f"{shown(data)} is neither a folder nor a file: give the folder that holds the images")
-    try:
-        if is_parquet(data):
-            return False
-    except OSError as error:
-        raise RequestError(f"cannot open {shown(data)}: {error.strerror or error}") from None
-    what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
-    raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
 
 
 def _check_train(root: Path, there: list[str], wanted: Sequence[str]) -> None:

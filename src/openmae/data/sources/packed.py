@@ -21,76 +21,8 @@ from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, masked_ar
 from openmae.data.decoding.headers import read_size
 from openmae.data.decoding.nodata import check_floats
 from openmae.data.sources.folder import Ignored
+from openmae.data.sources.manifest import MANIFEST, require, stated_range
 from openmae.errors import RequestError, shown
-
-MANIFEST, UNFINISHED = "pack.json", ".partial-pack.json"
-VERSION, WITH_EMPTY = 1, 2  # of packs, and of those with images that have values that stand for none
-DTYPES = ("uint8", "uint16", "float32")
-
-
-def read_pack(root: Path) -> dict[str, Any] | None:
-    """The manifest of the pack in a folder; None where the folder is no pack.
-
-    Raises:
-        RequestError: the pack is unfinished, damaged, or of a newer kind.
-    """
-    try:
-        manifest = json.loads((root / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        manifest = None
-    if not isinstance(manifest, dict) or "openmae_pack" not in manifest:
-        if any(os.path.lexists(str(index).removesuffix(".index.npz") + ".npy") for index in root.glob("*.index.npz")):
-            raise RequestError(f"{shown(root)} is a raw pack without a {MANIFEST}: copy it again, or pack again")
-        if os.path.lexists(root / UNFINISHED):
-            raise RequestError(f"{shown(root)} is an unfinished pack: openmae pack … --resume auto finishes it")
-        return None
-    if manifest["openmae_pack"] not in (VERSION, WITH_EMPTY):
-        raise RequestError(
-            f"{shown(root)} is a pack of version {manifest['openmae_pack']}; this openmae reads {VERSION} and "
-            f"{WITH_EMPTY}: update openmae, or pack the data again"
-        )
-    try:
-        _check_manifest(manifest)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError):
-        raise RequestError(f"{shown(root / MANIFEST)} is damaged: pack the data again") from None
-    return manifest
-
-
-def pack_format(data: str) -> str | None:
-    """jpeg or raw, where DATA is a pack."""
-    try:
-        manifest = read_pack(Path(data))
-    except (RequestError, ValueError):
-        return None
-    return None if manifest is None else str(manifest["format"])
-
-
-def _require(is_so: Any, what: str = "") -> None:
-    """Raise ValueError where a file does not say what it must: no assert, which an option of Python leaves out."""
-    if not is_so:
-        raise ValueError(what)
-
-
-def _check_manifest(manifest: dict[str, Any]) -> None:
-    _require(manifest["format"] in ("jpeg", "raw"))
-    for name, entry in manifest["files"].items():
-        _require(name == os.path.basename(name) and not name.startswith(".") and "\0" not in name)
-        _require(isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str))
-    for split in manifest["splits"].values():
-        _require(isinstance(split["images"], int) and split["images"] > 0)
-        _require(split["classes"] is None or all(isinstance(c, str) for c in split["classes"]))
-        parts = (*split["data"], split["index"], *([split["empty"]] if "empty" in split else []))
-        _require(all(name in manifest["files"] for name in parts))
-    if manifest["format"] == "raw":
-        _require(manifest["dtype"] in DTYPES and len(manifest["shape"]) == 3)
-        low, high = _stated_range(manifest) or (0.0, 1.0)
-        _require(math.isfinite(low) and math.isfinite(high) and low < high)
-        _require(all(isinstance(side, int) and side > 0 for side in manifest["shape"]))
-
-
-def _stated_range(manifest: dict[str, Any]) -> tuple[float, float] | None:
-    stated = manifest.get("value_range") if manifest["format"] == "raw" else None
-    return None if stated is None else (float(stated[0]), float(stated[1]))
 
 
 def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
@@ -135,7 +67,7 @@ class PackedSource:
         self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
         self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
         self._dtype = str(manifest["dtype"])
-        self.value_range = _stated_range(manifest)
+        self.value_range = stated_range(manifest)
         self._map: NDArray | None = None
         self.ignored = Ignored()
         self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None
@@ -175,28 +107,28 @@ class PackedSource:
             self.numbers = index["numbers"].astype(np.float64, casting="safe") if "numbers" in index else None
             places = None if self.shape is not None else index["places"].astype(np.int64, casting="safe")
             numbers = index["image_numbers"].astype(np.int64, casting="safe") if "image_numbers" in index else None
-        _require(numbers is None or numbers.shape == (self._count,), "image numbers")
+        require(numbers is None or numbers.shape == (self._count,), "image numbers")
         self.image_numbers: NDArray[np.int64] | None = numbers
-        _require(self._ends.shape == self._labels.shape == (self._count,), "an index of another length")
-        _require(self.numbers is None or self.numbers.shape == (self._count,), "an index of another length")
-        _require((np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names")
+        require(self._ends.shape == self._labels.shape == (self._count,), "an index of another length")
+        require(self.numbers is None or self.numbers.shape == (self._count,), "an index of another length")
+        require((np.diff(self._ends, prepend=0) >= 0).all() and self._ends[-1] <= len(self._names), "names")
         self._places = places  # (N, 3): file, offset, length
         if places is not None:
-            _require(places.shape == (self._count, 3) and (places >= 0).all(), "places")
-            _require((places[:, 0] < len(self._files)).all(), "places")
+            require(places.shape == (self._count, 3) and (places >= 0).all(), "places")
+            require((places[:, 0] < len(self._files)).all(), "places")
             sizes = np.array([files[name]["bytes"] for name in self._files], np.int64)
-            _require((places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file")
+            require((places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file")
 
     def _read_empty(self, path: Path) -> None:
         """Rows of integers that are partly empty: the number of each in 8 bytes, and a bit for each value."""
         found = np.load(path, allow_pickle=False)
         assert self.shape is not None
-        _require(found.dtype == np.uint8, "empty values")
-        _require(found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values")
+        require(found.dtype == np.uint8, "empty values")
+        require(found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values")
         self._empty_rows = np.ascontiguousarray(found[:, :8]).view("<i8").ravel().astype(np.int64)
         self._empty_bits = found[:, 8:]
-        _require((np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values")
-        _require(not len(found) or self._empty_rows[-1] < self._count, "empty values")
+        require((np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values")
+        require(not len(found) or self._empty_rows[-1] < self._count, "empty values")
 
     def _empty(self, index: int) -> NDArray[np.bool_] | None:
         place = int(np.searchsorted(self._empty_rows, index))
@@ -209,8 +141,8 @@ class PackedSource:
         """The images as they lie in the file; opened anew in a process that was not forked from this one."""
         if self._map is None:
             images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
-            _require(images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}")
-            _require(images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}")
+            require(images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}")
+            require(images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}")
             self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
         return self._map
 

@@ -288,11 +288,3 @@ def _hugging_face_classes(metadata: dict[bytes, bytes] | None) -> tuple[str, ...
     except (KeyError, TypeError, ValueError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
-
-
-def is_parquet(path: str) -> bool:
-    """Whether a file is one, by its name or its first bytes."""
-    if path.lower().endswith(".parquet"):
-        return True
-    with open(path, "rb") as file:
-        return file.read(4) == b"PAR1"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openmae.data.decoding.decode import EXTENSIONS
+from openmae.data.decoding.extensions import EXTENSIONS
 from openmae.data.sources.folder import Ignored
 
 Identity = tuple[int, int]  # of a file or folder, whatever name it is reached by: device and inode

@@ -10,9 +10,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError
 from openmae.interchange.incoming.groups import MAX_TENSORS, Groups, check_tensors, sort_out
 from openmae.interchange.incoming.kinds import Kind, kind_of, one_line, refuse, size_of
+from openmae.interchange.incoming.named import HUB, hub_name, local_path
 from openmae.interchange.incoming.pickled import read_pickled
 from openmae.interchange.names import CONFIG, PROCESSOR
 
@@ -23,9 +24,6 @@ WORDS = {"safetensors": "safetensors", "zip": "pickle (weights only)", "legacy":
 MAX_HEADER = 100_000_000  # what the library allows, too
 MAX_JSON = 16 * 2**20
 MAX_SHARDS = 10_000
-
-HUB = "hf:"
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -58,19 +56,12 @@ def find_stored(init: str) -> Path:
         RequestError: it does not exist, is private or gated, or cannot be fetched.
     """
     if not init.startswith(HUB):
-        path = Path(init)
-        if not path.is_dir():
-            size_of(path)
-        return path
-    match = HUB_NAME.fullmatch(init.removeprefix(HUB))
-    if match is None or ".." in init:
-        raise RequestError(f"{shown(init)} names no model: write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        return local_path(init)
+    name, revision = hub_name(init)
     safe = ["*.safetensors", "*.safetensors.index.json"]
-    folder = _fetch(init, match["name"], match["revision"], [CONFIG, PROCESSOR, *safe])
+    folder = _fetch(init, name, revision, [CONFIG, PROCESSOR, *safe])
     if not any(folder.glob("*.safetensors")):
-        folder = _fetch(
-            init, match["name"], match["revision"], [CONFIG, PROCESSOR, "pytorch_model*.bin", PICKLED_INDEX]
-        )
+        folder = _fetch(init, name, revision, [CONFIG, PROCESSOR, "pytorch_model*.bin", PICKLED_INDEX])
     return folder
 
 

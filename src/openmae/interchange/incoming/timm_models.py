@@ -12,8 +12,8 @@ from torch import nn
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.kinds import one_line
+from openmae.interchange.incoming.named import timm_name
 
-NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")  # none of timm's schemes, which read folders and the Hub
 MODULES = ("vision_transformer", "beit", "deit")  # of timm's, which define what can be read here
 KINDS, BLOCKS = ("VisionTransformer", "Beit"), ("Block",)
 # Arguments that change shapes or names, which are looked at; any other can change what the same weights compute.
@@ -32,11 +32,10 @@ def read_timm(name: str) -> RawCheckpoint:
     Raises:
         RequestError: timm knows no such model, cannot get its weights, or computes something else with them.
     """
+    source = f"timm:{name}"
+    timm_name(source)
     import timm
 
-    source = f"timm:{name}"
-    if not NAME.fullmatch(name):
-        raise RequestError(f"{shown(source)} names no model of timm: write timm:NAME, or hf:ORG/NAME, or a folder")
     try:
         model = timm.create_model(name, pretrained=True)
     except Exception as error:  # from no such name to no such network, each of another library

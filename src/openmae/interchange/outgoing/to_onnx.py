@@ -19,7 +19,6 @@ OPSET = 18
 INPUT = "images"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MAX_BYTES = 1_900_000_000  # of weights within the file: a protobuf ends at 2 GiB
-DATA_ENDING = ".data"  # of the file beside it that holds what is larger
 
 
 def check_extra() -> None:

@@ -4,10 +4,10 @@ import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
@@ -24,6 +24,9 @@ from openmae.inference.metrics import (
 from openmae.machine.files import disk_faults, written_aside
 from openmae.pictures.text import DPI
 from openmae.tasks.classification.report_pictures import confusion_picture, most_wrong_picture
+
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
 
 
 def write_report(
@@ -66,7 +69,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def save_picture(path: Path, figure: Figure) -> None:
+def save_picture(path: Path, figure: "Figure") -> None:
     """Write a picture whole or not at all."""
     with disk_faults(path), written_aside(path) as partial:
         figure.savefig(partial, dpi=DPI, facecolor="white")

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
@@ -25,6 +25,9 @@ from openmae.pictures.text import (
 )
 from openmae.pictures.tiles import TILE, Tile, tiled_picture
 from openmae.tasks.classification.classification_report import save_picture, write_csv
+
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
 
 MAX_WRONG = 24
 MAX_COLUMNS = 12  # that are drawn
@@ -81,7 +84,7 @@ def _rows(predictions: Predictions, source: Source) -> Iterable[list[object]]:
         yield [name, *[""] * (2 * len(columns) + 1), reason]
 
 
-def scatter_picture(predictions: Predictions, title: str) -> Figure:
+def scatter_picture(predictions: Predictions, title: str) -> "Figure":
     """Each image's number against what was predicted, a plot for each column; on the line they are equal."""
     columns, targets, found = _columns(predictions), predictions.targets.numpy(), predictions.numbers
     r2 = determination(targets, found)
@@ -125,7 +128,7 @@ def _opacity(count: int) -> float:
     return max(0.05, min(0.8, 400 / max(count, 1)))
 
 
-def furthest_picture(predictions: Predictions, source: Source, preprocessing: Preprocessing, title: str) -> Figure:
+def furthest_picture(predictions: Predictions, source: Source, preprocessing: Preprocessing, title: str) -> "Figure":
     """Up to 24 images, those furthest off first; of several columns the one that is furthest off is named."""
     columns, loss = _columns(predictions), losses(predictions)
     rows = np.argsort(-loss, kind="stable")[:MAX_WRONG].tolist()

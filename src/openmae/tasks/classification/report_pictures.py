@@ -1,10 +1,9 @@
 """The pictures of a classifier's report: the confusion matrix, the most wrong images."""
 
-import matplotlib
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from matplotlib.colors import Colormap, PowerNorm
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
@@ -25,6 +24,10 @@ from openmae.pictures.text import (
 )
 from openmae.pictures.tiles import TILE, Tile, tiled_picture
 
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
 MAX_DRAWN = 100  # classes; of more only the most confused are drawn
 MAX_CONFUSED = 30
 MAX_WITH_NUMBERS = 30
@@ -33,7 +36,7 @@ NAME = 190  # longest name beside the matrix, in pixels
 NOTHING = "#e4e4e4"
 
 
-def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> Figure:
+def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> "Figure":
     """The confusion matrix, a row for each true class; of more than 100 classes the 30 most confused."""
     pairs, images = confusion(predictions), images_of_classes(predictions)
     is_part = len(classes) > MAX_DRAWN
@@ -66,6 +69,8 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
     figure = page(width, top + matrix[1] + room + 24 + PAD)
     write_headings(figure, lines)
     axes = figure.add_axes(box(figure, left, top, *matrix))
+    from matplotlib.colors import PowerNorm
+
     colours, norm = _colours(), PowerNorm(0.5, 0, 1)  # the root makes a few per cent visible
     axes.imshow(shares, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin="upper")
     axes.set_xticks(np.arange(1, counts.shape[1]) - 0.5, [])
@@ -116,7 +121,7 @@ def _matrix(pairs: NDArray[np.int64], ids: NDArray[np.int64], num_classes: int) 
 
 def most_wrong_picture(
     predictions: Predictions, source: Source, classes: tuple[str, ...], preprocessing: Preprocessing, title: str
-) -> Figure:
+) -> "Figure":
     """Up to 24 wrong images, the highest loss first, with what they are and what was predicted.
 
     Without a wrong one, those with the highest loss.
@@ -180,5 +185,7 @@ def _short(count: int) -> str:
     return str(count) if count < 100_000 else f"{count / 1000:.0f}k" if count < 10_000_000 else f"{count / 1e6:.0f}M"
 
 
-def _colours() -> Colormap:
+def _colours() -> "Colormap":
+    import matplotlib
+
     return matplotlib.colormaps["Blues"].with_extremes(bad=NOTHING)

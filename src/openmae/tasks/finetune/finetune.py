@@ -24,7 +24,7 @@ from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.finetune import FinetunePlan, plan_finetune
 from openmae.planning.summary_lines import finetune_lines
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import check_outside
+from openmae.run.lock import check_outside
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult

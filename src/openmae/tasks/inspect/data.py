@@ -20,6 +20,7 @@ from openmae.data.survey.census import examine
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.requests.inspect import check_out
 from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
     SplitFindings,
@@ -30,7 +31,6 @@ from openmae.tasks.inspect.findings import (
     reasons,
     statistics_findings,
 )
-from openmae.tasks.inspect.out import check_out
 from openmae.tasks.inspect.pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import size_advice, to_mend, would_choose

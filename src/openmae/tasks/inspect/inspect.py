@@ -1,15 +1,9 @@
 """`openmae inspect`: what a data set, a run or a model is, and what is wrong with it."""
 
-import os
-from pathlib import Path
 from typing import Any
 
-from openmae.config import InspectConfig, flag_of
-from openmae.errors import RequestError, shown
-
-WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
-PUBLIC = ("hf:", "timm:")
-OF_DATA = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
+from openmae.config import InspectConfig
+from openmae.requests.inspect import asked_kind
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -22,12 +16,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         RequestError: there is nothing of the kind, or --out exists.
     """
     config = config.plain()
-    kind = "data" if config.path is None else kind_of(config.path)
-    for name in config.explicit() if kind != "data" else ():
-        if name in OF_DATA:
-            raise RequestError(
-                f"{flag_of(name)} is for a data set, and {shown(str(config.path))} is a {kind}: leave it out"
-            )
+    kind = asked_kind(config)
     if kind == "model":
         from openmae.tasks.inspect.model import inspect_model
 
@@ -39,31 +28,3 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     from openmae.tasks.inspect.data import inspect_data
 
     return inspect_data(config)
-
-
-def kind_of(path: str) -> str:
-    """What is there: "run", "model" or, for all else, "data", which says itself what is wrong with it.
-
-    Raises:
-        RequestError: it cannot be looked at.
-    """
-    if path.startswith(PUBLIC):
-        return "model"
-    if path.startswith("embedded:"):
-        return "data"
-    try:
-        place = Path(path)
-        if place.is_file():
-            return "model" if place.suffix.lower() in WEIGHTS else "data"
-        if not place.is_dir():
-            return "data"
-        names = set(os.listdir(place))
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise RequestError(f"cannot open {shown(path[:200])}: {why}") from None
-    if "config.json" in names and names & {"metrics.jsonl", "summary.json"}:
-        return "run"
-    if names & {"model.safetensors", "manifest.json"}:
-        return "model"
-    has_weights = any(os.path.splitext(name)[1].lower() in WEIGHTS for name in names)
-    return "model" if "config.json" in names and has_weights else "data"

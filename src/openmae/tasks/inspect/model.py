@@ -11,7 +11,7 @@ from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import families
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
-from openmae.tasks.inspect.out import check_out
+from openmae.requests.inspect import check_out
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
 
 CAN = {

@@ -1,7 +1,8 @@
 """Pictures of a data set: a sheet of its images with their sizes, and pairs that look the same."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -11,6 +12,9 @@ from openmae.data.randomness import Permutation
 from openmae.errors import shown
 from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
 from openmae.tasks.inspect.findings import SplitFindings
+
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
 
 SHEET, ACROSS, TILE = 48, 8, 150
 MAX_BAD_SHARE = 8  # unreadable images that are shown beside those drawn
@@ -33,7 +37,7 @@ def drawn(parts: list[SplitFindings], seed: int) -> list[Place]:
     return places + [(part, index) for part, index in bad if (part.split, index) not in taken][:MAX_BAD_SHARE]
 
 
-def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) -> Figure:
+def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) -> "Figure":
     """A grid of images, the name and the size beneath each; an unreadable one is a crossed box with the reason."""
     across = min(ACROSS, max(len(places), 4))
     height = TILE + 2 * LINE + PAD
@@ -53,7 +57,7 @@ def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) ->
     return figure
 
 
-def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: ValueRange) -> Figure:
+def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: ValueRange) -> "Figure":
     """Pairs side by side, the name and the split beneath each image."""
     across = min(3, len(pairs))
     wide, height = 2 * PAIR_TILE + 3 * PAD, PAIR_TILE + 3 * LINE + PAD
@@ -83,7 +87,7 @@ def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: Valu
     return figure
 
 
-def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, value_range: ValueRange) -> None:
+def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, value_range: ValueRange) -> None:
     part, index = place
     try:
         image = part.source.read(index)

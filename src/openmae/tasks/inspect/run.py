@@ -10,6 +10,7 @@ from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretra
 from openmae.errors import shown
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.pictures.sheet import loss_curve
+from openmae.requests.inspect import check_out
 from openmae.run.health import Health
 from openmae.run.lock import is_held
 from openmae.run.reader import (
@@ -23,7 +24,6 @@ from openmae.run.reader import (
     settled_of,
     steps_per_epoch,
 )
-from openmae.tasks.inspect.out import check_out
 from openmae.tasks.inspect.run_screen import run_lines
 from openmae.tasks.inspect.screen import cut
 

@@ -14,9 +14,9 @@ from openmae.config import PackConfig
 from openmae.data.labels.numbers import kept_numbers
 from openmae.data.readers import make_loader, read
 from openmae.data.sources.largest import largest_image
+from openmae.data.sources.manifest import MANIFEST, WITH_EMPTY
 from openmae.data.sources.open import Source
 from openmae.data.sources.pack import Packed, PackedImages, Packing
-from openmae.data.sources.packed import MANIFEST, WITH_EMPTY
 from openmae.data.sources.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
 from openmae.machine.device import num_cores

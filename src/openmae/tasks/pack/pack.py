@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openmae.config import Dataset, PackConfig, flag_of, paths_of, said
+from openmae.config import PackConfig, flag_of, said
+from openmae.data.sources.manifest import MANIFEST, UNFINISHED, read_pack
 from openmae.data.sources.open import Source, Splits, open_source, open_splits
-from openmae.data.sources.packed import MANIFEST, UNFINISHED, damage, read_pack
+from openmae.data.sources.packed import damage
 from openmae.data.sources.reading import reading_of
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
@@ -18,6 +19,7 @@ from openmae.machine.device import num_cores
 from openmae.machine.files import PARTIAL, disk_faults, size_words
 from openmae.machine.signals import StopRequest
 from openmae.planning.summary_lines import nodata_lines
+from openmae.requests.pack import check_apart, check_vacant, manifest_of
 from openmae.run.create import make_and_hold
 from openmae.run.lock import check_place
 from openmae.run.quarantine import QUARANTINE
@@ -88,9 +90,7 @@ def verify(data: str) -> dict[str, Any]:
         RequestError: it is damaged, or none.
     """
     started, root = time.monotonic(), Path(data)
-    manifest = read_pack(root)
-    if manifest is None:
-        raise RequestError(f"{shown(data)} is no pack: it has no {MANIFEST}")
+    manifest = manifest_of(data)
     found = damage(root, manifest)
     for split in manifest["splits"]:
         if not found:
@@ -102,26 +102,6 @@ def verify(data: str) -> dict[str, Any]:
     print(f"whole      {shown(data)}: {images:,} images, {size_words(size)} in {len(manifest['files'])} files")
     seconds = round(time.monotonic() - started, 1)
     return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
-
-
-def check_apart(data: Dataset, out: Path) -> None:
-    """Raise RequestError where the pack would lie among its data, or they in it."""
-    for path in paths_of(data):
-        there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
-        if here.is_relative_to(there) or there.is_relative_to(here):
-            raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
-
-
-def check_vacant(config: PackConfig, out: Path) -> None:
-    """Raise RequestError where something would be lost."""
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
-        return
-    is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
-    if not is_ours:
-        raise RequestError(f"{shown(out)} exists and holds something else: choose another OUT")
-    if config.resume == "never":
-        raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
 def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:

@@ -12,9 +12,9 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
+from openmae.data.sources.manifest import VERSION
 from openmae.data.sources.open import Source
 from openmae.data.sources.pack import KEEP_OR_RESCALE, Packing
-from openmae.data.sources.packed import VERSION
 from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import nodata_in
 from openmae.data.value_scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines

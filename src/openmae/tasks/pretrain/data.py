@@ -17,7 +17,7 @@ from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import drawn, images_apart, split_held_out, split_tiles
 from openmae.errors import RequestError
 from openmae.machine.device import num_cores
-from openmae.run.folder import check_outside
+from openmae.run.lock import check_outside
 
 HELD_OUT_IMAGES = 256
 MIN_SPLIT = 20  # images below which none are held out unasked

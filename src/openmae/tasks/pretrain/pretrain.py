@@ -55,6 +55,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if run.is_new and asked.init is not None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
         data = open_training_data(asked, None if init is None else init.preprocessing)
+        run.say(*(data.told if run.is_new else ()))  # before what takes seconds: torch's optimisers bring its compiler
         plan, facts = plan_pretrain(asked, init, data, device, processes.local_count, run.previous)
         chosen, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         masks, num_steps = mask_sampler(chosen, shape), total_steps(chosen, len(data.train))
@@ -121,10 +122,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def new_lines(
     plan: PretrainPlan, data: TrainingData, facts: DataFacts, device: torch.device, masks: MaskSampler
 ) -> list[str]:
-    """What is said of a run that begins: the data, and what was decided."""
+    """What is said of a run that begins: what its tiles are, and what was decided."""
     held_out = len(data.held_out) if data.held_out is not None else 0
     lines = plan_lines(plan, facts, device, masks.num_visible, held_out)
-    return [*data.told, *tile_lines(plan.config, data, facts), *lines]
+    return [*tile_lines(plan.config, data, facts), *lines]
 
 
 def watch_lines(config: ResolvedPretrainConfig) -> list[str]:

@@ -25,6 +25,7 @@ from openmae.inference.features import crop_fraction_for
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
+from openmae.requests.run import not_watched
 from openmae.tasks.pretrain.held_out import pooled_features
 
 ADVICE = "what is watched is classes, name them otherwise"
@@ -70,9 +71,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
             data, labels=None, label_file=None, held_out=None, needs_validation=True, advice=ADVICE, **options
         )
     except RequestError as error:
-        raise RequestError(
-            f"--watch {config.watch}: {error}; --watch-data takes labelled images of the same kind"
-        ) from None
+        raise not_watched(config.watch, error) from None
     queries = found.test if found.report_name == "val" else found.validation
     assert queries is not None
     if config.watch_images < found.num_classes:

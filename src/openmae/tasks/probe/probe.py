@@ -22,7 +22,8 @@ from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.probe import ProbePlan, plan_probe
 from openmae.planning.summary_lines import probe_lines
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import PreviousRun, check_outside
+from openmae.run.folder import PreviousRun
+from openmae.run.lock import check_outside
 from openmae.run.open_run import Run, open_run
 from openmae.tasks.classification.classification import (
     check_classes,

@@ -36,9 +36,10 @@ from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import write_json, written_aside
 from openmae.machine.parallel import joined
 from openmae.machine.signals import StopRequest
+from openmae.requests.features import check_run
 from openmae.tasks.robustness.measure import measure
 from openmae.tasks.robustness.report import Measured, paper_row, result_lines, summarise
-from openmae.tasks.robustness.run import begin, check_run, finish, finished_rows
+from openmae.tasks.robustness.run import begin, finish, finished_rows
 
 
 def robustness(config: RobustnessConfig) -> dict[str, Any]:

@@ -10,28 +10,11 @@ from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.requests.features import ROWS
 from openmae.run.create import create_run
-from openmae.run.folder import check_outside
-from openmae.run.lock import check_place
 from openmae.run.quarantine import write_quarantine
 from openmae.tasks.robustness.report import Measured, Row
 from openmae.training.telemetry import read_lines
-
-ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
-
-
-def check_run(config: RobustnessConfig, run: Path) -> None:
-    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
-    check_place(run)
-    for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
-        if data is not None:
-            check_outside(data, config.out)
-    if not run.exists() or not any(run.iterdir()):
-        return
-    if config.resume == "never":
-        raise RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
-    if not (run / ROWS).is_file():
-        raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
 
 
 def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> dict[str, Row]:

@@ -1,0 +1,46 @@
+"""What an `--init` names: a path, timm's or the Hub's. Imports no torch: it is asked before that is loaded."""
+
+import re
+from pathlib import Path
+
+from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.kinds import kind_of, size_of
+
+TIMM = "timm:"
+TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")  # none of timm's schemes, which read folders and the Hub
+HUB = "hf:"
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def check_init(init: str) -> None:
+    """Raise RequestError where an `--init` is no name, is not there, or is a file that is no checkpoint."""
+    if init.startswith(TIMM):
+        timm_name(init)
+    elif init.startswith(HUB):
+        hub_name(init)
+    elif (path := local_path(init)).is_file():
+        kind_of(path)
+
+
+def local_path(init: str) -> Path:
+    """A file or folder that is there. Raises RequestError where there is none."""
+    path = Path(init)
+    if not path.is_dir():
+        size_of(path)
+    return path
+
+
+def hub_name(init: str) -> tuple[str, str | None]:
+    """ORG/NAME and revision of `hf:ORG/NAME[@REVISION]`. Raises RequestError where it is no such name."""
+    match = HUB_NAME.fullmatch(init.removeprefix(HUB))
+    if match is None or ".." in init:
+        raise RequestError(f"{shown(init)} names no model: write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    return match["name"], match["revision"]
+
+
+def timm_name(init: str) -> str:
+    """NAME of `timm:NAME`. Raises RequestError where it can be none of timm's."""
+    name = init.removeprefix(TIMM)
+    if not TIMM_NAME.fullmatch(name):
+        raise RequestError(f"{shown(init)} names no model of timm: write timm:NAME, or hf:ORG/NAME, or a folder")
+    return name

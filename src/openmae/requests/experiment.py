@@ -1,0 +1,26 @@
+"""`experiment`: a model and data that are there, and a folder that can be made."""
+
+from pathlib import Path
+
+from openmae.config import ExperimentConfig
+from openmae.data.sources.named import check_named
+from openmae.errors import RequestError
+from openmae.interchange.incoming.named import check_init
+from openmae.machine.device_name import check_device
+from openmae.run.lock import check_outside, check_place
+
+
+def check_experiment(config: ExperimentConfig) -> None:
+    """Raise RequestError where it cannot begin."""
+    check_init(config.init)
+    check_device(config.device)
+    check_named(config.dataset)
+    check_outside(config.dataset, config.out)
+    check_begin(config, Path(config.out))
+
+
+def check_begin(config: ExperimentConfig, out: Path) -> None:
+    """Raise RequestError where the folder cannot be made, or a share of the labels would be two rows."""
+    check_place(out)
+    if len(set(config.labels)) < len(config.labels):
+        raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")
