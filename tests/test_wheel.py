@@ -114,7 +114,7 @@ def test_it_starts(installed, tmp_path, way):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # forty commands; half a minute where nothing else runs
+@pytest.mark.timeout(600)  # forty commands: 117 s on two cores that seven processes shared
 def test_every_command_of_the_readme_runs(installed, tmp_path):
     lines, blocks = readme()
     commands = [line for line in lines if line.startswith("openmae ")]
