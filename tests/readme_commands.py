@@ -20,7 +20,7 @@ from PIL import Image
 import openmae
 from openmae.cli import run
 from openmae.data.sources.imagenet_variants import ALEXNET, IMAGENET_A, IMAGENET_R, SEVERITIES
-from openmae.planning import probe as settle_probe
+from openmae.planning import probe as make_probe_plan
 
 # What makes a command small. A later flag overrides an earlier one, so README's own values are still read and checked.
 PLACE = "--device cpu --workers 0"
@@ -46,7 +46,7 @@ CLASSES = [name for name in IMAGENET_A.classes if name in IMAGENET_R.classes][:3
 def main() -> None:
     lines, blocks = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     make_inputs()
-    settle_probe.STEPS_WANTED = 20  # of the experiment's probe, which has no flag for them
+    make_probe_plan.STEPS_WANTED = 20  # of the experiment's probe, which has no flag for them
     for line in lines:
         if "vit-mae-base" in line and not Path("stand-ins").exists():
             make_public_weights()

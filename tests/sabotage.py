@@ -145,7 +145,7 @@ def kill_readers_at(marks: str, rank: int, positions: tuple[int, ...]) -> None:
 
 def kill_readers_of_evaluation(rank: int) -> None:
     """In the process of this rank, every reader that evaluates is killed; all evaluate with readers."""
-    evaluation.LARGEST_BATCH = 16
+    evaluation.MAX_BATCH = 16
     if int(os.environ.get("RANK", "0")) != rank:
         return
     real = _Evaluation.__getitem__

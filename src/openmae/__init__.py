@@ -35,7 +35,7 @@ from openmae.version import __version__ as __version__
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
-    from openmae.inference.load import ClassifierModel, Model, RegressionModel, load
+    from openmae.inference.load import ClassifierModel, MAEModel, RegressionModel, load
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo

@@ -14,7 +14,7 @@ import openmae
 from openmae.benchmarks import bench as command
 from openmae.benchmarks import loader, memory, step
 from openmae.benchmarks import transformers_mae as peers
-from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import WARM_UP, Row, in_turn, table
 from openmae.benchmarks.transformers_mae import check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.cli import run
@@ -77,7 +77,7 @@ def test_a_row_without_a_peer_has_no_ratio():
 
 
 def pair(**settings):
-    settled = settled_for("tiny", 4, CPU, "fp32", **settings)
+    settled = pretrain_plan_for("tiny", 4, CPU, "fp32", **settings)
     ours = make_ours(settled, CPU)
     c = settled.config
     model = twin(find_transformers(), ours.model, settled.shape)
@@ -98,7 +98,7 @@ def test_both_compute_the_same_loss_and_go_on_alike(target):
 
 
 def test_micro_batches_add_up_to_the_same_step():
-    whole, parts = (make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3))
+    whole, parts = (make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3))
     assert [len(part.images) for part in parts.parts] == [3, 1]
     for side in (whole, parts):
         side.step()

@@ -20,7 +20,7 @@ from openmae.data.augment import (
     centre_box,
     check_rand_augment,
     evaluation_box,
-    evaluation_margin,
+    evaluation_crop_fraction,
     fill_colour,
     rand_augment,
     random_size_box,
@@ -301,7 +301,9 @@ def test_neither_workers_nor_global_states_change_an_image():
 # --- evaluation --------------------------------------------------------------------------------------------------
 
 
-def evaluated(source: Memory, indices, workers: int = 0, margin: float = 1.0, batch_size: int = 4, with_labels=True):
+def evaluated(
+    source: Memory, indices, workers: int = 0, crop_fraction: float = 1.0, batch_size: int = 4, with_labels=True
+):
     return list(
         evaluation_batches(
             source,
@@ -309,7 +311,7 @@ def evaluated(source: Memory, indices, workers: int = 0, margin: float = 1.0, ba
             indices,
             batch_size=batch_size,
             workers=workers,
-            margin=margin,
+            crop_fraction=crop_fraction,
             min_side=4,
             with_labels=with_labels,
         )
@@ -354,7 +356,7 @@ def test_evaluation_sees_what_resize_and_centre_crop_see():
     outermost 2 px, where theirs sees beyond the box."""
     image = (np.random.default_rng(0).random((512, 640, 3)) * 255).astype(np.uint8)
     size = (224, 224)
-    ours = resized_crop(image, evaluation_box(image, size, evaluation_margin(size)), size)
+    ours = resized_crop(image, evaluation_box(image, size, evaluation_crop_fraction(size)), size)
     resize = Resize(256, InterpolationMode.BICUBIC)
     theirs = torch.from_numpy(np.array(CenterCrop(224)(resize(Image.fromarray(image))))).permute(2, 0, 1)
     difference = (ours.int() - theirs.int()).abs()[:, 2:-2, 2:-2]
@@ -377,14 +379,24 @@ def test_crops_are_pillows_within_rounding():
 
 
 def test_the_margin():
-    assert evaluation_margin((224, 224)) == evaluation_margin((32, 32)) == evaluation_margin((192, 224)) == 0.875
-    assert evaluation_margin((225, 225)) == evaluation_margin((448, 448)) == evaluation_margin((224, 256)) == 1.0
+    assert (
+        evaluation_crop_fraction((224, 224))
+        == evaluation_crop_fraction((32, 32))
+        == evaluation_crop_fraction((192, 224))
+        == 0.875
+    )
+    assert (
+        evaluation_crop_fraction((225, 225))
+        == evaluation_crop_fraction((448, 448))
+        == evaluation_crop_fraction((224, 256))
+        == 1.0
+    )
     image = np.empty((256, 384, 3), np.uint8)
     assert evaluation_box(image, (224, 224), 0.875) == (16, 80, 224, 224)
     assert evaluation_box(image, (224, 224), 1.0) == centre_box(image, (224, 224)) == (0, 64, 256, 256)
     assert evaluation_box(image, (100, 200), 0.875) == (44, 24, 168, 336)
     assert evaluation_box(np.empty((1, 1, 1)), (8, 8), 0.1) == (0, 0, 1, 1)
-    kept, cut = (evaluated(Labelled(), range(4), margin=margin)[0].images for margin in (1.0, 0.5))
+    kept, cut = (evaluated(Labelled(), range(4), crop_fraction=crop_fraction)[0].images for crop_fraction in (1.0, 0.5))
     assert not torch.equal(kept, cut)
     for i in range(4):
         source = Labelled().read(i)

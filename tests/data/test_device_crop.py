@@ -16,7 +16,7 @@ from openmae.data.batch import Batch, Crops
 from openmae.data.decoding.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
 from openmae.data.loader import Stream, collate, training_loader
-from openmae.data.preprocess import look_at, normalise
+from openmae.data.preprocess import normalise, survey
 from openmae.data.readers import read
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.open import open_source
@@ -359,9 +359,9 @@ def test_a_raw_pack_is_known_by_its_shape(tmp_path):
         pack(PackConfig(data=str(tmp_path / "files"), out=str(tmp_path / form), format=form, workers=0))
     source = open_source(str(tmp_path / "raw"))
     rest, held_out = split_held_out(source, 2)
-    assert raw_shape(source) == raw_shape(rest) == raw_shape(held_out) == look_at(rest).raw_shape == (32, 32, 3)
+    assert raw_shape(source) == raw_shape(rest) == raw_shape(held_out) == survey(rest).raw_shape == (32, 32, 3)
     jpegs = open_source(str(tmp_path / "jpeg"))
-    assert raw_shape(jpegs) is raw_shape(open_source("embedded:digits")) is look_at(jpegs).raw_shape is None
+    assert raw_shape(jpegs) is raw_shape(open_source("embedded:digits")) is survey(jpegs).raw_shape is None
     stream = Stream(rest, as_raw(SIZE), Augmentation(), 0, 4, is_whole=True)
     samples = stream.__getitems__(range(4))
     assert all(np.shares_memory(sample.image, source._open_map()) for sample in samples)

@@ -16,7 +16,7 @@ from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments import figure_9 as task
 from openmae.experiments.experiment import experiment
-from openmae.planning import probe as settle_probe
+from openmae.planning import probe as make_probe_plan
 from openmae.run.lock import held
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -31,7 +31,7 @@ TRAINED = ("full", "scratch", "0.5-blocks", "1-blocks")
 def short():
     """A probe of 20 steps, and no reports of runs: pictures are most of what a tiny one costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(settle_probe, "STEPS_WANTED", 20)
+        patch.setattr(make_probe_plan, "STEPS_WANTED", 20)
         for name in ("probe", "finetune"):
             patch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
         yield

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import openmae
 from openmae.errors import RequestError
 from openmae.inference.load import load
-from openmae.interchange.init import find_model, read_described
+from openmae.interchange.init import find_model, read_stored_model
 from openmae.interchange.load_weights import start_pretraining
 
 
@@ -123,7 +123,7 @@ def test_weights_go_over_to_another_grid_but_not_their_positions(pixel_run, digi
 
     from openmae.model.mae import MAE
 
-    init = read_described(pixel_run / "model.safetensors")
+    init = read_stored_model(pixel_run / "model.safetensors")
     weights, shape = init.weights, init.shape
     larger = MAE.from_shape(replace(shape, encoder=replace(shape.encoder, image_size=(16, 12))))
     positions = larger.encoder.pos_embed.clone()

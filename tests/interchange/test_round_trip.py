@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from openmae import ConvertConfig, RequestError, convert
 from openmae.interchange.init import read_init
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 
 from .foreign import beit_classifier, photograph, relative_error, saved, timm_vit, vit_classifier, vit_mae, vit_model
 
@@ -25,12 +25,12 @@ def foreign(kind: str, folder: Path) -> Path:
     return folder / kind
 
 
-def converted(init: str, out: Path, to: str, **options: Any) -> Described:
+def converted(init: str, out: Path, to: str, **options: Any) -> StoredModel:
     convert(ConvertConfig(init=init, out=str(out), to=to, **options))
     return read_init(str(out), say=False)
 
 
-def assert_equal(one: Described, other: Described) -> None:
+def assert_equal(one: StoredModel, other: StoredModel) -> None:
     assert one.weights.keys() == other.weights.keys()
     assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
     assert one.shape == other.shape
@@ -63,7 +63,9 @@ def test_bit_equal_both_ways(kind: str, to: str, ending: str, tmp_path: Path) ->
         p, q = before.preprocessing, after.preprocessing
         assert (p.image_size, p.value_range) == (q.image_size, q.value_range)
         assert torch.allclose(torch.tensor(p.mean + p.std), torch.tensor(q.mean + q.std), atol=1e-6)
-        assert abs(p.margin - q.margin) < 0.02  # timm's and transformers' are whole pixels of a short side
+        assert (
+            abs(p.crop_fraction - q.crop_fraction) < 0.02
+        )  # timm's and transformers' are whole pixels of a short side
 
 
 def test_transformers_own_files_come_out_as_they_went_in(tmp_path: Path) -> None:
@@ -113,8 +115,8 @@ def test_a_larger_decoder_predicts_and_another_patch_is_refused(tmp_path: Path) 
     path = foreign("mae", tmp_path)
     convert(ConvertConfig(init=str(path), out=str(tmp_path / "large"), to="openmae", image_size=96))
     large, small = openmae.load(str(tmp_path / "large"), "cpu"), openmae.load(str(path), "cpu")
-    assert isinstance(large, openmae.Model)
-    assert isinstance(small, openmae.Model)
+    assert isinstance(large, openmae.MAEModel)
+    assert isinstance(small, openmae.MAEModel)
     images = photograph((96, 96), batch=1)
     assert relative_error(large.encode(images), small.encode(images)) < 1e-6
     pictures = [large.reconstruct(images, seed=1).prediction, small.reconstruct(images, seed=1).prediction]

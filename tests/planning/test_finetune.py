@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from openmae.config import SIZES, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape
+from openmae.config import SIZES, FinetuneConfig, Preprocessing, ResolvedFinetuneConfig, ViTShape
 from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.planning.decisions import total_steps
-from openmae.planning.finetune import FinetunePlan, settle_finetune
+from openmae.planning.finetune import FinetunePlan, make_finetune_plan
 
 from .test_pretrain import CPU, DATA, GPU, PHOTOS
 
@@ -36,7 +36,7 @@ def pretrained(size="base", facts=PHOTOS, side=224, patch=16):
 def settled(facts=PHOTOS, machine=GPU, init=None, multi=False, classes=10, **settings):
     name = "run" if init is not None else "none"
     config = FinetuneConfig(data="data", out="out", init=name, **settings)
-    return settle_finetune(config, facts, classes, multi, machine, init)
+    return make_finetune_plan(config, facts, classes, multi, machine, init)
 
 
 @pytest.mark.parametrize("is_scratch", [False, True], ids=["fine-tune", "scratch"])
@@ -53,7 +53,7 @@ def test_nothing_stays_open_and_each_decision_has_a_reason(facts, machine, is_sc
     assert {name for name in given if given[name] != asked[name]} - {"micro_batch_size"} <= tuned.reasons.keys()
     assert all(tuned.reasons.values())
     # What it settled settles to itself: a run can be repeated from its config.json.
-    again = FinetunePlan.of(SettledFinetune.from_dict(given), 10, tuned.preprocessing)
+    again = FinetunePlan.of(ResolvedFinetuneConfig.from_dict(given), 10, tuned.preprocessing)
     assert (again.config, again.shape) == (tuned.config, tuned.shape)
     c = tuned.config
     assert c.warmup_epochs <= min(5, 0.1 * c.epochs)
@@ -68,7 +68,7 @@ def test_the_model_and_its_preprocessing_are_kept():
     shape, preprocessing = pretrained()
     tuned = settled(init=(shape, preprocessing))
     assert tuned.shape.encoder == shape
-    assert tuned.preprocessing == replace(preprocessing, margin=224 / 256)
+    assert tuned.preprocessing == replace(preprocessing, crop_fraction=224 / 256)
     assert {tuned.reasons[name] for name in ("width", "mean", "background", "image_size")} == {"as --init"}
     for name, value in {"width": 384, "depth": 3, "channels": 1, "background": 1.0}.items():
         with pytest.raises(RequestError, match=r"but --init has .*: leave it out"):
@@ -93,9 +93,9 @@ def test_the_model_and_its_preprocessing_are_kept():
         (224, 255, 1),
     ],
 )
-def test_what_a_test_image_loses_at_its_edges(size, short_side, margin):
+def test_what_a_test_image_loses_at_its_edges(size, short_side, crop_fraction):
     tuned = settled(replace(PHOTOS, short_side=short_side), init=pretrained(), image_size=size)
-    assert tuned.preprocessing.margin == margin
+    assert tuned.preprocessing.crop_fraction == crop_fraction
     assert tuned.preprocessing.image_size == ((size, size) if isinstance(size, int) else size)
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from openmae.config import IMAGENET_MEAN, PretrainConfig, SettledConfig
+from openmae.config import IMAGENET_MEAN, PretrainConfig, ResolvedPretrainConfig
 from openmae.data.preprocess import DataFacts, normalise
 from openmae.errors import RequestError
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.planning.decisions import Machine, total_steps
 from openmae.planning.encoder import heads_for
-from openmae.planning.pretrain import PretrainPlan, planned_memory, settle
+from openmae.planning.pretrain import PretrainPlan, make_pretrain_plan, planned_memory
 
 CPU = Machine("cpu", False, 2, 16 << 30)
 GPU = Machine("cuda", True, 8, 80 << 30)
@@ -48,7 +48,7 @@ def config(**settings):
 
 
 def settled(facts=PHOTOS, machine=CPU, **settings):
-    return settle(config(**settings), facts, machine)
+    return make_pretrain_plan(config(**settings), facts, machine)
 
 
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "cuda"])
@@ -71,11 +71,11 @@ def test_device_and_held_out_images_are_settled_with_the_rest():
     """The device by its full name, asked for or not; of the images held out what the data says, unless asked for."""
     second = replace(GPU, name="cuda:1")
     for asked, reasons in ((None, {"device", "held_out"}), ("cuda:1", {"held_out"})):
-        plan = settle(config(device=asked), PHOTOS, second, num_held_out=256)
+        plan = make_pretrain_plan(config(device=asked), PHOTOS, second, num_held_out=256)
         assert (plan.config.device, plan.config.held_out) == ("cuda:1", 256)
         assert reasons == {"device", "held_out"} & plan.reasons.keys()
-    assert settle(config(), PHOTOS, CPU, num_held_out=0).reasons["held_out"] == "too few images"
-    given = settle(config(held_out=7), PHOTOS, CPU, num_held_out=5)
+    assert make_pretrain_plan(config(), PHOTOS, CPU, num_held_out=0).reasons["held_out"] == "too few images"
+    given = make_pretrain_plan(config(held_out=7), PHOTOS, CPU, num_held_out=5)
     assert (given.config.held_out, "held_out" in given.reasons) == (7, False)
     assert Machine.of(torch.device("cpu"), 1).name == "cpu"
 
@@ -241,27 +241,27 @@ def test_precision_is_the_faster_one(machine, model, precision):
     assert settled(machine=machine, model=model).config.precision == precision
 
 
-def model_of(first: PretrainPlan) -> Described:
+def model_of(first: PretrainPlan) -> StoredModel:
     """A model that was trained with these settings; its weights are not looked at."""
-    return Described(Path("a run"), {}, first.shape, first.preprocessing, {})
+    return StoredModel(Path("a run"), {}, first.shape, first.preprocessing, {})
 
 
 def test_weights_of_eight_bit_images_take_sixteen_bits_as_eight():
     """Or 0..65535 would be read on the weights' scale of 0..255."""
     first = settled(GREY)
-    again = settle(config(), DATA["microscope"], CPU, model_of(first))
+    again = make_pretrain_plan(config(), DATA["microscope"], CPU, model_of(first))
     assert (again.preprocessing.dtype, again.preprocessing.value_range) == ("uint8", (0.0, 255.0))
-    own = settle(config(value_range=(0.0, 4095.0)), DATA["microscope"], CPU, model_of(first))
+    own = make_pretrain_plan(config(value_range=(0.0, 4095.0)), DATA["microscope"], CPU, model_of(first))
     assert (own.preprocessing.dtype, own.preprocessing.value_range) == ("uint16", (0.0, 4095.0))
 
 
 def test_weights_to_start_from_bring_their_shape_and_statistics():
     first = settled(GREY, width=48, depth=2, num_heads=4, image_size=32, patch_size=8, target="pixel")
-    again = settle(config(), PHOTOS, GPU, model_of(first))
+    again = make_pretrain_plan(config(), PHOTOS, GPU, model_of(first))
     assert again.shape == first.shape
     assert (again.preprocessing.mean, again.preprocessing.channels) == (first.preprocessing.mean, 1)
     assert again.reasons["width"] == "as --init"
-    other = settle(config(image_size=64), PHOTOS, GPU, model_of(first))
+    other = make_pretrain_plan(config(image_size=64), PHOTOS, GPU, model_of(first))
     assert other.shape.encoder.grid == (8, 8)
 
 
@@ -331,7 +331,7 @@ def test_a_bf16_residual_is_for_bf16():
     old = settled().config.to_dict()
     for name in ("recompute", "bf16_residual"):  # a run of before there was a choice
         assert old.pop(name) is False
-    assert SettledConfig.from_dict(old) == settled().config
+    assert ResolvedPretrainConfig.from_dict(old) == settled().config
 
 
 def test_the_number_of_steps():

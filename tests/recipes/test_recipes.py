@@ -9,7 +9,7 @@ from openmae.cli import checked, parse
 from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig, ViTShape
 from openmae.data.preprocess import DataFacts
 from openmae.planning.decisions import Machine, total_steps
-from openmae.planning.finetune import settle_finetune
+from openmae.planning.finetune import make_finetune_plan
 from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
 
 ALL = [
@@ -98,7 +98,7 @@ def settled(recipe, model, **flags):
     )
     is_scratch = recipe.startswith("scratch")
     config = FinetuneConfig(data="data", out="out", init="none" if is_scratch else "run", recipe=recipe, **flags)
-    return settle_finetune(config, IMAGENET, 1000, False, GPU, None if is_scratch else (shape, preprocessing))
+    return make_finetune_plan(config, IMAGENET, 1000, False, GPU, None if is_scratch else (shape, preprocessing))
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -111,7 +111,7 @@ def test_the_tables_reach_a_run(name):
     assert tuned.shape.encoder.image_size == tuned.preprocessing.image_size == (side, side)
     assert tuned.preprocessing.mean == (0.485, 0.456, 0.406)
     assert tuned.preprocessing.std == (0.229, 0.224, 0.225)
-    assert tuned.preprocessing.margin == (224 / 256 if side == 224 else 1)
+    assert tuned.preprocessing.crop_fraction == (224 / 256 if side == 224 else 1)
     assert total_steps(tuned.config, IMAGENET.count) == steps
     assert tuned.config.base_lr * tuned.config.batch_size / 256 == pytest.approx(peak, rel=1e-12)
 

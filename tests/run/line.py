@@ -16,8 +16,8 @@ from openmae.run.model_input import ModelInput
 from openmae.run.open_run import open_run
 from openmae.run.step import accumulated_step
 from openmae.training.checkpoint import restore_optimizer
-from openmae.training.copy_ahead import inputs_of_steps
 from openmae.training.optim import sgd
+from openmae.training.prefetch import inputs_of_steps
 
 SLOPE = torch.tensor([1.0, -2.0, 3.0])
 NUMBERS = Preprocessing(channels=1, value_range=(0.0, 1.0), mean=(0.0,), std=(1.0,), image_size=(1, 1))
@@ -48,11 +48,11 @@ def fit_line(config, on_step=lambda step: None):
         model = nn.Linear(3, 1)
         optimizer = sgd([{"params": list(model.parameters()), "weight_decay": 0.0}], 0.9)
 
-        def put_back(checkpoint):
+        def restore_state(checkpoint):
             model.load_state_dict(load_file(checkpoint.folder / "model.safetensors"))
             restore_optimizer(checkpoint.folder, model, optimizer)
 
-        run.restore("numbers", put_back)
+        run.restore("numbers", restore_state)
         if (summary := run.finished(config.steps)) is not None:
             return summary
         run.announce([f"steps      {config.steps}"], checkpoint_bytes=1000, keep=config.keep)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 from openmae.errors import Interrupted
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
@@ -104,7 +104,7 @@ def test_unnoticed_they_would_have_changed_the_run(digits_config, pixel_run, tmp
 def test_bf16_is_held_against_float32_in_pieces(compile_as, monkeypatch):
     """By CPU emulation. Measured: compiled and eager the same, 0.9 % from float32."""
     compile_as(Wrapped)
-    ours = make_ours(settled_for("tiny", 8, CPU, "bf16", micro_batch_size=5), CPU)
+    ours = make_ours(pretrain_plan_for("tiny", 8, CPU, "bf16", micro_batch_size=5), CPU)
     failed, real = [], step_model.differences
 
     def little_memory(*arguments):
@@ -127,7 +127,7 @@ def test_bf16_is_held_against_float32_in_pieces(compile_as, monkeypatch):
 
 
 def test_each_size_of_micro_batch_is_compiled_before_the_first_step(compile_as):
-    ours = make_ours(settled_for("tiny", 8, CPU, "fp32", micro_batch_size=3), CPU)
+    ours = make_ours(pretrain_plan_for("tiny", 8, CPU, "fp32", micro_batch_size=3), CPU)
     assert step_model.numbers_of_sizes(next(ours.inputs)) == [0, 2]
 
 

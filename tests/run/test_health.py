@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from openmae.config import Preprocessing, SettledConfig
+from openmae.config import Preprocessing, ResolvedPretrainConfig
 from openmae.errors import Interrupted
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.model.mae import MAE
@@ -89,7 +89,7 @@ def test_guessing_costs_what_numpy_finds(run, request):
     """Per-output variance of the masked patches of the held-out images, cut out with numpy alone."""
     folder = request.getfixturevalue(run)
     values = json.loads((folder / "config.json").read_text())
-    config, preprocessing = SettledConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
+    config, preprocessing = ResolvedPretrainConfig.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     held_out = open_training_data(config).held_out
     masks = MaskSampler(config.mask, config.mask_ratio, (4, 4))
     look = HeldOut(held_out, config, preprocessing, masks)

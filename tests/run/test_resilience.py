@@ -33,7 +33,7 @@ from openmae.errors import Fault, Interrupted, RequestError
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.parallel import Processes
 from openmae.run import loop
-from openmae.run.progress import MOST_SKIPPED, Progress
+from openmae.run.progress import MAX_SKIPPED, Progress
 from openmae.run.remembered import with_remembered
 from openmae.tasks.pretrain import pretrain as task
 from openmae.tasks.pretrain.data import open_training_data
@@ -90,7 +90,7 @@ def test_a_skipped_step_between_two_lines_leaves_the_mean_finite(digits_config, 
 
 def test_many_in_a_row_roll_back(digits_config, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    at_calls(monkeypatch, "model_input", range(2, 2 + MOST_SKIPPED), lambda images: images * float("nan"))
+    at_calls(monkeypatch, "model_input", range(2, 2 + MAX_SKIPPED), lambda images: images * float("nan"))
     summary = pretrain(pixel_config(digits_config, out, log_every=1, save_every=1, steps=12))
     assert "not finite: back to step 10" in capsys.readouterr().out
     assert (summary["status"], summary["rollbacks"]) == ("complete", 1)

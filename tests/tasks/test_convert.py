@@ -283,7 +283,7 @@ def test_several_labels_are_said(tmp_path):
 
 def test_weights_are_not_changed(tmp_path):
     mae, shape = make_mae()
-    init = save_run(tmp_path / "init", mae, shape, make_preprocessing(shape.encoder, margin=0.875))
+    init = save_run(tmp_path / "init", mae, shape, make_preprocessing(shape.encoder, crop_fraction=0.875))
     weights = load_file(out_of(init, "timm") / "model.safetensors")
     assert all(torch.equal(weights[name], value) for name, value in mae.encoder.state_dict().items())
 

@@ -14,7 +14,7 @@ from PIL import Image
 from openmae.config.features import KnnConfig
 from openmae.data.sources.open import open_source
 from openmae.errors import Fault, RequestError
-from openmae.inference.features import extract, margin_for
+from openmae.inference.features import crop_fraction_for, extract
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel
 from openmae.inference.neighbours import nearest, neighbour_votes
@@ -152,18 +152,18 @@ def test_pools_layers_and_sizes_reach_the_encoder(model, digits):
 
 
 def test_small_images_keep_their_margin(digits, tmp_path):
-    assert margin_for(digits[0], (8, 8)) == 1.0  # seven of eight pixels, enlarged, would be less than there is
+    assert crop_fraction_for(digits[0], (8, 8)) == 1.0  # seven of eight pixels, enlarged, would be less than there is
     Image.new("RGB", (40, 60)).save(tmp_path / "a.png")
-    assert margin_for(open_source(str(tmp_path)), (32, 32)) == 224 / 256
-    assert margin_for(open_source(str(tmp_path)), (36, 36)) == 1.0
-    assert margin_for(open_source(str(tmp_path)), (256, 256)) == 1.0
+    assert crop_fraction_for(open_source(str(tmp_path)), (32, 32)) == 224 / 256
+    assert crop_fraction_for(open_source(str(tmp_path)), (36, 36)) == 1.0
+    assert crop_fraction_for(open_source(str(tmp_path)), (256, 256)) == 1.0
 
 
 def test_the_margin_reaches_the_crop(model, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
     Image.fromarray(image[..., 0]).save(tmp_path / "a.png")
-    for margin, cut in ((None, 0), (1.0, 0), (224 / 256, 4), (0.5, 16)):
-        found = extract(model, open_source(str(tmp_path)), margin=margin).values
+    for crop_fraction, cut in ((None, 0), (1.0, 0), (224 / 256, 4), (0.5, 16)):
+        found = extract(model, open_source(str(tmp_path)), crop_fraction=crop_fraction).values
         expected = model.features(image[cut : 64 - cut, cut : 64 - cut]).numpy()
         assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()  # measured 0
 

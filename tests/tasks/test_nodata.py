@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import openmae
 from openmae import EmbedConfig, FinetuneConfig, InspectConfig, KnnConfig, ProbeConfig, ReconstructConfig
 from openmae.cli import run as openmae_run
-from openmae.config import SettledConfig
+from openmae.config import ResolvedPretrainConfig
 from openmae.errors import Interrupted, RequestError
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.parallel import Processes
@@ -226,7 +226,7 @@ def test_two_processes_do_what_one_does_and_a_killed_run_of_two_goes_on(data, tm
 
 def test_an_older_run_goes_on_without(nodata_config, tmp_path, monkeypatch):
     """Its config has no such setting: a NaN stays an unreadable image, -9999 stays a number."""
-    assert SettledConfig.__dataclass_fields__["nodata"].default == "off"
+    assert ResolvedPretrainConfig.__dataclass_fields__["nodata"].default == "off"
     monkeypatch.setattr(preprocessing, "stored_nodata", lambda setting: None)  # as records were
     whole, out = tmp_path / "whole", tmp_path / "run"
     pretrain(nodata_config(whole, nodata="off", steps=8))

@@ -24,16 +24,16 @@ from openmae.config import (
     ReconstructConfig,
 )
 from openmae.data.augment import Augmentation
-from openmae.data.depths import look_at_depths
+from openmae.data.depths import survey_depths
 from openmae.data.loader import Stream, collate
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import split_held_out
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments.experiment import experiment
 from openmae.inference.load import load
-from openmae.planning import probe as settle_probe
+from openmae.planning import probe as make_probe_plan
 from openmae.tasks.attention import attention
 from openmae.tasks.embed import embed
 from openmae.tasks.finetune.finetune import finetune
@@ -276,7 +276,7 @@ def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):
 
 
 def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(settle_probe, "STEPS_WANTED", 20)
+    monkeypatch.setattr(make_probe_plan, "STEPS_WANTED", 20)
     for name in ("probe", "finetune"):  # pictures are most of what tiny runs cost
         monkeypatch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
     config = ExperimentConfig(
@@ -325,7 +325,7 @@ def test_a_raw_pack_keeps_its_word_for_what_reads_it(folders, eight_bit_run, tmp
     pack(PackConfig(data=str(folders / "low"), out=str(out), value_range=(0.0, 250.0), **settings))
     source = open_source(str(out))
     assert source.value_range == (0.0, 250.0)
-    assert look_at(source).value_range == (0.0, 250.0)
+    assert survey(source).value_range == (0.0, 250.0)
     capsys.readouterr()
     _, about = features(out, eight_bit_run, tmp_path)
     assert about["source_range"] == [0, 250]
@@ -397,7 +397,7 @@ def test_tiles_of_twelve_bits_are_those_of_eight(eight_bit_run, tmp_path, capsys
         samples.append(collate([stream[i] for i in range(16)]))
     assert torch.equal(samples[0].images, samples[1].images)
     assert samples[0].blank == samples[1].blank > 0
-    assert look_at_depths([split_held_out(tiles, 2)[0]]).highest["uint16"] <= 4095  # a part of the tiles, too
+    assert survey_depths([split_held_out(tiles, 2)[0]]).highest["uint16"] <= 4095  # a part of the tiles, too
 
 
 def test_packs_of_twelve_bit_tiles_hold_the_scale(eight_bit_run, tmp_path):

@@ -21,7 +21,7 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
     """Of one batch. Notes errors and the seconds of compiling; raises Failed where they are too large."""
     import torch
 
-    from openmae.benchmarks.ours import make_ours, settled_for
+    from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 
     if not context.is_gpu:
         case, batch = "tiny", 4
@@ -34,7 +34,7 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
             ("eager", precision, min(2 * PIECE, batch), False),
             ("compiled", precision, batch, True),
         ):
-            settled = settled_for(case, batch, device, kind, micro_batch_size=pieces)
+            settled = pretrain_plan_for(case, batch, device, kind, micro_batch_size=pieces)
             ours = make_ours(settled, device, is_compiled=is_compiled)
             began = time.monotonic()
             sides[name] = gradients_of(ours)
@@ -65,7 +65,7 @@ def gradients_of(ours: Any) -> dict[str, Any]:
         images = model_input(part, ours.settled.preprocessing, ours.device)
         masking = to_device(ours.masks(part.keys), ours.device)
         with autocast(ours.device, config.precision):
-            loss = ours.stepped(images, masking).loss * (len(images) / config.batch_size)
+            loss = ours.wrapped_model(images, masking).loss * (len(images) / config.batch_size)
         loss.backward()
     found = {name: p.grad.detach().float() for name, p in ours.model.named_parameters() if p.grad is not None}
     ours.model.zero_grad(set_to_none=True)

@@ -38,8 +38,8 @@ class Report:
         self.calls: list[dict[str, Any]] = []
         out.mkdir(parents=True, exist_ok=True)
         if is_merged and (out / "check.json").exists():
-            earlier = json.loads((out / "check.json").read_bytes())
-            self.results, self.calls = {r["name"]: r for r in earlier["parts"]}, earlier["calls"]
+            previous = json.loads((out / "check.json").read_bytes())
+            self.results, self.calls = {r["name"]: r for r in previous["parts"]}, previous["calls"]
         else:
             (out / "check.log").unlink(missing_ok=True)
 

@@ -129,15 +129,15 @@ def cuda_graphs(context: Context) -> None:
 
     from gpu_parts.gradients import captured_only
     from openmae.benchmarks.machine import waiting
-    from openmae.benchmarks.ours import make_ours, settled_for
+    from openmae.benchmarks.ours import make_ours, pretrain_plan_for
     from openmae.benchmarks.rows import in_turn, timed
 
     case, batch, precision = ("small", 64, "bf16") if context.is_gpu else ("tiny", 4, "fp32")
     device = torch.device("cuda:0" if context.is_gpu else "cpu")
     with contextlib.nullcontext() if context.is_gpu else captured_only():
-        settled = settled_for(case, batch, device, precision)
+        settled = pretrain_plan_for(case, batch, device, precision)
         plain, graphs = make_ours(settled, device, is_compiled=True), make_ours(settled, device)
-        graphs.stepped = torch.compile(graphs.model, dynamic=False, mode="reduce-overhead")
+        graphs.wrapped_model = torch.compile(graphs.model, dynamic=False, mode="reduce-overhead")
         wait = waiting(device)
         ours, theirs = in_turn(ROUNDS, timed(graphs.step, wait), timed(plain.step, wait))
         losses = [float(side.loss().detach()) for side in (graphs, plain)]
@@ -155,13 +155,13 @@ def compiled(context: Context, case: str, batch: int, is_peer: bool) -> None:
     import torch
 
     from gpu_parts.gradients import captured_only
-    from openmae.benchmarks.ours import RATE, make_ours, settled_for
+    from openmae.benchmarks.ours import RATE, make_ours, pretrain_plan_for
     from openmae.benchmarks.transformers_mae import find_transformers, loss_and_norm, make_peer, twin
 
     case, batch, precision = (case, batch, "bf16") if context.is_gpu else ("tiny", 4, "fp32")
     device = torch.device("cuda:0" if context.is_gpu else "cpu")
     with contextlib.nullcontext() if context.is_gpu else captured_only():
-        settled = settled_for(case, batch, device, precision)
+        settled = pretrain_plan_for(case, batch, device, precision)
         ours = make_ours(settled, device, is_compiled=not is_peer)
         c, transformers = settled.config, find_transformers()
         if not is_peer:

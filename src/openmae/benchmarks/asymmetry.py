@@ -7,7 +7,7 @@ compared with mask tokens in the encoder and 8 blocks; the paper's hours are of 
 import torch
 
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import WORDS, Ours, batch_of, make_ours, settled_for
+from openmae.benchmarks.ours import WORDS, Ours, batch_of, make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import Row, in_turn, timed
 from openmae.config import BenchConfig
 from openmae.model import cost
@@ -33,7 +33,7 @@ def _rows(size: str, blocks: dict[str, int], most_blocks: int, config: BenchConf
 
     def made(decoder_depth: int, with_tokens: bool) -> Ours:
         settings = {"decoder_depth": decoder_depth, "mask_tokens_in_encoder": with_tokens}
-        return make_ours(settled_for(size, batch, device, config.precision, **settings), device)
+        return make_ours(pretrain_plan_for(size, batch, device, config.precision, **settings), device)
 
     theirs = made(most_blocks, with_tokens=True)
     ours = {name: made(depth, with_tokens=False) for name, depth in blocks.items()}

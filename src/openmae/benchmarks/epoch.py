@@ -30,11 +30,11 @@ from openmae.benchmarks.transformers_mae import (
     vit_mae_config,
 )
 from openmae.config import BenchConfig, DecoderShape, PretrainConfig
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import survey
 from openmae.data.sources.open import Source, open_source
 from openmae.planning.decisions import Machine
-from openmae.planning.pretrain import PretrainPlan, settle
-from openmae.training.copy_ahead import inputs_of_steps
+from openmae.planning.pretrain import PretrainPlan, make_pretrain_plan
+from openmae.training.prefetch import inputs_of_steps
 
 SIDE, PATCH = 32, 4
 BATCH, QUICK_BATCH = 256, 16
@@ -56,7 +56,7 @@ def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         data = config.data or str(generate(Path(place) / "generated.parquet"))
         source = open_source(data)
         assert source is not None
-        settled = settled_on(source, data, config, device)
+        settled = pretrain_plan_of(source, data, config, device)
         rows = []
         for case in config.case or ("peer", "data"):
             if case == "data":
@@ -66,7 +66,7 @@ def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         return rows
 
 
-def settled_on(source: Source, data: str, config: BenchConfig, device: torch.device) -> PretrainPlan:
+def pretrain_plan_of(source: Source, data: str, config: BenchConfig, device: torch.device) -> PretrainPlan:
     """What `openmae pretrain --model tiny` decides for images of this size; photographs are cut to 32 px."""
     batch = config.batch_size or (QUICK_BATCH if config.quick else BATCH)
     shape: dict[str, Any] = {"model": "tiny", "image_size": SIDE, "patch_size": PATCH}
@@ -85,7 +85,7 @@ def settled_on(source: Source, data: str, config: BenchConfig, device: torch.dev
         device=str(device),
         **shape,
     )
-    return settle(asked, look_at(source, 32), Machine.of(device, 1))
+    return make_pretrain_plan(asked, survey(source, 32), Machine.of(device, 1))
 
 
 def _against_ready(settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device) -> Row:

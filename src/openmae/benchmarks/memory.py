@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, make_ours, settled_for
+from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import NOT_INSTALLED, Row
 from openmae.benchmarks.step import equal_pair
 from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, make_peer, twin
@@ -55,7 +55,7 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
             }
         bytes_per_value = 2 if c.precision == "bf16" else 4
         for form in forms:
-            side = make_ours(settled_for(case, c.batch_size, device, c.precision, **form.settings), device)
+            side = make_ours(pretrain_plan_for(case, c.batch_size, device, c.precision, **form.settings), device)
             check_equal(side.loss_and_norm(), equal_to, c.precision)
             own = of_ours(side)
             recompute = form.settings.get("recompute", False)

@@ -23,14 +23,14 @@ from openmae.machine.parallel import Processes, parallelise
 from openmae.model.mae import MAE
 from openmae.model.masking import noise_per_image
 from openmae.planning.decisions import Machine
-from openmae.planning.pretrain import PretrainPlan, settle
+from openmae.planning.pretrain import PretrainPlan, make_pretrain_plan
 from openmae.run.batches import read_steps
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
-from openmae.training.copy_ahead import StepInputs, inputs_of_steps
 from openmae.training.optim import adamw, set_rate
+from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 RATE = 1e-4  # small: a step moves the weights, a few change little
 
@@ -64,7 +64,9 @@ def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None)
     return 256 if device.type == "cuda" else CPU_BATCH[case]
 
 
-def settled_for(case: str, batch: int, device: torch.device, precision: str | None, **settings: Any) -> PretrainPlan:
+def pretrain_plan_for(
+    case: str, batch: int, device: torch.device, precision: str | None, **settings: Any
+) -> PretrainPlan:
     """What `openmae pretrain` would decide for this model, with the whole batch at once."""
     facts = DataFacts(
         count=50_000,
@@ -78,7 +80,7 @@ def settled_for(case: str, batch: int, device: torch.device, precision: str | No
     asked: dict[str, Any] = {"batch_size": batch, "micro_batch_size": batch, "steps": 1000, **CASES[case], **settings}
     asked = {"recompute": False, **asked}  # nothing is chosen by how much memory is here
     config = PretrainConfig(data="none", out="none", precision=precision, device=str(device), **asked)
-    return settle(config, facts, Machine.of(device, 1))
+    return make_pretrain_plan(config, facts, Machine.of(device, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ class Ours:
 
     settled: PretrainPlan
     model: MAE
-    stepped: nn.Module
+    wrapped_model: nn.Module
     optimizer: torch.optim.Optimizer
     masks: MaskSampler
     parts: list[Batch]
@@ -123,7 +125,7 @@ class Ours:
 
     def step(self, rate: float = RATE) -> StepResult:
         set_rate(self.optimizer, rate)
-        return train_step(self.stepped, self.optimizer, next(self.inputs), self.settled.config, Processes())
+        return train_step(self.wrapped_model, self.optimizer, next(self.inputs), self.settled.config, Processes())
 
     @cached_property
     def inputs(self) -> Generator[StepInputs[Batch, ModelInput], None, None]:
@@ -151,7 +153,7 @@ class Ours:
         """Of the first `count` images, or of the whole batch, at once, as a step computes it."""
         masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
         with autocast(self.device, self.settled.config.precision):
-            return self.stepped(self.images()[:count], masking).loss
+            return self.wrapped_model(self.images()[:count], masking).loss
 
     def loss_and_norm(self) -> tuple[float, float]:
         """Of the whole batch at once, without a step."""
@@ -162,7 +164,7 @@ def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool 
     """Our program with fresh weights and a batch of smooth noise, the same for the same seed.
 
     Args:
-        is_compiled: whether `stepped` goes through torch.compile; the settings' `compile` is not looked at.
+        is_compiled: whether `wrapped_model` goes through torch.compile; the settings' `compile` is not looked at.
     """
     torch.manual_seed(seed)
     config, shape = settled.config, settled.shape
@@ -179,8 +181,8 @@ def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool 
     parts = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
     if device.type == "cuda":
         parts = [part.pin_memory() for part in parts]  # as a run's are
-    stepped = parallelise(model, Processes(), device, is_compiled=is_compiled)
-    return Ours(settled, model, stepped, optimizer, mask_sampler(config, shape), parts, device)
+    wrapped_model = parallelise(model, Processes(), device, is_compiled=is_compiled)
+    return Ours(settled, model, wrapped_model, optimizer, mask_sampler(config, shape), parts, device)
 
 
 class OurRun:
@@ -207,4 +209,4 @@ class OurRun:
     def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
         o = self.ours
         set_rate(o.optimizer, RATE)
-        train_step(o.stepped, o.optimizer, inputs, o.settled.config, Processes())
+        train_step(o.wrapped_model, o.optimizer, inputs, o.settled.config, Processes())

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from openmae.benchmarks.epoch import settled_on
+from openmae.benchmarks.epoch import pretrain_plan_of
 from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import WORDS, OurRun, batch_of, make_ours, settled_for
+from openmae.benchmarks.ours import WORDS, OurRun, batch_of, make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import Row, in_turn, timed
 from openmae.config import BenchConfig
 from openmae.data.sources.open import open_source
@@ -28,7 +28,7 @@ def settings_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     wait = waiting(device)
     sides = []
     for t, size in choices:
-        settled = settled_for(case, batch, device, config.precision, micro_batch_size=size)
+        settled = pretrain_plan_for(case, batch, device, config.precision, micro_batch_size=size)
         ours = make_ours(settled, device)
 
         def measure(ours=ours, t=t) -> float:  # type: ignore[no-untyped-def]
@@ -67,7 +67,7 @@ def _readers(config: BenchConfig, device: torch.device, threads: int, case: str)
             name="epoch", workers=workers, quick=config.quick, device=config.device, precision=config.precision,
             batch_size=config.batch_size,
         )  # fmt: skip
-        runs.append(OurRun(settled_on(source, DATA, small, device), source, device))
+        runs.append(OurRun(pretrain_plan_of(source, DATA, small, device), source, device))
     wait = waiting(device)
     try:
         with num_threads(threads):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from openmae.benchmarks.machine import ceiling, share_of, waiting
-from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, settled_for
+from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
 from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
 from openmae.config import BenchConfig
@@ -60,7 +60,7 @@ def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ou
         Fault: they are not.
     """
     batch = batch_of(case, device, config.quick, config.batch_size)
-    settled = settled_for(case, batch, device, config.precision)
+    settled = pretrain_plan_for(case, batch, device, config.precision)
     ours = make_ours(settled, device)
     print(f"\n{WORDS[case]}, {batch} images, {settled.config.precision}", flush=True)
     transformers = find_transformers()
@@ -117,7 +117,7 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
     for form in forms:
         if form.settings.get("bf16_residual") and c.precision != "bf16":
             continue
-        settled = settled_for(case, c.batch_size, device, c.precision, **form.settings)
+        settled = pretrain_plan_for(case, c.batch_size, device, c.precision, **form.settings)
         side = make_ours(settled, device, is_compiled=form.is_compiled)
         found = if_it_fits(side.loss_and_norm, side.model, device)
         if peer is not None and found is not None and equal_to is not None:

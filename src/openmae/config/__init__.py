@@ -10,19 +10,27 @@ from openmae.config.convert import ConvertConfig
 from openmae.config.dataset import SPLITS, DataParts, Dataset, DataSettings, PartSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
-from openmae.config.finetune import FinetuneConfig, SettledFinetune
+from openmae.config.finetune import FinetuneConfig, ResolvedFinetuneConfig
 from openmae.config.inspect import InspectConfig
 from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.config.pretrain import AUGMENTS, CROP_ASPECTS, MASKS, PRECISIONS, STATISTICS, PretrainConfig, SettledConfig
-from openmae.config.probe import ProbeConfig, SettledProbe
+from openmae.config.pretrain import (
+    AUGMENTS,
+    CROP_ASPECTS,
+    MASKS,
+    PRECISIONS,
+    STATISTICS,
+    PretrainConfig,
+    ResolvedPretrainConfig,
+)
+from openmae.config.probe import ProbeConfig, ResolvedProbeConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
 from openmae.config.shapes import (
     DEFAULT_POOL,
     HEADS,
-    LARGEST,
+    LIMITS,
     POOLS,
     SIZES,
     TARGETS,

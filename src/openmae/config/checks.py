@@ -14,9 +14,9 @@ from openmae.errors import RequestError
 MARKED, OFF = "marked", "off"
 NODATA_WAYS = (MARKED, OFF)
 NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None is no open question: nothing is decided for it
-LARGEST_TILE = 100_000  # pixels; more would cut nothing
+MAX_TILE = 100_000  # pixels; more would cut nothing
 MAX_PIXELS = 178_956_970  # where Pillow, left alone, warned long ago and now refuses: twice its MAX_IMAGE_PIXELS
-LARGEST_SIDE = 16384  # pixels, of a model's images
+MAX_SIDE = 16384  # pixels, of a model's images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Sized:
     def check_size(self) -> None:
         """Raise RequestError where a side is none that an image can have."""
         for side in self.size or ():
-            check_range("--image-size", side, 1, LARGEST_SIDE)
+            check_range("--image-size", side, 1, MAX_SIDE)
 
 
-class SettledSize(Sized):
+class ResolvedSize(Sized):
     """Settings whose `--image-size` is no open question."""
 
     image_size: int | tuple[int, int]
@@ -110,7 +110,7 @@ def check_types(config: Any) -> None:
             raise RequestError(f"{flag_of(name)} got {value!r} ({type(value).__name__}): it must be {hint}")
 
 
-def check_settled(config: Any) -> None:
+def check_resolved(config: Any) -> None:
     """Raise RequestError where a setting that must be decided is None."""
     hints = get_type_hints(type(config))
     missing = [
@@ -142,7 +142,7 @@ def check_value_range(got: tuple[float, float] | None) -> None:
 
 def check_tiles(tiles: int | None, sides: tuple[int, int] | None, flag: str = "--image-size") -> None:
     """Raise RequestError where a tile would be enlarged to what is asked for by `flag` (None passes)."""
-    check_range("--tiles", tiles, 1, LARGEST_TILE)
+    check_range("--tiles", tiles, 1, MAX_TILE)
     if tiles is not None and sides is not None and tiles < max(sides):
         raise RequestError(
             f"--tiles got {tiles}, less than {flag} {max(sides)}: tiles would be enlarged, give {max(sides)} or more"

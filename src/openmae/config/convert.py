@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from openmae.config.checks import NONE_IS_OFF, Settings, Sized, check_name, check_range, check_types, flag_of
-from openmae.config.shapes import DEFAULT_POOL, LARGEST, POOLS, TARGETS
+from openmae.config.shapes import DEFAULT_POOL, LIMITS, POOLS, TARGETS
 from openmae.errors import RequestError
 
 # Each format with the ending that its file must have; a folder has none.
@@ -59,7 +59,7 @@ class ConvertConfig(Sized, Settings):
         check_name("--pool", self.pool, POOLS)
         check_name("--target", self.target, TARGETS)
         for name in ("patch_size", "num_heads", "decoder_num_heads"):
-            check_range(flag_of(name), getattr(self, name), 1, LARGEST[name.removeprefix("decoder_")])
+            check_range(flag_of(name), getattr(self, name), 1, LIMITS[name.removeprefix("decoder_")])
         self.check_size()
         if (self.mean is None) != (self.std is None):
             raise RequestError("--mean and --std go together: give both, a value for each channel")

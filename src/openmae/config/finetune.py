@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from openmae.config.checks import NONE_IS_OFF, check_name, check_range, flag_of
-from openmae.config.labelled import LabelledConfig, SettledLabelled
+from openmae.config.labelled import LabelledConfig, ResolvedLabelledConfig
 from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
 from openmae.errors import RequestError
@@ -113,7 +113,7 @@ class FinetuneConfig(LabelledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledFinetune(SettledLabelled, FinetuneConfig):
+class ResolvedFinetuneConfig(ResolvedLabelledConfig, FinetuneConfig):
     """A `FinetuneConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
     pool: str

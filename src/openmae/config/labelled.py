@@ -6,12 +6,12 @@ from openmae.config.checks import (
     MAX_PIXELS,
     NONE_IS_OFF,
     OFF,
-    SettledSize,
+    ResolvedSize,
     Sized,
     check_images,
     check_name,
     check_range,
-    check_settled,
+    check_resolved,
     check_types,
     flag_of,
 )
@@ -127,7 +127,7 @@ class LabelledConfig(Sized, DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledLabelled(SettledSize, LabelledConfig):
+class ResolvedLabelledConfig(ResolvedSize, LabelledConfig):
     """A `LabelledConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
     task: str = "classification"  # as in runs from before there was a choice
@@ -153,4 +153,4 @@ class SettledLabelled(SettledSize, LabelledConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settled(self)
+        check_resolved(self)

@@ -13,7 +13,7 @@ from openmae.config.checks import (
     pair,
 )
 from openmae.config.dataset import DataSettings
-from openmae.config.shapes import LARGEST
+from openmae.config.shapes import LIMITS
 from openmae.errors import RequestError
 
 FORMATS = ("jpeg", "raw")
@@ -75,8 +75,8 @@ class PackConfig(DataSettings):
         check_range("--shard-mb", self.shard_mb, 0, 2000, open_low=True)
         check_range("--workers", self.workers, 0)
         for side in pair(self.size) or ():
-            check_range("--size", side, 1, LARGEST["image_size"])
-        check_range("--tiles", self.tiles, 1, LARGEST["image_size"])
+            check_range("--size", side, 1, LIMITS["image_size"])
+        check_range("--tiles", self.tiles, 1, LIMITS["image_size"])
         check_tiles(self.tiles, pair(self.size), "--size")
         if self.format == "jpeg" and isinstance(self.size, tuple):
             raise RequestError("--size got height and width: JPEGs keep their aspect, give the short side")

@@ -39,7 +39,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     background: float = 1.0
     dtype: str = "uint8"
-    margin: float = 1.0
+    crop_fraction: float = 1.0
     source_dtype: str | None = None
     source_range: tuple[float, float] | None = None
     target_range: tuple[float, float] | None = None
@@ -48,7 +48,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_range("the margin", self.margin, 0, 1, open_low=True)
+        check_range("the margin", self.crop_fraction, 0, 1, open_low=True)
         check_name("the data's type", self.dtype, DTYPES)
         check_name("the type of other data", self.source_dtype, DTYPES)
         check_axes(self.axes)

@@ -6,12 +6,12 @@ from openmae.config.checks import (
     MAX_PIXELS,
     NONE_IS_OFF,
     OFF,
-    SettledSize,
+    ResolvedSize,
     Sized,
     check_images,
     check_name,
     check_range,
-    check_settled,
+    check_resolved,
     check_tiles,
     check_types,
     flag_of,
@@ -197,7 +197,7 @@ class PretrainConfig(Sized, DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledConfig(SettledSize, PretrainConfig):
+class ResolvedPretrainConfig(ResolvedSize, PretrainConfig):
     """A `PretrainConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
     width: int
@@ -244,7 +244,7 @@ class SettledConfig(SettledSize, PretrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_settled(self)
+        check_resolved(self)
         if self.crop_on == "device" and self.augment == "crop-jitter":
             raise RequestError(
                 "--crop-on device: --augment crop-jitter goes on with the crop where it is read; give --crop-on reader"

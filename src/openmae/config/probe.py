@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import check_name, check_range
-from openmae.config.labelled import LabelledConfig, SettledLabelled
+from openmae.config.labelled import LabelledConfig, ResolvedLabelledConfig
 from openmae.config.shapes import POOLS
 from openmae.errors import RequestError
 
@@ -38,7 +38,7 @@ class ProbeConfig(LabelledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettledProbe(SettledLabelled, ProbeConfig):
+class ResolvedProbeConfig(ResolvedLabelledConfig, ProbeConfig):
     """A `ProbeConfig` without open questions; `steps` or `epochs` is set, the other is None."""
 
     pool: str

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
-from openmae.config.checks import LARGEST_SIDE, check_name, check_range, check_types, flag_of
+from openmae.config.checks import MAX_SIDE, check_name, check_range, check_types, flag_of
 from openmae.errors import RequestError
 
 Grid = tuple[int, int]
@@ -17,13 +17,13 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "huge": (1280, 32, 16, 14),
 }
 # Beyond these a request is a slip, and would only run out of memory later.
-LARGEST = {
+LIMITS = {
     "patch_size": 4096,
     "channels": 64,
     "width": 16384,
     "depth": 256,
     "num_heads": 1024,
-    "image_size": LARGEST_SIDE,
+    "image_size": MAX_SIDE,
 }
 POSITIONS = ("absolute", "none")
 RELATIVE_POSITIONS = ("none", "bias", "decomposed")
@@ -31,7 +31,7 @@ TARGETS = ("pixel", "norm-pixel")
 POOLS = ("cls", "mean")
 DEFAULT_POOL = "mean"  # of embed, knn and probe: better than the class token where we measured (docs/results.md)
 HEADS = ("fine-tune", "probe")
-MOST_CLASSES = 1_000_000
+MAX_CLASSES = 1_000_000
 
 
 def grid_of(height: int, width: int, patch_size: int) -> Grid:
@@ -112,13 +112,13 @@ class ViTShape:
         check_name("positions", self.positions, POSITIONS)
         check_name("relative positions", self.relative_positions, RELATIVE_POSITIONS)
         check_range("the eps of LayerNorm", self.norm_eps, 0, 1, open_low=True, open_high=True)
-        check_range("the window", self.window_size, 0, LARGEST["image_size"])
+        check_range("the window", self.window_size, 0, LIMITS["image_size"])
         if self.class_token and (self.window_size or self.relative_positions == "decomposed"):
             raise RequestError("windows and decomposed relative positions leave no place for a class token")
         for name in ("patch_size", "channels", "width", "depth", "num_heads"):
-            check_range(flag_of(name), getattr(self, name), 1, LARGEST[name])
+            check_range(flag_of(name), getattr(self, name), 1, LIMITS[name])
         for side in self.image_size:
-            check_range("--image-size", side, 1, LARGEST["image_size"])
+            check_range("--image-size", side, 1, LIMITS["image_size"])
         if self.width % 4:
             raise RequestError(f"--width got {self.width}: sin-cos positions need a width that 4 divides")
         check_heads("--num-heads", self.width, self.num_heads)
@@ -188,7 +188,7 @@ class DecoderShape:
     def __post_init__(self) -> None:
         check_types(self)
         for name in ("width", "depth", "num_heads"):
-            check_range(flag_of("decoder_" + name), getattr(self, name), 1, LARGEST[name])
+            check_range(flag_of("decoder_" + name), getattr(self, name), 1, LIMITS[name])
         if self.width % 4:
             raise RequestError(f"--decoder-width got {self.width}: sin-cos positions need a width that 4 divides")
         check_heads("--decoder-num-heads", self.width, self.num_heads)
@@ -233,7 +233,7 @@ class ClassifierShape:
         check_types(self)
         check_name("--pool", self.pool, POOLS)
         check_name("the head", self.head, HEADS)
-        check_range("the number of classes", self.num_classes, 1, MOST_CLASSES)
+        check_range("the number of classes", self.num_classes, 1, MAX_CLASSES)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -7,7 +7,7 @@ from typing import Any, Self
 from openmae.config.checks import check_types
 from openmae.errors import RequestError
 
-LARGEST_NUMBER = 1e100  # whose square still is a finite double
+MAX_NUMBER = 1e100  # whose square still is a finite double
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class TargetScale:
         for value in self.std:
             if not value > 0:
                 raise RequestError(f"a column's deviation got {value:g}: it must be above 0")
-        if max(map(abs, (*self.mean, *self.std))) > LARGEST_NUMBER:
-            raise RequestError(f"a column's mean or deviation is beyond {LARGEST_NUMBER:g}")
+        if max(map(abs, (*self.mean, *self.std))) > MAX_NUMBER:
+            raise RequestError(f"a column's mean or deviation is beyond {MAX_NUMBER:g}")
 
     @classmethod
     def of(cls, columns: tuple[str, ...], values: list[list[float]]) -> Self:

@@ -127,37 +127,37 @@ class Augmentation:
 
 def centre_box(image: Pixels, size: tuple[int, int]) -> Box:
     """The largest centred box of an H × W × C image with the aspect of `size`."""
-    return evaluation_box(image, size, margin=1.0)
+    return evaluation_box(image, size, crop_fraction=1.0)
 
 
-def evaluation_box(image: Pixels, size: tuple[int, int], margin: float) -> Box:
-    """The centred box that is `margin` of the largest one with the aspect of `size`, by its sides.
+def evaluation_box(image: Pixels, size: tuple[int, int], crop_fraction: float) -> Box:
+    """The centred box that is `crop_fraction` of the largest one with the aspect of `size`, by its sides.
 
     Cut out and resized to `size`, it shows what a centre crop of a resized image shows (docs/paper.md, evaluation).
     """
-    assert 0 < margin <= 1
+    assert 0 < crop_fraction <= 1
     height, width = image.shape[:2]
-    scale = min(height / size[0], width / size[1]) * margin
+    scale = min(height / size[0], width / size[1]) * crop_fraction
     box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def evaluation_margin(size: tuple[int, int]) -> float:
+def evaluation_crop_fraction(size: tuple[int, int]) -> float:
     """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (docs/paper.md).
 
-    For images hardly larger than `size` it only throws pixels away: there `margin_of` keeps all.
+    For images hardly larger than `size` it only throws pixels away: there `crop_fraction_of` keeps all.
     """
     return 224 / 256 if max(size) <= 224 else 1.0
 
 
-def margin_of(size: tuple[int, int], short_side: float) -> float:
-    """`evaluation_margin`, but all where that would enlarge what is left: digits of 8 × 8 pixels have none to give.
+def crop_fraction_of(size: tuple[int, int], short_side: float) -> float:
+    """`evaluation_crop_fraction`, but all where that would enlarge what is left: digits of 8 × 8 pixels have none to give.
 
     Args:
         short_side: in pixels, of the images that are measured.
     """
-    margin = evaluation_margin(size)
-    return margin if short_side * margin >= min(size) else 1.0
+    crop_fraction = evaluation_crop_fraction(size)
+    return crop_fraction if short_side * crop_fraction >= min(size) else 1.0
 
 
 def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, left: float) -> Box:

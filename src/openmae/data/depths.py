@@ -14,7 +14,7 @@ from openmae.data.sources.tiles import is_blank
 from openmae.data.sources.views import are_tiles, by_image, root_of
 
 BITS = (8, 10, 12, 14, 16)  # what cameras, scanners and detectors have
-LOOKED_AT = 64  # images of a part of the data
+NUM_SURVEYED = 64  # images of a part of the data
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Depths:
         return "" if kind == "uint8" else f" (up to {self.highest[kind]:g})"
 
 
-def look_at_depths(sources: Iterable[Source], limit: int = LOOKED_AT) -> Depths:
+def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depths:
     """Decode up to `limit` images of each source, evenly drawn, and measure their depths; unreadable ones are left out.
 
     Views of one source are looked at once. Blank tiles are left out: they may be what a scanner fills with.

@@ -66,12 +66,12 @@ class _Evaluation(Dataset):
         self,
         source: Source,
         preprocessing: Preprocessing,
-        margin: float,
+        crop_fraction: float,
         min_side: int,
         with_labels: bool,
         with_blank: bool = True,
     ) -> None:
-        self.source, self.preprocessing, self.margin = source, preprocessing, margin
+        self.source, self.preprocessing, self.crop_fraction = source, preprocessing, crop_fraction
         self.min_side, self.with_labels, self.with_blank = min_side, with_labels, with_blank
 
     def __getitem__(self, index: int) -> _Sample:
@@ -81,7 +81,7 @@ class _Evaluation(Dataset):
             if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
             image = fitted_to_model(decoded, p, self.min_side)
-            box = evaluation_box(image, p.image_size, self.margin)
+            box = evaluation_box(image, p.image_size, self.crop_fraction)
             crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
             return _Sample(index, str(error))
@@ -128,7 +128,7 @@ def evaluation_batches(
     *,
     batch_size: int,
     workers: int,
-    margin: float,
+    crop_fraction: float,
     min_side: int,
     with_labels: bool,
     pin: bool = False,
@@ -140,13 +140,13 @@ def evaluation_batches(
     several processes each gives its own part of the indices: nothing is padded, every image counts once.
 
     Args:
-        margin: fraction of the largest centred box that is kept (`evaluation_margin`).
+        margin: fraction of the largest centred box that is kept (`evaluation_crop_fraction`).
         is_given_up: as of `read`: where it says so, there are no more batches.
 
     Raises:
         RequestError: some images of a batch have a label and others not.
     """
-    dataset = _Evaluation(source, preprocessing, margin, min_side, with_labels)
+    dataset = _Evaluation(source, preprocessing, crop_fraction, min_side, with_labels)
     batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
     per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
     is_piped = goes_through_pipes(per_batch, workers, HELD)

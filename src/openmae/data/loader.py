@@ -34,7 +34,7 @@ from openmae.data.sources.tiles import Tiled, is_blank, replacements
 from openmae.data.sources.views import raw_shape
 from openmae.errors import RequestError
 
-MOST_REPLACEMENTS = 1000
+MAX_REPLACEMENTS = 1000
 
 
 class Sample(NamedTuple):
@@ -147,7 +147,7 @@ class Stream(Dataset):
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
         """
         bad, p, was_blank = dict[str, str](), self.preprocessing, False
-        for candidates in itertools.islice(replacements(self.source, index), MOST_REPLACEMENTS):
+        for candidates in itertools.islice(replacements(self.source, index), MAX_REPLACEMENTS):
             for candidate in candidates:
                 try:
                     image = self.source.read(candidate) if is_whole else pixels_of(self.source, candidate)

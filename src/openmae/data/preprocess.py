@@ -13,7 +13,7 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
 from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, values_of
-from openmae.data.depths import Depths, look_at_depths
+from openmae.data.depths import Depths, survey_depths
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.largest import Largest, largest_image
@@ -152,7 +152,7 @@ class DataFacts:
         return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
-def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> DataFacts:
+def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> DataFacts:
     """Decode up to `limit` images, evenly drawn, and measure them.
 
     Args:
@@ -211,7 +211,7 @@ def look_at(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> 
         std=tuple(max(value, smallest) for value in std),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
-        depths=depths + look_at_depths(part for part in beside if root_of(part) is not root_of(source)),
+        depths=depths + survey_depths(part for part in beside if root_of(part) is not root_of(source)),
         stated_range=stated,
         axes=axes_of([source]),
         raw_shape=raw_shape(source),

@@ -16,7 +16,7 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, Preprocessing, ProbeConfig
 from openmae.data.decoding.nodata import nodata_of
-from openmae.data.depths import look_at_depths
+from openmae.data.depths import survey_depths
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.views import axes_of
 from openmae.data.value_scale import match_scale, range_for, stated_range, value_lines
@@ -199,7 +199,7 @@ def prepare(config: ExperimentConfig) -> Protocols:
     for blocks in config.blocks:
         FinetuneConfig(**_places(config), init=config.init, out=config.out, blocks=blocks)
     # Decided once, of all parts: a share of the labels may hold lower values only.
-    depths = look_at_depths(data.parts)
+    depths = survey_depths(data.parts)
     matched, lines = match_scale(model.preprocessing, depths, config.value_range, stated=stated_range(data.parts))
     axes = axes_of(data.parts)
     for line in [*axes.lines, *value_lines(lines)]:

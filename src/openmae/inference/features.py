@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, Preprocessing, grid_of
-from openmae.data.augment import evaluation_margin, margin_of
+from openmae.data.augment import crop_fraction_of, evaluation_crop_fraction
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.subsets import targets_of
-from openmae.data.preprocess import look_at, normalise
+from openmae.data.preprocess import normalise, survey
 from openmae.data.sources.open import Source
 from openmae.errors import Fault, RequestError
 from openmae.inference.models import EncoderModel, encoder_features
@@ -24,7 +24,7 @@ from openmae.machine.parallel import Processes
 from openmae.model.vit import ViT
 from openmae.training.telemetry import Screen
 
-LOOKED_AT = 64  # images whose sizes decide the margin
+NUM_SURVEYED = 64  # images whose sizes decide the margin
 BYTES_AT_ONCE = 1 << 26  # that a process sends to the others at a time
 NAMED = 3  # unreadable images in a message
 BATCH_SIZES = {"cpu": 64}
@@ -57,7 +57,7 @@ def extract(
     batch_size: int | None = None,
     workers: int = 0,
     image_size: tuple[int, int] | None = None,
-    margin: float | None = None,
+    crop_fraction: float | None = None,
     processes: Processes | None = None,
     precision: str = "fp32",
     with_labels: bool = False,
@@ -89,7 +89,7 @@ def extract(
         indices,
         batch_size=size,
         workers=workers,
-        margin=preprocessing.margin if margin is None else margin,
+        crop_fraction=preprocessing.crop_fraction if crop_fraction is None else crop_fraction,
         min_side=model.encoder.shape.patch_size,
         with_labels=False,  # of a source where only some images have one, a batch would be refused
         pin=model.device.type == "cuda",
@@ -138,13 +138,15 @@ def default_batch_size(device: torch.device) -> int:
     return BATCH_SIZES.get(device.type, BATCH_SIZE)
 
 
-def margin_for(source: Source, size: tuple[int, int]) -> float:
-    """`margin_of` the source's first images; those of a size without a margin are not looked at.
+def crop_fraction_for(source: Source, size: tuple[int, int]) -> float:
+    """`crop_fraction_of` the source's first images; those of a size without a margin are not looked at.
 
     Raises:
         RequestError: no image of those looked at can be read.
     """
-    return 1.0 if evaluation_margin(size) == 1 else margin_of(size, look_at(source, LOOKED_AT).short_side)
+    return (
+        1.0 if evaluation_crop_fraction(size) == 1 else crop_fraction_of(size, survey(source, NUM_SURVEYED).short_side)
+    )
 
 
 def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -> None:

@@ -16,7 +16,7 @@ from openmae.inference.matched import M, matched_model
 from openmae.inference.models import EncoderModel, ImageLike
 
 
-def spare_images(names: tuple[str, ...], out: str) -> None:
+def protect_images(names: tuple[str, ...], out: str) -> None:
     """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
     place = Path(os.path.realpath(out))
     for name in names:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from openmae.config import MAEShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
-from openmae.inference.models import ClassifierModel, EncoderModel, Model, RegressionModel
+from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
@@ -27,7 +27,7 @@ def load(
     axes: str | None = None,
     nodata: float | str | None = None,
     say: bool = False,
-) -> Model | ClassifierModel | RegressionModel | EncoderModel:
+) -> MAEModel | ClassifierModel | RegressionModel | EncoderModel:
     """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
 
     Args:
@@ -56,7 +56,7 @@ def load(
         mae = MAE.from_shape(found.shape)
         load_weights(mae, found.weights, str(found.path))
         mae.eval().to(chosen)
-        return Model(mae.encoder, *common, mae)
+        return MAEModel(mae.encoder, *common, mae)
     if isinstance(found.shape, ViTShape):
         encoder = ViT(found.shape)
         load_encoder(encoder, found)
@@ -68,14 +68,14 @@ def load(
     return kind(classifier.encoder, *common, classifier)
 
 
-def load_mae(init: str, device: str | None = None) -> Model:
+def load_mae(init: str, device: str | None = None) -> MAEModel:
     """As `load`, for what needs the decoder; says which weights were loaded.
 
     Raises:
         RequestError: it holds none.
     """
     model = load(init, device, say=True)
-    if not isinstance(model, Model):
+    if not isinstance(model, MAEModel):
         kinds = {ClassifierModel: "a classifier", RegressionModel: "a regression model"}
         what = kinds.get(type(model), "an encoder only")
         raise RequestError(f"--init {init} is {what}: reconstruction needs the decoder of a pre-trained model")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from openmae.data.decoding.nodata import stored_nodata
-from openmae.data.depths import look_at_depths
+from openmae.data.depths import survey_depths
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import axes_of, nodata_in
 from openmae.data.value_scale import match_scale, stated_range, value_lines
@@ -23,7 +23,7 @@ def matched_model(model: M, sources: Iterable[Source], value_range: tuple[float,
     """
     sources = tuple(sources)
     preprocessing, lines = match_scale(
-        model.preprocessing, look_at_depths(sources), value_range, stated=stated_range(sources)
+        model.preprocessing, survey_depths(sources), value_range, stated=stated_range(sources)
     )
     axes = axes_of(sources)
     nodata = next((stored_nodata(setting) for setting in map(nodata_in, sources) if setting is not None), None)

@@ -111,7 +111,7 @@ class EncoderModel:
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        box = evaluation_box(pixels, size, p.margin)
+        box = evaluation_box(pixels, size, p.crop_fraction)
         empty = empty_patches_of(array, p.channels, box, size, side)
         return resized_crop(pixels, box, size), empty
 
@@ -213,7 +213,7 @@ def _as_its_head_sees(classifier: Classifier, pooled: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Model(EncoderModel):
+class MAEModel(EncoderModel):
     """A trained masked autoencoder with its preprocessing.
 
     Attributes:

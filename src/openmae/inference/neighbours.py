@@ -12,7 +12,7 @@ from torch import Tensor
 
 CHUNK = 1024  # queries whose similarities to a part of the bank are in memory at a time
 BANK_CHUNKS = 64  # that part: so many times as many rows
-MOST_SCORES = 1 << 24  # votes of queries for classes in memory at a time
+MAX_SCORES = 1 << 24  # votes of queries for classes in memory at a time
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -32,8 +32,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int) -> tuple[Tensor, 
         kept = values.shape[1]
         values, places = _largest(torch.cat([values, part], dim=1), k)
         if kept:
-            earlier = ids.gather(1, places.clamp(max=kept - 1))
-            ids = torch.where(places < kept, earlier, places - kept + start)
+            previous = ids.gather(1, places.clamp(max=kept - 1))
+            ids = torch.where(places < kept, previous, places - kept + start)
         else:
             ids = places + start
     return values, ids
@@ -120,7 +120,7 @@ def _weighted(
 
 
 def _elected(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    rows = max(1, MOST_SCORES // num_classes)
+    rows = max(1, MAX_SCORES // num_classes)
     elected = []
     for some_weights, some_labels in zip(weights.split(rows), labels.split(rows), strict=True):
         scores = torch.zeros(len(some_weights), num_classes, dtype=weights.dtype)

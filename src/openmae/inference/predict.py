@@ -19,7 +19,7 @@ from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.model.heads import Classifier
 
-LARGEST_BATCH = 256
+MAX_BATCH = 256
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def logits_of(
     precision: str,
     batch_size: int,
     workers: int,
-    margin: float,
+    crop_fraction: float,
     with_labels: bool,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[EvaluationBatch, Tensor], None, None]:
@@ -53,7 +53,7 @@ def logits_of(
         share,
         batch_size=batch_size,
         workers=workers,
-        margin=margin,
+        crop_fraction=crop_fraction,
         min_side=model.shape.encoder.patch_size,
         with_labels=with_labels,
         pin=device.type == "cuda",
@@ -102,9 +102,9 @@ def predict(
         share,
         device=device,
         precision=precision,
-        batch_size=min(batch_size, LARGEST_BATCH),
-        workers=workers if len(share) > LARGEST_BATCH else 0,
-        margin=preprocessing.margin,
+        batch_size=min(batch_size, MAX_BATCH),
+        workers=workers if len(share) > MAX_BATCH else 0,
+        crop_fraction=preprocessing.crop_fraction,
         with_labels=False,
         is_given_up=(lambda: False) if stop is None else stop.is_received,
     )

@@ -9,7 +9,7 @@ from openmae.config import TargetScale
 
 # In deviations of the training numbers; an error beyond it pulls no harder. Nothing that learns comes near it, and a
 # rate that diverges beside others (`openmae probe`) stays finite.
-LARGEST_ERROR = 1e4
+MAX_ERROR = 1e4
 
 
 def standardised(numbers: Tensor, scale: TargetScale) -> Tensor:
@@ -26,7 +26,7 @@ def in_own_units(outputs: Tensor, scale: TargetScale) -> Tensor:
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """The sum over images of the mean over columns of the squared error; both standardised, (B, columns)."""
-    return (outputs - targets).clamp(-LARGEST_ERROR, LARGEST_ERROR).square().mean(dim=1).sum()
+    return (outputs - targets).clamp(-MAX_ERROR, MAX_ERROR).square().mean(dim=1).sum()
 
 
 def determination(targets: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,14 +23,14 @@ from openmae.interchange.incoming.read import describe
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.incoming.timm_models import read_timm
 from openmae.interchange.report import Report
-from openmae.interchange.stored import Described, check_weights, expected_weights
+from openmae.interchange.stored import StoredModel, check_weights, expected_weights
 from openmae.model import cost
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
 
 TIMM = "timm:"
 
 
-def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Described:
+def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> StoredModel:
     """The model that an `--init` names, ours or another program's.
 
     That is a run folder, a checkpoint, a file, a folder as transformers or timm write it, `timm:NAME` or `hf:ORG/NAME`.
@@ -47,7 +47,7 @@ def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> Des
     else:
         path = find_stored(init)
         if is_ours(path):
-            found = with_report(read_described(find_model(path)), init)
+            found = with_report(read_stored_model(find_model(path)), init)
             _check_hints(found, hints or Hints())
         else:
             found = describe(read_stored(path), init, hints)
@@ -68,7 +68,7 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def with_report(found: Described, init: str) -> Described:
+def with_report(found: StoredModel, init: str) -> StoredModel:
     """A model of ours with a report: it holds exactly what it says, or it would not have been read."""
     kinds = {
         "mae": "masked autoencoder",
@@ -82,7 +82,7 @@ def with_report(found: Described, init: str) -> Described:
     return replace(found, report=Report(source=init, kind=kind, loaded=loaded))
 
 
-def _check_hints(found: Described, hints: Hints) -> None:
+def _check_hints(found: StoredModel, hints: Hints) -> None:
     """Raise RequestError where a hint would be ignored. The image size is none here: it asks to resample."""
     shape, p = found.shape, found.preprocessing
     said = {"num_heads": found.encoder_shape.num_heads, "mean": p.mean, "std": p.std}
@@ -114,7 +114,7 @@ def find_model(path: Path) -> Path:
     raise RequestError(f"--init {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
 
 
-def read_described(path: Path) -> Described:
+def read_stored_model(path: Path) -> StoredModel:
     """Read a masked autoencoder, a classifier, a regression model or an encoder of ours.
 
     It holds exactly the weights of its shape.
@@ -155,4 +155,4 @@ def read_described(path: Path) -> Described:
     if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
         raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
     check_weights(weights, expected_weights(shape), str(path))
-    return Described(path, weights, shape, preprocessing, description)
+    return StoredModel(path, weights, shape, preprocessing, description)

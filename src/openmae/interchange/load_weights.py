@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from openmae.config import MAEShape
 from openmae.errors import RequestError
 from openmae.interchange.resize import fit_encoder
-from openmae.interchange.stored import ENCODER, Described, check_weights
+from openmae.interchange.stored import ENCODER, StoredModel, check_weights
 from openmae.model.mae import MAE
 from openmae.model.positions import sincos_positions
 from openmae.model.vit import ViT
@@ -22,7 +22,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
     model.load_state_dict(weights)
 
 
-def load_encoder(encoder: ViT, init: Described) -> list[str]:
+def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     """Take over a trained encoder; what depends on the image or patch size is resampled.
 
     Returns:
@@ -44,7 +44,7 @@ def load_encoder(encoder: ViT, init: Described) -> list[str]:
     return [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
 
 
-def start_pretraining(model: MAE, init: Described) -> list[str]:
+def start_pretraining(model: MAE, init: StoredModel) -> list[str]:
     """Begin with another model's weights: its encoder, and its decoder where it has one of the same shape.
 
     Fixed sin-cos positions are those of the new size; learned ones are resampled.

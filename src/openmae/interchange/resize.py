@@ -7,7 +7,7 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.report import Shape
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import resample_bias_table, resample_vectors
 
@@ -53,8 +53,8 @@ def fit_encoder(
 
 
 def resized_model(
-    model: Described, image_size: tuple[int, int] | None, patch_size: int | None
-) -> tuple[Described, list[str]]:
+    model: StoredModel, image_size: tuple[int, int] | None, patch_size: int | None
+) -> tuple[StoredModel, list[str]]:
     """The whole model for another image or patch size, and a line about each weight that was resampled.
 
     Raises:

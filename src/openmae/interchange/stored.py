@@ -20,7 +20,7 @@ ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
-class Described:
+class StoredModel:
     """Weights, what they are of, and how an image becomes their input.
 
     Attributes:
@@ -64,7 +64,7 @@ class Described:
 
 
 def expected_weights(shape: MAEShape | ClassifierShape | ViTShape) -> dict[str, Tensor]:
-    """What `Described.weights` of this shape are, by name, without memory (torch's meta device)."""
+    """What `StoredModel.weights` of this shape are, by name, without memory (torch's meta device)."""
     model: nn.Module
     with torch.device("meta"):
         if isinstance(shape, ViTShape):

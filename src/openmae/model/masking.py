@@ -15,8 +15,8 @@ from openmae.config import Grid, num_kept
 from openmae.model.patches import gather
 
 # Block sampling as BEiT draws it: no block below 16 of 14×14 patches, sides at most 1 : 3.3.
-SMALLEST_BLOCK = 16 / 196
-NARROWEST_BLOCK = 0.3
+MIN_BLOCK = 16 / 196
+MIN_ASPECT_BLOCK = 0.3
 MAX_BLOCKS = 32
 BLOCK_NOISE = 4 * MAX_BLOCKS  # numbers drawn for the blocks of one image, beside one for each patch
 
@@ -83,8 +83,8 @@ def block_masking(noise: Float[Tensor, "b k"], grid: Grid, ratio: float) -> Mask
     blocks, tie = noise[:, :BLOCK_NOISE].reshape(-1, MAX_BLOCKS, 4), noise[:, BLOCK_NOISE:]
     row = torch.arange(rows, device=noise.device)[None, :, None]
     column = torch.arange(columns, device=noise.device)[None, None, :]
-    smallest = max(1.0, SMALLEST_BLOCK * count)
-    longest_aspect = math.log(1 / NARROWEST_BLOCK)
+    smallest = max(1.0, MIN_BLOCK * count)
+    longest_aspect = math.log(1 / MIN_ASPECT_BLOCK)
 
     first_block = torch.full((noise.shape[0], rows, columns), MAX_BLOCKS, device=noise.device)
     for block in range(MAX_BLOCKS):

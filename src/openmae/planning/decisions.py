@@ -10,18 +10,18 @@ from openmae.config import (
     ClassifierShape,
     MAEShape,
     Preprocessing,
-    SettledConfig,
-    SettledFinetune,
-    SettledProbe,
+    ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
+    ResolvedProbeConfig,
     ViTShape,
     check_name,
 )
-from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.preprocess import DataFacts, survey
 from openmae.data.sources.largest import Largest
 from openmae.data.sources.open import Source
 from openmae.data.sources.split_names import SPLIT_RULES
 from openmae.errors import RequestError
-from openmae.interchange.init import read_described
+from openmae.interchange.init import read_stored_model
 from openmae.machine.device import can_compile, default_workers, has_bf16, total_memory
 from openmae.planning.reader_memory import workers_that_fit
 from openmae.training.checkpoint import MODEL, Checkpoint
@@ -30,8 +30,8 @@ from openmae.training.optim import CosineSchedule
 NARROW, MEDIUM = 192, 384  # widths up to which an encoder is called so
 CROPS_LIKE_EVALUATION = "stretched by a third at most against what evaluation sees, from anywhere in an image"
 
-C = TypeVar("C", SettledConfig, SettledFinetune, SettledProbe)
-C_co = TypeVar("C_co", SettledConfig, SettledFinetune, SettledProbe, covariant=True)
+C = TypeVar("C", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
+C_co = TypeVar("C_co", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, covariant=True)
 S = TypeVar("S", MAEShape, ClassifierShape)
 
 
@@ -65,7 +65,7 @@ class Previous(Protocol[C_co]):
 def encoder_of(previous: Previous) -> ViTShape:
     """The encoder that an earlier start saved."""
     assert previous.checkpoint is not None
-    return read_described(previous.checkpoint.folder / MODEL).encoder_shape
+    return read_stored_model(previous.checkpoint.folder / MODEL).encoder_shape
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ def look(
         RequestError: none of the images that are looked at can be read.
     """
     try:
-        facts = look_at(train, beside=beside)
+        facts = survey(train, beside=beside)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     return facts, Machine.of(device, num_processes, facts.largest)
 
 
-class Choices:
+class Decisions:
     """Settings as they are filled in: what the person gave stays, what comes first wins.
 
     Attributes:
@@ -148,7 +148,7 @@ class Choices:
             if not (setting == "epochs" and self.config.steps is not None):
                 self.decide(setting, value, f"recipe {name}")
 
-    def settled(self, kind: type[C]) -> C:
+    def resolved(self, kind: type[C]) -> C:
         """The config without open questions. Raises RequestError where settings do not fit each other."""
         return kind(**{**self.config.to_dict(), **self.chosen})
 
@@ -198,36 +198,38 @@ def doubled(first: int, largest: int) -> int:
     return first
 
 
-def epochs_of(choices: Choices, count: int) -> float:
+def epochs_of(decisions: Decisions, count: int) -> float:
     """Passes over `count` images, however the length was given."""
-    steps = choices.config.steps
-    return choices.get("epochs") if steps is None else steps * choices.get("batch_size") / count
+    steps = decisions.config.steps
+    return decisions.get("epochs") if steps is None else steps * decisions.get("batch_size") / count
 
 
-def steps_of(choices: Choices, count: int) -> int:
+def steps_of(decisions: Decisions, count: int) -> int:
     """Optimiser steps on `count` images, however the length was given."""
-    steps = choices.config.steps
-    return steps if steps is not None else max(1, round(epochs_of(choices, count) * count / choices.get("batch_size")))
+    steps = decisions.config.steps
+    return (
+        steps if steps is not None else max(1, round(epochs_of(decisions, count) * count / decisions.get("batch_size")))
+    )
 
 
-def decide_rate(choices: Choices, base: float, lowest: dict[str, float], named: str) -> None:
+def decide_rate(decisions: Decisions, base: float, lowest: dict[str, float], named: str) -> None:
     """The base rate: the paper's unless it gives a peak below the lowest one for an encoder of this width.
 
     Args:
         base: the paper's, which is called so.
         lowest: at small batches the paper's would hardly move: no peak below these without being asked.
     """
-    batch, width = choices.get("batch_size"), choices.get("width")
+    batch, width = decisions.get("batch_size"), decisions.get("width")
     least = lowest["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
     paper = base * batch / 256
     why = "the paper's" if paper >= least else f"the paper's {named} gives {paper:.1e} at this batch, too little"
-    choices.decide("base_lr", max(paper, least) * 256 / batch, why)
+    decisions.decide("base_lr", max(paper, least) * 256 / batch, why)
 
 
-def check_warmup(choices: Choices, count: int) -> None:
+def check_warmup(decisions: Decisions, count: int) -> None:
     """A warm-up as long as the run would never reach the rate: shorten a recipe's, refuse a person's."""
-    config, chosen, reasons = choices.config, choices.chosen, choices.reasons
-    epochs = epochs_of(choices, count)
+    config, chosen, reasons = decisions.config, decisions.chosen, decisions.reasons
+    epochs = epochs_of(decisions, count)
     if config.warmup_epochs is not None and config.warmup_epochs > 0 and config.warmup_epochs >= epochs:
         raise RequestError(f"--warmup-epochs got {config.warmup_epochs:g} for a run of {epochs:.4g} epochs: give fewer")
     if chosen.get("warmup_epochs", 0) >= epochs:
@@ -235,22 +237,22 @@ def check_warmup(choices: Choices, count: int) -> None:
         reasons["warmup_epochs"] = f"5 % of the steps: {reasons['warmup_epochs']} has more than this run's epochs"
 
 
-def decide_machine(machine: Machine, choices: Choices, width: int) -> None:
+def decide_machine(machine: Machine, decisions: Decisions, width: int) -> None:
     """What follows from the machine, and the seed."""
-    decide = choices.decide
+    decide = decisions.decide
     decide("seed", 0, "the default")
     decide("max_bad", 0.01, "the default")
     decide("split_rules", SPLIT_RULES, "the newest")
-    choices.set("device", machine.name or machine.device, "the best here")
+    decisions.set("device", machine.name or machine.device, "the best here")
     # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or width >= 768)
     decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
     decide("workers", machine.workers, machine.why_workers)
 
 
-def decide_pace(steps: int, choices: Choices) -> None:
+def decide_pace(steps: int, decisions: Decisions) -> None:
     """How often a run of so many steps speaks, is looked at and is saved."""
-    decide = choices.decide
+    decide = decisions.decide
     decide("log_every", max(1, min(50, steps // 200)), "about 200 lines")
     decide("evaluate_every", max(1, min(1000, steps // 20)), "about 20 times")
     decide("save_every", max(1, min(1000, steps // 10)), "about 10 times")

@@ -5,7 +5,7 @@ from typing import Protocol
 from openmae.config import SIZES, ViTShape, pair
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
-from openmae.planning.decisions import Choices, Machine
+from openmae.planning.decisions import Decisions, Machine
 from openmae.planning.image_size import image_size_for
 
 
@@ -51,13 +51,13 @@ def check_channels(facts: DataFacts, channels: int, refusal: str) -> None:
         raise RequestError(refusal)
 
 
-def decide_model(facts: DataFacts, machine: Machine, choices: Choices) -> None:
+def decide_model(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
     """The encoder's shape, the image size and the patches."""
-    decide, get = choices.decide, choices.get
+    decide, get = decisions.decide, decisions.get
     if get("width") is None or get("depth") is None or get("num_heads") is None:
         if get("width") is None and get("depth") is None:
             decide("model", *_model_for(facts.count, machine.device))
-        decide_size(choices, get("model") or "tiny")
+        decide_size(decisions, get("model") or "tiny")
         decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
     if get("image_size") is None:
         largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
@@ -80,9 +80,9 @@ def decide_model(facts: DataFacts, machine: Machine, choices: Choices) -> None:
         decide("patch_size", fitting[0] if fitting else wish, f"for images of {sides[0]}x{sides[1]} px")
 
 
-def decide_size(choices: Choices, model: str) -> None:
+def decide_size(decisions: Decisions, model: str) -> None:
     """Width, depth and heads of a named size."""
-    decide, get = choices.decide, choices.get
+    decide, get = decisions.decide, decisions.get
     width, depth, heads, _ = SIZES[model]
     if get("width") is None:  # a size's heads are for its own width
         decide("num_heads", heads, f"of {model}")

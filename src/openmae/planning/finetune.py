@@ -5,19 +5,19 @@ from typing import Any
 
 import torch
 
-from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, SettledFinetune, ViTShape, flag_of
+from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, ResolvedFinetuneConfig, ViTShape, flag_of
 from openmae.config.finetune import OF_CLASSES
-from openmae.data.augment import check_rand_augment, margin_of
+from openmae.data.augment import check_rand_augment, crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
     NARROW,
-    Choices,
+    Decisions,
     Machine,
     Plan,
     Previous,
@@ -45,18 +45,22 @@ from openmae.recipes import FINETUNE_RECIPES
 from openmae.recipes.finetune import RAND_AUGMENT
 
 # At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
-LOWEST_TUNING_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
+MIN_FINETUNE_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
 SMALL_IMAGE = 64  # pixels: below, a crop of 8 % of the area has next to nothing in it
 MIXED_EPOCHS = 50  # mixed and erased images slow learning down: below, there is no time for them
 OF_THE_MODEL = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
-class FinetunePlan(Plan[SettledFinetune, ClassifierShape]):
+class FinetunePlan(Plan[ResolvedFinetuneConfig, ClassifierShape]):
     """A fine-tuning config without open questions and what follows from it."""
 
     @classmethod
     def of(
-        cls, config: SettledFinetune, num_classes: int, preprocessing: Preprocessing, like: ViTShape | None = None
+        cls,
+        config: ResolvedFinetuneConfig,
+        num_classes: int,
+        preprocessing: Preprocessing,
+        like: ViTShape | None = None,
     ) -> "FinetunePlan":
         """What a run that was settled before goes on with."""
         return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
@@ -64,11 +68,11 @@ class FinetunePlan(Plan[SettledFinetune, ClassifierShape]):
 
 def plan_finetune(
     config: FinetuneConfig,
-    init: Described | None,
+    init: StoredModel | None,
     data: LabelledData,
     device: torch.device,
     num_processes: int,
-    previous: Previous[SettledFinetune] | None,
+    previous: Previous[ResolvedFinetuneConfig] | None,
 ) -> tuple[FinetunePlan, DataFacts | None]:
     """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
 
@@ -84,10 +88,10 @@ def plan_finetune(
     config = replace(config, task=data.task)
     facts, machine = look(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
-    return settle_finetune(config, facts, data.num_outputs, data.is_multi_label, machine, start), facts
+    return make_finetune_plan(config, facts, data.num_outputs, data.is_multi_label, machine, start), facts
 
 
-def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
+def classifier_shape(config: ResolvedFinetuneConfig, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
     """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
 
     Args:
@@ -96,7 +100,7 @@ def classifier_shape(config: SettledFinetune, num_classes: int, like: ViTShape |
     return ClassifierShape(encoder=encoder_shape(config, like), num_classes=num_classes, pool=config.pool)
 
 
-def settle_finetune(
+def make_finetune_plan(
     config: FinetuneConfig,
     facts: DataFacts,
     num_classes: int,
@@ -113,38 +117,38 @@ def settle_finetune(
     Raises:
         RequestError: the settings do not fit each other or the data.
     """
-    choices = Choices(config)
-    decide, get = choices.decide, choices.get
+    decisions = Decisions(config)
+    decide, get = decisions.decide, decisions.get
     decide("task", "classification", "labels are the names of classes")
     for name in OF_CLASSES if config.is_regression else ():
         decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
-        _keep_model(config, *init, choices)
-    choices.take_recipe(FINETUNE_RECIPES)
+        _keep_model(config, *init, decisions)
+    decisions.take_recipe(FINETUNE_RECIPES)
     if init is not None and get("model") is not None:
         raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
     if init is None:
         if get("model") is not None:
-            decide_size(choices, get("model"))
-        decide_model(facts, machine, choices)
-        decide_statistics(facts, choices)
+            decide_size(decisions, get("model"))
+        decide_model(facts, machine, decisions)
+        decide_statistics(facts, decisions)
     decide("image_size", init[0].image_size if init is not None else None, "as --init")
     decide("pool", "mean", "the paper's: patch tokens, then a LayerNorm")
-    _decide_optimisation(config, facts, machine, choices)
-    _decide_regularisation(config, facts, is_multi_label, choices)
-    choose_axes(facts, choices)
-    choose_nodata(None if init is None else init[1], choices)
-    decide_machine(machine, choices, get("width"))
-    check_warmup(choices, facts.count)
+    _decide_optimisation(config, facts, machine, decisions)
+    _decide_regularisation(config, facts, is_multi_label, decisions)
+    choose_axes(facts, decisions)
+    choose_nodata(None if init is None else init[1], decisions)
+    decide_machine(machine, decisions, get("width"))
+    check_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
-    draft = choices.settled(SettledFinetune)
+    draft = decisions.settled(ResolvedFinetuneConfig)
     shape = classifier_shape(draft, num_classes, None if init is None else init[0])
     dtype = init[1].dtype if init is not None else facts.dtype
     _check(config, draft, shape, facts, is_multi_label, dtype)
-    _fit_memory(shape, machine, choices)
+    _fit_memory(shape, machine, decisions)
 
-    settled = choices.settled(SettledFinetune)
-    preprocessing = preprocessing_of(settled, dtype, margin_of(settled.size, facts.short_side))
+    settled = decisions.settled(ResolvedFinetuneConfig)
+    preprocessing = preprocessing_of(settled, dtype, crop_fraction_of(settled.size, facts.short_side))
     if init is None:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
     else:
@@ -152,36 +156,36 @@ def settle_finetune(
             with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
         )
     preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init[1].axes)
-    return FinetunePlan(settled, shape, preprocessing, choices.reasons, tuple(notes))
+    return FinetunePlan(settled, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
-def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, choices: Choices) -> None:
+def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions) -> None:
     """Take over the encoder and how images become its input; a person may not ask for another.
 
     A value range is another matter: it is of the data, and becomes the model's.
     """
-    choices.decide("value_range", preprocessing.value_range, "as --init")
+    decisions.decide("value_range", preprocessing.value_range, "as --init")
     kept: dict[str, Any] = {name: getattr(encoder, name) for name in OF_THE_MODEL}
     kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
     for name, value in kept.items():
         asked = getattr(config, name)
         if asked is not None and asked != value and name != "patch_size":  # that is resampled
             raise RequestError(f"{flag_of(name)} got {asked}, but --init has {value}: leave it out")
-        choices.decide(name, value, "as --init")
+        decisions.decide(name, value, "as --init")
     for name in ("model", "statistics"):
         if getattr(config, name) is not None:
             raise RequestError(f"{flag_of(name)} is for training from scratch (--init none): leave it out")
 
 
-def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, choices: Choices) -> None:
-    decide, count, width = choices.decide, facts.count, choices.get("width")
+def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
+    decide, count, width = decisions.decide, facts.count, decisions.get("width")
     batch = doubled(16, min(256 if machine.device == "cpu" else 1024, max(16, count // 16)))
     decide("batch_size", batch, f"{count:,} images on {machine.device}")
     if config.steps is None:
         epochs = 100.0 if count < 2500 else 50.0 if count < 25_000 or machine.device != "cpu" else 20.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
     base = 1e-4 if config.is_from_scratch else 1e-3
-    decide_rate(choices, base, LOWEST_TUNING_RATE, f"{base:g}")
+    decide_rate(decisions, base, MIN_FINETUNE_RATE, f"{base:g}")
     decide("min_lr", 0.0 if config.is_from_scratch else 1e-6, "table 11" if config.is_from_scratch else "as released")
     if config.is_from_scratch:
         decide("layer_decay", 1.0, "nothing to preserve (table 11)")
@@ -192,14 +196,16 @@ def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Mach
         decide("weight_decay", 0.05, "table 9")
         decide("betas", (0.9, 0.999), "table 9")
     decide("ema", 0.0, "table 11 has .9999, for 300 epochs of ImageNet" if config.is_from_scratch else "table 9")
-    warmup_epochs = min(5.0, 0.1 * epochs_of(choices, count))
+    warmup_epochs = min(5.0, 0.1 * epochs_of(decisions, count))
     decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most the paper's 5")
-    decide_pace(steps_of(choices, count), choices)
+    decide_pace(steps_of(decisions, count), decisions)
 
 
-def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, choices: Choices) -> None:
-    decide, get = choices.decide, choices.get
-    epochs = epochs_of(choices, facts.count)
+def _decide_regularisation(
+    config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, decisions: Decisions
+) -> None:
+    decide, get = decisions.decide, decisions.get
+    epochs = epochs_of(decisions, facts.count)
     size = get("image_size")
     side = size if isinstance(size, int) else min(size)
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
@@ -235,7 +241,7 @@ def _decide_regularisation(config: FinetuneConfig, facts: DataFacts, is_multi_la
 
 def _check(
     config: FinetuneConfig,
-    settled: SettledFinetune,
+    settled: ResolvedFinetuneConfig,
     shape: ClassifierShape,
     facts: DataFacts,
     is_multi_label: bool,
@@ -263,15 +269,15 @@ def _check(
                 )
 
 
-def _fit_memory(shape: ClassifierShape, machine: Machine, choices: Choices) -> None:
+def _fit_memory(shape: ClassifierShape, machine: Machine, decisions: Decisions) -> None:
     """A smaller micro-batch; even, as mixed images come in pairs."""
-    config = choices.settled(SettledFinetune)
+    config = decisions.settled(ResolvedFinetuneConfig)
 
     def needed(micro: int) -> float:
         activations = cost.classifier_activation_bytes(shape, config.blocks, 2 if config.precision == "bf16" else 4)
         copies = 20 if config.ema else 16
         return copies * cost.classifier_parameters(shape) + micro * activations
 
-    decide_micro_batch(choices, needed, machine, smallest=2, is_even=True)
-    micro = choices.get("micro_batch_size")
+    decide_micro_batch(decisions, needed, machine, smallest=2, is_even=True)
+    micro = decisions.get("micro_batch_size")
     check_memory(micro, needed(micro), machine, "give a smaller --image-size, or --blocks")

@@ -7,8 +7,8 @@ import numpy as np
 from openmae.data.preprocess import DataFacts
 
 LONG = 2.0  # long side over short side, beyond which a square would show less than half of an image
-FEWEST_PATCHES = 4  # of which three can be hidden
-LARGEST_PATCH = 16
+MIN_PATCHES = 4  # of which three can be hidden
+MAX_PATCH = 16
 
 
 def image_size_for(
@@ -32,7 +32,7 @@ def image_size_for(
     most = (side // patch) ** 2
     rows, columns = long_grid(facts.aspect, most)
     # The patches of a square are small for small images; a long image has more in it than its short side tells.
-    while not is_given and patch * 2 <= LARGEST_PATCH and min(rows, columns) * patch * 2 <= facts.short_side:
+    while not is_given and patch * 2 <= MAX_PATCH and min(rows, columns) * patch * 2 <= facts.short_side:
         patch *= 2
     why = f"the median aspect is {aspect_words(facts.aspect)}; {rows * columns} patches, a square would have {most}"
     return patch, (rows * patch, columns * patch), why
@@ -52,7 +52,7 @@ def long_grid(aspect: float, most: int) -> tuple[int, int]:
         (rows, columns)
         for rows in range(1, most + 1)
         for columns in (math.floor(rows * aspect), math.ceil(rows * aspect), most // rows)
-        if min(most, FEWEST_PATCHES) <= rows * columns <= most
+        if min(most, MIN_PATCHES) <= rows * columns <= most
     ]
     return max(grids, key=lambda grid: math.prod(grid) * seen_of(aspect, grid) ** 8)
 
@@ -82,13 +82,13 @@ def share_seen(facts: DataFacts, size: tuple[int, int]) -> float:
     return float(np.mean([seen_of(aspect, size) for aspect in facts.aspects]))
 
 
-def seen_words(facts: DataFacts, size: tuple[int, int], margin: float = 1.0) -> str:
+def seen_words(facts: DataFacts, size: tuple[int, int], crop_fraction: float = 1.0) -> str:
     """How much of the images a model of `size` sees, for a person.
 
     Args:
         margin: what evaluation keeps of the largest box, along each side.
     """
-    share = margin**2 * share_seen(facts, size)
+    share = crop_fraction**2 * share_seen(facts, size)
     return (
         f"{100 * share:.0f} % of an image in the mean, by an evaluation at {size[0]}x{size[1]} px; the images' median "
         f"aspect is {aspect_words(facts.aspect)}"

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from openmae.errors import RequestError
-from openmae.planning.decisions import Choices, Machine
+from openmae.planning.decisions import Decisions, Machine
 
 MEMORY_SHARE = 0.6  # of the device, that a micro-batch may plan to fill
 
 
 def decide_micro_batch(
-    choices: Choices, needed: Callable[[int], float], machine: Machine, *, smallest: int = 1, is_even: bool = False
+    decisions: Decisions, needed: Callable[[int], float], machine: Machine, *, smallest: int = 1, is_even: bool = False
 ) -> None:
     """The largest of batch, batch / 2, … down to `smallest` that fits the device, where the person left it open.
 
@@ -17,12 +17,12 @@ def decide_micro_batch(
         needed: bytes that so many images at a time need.
         is_even: whether each of them must be even, but the batch itself.
     """
-    if choices.config.micro_batch_size is not None:
+    if decisions.config.micro_batch_size is not None:
         return
-    batch = micro = choices.get("batch_size")
+    batch = micro = decisions.get("batch_size")
     while micro > smallest and needed(micro) > MEMORY_SHARE * machine.memory:
         micro = max(2, micro // 4 * 2) if is_even else micro // 2
-    choices.set("micro_batch_size", micro, "all at once" if micro == batch else "what fits into memory")
+    decisions.set("micro_batch_size", micro, "all at once" if micro == batch else "what fits into memory")
 
 
 def check_memory(micro: int, needed: float, machine: Machine, advice: str) -> None:

@@ -2,18 +2,18 @@
 
 from dataclasses import replace
 
-from openmae.config import Preprocessing, SettledConfig, SettledFinetune
+from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig
 from openmae.config.checks import MARKED
 from openmae.data.decoding.nodata import nodata_of, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
-from openmae.planning.decisions import Choices
+from openmae.planning.decisions import Decisions
 
 
-def decide_statistics(facts: DataFacts, choices: Choices) -> None:
+def decide_statistics(facts: DataFacts, decisions: Decisions) -> None:
     """How raw values become the model's input."""
-    decide, get = choices.decide, choices.get
+    decide, get = decisions.decide, decisions.get
     decide("background", 1.0, "white")
     decide("channels", facts.channels, "what the images have")
     decide("value_range", facts.value_range, f"of {facts.dtype} data")
@@ -40,18 +40,20 @@ def decide_statistics(facts: DataFacts, choices: Choices) -> None:
     decide("std", std, f"{get('statistics')} statistics")
 
 
-def choose_axes(facts: DataFacts, choices: Choices) -> None:
+def choose_axes(facts: DataFacts, decisions: Decisions) -> None:
     """The order of axes that the data was opened with."""
-    choices.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
+    decisions.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
 
 
-def choose_nodata(model: Preprocessing | None, choices: Choices) -> None:
+def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
     """Which values stand for none, as the data was read."""
-    setting = nodata_of(choices.config.nodata, model)
-    choices.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
+    setting = nodata_of(decisions.config.nodata, model)
+    decisions.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
 
-def preprocessing_of(config: SettledConfig | SettledFinetune, dtype: str, margin: float = 1.0) -> Preprocessing:
+def preprocessing_of(
+    config: ResolvedPretrainConfig | ResolvedFinetuneConfig, dtype: str, crop_fraction: float = 1.0
+) -> Preprocessing:
     """How images become the model's input, as far as settings say it."""
     return Preprocessing(
         channels=config.channels,
@@ -61,7 +63,7 @@ def preprocessing_of(config: SettledConfig | SettledFinetune, dtype: str, margin
         image_size=config.size,
         background=config.background,
         dtype=dtype,
-        margin=margin,
+        crop_fraction=crop_fraction,
     )
 
 

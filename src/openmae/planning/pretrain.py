@@ -10,7 +10,7 @@ from openmae.config import (
     MAEShape,
     Preprocessing,
     PretrainConfig,
-    SettledConfig,
+    ResolvedPretrainConfig,
     ViTShape,
     check_tiles,
     flag_of,
@@ -21,11 +21,11 @@ from openmae.data.preprocess import DataFacts, facts_in_scale
 from openmae.data.sources.open import Source
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError, shown
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
-    Choices,
+    Decisions,
     Machine,
     Plan,
     Previous,
@@ -52,10 +52,10 @@ from openmae.planning.preprocessing import (
 from openmae.recipes import PRETRAIN_RECIPES
 
 # Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
-LOWEST_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
+MIN_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
 
 
-class PretrainPlan(Plan[SettledConfig, MAEShape]):
+class PretrainPlan(Plan[ResolvedPretrainConfig, MAEShape]):
     """A pre-training config without open questions and what follows from it."""
 
 
@@ -72,11 +72,11 @@ class PretrainData(Protocol):
 
 def plan_pretrain(
     config: PretrainConfig,
-    init: Described | None,
+    init: StoredModel | None,
     data: PretrainData,
     device: torch.device,
     num_processes: int,
-    previous: Previous[SettledConfig] | None,
+    previous: Previous[ResolvedPretrainConfig] | None,
 ) -> tuple[PretrainPlan, DataFacts | None]:
     """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
 
@@ -91,10 +91,10 @@ def plan_pretrain(
         return PretrainPlan(settled, shape_of(settled, encoder_of(previous)), previous.preprocessing, {}), None
     beside = () if data.held_out is None else [data.held_out]
     facts, machine = look(config, data.train, beside, device, num_processes)
-    return settle(config, facts, machine, init, data.num_held_out), facts
+    return make_pretrain_plan(config, facts, machine, init, data.num_held_out), facts
 
 
-def shape_of(config: SettledConfig, like: ViTShape | None = None) -> MAEShape:
+def shape_of(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> MAEShape:
     """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
 
     Args:
@@ -105,11 +105,11 @@ def shape_of(config: SettledConfig, like: ViTShape | None = None) -> MAEShape:
     return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
 
 
-def settle(
+def make_pretrain_plan(
     config: PretrainConfig,
     facts: DataFacts,
     machine: Machine,
-    init: Described | None = None,
+    init: StoredModel | None = None,
     num_held_out: int | None = None,
 ) -> PretrainPlan:
     """Fill every open setting.
@@ -122,47 +122,47 @@ def settle(
     Raises:
         RequestError: the settings do not fit each other or the data.
     """
-    choices = Choices(config)
-    get = choices.get
-    choices.take_recipe(PRETRAIN_RECIPES)
+    decisions = Decisions(config)
+    get = decisions.get
+    decisions.take_recipe(PRETRAIN_RECIPES)
     if get("model") is not None:  # before --init: a contradiction must show
-        decide_size(choices, get("model"))
+        decide_size(decisions, get("model"))
     if init is not None:
-        _take_over(init, choices, is_measured=config.statistics is not None or config.value_range is not None)
-    decide_model(facts, machine, choices)
-    _decide_decoder(choices)
+        _take_over(init, decisions, is_measured=config.statistics is not None or config.value_range is not None)
+    decide_model(facts, machine, decisions)
+    _decide_decoder(decisions)
     of_model: Preprocessing | None = None  # with another --value-range the data's own scale becomes the model's
     if init is not None and config.value_range in (None, init.preprocessing.value_range):
         check_scale(init.preprocessing.dtype, facts, config.value_range)
         of_model, notes = match_scale(init.preprocessing, facts.depths, config.value_range, stated=facts.stated_range)
-    _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), choices)
-    _decide_optimisation(facts, machine, choices)
-    choose_axes(facts, choices)
-    choose_nodata(None if init is None else init.preprocessing, choices)
-    decide_machine(machine, choices, get("width"))
-    _decide_computing(machine, choices)
-    _decide_crop(facts, machine, choices)
-    check_warmup(choices, facts.count)
-    choices.decide("micro_batch_size", get("batch_size"), "all at once")
-    choices.decide("recompute", False, "memory suffices")
+    _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), decisions)
+    _decide_optimisation(facts, machine, decisions)
+    choose_axes(facts, decisions)
+    choose_nodata(None if init is None else init.preprocessing, decisions)
+    decide_machine(machine, decisions, get("width"))
+    _decide_computing(machine, decisions)
+    _decide_crop(facts, machine, decisions)
+    check_warmup(decisions, facts.count)
+    decisions.decide("micro_batch_size", get("batch_size"), "all at once")
+    decisions.decide("recompute", False, "memory suffices")
     like = None if init is None else init.encoder_shape
-    shape = _checked_shape(choices.settled(SettledConfig), facts, like)
-    _fit_memory(shape, machine, choices)
+    shape = _checked_shape(decisions.settled(ResolvedPretrainConfig), facts, like)
+    _fit_memory(shape, machine, decisions)
     if num_held_out is not None:
         why = "of the validation part, or a twentieth of the images: never trained on"
-        choices.decide("held_out", num_held_out, why if num_held_out else "too few images")
+        decisions.decide("held_out", num_held_out, why if num_held_out else "too few images")
 
-    settled = choices.settled(SettledConfig)
+    settled = decisions.settled(ResolvedPretrainConfig)
     preprocessing = preprocessing_of(settled, facts.dtype)
     if of_model is not None:
         preprocessing = with_scale_of(preprocessing, of_model)
     else:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
     preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init.preprocessing.axes)
-    return PretrainPlan(settled, shape, preprocessing, choices.reasons, tuple(notes))
+    return PretrainPlan(settled, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
-def _checked_shape(config: SettledConfig, facts: DataFacts, like: ViTShape | None) -> MAEShape:
+def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTShape | None) -> MAEShape:
     """`shape_of`. Raises RequestError where the model is not `like`, does not fit the images, or the mask the model."""
     for name in ("width", "depth", "num_heads", "channels"):
         if like is not None and getattr(config, name) != getattr(like, name):
@@ -187,9 +187,9 @@ def _checked_shape(config: SettledConfig, facts: DataFacts, like: ViTShape | Non
     return shape
 
 
-def _take_over(init: Described, choices: Choices, is_measured: bool) -> None:
+def _take_over(init: StoredModel, decisions: Decisions, is_measured: bool) -> None:
     """Take over what the weights were trained with; mean and deviation too unless new ones are asked for."""
-    decide, preprocessing = choices.decide, init.preprocessing
+    decide, preprocessing = decisions.decide, init.preprocessing
     for name in ("image_size", "patch_size", "channels", "width", "depth", "num_heads"):
         decide(name, getattr(init.encoder_shape, name), "as --init")
     if isinstance(init.shape, MAEShape):
@@ -200,8 +200,8 @@ def _take_over(init: Described, choices: Choices, is_measured: bool) -> None:
         decide(name, getattr(preprocessing, name), "as --init")
 
 
-def _decide_decoder(choices: Choices) -> None:
-    decide, get = choices.decide, choices.get
+def _decide_decoder(decisions: Decisions) -> None:
+    decide, get = decisions.decide, decisions.get
     width, depth = get("width"), get("depth")
     why = f"matches an encoder of {width} x {depth}"
     if width >= 768:
@@ -213,78 +213,78 @@ def _decide_decoder(choices: Choices) -> None:
     decide("decoder_num_heads", heads_for(get("decoder_width"), 32), "heads 32 wide, as the paper's decoder")
 
 
-def _decide_data(facts: DataFacts, choices: Choices) -> None:
-    decide = choices.decide
+def _decide_data(facts: DataFacts, decisions: Decisions) -> None:
+    decide = decisions.decide
     decide("mask", "random", "the paper's default")
     decide("mask_ratio", 0.75, "the paper's default")
     decide("target", "norm-pixel", "the paper's best (table 1d)")
     decide("augment", "crop", "the paper's default (table 1e)")
     decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
-    decide_statistics(facts, choices)
+    decide_statistics(facts, decisions)
 
 
-def _decide_crop(facts: DataFacts, machine: Machine, choices: Choices) -> None:
+def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
     """Where crops are made. Raises RequestError where the device is asked to and cannot."""
-    augment = choices.get("augment")
+    augment = decisions.get("augment")
     if not Augmentation(kind=augment).only_crops:
         obstacle = f"--augment {augment} goes on with the crop where it is read"
         remedy = "--augment crop"
     elif facts.raw_shape is None:
-        named = shown(str(choices.config.dataset))
+        named = shown(str(decisions.config.dataset))
         obstacle = f"{named} is no raw pack, and only there all images are known to have one shape"
         remedy = "DATA from openmae pack --format raw"
     else:
         is_gpu = machine.device == "cuda"
         whys = {"cuda": "a raw pack: its readers need only copy", "cpu": "faster than cropping on cpu"}
         why = whys.get(machine.device, f"not measured on {machine.device}")
-        choices.decide("crop_on", "device" if is_gpu else "reader", why)
+        decisions.decide("crop_on", "device" if is_gpu else "reader", why)
         return
-    if choices.get("crop_on") == "device":
+    if decisions.get("crop_on") == "device":
         raise RequestError(f"--crop-on device: {obstacle}; give {remedy}, or --crop-on reader")
-    choices.decide("crop_on", "reader", obstacle)
+    decisions.decide("crop_on", "reader", obstacle)
 
 
-def _decide_optimisation(facts: DataFacts, machine: Machine, choices: Choices) -> None:
-    decide, count = choices.decide, facts.count
+def _decide_optimisation(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
+    decide, count = decisions.decide, facts.count
     batch = doubled(8, min(256 if machine.device == "cpu" else 1024, max(8, count // 16)))
     decide("batch_size", batch, f"{count:,} images on {machine.device}")
-    if choices.config.steps is None:
+    if decisions.config.steps is None:
         epochs = 100.0 if machine.device == "cpu" else 400.0 if count >= 100_000 else 800.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
-    decide_rate(choices, 1.5e-4, LOWEST_PEAK_RATE, "1.5e-4")
+    decide_rate(decisions, 1.5e-4, MIN_PEAK_RATE, "1.5e-4")
     decide("min_lr", 0.0, "table 8")
     decide("weight_decay", 0.05, "table 8")
     decide("betas", (0.9, 0.95), "table 8")
-    warmup_epochs = min(40.0, 0.05 * epochs_of(choices, count))
+    warmup_epochs = min(40.0, 0.05 * epochs_of(decisions, count))
     decide("warmup_epochs", warmup_epochs, "5 % of the steps, at most the paper's 40 epochs")
-    steps = steps_of(choices, count)
-    decide_pace(steps, choices)
+    steps = steps_of(decisions, count)
+    decide_pace(steps, decisions)
     decide("picture_every", max(1, min(5000, steps // 8)), "about 8 times")
 
 
-def _decide_computing(machine: Machine, choices: Choices) -> None:
+def _decide_computing(machine: Machine, decisions: Decisions) -> None:
     """Whether the model is compiled, and what its residual stream is made of."""
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
-    choices.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
-    is_bf16 = choices.get("precision") == "bf16"
-    choices.decide("bf16_residual", False, "not yet measured on a GPU" if is_bf16 else "this run computes in fp32")
+    decisions.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
+    is_bf16 = decisions.get("precision") == "bf16"
+    decisions.decide("bf16_residual", False, "not yet measured on a GPU" if is_bf16 else "this run computes in fp32")
 
 
-def _fit_memory(shape: MAEShape, machine: Machine, choices: Choices) -> None:
+def _fit_memory(shape: MAEShape, machine: Machine, decisions: Decisions) -> None:
     """A smaller micro-batch, and recomputing only where a single image at a time does not fit without it."""
-    all_at_once = choices.settled(SettledConfig)
-    decide_micro_batch(choices, lambda micro: planned_memory(shape, all_at_once, micro), machine)
-    micro = choices.get("micro_batch_size")
+    all_at_once = decisions.settled(ResolvedPretrainConfig)
+    decide_micro_batch(decisions, lambda micro: planned_memory(shape, all_at_once, micro), machine)
+    micro = decisions.get("micro_batch_size")
     is_short = planned_memory(shape, all_at_once, micro) > MEMORY_SHARE * machine.memory
-    if choices.config.recompute is None and is_short:
-        choices.set("recompute", True, "memory is short")
-    settled = choices.settled(SettledConfig)
+    if decisions.config.recompute is None and is_short:
+        decisions.set("recompute", True, "memory is short")
+    settled = decisions.settled(ResolvedPretrainConfig)
     advice = "give a smaller --model or --image-size" + ("" if settled.recompute else ", or --recompute True")
     check_memory(micro, planned_memory(shape, settled, micro), machine, advice)
 
 
-def planned_memory(shape: MAEShape, config: SettledConfig, micro: int) -> int:
+def planned_memory(shape: MAEShape, config: ResolvedPretrainConfig, micro: int) -> int:
     """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
     count = shape.encoder.num_patches
     visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))

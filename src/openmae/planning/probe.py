@@ -4,17 +4,25 @@ from dataclasses import replace
 
 import torch
 
-from openmae.config import DEFAULT_POOL, ClassifierShape, Preprocessing, ProbeConfig, SettledProbe, ViTShape, flag_of
-from openmae.data.augment import margin_of
+from openmae.config import (
+    DEFAULT_POOL,
+    ClassifierShape,
+    Preprocessing,
+    ProbeConfig,
+    ResolvedProbeConfig,
+    ViTShape,
+    flag_of,
+)
+from openmae.data.augment import crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_scale
 from openmae.errors import RequestError
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
     CROPS_LIKE_EVALUATION,
-    Choices,
+    Decisions,
     Machine,
     Plan,
     Previous,
@@ -37,21 +45,21 @@ SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 # Of a squared error, over the width: on features that are normed a rate below 1.9 / width cannot diverge (momentum .9),
 # and one a few times that seldom does.
 SQUARED_SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
-LARGEST_BATCH = 16384
+MAX_BATCH = 16384
 STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
 
 
-class ProbePlan(Plan[SettledProbe, ClassifierShape]):
+class ProbePlan(Plan[ResolvedProbeConfig, ClassifierShape]):
     """A probe's config without open questions and what follows from it."""
 
 
 def plan_probe(
     config: ProbeConfig,
-    init: Described,
+    init: StoredModel,
     data: LabelledData,
     device: torch.device,
     num_processes: int,
-    previous: Previous[SettledProbe] | None,
+    previous: Previous[ResolvedProbeConfig] | None,
 ) -> tuple[ProbePlan, DataFacts | None]:
     """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
 
@@ -68,16 +76,16 @@ def plan_probe(
         return ProbePlan(settled, probe_shape(settled, encoder, data.num_outputs), previous.preprocessing, {}), None
     config = replace(config, task=data.task)
     facts, machine = look(config, data.train, data.parts, device, num_processes)
-    return settle_probe(config, facts, data.num_outputs, machine, encoder, init.preprocessing), facts
+    return make_probe_plan(config, facts, data.num_outputs, machine, encoder, init.preprocessing), facts
 
 
-def probe_shape(config: SettledProbe, encoder: ViTShape, num_classes: int) -> ClassifierShape:
+def probe_shape(config: ResolvedProbeConfig, encoder: ViTShape, num_classes: int) -> ClassifierShape:
     """The classifier that the chosen head makes of the encoder, at the probe's image size."""
     resized = replace(encoder, image_size=config.size)
     return ClassifierShape(encoder=resized, num_classes=num_classes, pool=config.pool, head="probe")
 
 
-def settle_probe(
+def make_probe_plan(
     config: ProbeConfig,
     facts: DataFacts,
     num_classes: int,
@@ -94,10 +102,10 @@ def settle_probe(
     Raises:
         RequestError: the settings do not fit each other or the data.
     """
-    choices = Choices(config)
-    decide, get = choices.decide, choices.get
+    decisions = Decisions(config)
+    decide, get = decisions.decide, decisions.get
     decide("task", "classification", "labels are the names of classes")
-    choices.take_recipe(PROBE_RECIPES)
+    decisions.take_recipe(PROBE_RECIPES)
     decide("image_size", preprocessing.image_size, "as --init")
     decide("pool", DEFAULT_POOL, "as of embed and knn; table 10 has the class token")
     decide("augment", "none", "features are computed once and kept (table 10 has crop: slower, a little better)")
@@ -105,32 +113,34 @@ def settle_probe(
         for name in ("crop_scale", "micro_batch_size"):
             if getattr(config, name) is not None:
                 raise RequestError(f"{flag_of(name)} is for --augment crop: give it too, or leave {flag_of(name)} out")
-    _decide_optimisation(config, facts, encoder.width, choices)
-    choose_axes(facts, choices)
-    choose_nodata(preprocessing, choices)
-    decide_machine(machine, choices, encoder.width)
-    check_warmup(choices, facts.count)
+    _decide_optimisation(config, facts, encoder.width, decisions)
+    choose_axes(facts, decisions)
+    choose_nodata(preprocessing, decisions)
+    decide_machine(machine, decisions, encoder.width)
+    check_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
-    draft = choices.settled(SettledProbe)
+    draft = decisions.settled(ResolvedProbeConfig)
     shape = probe_shape(draft, encoder, num_classes)
     has = f"the model takes {encoder.channels} channels, the images have {facts.channels}"
     check_channels(facts, encoder.channels, f"{has}: use another --init")
     check_scale(preprocessing.dtype, facts, config.value_range)
-    _fit_memory(draft, shape, facts, machine, choices)
+    _fit_memory(draft, shape, facts, machine, decisions)
     if draft.augment == "none":
         for name in ("crop_scale", "crop_aspect", "micro_batch_size"):
-            choices.reasons.pop(name, None)  # not used, and not worth a word
+            decisions.reasons.pop(name, None)  # not used, and not worth a word
 
-    settled = choices.settled(SettledProbe)
-    resized = replace(preprocessing, image_size=settled.size, margin=margin_of(settled.size, facts.short_side))
+    settled = decisions.settled(ResolvedProbeConfig)
+    resized = replace(
+        preprocessing, image_size=settled.size, crop_fraction=crop_fraction_of(settled.size, facts.short_side)
+    )
     resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
     resized = as_read(resized, facts, settled.nodata, resized.axes)
-    return ProbePlan(settled, shape, resized, choices.reasons, tuple(notes))
+    return ProbePlan(settled, shape, resized, decisions.reasons, tuple(notes))
 
 
-def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, choices: Choices) -> None:
+def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, decisions: Decisions) -> None:
     """The crops of an epoch, the optimiser, its rates and its steps."""
-    decide, get, count = choices.decide, choices.get, facts.count
+    decide, get, count = decisions.decide, decisions.get, facts.count
     is_kept = get("augment") == "none"
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
@@ -138,7 +148,7 @@ def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, choi
     decide("momentum", 0.9, "table 10")
     decide("weight_decay", 0.0, "table 10")
     decide("min_lr", 0.0, "table 10")
-    batch = doubled(64, min(LARGEST_BATCH if is_kept else 1024, count // 16))
+    batch = doubled(64, min(MAX_BATCH if is_kept else 1024, count // 16))
     decide("batch_size", min(batch, count), f"{count:,} images")
     batch = get("batch_size")
     peaks: tuple[float, ...] = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
@@ -154,18 +164,18 @@ def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, choi
     if config.steps is None:
         wanted = round(STEPS_WANTED * batch / count)
         decide("epochs", float(max(90, wanted) if is_kept else 90), "table 10, or enough steps")
-    warmup_epochs = min(10.0, 0.1 * epochs_of(choices, count))
+    warmup_epochs = min(10.0, 0.1 * epochs_of(decisions, count))
     decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most table 10's 10")
-    decide_pace(steps_of(choices, count), choices)
+    decide_pace(steps_of(decisions, count), decisions)
 
 
 def _fit_memory(
-    config: SettledProbe, shape: ClassifierShape, facts: DataFacts, machine: Machine, choices: Choices
+    config: ResolvedProbeConfig, shape: ClassifierShape, facts: DataFacts, machine: Machine, decisions: Decisions
 ) -> None:
     """A smaller micro-batch of crops. Raises RequestError where features are kept and there is no room for them."""
     if config.augment != "none":
         per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if config.precision == "bf16" else 4)
-        decide_micro_batch(choices, lambda micro: micro * per_image, machine, smallest=2)
+        decide_micro_batch(decisions, lambda micro: micro * per_image, machine, smallest=2)
         return
     kept = 4 * facts.count * shape.encoder.width
     if kept > MEMORY_SHARE * machine.memory:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, SettledConfig, SettledFinetune, SettledProbe, flag_of
+from openmae.config import MAEShape, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, flag_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
@@ -23,7 +23,7 @@ from openmae.planning.reader_memory import reader_line
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
-AnySettled = SettledConfig | SettledFinetune | SettledProbe
+ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig
 OF_PRETRAINING = "the model sees its mean there, patches mostly of them leave the loss"
 
 
@@ -72,7 +72,7 @@ def checkpoint_bytes(shape: MAEShape) -> int:
     return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
 
 
-def rate_words(config: SettledConfig | SettledFinetune) -> str:
+def rate_words(config: ResolvedPretrainConfig | ResolvedFinetuneConfig) -> str:
     """The learning rate and how it came about."""
     peak = config.base_lr * config.batch_size / 256
     return (
@@ -81,7 +81,7 @@ def rate_words(config: SettledConfig | SettledFinetune) -> str:
     )
 
 
-def tuning_lines(
+def finetune_lines(
     tuned: FinetunePlan, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
 ) -> list[str]:
     """The plan of a fine-tuning, a line a fact."""
@@ -93,7 +93,7 @@ def tuning_lines(
         f"data       {count:,} labelled images to train on, {target_words(data)}"
         + (", several labels an image" if data.is_multi_label else "")
         + f"; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
-        f"seen       {seen_words(facts, encoder.image_size, tuned.preprocessing.margin)}",
+        f"seen       {seen_words(facts, encoder.image_size, tuned.preprocessing.crop_fraction)}",
         f"measured   on {len(data.report):,} images of {data.report_name}"
         + (" (made here, see split.json)" if data.is_validation_split else ""),
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), "
@@ -130,14 +130,14 @@ def label_lines(data: LabelledData) -> list[str]:
     return lines
 
 
-def steps_line(config: AnySettled, steps: int, count: int) -> str:
+def steps_line(config: ResolvedConfig, steps: int, count: int) -> str:
     """The run's length, and in how many parts a step is computed where it is not at once."""
     batch, parts = config.batch_size, -(-config.batch_size // config.micro_batch_size)
     in_parts = f" ({parts} x {config.micro_batch_size})" if parts > 1 else ""
     return f"steps      {steps:,} of {batch} images{in_parts}: {steps * batch / count:.4g} epochs"
 
 
-def device_line(config: AnySettled, device: torch.device) -> str:
+def device_line(config: ResolvedConfig, device: torch.device) -> str:
     """What computes, and how many processes read."""
     readers = f"{config.workers} reader process{'es' if config.workers != 1 else ''}"
     return f"device     {describe(device)}, {config.precision}, {readers}"
@@ -153,7 +153,7 @@ def decided_lines(plan: Plan, left_out: str | None = None) -> list[str]:
     return [f"  {flag_of(name)} {words(plan.config, name)}: {why}" for name, why in told.items()]
 
 
-def probing_lines(
+def probe_lines(
     settled: ProbePlan, data: LabelledData, facts: DataFacts, device: torch.device, num_steps: int
 ) -> list[str]:
     """The plan of a linear probe, a line a fact."""
@@ -164,7 +164,7 @@ def probing_lines(
     lines = [
         f"data       {count:,} labelled images to train on, {target_words(data)}; short side about "
         f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
-        f"seen       {seen_words(facts, encoder.image_size, settled.preprocessing.margin)}",
+        f"seen       {seen_words(facts, encoder.image_size, settled.preprocessing.crop_fraction)}",
         f"measured   on {len(data.report):,} images of {data.report_name}",
         f"model      {c.init}: {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), frozen; "
         f"{'class token' if c.pool == 'cls' else 'mean of the patch tokens'}; features {how}",
@@ -179,7 +179,7 @@ def probing_lines(
     return lines + label_lines(data) + decided_lines(settled, left_out="as --init")
 
 
-def words(config: AnySettled, name: str) -> str:
+def words(config: ResolvedConfig, name: str) -> str:
     """A setting's value for a person, floats to four significant digits."""
     value = getattr(config, name)
     if isinstance(value, tuple):

@@ -14,7 +14,7 @@ from openmae.data.readers import read
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.run.model_input import ModelInput
-from openmae.training.copy_ahead import StepInputs, inputs_of_steps
+from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from openmae.config import (
     Preprocessing,
     PretrainConfig,
     ProbeConfig,
-    SettledConfig,
-    SettledFinetune,
-    SettledProbe,
+    ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
+    ResolvedProbeConfig,
     flag_of,
     paths_of,
     said,
@@ -50,11 +50,11 @@ NOT_THE_RUN = {"init", "micro_batch_size"}
 
 AnyConfig = PretrainConfig | LabelledConfig
 C = TypeVar("C", PretrainConfig, FinetuneConfig, ProbeConfig)
-T = TypeVar("T", SettledConfig, SettledFinetune, SettledProbe)
+T = TypeVar("T", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
 
 
 @dataclass(frozen=True)
-class Earlier(Generic[T]):
+class PreviousRun(Generic[T]):
     """What an earlier start of this run left: its settings and its newest good checkpoint."""
 
     config: T
@@ -97,7 +97,7 @@ def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, An
     )
 
 
-def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
+def find_previous_run(config: AnyConfig, settled: type[T]) -> PreviousRun[T] | None:
     """The run to continue, or None to start one.
 
     Raises:
@@ -128,7 +128,7 @@ def find_earlier(config: AnyConfig, settled: type[T]) -> Earlier[T] | None:
     saved, preprocessing = _read_config(run, config, settled)
     assert checkpoint is not None, "a folder without a checkpoint is a run's, or refused"
     warnings = [f"{line}: the one before it is used" for line in damaged]
-    return Earlier(saved, preprocessing, checkpoint, warnings)
+    return PreviousRun(saved, preprocessing, checkpoint, warnings)
 
 
 def _check_kind(run: Path, settled: type[T]) -> None:
@@ -139,7 +139,7 @@ def _check_kind(run: Path, settled: type[T]) -> None:
         raise RequestError(f"{run} holds something other than a run of this command: choose another --out") from None
 
 
-def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Earlier[T]:
+def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> PreviousRun[T]:
     folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
@@ -155,7 +155,7 @@ def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Earlier
     if not _is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
         raise RequestError(f"{run} exists already and is not the run of --resume {path}: choose another --out")
     saved, preprocessing = _read_config(origin, config, settled)
-    return Earlier(saved, preprocessing, checkpoint, damaged)
+    return PreviousRun(saved, preprocessing, checkpoint, damaged)
 
 
 def _is_vacant(run: Path) -> bool:
@@ -217,7 +217,7 @@ def check_outside(data: Dataset, out: str) -> None:
 def begin(
     config: AnyConfig,
     preprocessing: Preprocessing,
-    earlier: Earlier | None,
+    previous: PreviousRun | None,
     lock: ExitStack,
     parts: dict[str, str] | None = None,
 ) -> None:
@@ -232,10 +232,10 @@ def begin(
     run = Path(config.out)
     record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()} | ({"parts": parts} if parts else {})
     create_run(run, record, lock)
-    if earlier is None:
+    if previous is None:
         return
     with disk_faults(run):
-        origin = earlier.checkpoint.folder
+        origin = previous.checkpoint.folder
         folder = run / "checkpoints" / origin.name
         if not folder.exists():
             partial = folder.with_name(PARTIAL + folder.name)

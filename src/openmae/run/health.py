@@ -18,8 +18,8 @@ from openmae.model.targets import Target
 LEARNING, STUCK, DIVERGING, COULD_STOP = "learning", "stuck", "diverging", "could stop"
 TOO_EARLY = "too early to say"
 
-FEWEST_POINTS = 3  # two make a line whatever happens
-EARLIEST = 0.1  # of the run: before it even a good run is hardly below guessing
+MIN_POINTS = 3  # two make a line whatever happens
+MIN_SHARE_OF_RUN = 0.1  # of the run: before it even a good run is hardly below guessing
 # Below guessing by this share of its loss: images of noise come nearer, and the constant fits the held-out images
 # themselves, which favours it by less than a hundredth.
 CLEARLY_BELOW = 0.02
@@ -27,7 +27,7 @@ CLEARLY_BELOW = 0.02
 # masks wavers by a few hundredths of either (measured: 3 % on 64 digits), so less is no rise.
 RISE_OF_GAIN, RISE_OF_BEST = 0.2, 0.05
 COLLAPSED_RANK = 2.0  # untrained encoders have 9 (24 wide, digits) and 36 (128 wide, CIFAR-10); training raises it
-FEWEST_IMAGES = 16  # n images can show a rank of n - 1 at most: of few, a low one says nothing
+MIN_IMAGES = 16  # n images can show a rank of n - 1 at most: of few, a low one says nothing
 PLATEAU_WINDOW = 0.25  # the last part of the steps so far
 PLATEAU_SHARE = 0.01  # of all that was gained; a run that learns gains several times this in its last quarter
 PLATEAU_FROM = 0.5  # of the run: before it the rate is near its peak and lowering it will still bring much
@@ -111,18 +111,18 @@ def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivi
     best = min(finite, key=lambda point: point.loss)
     top = max(finite[0].loss, trivial_loss or finite[0].loss)
     rise = max(RISE_OF_GAIN * (top - best.loss), RISE_OF_BEST * best.loss)
-    if len(finite) >= FEWEST_POINTS and all(point.loss > best.loss + rise for point in finite[-2:]):
+    if len(finite) >= MIN_POINTS and all(point.loss > best.loss + rise for point in finite[-2:]):
         return Verdict(
             DIVERGING,
             f"the held-out loss rose to {loss:.4g} from {best.loss:.4g} at step {best.step:,}: if the training loss "
             "rose too, try a lower --base-lr; else the images are learnt by heart, and fewer steps would do",
         )
-    if len(finite) < FEWEST_POINTS:
-        return Verdict(TOO_EARLY, f"{len(finite)} of at least {FEWEST_POINTS} evaluations")
+    if len(finite) < MIN_POINTS:
+        return Verdict(TOO_EARLY, f"{len(finite)} of at least {MIN_POINTS} evaluations")
     if step <= warmup_steps:
         return Verdict(TOO_EARLY, f"the learning rate rises until step {math.ceil(warmup_steps):,}")
-    if step < EARLIEST * num_steps:
-        return Verdict(TOO_EARLY, f"less than {EARLIEST:.0%} of {num_steps:,} steps")
+    if step < MIN_SHARE_OF_RUN * num_steps:
+        return Verdict(TOO_EARLY, f"less than {MIN_SHARE_OF_RUN:.0%} of {num_steps:,} steps")
     if rank is not None and rank < COLLAPSED_RANK:
         return Verdict(STUCK, f"all images get nearly the same features (effective rank {rank:.2f})")
     if trivial_loss is not None and loss > (1 - CLEARLY_BELOW) * trivial_loss:

@@ -20,7 +20,7 @@ from openmae.machine.device import is_out_of_memory, peak_memory
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.run.evaluators import Evaluator, evaluate
-from openmae.run.progress import MOST_SKIPPED, Progress
+from openmae.run.progress import MAX_SKIPPED, Progress
 from openmae.run.recovery import (
     compiler_fault,
     is_finite,
@@ -32,8 +32,8 @@ from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
 from openmae.training.checkpoint import Checkpoint
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import set_rate
+from openmae.training.prefetch import StepInputs
 from openmae.training.telemetry import Screen, duration
 
 TIMED_STEPS = 5  # after so many steps the time that the run will take is said
@@ -196,7 +196,7 @@ class Loop:
         if self.step % t.log_every == 0 or self.step in (1, t.num_steps):
             self.write_line(rate, norm)
         wants_save = self.step % t.save_every == 0 or self.step == t.num_steps
-        is_lost = self.progress.skipped_in_row >= MOST_SKIPPED
+        is_lost = self.progress.skipped_in_row >= MAX_SKIPPED
         if is_lost or (wants_save and self.processes.any(not is_finite(t.model))):
             self.roll_back()
             return

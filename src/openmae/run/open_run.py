@@ -18,7 +18,7 @@ from openmae.machine.parallel import Processes, joined
 from openmae.machine.signals import StopRequest
 from openmae.run.batches import Batches, stream_batches
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import Earlier, T, begin, find_earlier, settings_of, summary_if_finished
+from openmae.run.folder import PreviousRun, T, begin, find_previous_run, settings_of, summary_if_finished
 from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
@@ -59,18 +59,18 @@ class Run(Generic[T]):
     progress: Progress
 
     def __init__(
-        self, title: str, requested: Any, earlier: Earlier[T] | None, processes: Processes, stop: StopRequest,
+        self, title: str, requested: Any, previous: PreviousRun[T] | None, processes: Processes, stop: StopRequest,
         lock: ExitStack,
     ) -> None:  # fmt: skip
         self.title, self.requested = title, requested
-        self.earlier: Earlier[T] | None = earlier
+        self.previous: PreviousRun[T] | None = previous
         self.path, self.processes, self.stop, self._lock = Path(requested.out), processes, stop, lock
         self.device = use_device(requested.device, processes.local_rank)
         self.step = self.num_steps = 0
 
     @property
     def is_new(self) -> bool:
-        return self.earlier is None
+        return self.previous is None
 
     def say(self, *lines: str) -> None:
         """Print lines, in the first process."""
@@ -87,8 +87,8 @@ class Run(Generic[T]):
     def restore(
         self,
         fingerprint: str,
-        put_back: Callable[[Checkpoint], None],
-        check: Callable[[Earlier[T]], None] = lambda earlier: None,
+        restore_state: Callable[[Checkpoint], None],
+        check: Callable[[PreviousRun[T]], None] = lambda previous: None,
     ) -> None:
         """Put the newest good checkpoint of an earlier start back; a new run stays at step 0.
 
@@ -99,15 +99,15 @@ class Run(Generic[T]):
         Raises:
             RequestError: the settings in config.json, or the data, are not those of the checkpoint.
         """
-        self._fingerprint, self._put_back = fingerprint, put_back
-        if self.earlier is None:
+        self._fingerprint, self._put_back = fingerprint, restore_state
+        if self.previous is None:
             return
-        assert self.earlier.checkpoint is not None
-        self.earlier.check_settings()
-        self.earlier.check_data(fingerprint)
-        check(self.earlier)
-        put_back(self.earlier.checkpoint)
-        self.step = int(self.earlier.state["step"])
+        assert self.previous.checkpoint is not None
+        self.previous.check_settings()
+        self.previous.check_data(fingerprint)
+        check(self.previous)
+        restore_state(self.previous.checkpoint)
+        self.step = int(self.previous.state["step"])
 
     def finished(self, num_steps: int) -> dict[str, Any] | None:
         """The summary of a run that is complete at `num_steps`, else None. Raises as `summary_if_finished`."""
@@ -116,10 +116,10 @@ class Run(Generic[T]):
 
     def announce(self, plan: list[str], checkpoint_bytes: int, keep: int) -> None:
         """Say the plan of a new run, or what is the matter with an earlier one. Raises Fault for a full disk."""
-        if self.earlier is None:
+        if self.previous is None:
             self.say(*plan)
         else:
-            self.say(*(f"warning: {warning}" for warning in self.earlier.warnings))
+            self.say(*(f"warning: {warning}" for warning in self.previous.warnings))
         check_disk(self.path, checkpoint_bytes, keep)
 
     def begin(
@@ -145,8 +145,8 @@ class Run(Generic[T]):
         self.config = config
         self.processes.wait()  # until all have seen the run folder as it was
         if self.processes.is_first:
-            begin(config, preprocessing, self.earlier, self._lock, taken)
-        self.progress = open_progress(self.path, config, self.earlier, self.processes, num_images, num_inputs)
+            begin(config, preprocessing, self.previous, self._lock, taken)
+        self.progress = open_progress(self.path, config, self.previous, self.processes, num_images, num_inputs)
         self._description = description
         self._state = {"data": self._fingerprint, "settings": settings_of(config, preprocessing), **(state or {})}
 
@@ -247,6 +247,6 @@ def open_run(title: str, config: C, settled: type[T], remembers_micro_batch: boo
     """
     config = config.plain()
     with joined() as processes, StopRequest() as stop, ExitStack() as lock:
-        earlier = find_earlier(config, settled)
-        requested = earlier.config if earlier else with_remembered(config, remembers_micro_batch)
-        yield Run(title, requested, earlier, processes, stop, lock)
+        previous = find_previous_run(config, settled)
+        requested = previous.config if previous else with_remembered(config, remembers_micro_batch)
+        yield Run(title, requested, previous, processes, stop, lock)

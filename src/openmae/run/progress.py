@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmae.config import SettledConfig, SettledFinetune, SettledProbe
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.data.batch import Batch
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults
 from openmae.machine.parallel import Processes
 from openmae.run.advice import reading_advice
-from openmae.run.folder import Earlier
+from openmae.run.folder import PreviousRun
 from openmae.run.log import RunLog
 from openmae.run.quarantine import BadInputs
 from openmae.run.spikes import RecentLosses
-from openmae.training.copy_ahead import D, StepInputs
+from openmae.training.prefetch import D, StepInputs
 
 DATA_BOUND = 0.2  # share of waiting from which the readout says what to do
-MOST_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
+MAX_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
 WATCHED = ("knn_top1", "probe_top1")  # per cent, said beside the losses
 
 
@@ -237,8 +237,8 @@ def _numbers_of(flags: list[Tensor], last: int) -> list[int]:
 
 def open_progress(
     run: Path,
-    config: SettledConfig | SettledFinetune | SettledProbe,
-    earlier: Earlier | None,
+    config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig,
+    previous: PreviousRun | None,
     processes: Processes,
     num_images: int,
     num_inputs: int,
@@ -248,7 +248,7 @@ def open_progress(
     Raises:
         Fault: the run folder cannot be written.
     """
-    state = earlier.state if earlier else {}
+    state = previous.state if previous else {}
     step = int(state.get("step", 0))
     with disk_faults(run):
         log = RunLog(run, step, evaluated=state.get("evaluated_step") == step, writes=processes.is_first)

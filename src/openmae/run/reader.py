@@ -6,15 +6,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openmae.config import SettledConfig, SettledFinetune, SettledProbe
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import Fault, RequestError
 from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify
 from openmae.training.telemetry import read_lines
 
-LARGEST_NUMBER = 1e15  # no figure of a run is larger
-LARGEST_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
+MAX_NUMBER = 1e15  # no figure of a run is larger
+MAX_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
 COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
-AnySettled = SettledConfig | SettledFinetune | SettledProbe
+ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig
 
 
 def read_values(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -22,7 +22,7 @@ def read_values(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         if not path.is_file():  # a pipe would wait for ever
             return {}, f"{path.name} is missing"
-        if path.stat().st_size > LARGEST_JSON:
+        if path.stat().st_size > MAX_JSON:
             return {}, f"{path.name} is larger than any of openmae's"
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
     """The finite numbers of a line, its counts as integers; empty where it names no step."""
     kept: dict[str, Any] = {}
     for name, value in line.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER:
             kept[name] = value if isinstance(value, int) else float(value)
     is_line = isinstance(kept.get("step"), int) and kept["step"] >= 0
     return (
@@ -52,10 +52,16 @@ def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def settled_of(values: dict[str, Any]) -> tuple[AnySettled | None, str | None]:
+def settled_of(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | None]:
     """The settings of a run, checked as a run checks them; else why they are none."""
-    kind: type[SettledConfig] | type[SettledFinetune] | type[SettledProbe]
-    kind = SettledConfig if "decoder_width" in values else SettledFinetune if "blocks" in values else SettledProbe
+    kind: type[ResolvedPretrainConfig] | type[ResolvedFinetuneConfig] | type[ResolvedProbeConfig]
+    kind = (
+        ResolvedPretrainConfig
+        if "decoder_width" in values
+        else ResolvedFinetuneConfig
+        if "blocks" in values
+        else ResolvedProbeConfig
+    )
     try:
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:

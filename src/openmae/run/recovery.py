@@ -12,7 +12,7 @@ from openmae.run.progress import Progress
 from openmae.run.remembered import remember_micro_batch, remember_no_compile
 from openmae.training.checkpoint import Checkpoint, newest_checkpoint
 
-MOST_ROLLBACKS = 3
+MAX_ROLLBACKS = 3
 NAMED_INPUTS = 8  # of a batch that cannot be trained on
 
 
@@ -77,7 +77,7 @@ def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progr
     """
     rollbacks = progress.counts["rollbacks"]
     checkpoint, _ = newest_checkpoint(run)
-    if checkpoint is None or rollbacks == MOST_ROLLBACKS:
+    if checkpoint is None or rollbacks == MAX_ROLLBACKS:
         raise Fault(
             f"weights or gradients are not finite at step {step:,}, after {rollbacks} roll-backs: try a lower "
             f"--base-lr or --precision fp32; the last batch was {named_inputs(names)}"

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-WINDOW, FEWEST = 50, 20  # lines that a loss is compared with; fewer than these say nothing
+WINDOW, MIN_COUNT = 50, 20  # lines that a loss is compared with; fewer than these say nothing
 DEVIATIONS = 8.0  # robust standard deviations above the median
 
 
@@ -26,7 +26,7 @@ class RecentLosses:
 
     def is_spike(self, loss: float) -> bool:
         """Whether a loss lies far above the others."""
-        if len(self._losses) < FEWEST:
+        if len(self._losses) < MIN_COUNT:
             return False
         middle = self.median
         deviation = 1.4826 * median(abs(value - middle) for value in self._losses)

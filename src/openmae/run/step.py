@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from openmae.data.batch import Batch
 from openmae.machine.parallel import Processes, accumulating
 from openmae.run.model_input import ModelInput
-from openmae.training.copy_ahead import StepInputs
+from openmae.training.prefetch import StepInputs
 
 # This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0: scalars that
 # stay on the device.

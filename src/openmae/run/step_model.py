@@ -10,8 +10,8 @@ from openmae.machine.device import is_out_of_memory
 from openmae.machine.parallel import Processes, accumulating, parallelise
 from openmae.machine.signals import StopRequest
 from openmae.run.model_input import ModelInput
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.gradients import GradientCheck, Gradients, compare, differences, gradients_of
+from openmae.training.prefetch import StepInputs
 from openmae.training.telemetry import duration
 
 # The loss of a micro-batch, a mean over its images, by a model at a precision (fp32 or bf16).

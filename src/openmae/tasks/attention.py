@@ -14,7 +14,7 @@ from openmae.config import Grid, check_range, grid_of
 from openmae.config.features import AttentionConfig
 from openmae.data.preprocess import to_unit
 from openmae.errors import RequestError, shown
-from openmae.inference.images import gather_images, matched_to_images, spare_images
+from openmae.inference.images import gather_images, matched_to_images, protect_images
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
@@ -23,7 +23,7 @@ from openmae.model.attention_maps import class_attention
 from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
 
-LEAST_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
+MIN_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too
 SHARE_OF_COLOUR = 0.65  # the rest is the image, in grey
 BAR = (256, 14)  # pixels
@@ -43,7 +43,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         RequestError: no readable image, an unknown model, a layer or size that does not fit.
     """
     config = config.plain()
-    spare_images(config.images, config.out)
+    protect_images(config.images, config.out)
     model = load(config.init, config.device, say=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
@@ -110,7 +110,7 @@ def row(
     Args:
         maps: (rows, columns) each.
     """
-    side = LEAST_SIDE if len(maps) == 1 else CELL
+    side = MIN_SIDE if len(maps) == 1 else CELL
     shown_size = (size[0] * (scale := max(1, -(-side // min(size)))), size[1] * scale)
     # Read anew at the size of the picture: a model of small images sees few pixels, a person may see more.
     picture = to_picture(to_unit(model.prepare(image, shown_size, max_pixels), model.preprocessing)[0])
@@ -139,7 +139,7 @@ def captioned(picture: Image.Image, text: str) -> Tensor:
     """The picture with a line of text below: (3, H + LINE, W) in 0..1."""
     canvas = Image.new("RGB", (picture.width, picture.height + LINE), PAPER)
     canvas.paste(picture, (0, 0))
-    font = ImageFont.load_default(12 if picture.width >= LEAST_SIDE else 10)
+    font = ImageFont.load_default(12 if picture.width >= MIN_SIDE else 10)
     ImageDraw.Draw(canvas).text((1, picture.height + 1), text, INK, font)
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1) / 255
 

@@ -20,7 +20,7 @@ from openmae.interchange.outgoing.to_timm import to_timm
 from openmae.interchange.outgoing.to_torch_export import write_torch_export
 from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, files_written_aside, folder_written_aside, written_aside
 from openmae.training.checkpoint import MODEL, save_weights
 
@@ -83,14 +83,14 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     return {**result, "tensors": len(outgoing.weights), "left_out": list(left_out)}
 
 
-def outgoing_of(model: Described, to: str) -> Outgoing:
+def outgoing_of(model: StoredModel, to: str) -> Outgoing:
     """What a folder format holds of the model. Raises RequestError where that is not the model."""
     if to == "timm":
         return to_timm(model)
     return to_transformers(model) if to == "transformers" else Outgoing(model.weights)
 
 
-def write_program(out: Path, model: Described, config: ConvertConfig) -> tuple[Outgoing, float]:
+def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple[Outgoing, float]:
     """Export and check; an ONNX file of more than 2 GB has a second one beside it."""
     write = write_onnx if config.to == "onnx" else write_torch_export
     with disk_faults(out), files_written_aside(out) as folder:

@@ -19,9 +19,9 @@ from openmae.errors import Fault, RequestError, shown
 from openmae.inference.features import (
     Features,
     check_readable,
+    crop_fraction_for,
     default_batch_size,
     extract,
-    margin_for,
     preprocessing_for,
 )
 from openmae.inference.load import load
@@ -72,12 +72,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             workers=default_workers(device, processes.local_count) if config.workers is None else config.workers,
             device=str(device),
         )
-        preprocessing = replace(preprocessing, margin=margin_for(data.train, preprocessing.image_size))
+        preprocessing = replace(preprocessing, crop_fraction=crop_fraction_for(data.train, preprocessing.image_size))
         check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
             make_and_hold(run, lock)
-            print("\n".join([*plan_lines(data, chosen, preprocessing.margin), *lines]), flush=True)
+            print("\n".join([*plan_lines(data, chosen, preprocessing.crop_fraction), *lines]), flush=True)
         try:
             bank, queries = find_features(model, data, chosen, preprocessing, processes)
             check_k(chosen.k, len(bank.values))
@@ -123,7 +123,7 @@ def find_features(
             batch_size=config.batch_size,
             workers=config.workers or 0,
             image_size=preprocessing.image_size,
-            margin=preprocessing.margin,
+            crop_fraction=preprocessing.crop_fraction,
             processes=processes,
             precision=config.precision,
             with_labels=True,
@@ -196,7 +196,7 @@ def check_vacant(run: Path) -> None:
         raise RequestError(f"{shown(run)} exists already and is not empty: choose another --out")
 
 
-def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str]:
+def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:
     """What will be done, a line a fact; of settled settings."""
     report = data.report_name if data.report_name != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
@@ -205,7 +205,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, margin: float) -> list[str
         *data.told,
         f"bank       {len(data.train):,} training images, {target_words(data)}",
         f"queries    {len(data.report):,} images of {report}",
-        f"features   {config.pool} of the {layer}, {height}x{width} px, {margin:.3g} of the centre crop, "
+        f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]
     return lines + label_lines(data)

@@ -5,7 +5,7 @@ from typing import Any
 
 from openmae.config import ReconstructConfig
 from openmae.errors import shown
-from openmae.inference.images import gather_images, matched_to_images, spare_images
+from openmae.inference.images import gather_images, matched_to_images, protect_images
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.files import disk_faults, written_aside
@@ -21,7 +21,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     Raises:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
     """
-    spare_images(config.images, config.out)
+    protect_images(config.images, config.out)
     model = load_mae(config.init, config.device)
     model, lines = matched_to_images(model, config)
     images, skipped = gather_images(config, model)

@@ -50,10 +50,10 @@ class LARS(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         momentum = group["momentum"] * state["momentum"] + gradient
-        stepped = weight - group["lr"] * momentum
+        wrapped_model = weight - group["lr"] * momentum
         if self.found_inf is not None:
             is_skipped = self.found_inf.to(weight.device) > 0
             momentum = torch.where(is_skipped, state["momentum"], momentum)
-            stepped = torch.where(is_skipped, weight, stepped)
+            wrapped_model = torch.where(is_skipped, weight, wrapped_model)
         state["momentum"].copy_(momentum)
-        weight.copy_(stepped)
+        weight.copy_(wrapped_model)

@@ -22,7 +22,7 @@ from openmae.data.device_crop import crop_and_normalise
 from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
-from openmae.data.preprocess import conform, look_at, normalise
+from openmae.data.preprocess import conform, normalise, survey
 from openmae.data.readers import read
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource, read_pack
@@ -258,7 +258,7 @@ def test_statistics_are_of_what_is_there(tmp_path):
         image[5, 5, 1] = LOWEST
         np.save(tmp_path / f"{number}.npy", image)
     source = open_source(str(tmp_path), nodata=-1e30)
-    facts = look_at(source)
+    facts = survey(source)
     images = [source.read(i) for i in range(len(source))]
     values = [np.concatenate([valid_values(image)[c] for image in images]) for c in range(2)]
     np.testing.assert_allclose(facts.mean, [v.mean() for v in values], rtol=1e-5)
@@ -485,7 +485,7 @@ def test_rows_of_a_pack_with_nan_are_bad_where_all_values_are_data(tmp_path):
         np.save(tmp_path / "data" / f"{number}.npy", image)
     pack(PackConfig(data=str(tmp_path / "data"), out=str(tmp_path / "pack"), format="raw", size=16))
     for root in ("data", "pack"):
-        facts = look_at(open_source(str(tmp_path / root), nodata=OFF))
+        facts = survey(open_source(str(tmp_path / root), nodata=OFF))
         assert facts.bad == {f"{number}.npy": "values that are not finite" for number in (1, 2, 3)}
         assert np.isfinite([*facts.mean, *facts.value_range]).all()
 

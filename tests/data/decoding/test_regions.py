@@ -17,7 +17,7 @@ from openmae.data.sources import folder
 from openmae.data.sources.axes import Axes
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.sizes import cut_into_tiles
-from openmae.data.sources.views import Part
+from openmae.data.sources.views import IndexedSubset
 
 tifffile = pytest.importorskip("tifffile")
 RNG = np.random.default_rng(3)
@@ -180,7 +180,7 @@ def pictures(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", noise(90, 70, 3), photometric="rgb", tile=(32, 16))
     tifffile.imwrite(tmp_path / "b.tif", noise(60, 99, 3), photometric="rgb", rowsperstrip=4)
     np.save(tmp_path / "c.npy", noise(64, 64, 3))
-    return Part(FolderSource(tmp_path, ["a.tif", "b.tif", "c.npy"]), range(3))
+    return IndexedSubset(FolderSource(tmp_path, ["a.tif", "b.tif", "c.npy"]), range(3))
 
 
 def both_ways(monkeypatch, make):

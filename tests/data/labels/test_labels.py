@@ -28,7 +28,7 @@ from openmae.data.labels.subsets import (
     targets_of,
 )
 from openmae.data.sources.open import Splits, open_source
-from openmae.data.sources.views import Part
+from openmae.data.sources.views import IndexedSubset
 from openmae.errors import RequestError
 
 
@@ -248,7 +248,7 @@ def test_a_part_is_its_images(tmp_path):
     put_classes(tmp_path, a=3, b=3)
     source = open_source(str(tmp_path))
     indices = np.array([5, 0, 3])
-    part = Part(source, indices)
+    part = IndexedSubset(source, indices)
     assert part.ignored is source.ignored
     part = pickle.loads(pickle.dumps(part))
     assert names(part) == ["b/002.png", "a/000.png", "b/000.png"]
@@ -256,12 +256,15 @@ def test_a_part_is_its_images(tmp_path):
     assert labels_of(part).dtype == np.int64
     assert part.read(0)[0, 0, 0] == 2
     assert part.classes == ("a", "b")
-    assert part.fingerprint() == Part(source, [5, 0, 3]).fingerprint()
-    assert len({source.fingerprint(), *(Part(source, i).fingerprint() for i in ([5, 0, 3], [0, 5, 3], [5, 0]))}) == 4
+    assert part.fingerprint() == IndexedSubset(source, [5, 0, 3]).fingerprint()
+    assert (
+        len({source.fingerprint(), *(IndexedSubset(source, i).fingerprint() for i in ([5, 0, 3], [0, 5, 3], [5, 0]))})
+        == 4
+    )
     for index in (3, -1):
         with pytest.raises(IndexError):
             part.name(index)
-    part = Part(source, indices)
+    part = IndexedSubset(source, indices)
     indices[0] = 1
     assert part.name(0) == "b/002.png"  # the part has a copy
 
@@ -419,7 +422,7 @@ def test_one_held_out_part_gives_the_figure(tmp_path, part):
     assert (data.validation, data.report_name, data.split_names()) == (None, part, [])
     assert classes_in(data.report) == {0: 2, 1: 3}
     assert len(data.train) == 20
-    data = opened(tmp_path, needs_choice=True)  # never chosen by what the figure is of
+    data = opened(tmp_path, needs_validation=True)  # never chosen by what the figure is of
     assert names(data.report) == [
         f"{part}/cat/000.png", f"{part}/cat/001.png", *(f"{part}/dog/00{i}.png" for i in range(3))
     ]  # fmt: skip
@@ -429,12 +432,12 @@ def test_one_held_out_part_gives_the_figure(tmp_path, part):
     assert all(name.startswith("train/") for name in data.split_names())
     assert len(opened(tmp_path, held_out=6).validation) == 6
     assert opened(tmp_path, held_out=0).validation is None
-    refused("--held-out 0 leaves nothing", opened, tmp_path, held_out=0, needs_choice=True)
+    refused("--held-out 0 leaves nothing", opened, tmp_path, held_out=0, needs_validation=True)
 
 
 def test_val_and_test_take_nothing_from_train(tmp_path):
     put_classes(tmp_path, train_cat=10, train_dog=10, val_cat=1, val_dog=1, test_cat=2, test_dog=3)
-    data = opened(tmp_path, needs_choice=True)
+    data = opened(tmp_path, needs_validation=True)
     assert [len(data.train), len(data.validation), len(data.test)] == [20, 2, 5]
     assert (data.report_name, data.split_names()) == ("test", [])
     assert data.report is data.test
@@ -553,7 +556,7 @@ def test_several_labels_through_the_parts(tmp_path):
     put(tmp_path / "data", *(f"train/{i}.png" for i in range(40)), "test/a.png", "test/b.png")
     rows = [f"train/{i}.png,{int(i % 2 == 0)},{int(i % 3 == 0)}" for i in range(40)]
     path = csv_of(tmp_path, "path,two,three\n" + "\n".join([*rows, "test/a.png,1,1"]))
-    data = opened(tmp_path / "data", label_file=path, needs_choice=True, labels="20")
+    data = opened(tmp_path / "data", label_file=path, needs_validation=True, labels="20")
     assert (data.classes, data.is_multi_label, data.unlabelled) == (("three", "two"), True, 1)
     assert [len(data.train), len(data.validation), len(data.test)] == [20, 8, 1]
     for source in (data.train, data.validation):

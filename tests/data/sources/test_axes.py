@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmae.config import DataParts, SettledConfig
+from openmae.config import DataParts, ResolvedPretrainConfig
 from openmae.data.decoding.decode import BadImage, decode
 from openmae.data.decoding.headers import read_size
 from openmae.data.decoding.npy import evident_order
@@ -190,7 +190,7 @@ def test_decisions_need_no_order():
 
 
 def test_an_older_run_reads_channels_last():
-    assert SettledConfig.from_dict(json.loads(RECORD.read_text())).axes == "YXC"
+    assert ResolvedPretrainConfig.from_dict(json.loads(RECORD.read_text())).axes == "YXC"
 
 
 @given(st.tuples(*[st.integers(1, 40)] * 3), st.sampled_from(["CYX", "YXC", "XYC", "YCX", None]), st.booleans())

@@ -15,11 +15,11 @@ from openmae.data.augment import Augmentation
 from openmae.data.decoding.decode import BadImage
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, collate
-from openmae.data.preprocess import look_at
+from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.data.sources.sizes import cut_into_tiles, sizes_of
 from openmae.data.sources.tiles import Tiled, count_blank, is_blank, span, tiles_along
-from openmae.data.sources.views import Part, images_apart, raw_shape, split_by_image
+from openmae.data.sources.views import IndexedSubset, images_apart, raw_shape, split_by_image
 from openmae.errors import RequestError
 
 
@@ -251,24 +251,24 @@ def test_no_image_lies_on_both_sides_of_a_split(counts, data):
 
 def test_what_image_a_tile_is_of_shows_through_parts():
     source = tiled(10, noise(20, 10), noise(20, 20))
-    assert images_apart(Part(source, [5, 0, 1])).tolist() == [1, 0, 0]
-    assert images_apart(Part(Arrays(noise(4, 4)), [0])) is None
-    assert raw_shape(Part(source, [0])) is None
+    assert images_apart(IndexedSubset(source, [5, 0, 1])).tolist() == [1, 0, 0]
+    assert images_apart(IndexedSubset(Arrays(noise(4, 4)), [0])) is None
+    assert raw_shape(IndexedSubset(source, [0])) is None
 
 
 def test_a_look_leaves_blank_tiles_out_of_the_facts():
     source = tiled(10, half_blank(), half_blank(seed=1))
-    facts, blank = look_at(source), 16
+    facts, blank = survey(source), 16
     assert (facts.blank, facts.bad, facts.count) == (blank, {}, 32)
     assert source.source.reads == [1, 1]
-    white = look_at(Part(source, range(32))).mean  # a part is no source of tiles: its blank ones count
+    white = survey(IndexedSubset(source, range(32))).mean  # a part is no source of tiles: its blank ones count
     assert max(facts.mean) < 140 < min(white)
     with pytest.raises(RequestError, match="all of 4 tiles looked at are blank"):
-        look_at(tiled(10, np.zeros((20, 20, 3), np.uint8)))
+        survey(tiled(10, np.zeros((20, 20, 3), np.uint8)))
 
 
 def test_what_is_measured_leaves_blank_tiles_out_and_does_not_call_them_bad():
-    source = Part(tiled(10, half_blank()), range(16))
+    source = IndexedSubset(tiled(10, half_blank()), range(16))
     found = read_all(source, stream(source).preprocessing, 2)
     assert found.indices.tolist() == list(range(8, 16))
     assert (len(found.images), found.bad) == (8, {})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import openmae
 from openmae.errors import RequestError
-from openmae.inference.load import ClassifierModel, EncoderModel, Model
+from openmae.inference.load import ClassifierModel, EncoderModel, MAEModel
 from openmae.interchange.incoming.files import read_stored
 from openmae.interchange.incoming.read import describe
 from openmae.interchange.incoming.reading import Hints
@@ -83,7 +83,7 @@ def test_transformers_vit_mae(layout: str, tmp_path: Path) -> None:
         path = saved(state, tmp_path / "bare.safetensors")
         options["num_heads"] = 4
     model = openmae.load(str(path), "cpu", **options)
-    assert isinstance(model, Model)
+    assert isinstance(model, MAEModel)
     noise = torch.rand(2, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         theirs.config.mask_ratio = 0.0
@@ -114,7 +114,7 @@ def test_reference_layout(prefix: str, tmp_path: Path) -> None:
         theirs.config.mask_ratio = 0.0
         expected = theirs.vit(IMAGES, noise=torch.arange(16.0).expand(2, 16)).last_hidden_state
     model = openmae.load(str(tmp_path / "full.pth"), "cpu", num_heads=4)
-    assert isinstance(model, Model)
+    assert isinstance(model, MAEModel)
     assert relative_error(model.encode(IMAGES), expected) < TOLERANCE
     assert model.description["shape"]["target"] == "pixel"
     alone = {name: value for name, value in state.items() if "decoder" not in name and "mask_token" not in name}

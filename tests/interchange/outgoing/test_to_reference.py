@@ -6,7 +6,7 @@ import torch
 from openmae.config import SIZES, DecoderShape, MAEShape, Preprocessing, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.outgoing.to_reference import to_reference
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.model.mae import MAE
 
 from ..outgoing_models import (
@@ -81,7 +81,7 @@ def test_names_and_shapes_of_the_papers_sizes(tmp_path, size):
     with torch.device("meta"):
         weights = MAE.from_shape(shape).state_dict()
     preprocessing: Preprocessing = make_preprocessing(encoder)
-    found = to_reference(Described(tmp_path, weights, shape, preprocessing, {})).weights
+    found = to_reference(StoredModel(tmp_path, weights, shape, preprocessing, {})).weights
     expected = encoder_manifest(width, depth, patch, count) | decoder_manifest(width, patch, count)
     assert {name: tuple(value.shape) for name, value in found.items()} == expected
     if size in TOTALS:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import openmae
 from openmae.errors import RequestError
-from openmae.interchange.init import read_described
+from openmae.interchange.init import read_stored_model
 from openmae.interchange.outgoing.to_timm import to_timm
 
 from ..outgoing_models import (
@@ -153,13 +153,13 @@ def test_another_image_size_is_resampled_otherwise(tmp_path):
 # Measured on a square photograph, in units of the deviation: one grey level (.0175) with the whole image; .23 (mean
 # 3.5e-4) with a margin, in the outermost pixels: timm resizes before it cuts, so there it sees what is beyond the cut.
 @pytest.mark.parametrize(("margin", "limit"), [(1.0, 0.02), (224 / 256, 0.3)])
-def test_images_are_prepared_alike(tmp_path, margin, limit):
+def test_images_are_prepared_alike(tmp_path, crop_fraction, limit):
     mae, shape = make_mae(make_encoder(image_size=(224, 224), patch_size=16))
-    preprocessing = make_preprocessing(shape.encoder, margin=margin)
+    preprocessing = make_preprocessing(shape.encoder, crop_fraction=crop_fraction)
     init = save_run(tmp_path / "init", mae, shape, preprocessing)
     model = timm_of(out_of(init, "timm"))
     settings = timm.data.resolve_model_data_config(model)
-    assert settings["crop_pct"] == margin
+    assert settings["crop_pct"] == crop_fraction
     assert settings["interpolation"] == "bicubic"
     square = photograph()[:, 100:500]
     theirs = timm.data.create_transform(**settings)(Image.fromarray(square))
@@ -189,7 +189,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
 
 def test_another_encoder_is_refused(tmp_path):
     mae, shape = make_mae()
-    model = read_described(save_run(tmp_path / "init", mae, shape) / "model.safetensors")
+    model = read_stored_model(save_run(tmp_path / "init", mae, shape) / "model.safetensors")
     other = replace(model, shape=replace(shape, encoder=replace(shape.encoder, layer_scale=True)))
     with pytest.raises(RequestError, match=r"layer_scale True.*--to openmae"):
         to_timm(other)

@@ -227,9 +227,9 @@ def test_its_encoder_is_held(tmp_path, make):
     ("margin", "columns", "largest", "mean"),
     [(1.0, 400, 1e-6, 1e-6), (1.0, 600, 0.3, 1e-3), (224 / 256, 400, 0.3, 1e-3), (224 / 256, 600, 0.3, 1e-3)],
 )
-def test_images_are_prepared_alike(tmp_path, margin, columns, largest, mean):
+def test_images_are_prepared_alike(tmp_path, crop_fraction, columns, largest, mean):
     mae, shape = make_mae(make_encoder(image_size=(224, 224), patch_size=16))
-    preprocessing = make_preprocessing(shape.encoder, margin=margin)
+    preprocessing = make_preprocessing(shape.encoder, crop_fraction=crop_fraction)
     init = save_run(tmp_path / "init", mae, shape, preprocessing)
     processor = AutoImageProcessor.from_pretrained(out_of(init, "transformers"))
     picture = Image.fromarray(photograph()[:, :columns])

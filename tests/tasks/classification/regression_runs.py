@@ -66,5 +66,5 @@ def features(init, source):
 
 
 def replaced_margin(preprocessing, source):
-    margin = 224 / 256 if source.read(0).shape[0] > 8 else 1.0
-    return Preprocessing(**{**vars(preprocessing), "margin": margin})
+    crop_fraction = 224 / 256 if source.read(0).shape[0] > 8 else 1.0
+    return Preprocessing(**{**vars(preprocessing), "margin": crop_fraction})

@@ -78,7 +78,7 @@ def test_the_rates_it_tries_unasked_find_the_optimum(pretrained, tmp_path, optim
     """
     from sklearn.linear_model import LinearRegression
 
-    data = opened("embedded:digits", needs_choice=True)
+    data = opened("embedded:digits", needs_validation=True)
     values, numbers = features(pretrained, data.train)
     best = LinearRegression().fit(values, numbers).score(values, numbers)
     out = tmp_path / "run"

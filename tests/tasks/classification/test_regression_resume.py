@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from openmae.cli import run as openmae_run
-from openmae.config import SettledFinetune, SettledProbe
+from openmae.config import ResolvedFinetuneConfig, ResolvedProbeConfig
 from openmae.errors import Interrupted, RequestError
 from openmae.tasks.finetune import finetune as finetune_module
 from openmae.tasks.finetune.finetune import finetune
@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_what_it_began_with(pretrained, greys, tmp_path, chan
     assert snapshot(out) == before
 
 
-@pytest.mark.parametrize(("run", "settled"), [(finetune, SettledFinetune), (probe, SettledProbe)])
+@pytest.mark.parametrize(("run", "settled"), [(finetune, ResolvedFinetuneConfig), (probe, ResolvedProbeConfig)])
 @pytest.mark.usefixtures("no_report")
 def test_a_run_from_before_there_was_a_choice_goes_on(pretrained, tmp_path, monkeypatch, run, settled):
     """With classes that are fractional numbers, which were not asked about; to the bytes of one that names its task."""

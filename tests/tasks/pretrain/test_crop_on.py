@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from openmae import PackConfig, pack
-from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 from openmae.cli import run as command
-from openmae.config import PretrainConfig, SettledConfig
+from openmae.config import PretrainConfig, ResolvedPretrainConfig
 from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
 from openmae.errors import RequestError
 from openmae.planning.decisions import Machine
-from openmae.planning.pretrain import settle
+from openmae.planning.pretrain import make_pretrain_plan
 from openmae.run.folder import MAY_CHANGE
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -58,11 +58,11 @@ def config_on(packs, out, crop_on, digits_config, **changes):
 def test_a_step_is_that_of_the_float_crops():
     """Equal to the last bit."""
     results = []
-    raw = replace(settled_for("tiny", 4, CPU, "fp32").preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
+    raw = replace(pretrain_plan_for("tiny", 4, CPU, "fp32").preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
     raw = replace(raw, value_range=(0.0, 1.0))  # changes no value
     cut = [Batch(model_input(part, raw, CPU), part.keys, {}) for part in whole_parts()]
     for parts in (whole_parts(), cut):
-        ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
+        ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
         ours.parts = parts
         loss, norm, skipped = ours.step()
         assert not skipped
@@ -151,18 +151,18 @@ def test_a_run_goes_on_as_it_began(packs, on_device, digits_config, tmp_path):
 def test_an_older_run_on_a_raw_pack_goes_on_in_the_reader(packs, digits_config, tmp_path, monkeypatch):
     """Neither its config.json nor its checkpoints name the choice, and this machine would choose the device now."""
     old, new = tmp_path / "old", tmp_path / "new"
-    to_dict = SettledConfig.to_dict
+    to_dict = ResolvedPretrainConfig.to_dict
     for out in (old, new):
         with monkeypatch.context() as patch:
             if out == old:
-                patch.setattr(SettledConfig, "to_dict", lambda self: without(to_dict(self), "crop_on"))
+                patch.setattr(ResolvedPretrainConfig, "to_dict", lambda self: without(to_dict(self), "crop_on"))
             pretrain(config_on(packs, out, "reader", digits_config))
     states = [json.loads(file.read_bytes())["settings"] for file in old.rglob("state.json")]
     assert states
     assert not any("crop_on" in record for record in [json.loads((old / "config.json").read_bytes()), *states])
     monkeypatch.setattr(Machine, "of", lambda *_: GPU)
     asked = config_on(packs, old, None, digits_config, resume="auto", steps=14)
-    assert settle(asked, PACKED, GPU).config.crop_on == "device"
+    assert make_pretrain_plan(asked, PACKED, GPU).config.crop_on == "device"
     assert pretrain(asked)["step"] == 14
     assert json.loads((old / "config.json").read_bytes())["crop_on"] == "reader"
     pretrain(config_on(packs, new, "reader", digits_config, resume="auto", steps=14))
@@ -189,7 +189,7 @@ def without(record, name):
     ],
 )
 def test_it_is_decided_with_a_reason(facts, machine, augment, wanted, why):
-    settled = settle(PretrainConfig(data="images", out="run", augment=augment), facts, machine)
+    settled = make_pretrain_plan(PretrainConfig(data="images", out="run", augment=augment), facts, machine)
     assert settled.config.crop_on == wanted
     assert why in settled.reasons["crop_on"]
 
@@ -197,16 +197,16 @@ def test_it_is_decided_with_a_reason(facts, machine, augment, wanted, why):
 def test_what_is_asked_for_is_done():
     for crop_on in ("reader", "device"):
         for machine in (CPU_MACHINE, GPU):
-            settled = settle(PretrainConfig(data="images", out="run", crop_on=crop_on), PACKED, machine)
+            settled = make_pretrain_plan(PretrainConfig(data="images", out="run", crop_on=crop_on), PACKED, machine)
             assert settled.config.crop_on == crop_on
             assert "crop_on" not in settled.reasons
 
 
 def test_runs_from_before_there_was_a_choice_cropped_in_the_reader():
-    settled = settle(PretrainConfig(data="images", out="run"), PHOTOS, CPU_MACHINE).config
+    settled = make_pretrain_plan(PretrainConfig(data="images", out="run"), PHOTOS, CPU_MACHINE).config
     old = settled.to_dict()
     del old["crop_on"]
-    assert SettledConfig.from_dict(old) == settled
+    assert ResolvedPretrainConfig.from_dict(old) == settled
     with pytest.raises(RequestError, match="--crop-on device: --augment crop-jitter"):
         replace(settled, crop_on="device", augment="crop-jitter")
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from openmae.benchmarks.ours import Ours, make_ours, settled_for
+from openmae.benchmarks.ours import Ours, make_ours, pretrain_plan_for
 from openmae.data.batch import Batch
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import open_source
@@ -36,7 +36,7 @@ def rate_of(step: int) -> float:
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
     """Crops of the photographs inside the wheels, another batch every step."""
-    settled = settled_for("tiny", BATCH, CPU, "fp32")
+    settled = pretrain_plan_for("tiny", BATCH, CPU, "fp32")
     source = open_source("embedded:photos")
     assert source is not None
     stream = make_stream(settled.config, settled.preprocessing, source)
@@ -45,7 +45,7 @@ def batches() -> list[Batch]:
 
 
 def fresh(device: torch.device = CPU, **settings: Any) -> Ours:
-    return make_ours(settled_for("tiny", BATCH, device, settings.pop("precision", "fp32"), **settings), device)
+    return make_ours(pretrain_plan_for("tiny", BATCH, device, settings.pop("precision", "fp32"), **settings), device)
 
 
 def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from openmae import FinetuneConfig, PackConfig, ProbeConfig, finetune, pack, pretrain, probe
-from openmae.config import SettledConfig, SettledFinetune, SettledProbe
-from openmae.data.preprocess import look_at
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
+from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted
 from openmae.planning.image_size import aspect_words, long_grid, packed_size, seen_of, share_seen
-from openmae.planning.pretrain import settle
+from openmae.planning.pretrain import make_pretrain_plan
 from openmae.run.folder import MAY_CHANGE
 from openmae.tasks.finetune import finetune as finetune_task
 from openmae.tasks.probe import probe as probe_task
@@ -37,8 +37,8 @@ def long(short_side, aspect, **changes):
 @pytest.mark.parametrize("aspect", [1 / 16, 1 / 8, 1 / 2.5, 2.1, 10 / 3, 8, 12, 16])
 @pytest.mark.parametrize("model", [None, "huge"])
 def test_a_size_left_open_has_the_images_aspect_in_no_more_patches(machine, short_side, aspect, model):
-    square = settle(config(model=model), replace(PHOTOS, short_side=short_side), machine)
-    found = settle(config(model=model), long(short_side, aspect), machine)
+    square = make_pretrain_plan(config(model=model), replace(PHOTOS, short_side=short_side), machine)
+    found = make_pretrain_plan(config(model=model), long(short_side, aspect), machine)
     patch, (height, width) = found.config.patch_size, found.config.size
     count = found.shape.encoder.num_patches
     assert count <= square.shape.encoder.num_patches
@@ -58,17 +58,17 @@ def found_aspect(aspect):
 @pytest.mark.parametrize("aspect", [1 / 2, 2 / 3, 1.0, 1.5, 2.0])
 def test_up_to_two_to_one_a_square_stays(aspect):
     for machine in (CPU, GPU):
-        square, found = (settle(config(), facts, machine) for facts in (PHOTOS, long(480, aspect)))
+        square, found = (make_pretrain_plan(config(), facts, machine) for facts in (PHOTOS, long(480, aspect)))
         assert found.config == square.config
 
 
 def test_a_size_that_is_given_stays():
     facts = long(50, 12.0)
-    assert settle(config(image_size=32), facts, CPU).config.size == (32, 32)
-    assert settle(config(image_size=(32, 96)), facts, CPU).config.size == (32, 96)
-    of_patch = settle(config(patch_size=8), facts, CPU).config
+    assert make_pretrain_plan(config(image_size=32), facts, CPU).config.size == (32, 32)
+    assert make_pretrain_plan(config(image_size=(32, 96)), facts, CPU).config.size == (32, 96)
+    of_patch = make_pretrain_plan(config(patch_size=8), facts, CPU).config
     assert (of_patch.patch_size, of_patch.size) == (8, (8, 96))  # of 6 x 6 patches that a square would have
-    assert settle(config(), facts, CPU).config.size == (48, 576)
+    assert make_pretrain_plan(config(), facts, CPU).config.size == (48, 576)
 
 
 def test_the_median_aspect_is_of_most_images_and_knows_no_direction():
@@ -157,9 +157,9 @@ def probe_of(banners, model, out, **changes):
 
 
 TASKS = {
-    "pretrain": (pretrain_of, SettledConfig),
-    "finetune": (finetune_of, SettledFinetune),
-    "probe": (probe_of, SettledProbe),
+    "pretrain": (pretrain_of, ResolvedPretrainConfig),
+    "finetune": (finetune_of, ResolvedFinetuneConfig),
+    "probe": (probe_of, ResolvedProbeConfig),
 }
 
 
@@ -196,7 +196,7 @@ def test_a_raw_pack_keeps_long_images(banners, tmp_path, capsys):
     assert "the centre 20x120 px x 3 of each image" in told
     assert "is lost, 0 % of an image in the mean" in told
     source = open_source(str(tmp_path / "pack"))
-    assert look_at(source).raw_shape == (20, 120, 3)
+    assert survey(source).raw_shape == (20, 120, 3)
     assert np.array_equal(source.read(0), open_source(str(banners)).read(0))
     assert packed_size(long(480, 8.0), 256) == (90, 720)
     assert packed_size(long(480, 1 / 8), 256) == (720, 90)

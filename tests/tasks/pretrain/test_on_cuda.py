@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine import parallel
 from openmae.machine.device import default_workers, has_bf16, peak_memory, total_memory, use_device
@@ -25,7 +25,7 @@ GPU = torch.device("cuda:0")
 def test_what_is_planned_for_a_gpu():
     with stand_in():
         machine = Machine.of(use_device(None, 0), 1)
-        settled = settled_for("base", 256, GPU, None)
+        settled = pretrain_plan_for("base", 256, GPU, None)
         assert (machine.device, machine.has_bf16, machine.memory) == ("cuda", True, 80 << 30)
         assert (total_memory(GPU), has_bf16(GPU), peak_memory(GPU)) == (80 << 30, True, 0)
         assert machine.workers == default_workers(GPU)
@@ -37,10 +37,10 @@ def test_what_is_planned_for_a_gpu():
 def test_a_step_on_a_gpu(is_whole, precision):
     """Every tensor of the step lies there, or an operation would refuse to mix devices; batches come ahead."""
     cpu = torch.device("cpu")
-    cropped = make_ours(settled_for("tiny", 4, cpu, "fp32", micro_batch_size=3), cpu).parts
+    cropped = make_ours(pretrain_plan_for("tiny", 4, cpu, "fp32", micro_batch_size=3), cpu).parts
     parts = whole_parts() if is_whole else cropped
     with stand_in() as seen:
-        ours = make_ours(settled_for("tiny", 4, GPU, precision, micro_batch_size=3), GPU)
+        ours = make_ours(pretrain_plan_for("tiny", 4, GPU, precision, micro_batch_size=3), GPU)
         ours.model.requires_grad_(False)  # see `stand_in`
         ours.parts = parts  # as readers give them: on the CPU, with values
         for number in range(2):
@@ -62,7 +62,7 @@ def test_pretrain_is_set_up_on_a_gpu(digits_config, tmp_path, monkeypatch, name)
     monkeypatch.setattr(
         "openmae.run.open_run.run_loop", lambda training, *rest: seen.append(training) or {"status": "complete"}
     )
-    look = decisions.look_at
+    look = decisions.survey
     monkeypatch.setattr(decisions, "look_at", lambda *asked, **options: on_cpu(look, *asked, **options))
     visible = MaskSampler.num_visible.fget
     monkeypatch.setattr(MaskSampler, "num_visible", property(lambda masks: on_cpu(visible, masks)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from openmae.benchmarks.ours import make_ours, settled_for
-from openmae.config import SettledConfig
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
+from openmae.config import ResolvedPretrainConfig
 from openmae.machine.parallel import Processes, parallelise
 from openmae.run.folder import MAY_CHANGE
 
@@ -39,7 +39,7 @@ class Waits(TorchDispatchMode):
 )
 def test_a_step_never_waits(settings):
     """On a CPU every operation goes through the dispatcher, too: there what would wait on a GPU is counted."""
-    ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3, **settings), CPU)
+    ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3, **settings), CPU)
     ours.step()
     with Waits() as waits:
         ours.step()
@@ -47,7 +47,7 @@ def test_a_step_never_waits(settings):
 
 
 def test_a_step_that_crops_never_waits():
-    ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
+    ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
     ours.parts = whole_parts()
     ours.step()
     with Waits() as waits:
@@ -67,7 +67,7 @@ def test_a_wait_would_be_counted():
 def test_a_step_makes_no_tensor_of_numbers(is_whole, monkeypatch):
     """To bring Python's numbers to a GPU is to wait for it, too. `torch.tensor` and its kin show as `lift_fresh`; so do
     the NumPy arrays from which masks are made on the CPU, and nothing else may."""
-    ours = make_ours(settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
+    ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
     ours.parts = whole_parts() if is_whole else ours.parts
     ours.step()
     arrays, from_numpy = [], torch.from_numpy
@@ -88,7 +88,7 @@ def test_a_step_makes_no_tensor_of_numbers(is_whole, monkeypatch):
 def test_a_step_never_waits_on_a_gpu(is_whole):
     """CUDA's own word on it. Not yet run: there was no GPU where this was written."""
     device = torch.device("cuda")
-    ours = make_ours(settled_for("tiny", 4, device, "bf16", micro_batch_size=3), device)
+    ours = make_ours(pretrain_plan_for("tiny", 4, device, "bf16", micro_batch_size=3), device)
     ours.parts = [part.pin_memory() for part in (whole_parts() if is_whole else ours.parts)]
     ours.step()
     torch.cuda.set_sync_debug_mode("error")
@@ -118,10 +118,10 @@ def compiled_eagerly(monkeypatch):
 @pytest.mark.usefixtures("compiled_eagerly")
 def test_compiling_keeps_names_and_numbers():
     """The last micro-batch is an odd one. Measured: 0 for the loss, 1.2e-7 for the weights after two steps."""
-    settled = settled_for("tiny", 4, CPU, "fp32", micro_batch_size=3)
+    settled = pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3)
     plain = make_ours(settled, CPU)
     compiled = make_ours(settled, CPU, is_compiled=True)
-    assert compiled.stepped is not compiled.model
+    assert compiled.wrapped_model is not compiled.model
     results = []
     for ours in (plain, compiled):
         for _ in range(2):
@@ -140,11 +140,11 @@ def test_compiling_keeps_names_and_numbers():
 
 def test_a_run_may_go_on_compiled():
     assert "compile" in MAY_CHANGE
-    settled = settled_for("tiny", 4, CPU, "fp32").config
+    settled = pretrain_plan_for("tiny", 4, CPU, "fp32").config
     assert settled.compile is False
     old = settled.to_dict()
     del old["compile"]  # a run of before there was a choice
-    assert SettledConfig.from_dict(old) == settled
+    assert ResolvedPretrainConfig.from_dict(old) == settled
     assert replace(settled, compile=True).compile
     model = torch.nn.Linear(1, 1)
     assert parallelise(model, Processes(), CPU) is model

@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig, ViTShape
+from openmae.config import Preprocessing, PretrainConfig, ResolvedPretrainConfig, ViTShape
 from openmae.data.labels.subsets import labels_of
 from openmae.data.preprocess import normalise
 from openmae.errors import RequestError
@@ -44,7 +44,7 @@ def watched(data, **changes):
 
 def settled(run, **changes):
     values = json.loads((run / "config.json").read_text())
-    return SettledConfig.from_dict({**values, **changes}), Preprocessing.from_dict(values["preprocessing"])
+    return ResolvedPretrainConfig.from_dict({**values, **changes}), Preprocessing.from_dict(values["preprocessing"])
 
 
 # --- which images ---

@@ -28,7 +28,7 @@ from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.model.probe import Probes
 from openmae.planning.decisions import Machine, total_steps
-from openmae.planning.probe import settle_probe
+from openmae.planning.probe import make_probe_plan
 from openmae.recipes import PROBE_RECIPES
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.tasks.probe import probe as task
@@ -377,13 +377,13 @@ def test_table_10_reaches_a_run(model, epochs, steps):
         image_size=(224, 224),
     )
     asked = ProbeConfig(data="data", init="run", out="out", recipe=f"imagenet-{model}")
-    settled = settle_probe(asked, IMAGENET, 1000, Machine("cuda", True, 8, 140 << 30), shape, processing)
+    settled = make_probe_plan(asked, IMAGENET, 1000, Machine("cuda", True, 8, 140 << 30), shape, processing)
     found = settled.config.to_dict()
     assert {name: found[name] for name in TABLE_10} == TABLE_10
     assert found["epochs"] == epochs
     assert total_steps(settled.config, IMAGENET.count) == steps
     assert [rate * 16384 / 256 for rate in settled.config.base_lr] == pytest.approx([6.4])
-    assert (settled.preprocessing.margin, settled.preprocessing.image_size) == (224 / 256, (224, 224))
+    assert (settled.preprocessing.crop_fraction, settled.preprocessing.image_size) == (224 / 256, (224, 224))
     assert (settled.shape.pool, settled.shape.head, settled.shape.encoder) == ("cls", "probe", shape)
 
 

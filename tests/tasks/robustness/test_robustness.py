@@ -321,7 +321,7 @@ def _as_one_of_two(arguments, rank, port, log):
         "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
     torch.set_num_threads(1)
-    task.evaluation_margin = lambda size: 1.0
+    task.evaluation_crop_fraction = lambda size: 1.0
     with open(log, "a") as file, contextlib.redirect_stdout(file):
         robustness(RobustnessConfig(**arguments))
 
@@ -352,12 +352,12 @@ def test_a_stopped_run_goes_on_behind_what_is_finished(init, sets, tmp_path, mon
     whole = robustness(config(init, tmp_path / "whole", imagenet_c=str(sets / "c"), imagenet_a=str(sets / "a")))
     measured, real = [], task.count_wrong
 
-    def count(model, source, columns, preprocessing, margin, config, processes, stop):
+    def count(model, source, columns, preprocessing, crop_fraction, config, processes, stop):
         measured.append(source)
         if len(measured) == 4:
             assert isinstance(stop, StopRequest)
             stop.received = "SIGTERM"
-        return real(model, source, columns, preprocessing, margin, config, processes, stop)
+        return real(model, source, columns, preprocessing, crop_fraction, config, processes, stop)
 
     monkeypatch.setattr(task, "count_wrong", count)
     asked = config(init, tmp_path / "run", imagenet_c=str(sets / "c"), imagenet_a=str(sets / "a"), resume="auto")

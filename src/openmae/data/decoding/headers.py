@@ -20,7 +20,7 @@ from openmae.data.decoding.tiff import TIFF, open_tiff
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND"
 _PNG_SAYS = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks in which Pillow looks for an orientation
-_LONGEST_CHUNK = 16 << 20
+_MAX_CHUNK = 16 << 20
 _NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
 _BYTES = {"I": 4, "F": 4}  # of a value, by Pillow's mode; those that begin with I;16 have 2
@@ -110,7 +110,7 @@ def _png_orientation(file: BinaryIO) -> int:
     said = list[bytes]()
     while len(start := file.read(8)) == 8:
         length, kind = int.from_bytes(start[:4], "big"), start[4:]
-        if kind in _PNG_SAYS and length <= _LONGEST_CHUNK:
+        if kind in _PNG_SAYS and length <= _MAX_CHUNK:
             said.append(start + file.read(length + 4))
         elif kind == _END:
             break

@@ -9,13 +9,13 @@ from openmae.data.decoding.pixels import BadImage
 
 _SOI, _COMMENT = b"\xff\xd8", b"\xff\xfe"
 _NAME = b"openmae-empty\0"
-_LONGEST = 65_533 - len(_NAME)  # bytes in a segment
+_MAX_LENGTH = 65_533 - len(_NAME)  # bytes in a segment
 
 
 def with_jpeg_mask(data: bytes, mask: NDArray[np.bool_]) -> bytes:
     """A JPEG with the mask of its H x W x C values behind its first marker."""
     packed = zlib.compress(np.packbits(mask).tobytes(), 9)
-    pieces = [packed[start : start + _LONGEST] for start in range(0, len(packed), _LONGEST)]
+    pieces = [packed[start : start + _MAX_LENGTH] for start in range(0, len(packed), _MAX_LENGTH)]
     segments = [_COMMENT + (2 + len(_NAME) + len(piece)).to_bytes(2, "big") + _NAME + piece for piece in pieces]
     return _SOI + b"".join(segments) + data[len(_SOI) :]
 

@@ -15,7 +15,7 @@ from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.strips import in_strips, strips
 
 SIGN_IS_ENOUGH = 1e30  # lowest values of number types are written in many lengths: -3.4e38, -1.79769e308
-LARGEST = 1e18  # sums of a few hundred squares of more do not fit float32
+MAX_MAGNITUDE = 1e18  # sums of a few hundred squares of more do not fit float32
 GDAL_NODATA = 42113
 
 
@@ -216,5 +216,5 @@ def check_floats(image: NDArray, rule: Nodata | None) -> None:
     values = values_of(image)  # 0 where it is empty
     if rule is None and not all(np.isfinite(values[rows]).all() for rows in strips(*image.shape[:2])):
         raise BadImage("values that are not finite")
-    if rule is not None and (extreme := max(float(values.max()), -float(values.min()))) > LARGEST:
+    if rule is not None and (extreme := max(float(values.max()), -float(values.min()))) > MAX_MAGNITUDE:
         raise BadImage(f"values of {extreme:.3g} in size: --nodata VALUE says which stand for none")

@@ -11,7 +11,7 @@ from openmae.data.decoding.pixels import BadImage, as_known_type, check_size
 
 NPY = b"\x93NUMPY"  # how such a file begins
 CHANNELS_FIRST, CHANNELS_LAST = "CYX", "YXC"
-LONGEST_HEADER = 10_000  # NumPy's own bound on a header it parses
+MAX_HEADER_LENGTH = 10_000  # NumPy's own bound on a header it parses
 CLEARLY = 4  # times smaller than the others is the axis that holds the channels
 
 
@@ -66,7 +66,7 @@ def read_npy_header(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS
     """
     size = file.seek(0, 2)
     file.seek(0)
-    header = _parsed(file.read(LONGEST_HEADER))
+    header = _parsed(file.read(MAX_HEADER_LENGTH))
     check_size(*header.sides(axes), max_pixels)
     num_bytes = math.prod(header.shape) * header.dtype.itemsize
     if size - header.start < num_bytes:

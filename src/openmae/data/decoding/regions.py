@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     offsets: NDArray[np.int64]
 
 
-class Stored:
+class StoredImage:
     """An H x W x C image in its file; the equal of the decoded one, of which parts are read when they are cut out."""
 
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
@@ -101,10 +101,10 @@ class Stored:
 
 
 @runtime_checkable
-class HasStored(Protocol):
+class HasStoredImages(Protocol):
     """A source of images that may lie in files of which a part can be read alone."""
 
-    def stored(self, index: int) -> Stored | None:
+    def stored(self, index: int) -> StoredImage | None:
         """An image whose parts can be read alone; None where it is small, or must be read whole."""
         ...
 
@@ -117,9 +117,9 @@ def has_parts(source: object, index: int) -> bool:
         return False
 
 
-def stored_of(source: object, index: int) -> Stored | None:
+def stored_of(source: object, index: int) -> StoredImage | None:
     """An image of any source, if its parts can be read alone."""
-    return source.stored(index) if isinstance(source, HasStored) else None
+    return source.stored(index) if isinstance(source, HasStoredImages) else None
 
 
 class Readable(Protocol):
@@ -137,7 +137,7 @@ def pixels_of(source: Readable, index: int) -> Pixels:
     return source.read(index) if stored is None else stored
 
 
-def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Stored | None:
+def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> StoredImage | None:
     """The image of an opened file; None where it is small, or must be read whole.
 
     Args:
@@ -149,7 +149,7 @@ def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata 
         layout = None if find is None else find(file, max_pixels, axes, rule)
     except Exception:  # read whole, it says what is wrong with it
         return None
-    return None if layout is None or math.prod(layout.shape[:2]) <= LARGE_PIXELS else Stored(file, layout)
+    return None if layout is None or math.prod(layout.shape[:2]) <= LARGE_PIXELS else StoredImage(file, layout)
 
 
 def _npy_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:

@@ -20,10 +20,10 @@ from openmae.data.labels.subsets import (
 )
 from openmae.data.labels.understood import ADVICE, understood
 from openmae.data.sources.open import Source, open_splits
-from openmae.data.sources.views import Part, images_apart
+from openmae.data.sources.views import IndexedSubset, images_apart
 from openmae.errors import RequestError, shown
 
-_LARGEST_SPLIT = 5000
+_MAX_SPLIT = 5000
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def open_labelled(
     axes: str | None = None,
     usual_axes: str | None = None,
     nodata: float | str = OFF,
-    needs_choice: bool = False,
+    needs_validation: bool = False,
     task: str | None = None,
     advice: str = ADVICE,
     split_rules: int | None = None,
@@ -151,7 +151,7 @@ def open_labelled(
     report_name = next((split for split in ("test", "val") if split in held_parts), "split of train")
     if has_both and held_out:
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
-    if not has_both and (needs_choice or not held_parts or held_out):
+    if not has_both and (needs_validation or not held_parts or held_out):
         apart = images_apart(parts["train"])
         rest, held = _hold_out(data, targets["train"], held_out, seed_of_split, apart)
     if labels is not None:
@@ -159,7 +159,7 @@ def open_labelled(
     numbers = targets["train"][rest].T.tolist() if found.columns else []
     return LabelledData(
         train=_take(parts["train"], rest),
-        validation=Part(parts["train"], held) if len(held) else held_parts["val"] if has_both else None,
+        validation=IndexedSubset(parts["train"], held) if len(held) else held_parts["val"] if has_both else None,
         test=held_parts.get(report_name),
         classes=classes,
         is_multi_label=found.is_multi_label,
@@ -232,7 +232,7 @@ def _hold_out(
     groups = members_of(labels)
     count = sum(map(len, groups))
     most = count - len(groups)
-    default = count // 5 if count < 2500 else min(count // 10, _LARGEST_SPLIT)
+    default = count // 5 if count < 2500 else min(count // 10, _MAX_SPLIT)
     if most == 0:
         raise RequestError(
             f"{shown(data)} has one labelled training image{' of each class' * (labels.dtype != np.float64)}, so none "
@@ -242,4 +242,4 @@ def _hold_out(
 
 
 def _take(source: Source, indices: NDArray[np.int64]) -> Source:
-    return source if len(indices) == len(source) else Part(source, indices)
+    return source if len(indices) == len(source) else IndexedSubset(source, indices)

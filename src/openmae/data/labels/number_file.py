@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config.target_scale import LARGEST_NUMBER
+from openmae.config.target_scale import MAX_NUMBER
 from openmae.data.labels.label_file import MAX_TABLE_BYTES, PATH_COLUMNS, rows_of, rows_with_images, shown_cell
 from openmae.data.labels.numbers import number_of
 from openmae.errors import RequestError, shown
@@ -79,7 +79,7 @@ def _columns(path: str, header: list[str]) -> tuple[str, ...]:
 def _number(where: str, column: str, text: str) -> float | None:
     """The number of a cell; None where it is missing."""
     number = number_of(text)
-    if number is None or abs(number) > LARGEST_NUMBER:
+    if number is None or abs(number) > MAX_NUMBER:
         raise RequestError(
             f"{where}: column {shown_cell(column)} has {shown_cell(text)}; expected a number such as 20.5, or nothing "
             "where it is missing"

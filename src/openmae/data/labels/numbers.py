@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config.target_scale import LARGEST_NUMBER
+from openmae.config.target_scale import MAX_NUMBER
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled
-from openmae.data.sources.views import View
+from openmae.data.sources.views import SourceView
 from openmae.errors import RequestError, shown
 
 COLUMN = "label"  # what numbers are called that come without the name of a column
@@ -27,7 +27,7 @@ class Numbered(Protocol):
     numbers: NDArray[np.float64] | None
 
 
-class NumberedSource(View):
+class NumberedSource(SourceView):
     """A source whose labels are numbers to predict: `targets` (n, T) float64, a row of NaN where one is missing."""
 
     def __init__(self, source: Source, targets: NDArray[np.float64], columns: Sequence[str]) -> None:
@@ -129,8 +129,8 @@ def numbered(data: str, source: Source) -> NumberedSource:
             f"--task regression needs numbers, and {shown(data)} has the class {shown(name)}: give --label-file with "
             "path and a column of numbers, or leave --task out"
         )
-    if (abs(numbers) > LARGEST_NUMBER).any():
-        raise RequestError(f"{shown(data)} has a label beyond {LARGEST_NUMBER:g}: take it out, or give it no label")
+    if (abs(numbers) > MAX_NUMBER).any():
+        raise RequestError(f"{shown(data)} has a label beyond {MAX_NUMBER:g}: take it out, or give it no label")
     return NumberedSource(source, numbers[:, None], (COLUMN,))
 
 

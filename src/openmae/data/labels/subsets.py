@@ -15,7 +15,7 @@ from openmae.data.labels.label_file import LabelledSource
 from openmae.data.labels.numbers import NumberedSource
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source
-from openmae.data.sources.views import Part, View
+from openmae.data.sources.views import IndexedSubset, SourceView
 from openmae.errors import RequestError, shown
 
 Labels = NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64]
@@ -23,7 +23,7 @@ Labels = NDArray[np.int64] | NDArray[np.float32] | NDArray[np.float64]
 _SUBSET_KEY, _SPLIT_KEY = 0x1ABE1, 0x5EED1  # a subset must not be drawn as the held-out split was
 
 
-class Oversampled(View):
+class Oversampled(SourceView):
     """A source that shows all its classes equally often: each has as many entries as the largest, its members in turn.
 
     Entries of the same image share its name. Images without a label are left out. For `--balance sampling`.
@@ -57,7 +57,7 @@ def labels_of(source: Source) -> NDArray[np.int64]:
 
 def targets_of(source: Source) -> Labels:
     """As `labels_of`, but (n, K) where a label file gives images several labels, (n, T) where labels are numbers."""
-    if isinstance(source, Part):
+    if isinstance(source, IndexedSubset):
         return targets_of(source.source)[source.indices]
     return source.targets if isinstance(source, LabelledSource | NumberedSource) else labels_of(source)
 

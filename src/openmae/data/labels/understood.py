@@ -20,7 +20,7 @@ from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
 ADVICE = "--task regression predicts the numbers, --task classification takes each for the name of a class"
-_MOST_UNNAMED = 1000  # classes without names that are believed whatever the number of images
+_MAX_UNNAMED = 1000  # classes without names that are believed whatever the number of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def _class_names(data: str, parts: dict[str, Source], targets: dict[str, Labels]
             f"the parts of {shown(data)} ({', '.join(parts)}) differ in their class names: make them one"
         )
     highest = max(int(labels.max(initial=-1)) for labels in targets.values() if labels.ndim == 1) if not known else -1
-    if highest >= max(_MOST_UNNAMED, *map(len, targets.values())):
+    if highest >= max(_MAX_UNNAMED, *map(len, targets.values())):
         raise RequestError(
             f"{shown(data)} has label {highest} but fewer images than that: number the classes from 0; if labels are "
             f"no classes, {advice}"

@@ -15,7 +15,7 @@ from openmae.data.decoding.npy import CHANNELS_FIRST, CHANNELS_LAST, NPY, eviden
 from openmae.data.randomness import Permutation
 from openmae.errors import RequestError, shown
 
-LOOKED_AT = 256  # files whose headers are read
+NUM_SURVEYED = 256  # files whose headers are read
 HEADER_BYTES = 10_240
 HOW_TO_SAY = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
 
@@ -74,7 +74,7 @@ def decide_axes(named_shapes: Iterable[tuple[str, tuple[int, ...]]], said: str |
 def shapes_of_files(root: Path, files: Iterable[bytes]) -> Iterable[tuple[str, tuple[int, ...]]]:
     """Names and shapes of some `.npy` files, evenly drawn, from their headers; what cannot be read says nothing."""
     arrays = [file for file in files if file.lower().endswith(b".npy")]
-    count = min(LOOKED_AT, len(arrays))
+    count = min(NUM_SURVEYED, len(arrays))
     for index in Permutation(len(arrays), 0)(np.arange(count)).tolist() if count else ():
         try:
             with open(os.path.join(os.fsencode(root), arrays[index]), "rb", buffering=0) as file:

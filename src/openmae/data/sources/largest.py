@@ -12,7 +12,7 @@ from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import root_of
 
-MOST_HEADERS = 1000
+MAX_HEADERS = 1000
 DECODED_TIMES = 2.5  # what a reader takes at most, of the decoded bytes of an image (docs/data.md)
 
 
@@ -38,7 +38,7 @@ class Largest(NamedTuple):
         return int(DECODED_TIMES * self.decoded_bytes)
 
 
-def largest_image(source: Source, most: int = MOST_HEADERS, is_cut: bool = True) -> Largest | None:
+def largest_image(source: Source, most: int = MAX_HEADERS, is_cut: bool = True) -> Largest | None:
     """The largest among all images, or among `most` that are evenly drawn; None where no header can be read alone.
 
     All files of a folder count, whichever part of them this source is: what is held out has its readers, too.

@@ -21,7 +21,7 @@ from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import BLANK, Tiled, is_blank
 from openmae.data.value_scale import Rescale
 
-LONGEST_JPEG = 65_500  # libjpeg's limit of a side
+MAX_JPEG_LENGTH = 65_500  # libjpeg's limit of a side
 KEEP_OR_RESCALE = "--format raw keeps it, --value-range LOW HIGH says what becomes black and white"
 
 
@@ -85,8 +85,8 @@ class Packing:
             mask = None if mask is None else empty_values(mask, (0, 0, height, width), target)
         if mask is not None and mask.all():
             raise BadImage("no values at the size of the pack: most of each stand for none (nodata)")
-        if max(image.shape[:2]) > LONGEST_JPEG:
-            raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {LONGEST_JPEG}")
+        if max(image.shape[:2]) > MAX_JPEG_LENGTH:
+            raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {MAX_JPEG_LENGTH}")
         colours = ("GRAY", "Gray") if channels == 1 else ("RGB", self.subsampling)
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), self.quality, *colours)
         return data if mask is None or not mask.any() else with_jpeg_mask(data, mask)

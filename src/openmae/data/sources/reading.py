@@ -6,7 +6,7 @@ from openmae.config import Preprocessing
 from openmae.data.decoding.nodata import nodata_of
 
 
-class Reading(Protocol):
+class ReadingSettings(Protocol):
     """The settings of a command that reads images."""
 
     @property
@@ -17,7 +17,7 @@ class Reading(Protocol):
     def nodata(self) -> float | str | None: ...
 
 
-def reading_of(config: Reading, model: Preprocessing | None, background: float | None = None) -> dict[str, Any]:
+def reading_of(config: ReadingSettings, model: Preprocessing | None, background: float | None = None) -> dict[str, Any]:
     """The options of `open_source` and `open_splits`.
 
     Args:

@@ -17,7 +17,7 @@ from openmae.errors import RequestError, shown
 
 _AT_ONCE = 256
 _PARALLEL_FROM = 4096  # images: below, starting readers takes longer
-_MOST_READERS = 8
+_MAX_READERS = 8
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ def sizes_of(source: Source, workers: int = 0) -> NDArray[np.int32]:
         workers: processes that read, where there are many images.
     """
     count = len(source)
-    readers = min(workers, _MOST_READERS) if count >= _PARALLEL_FROM else 0
+    readers = min(workers, _MAX_READERS) if count >= _PARALLEL_FROM else 0
     batches = [list(range(start, min(start + _AT_ONCE, count))) for start in range(0, count, _AT_ONCE)]
     dataset = _Sizes(source)
     with closing(read(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openmae.data.decoding.regions import Stored, stored_of
+from openmae.data.decoding.regions import StoredImage, stored_of
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.folder import Ignored
@@ -18,7 +18,7 @@ from openmae.data.sources.tiles import Tiled
 _SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
 
 
-class View(ABC):
+class SourceView(ABC):
     """Entries of `source` at the places that `place` gives."""
 
     def __init__(self, source: Source) -> None:
@@ -45,7 +45,7 @@ class View(ABC):
     def read(self, index: int) -> np.ndarray:
         return self.source.read(self._checked(index))
 
-    def stored(self, index: int) -> Stored | None:
+    def stored(self, index: int) -> StoredImage | None:
         return stored_of(self.source, self._checked(index))
 
     def _checked(self, index: int) -> int:
@@ -54,7 +54,7 @@ class View(ABC):
         return self.place(index)
 
 
-class Part(View):
+class IndexedSubset(SourceView):
     """The images of `source` at `indices`, in that order."""
 
     def __init__(self, source: Source, indices: ArrayLike) -> None:
@@ -72,7 +72,7 @@ class Part(View):
         return f"{self.source.fingerprint()}[{hashlib.sha256(self.indices.tobytes()).hexdigest()}]"
 
 
-class Subset(View):
+class PermutedSubset(SourceView):
     """`count` entries of a fixed permutation, from `start` on, in O(1) memory."""
 
     def __init__(self, source: Source, start: int, count: int) -> None:
@@ -90,10 +90,10 @@ class Subset(View):
         return f"{self.source.fingerprint()}[{self.start}:{self.start + self.count}]"
 
 
-def split_held_out(source: Source, held_out: int) -> tuple[Subset, Subset]:
+def split_held_out(source: Source, held_out: int) -> tuple[PermutedSubset, PermutedSubset]:
     """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
     assert 0 < held_out < len(source)
-    return Subset(source, held_out, len(source) - held_out), Subset(source, 0, held_out)
+    return PermutedSubset(source, held_out, len(source) - held_out), PermutedSubset(source, 0, held_out)
 
 
 def images_apart(source: Source) -> NDArray[np.int64] | None:
@@ -102,7 +102,7 @@ def images_apart(source: Source) -> NDArray[np.int64] | None:
         return source.image_numbers
     inner = getattr(source, "source", None)
     numbers = None if inner is None else images_apart(inner)
-    if numbers is None or not isinstance(source, View):
+    if numbers is None or not isinstance(source, SourceView):
         return numbers
     return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
 
@@ -124,18 +124,18 @@ def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, So
     """Take `held_out` images out of a source of tiles, with all of theirs: (the rest, those), the same in every run."""
     if isinstance(source, Tiled):
         parts = split_by_image(np.arange(len(source.sizes)), held_out)
-        rest, held = (Tiled(Part(source.source, part), source.size, source.sizes[part]) for part in parts)
+        rest, held = (Tiled(IndexedSubset(source.source, part), source.size, source.sizes[part]) for part in parts)
         return rest, held
     assert source.image_numbers is not None
     rest_ids, held_ids = split_by_image(source.image_numbers, held_out)
-    return Part(source, rest_ids), Part(source, held_ids)
+    return IndexedSubset(source, rest_ids), IndexedSubset(source, held_ids)
 
 
 def drawn(source: Source, count: int) -> Source:
     """At most `count` entries of a source, evenly drawn, in its order."""
     if len(source) <= count:
         return source
-    return Part(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
+    return IndexedSubset(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
 
 
 def root_of(source: Source) -> Source:
@@ -147,7 +147,7 @@ def root_of(source: Source) -> Source:
 
 def are_tiles(source: Source) -> bool:
     """Whether the entries of a source are cut from images when they are read."""
-    while isinstance(source, View):
+    while isinstance(source, SourceView):
         source = source.source
     return isinstance(source, Tiled)
 
@@ -155,14 +155,14 @@ def are_tiles(source: Source) -> bool:
 def by_image(source: Source, indices: list[int]) -> list[int]:
     """The same entries, tiles of one image one after the other: read so, they decode it once."""
     places = indices
-    while isinstance(source, View):
+    while isinstance(source, SourceView):
         places, source = [source.place(place) for place in places], source.source
     return [index for _, index in sorted(zip(places, indices, strict=True))]
 
 
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
     """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
-    while isinstance(source, View):
+    while isinstance(source, SourceView):
         source = source.source
     if isinstance(source, Tiled):  # of images of one shape
         whole = raw_shape(source.source)

@@ -17,8 +17,8 @@ from scipy.sparse.csgraph import connected_components
 
 DISTANCE = 4  # bits that may differ
 FURTHEST = 20.0  # mean difference of the tiny pictures, in 0..255: the same shape in other colours is another image
-MOST_IN_BAND = 5000  # that share two bands are all compared; of more, each with so many that follow in order
-MOST_EDGES = 4_000_000  # kept before they are merged
+MAX_IN_BAND = 5000  # that share two bands are all compared; of more, each with so many that follow in order
+MAX_EDGES = 4_000_000  # kept before they are merged
 
 
 def equal_groups(keys: NDArray[np.void]) -> NDArray[np.int64]:
@@ -100,7 +100,7 @@ def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDAr
         ordered, band = hashes[order], band[order]
         ends = np.searchsorted(band, band, side="right")
         starts, step = np.arange(len(order)), 1
-        while step <= MOST_IN_BAND and len(starts := starts[starts + step < ends[starts]]):
+        while step <= MAX_IN_BAND and len(starts := starts[starts + step < ends[starts]]):
             is_near = np.bitwise_count(ordered[starts] ^ ordered[starts + step]) <= distance
             if is_near.any():
                 yield order[starts[is_near]], order[starts[is_near] + step]
@@ -109,7 +109,7 @@ def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[NDAr
 
 def is_crowded(hashes: NDArray[np.uint64], distance: int) -> bool:
     """Whether so many share two bands that `near_pairs` does not compare them all."""
-    return any(np.unique(band, return_counts=True)[1].max() > MOST_IN_BAND for band in _bands(hashes, distance))
+    return any(np.unique(band, return_counts=True)[1].max() > MAX_IN_BAND for band in _bands(hashes, distance))
 
 
 def _bands(hashes: NDArray[np.uint64], distance: int) -> Iterator[NDArray[np.uint64]]:
@@ -130,7 +130,7 @@ class _Links:
     def add(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
         self.edges.append((one, other))
         self.pending += len(one)
-        if self.pending > MOST_EDGES:
+        if self.pending > MAX_EDGES:
             groups = self.groups()
             _, first = np.unique(groups, return_index=True)
             self.edges, self.pending = [(np.arange(self.count), first[groups])], 0

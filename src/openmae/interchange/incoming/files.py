@@ -29,7 +29,7 @@ HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
-class Stored:
+class RawCheckpoint:
     """What lies in a checkpoint file or folder, before anyone has said what it is.
 
     Attributes:
@@ -97,7 +97,7 @@ def _fetch(init: str, name: str, revision: str | None, patterns: list[str]) -> P
     raise RequestError(f"{init} {why}")
 
 
-def read_stored(path: Path) -> Stored:
+def read_stored(path: Path) -> RawCheckpoint:
     """Read a checkpoint: one file, or a folder as transformers and timm write them.
 
     Raises:
@@ -111,26 +111,26 @@ def read_stored(path: Path) -> Stored:
         refuse(path, f"cannot be read ({error.strerror or one_line(error)})")
 
 
-def _read_single(path: Path) -> Stored:
+def _read_single(path: Path) -> RawCheckpoint:
     kind, groups, metadata, extras = _read_file(path)
     # A .pth in a folder of downloads has nothing to do with a config.json that lies there, too.
     beside = path.parent if path.name in (SAFE, PICKLED) else None
     config = _read_json(beside / CONFIG) if beside else {}
     processor = _read_json(beside / PROCESSOR) if beside else {}
-    return Stored(path, WORDS[kind], groups, metadata, config, processor, extras)
+    return RawCheckpoint(path, WORDS[kind], groups, metadata, config, processor, extras)
 
 
-def _read_folder(folder: Path) -> Stored:
+def _read_folder(folder: Path) -> RawCheckpoint:
     """config.json and, in this order: model.safetensors, its shards, pytorch_model.bin, its shards."""
     config, processor = _read_json(folder / CONFIG), _read_json(folder / PROCESSOR)
     for whole, index in ((SAFE, SAFE_INDEX), (PICKLED, PICKLED_INDEX)):
         if _is_there(folder / whole):
             kind, groups, metadata, extras = _read_file(folder / whole)
-            return Stored(folder, WORDS[kind], groups, metadata, config, processor, extras)
+            return RawCheckpoint(folder, WORDS[kind], groups, metadata, config, processor, extras)
         if _is_there(folder / index):
             kind, num_shards, weights, metadata = _read_shards(folder, folder / index)
             container = f"{WORDS[kind]} in {num_shards} shards"
-            return Stored(folder, container, {"": weights}, metadata, config, processor, {})
+            return RawCheckpoint(folder, container, {"": weights}, metadata, config, processor, {})
     refuse(folder, f"holds no model: neither {SAFE} nor {PICKLED}, nor an index of shards; name the file in it")
 
 

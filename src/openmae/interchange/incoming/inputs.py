@@ -7,10 +7,10 @@ from typing import Any
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.errors import RequestError
 
-LARGEST_NUMBER = 1e9
+MAX_NUMBER = 1e9
 HALF = (0.5, 0.5, 0.5)
 PILLOW_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-CLASSIFIER_MARGIN = 224 / 256  # as most classifiers were evaluated (docs/paper.md, evaluation)
+CLASSIFIER_CROP_FRACTION = 224 / 256  # as most classifiers were evaluated (docs/paper.md, evaluation)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_inputs(
     assert isinstance(timm, Mapping)
     remarks: list[str] = []
     value_range = (0.0, 255.0)
-    margin = CLASSIFIER_MARGIN if is_classifier and max(image_size) <= 224 else 1.0
+    crop_fraction = CLASSIFIER_CROP_FRACTION if is_classifier and max(image_size) <= 224 else 1.0
     if "image_mean" in processor or processor.get("do_normalize") is False:
         if processor.get("do_normalize", True) is False:
             found_mean, found_std = (0.0,) * channels, (1.0,) * channels
@@ -57,13 +57,13 @@ def read_inputs(
         if isinstance(number, int):
             filter_name = PILLOW_FILTERS.get(number, "another")
         value_range = (0.0, _brightest(processor))
-        margin = _processor_margin(processor, image_size, margin)
+        crop_fraction = _processor_crop_fraction(processor, image_size, crop_fraction)
     elif "mean" in timm:
         found_mean, found_std = _floats(timm, "mean"), _floats(timm, "std")
         where, filter_name = "config.json", str(timm.get("interpolation", "bicubic"))
         share = timm.get("crop_pct")
         if is_classifier and isinstance(share, int | float) and 0 < share <= 1:
-            margin = float(share)
+            crop_fraction = float(share)
     elif family == "beit":
         found_mean, found_std, where, filter_name = HALF, HALF, "BEiT was trained so; the file does not say", "bicubic"
     else:
@@ -88,13 +88,13 @@ def read_inputs(
             mean=found_mean,
             std=found_std,
             image_size=image_size,
-            margin=margin,
+            crop_fraction=crop_fraction,
         ),
         tuple(remarks),
     )
 
 
-def _processor_margin(processor: Mapping[str, Any], image_size: tuple[int, int], otherwise: float) -> float:
+def _processor_crop_fraction(processor: Mapping[str, Any], image_size: tuple[int, int], otherwise: float) -> float:
     """The share of the short side that is left by a centre crop after the resize."""
     size = processor.get("size")
     if (
@@ -116,7 +116,7 @@ def _floats(settings: Mapping[str, Any], name: str) -> tuple[float, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and -LARGEST_NUMBER < value < LARGEST_NUMBER  # not NaN, too
+    return isinstance(value, int | float) and -MAX_NUMBER < value < MAX_NUMBER  # not NaN, too
 
 
 def _brightest(processor: Mapping[str, Any]) -> float:
@@ -124,7 +124,7 @@ def _brightest(processor: Mapping[str, Any]) -> float:
     if not processor.get("do_rescale", True):
         return 1.0
     scale = processor.get("rescale_factor", 1 / 255)
-    if not _is_number(scale) or not scale * LARGEST_NUMBER > 1:
+    if not _is_number(scale) or not scale * MAX_NUMBER > 1:
         raise RequestError(f"the checkpoint's rescale_factor is {str(scale)[:100]!r}: it must be a number above 0")
     return float(1 / scale)
 

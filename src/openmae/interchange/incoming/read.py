@@ -8,16 +8,16 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.files import Stored
+from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.inputs import read_inputs
 from openmae.interchange.incoming.read_encoder import read_encoder
 from openmae.interchange.incoming.read_head import batch_norm, class_names, read_decoder, read_head
-from openmae.interchange.incoming.reading import Hints, Reading
+from openmae.interchange.incoming.reading import ConversionState, Hints
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
 from openmae.interchange.names import REGRESSION, join_qkv
 from openmae.interchange.report import Report
-from openmae.interchange.stored import ENCODER, Described, expected_weights
+from openmae.interchange.stored import ENCODER, StoredModel, expected_weights
 
 FAMILIES = {
     "mae": "masked autoencoder",
@@ -30,7 +30,7 @@ FAMILIES = {
 MULTI_LABEL = "multi_label_classification"  # transformers' name for it
 
 
-def describe(stored: Stored, source: str, hints: Hints | None = None) -> Described:
+def describe(stored: RawCheckpoint, source: str, hints: Hints | None = None) -> StoredModel:
     """Make a described model of a checkpoint.
 
     Args:
@@ -52,7 +52,9 @@ def describe(stored: Stored, source: str, hints: Hints | None = None) -> Describ
         if parts not in (["k"], ["k", "q", "v"]) or len(absent) != len(parts) * len(blocks):
             raise RequestError(f"{source} lacks {shown(absent[0])}, which others of its blocks have: it is damaged")
         remarks.append(f"{', '.join(parts)} of its attention have no bias: zero, which computes the same")
-    r = Reading(stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks)
+    r = ConversionState(
+        stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks
+    )
     described, content = _build(r)
     report = Report(
         source=source,
@@ -80,7 +82,7 @@ def _plain(value: Tensor, name: str, source: str) -> Tensor:
     return value.contiguous()
 
 
-def _build(r: Reading) -> tuple[Described, str]:
+def _build(r: ConversionState) -> tuple[StoredModel, str]:
     """The model, and what stands on the encoder in words."""
     encoder = read_encoder(r)
     decoder, head = r.take("decoder."), r.take("head.", "fc_norm.")
@@ -124,10 +126,10 @@ def _build(r: Reading) -> tuple[Described, str]:
     )
     r.remarks.extend(inputs.remarks)
     description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
-    return Described(r.stored.path, weights, shape, inputs.preprocessing, description), content
+    return StoredModel(r.stored.path, weights, shape, inputs.preprocessing, description), content
 
 
-def _hold_against(r: Reading, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
+def _hold_against(r: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
     """Raise RequestError where a weight of the model is missing or of another shape, by name."""
     expected = expected_weights(shape)
     missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in own]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmae.config import Grid, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.incoming.reading import Reading, pair
+from openmae.interchange.incoming.reading import ConversionState, pair
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import CLASS_OFFSETS
@@ -22,7 +22,7 @@ MAX_ENLARGED = 100  # times as many positions as a file holds are not made becau
 MOCO_HEADS = {384: 12, 768: 12}  # MoCo v3's S and B both have 12 (docs/paper.md, table 3)
 
 
-def read_encoder(r: Reading) -> ViTShape:
+def read_encoder(r: ConversionState) -> ViTShape:
     """Find the encoder's shape, and bring its positions and relative positions into the form it has here.
 
     Raises:
@@ -79,7 +79,7 @@ def read_encoder(r: Reading) -> ViTShape:
     return shape
 
 
-def _need(r: Reading, name: str, ndim: int) -> Tensor:
+def _need(r: ConversionState, name: str, ndim: int) -> Tensor:
     value = r.weights.get(name)
     if value is None or value.ndim != ndim:
         got = "nothing" if value is None else f"a shape of {tuple(value.shape)}"
@@ -87,7 +87,7 @@ def _need(r: Reading, name: str, ndim: int) -> Tensor:
     return value
 
 
-def _norm_eps(r: Reading) -> float:
+def _norm_eps(r: ConversionState) -> float:
     said = r.config.get("layer_norm_eps")
     if said is not None:
         if not isinstance(said, int | float) or not 0 < said < 1:
@@ -103,7 +103,7 @@ def _norm_eps(r: Reading) -> float:
     return TRANSFORMERS_EPS if is_transformers else LAYER_NORM_EPS
 
 
-def _spread_shared_table(r: Reading, depth: int) -> None:
+def _spread_shared_table(r: ConversionState, depth: int) -> None:
     """BEiT pre-trains with one table for all blocks and fine-tunes with a copy in each: the same function."""
     shared = r.weights.pop("shared.table", None)
     if shared is None:
@@ -116,7 +116,7 @@ def _spread_shared_table(r: Reading, depth: int) -> None:
 
 
 def _windows(
-    r: Reading, by_row: Mapping[int, Tensor | None], patch_size: int
+    r: ConversionState, by_row: Mapping[int, Tensor | None], patch_size: int
 ) -> tuple[int, tuple[int, ...], str, Grid | None]:
     """Window, global blocks, kind of relative positions and grid of a ViTDet backbone."""
     size, indices = r.config.get("window_size"), r.config.get("window_block_indices")
@@ -149,7 +149,7 @@ def _windows(
     return window, global_blocks, "decomposed" if tables else "none", grid
 
 
-def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size: int, has_class: bool) -> Grid:
+def _fit_positions(r: ConversionState, positions: Tensor, grid: Grid | None, patch_size: int, has_class: bool) -> Grid:
     """Bring the table to (1, prefix + N, D); return the grid that it is for."""
     old = tuple(positions.shape)
     positions = positions[None] if positions.ndim == 2 else positions
@@ -188,7 +188,7 @@ def _fit_positions(r: Reading, positions: Tensor, grid: Grid | None, patch_size:
     return target
 
 
-def _grid_of_biases(r: Reading, num_offsets: int, patch_size: int) -> Grid:
+def _grid_of_biases(r: ConversionState, num_offsets: int, patch_size: int) -> Grid:
     """The grid that a table of so many (row, column) offsets is for: as the file says, else a square."""
     for size in r.image_sizes:
         grid = (size[0] // patch_size, size[1] // patch_size)
@@ -203,7 +203,7 @@ def _grid_of_biases(r: Reading, num_offsets: int, patch_size: int) -> Grid:
     return ((side + 1) // 2, (side + 1) // 2)
 
 
-def _heads(r: Reading, width: int, table: Tensor | None, by_row: Mapping[int, Tensor | None]) -> int:
+def _heads(r: ConversionState, width: int, table: Tensor | None, by_row: Mapping[int, Tensor | None]) -> int:
     vectors = next((v for v in by_row.values() if v is not None), None)
     said = r.number("num_attention_heads", "num_heads")
     if said is not None:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.reading import Reading
+from openmae.interchange.incoming.reading import ConversionState
 from openmae.interchange.stored import expected_weights
 from openmae.model.heads import PROBE_EPS
 
 DECODER_HEAD_WIDTH = 32
 
 
-def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
+def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
     """The classifier that the head makes of the encoder; None where there is none, or none that openmae has.
 
     Raises:
@@ -42,7 +42,7 @@ def read_head(r: Reading, encoder: ViTShape, head: Mapping[str, Tensor]) -> Clas
     return None
 
 
-def _pooling(r: Reading, encoder: ViTShape, is_normed: bool) -> str:
+def _pooling(r: ConversionState, encoder: ViTShape, is_normed: bool) -> str:
     """timm's word for what the head takes of the tokens."""
     if any("attn_pool." in name for name in r.found.unused):
         return "attention"
@@ -56,7 +56,7 @@ def _pooling(r: Reading, encoder: ViTShape, is_normed: bool) -> str:
     return "avg" if is_normed else "token"
 
 
-def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
+def batch_norm(r: ConversionState, shape: ClassifierShape) -> dict[str, Tensor]:
     """For a head on plain pooled features: the statistics of a probe's BatchNorm that changes nothing."""
     if shape.head != "probe":
         return {}
@@ -69,7 +69,7 @@ def batch_norm(r: Reading, shape: ClassifierShape) -> dict[str, Tensor]:
     }
 
 
-def class_names(r: Reading, count: int) -> list[str]:
+def class_names(r: ConversionState, count: int) -> list[str]:
     """The classes as timm or transformers name them, else their numbers."""
     names: Any = r.config.get("label_names")
     labels = r.config.get("id2label")
@@ -81,7 +81,7 @@ def class_names(r: Reading, count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
     """The masked autoencoder that encoder and decoder make; None without a whole decoder of pixels.
 
     Raises:
@@ -120,7 +120,7 @@ def read_decoder(r: Reading, encoder: ViTShape, decoder: Mapping[str, Tensor]) -
     return shape
 
 
-def _target(r: Reading) -> str:
+def _target(r: ConversionState) -> str:
     said = r.said("norm_pix_loss")
     if r.hints.target is not None:
         return r.hints.target

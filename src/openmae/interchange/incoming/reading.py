@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from openmae.errors import RequestError
-from openmae.interchange.incoming.files import Stored
+from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.recognise import Recognised
 
 
@@ -24,7 +24,7 @@ class Hints:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ConversionState:
     """A foreign checkpoint while it is read: what the steps of `describe` hand on to each other.
 
     Attributes:
@@ -34,7 +34,7 @@ class Reading:
         resized: by our names: the shape in the file and here.
     """
 
-    stored: Stored
+    stored: RawCheckpoint
     source: str
     found: Recognised
     hints: Hints

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.files import Stored
+from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.names import (
     DERIVED,
     FLAT,
@@ -58,7 +58,7 @@ class Recognised:
     remarks: tuple[str, ...]
 
 
-def recognise(stored: Stored) -> Recognised:
+def recognise(stored: RawCheckpoint) -> Recognised:
     """Find the Vision Transformer in a checkpoint.
 
     Raises:
@@ -111,7 +111,7 @@ def recognise(stored: Stored) -> Recognised:
     return _without_foreign_head(found)
 
 
-def _choose_group(stored: Stored) -> tuple[Mapping[str, Tensor], list[str]]:
+def _choose_group(stored: RawCheckpoint) -> tuple[Mapping[str, Tensor], list[str]]:
     having = [name for name, tensors in stored.groups.items() if any(name.endswith(tuple(ANCHORS)) for name in tensors)]
     if not having:
         names = [name for tensors in stored.groups.values() for name in tensors]
@@ -125,7 +125,7 @@ def _choose_group(stored: Stored) -> tuple[Mapping[str, Tensor], list[str]]:
     return stored.groups[group], remarks
 
 
-def _choose_prefix(stored: Stored, tensors: Mapping[str, Tensor]) -> tuple[str, Rules]:
+def _choose_prefix(stored: RawCheckpoint, tensors: Mapping[str, Tensor]) -> tuple[str, Rules]:
     found = [
         (name.removesuffix(anchor), rules)
         for name in tensors

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.files import Stored
+from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.kinds import one_line
 
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")  # none of timm's schemes, which read folders and the Hub
@@ -26,7 +26,7 @@ SEEN = frozenset(
 USUAL = {"act_layer": (None, "gelu"), "pos_embed": ("learn",), "attn_layer": (None, "", "attn")}
 
 
-def read_timm(name: str) -> Stored:
+def read_timm(name: str) -> RawCheckpoint:
     """Let timm fetch a model (or find it in its cache) and take its weights and settings.
 
     Raises:
@@ -45,7 +45,7 @@ def read_timm(name: str) -> Stored:
     found = settings_of(model, source)
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     size = getattr(model.patch_embed, "img_size", None)
-    return Stored(
+    return RawCheckpoint(
         path=Path(source),
         container=f"{timm.__name__} {timm.__version__}",
         groups={"": dict(model.state_dict())},
@@ -87,7 +87,7 @@ def settings_of(model: Any, source: str) -> dict[str, Any]:
     return {"num_attention_heads": first.attn.num_heads, "layer_norm_eps": norms.pop()}
 
 
-def with_timm_defaults(stored: Stored, source: str) -> Stored:
+def with_timm_defaults(stored: RawCheckpoint, source: str) -> RawCheckpoint:
     """Add what the architecture's name in timm's config.json says: its heads and the eps of its norms.
 
     The name is looked up in timm's own list and built without memory; nothing is fetched or imported by it.

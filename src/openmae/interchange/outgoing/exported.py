@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from openmae.config import ClassifierShape, TargetScale
 from openmae.errors import Fault, RequestError
 from openmae.interchange.outgoing.format import encoder_part
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
@@ -44,7 +44,7 @@ class Predicting(nn.Module):
         return self.regressor(images) * self.std + self.mean
 
 
-def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
+def exportable(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
     """The module, in evaluation mode, and the names of its outputs; of a masked autoencoder the encoder.
 
     Raises:
@@ -65,20 +65,20 @@ def exportable(model: Described, pool: str) -> tuple[nn.Module, tuple[str, ...]]
     return Encoding(encoder, pool).eval(), ("tokens", "features")
 
 
-def left_out(model: Described) -> tuple[str, ...]:
+def left_out(model: StoredModel) -> tuple[str, ...]:
     """Our names of the weights that `exportable` does not take."""
     whole = isinstance(model.shape, ClassifierShape)
     return () if whole else tuple(sorted(name for name in model.weights if not name.startswith(ENCODER)))
 
 
-def some_images(model: Described, batch: int) -> Float[Tensor, "b c h w"]:
+def some_images(model: StoredModel, batch: int) -> Float[Tensor, "b c h w"]:
     """Normal noise, as normalised images are: the same each time."""
     generator = torch.Generator().manual_seed(batch)
     shape = model.encoder_shape
     return torch.randn(batch, shape.channels, *shape.image_size, generator=generator)
 
 
-def metadata(model: Described, outputs: tuple[str, ...], pool: str) -> dict[str, str]:
+def metadata(model: StoredModel, outputs: tuple[str, ...], pool: str) -> dict[str, str]:
     """What a program needs beside the module, each value JSON: the preparation of images, classes, what it is of."""
     # Numbers come out in their own units: a scale that could be put on them again is no part of what is said.
     said_elsewhere = ("preprocessing", "classes", "columns", "target_mean", "target_std")

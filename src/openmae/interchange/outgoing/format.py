@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.machine.files import make_readable
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
@@ -46,7 +46,7 @@ class Outgoing:
             (folder / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def encoder_part(model: Described) -> Described:
+def encoder_part(model: StoredModel) -> StoredModel:
     """The encoder alone, weights behind `encoder.`; one that is the encoder alone comes back as it is.
 
     A classifier that norms the mean of its tokens has an encoder without a final norm.
@@ -73,7 +73,7 @@ def without(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...
     return tuple(sorted(names.keys() - kept.keys()))
 
 
-def head_of(model: Described) -> tuple[Tensor, Tensor]:
+def head_of(model: StoredModel) -> tuple[Tensor, Tensor]:
     """The weight and bias of the linear head, as other programs apply it to pooled features.
 
     A probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of numbers to predict:
@@ -96,7 +96,7 @@ def head_of(model: Described) -> tuple[Tensor, Tensor]:
     return folded.to(weight.dtype), offset.to(bias.dtype)
 
 
-def check_plain(model: Described, what: str) -> None:
+def check_plain(model: StoredModel, what: str) -> None:
     """Refuse an encoder that differs from the paper's ViT where `what` cannot hold it.
 
     An absent final norm passes: whether that fits is for each format to say.
@@ -113,7 +113,7 @@ def check_plain(model: Described, what: str) -> None:
     )
 
 
-def eps_remarks(model: Described, program: str) -> list[str]:
+def eps_remarks(model: StoredModel, program: str) -> list[str]:
     """What has to be said where a program's LayerNorms have the eps of 1e-6 and this model's another."""
     eps = model.encoder_shape.norm_eps
     if eps == LAYER_NORM_EPS:
@@ -121,7 +121,7 @@ def eps_remarks(model: Described, program: str) -> list[str]:
     return [f"its norms have an eps of {eps:g}, {program} has {LAYER_NORM_EPS:g}: features differ from about 1e-5 on"]
 
 
-def check_mask_tokens(model: Described, what: str) -> None:
+def check_mask_tokens(model: StoredModel, what: str) -> None:
     """Raise RequestError where the mask tokens go through the encoder (table 1c), which `what` does not know."""
     if isinstance(model.shape, MAEShape) and model.shape.mask_tokens_in_encoder:
         raise RequestError(
@@ -130,13 +130,13 @@ def check_mask_tokens(model: Described, what: str) -> None:
         )
 
 
-def output_names(model: Described) -> list[str]:
+def output_names(model: StoredModel) -> list[str]:
     """The names of a classifier's classes, or of the numbers that a regression model predicts."""
     names: list[str] = model.description["classes" if model.scale is None else "columns"]
     return names
 
 
-def number_remarks(model: Described) -> list[str]:
+def number_remarks(model: StoredModel) -> list[str]:
     """What has to be said of a regression model in another program."""
     if model.scale is None:
         return []

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ClassifierShape, MAEShape
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 
 NOT_RECORDED = "not recorded"
 # Of RUN/summary.json, with their names for a person.
@@ -47,7 +47,7 @@ def figures_beside(init: str) -> dict[str, Any]:
     return {name: summary[name] for name in FIGURES if isinstance(summary.get(name), (int, float, str))}
 
 
-def model_card(model: Described, to: str, licence: str, figures: Mapping[str, Any], remarks: tuple[str, ...]) -> str:
+def model_card(model: StoredModel, to: str, licence: str, figures: Mapping[str, Any], remarks: tuple[str, ...]) -> str:
     """The text of README.md.
 
     Args:
@@ -78,7 +78,7 @@ def model_card(model: Described, to: str, licence: str, figures: Mapping[str, An
     return "\n".join(lines)
 
 
-def what_it_is(model: Described) -> str:
+def what_it_is(model: StoredModel) -> str:
     """One line that says what kind of model it is and how large."""
     shape, encoder = model.shape, model.encoder_shape
     vit = f"Vision Transformer, {encoder.depth} blocks of width {encoder.width}"
@@ -92,7 +92,7 @@ def what_it_is(model: Described) -> str:
     return f"An encoder: {vit}"
 
 
-def measures(model: Described) -> dict[str, str]:
+def measures(model: StoredModel) -> dict[str, str]:
     """The rows of the model card about sizes: image, patch, width, heads, and what belongs to the kind of model."""
     shape = model.encoder_shape
     values = {
@@ -112,7 +112,7 @@ def measures(model: Described) -> dict[str, str]:
     return values
 
 
-def training(model: Described) -> dict[str, str]:
+def training(model: StoredModel) -> dict[str, str]:
     """The rows of the model card about how it was trained, as far as the model says."""
     said = model.description
     masking = said.get("masking")
@@ -124,11 +124,11 @@ def training(model: Described) -> dict[str, str]:
     return values
 
 
-def preparation(model: Described) -> dict[str, str]:
+def preparation(model: StoredModel) -> dict[str, str]:
     """The rows of the model card about preprocessing."""
     p = model.preprocessing
     rows = {
-        "cut out": f"the largest centred box of the model's aspect, {p.margin:g} of its sides",
+        "cut out": f"the largest centred box of the model's aspect, {p.crop_fraction:g} of its sides",
         "resize": f"{p.interpolation}, antialiased, to {p.image_size[0]} x {p.image_size[1]}",
         "0 and 1 are": f"{p.value_range[0]:g} and {p.value_range[1]:g} ({p.dtype})",
         "mean": ", ".join(f"{value:g}" for value in p.mean),
@@ -153,7 +153,7 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).replace("|", r"\|").split())
 
 
-def usage(model: Described, to: str) -> list[str]:
+def usage(model: StoredModel, to: str) -> list[str]:
     """Code that works beside FOLDER and photo.jpg."""
     classifier, many = isinstance(model.shape, ClassifierShape), bool(model.description.get("is_multi_label"))
     scores = "logits.sigmoid()" if many else "logits.softmax(-1)"
@@ -206,7 +206,7 @@ def usage(model: Described, to: str) -> list[str]:
     return [*lines, "    output = model(**images)  # loss, logits (the patches' pixels), mask"]
 
 
-def model_class(model: Described) -> str:
+def model_class(model: StoredModel) -> str:
     """transformers' class."""
     if isinstance(model.shape, MAEShape):
         return "ViTMAEForPreTraining"

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from openmae.errors import Fault, RequestError
 from openmae.interchange.outgoing.exported import BATCHES, as_tuple, checked_error, exportable, metadata, some_images
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 
 OPSET = 18
 INPUT = "images"
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-MOST_BYTES = 1_900_000_000  # of weights within the file: a protobuf ends at 2 GiB
+MAX_BYTES = 1_900_000_000  # of weights within the file: a protobuf ends at 2 GiB
 DATA_ENDING = ".data"  # of the file beside it that holds what is larger
 
 
@@ -30,7 +30,7 @@ def check_extra() -> None:
 
 
 @torch.no_grad()
-def write_onnx(path: Path, model: Described, pool: str) -> float:
+def write_onnx(path: Path, model: StoredModel, pool: str) -> float:
     """Write the file, and beside it NAME.onnx.data where the weights are too large for one.
 
     Returns:
@@ -54,7 +54,7 @@ def write_onnx(path: Path, model: Described, pool: str) -> float:
         )
         assert program is not None
         program.model.metadata_props.update(metadata(model, outputs, pool))
-        program.save(path, external_data=size > MOST_BYTES)
+        program.save(path, external_data=size > MAX_BYTES)
     expected = [as_tuple(module(some_images(model, batch))) for batch in BATCHES]
     return checked_error("the ONNX file", [run_onnx(path, some_images(model, batch)) for batch in BATCHES], expected)
 

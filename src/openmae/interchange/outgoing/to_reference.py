@@ -13,7 +13,7 @@ import torch
 from openmae.config import ClassifierShape, MAEShape
 from openmae.errors import RequestError
 from openmae.interchange.outgoing.format import Outgoing, check_mask_tokens, check_plain, eps_remarks, without
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 
 # Ours → theirs, of the decoder; everything else keeps its name.
 DECODER = (
@@ -29,7 +29,7 @@ DECODER = (
 BESIDE = "beside"  # the weights in the .pth: what `--init` reads again and other programs pass over
 
 
-def to_reference(model: Described) -> Outgoing:
+def to_reference(model: StoredModel) -> Outgoing:
     """Names and weights.
 
     Raises:

@@ -24,10 +24,10 @@ from openmae.interchange.outgoing.format import (
     output_names,
     without,
 )
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 
 
-def to_timm(model: Described) -> Outgoing:
+def to_timm(model: StoredModel) -> Outgoing:
     """Names, weights and config.json.
 
     Raises:
@@ -53,7 +53,7 @@ def to_timm(model: Described) -> Outgoing:
     return Outgoing(weights, without(model.weights, taken), {"config.json": timm_config(model)}, tuple(remarks))
 
 
-def timm_config(model: Described) -> dict[str, Any]:
+def timm_config(model: StoredModel) -> dict[str, Any]:
     """config.json: what timm builds, and its `pretrained_cfg`, what it prepares images by."""
     shape, p = model.encoder_shape, model.preprocessing
     mean, std = pixel_statistics(p)
@@ -87,7 +87,7 @@ def timm_config(model: Described) -> dict[str, Any]:
             "input_size": [p.channels, *p.image_size],
             "fixed_input_size": True,
             "interpolation": p.interpolation,
-            "crop_pct": p.margin,
+            "crop_pct": p.crop_fraction,
             "crop_mode": "center",
             "mean": mean,
             "std": std,

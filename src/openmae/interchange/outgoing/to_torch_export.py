@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from openmae.interchange.outgoing.exported import BATCHES, as_tuple, checked_error, exportable, metadata, some_images
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 
 METADATA_FILE = "openmae.json"  # in the archive: `torch.export.load(path, extra_files={"openmae.json": ""})`
 
 
 @torch.no_grad()
-def write_torch_export(path: Path, model: Described, pool: str) -> float:
+def write_torch_export(path: Path, model: StoredModel, pool: str) -> float:
     """Write the file.
 
     Returns:

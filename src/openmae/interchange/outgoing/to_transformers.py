@@ -28,7 +28,7 @@ from openmae.interchange.outgoing.format import (
     output_names,
     without,
 )
-from openmae.interchange.stored import ENCODER, Described
+from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.block import MLP_RATIO
 
 BICUBIC = 3  # PIL.Image.Resampling.BICUBIC
@@ -59,7 +59,7 @@ DECODER = {
 }
 
 
-def to_transformers(model: Described) -> Outgoing:
+def to_transformers(model: StoredModel) -> Outgoing:
     """Weights, config.json and preprocessor_config.json.
 
     Raises:
@@ -92,7 +92,7 @@ def to_transformers(model: Described) -> Outgoing:
     return Outgoing(weights, without(model.weights, taken), configs, tuple(remarks))
 
 
-def check_held(model: Described) -> None:
+def check_held(model: StoredModel) -> None:
     """Raise RequestError for what transformers' ViT and ViTMAE do not compute."""
     check_plain(model, "transformers")
     check_mask_tokens(model, "transformers")
@@ -132,7 +132,7 @@ def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str], layers: str
     return found
 
 
-def transformers_config(model: Described) -> dict[str, Any]:
+def transformers_config(model: StoredModel) -> dict[str, Any]:
     """config.json. The norm's eps and the patch's size are written out: transformers' defaults are others."""
     shape = model.encoder_shape
     height, width = shape.image_size
@@ -188,7 +188,7 @@ def processor_config(p: Preprocessing) -> dict[str, Any]:
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": p.channels == 3,
         "do_resize": True,
-        "size": {"shortest_edge": round(max(height, width) / p.margin)},
+        "size": {"shortest_edge": round(max(height, width) / p.crop_fraction)},
         "resample": BICUBIC,
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},

@@ -14,12 +14,12 @@ from openmae.data.sources.reading import reading_of
 from openmae.errors import RequestError
 from openmae.inference.metrics import Predictions, figures
 from openmae.machine.files import disk_faults, write_json
-from openmae.run.folder import Earlier
+from openmae.run.folder import PreviousRun
 from openmae.training.checkpoint import MODEL
 
 
 def open_data(
-    config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_choice: bool = False
+    config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_validation: bool = False
 ) -> LabelledData:
     """The labelled parts of DATA, as `reading_of` reads them. Raises RequestError where they cannot be used."""
     return open_labelled(
@@ -29,7 +29,7 @@ def open_data(
         label_file=config.label_file,
         held_out=config.held_out,
         **reading_of(config, model, background),
-        needs_choice=needs_choice,
+        needs_validation=needs_validation,
         task=config.task,
     )
 
@@ -45,17 +45,17 @@ def without_test(data: LabelledData) -> LabelledData:
     return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
 
 
-def check_classes(earlier: Earlier | None, data: LabelledData) -> None:
+def check_classes(previous: PreviousRun | None, data: LabelledData) -> None:
     """Raise RequestError where DATA has not the classes, or columns of numbers, of the run's earlier start (if any)."""
-    if earlier is None:
+    if previous is None:
         return
-    columns = earlier.state.get("columns", [])
+    columns = previous.state.get("columns", [])
     if columns != list(data.columns):
         raise RequestError(
-            f"{earlier.config.dataset} has the numbers {', '.join(data.columns)}, the run began with "
+            f"{previous.config.dataset} has the numbers {', '.join(data.columns)}, the run began with "
             f"{', '.join(columns)}: restore it, or start a new run with another --out"
         )
-    before = earlier.state.get("classes")
+    before = previous.state.get("classes")
     if before is None or before == list(data.classes):
         return
     if len(before) != data.num_classes:
@@ -63,7 +63,7 @@ def check_classes(earlier: Earlier | None, data: LabelledData) -> None:
     else:
         new = next(name for name, old in zip(data.classes, before, strict=True) if name != old)
         what = f"has the class {new!r}, which the run did not begin with"
-    raise RequestError(f"{earlier.config.dataset} {what}: restore it, or start a new run with another --out")
+    raise RequestError(f"{previous.config.dataset} {what}: restore it, or start a new run with another --out")
 
 
 def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:

@@ -26,8 +26,8 @@ from openmae.pictures.text import (
 from openmae.pictures.tiles import TILE, Tile, tiled_picture
 from openmae.tasks.classification.classification_report import save_picture, write_csv
 
-MOST_WRONG = 24
-MOST_COLUMNS = 12  # that are drawn
+MAX_WRONG = 24
+MAX_COLUMNS = 12  # that are drawn
 PANEL, LEFT, BELOW = 300, 56, 70  # of a scatter plot: its side, and the room for its scales, in pixels
 POINT = "#1f5fa8"
 
@@ -85,8 +85,8 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
     """Each image's number against what was predicted, a plot for each column; on the line they are equal."""
     columns, targets, found = _columns(predictions), predictions.targets.numpy(), predictions.numbers
     r2 = determination(targets, found)
-    if is_part := len(columns) > MOST_COLUMNS:  # the worst are those to look at
-        shown = np.sort(np.argsort(np.nan_to_num(r2, nan=np.inf), kind="stable")[:MOST_COLUMNS])
+    if is_part := len(columns) > MAX_COLUMNS:  # the worst are those to look at
+        shown = np.sort(np.argsort(np.nan_to_num(r2, nan=np.inf), kind="stable")[:MAX_COLUMNS])
     else:
         shown = np.arange(len(columns))
     across = min(4, len(shown))
@@ -128,7 +128,7 @@ def _opacity(count: int) -> float:
 def furthest_picture(predictions: Predictions, source: Source, preprocessing: Preprocessing, title: str) -> Figure:
     """Up to 24 images, those furthest off first; of several columns the one that is furthest off is named."""
     columns, loss = _columns(predictions), losses(predictions)
-    rows = np.argsort(-loss, kind="stable")[:MOST_WRONG].tolist()
+    rows = np.argsort(-loss, kind="stable")[:MAX_WRONG].tolist()
     scale, targets, found = predictions.scale, predictions.targets.numpy(), predictions.numbers
     assert scale is not None
     relative = np.abs(found - targets) / np.array(scale.std)

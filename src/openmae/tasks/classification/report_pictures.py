@@ -25,10 +25,10 @@ from openmae.pictures.text import (
 )
 from openmae.pictures.tiles import TILE, Tile, tiled_picture
 
-MOST_DRAWN = 100  # classes; of more only the most confused are drawn
-MOST_CONFUSED = 30
-MOST_WITH_NUMBERS = 30
-MOST_WRONG = 24
+MAX_DRAWN = 100  # classes; of more only the most confused are drawn
+MAX_CONFUSED = 30
+MAX_WITH_NUMBERS = 30
+MAX_WRONG = 24
 NAME = 190  # longest name beside the matrix, in pixels
 NOTHING = "#e4e4e4"
 
@@ -36,12 +36,12 @@ NOTHING = "#e4e4e4"
 def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> Figure:
     """The confusion matrix, a row for each true class; of more than 100 classes the 30 most confused."""
     pairs, images = confusion(predictions), images_of_classes(predictions)
-    is_part = len(classes) > MOST_DRAWN
-    ids = _most_confused(pairs, images)[:MOST_CONFUSED] if is_part else np.arange(len(classes))
+    is_part = len(classes) > MAX_DRAWN
+    ids = _most_confused(pairs, images)[:MAX_CONFUSED] if is_part else np.arange(len(classes))
     counts = _matrix(pairs, ids, len(classes))
     with np.errstate(invalid="ignore"):
         shares = counts / images[ids, None]  # of a class without images: NaN, drawn grey
-    has_numbers = len(ids) <= MOST_WITH_NUMBERS
+    has_numbers = len(ids) <= MAX_WITH_NUMBERS
     cell, size = (max(64, 140 // len(ids)), 10) if len(ids) <= 12 else (50, 9) if has_numbers else (16, 7)
     rows = [f"{fitted(classes[k], NAME, size)} ({images[k]})" for k in ids]
     columns = [fitted(classes[k], NAME, size) for k in ids] + ["all other classes"] * is_part
@@ -125,7 +125,7 @@ def most_wrong_picture(
     is_wrong = answers(predictions) != predictions.targets.numpy()
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
     candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
-    rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MOST_WRONG].tolist()
+    rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MAX_WRONG].tolist()
     width = TILE * 3 // 2 if predictions.is_multi_label else TILE  # wide enough for three labels
     if is_wrong.any():
         what = f"The {len(rows)} most wrong images" if len(rows) > 1 else "The only wrong image"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from openmae.interchange.init import read_described
+from openmae.interchange.init import read_stored_model
 from openmae.interchange.load_weights import load_weights
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
@@ -38,12 +38,12 @@ def save_averaged(
         save_checkpoint(run, step, model, optimizer, metadata, state, keep, raw)
 
 
-def put_back(
+def restore_state(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
 ) -> None:
     """Put a checkpoint's weights, their average and the optimiser back."""
     folder = checkpoint.folder
-    load_weights(model, read_described(folder / MODEL).weights, str(folder))
+    load_weights(model, read_stored_model(folder / MODEL).weights, str(folder))
     if average is not None:
         average.restore({name: parameter.detach() for name, parameter in model.named_parameters()})
         raw = {k.removeprefix(f"{RAW_WEIGHT}/"): v for k, v in load_file(folder / OPTIMIZER).items()}

@@ -15,7 +15,7 @@ from openmae.tasks.finetune.averaged_checkpoint import averaged
 from openmae.training.average import Average
 
 
-class TuningFigures:
+class FinetuneMetrics:
     """What the model, or its average, says of the images that are watched and of those that are reported.
 
     Where these are the same images, for there is no test part or nothing to choose by, the last look is the report.

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openmae.config import FinetuneConfig, SettledFinetune
+from openmae.config import FinetuneConfig, ResolvedFinetuneConfig
 from openmae.data.augment import Augmentation, fill_colour
 from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
@@ -22,7 +22,7 @@ from openmae.model import cost
 from openmae.model.heads import Classifier
 from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.finetune import FinetunePlan, plan_finetune
-from openmae.planning.summary_lines import tuning_lines
+from openmae.planning.summary_lines import finetune_lines
 from openmae.run.evaluators import Evaluator
 from openmae.run.folder import check_outside
 from openmae.run.model_input import ModelInput
@@ -40,12 +40,12 @@ from openmae.tasks.classification.classification import (
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.finetune.averaged_checkpoint import put_back, save_averaged
-from openmae.tasks.finetune.figures import TuningFigures
-from openmae.tasks.finetune.step import TuningStep, train_step
+from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
+from openmae.tasks.finetune.figures import FinetuneMetrics
+from openmae.tasks.finetune.step import FinetuneStep, train_step
 from openmae.training.average import Average
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import adamw_of, layer_decay_groups
+from openmae.training.prefetch import StepInputs
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with open_run("finetune", config, SettledFinetune) as run:
+    with open_run("finetune", config, ResolvedFinetuneConfig) as run:
         # The data, and what the person left open.
         asked, device, processes = run.requested, run.device, run.processes
         init = None
@@ -71,11 +71,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         data = open_data(asked, model_input, background, asked.report == "held-out")
         if asked.report == "held-out":
             data = without_test(data)
-        check_classes(run.earlier, data)
-        plan, facts = plan_finetune(asked, init, data, device, processes.local_count, run.earlier)
+        check_classes(run.previous, data)
+        plan, facts = plan_finetune(asked, init, data, device, processes.local_count, run.previous)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
         run.check_shares(chosen.batch_size, 2 if chosen.mixup or chosen.cutmix else 1)
-        stream, task = make_stream(plan, data), TuningStep(plan, data, device, processes)
+        stream, task = make_stream(plan, data), FinetuneStep(plan, data, device, processes)
 
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
@@ -86,10 +86,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         average = Average(model, chosen.ema) if chosen.ema else None
         optimizer = make_optimizer(model, chosen)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
-        run.restore(data.fingerprint, put_back=lambda checkpoint: put_back(checkpoint, model, optimizer, average))
+        run.restore(
+            data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average)
+        )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *tuning_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
         copies = 4 if average else 3
         run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), chosen.keep)
         run.begin(
@@ -106,7 +108,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
         # The step, on every batch of the stream; figures on the way and in the end.
         wrapped = parallelise(model.train(), processes, device)
-        figures = TuningFigures(plan, data, model, average, device, processes, run.stop)
+        figures = FinetuneMetrics(plan, data, model, average, device, processes, run.stop)
 
         def take_step(parts: StepInputs[Batch, ModelInput], step: int) -> StepResult:
             result = train_step(wrapped, optimizer, parts, step, task)
@@ -129,7 +131,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
 
 
-def make_optimizer(model: Classifier, config: SettledFinetune) -> torch.optim.Optimizer:
+def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.optim.Optimizer:
     """AdamW with a rate for each layer."""
     groups = layer_decay_groups(
         model,
@@ -141,7 +143,11 @@ def make_optimizer(model: Classifier, config: SettledFinetune) -> torch.optim.Op
 
 
 def report(
-    run: Run[SettledFinetune], model: Classifier, figures: TuningFigures, plan: FinetunePlan, data: LabelledData
+    run: Run[ResolvedFinetuneConfig],
+    model: Classifier,
+    figures: FinetuneMetrics,
+    plan: FinetunePlan,
+    data: LabelledData,
 ) -> dict[str, Any]:
     """The final figure, on images that decided nothing."""
     model.eval()

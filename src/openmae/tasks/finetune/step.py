@@ -17,10 +17,10 @@ from openmae.planning.finetune import FinetunePlan
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
-from openmae.training.copy_ahead import StepInputs
+from openmae.training.prefetch import StepInputs
 
 
-class TuningStep:
+class FinetuneStep:
     """What a training step needs beside model and optimiser."""
 
     def __init__(self, tuned: FinetunePlan, data: LabelledData, device: torch.device, processes: Processes) -> None:
@@ -71,7 +71,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     parts: StepInputs[Batch, ModelInput],
     step: int,
-    task: TuningStep,
+    task: FinetuneStep,
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 

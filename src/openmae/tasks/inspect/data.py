@@ -10,7 +10,7 @@ import numpy as np
 
 from openmae.config import InspectConfig, paths_of
 from openmae.data.labels.subsets import labels_of
-from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source, Splits, open_splits
 from openmae.data.sources.reading import reading_of
@@ -22,7 +22,7 @@ from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
-    Part,
+    SplitFindings,
     class_findings,
     misfits,
     number_findings,
@@ -36,9 +36,9 @@ from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import size_advice, to_mend, would_choose
 from openmae.training.telemetry import Screen
 
-LOOKED_AT = 256  # images that decide what openmae would choose, as before a run
-MOST_PAIRS = 12
-MOST_WORKERS = 16
+NUM_SURVEYED = 256  # images that decide what openmae would choose, as before a run
+MAX_PAIRS = 12
+MAX_WORKERS = 16
 SUMMED = (
     "images",
     "looked_at",
@@ -63,7 +63,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     opened = open_splits(config.dataset, **reading_of(config, None))
     parts = [_examined(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)
-    duplicates = find_duplicates(parts, MOST_PAIRS)
+    duplicates = find_duplicates(parts, MAX_PAIRS)
     report = _report(config, opened, parts, facts, duplicates)
     report["seconds"] = round(time.monotonic() - started, 1)
     print("\n".join(data_lines(report)), flush=True)
@@ -73,12 +73,12 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     return report
 
 
-def _examined(split: str, source: Source, config: InspectConfig) -> Part:
+def _examined(split: str, source: Source, config: InspectConfig) -> SplitFindings:
     """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
-    workers = min(num_cores(), MOST_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
+    workers = min(num_cores(), MAX_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
     tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, str(config.dataset), num_cores())
     started = time.monotonic()
     with Screen(len(indices), 0, f"{split:10}") as screen:
@@ -89,19 +89,19 @@ def _examined(split: str, source: Source, config: InspectConfig) -> Part:
             tiles=config.tiles,
             tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
-    return Part(split, source, census, labels_of(source), tiled)
+    return SplitFindings(split, source, census, labels_of(source), tiled)
 
 
 def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
     try:
-        facts = look_at(source, min(LOOKED_AT, config.limit or LOOKED_AT))
+        facts = survey(source, min(NUM_SURVEYED, config.limit or NUM_SURVEYED))
         return facts if config.value_range is None else replace(facts, value_range=config.value_range)
     except RequestError:  # none can be read
         return None
 
 
 def _report(
-    config: InspectConfig, opened: Splits, parts: list[Part], facts: DataFacts | None, duplicates: Duplicates
+    config: InspectConfig, opened: Splits, parts: list[SplitFindings], facts: DataFacts | None, duplicates: Duplicates
 ) -> dict[str, Any]:
     splits = {part.split: part_findings(part) for part in parts}
     whole = {name: sum(found[name] for found in splits.values()) for name in SUMMED}
@@ -136,7 +136,12 @@ def _report(
 
 
 def _write(
-    out: Path, report: dict[str, Any], parts: list[Part], facts: DataFacts | None, duplicates: Duplicates, seed: int
+    out: Path,
+    report: dict[str, Any],
+    parts: list[SplitFindings],
+    facts: DataFacts | None,
+    duplicates: Duplicates,
+    seed: int,
 ) -> None:
     value_range = None if facts is None else (facts.dtype, facts.value_range)
     with disk_faults(out), folder_written_aside(out) as folder:

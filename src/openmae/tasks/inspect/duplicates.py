@@ -10,10 +10,10 @@ from openmae.config import SPLITS
 from openmae.data.survey.census import BLANK, PLAIN
 from openmae.data.survey.duplicates import alike, as_keys, equal_groups
 from openmae.errors import shown
-from openmae.tasks.inspect.findings import Part
+from openmae.tasks.inspect.findings import SplitFindings
 
-MOST_LISTED = 10_000  # groups and leaks in the JSON; all are counted
-MOST_NAMED = 50  # images of a group
+MAX_LISTED = 10_000  # groups and leaks in the JSON; all are counted
+MAX_NAMED = 50  # images of a group
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Duplicates:
     pairs: list[tuple[int, int]]
 
 
-def find_duplicates(parts: list[Part], most_pairs: int) -> Duplicates:
+def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
     """Group what is equal, what looks the same, and what does so across splits."""
     goods = [part.census.good for part in parts]
     goods = [good[(good["flags"] & BLANK) == 0] for good in goods]
@@ -59,8 +59,8 @@ def find_duplicates(parts: list[Part], most_pairs: int) -> Duplicates:
 
     def named(groups: list[NDArray[np.int64]]) -> list[list[dict[str, Any]]]:
         return [
-            [{"split": SPLITS[splits[row]], "name": name(row)} for row in group[:MOST_NAMED].tolist()]
-            for group in groups[:MOST_LISTED]
+            [{"split": SPLITS[splits[row]], "name": name(row)} for row in group[:MAX_NAMED].tolist()]
+            for group in groups[:MAX_LISTED]
         ]
 
     exact_groups = _groups(equal)
@@ -91,7 +91,7 @@ def find_duplicates(parts: list[Part], most_pairs: int) -> Duplicates:
                 "in": SPLITS[splits[partner[row]]],
                 "is_equal": bool(equal[row] == equal[partner[row]]),
             }
-            for row in leaked[:MOST_LISTED].tolist()
+            for row in leaked[:MAX_LISTED].tolist()
         ],
     }
     pairs = [(int(partner[row]), row) for row in _drawn(leaked, most_pairs).tolist()]

@@ -21,7 +21,7 @@ SMALL = (224, 96, 32)  # px: the paper's size, what a CPU is given, a thumbnail
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitFindings:
     """A split, and what was found in it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Part:
     tiled: Tiled | None = None
 
 
-def part_findings(part: Part) -> dict[str, Any]:
+def part_findings(part: SplitFindings) -> dict[str, Any]:
     """Counts, sizes, formats, channels and types of one split."""
     records, good = part.census.records, part.census.good
     short = np.minimum(good["height"], good["width"])
@@ -106,7 +106,7 @@ def reasons(bad: Iterable[str]) -> dict[str, int]:
     return dict(sorted(told.items(), key=lambda item: (-item[1], item[0])))
 
 
-def class_findings(parts: list[Part]) -> dict[str, Any] | None:
+def class_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
     """Images of each class by split, and the largest and smallest class of train.
 
     Also which classes are missing where. None without labels.
@@ -137,7 +137,7 @@ def class_findings(parts: list[Part]) -> dict[str, Any] | None:
     }
 
 
-def number_findings(parts: list[Part]) -> dict[str, Any] | None:
+def number_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
     """How many labels are numbers, and their range; None where they only number the classes.
 
     Numbers come from a column, or from the names of class folders where some have a fraction.
@@ -153,13 +153,13 @@ def number_findings(parts: list[Part]) -> dict[str, Any] | None:
     return {"count": len(known), "lowest": float(known.min()), "highest": float(known.max())}
 
 
-def statistics_findings(part: Part, facts: DataFacts | None) -> dict[str, Any] | None:
+def statistics_findings(part: SplitFindings, facts: DataFacts | None) -> dict[str, Any] | None:
     """Mean and deviation by channel of what most images are, as shares of the value range, beside ImageNet's.
 
     Every image counts alike, whatever its size. Grey images of a colour set count as three equal channels.
 
     Args:
-        facts: what `look_at` says, which decides channels, number type and value range.
+        facts: what `survey` says, which decides channels, number type and value range.
     """
     if facts is None:
         return None
@@ -190,7 +190,7 @@ def statistics_findings(part: Part, facts: DataFacts | None) -> dict[str, Any] |
     }
 
 
-def misfits(parts: list[Part], facts: DataFacts | None) -> dict[str, int]:
+def misfits(parts: list[SplitFindings], facts: DataFacts | None) -> dict[str, int]:
     """Readable images that training would refuse, by reason: they do not fit what most of the data is."""
     found: Counter[str] = Counter()
     for part in parts if facts is not None else ():

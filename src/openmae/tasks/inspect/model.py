@@ -9,7 +9,7 @@ from openmae.config import ClassifierShape, InspectConfig, MAEShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import families
-from openmae.interchange.stored import Described
+from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.tasks.inspect.out import check_out
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
@@ -58,7 +58,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     return found
 
 
-def lines(init: Described, found: dict[str, Any]) -> list[str]:
+def lines(init: StoredModel, found: dict[str, Any]) -> list[str]:
     """The report for the screen."""
     assert init.report is not None
     encoder, p = init.encoder_shape, init.preprocessing
@@ -91,7 +91,7 @@ def lines(init: Described, found: dict[str, Any]) -> list[str]:
         said.append(f"classes    {len(classes)}: {named}; pooled by {init.shape.pool}")
     said.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
-        f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, margin {p.margin:g}"
+        f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, margin {p.crop_fraction:g}"
     )
     history = {name: found[name] for name in ("recipe", "seed", "step") if found[name] is not None}
     said.append(f"history    {', '.join(f'{k} {v}' for k, v in history.items()) or 'not recorded'}")

@@ -7,7 +7,7 @@ from openmae.errors import RequestError, shown
 from openmae.run.lock import check_place
 
 
-def check_out(out: str, *spare: str) -> Path:
+def check_out(out: str, *protected: str) -> Path:
     """The folder to make.
 
     Args:
@@ -23,6 +23,6 @@ def check_out(out: str, *spare: str) -> Path:
             raise RequestError(f"--out {shown(out)} exists already and is not empty: choose another")
     except OSError as error:
         raise RequestError(f"--out {shown(out)} cannot be looked into: {error.strerror}") from None
-    if any(Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)) for folder in spare):
+    if any(Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)) for folder in protected):
         raise RequestError(f"--out {shown(out)} lies among the images to inspect: choose another")
     return path

@@ -10,27 +10,27 @@ from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
 from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
-from openmae.tasks.inspect.findings import Part
+from openmae.tasks.inspect.findings import SplitFindings
 
 SHEET, ACROSS, TILE = 48, 8, 150
-MOST_BAD = 8  # unreadable images that are shown beside those drawn
+MAX_BAD_SHARE = 8  # unreadable images that are shown beside those drawn
 PAIR_TILE = 210
 WRONG = "#b3261e"
 LINE = 15
 
-Place = tuple[Part, int]  # an image: which part, and its index in the source
+Place = tuple[SplitFindings, int]  # an image: which part, and its index in the source
 ValueRange = tuple[str, tuple[float, float]] | None  # of a number type
 
 
-def drawn(parts: list[Part], seed: int) -> list[Place]:
+def drawn(parts: list[SplitFindings], seed: int) -> list[Place]:
     """Images drawn evenly from all that were looked at, in their order; behind them some unreadable ones."""
     looked = np.concatenate([part.census.records["index"] for part in parts])
     of_part = np.repeat(np.arange(len(parts)), [len(part.census.records) for part in parts])
     rows = np.sort(Permutation(len(looked), seed)(np.arange(min(SHEET, len(looked)))))
     places = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
     taken = {(part.split, index) for part, index in places}
-    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MOST_BAD]]
-    return places + [(part, index) for part, index in bad if (part.split, index) not in taken][:MOST_BAD]
+    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHARE]]
+    return places + [(part, index) for part, index in bad if (part.split, index) not in taken][:MAX_BAD_SHARE]
 
 
 def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) -> Figure:

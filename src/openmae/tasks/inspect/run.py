@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openmae.config import InspectConfig, SettledConfig, SettledFinetune, SettledProbe
+from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import shown
 from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.pictures.sheet import loss_curve
 from openmae.run.health import Health
 from openmae.run.lock import is_held
 from openmae.run.reader import (
-    LARGEST_NUMBER,
-    AnySettled,
+    MAX_NUMBER,
+    ResolvedConfig,
     checkpoints_of,
     measured_of,
     numbers_of,
@@ -27,8 +27,16 @@ from openmae.tasks.inspect.out import check_out
 from openmae.tasks.inspect.run_screen import run_lines
 from openmae.tasks.inspect.screen import cut
 
-TITLES: dict[type, str] = {SettledConfig: "pre-training", SettledFinetune: "fine-tuning", SettledProbe: "linear probe"}
-COMMANDS: dict[type, str] = {SettledConfig: "pretrain", SettledFinetune: "finetune", SettledProbe: "probe"}
+TITLES: dict[type, str] = {
+    ResolvedPretrainConfig: "pre-training",
+    ResolvedFinetuneConfig: "fine-tuning",
+    ResolvedProbeConfig: "linear probe",
+}
+COMMANDS: dict[type, str] = {
+    ResolvedPretrainConfig: "pretrain",
+    ResolvedFinetuneConfig: "finetune",
+    ResolvedProbeConfig: "probe",
+}
 # What matters of a run's settings, in the order of the screen.
 # fmt: off
 TOLD = (
@@ -72,14 +80,14 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         with disk_faults(out), folder_written_aside(out) as folder:
             write_json(folder / "inspect.json", report)
             title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
-            label = "loss on masked patches" if isinstance(settled, SettledConfig) else "loss"
+            label = "loss on masked patches" if isinstance(settled, ResolvedPretrainConfig) else "loss"
             loss_curve(folder / "curve.png", [line for line in lines if "images_seen" in line], title, label)
         print(f"\nwrote      {shown(out)}: curve.png, inspect.json", flush=True)
     return report
 
 
 def _state(
-    run: Path, settled: AnySettled | None, lines: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run: Path, settled: ResolvedConfig | None, lines: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> dict[str, Any]:
     """Where it stands, and whether it is under way."""
     last = lines[-1] if lines else {}
@@ -89,7 +97,7 @@ def _state(
         num_steps = settled.steps
     elif settled is not None and settled.epochs is not None and (per_epoch := steps_per_epoch(lines)):
         length = settled.epochs * per_epoch
-        num_steps = max(round(length), step) if length < LARGEST_NUMBER else None
+        num_steps = max(round(length), step) if length < MAX_NUMBER else None
     status = summary.get("status")
     status = status if status in ("complete", "interrupted", "failed", "running") else "unknown"
     if is_held(run):
@@ -117,9 +125,9 @@ def _age(path: Path) -> float | None:
         return None
 
 
-def _health(settled: AnySettled | None, lines: Sequence[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
+def _health(settled: ResolvedConfig | None, lines: Sequence[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
     """The verdict of `openmae.run.health`, as the run itself gives it; of pre-training only."""
-    if not isinstance(settled, SettledConfig) or not report["num_steps"]:
+    if not isinstance(settled, ResolvedPretrainConfig) or not report["num_steps"]:
         return {"health": None, "health_reason": None}
     trivial = next((line["trivial_loss"] for line in reversed(lines) if "trivial_loss" in line), None)
     verdict = Health(
@@ -131,7 +139,7 @@ def _health(settled: AnySettled | None, lines: Sequence[dict[str, Any]], report:
     return {"health": verdict.word, "health_reason": verdict.reason}
 
 
-def resume_command(path: str, settled: AnySettled | None, report: dict[str, Any]) -> dict[str, Any]:
+def resume_command(path: str, settled: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:
     """Whether the run can go on, why not, and the command that does it."""
     whole = [found for found in report["checkpoints"] if found["is_whole"]]
     if settled is None:

@@ -10,7 +10,7 @@ from openmae.errors import RequestError
 from openmae.machine.device import pick_device
 from openmae.planning.decisions import Machine
 from openmae.planning.image_size import seen_words
-from openmae.planning.pretrain import settle
+from openmae.planning.pretrain import make_pretrain_plan
 
 MAX_BAD = 0.01  # the default of --max-bad
 UNEVEN = 10.0  # largest class over smallest
@@ -85,7 +85,7 @@ def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]
         device: torch.device = pick_device(None)
         settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "nodata", "tiles")}
         config = PretrainConfig(data=inspected.path, **vars(inspected.parts), out="run", **settings)
-        settled = settle(config, facts, Machine.of(device, 1, facts.largest))
+        settled = make_pretrain_plan(config, facts, Machine.of(device, 1, facts.largest))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
     chosen, why = settled.config, settled.reasons

@@ -51,12 +51,12 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_place(out, "OUT")
         check_apart(config.dataset, out)
         check_vacant(config, out)
-        earlier, is_finished = read_earlier(out)
-        splits = open_all(config, earlier)
+        previous, is_finished = read_previous(out)
+        splits = open_all(config, previous)
         sources = splits.sources
-        plan, packing, estimate, facts, lines = make_plan(config, sources, earlier)
-        check_same(out, plan, earlier)
-        finished = earlier if is_finished else None
+        plan, packing, estimate, facts, lines = make_plan(config, sources, previous)
+        check_same(out, plan, previous)
+        finished = previous if is_finished else None
         if finished is None:
             make_and_hold(out, lock, "OUT")
             check_disk(out, estimate)
@@ -124,7 +124,7 @@ def check_vacant(config: PackConfig, out: Path) -> None:
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
-def read_earlier(out: Path) -> tuple[dict[str, Any] | None, bool]:
+def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
     """The manifest that an earlier start left, if there was one, and whether it finished.
 
     Raises:
@@ -134,24 +134,24 @@ def read_earlier(out: Path) -> tuple[dict[str, Any] | None, bool]:
     if finished is not None or not os.path.lexists(out / UNFINISHED):
         return finished, finished is not None
     try:
-        earlier = json.loads((out / UNFINISHED).read_bytes())
+        previous = json.loads((out / UNFINISHED).read_bytes())
     except (OSError, ValueError) as error:
         raise RequestError(f"{shown(out / UNFINISHED)} cannot be read ({error}): choose another OUT") from None
-    return (earlier if isinstance(earlier, dict) else {}), False
+    return (previous if isinstance(previous, dict) else {}), False
 
 
-def check_same(out: Path, plan: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
     """Raise RequestError where what is there was begun with other settings or other data."""
-    if earlier is None:
+    if previous is None:
         return
-    late = (name for name in LATE if name in earlier and name not in plan)
+    late = (name for name in LATE if name in previous and name not in plan)
     for name in dict.fromkeys(
         ("tiles", "nodata", *plan, *late)
     ):  # a pack of tiles is not gone on with as one of images
         if name == "openmae_pack":  # a finished pack of images with empty values is of a later version
             continue
         value: Any = plan.get(name, LATE.get(name))
-        before: Any = earlier.get(name, LATE.get(name))
+        before: Any = previous.get(name, LATE.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -174,23 +174,23 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig, earlier: dict[str, Any] | None) -> Splits:
+def open_all(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
     """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
-    found = _opened(config, earlier)
-    if earlier is None or is_of(earlier, found.sources):
+    found = _opened(config, previous)
+    if previous is None or is_of(previous, found.sources):
         return found
     with suppress(RequestError):  # what was refused then cannot be what was packed
-        as_before = _opened(config, earlier, split_rules=1)
-        return as_before if is_of(earlier, as_before.sources) else found
+        as_before = _opened(config, previous, split_rules=1)
+        return as_before if is_of(previous, as_before.sources) else found
     return found
 
 
-def _opened(config: PackConfig, earlier: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
+def _opened(config: PackConfig, previous: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
     options = reading_of(config, None, config.background)
-    if earlier is not None and config.axes is None:  # read as the earlier start read it
-        options["axes"] = str(earlier.get("axes", LATE["axes"]))
-    if earlier is not None and config.nodata is None:
-        options["nodata"] = earlier.get("nodata", LATE["nodata"])
+    if previous is not None and config.axes is None:  # read as the earlier start read it
+        options["axes"] = str(previous.get("axes", LATE["axes"]))
+    if previous is not None and config.nodata is None:
+        options["nodata"] = previous.get("nodata", LATE["nodata"])
     found = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
         return found
@@ -201,9 +201,9 @@ def _opened(config: PackConfig, earlier: dict[str, Any] | None, split_rules: int
     return replace(found, sources=cut)
 
 
-def is_of(earlier: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
+def is_of(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
     """Whether a pack was begun with these parts."""
-    splits = earlier.get("splits") if isinstance(earlier, dict) else None
+    splits = previous.get("splits") if isinstance(previous, dict) else None
     return (
         isinstance(splits, dict)
         and splits.keys() == sources.keys()

@@ -10,7 +10,7 @@ from openmae.config import PackConfig, Preprocessing
 from openmae.config.checks import OFF
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.npy import CHANNELS_LAST
-from openmae.data.preprocess import DataFacts, look_at
+from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source
 from openmae.data.sources.pack import KEEP_OR_RESCALE, Packing
@@ -25,17 +25,17 @@ from openmae.planning.image_size import packed_size, share_seen
 DEFAULT_SIZE = 256
 # In a manifest only where they say something; and what they were before there was a choice.
 LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST, "nodata": OFF}
-LOOKED_AT, PROBED = 64, 32  # images from which the type and the size of the pack are told
+NUM_SURVEYED, PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
-def size_of(earlier: dict[str, Any] | None) -> int | tuple[int, int] | None:
+def size_of(previous: dict[str, Any] | None) -> int | tuple[int, int] | None:
     """The size that a pack was begun with."""
-    size = None if earlier is None else earlier.get("size")
+    size = None if previous is None else previous.get("size")
     return tuple(size) if isinstance(size, list) else size
 
 
 def make_plan(
-    config: PackConfig, sources: dict[str, Source], earlier: dict[str, Any] | None
+    config: PackConfig, sources: dict[str, Source], previous: dict[str, Any] | None
 ) -> tuple[dict[str, Any], Packing, int, DataFacts, list[str]]:
     """Decide what the pack will be, as a pure function of settings and data.
 
@@ -50,12 +50,12 @@ def make_plan(
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
-    facts = look_at(first, LOOKED_AT, beside=sources.values())
+    facts = survey(first, NUM_SURVEYED, beside=sources.values())
     is_raw = config.format == "raw"
-    size = config.size if config.size is not None else size_of(earlier) if config.tiles is None else config.tiles
+    size = config.size if config.size is not None else size_of(previous) if config.tiles is None else config.tiles
     if size is None:
         size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
-    rescale, lines = scale_of_pack(config, facts, earlier)
+    rescale, lines = scale_of_pack(config, facts, previous)
     fits = facts.dtype == "uint8" or (rescale is not None and rescale.dtype == facts.dtype)
     if not is_raw and not (fits and facts.channels in (1, 3)):
         raise RequestError(
@@ -100,7 +100,7 @@ def make_plan(
     late = {
         "value_range": None if value_range is None else list(value_range),
         "rescale": None if rescale is None else rescale.to_dict(),
-        "axes": facts.axes.order if facts.axes.why is not None and (earlier is None or "axes" in earlier) else None,
+        "axes": facts.axes.order if facts.axes.why is not None and (previous is None or "axes" in previous) else None,
     }
     setting = nodata_in(first)
     plan |= {name: value for name, value in late.items() if value is not None}
@@ -109,14 +109,14 @@ def make_plan(
 
 
 def scale_of_pack(
-    config: PackConfig, facts: DataFacts, earlier: dict[str, Any] | None
+    config: PackConfig, facts: DataFacts, previous: dict[str, Any] | None
 ) -> tuple[Rescale | None, list[str]]:
     """What brings images of another number type to the pack's, and what to say about it.
 
     JPEGs hold 8 bits: other images come into them by a stated range only. A raw pack has the type of most images.
     """
-    if earlier is not None:
-        stored = earlier.get("rescale")
+    if previous is not None:
+        stored = previous.get("rescale")
         return None if stored is None else Rescale.from_dict(stored), []
     value_range = config.value_range or facts.stated_range
     own = Preprocessing(

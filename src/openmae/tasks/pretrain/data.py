@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig
+from openmae.config import Preprocessing, PretrainConfig, ResolvedPretrainConfig
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream
 from openmae.data.sources.open import Source, open_splits
@@ -20,7 +20,7 @@ from openmae.machine.device import num_cores
 from openmae.run.folder import check_outside
 
 HELD_OUT_IMAGES = 256
-SMALLEST_SPLIT = 20  # images below which none are held out unasked
+MIN_SPLIT = 20  # images below which none are held out unasked
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         return TrainingData(train, held_out, count, **told)
     numbers = images_apart(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
-    default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= SMALLEST_SPLIT else 0
+    default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= MIN_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
     if wanted >= num_images:
         raise RequestError(f"--held-out {wanted} leaves nothing to train on: {named} has {num_images} images")
@@ -90,7 +90,7 @@ def _cut(source: Source, tiles: int | None, named: str) -> Source:
     return source if tiles is None else cut_into_tiles(source, tiles, named, num_cores())
 
 
-def make_stream(config: SettledConfig, preprocessing: Preprocessing, train: Source) -> Stream:
+def make_stream(config: ResolvedPretrainConfig, preprocessing: Preprocessing, train: Source) -> Stream:
     """The endless stream of the run's training samples."""
     return Stream(
         train,

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 
-from openmae.config import SettledConfig
-from openmae.data.sources.views import Subset
+from openmae.config import ResolvedPretrainConfig
+from openmae.data.sources.views import PermutedSubset
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
 from openmae.planning.decisions import total_steps
 from openmae.planning.pretrain import PretrainPlan
 from openmae.run.evaluators import Evaluator
-from openmae.run.health import FEWEST_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
+from openmae.run.health import MIN_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
 from openmae.run.progress import Progress
 from openmae.tasks.pretrain.data import TrainingData
 from openmae.tasks.pretrain.held_out import PICTURED, HeldOut
@@ -21,7 +21,7 @@ from openmae.training.telemetry import read_lines
 
 
 def make_evaluators(
-    config: SettledConfig,
+    config: ResolvedPretrainConfig,
     settled: PretrainPlan,
     data: TrainingData,
     masks: MaskSampler,
@@ -36,7 +36,7 @@ def make_evaluators(
         RequestError: `--watch` cannot look at its data.
     """
     # Pictures are of training images where none are held out.
-    shown = data.held_out or Subset(data.train, 0, min(PICTURED, len(data.train)))
+    shown = data.held_out or PermutedSubset(data.train, 0, min(PICTURED, len(data.train)))
     look = HeldOut(shown, config, settled.preprocessing, masks)
     progress.bad_inputs.note(look.bad)
     if len(look.images) == 0:
@@ -60,7 +60,7 @@ def make_evaluators(
 
 
 def health_check(
-    config: SettledConfig,
+    config: ResolvedPretrainConfig,
     data: TrainingData,
     look: HeldOut,
     model: MAE,
@@ -82,7 +82,7 @@ def health_check(
 
     def check(step: int) -> dict[str, float]:
         results = {"held_out_loss": look.loss(model, device, stop)}
-        if len(look.images) >= FEWEST_IMAGES:
+        if len(look.images) >= MIN_IMAGES:
             results["effective_rank"] = effective_rank(look.features(model, device, stop))
         if trivial is not None:
             results["trivial_loss"] = trivial

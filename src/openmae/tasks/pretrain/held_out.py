@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openmae.config import DEFAULT_POOL, Preprocessing, SettledConfig
+from openmae.config import DEFAULT_POOL, Preprocessing, ResolvedPretrainConfig
 from openmae.data.evaluation_loader import read_all
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
@@ -22,7 +22,7 @@ from openmae.model.vit import ViT
 from openmae.run.model_input import counted_patches
 
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
-LARGEST_BATCH = 256
+MAX_BATCH = 256
 PICTURED = 8
 
 
@@ -33,7 +33,9 @@ class HeldOut:
         bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
     """
 
-    def __init__(self, source: Source, config: SettledConfig, preprocessing: Preprocessing, masks: MaskSampler) -> None:
+    def __init__(
+        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
+    ) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
         found = read_all(source, preprocessing, config.patch_size)
         self.images, self.bad, self.empty = found.images, found.bad, found.empty
@@ -47,7 +49,7 @@ class HeldOut:
             EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
         """
         total, count = 0.0, 0
-        for prepared, masking, counted in self._batches(min(self.config.micro_batch_size, LARGEST_BATCH), device):
+        for prepared, masking, counted in self._batches(min(self.config.micro_batch_size, MAX_BATCH), device):
             if stop.received:
                 raise EvaluationStopped
             with autocast(device, self.config.precision):
@@ -62,7 +64,7 @@ class HeldOut:
 
     def samples(self) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
         """All images, prepared and on the CPU, a batch at a time: with their masks, and which patches count."""
-        yield from self._batches(LARGEST_BATCH, torch.device("cpu"))
+        yield from self._batches(MAX_BATCH, torch.device("cpu"))
 
     def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
         for start in range(0, len(self.images), size):
@@ -93,7 +95,7 @@ class HeldOut:
 def pooled_features(
     encoder: ViT,
     images: Tensor,
-    config: SettledConfig,
+    config: ResolvedPretrainConfig,
     preprocessing: Preprocessing,
     device: torch.device,
     stop: StopRequest,
@@ -106,7 +108,7 @@ def pooled_features(
         EvaluationStopped: a signal came.
     """
     features = []
-    for part in images.split(min(config.micro_batch_size, LARGEST_BATCH)):
+    for part in images.split(min(config.micro_batch_size, MAX_BATCH)):
         if stop.received:
             raise EvaluationStopped
         prepared = normalise(part.to(device), preprocessing)

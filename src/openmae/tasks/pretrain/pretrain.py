@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import MAEShape, Preprocessing, PretrainConfig, SettledConfig
+from openmae.config import MAEShape, Preprocessing, PretrainConfig, ResolvedPretrainConfig
 from openmae.config.checks import OFF
 from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
@@ -14,7 +14,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
-from openmae.interchange.init import read_described, read_init
+from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_weights, start_pretraining
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
@@ -22,7 +22,7 @@ from openmae.model.mae import MAE
 from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.pretrain import PretrainPlan, plan_pretrain
 from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
-from openmae.run.folder import Earlier
+from openmae.run.folder import PreviousRun
 from openmae.run.model_input import ModelInput, counted_patches
 from openmae.run.open_run import open_run
 from openmae.run.remembered import remember_no_compile
@@ -33,8 +33,8 @@ from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.optim import adamw
+from openmae.training.prefetch import StepInputs
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -48,14 +48,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with open_run("pretrain", config, SettledConfig) as run:
+    with open_run("pretrain", config, ResolvedPretrainConfig) as run:
         # The data, and what the person left open.
         asked, device, processes = run.requested, run.device, run.processes
         init = None
         if run.is_new and asked.init is not None:
             init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
         data = open_training_data(asked, None if init is None else init.preprocessing)
-        plan, facts = plan_pretrain(asked, init, data, device, processes.local_count, run.earlier)
+        plan, facts = plan_pretrain(asked, init, data, device, processes.local_count, run.previous)
         chosen, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         masks, num_steps = mask_sampler(chosen, shape), total_steps(chosen, len(data.train))
         run.check_shares(chosen.batch_size)
@@ -72,8 +72,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
         run.restore(
             data.fingerprint,
-            put_back=lambda checkpoint: put_back(checkpoint, model, optimizer),
-            check=lambda earlier: check_mask(earlier, masks),
+            restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer),
+            check=lambda previous: check_mask(previous, masks),
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
@@ -127,7 +127,7 @@ def new_lines(
     return [*data.told, *tile_lines(plan.config, data, facts), *lines]
 
 
-def watch_lines(config: SettledConfig) -> list[str]:
+def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
     """What `--watch` looks at. Raises RequestError now, where its labels are missing."""
     watched_data = open_watch(config)
     if watched_data is None or config.watch_data is None:
@@ -158,7 +158,7 @@ def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
 
 
 def loss_shares(
-    parts: Sequence[Batch], masks: MaskSampler | None, config: SettledConfig, processes: Processes
+    parts: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
 ) -> list[float]:
     """What the mean loss of each micro-batch counts in that of the step, a mean over all patches that count.
 
@@ -181,7 +181,7 @@ def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: StepInputs[Batch, ModelInput],
-    config: SettledConfig,
+    config: ResolvedPretrainConfig,
     processes: Processes,
     masks: MaskSampler | None = None,
 ) -> StepResult:
@@ -198,29 +198,29 @@ def train_step(
     )
 
 
-def mask_sampler(config: SettledConfig, shape: MAEShape) -> MaskSampler:
+def mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler:
     """What hides patches in this run. Raises RequestError for a mask file that does not fit."""
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
 
 
-def check_mask(earlier: Earlier[SettledConfig], masks: MaskSampler) -> None:
+def check_mask(previous: PreviousRun[ResolvedPretrainConfig], masks: MaskSampler) -> None:
     """Raise RequestError where the given mask is not that of the checkpoint."""
-    assert earlier.checkpoint is not None
-    if read_described(earlier.checkpoint.folder / MODEL).description["masking"] != masks.describe():
-        raise RequestError(f"{earlier.config.mask_file} is not the mask that this run began with: restore it")
+    assert previous.checkpoint is not None
+    if read_stored_model(previous.checkpoint.folder / MODEL).description["masking"] != masks.describe():
+        raise RequestError(f"{previous.config.mask_file} is not the mask that this run began with: restore it")
 
 
-def put_back(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
+def restore_state(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and optimiser back."""
-    load_weights(model, read_described(checkpoint.folder / MODEL).weights, str(checkpoint.folder))
+    load_weights(model, read_stored_model(checkpoint.folder / MODEL).weights, str(checkpoint.folder))
     optimizer.state.clear()
     restore_optimizer(checkpoint.folder, model, optimizer)
 
 
 def describe_model(
-    config: SettledConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
+    config: ResolvedPretrainConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {

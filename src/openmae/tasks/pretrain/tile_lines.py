@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from openmae.config import SettledConfig
+from openmae.config import ResolvedPretrainConfig
 from openmae.data.decoding.regions import has_parts
 from openmae.data.preprocess import DataFacts
 from openmae.data.sources.tiles import Tiled
@@ -10,10 +10,10 @@ from openmae.data.sources.views import raw_shape
 from openmae.errors import shown
 from openmae.tasks.pretrain.data import TrainingData
 
-MOST_OPENED = 256  # images, to learn whether parts of them can be read alone
+MAX_OPENED = 256  # images, to learn whether parts of them can be read alone
 
 
-def tile_lines(config: SettledConfig, data: TrainingData, facts: DataFacts) -> list[str]:
+def tile_lines(config: ResolvedPretrainConfig, data: TrainingData, facts: DataFacts) -> list[str]:
     """The lines behind that of the data; none without `--tiles`."""
     train, size = data.train, config.tiles
     if not isinstance(train, Tiled):
@@ -41,5 +41,5 @@ def tile_lines(config: SettledConfig, data: TrainingData, facts: DataFacts) -> l
 def _largest_decoded(tiled: Tiled) -> int | None:
     """Which of the largest images must be decoded whole for each of its tiles; None where of these none must."""
     pixels = tiled.sizes.astype(np.int64).prod(axis=1)
-    largest = np.argsort(-pixels, kind="stable")[: min(MOST_OPENED, tiled.num_cut)].tolist()
+    largest = np.argsort(-pixels, kind="stable")[: min(MAX_OPENED, tiled.num_cut)].tolist()
     return next((image for image in largest if not has_parts(tiled.source, image)), None)

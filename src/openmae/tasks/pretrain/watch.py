@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.config import Preprocessing, PretrainConfig, SettledConfig
-from openmae.data.depths import look_at_depths
+from openmae.config import Preprocessing, PretrainConfig, ResolvedPretrainConfig
+from openmae.data.depths import survey_depths
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.subsets import labels_of, stratified
 from openmae.data.sources.open import Source, open_source
 from openmae.data.sources.reading import reading_of
-from openmae.data.sources.views import Part
+from openmae.data.sources.views import IndexedSubset
 from openmae.data.value_scale import match_scale, value_lines
 from openmae.errors import RequestError, shown
-from openmae.inference.features import margin_for
+from openmae.inference.features import crop_fraction_for
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
@@ -67,7 +67,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
         if all(train.label(index) is None for index in range(len(train))):
             raise RequestError(f"{shown(str(data))} has no labels")
         found = open_labelled(
-            data, labels=None, label_file=None, held_out=None, needs_choice=True, advice=ADVICE, **options
+            data, labels=None, label_file=None, held_out=None, needs_validation=True, advice=ADVICE, **options
         )
     except RequestError as error:
         raise RequestError(
@@ -89,7 +89,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
 
 
 def _at_most(source: Source, count: int) -> Source:
-    return source if len(source) <= count else Part(source, stratified(labels_of(source), count))
+    return source if len(source) <= count else IndexedSubset(source, stratified(labels_of(source), count))
 
 
 class Watch:
@@ -102,19 +102,19 @@ class Watch:
         RequestError: none of the bank, or of the queries, can be read.
     """
 
-    def __init__(self, data: WatchData, config: SettledConfig, preprocessing: Preprocessing) -> None:
+    def __init__(self, data: WatchData, config: ResolvedPretrainConfig, preprocessing: Preprocessing) -> None:
         self.config, self.num_classes = config, data.num_classes
         self.bad: dict[str, str] = {}
-        own, lines = match_scale(preprocessing, look_at_depths([data.bank, data.queries]), None)
+        own, lines = match_scale(preprocessing, survey_depths([data.bank, data.queries]), None)
         if own != preprocessing and lines:  # its images are of another type than those trained on
             print("\n".join(value_lines(lines)), flush=True)
         self.preprocessing = own
         try:
-            margin = margin_for(data.bank, preprocessing.image_size)  # as `openmae knn` crops them
+            crop_fraction = crop_fraction_for(data.bank, preprocessing.image_size)  # as `openmae knn` crops them
         except RequestError as error:
             raise RequestError(f"--watch {config.watch}: {error}") from None
-        self.bank, self.bank_labels = self._read(data.bank, margin)
-        self.queries, self.query_labels = self._read(data.queries, margin)
+        self.bank, self.bank_labels = self._read(data.bank, crop_fraction)
+        self.queries, self.query_labels = self._read(data.queries, crop_fraction)
         if not (len(self.bank) and len(self.queries)):
             name, reason = next(iter(self.bad.items()))
             raise RequestError(
@@ -145,7 +145,7 @@ class Watch:
             guesses = guess_by_probe(bank, self.bank_labels, queries)
         return {f"{self.config.watch}_top1": round(100 * float((guesses == self.query_labels).mean()), 4)}
 
-    def _read(self, source: Source, margin: float) -> tuple[Tensor, NDArray[np.int64]]:
+    def _read(self, source: Source, crop_fraction: float) -> tuple[Tensor, NDArray[np.int64]]:
         images, labels = [], []
         for batch in evaluation_batches(
             source,
@@ -153,7 +153,7 @@ class Watch:
             range(len(source)),
             batch_size=READ_AT_ONCE,
             workers=self.config.workers,
-            margin=margin,
+            crop_fraction=crop_fraction,
             min_side=self.config.patch_size,
             with_labels=True,
         ):

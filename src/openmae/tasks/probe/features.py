@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from openmae.config import SettledProbe, TargetScale
+from openmae.config import ResolvedProbeConfig, TargetScale
 from openmae.data.augment import Augmentation
 from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.loader import Stream
 from openmae.data.preprocess import normalise
 from openmae.data.sources.open import Source
-from openmae.data.sources.views import Part
+from openmae.data.sources.views import IndexedSubset
 from openmae.inference.features import Features, check_readable, extract, pooled
 from openmae.inference.metrics import Predictions
 from openmae.inference.models import EncoderModel
@@ -26,7 +26,7 @@ from openmae.planning.probe import ProbePlan
 from openmae.run.batches import Batches, names_of_step
 from openmae.run.model_input import ModelInput
 from openmae.run.open_run import Run
-from openmae.training.copy_ahead import StepInputs, inputs_of_steps
+from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def features_of(
         source,
         pool=config.pool,
         workers=config.workers if len(source) > 256 else 0,
-        margin=settled.preprocessing.margin,
+        crop_fraction=settled.preprocessing.crop_fraction,
         processes=processes,
         precision=config.precision,
         with_labels=True,
@@ -63,7 +63,7 @@ def features_of(
 
 
 def make_reader(
-    run: Run[SettledProbe],
+    run: Run[ResolvedProbeConfig],
     settled: ProbePlan,
     data: LabelledData,
     kept: Features | None,
@@ -76,7 +76,7 @@ def make_reader(
         values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
         # Only for the order: unreadable images have no features to come across.
         stream = Stream(
-            Part(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
+            IndexedSubset(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
         )
 
         def kept_steps(step: int) -> Generator[list[Batch], None, None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from openmae.config import ProbeConfig, SettledProbe
+from openmae.config import ProbeConfig, ResolvedProbeConfig
 from openmae.data.labels.labelled import LabelledData
 from openmae.errors import RequestError
 from openmae.inference.features import Features, check_readable
@@ -20,9 +20,9 @@ from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
 from openmae.planning.decisions import cosine, total_steps
 from openmae.planning.probe import ProbePlan, plan_probe
-from openmae.planning.summary_lines import probing_lines
+from openmae.planning.summary_lines import probe_lines
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import Earlier, check_outside
+from openmae.run.folder import PreviousRun, check_outside
 from openmae.run.open_run import Run, open_run
 from openmae.tasks.classification.classification import (
     check_classes,
@@ -52,15 +52,15 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
-    with open_run("probe", config, SettledProbe, remembers_micro_batch=False) as run:
+    with open_run("probe", config, ResolvedProbeConfig, remembers_micro_batch=False) as run:
         # The data, and what the person left open.
         asked, device, processes = run.requested, run.device, run.processes
         init = read_init(asked.init)
         check_outside(asked.dataset, asked.out)
-        needs_choice = asked.base_lr is None or len(asked.base_lr) > 1
-        data = open_data(asked, init.preprocessing, needs_choice=needs_choice)
-        check_classes(run.earlier, data)
-        plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.earlier)
+        needs_validation = asked.base_lr is None or len(asked.base_lr) > 1
+        data = open_data(asked, init.preprocessing, needs_validation=needs_validation)
+        check_classes(run.previous, data)
+        plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.previous)
         chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
         run.check_shares(chosen.batch_size, 2, ": the BatchNorm of a probe needs as many")
 
@@ -75,12 +75,12 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         encoder_hash = hash_of(init.encoder_weights)
         run.restore(
             data.fingerprint,
-            put_back=lambda checkpoint: put_back(checkpoint, probes, optimizer),
-            check=lambda earlier: check_encoder(earlier, encoder_hash),
+            restore_state=lambda checkpoint: restore_state(checkpoint, probes, optimizer),
+            check=lambda previous: check_encoder(previous, encoder_hash),
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *probing_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.told, *probe_lines(plan, data, facts, device, num_steps)]
         run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
 
         # What the encoder says of images that are looked at as they are: computed once.
@@ -145,7 +145,7 @@ class Outcome:
         return {f"choice_{name}": best[name] for name in (figure_of(self.data), "held_out_loss") if name in best}
 
 
-def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
+def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
     """The choice, then the final figure on images that decided nothing."""
     data, plan, rates = outcome.data, outcome.plan, run.config.base_lr
     outcome.probes.eval()
@@ -166,16 +166,16 @@ def finish(run: Run[SettledProbe], outcome: Outcome) -> dict[str, Any]:
     return {**named_figures(predictions), **choice, **counts_of(data)}
 
 
-def check_encoder(earlier: Earlier[SettledProbe], encoder_hash: str) -> None:
+def check_encoder(previous: PreviousRun[ResolvedProbeConfig], encoder_hash: str) -> None:
     """Raise RequestError where the encoder is not that of the checkpoint."""
-    if earlier.state["encoder"] != encoder_hash:
+    if previous.state["encoder"] != encoder_hash:
         raise RequestError(
-            f"--init {earlier.config.init} is not the encoder that this run began with: restore it, or start a new "
+            f"--init {previous.config.init} is not the encoder that this run began with: restore it, or start a new "
             "run with another --out"
         )
 
 
-def put_back(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
+def restore_state(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's heads and optimiser back."""
     weights, _ = read_model(checkpoint.folder / MODEL)
     load_weights(probes, weights, str(checkpoint.folder))

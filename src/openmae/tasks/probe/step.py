@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import SettledProbe
+from openmae.config import ResolvedProbeConfig
 from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.inference.regression import squared_error
@@ -15,9 +15,9 @@ from openmae.model.probe import Probes
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult, accumulated_step
 from openmae.tasks.classification.classification import classification_loss
-from openmae.training.copy_ahead import StepInputs
 from openmae.training.lars import LARS
 from openmae.training.optim import sgd
+from openmae.training.prefetch import StepInputs
 
 BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, a squared error diverges from 1.9 on
 
@@ -54,13 +54,13 @@ def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
     return classification_loss(outputs, targets, data.is_multi_label, None)
 
 
-def make_optimizer(probes: Probes, config: SettledProbe) -> torch.optim.Optimizer:
+def make_optimizer(probes: Probes, config: ResolvedProbeConfig) -> torch.optim.Optimizer:
     """LARS (table 10) or SGD, with a rate for each head."""
     groups = head_groups(probes, config)
     return LARS(groups, config.momentum) if config.optimizer == "lars" else sgd(groups, config.momentum)
 
 
-def head_groups(probes: Probes, config: SettledProbe) -> list[dict[str, Any]]:
+def head_groups(probes: Probes, config: ResolvedProbeConfig) -> list[dict[str, Any]]:
     """The optimiser's groups: the heads, each with its rate as a share of the largest.
 
     The biases of a regression have a rate of their own at most: LARS does not scale them to their norm, and at its

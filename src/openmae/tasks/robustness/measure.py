@@ -11,13 +11,13 @@ from torch import Tensor
 
 from openmae.config import Preprocessing
 from openmae.config.robustness import RobustnessConfig
-from openmae.data.augment import evaluation_margin
+from openmae.data.augment import evaluation_crop_fraction
 from openmae.data.readers import ReaderKilled
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
 from openmae.data.sources.reading import reading_of
 from openmae.errors import Fault, Interrupted, RequestError, shown
-from openmae.inference.features import default_batch_size, margin_for
+from openmae.inference.features import crop_fraction_for, default_batch_size
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import logits_of
 from openmae.machine.device import is_out_of_memory
@@ -48,25 +48,27 @@ def measure(
     count = sum(len(measured.parts) for measured in sets)
     for measured in sets:
         columns = torch.tensor([synsets.index(name) for name in measured.classes], device=model.device)
-        margin = evaluation_margin(preprocessing.image_size)
+        crop_fraction = evaluation_crop_fraction(preprocessing.image_size)
         for part in measured.parts:
             started = time.monotonic()
             source = open_part(part, measured.classes, **reading_of(config, preprocessing))
             if part.corruption is not None and part is measured.parts[0]:
                 # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
-                margin = margin_for(source, preprocessing.image_size)
+                crop_fraction = crop_fraction_for(source, preprocessing.image_size)
             fingerprint = processes.gather(source.fingerprint() if processes.is_first else "")[0]
             row = finished.get(part.name)
             if row is not None and row.fingerprint != fingerprint:
                 raise RequestError(f"{shown(part.folder)} has changed since it was measured: choose another --out")
             if row is None:
-                images, wrong, bad = count_wrong(model, source, columns, preprocessing, margin, config, processes, stop)
+                images, wrong, bad = count_wrong(
+                    model, source, columns, preprocessing, crop_fraction, config, processes, stop
+                )
                 row = Row(
                     part=part.name,
                     images=images,
                     wrong=wrong,
                     classes=len({source.label(i) for i in range(len(source))}),
-                    margin=margin,
+                    crop_fraction=crop_fraction,
                     bad={f"{part.name}/{name}": reason for name, reason in bad.items()},
                     seconds=round(time.monotonic() - started, 3),
                     fingerprint=fingerprint,
@@ -91,7 +93,7 @@ def count_wrong(
     source: FolderSource,
     columns: Tensor,
     preprocessing: Preprocessing,
-    margin: float,
+    crop_fraction: float,
     config: RobustnessConfig,
     processes: Processes,
     stop: StopRequest,
@@ -120,7 +122,7 @@ def count_wrong(
         precision=config.precision,
         batch_size=batch_size,
         workers=config.workers or 0 if len(share) > batch_size else 0,  # starting readers takes longer than one batch
-        margin=margin,
+        crop_fraction=crop_fraction,
         with_labels=True,
         is_given_up=stop.is_received,
     )

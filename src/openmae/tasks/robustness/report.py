@@ -43,7 +43,7 @@ class Row:
     wrong: int
     classes: int
     bad: dict[str, str]
-    margin: float
+    crop_fraction: float
     seconds: float
     fingerprint: str
     settings: dict[str, Any]

@@ -85,7 +85,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         processes.wait()  # until all have seen the run folder as it was
 
         # From here on the run folder exists.
-        earlier = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
+        previous = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
         if processes.is_first:
             begin(run, chosen, preprocessing, finished, lock)
             print("\n".join([*plan_lines(sets, extra, model, is_by_order), *lines]), flush=True)
@@ -95,9 +95,9 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         except BaseException as error:
             if processes.is_first:
                 with suppress(OSError):  # what happened first is what must be said
-                    if isinstance(error, RequestError) and earlier is not None:  # refused: what was measured stands
+                    if isinstance(error, RequestError) and previous is not None:  # refused: what was measured stands
                         with written_aside(run / "summary.json") as partial:
-                            partial.write_bytes(earlier)
+                            partial.write_bytes(previous)
                         raise
                     status = "interrupted" if isinstance(error, Interrupted) else "failed"
                     write_json(run / "summary.json", {"status": status})

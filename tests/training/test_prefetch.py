@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openmae.training.copy_ahead import inputs_of_steps
+from openmae.training.prefetch import inputs_of_steps
 
 CPU = torch.device("cpu")
 

@@ -73,14 +73,14 @@ def inputs_of_steps(
             for parts in steps:
                 yield StepInputs(parts, prepare)
             return
-        copier, current = _Copier(prepare, device), next(steps, None)
+        copier, current = _Prefetcher(prepare, device), next(steps, None)
         while current is not None:
             following = next(steps, None)
             yield StepInputs(current, prepare, copier, None if following is None else following[0])
             current = following
 
 
-class _Copier(Generic[H, D]):
+class _Prefetcher(Generic[H, D]):
     """Prepares one micro-batch on a stream of its own while the device computes on another."""
 
     def __init__(self, prepare: Callable[[H], D], device: torch.device) -> None:
