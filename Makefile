@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer with pip, and make; only `make lock` needs uv.
+# Needs Python 3.11 or newer with pip, and make. With uv on PATH the set-up is several times as fast; only `make lock` needs it.
 #   make demo VENV=/elsewhere PYTHON=python3.13
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ RUN_STAMP := $(VENV)/.run-$(KEY)
 TEST_STAMP := $(VENV)/.test-$(KEY)
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet --require-hashes --requirement
+INSTALL := $(BIN)/python tools/install.py
 INSTALL_PROJECT := $(PIP) install --quiet --no-index --no-build-isolation --no-deps --editable .
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
@@ -49,17 +49,15 @@ drill: $(TEST_STAMP)
 # a set-up that is interrupted, or that is made for another commit, leaves none behind.
 $(RUN_STAMP):
 	@$(MAKE) --silent --no-print-directory $(BIN)/pip
-	@echo "Installing into $(VENV): openmae and what it runs on (several GB on Linux; once) ..."
 	@rm -f $(VENV)/.run-* $(VENV)/.test-*
-	$(INSTALL) requirements/run.txt
+	@$(INSTALL) requirements/run.txt
 	$(INSTALL_PROJECT)
 	@touch $@
 
 $(TEST_STAMP):
 	@$(MAKE) --silent --no-print-directory $(BIN)/pip
-	@echo "Installing into $(VENV): openmae, what it runs on and the test tools (several GB on Linux; once) ..."
 	@rm -f $(VENV)/.run-* $(VENV)/.test-*
-	$(INSTALL) requirements/test.txt
+	@$(INSTALL) requirements/test.txt
 	$(INSTALL_PROJECT)
 	@touch $(RUN_STAMP) $@
 
