@@ -9,4 +9,4 @@ from openmae.tasks.classification import regression_report, report_pictures
 def few_wrong_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three most wrong images in a report instead of 24; the tests of reports have them all."""
     for module in (report_pictures, regression_report):
-        monkeypatch.setattr(module, "MOST_WRONG", 3)
+        monkeypatch.setattr(module, "MAX_WRONG", 3)
