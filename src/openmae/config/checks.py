@@ -12,7 +12,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 from openmae.errors import RequestError
 
 MARKED, OFF = "marked", "off"
-NODATA_WAYS = (MARKED, OFF)
+NODATA_MODES = (MARKED, OFF)
 NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None is no open question: nothing is decided for it
 MAX_TILE = 100_000  # pixels; more would cut nothing
 MAX_PIXELS = 178_956_970  # where Pillow, left alone, warned long ago and now refuses: twice its MAX_IMAGE_PIXELS
@@ -161,7 +161,7 @@ def nodata_setting(text: str) -> float | str:
     Raises:
         RequestError: it names neither a number nor a way.
     """
-    if text in NODATA_WAYS:
+    if text in NODATA_MODES:
         return text
     try:
         value = float(text)
@@ -173,7 +173,7 @@ def nodata_setting(text: str) -> float | str:
 
 def check_nodata(got: float | str | None) -> None:
     """Raise RequestError for a word that is no way to tell what stands for none (numbers and None pass)."""
-    if isinstance(got, str) and got not in NODATA_WAYS:
+    if isinstance(got, str) and got not in NODATA_MODES:
         raise RequestError(
             f"--nodata got {got!r}: it must be a number that stands for none, {MARKED} (NaN and what TIFFs mark: the "
             f"default) or {OFF} (all values are data)"
@@ -195,10 +195,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def said(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A setting as it is given on the command line: 0 4095."""
     if isinstance(value, (tuple, list)):
-        return " ".join(map(said, value))
+        return " ".join(map(format_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -9,7 +9,7 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataParts:
+class SplitPaths:
     """Where the parts of a data set lie, as a person said outright; each is wholly that part.
 
     `str` of it is how it was said.
@@ -28,7 +28,7 @@ class DataParts:
         return " ".join(f"--{split} {path}" for split, path in self.paths.items())
 
 
-Dataset = str | DataParts
+Dataset = str | SplitPaths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class NodataSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartSettings(NodataSettings):
+class SplitSettings(NodataSettings):
     """The parts of a data set, named outright."""
 
     train: str | None = field(default=None, metadata=NONE_IS_OFF)
@@ -52,22 +52,24 @@ class PartSettings(NodataSettings):
     """Beside --train: the images of the final figure, all of PATH."""
 
     @property
-    def parts(self) -> DataParts:
+    def split_paths(self) -> SplitPaths:
         """Those that are named."""
-        return DataParts(train=self.train, val=self.val, test=self.test)
+        return SplitPaths(train=self.train, val=self.val, test=self.test)
 
-    def check_parts(self, whole: str | None, name: str, needs_train: bool = True) -> None:
+    def check_split_paths(self, whole: str | None, name: str, needs_train: bool = True) -> None:
         """Raise RequestError unless either the whole, which has this name, or its parts are given."""
-        if whole is not None and self.parts.paths:
-            raise RequestError(f"got both {name} {whole} and {self.parts}: give {name}, or its parts in place of it")
-        if whole is None and not self.parts.paths:
+        if whole is not None and self.split_paths.paths:
+            raise RequestError(
+                f"got both {name} {whole} and {self.split_paths}: give {name}, or its parts in place of it"
+            )
+        if whole is None and not self.split_paths.paths:
             raise RequestError(f"no {name} given: name it, or --train PATH, --val PATH and --test PATH in place of it")
         if needs_train and whole is None and self.train is None:
-            raise RequestError(f"got {self.parts} without --train: give --train PATH too")
+            raise RequestError(f"got {self.split_paths} without --train: give --train PATH too")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(PartSettings):
+class DataSettings(SplitSettings):
     """What every command that works on a data set is told of it."""
 
     data: str | None = None
@@ -76,11 +78,11 @@ class DataSettings(PartSettings):
     @property
     def dataset(self) -> Dataset:
         """DATA, or its parts where they are named."""
-        return self.parts if self.data is None else self.data
+        return self.split_paths if self.data is None else self.data
 
     def check_data(self, needs_train: bool = True) -> None:
         """Raise RequestError unless either DATA or its parts are given."""
-        self.check_parts(self.data, "DATA", needs_train)
+        self.check_split_paths(self.data, "DATA", needs_train)
 
 
 def paths_of(dataset: Dataset) -> list[str]:

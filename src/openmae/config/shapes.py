@@ -133,12 +133,12 @@ class ViTShape:
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_prefix(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, or none."""
         return int(self.class_token)
 
     @property
-    def patch_values(self) -> int:
+    def patch_dim(self) -> int:
         return self.patch_size * self.patch_size * self.channels
 
     def resized(self, image_size: tuple[int, int], patch_size: int) -> Self:

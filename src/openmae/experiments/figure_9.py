@@ -21,10 +21,10 @@ from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.views import axes_of
 from openmae.data.value_scale import match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
-from openmae.experiments.ledger import Found, Ledger, Row
-from openmae.experiments.start import begin, kept_rows
+from openmae.experiments.ledger import Ledger, ProtocolResult, Row
+from openmae.experiments.start import create_experiment, read_finished_rows
 from openmae.inference.load import load
-from openmae.inference.metrics import figures
+from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
 from openmae.interchange.stored import hash_of
@@ -32,7 +32,7 @@ from openmae.machine.device import default_workers
 from openmae.machine.parallel import Processes
 from openmae.pictures.curves import Curve, draw_curves
 from openmae.run.folder import PLACES, check_outside
-from openmae.tasks.classification.classification import check_reported
+from openmae.tasks.classification.classification import check_has_final_split
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.probe.probe import probe
@@ -63,7 +63,7 @@ class Protocols:
     axes: str | None
     counts: dict[str, int]
 
-    def fine_tuned(self, labels: str, epochs: float, blocks: float | None, init: str) -> Found:
+    def fine_tuned(self, labels: str, epochs: float, blocks: float | None, init: str) -> ProtocolResult:
         """Train with every rate, choose by val or else a split of train, measure the chosen on the test part."""
         c, found = self.config, {}
         name = f"{labels}-{'scratch' if init == 'none' else 'full' if blocks is None else f'{blocks:g}-blocks'}"
@@ -102,9 +102,9 @@ class Protocols:
             workers=default_workers(classifier.device),
             processes=Processes(),
         )
-        return figures(predictions)["top1"]
+        return compute_metrics(predictions)["top1"]
 
-    def probed(self, labels: str) -> Found:
+    def probed(self, labels: str) -> ProtocolResult:
         """A linear probe of each seed."""
         c, found = self.config, []
         for seed in range(c.seeds):
@@ -119,7 +119,7 @@ class Protocols:
             found.append(_quietly(probe, settings))
         return [float(s["top1"]) for s in found], None, statistics.fmean(float(s["choice_top1"]) for s in found)
 
-    def neighbours(self, labels: str) -> Found:
+    def neighbours(self, labels: str) -> ProtocolResult:
         """Nothing is trained."""
         run = self._run(f"{labels}-knn")
         shutil.rmtree(run, ignore_errors=True)  # left by a stop: it is quick, and never goes on
@@ -162,13 +162,13 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     protocols = prepare(config)
     depth = protocols.model.encoder.shape.depth
     with ExitStack() as lock:
-        begin(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
+        create_experiment(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
         ledger = Ledger(
             out,
             config.labels,
             position,
             draw=lambda rows: picture(out / "figure-9.png", rows, depth, config.labels),
-            kept=kept_rows(out / "results.json"),
+            finished=read_finished_rows(out / "results.json"),
         )
         for labels in config.labels:
             ledger.run("kNN", labels, protocols.neighbours)
@@ -178,7 +178,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             ledger.run("scratch", labels, protocols.fine_tuned, epochs, None, "none")
             for blocks in config.blocks:
                 ledger.run(f"{blocks:g} blocks", labels, protocols.fine_tuned, epochs, blocks, config.init)
-        return ledger.kept
+        return ledger.finished
 
 
 def prepare(config: ExperimentConfig) -> Protocols:
@@ -187,11 +187,11 @@ def prepare(config: ExperimentConfig) -> Protocols:
     Raises:
         RequestError: a wrong setting or unusable data.
     """
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
-    check_reported(config.dataset, config.axes, model.preprocessing.axes)
+    check_has_final_split(config.dataset, config.axes, model.preprocessing.axes)
     check_outside(config.dataset, config.out)
     data = _opened(config, model.preprocessing, None, None)
     held_out = config.held_out if data.validation is None else None  # DATA's own val part chooses

@@ -10,7 +10,7 @@ from typing import Any
 from openmae.machine.files import disk_faults, write_json, written_aside
 
 # Top-1 on the test part of each seed, the chosen rate, and top-1 on the split that chose it.
-Found = tuple[list[float], float | None, float | None]
+ProtocolResult = tuple[list[float], float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ class Ledger:
     columns: tuple[str, ...]
     position: Callable[[str], float]
     draw: Callable[[list[Row]], None]
-    kept: dict[str, Any]
+    finished: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
 
-    def run(self, protocol: str, labels: str, find: Callable[..., Found], *arguments: Any) -> None:
+    def run(self, protocol: str, labels: str, find: Callable[..., ProtocolResult], *arguments: Any) -> None:
         """Add a row: what is kept of it, or else what `find(labels, *arguments)` returns."""
         key = f"{protocol} {labels}"
-        if key not in self.kept:
+        if key not in self.finished:
             print(f"running {key}", flush=True)
-            self.kept[key] = find(labels, *arguments)
-        self.rows.append(Row(protocol, labels, *self.kept[key]))
+            self.finished[key] = find(labels, *arguments)
+        self.rows.append(Row(protocol, labels, *self.finished[key]))
         print(f"{key}: {self.rows[-1].words} %", flush=True)
         with disk_faults(self.out):
-            write_json(self.out / "results.json", self.kept)
+            write_json(self.out / "results.json", self.finished)
             self._write_csv(self.out / "results.csv")
             with written_aside(self.out / "results.md") as partial:
                 partial.write_text(self.table())

@@ -15,7 +15,7 @@ MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
 
 
-def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
+def create_experiment(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
     """Write OUT/config.json, after a look at what an earlier start left there; hold OUT until `lock` is left.
 
     Args:
@@ -63,7 +63,7 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
         write_json(out / "config.json", record)
 
 
-def kept_rows(path: Path) -> dict[str, Any]:
+def read_finished_rows(path: Path) -> dict[str, Any]:
     """What is finished already. Raises RequestError where it cannot be read."""
     try:
         return json.loads(path.read_bytes())

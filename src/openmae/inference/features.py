@@ -25,8 +25,8 @@ from openmae.model.vit import ViT
 from openmae.training.telemetry import Screen
 
 NUM_SURVEYED = 64  # images whose sizes decide the crop fraction
-BYTES_AT_ONCE = 1 << 26  # that a process sends to the others at a time
-NAMED = 3  # unreadable images in a message
+MAX_MESSAGE_BYTES = 1 << 26  # that a process sends to the others at a time
+MAX_NAMED = 3  # unreadable images in a message
 BATCH_SIZES = {"cpu": 64}
 BATCH_SIZE = 256  # of other devices
 
@@ -153,8 +153,8 @@ def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -
     """Raise RequestError where none of `count` images could be read, or fewer than `max_bad` lets pass."""
     if len(bad) <= max_bad * count and len(bad) < count:
         return
-    named = ", ".join(f"{name!r} ({reason})" for name, reason in list(bad.items())[:NAMED])
-    named += f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    named = ", ".join(f"{name!r} ({reason})" for name, reason in list(bad.items())[:MAX_NAMED])
+    named += f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
     if len(bad) == count:
         raise RequestError(f"none of {count:,} {what} can be read: {named}")
     raise RequestError(
@@ -190,7 +190,7 @@ def _gathered(own: NDArray, processes: Processes) -> NDArray:
     counts = processes.gather(len(own))
     starts = np.cumsum([0, *counts])
     everything = np.empty((starts[-1], *own.shape[1:]), own.dtype)
-    rows = max(1, BYTES_AT_ONCE // max(1, math.prod(own.shape[1:]) * own.itemsize))
+    rows = max(1, MAX_MESSAGE_BYTES // max(1, math.prod(own.shape[1:]) * own.itemsize))
     for first in range(0, max(counts), rows):
         for start, part in zip(starts, processes.gather(own[first : first + rows]), strict=False):
             everything[start + first : start + first + len(part)] = part

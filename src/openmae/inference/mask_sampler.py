@@ -66,7 +66,7 @@ class MaskSampler:
         return self(torch.zeros(1, dtype=torch.int64)).num_visible
 
 
-def described_mask(masking: dict[str, Any], grid: Grid) -> Tensor | None:
+def mask_from_description(masking: dict[str, Any], grid: Grid) -> Tensor | None:
     """The given mask of a checkpoint's description where it fits the grid, else None."""
     rows = masking.get("given", [])
     fits = isinstance(rows, list) and len(rows) == grid[0] and all(len(str(row)) == grid[1] for row in rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openmae.config import TargetScale
 from openmae.errors import Fault, RequestError
-from openmae.inference.regression import in_own_units, regression_figures, standardised
+from openmae.inference.regression import in_own_units, regression_metrics, standardised
 
 ROWS_AT_ONCE = 4096  # of the scores, when they are widened to double precision
 CONFIDENCE = 0.95
@@ -99,14 +99,14 @@ def check(predictions: Predictions) -> None:
         )
 
 
-def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+def compute_metrics(predictions: Predictions, prefix: str = "") -> dict[str, float]:
     """The figures of an evaluation by name, `prefix` before each; shares in per cent, losses in nats.
 
     One label: top1 with top1_low and top1_high (95 %, Wilson 1927), top5 (more than 5 classes), balanced_top1 (mean
     recall of the classes that have images), loss (plain cross-entropy); with unreadable images top1_lower_bound, which
     counts them as wrong. Several labels: map (mean average precision of the classes that have images; absent if none
     has), f1 (micro) and exact_match of the labels above one half, loss (binary cross-entropy, mean over classes).
-    Numbers: see `regression_figures`; loss (squared error on standardised targets, mean over columns).
+    Numbers: see `regression_metrics`; loss (squared error on standardised targets, mean over columns).
     All: images (readable ones, which all the others are over), unreadable. Of classes absent_classes too, those
     without an image.
 
@@ -116,7 +116,7 @@ def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
     """
     check(predictions)
     if predictions.scale is not None:
-        values = regression_figures(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
+        values = regression_metrics(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
     else:
         values = _several_labels(predictions) if predictions.is_multi_label else _one_label(predictions)
     values |= {
@@ -125,7 +125,7 @@ def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
         "unreadable": len(predictions.bad),
     }
     if predictions.scale is None:
-        values["absent_classes"] = int((images_of_classes(predictions) == 0).sum())
+        values["absent_classes"] = int((class_counts(predictions) == 0).sum())
     return {prefix + name: value for name, value in values.items()}
 
 
@@ -136,7 +136,7 @@ def _one_label(predictions: Predictions) -> dict[str, float]:
     values = {"top1": 100 * right / count, "top1_low": 100 * low, "top1_high": 100 * high}
     if predictions.num_classes > 5:
         values["top5"] = 100 * float((ranks < 5).mean())
-    images = images_of_classes(predictions)
+    images = class_counts(predictions)
     right_of_classes = np.bincount(predictions.targets.numpy()[ranks == 0], minlength=predictions.num_classes)
     values["balanced_top1"] = 100 * float((right_of_classes[images > 0] / images[images > 0]).mean())
     if predictions.bad:
@@ -145,7 +145,7 @@ def _one_label(predictions: Predictions) -> dict[str, float]:
 
 
 def _several_labels(predictions: Predictions) -> dict[str, float]:
-    said, true = answers(predictions), predictions.targets.numpy() > 0
+    said, true = predicted_labels(predictions), predictions.targets.numpy() > 0
     hits, wanted = int((said & true).sum()), int(said.sum()) + int(true.sum())
     values = {
         "f1": 100 * 2 * hits / wanted if wanted else 0.0,
@@ -173,7 +173,7 @@ def true_ranks(predictions: Predictions) -> NDArray[np.int64]:
     return ((scores > true) | ((scores == true) & lower)).sum(1)
 
 
-def answers(predictions: Predictions) -> NDArray:
+def predicted_labels(predictions: Predictions) -> NDArray:
     """(n,) the class with the highest score; several labels: (n, K) bool, those of probability above one half."""
     scores = predictions.logits.numpy()
     return scores > 0 if predictions.is_multi_label else scores.argmax(1)
@@ -200,7 +200,7 @@ def losses(predictions: Predictions) -> NDArray[np.float64]:
     return torch.cat(parts).numpy()
 
 
-def images_of_classes(predictions: Predictions) -> NDArray[np.int64]:
+def class_counts(predictions: Predictions) -> NDArray[np.int64]:
     """(K,) how many images have each label."""
     if predictions.is_multi_label:
         return predictions.targets.numpy().sum(0, dtype=np.int64)
@@ -220,9 +220,9 @@ def average_precisions(predictions: Predictions) -> NDArray[np.float64]:
     )
 
 
-def confusion(predictions: Predictions) -> NDArray[np.int64]:
+def confusion_counts(predictions: Predictions) -> NDArray[np.int64]:
     """(pairs, 3) true class, said class, number of images, of each pair that occurs: K × K may not fit in memory."""
     codes, counts = np.unique(
-        predictions.targets.numpy() * predictions.num_classes + answers(predictions), return_counts=True
+        predictions.targets.numpy() * predictions.num_classes + predicted_labels(predictions), return_counts=True
     )
     return np.stack([*np.divmod(codes, predictions.num_classes), counts], axis=1)

@@ -21,7 +21,7 @@ from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
 from openmae.data.value_scale import scale_doubt
 from openmae.errors import RequestError, shown
-from openmae.inference.mask_sampler import MaskSampler, described_mask, read_mask, to_device
+from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
 from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
 from openmae.inference.regression import in_own_units
 from openmae.interchange.report import Report
@@ -34,14 +34,14 @@ from openmae.model.vit import ViT
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
-def len_of(images: object) -> int:
+def num_images(images: object) -> int:
     """How many images a list or tuple holds; anything else is one image."""
     return len(images) if isinstance(images, (list, tuple)) else 1
 
 
-def checked_images(images: Any) -> Any:
+def check_images(images: Any) -> Any:
     """The images. Raises RequestError where they are none."""
-    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
+    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or num_images(images) == 0:
         raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
     return images
 
@@ -73,7 +73,7 @@ class EncoderModel:
         Raises:
             RequestError: a picture cannot be read or does not fit the model.
         """
-        checked_images(images)
+        check_images(images)
         return self._prepared(images, size, max_pixels)[0]
 
     def _prepared(
@@ -203,8 +203,8 @@ def encoder_features(encoder: ViT, images: Tensor, pool: str, layer: int | None 
     if pool == "grid":
         height, width = images.shape[-2:]
         grid = grid_of(height, width, encoder.shape.patch_size)
-        return tokens[:, encoder.shape.num_prefix :].unflatten(1, grid)
-    return pool_tokens(tokens, pool, encoder.shape.num_prefix)
+        return tokens[:, encoder.shape.num_prefix_tokens :].unflatten(1, grid)
+    return pool_tokens(tokens, pool, encoder.shape.num_prefix_tokens)
 
 
 def _as_its_head_sees(classifier: Classifier, pooled: Tensor) -> Tensor:
@@ -256,11 +256,11 @@ class MAEModel(EncoderModel):
         if isinstance(images, Tensor):
             prepared = images.to(self.device)
         else:
-            prepared, empty = self._prepared(checked_images(images), size)
+            prepared, empty = self._prepared(check_images(images), size)
         grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
         kind = mask or trained_with.get("kind", "random")
-        given = read_mask(mask_file, grid) if mask_file is not None else described_mask(trained_with, grid)
+        given = read_mask(mask_file, grid) if mask_file is not None else mask_from_description(trained_with, grid)
         if kind == "given" and given is None:
             raise RequestError(
                 f"the training's mask does not fit a grid of {grid}: give --mask random or a --mask-file"

@@ -8,11 +8,11 @@ from openmae.errors import RequestError, shown
 from openmae.inference.features import Features
 from openmae.inference.metrics import Predictions, check
 from openmae.inference.neighbours import neighbour_means
-from openmae.inference.regression import regression_figures, standardised
+from openmae.inference.regression import regression_metrics, standardised
 from openmae.machine.parallel import Processes
 
 
-def estimate(
+def predict_from_neighbours(
     bank: Features,
     queries: Features,
     scale: TargetScale,
@@ -43,7 +43,7 @@ def estimate(
     }
 
 
-def check_figure_names(columns: tuple[str, ...], ks: tuple[int, ...]) -> None:
+def check_metric_names(columns: tuple[str, ...], ks: tuple[int, ...]) -> None:
     """Raise RequestError where two figures would have one name: a column called k20, and `--k 5 20`."""
     of_first = {column: f"r2_{column}" for column in columns}
     for k in ks[1:]:
@@ -56,12 +56,12 @@ def check_figure_names(columns: tuple[str, ...], ks: tuple[int, ...]) -> None:
                     )
 
 
-def figures_of_numbers(estimates: dict[int, Predictions]) -> dict[str, float]:
-    """`r2`, `mae` and those of each column for the first k, `r2_k20` … for another (see `regression_figures`)."""
+def neighbour_regression_metrics(estimates: dict[int, Predictions]) -> dict[str, float]:
+    """`r2`, `mae` and those of each column for the first k, `r2_k20` … for another (see `regression_metrics`)."""
     found: dict[str, float] = {}
     for number, (k, predictions) in enumerate(estimates.items()):
         assert predictions.scale is not None
         check(predictions)
-        own = regression_figures(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
+        own = regression_metrics(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
         found |= {f"{name}_k{k}" if number else name: value for name, value in own.items()}
     return found

@@ -72,7 +72,7 @@ def reconstruct_patches(
     if isinstance(mae.target, NormPixelTarget):
         mean, std = patch_statistics(patches)
         if undo == "neighbours":
-            mean, std = from_visible(mean, is_masked, grid), from_visible(std, is_masked, grid)
+            mean, std = estimate_from_visible(mean, is_masked, grid), estimate_from_visible(std, is_masked, grid)
         else:
             leaks = True
         prediction = prediction * std + mean
@@ -101,7 +101,7 @@ def keep_grey(prediction: Tensor, truth: Tensor) -> Tensor:
     return torch.where(is_grey, prediction.mean(1, keepdim=True), prediction)
 
 
-def from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
+def estimate_from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
     """Estimate a value of each masked patch from the visible ones, weighted by 1 / distance⁴.
 
     Args:

@@ -29,7 +29,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).clamp(-MAX_ERROR, MAX_ERROR).square().mean(dim=1).sum()
 
 
-def determination(targets: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
+def r2_scores(targets: NDArray[np.float64], found: NDArray[np.float64]) -> NDArray[np.float64]:
     """R2 of each column, 1 - residual / total sum of squares: (columns,); NaN where the targets do not vary."""
     residual = np.square(targets - found).sum(0)
     total = np.square(targets - targets.mean(0)).sum(0)
@@ -37,7 +37,7 @@ def determination(targets: NDArray[np.float64], found: NDArray[np.float64]) -> N
     return np.where(varies, 1 - residual / np.where(varies, total, 1), np.nan)
 
 
-def regression_figures(
+def regression_metrics(
     targets: NDArray[np.float64], found: NDArray[np.float64], columns: tuple[str, ...]
 ) -> dict[str, float]:
     """r2 and mae (mean absolute error, in each column's own units): means over columns, and r2_COLUMN, mae_COLUMN.
@@ -47,7 +47,7 @@ def regression_figures(
     Args:
         targets, found: (n, columns), n > 0.
     """
-    r2, mae = determination(targets, found), np.abs(targets - found).mean(0)
+    r2, mae = r2_scores(targets, found), np.abs(targets - found).mean(0)
     values = {"r2": float(np.nanmean(r2))} if not np.isnan(r2).all() else {}
     values["mae"] = float(mae.mean())
     for number, column in enumerate(columns):

@@ -44,7 +44,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     """
     config = config.plain()
     protect_images(config.images, config.out)
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size
@@ -64,7 +64,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         rows.append(row(image, model, size, [mean, *to_patches] if config.heads else [mean], config.max_pixels))
         highest.append(float(mean.max()))
         to_itself.append(float(itself.mean()))
-        print(told(image, number, mean, to_itself[-1]))
+        print(attention_line(image, number, mean, to_itself[-1]))
     heads = [f"head {number + 1}" for number in range(len(to_patches))] if config.heads else []
     blocks = 2 if len(rows) > 4 and not heads else 1
     headers = ["image", f"class token's attention, block {layer} of {depth}, mean of the heads", *heads]
@@ -93,7 +93,7 @@ def check_memory(grid: Grid, model: EncoderModel) -> None:
         )
 
 
-def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
+def attention_line(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
     """A line about an image's map, with the scale of its colours."""
     name = shown(os.path.basename(image)) if isinstance(image, (str, Path)) else f"image {number}"
     return (

@@ -21,7 +21,7 @@ from openmae.training.telemetry import read_lines
 DATA = "embedded:photos"
 STEPS = 1000
 MASK_SEED = 7
-PICTURED = 12
+NUM_PICTURED = 12
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     """
     out, settings = Path(config.out), pretrain_settings(config)
     pick_device(settings.device)  # wrong before anything is deleted
-    clear_earlier_demo(out, settings)
+    remove_previous_demo(out, settings)
     summary = pretrain(settings)
 
     # Measure on held-out regions, masks other than those looked at while training.
@@ -51,14 +51,14 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     summary["gap_to_interpolation"] = summary["psnr"] - summary["psnr_interpolation"]
 
     # Pictures.
-    chosen = torch.linspace(0, len(truth) - 1, PICTURED).long().tolist()
+    chosen = torch.linspace(0, len(truth) - 1, NUM_PICTURED).long().tolist()
     rows = [[results.masked[i], results.prediction[i], truth[i]] for i in chosen]
     with disk_faults(out):
         with written_aside(out / "reconstructions.png") as partial:
             sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
         loss_curve(out / "loss.png", read_lines(out / "metrics.jsonl"), "openmae demo")
         write_json(out / "summary.json", summary)
-    print(story(summary, out))
+    print(result_text(summary, out))
     return summary
 
 
@@ -86,7 +86,7 @@ def pretrain_settings(config: DemoConfig) -> PretrainConfig:
     )
 
 
-def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
+def remove_previous_demo(out: Path, settings: PretrainConfig) -> None:
     """Make room for a demo where an earlier one lies; touch nothing else.
 
     Raises:
@@ -106,7 +106,7 @@ def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
     shutil.rmtree(out)
 
 
-def story(summary: dict[str, Any], out: Path) -> str:
+def result_text(summary: dict[str, Any], out: Path) -> str:
     """What the person reads at the end."""
     return f"""
 On parts of the photographs that were never trained on, three quarters hidden (masked pixels only):

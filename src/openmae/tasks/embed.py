@@ -30,7 +30,7 @@ from openmae.machine.parallel import joined
 from openmae.version import __version__
 
 ROWS_AT_ONCE = 8192  # of a parquet file: a row group
-NAMED = 10  # unreadable images on the screen
+MAX_NAMED = 10  # unreadable images on the screen
 
 
 def embed(config: EmbedConfig) -> dict[str, Any]:
@@ -51,9 +51,9 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = config.plain()
     with joined() as processes:
-        check_file(config)
+        check_out(config)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device), say=True)
+        model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)
         check_tiles(config.tiles, preprocessing.image_size)
         splits = open_parts(config, preprocessing)
@@ -84,10 +84,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
             bad |= features.bad
         total = sum(map(len, parts.values()))
         if processes.is_first:
-            for name, reason in list(bad.items())[:NAMED]:
+            for name, reason in list(bad.items())[:MAX_NAMED]:
                 print(f"unreadable, left out: {shown(name)} ({reason})")
-            if len(bad) > NAMED:
-                print(f"and {len(bad) - NAMED:,} more")
+            if len(bad) > MAX_NAMED:
+                print(f"and {len(bad) - MAX_NAMED:,} more")
         check_readable(bad, total, config.max_bad, "images")
         columns = columns_of(parts, found, config.half)
         if processes.is_first:
@@ -131,7 +131,7 @@ def about_of(
     }
 
 
-def check_file(config: EmbedConfig) -> None:
+def check_out(config: EmbedConfig) -> None:
     """Raise RequestError where the table would be among the images, or no file can be."""
     out = Path(config.out)
     place = Path(os.path.realpath(out))

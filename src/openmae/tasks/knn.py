@@ -28,16 +28,20 @@ from openmae.inference.load import load
 from openmae.inference.matched import matched_model
 from openmae.inference.metrics import interval
 from openmae.inference.models import EncoderModel
-from openmae.inference.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
+from openmae.inference.neighbour_numbers import (
+    check_metric_names,
+    neighbour_regression_metrics,
+    predict_from_neighbours,
+)
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, joined
-from openmae.planning.summary_lines import label_lines, target_words
+from openmae.planning.summary_lines import label_lines, target_text
 from openmae.run.create import make_and_hold, write_config
 from openmae.run.lock import check_place
 from openmae.run.quarantine import QUARANTINE, write_quarantine
-from openmae.tasks.classification.classification import number_words
+from openmae.tasks.classification.classification import format_regression
 from openmae.tasks.classification.regression_report import write_regression_report
 
 
@@ -59,12 +63,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     with joined() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device), say=True)
+        model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
         model, lines = matched_model(model, data.parts, config.value_range)
         preprocessing = preprocessing_for(model, config.size)
-        chosen = replace(
+        resolved = replace(
             config,
             task=data.task,
             image_size=preprocessing.image_size,
@@ -73,33 +77,33 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             device=str(device),
         )
         preprocessing = replace(preprocessing, crop_fraction=crop_fraction_for(data.train, preprocessing.image_size))
-        check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
+        check_range("--layer", resolved.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
             make_and_hold(run, lock)
-            print("\n".join([*plan_lines(data, chosen, preprocessing.crop_fraction), *lines]), flush=True)
+            print("\n".join([*plan_lines(data, resolved, preprocessing.crop_fraction), *lines]), flush=True)
         try:
-            bank, queries = find_features(model, data, chosen, preprocessing, processes)
-            check_k(chosen.k, len(bank.values))
+            bank, queries = find_features(model, data, resolved, preprocessing, processes)
+            check_k(resolved.k, len(bank.values))
             if data.scale is None:
-                figures = figures_of(vote(bank, queries, data.num_classes, chosen, device, processes), queries)
+                figures = neighbour_metrics(vote(bank, queries, data.num_classes, resolved, device, processes), queries)
             else:
-                estimates = estimate(bank, queries, data.scale, chosen, device, processes)
-                figures = figures_of_numbers(estimates)
+                estimates = predict_from_neighbours(bank, queries, data.scale, resolved, device, processes)
+                figures = neighbour_regression_metrics(estimates)
         except (RequestError, Fault):
             if processes.is_first:
                 with suppress(OSError):  # what happened first is what must be said
                     write_json(run / "summary.json", {"status": "failed"})
             raise
-        summary = summarise(figures, bank, queries, data, chosen.k[0], round(time.monotonic() - started, 1))
+        summary = summarise(figures, bank, queries, data, resolved.k[0], round(time.monotonic() - started, 1))
         if processes.is_first:
             if data.scale is not None:
-                title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
-                write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            write_config(run, {**chosen.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
+                title = f"{run.name}, {data.final_split}, k = {resolved.k[0]}"
+                write_regression_report(run, estimates[resolved.k[0]], data.report, preprocessing, title)
+            write_config(run, {**resolved.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
-            print("\n".join(result_lines(summary, chosen)))
+            print("\n".join(result_lines(summary, resolved)))
             print(f"wrote {run}")
     return summary
 
@@ -114,7 +118,7 @@ def find_features(
         Fault: a feature is not finite.
     """
     run, found, bad = Path(config.out), list[Features](), dict[str, str]()
-    for part, source in (("train", data.train), (data.report_name, data.report)):
+    for part, source in (("train", data.train), (data.final_split, data.report)):
         features = extract(
             model,
             source,
@@ -173,7 +177,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
     if data.is_multi_label:
         raise RequestError("images with several labels have no nearest class: openmae probe can learn them")
     check_k(config.k, len(data.train))
-    check_figure_names(data.columns, config.k)
+    check_metric_names(data.columns, config.k)
     return data
 
 
@@ -198,12 +202,12 @@ def check_vacant(run: Path) -> None:
 
 def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:
     """What will be done, a line a fact; of settled settings."""
-    report = data.report_name if data.report_name != "split of train" else "a split of train"
+    report = data.final_split if data.final_split != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
         *data.told,
-        f"bank       {len(data.train):,} training images, {target_words(data)}",
+        f"bank       {len(data.train):,} training images, {target_text(data)}",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
@@ -211,7 +215,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> l
     return lines + label_lines(data)
 
 
-def figures_of(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
+def neighbour_metrics(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
     """Shares in per cent of the readable images, `top1` for the first k, `top1_k20` for another."""
     labels = torch.from_numpy(queries.labels)
     count = len(labels)
@@ -238,7 +242,7 @@ def summarise(
         "unreadable": len(queries.bad),
         "bad_inputs": len(queries.bad) + len(bank.bad),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
-        "report": data.report_name,
+        "report": data.final_split,
         "seconds": seconds,
     }
 
@@ -250,7 +254,7 @@ def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
         end = f"_k{k}" if number else ""
         if config.is_regression:
             several = " (means over columns)" if summary["columns"] > 1 else ""
-            lines.append(f"{number_words(summary, end)} with k = {k}{several}")
+            lines.append(f"{format_regression(summary, end)} with k = {k}{several}")
             continue
         low, high = summary[f"top1_low{end}"], summary[f"top1_high{end}"]
         lines.append(f"top1 {summary[f'top1{end}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")

@@ -8,7 +8,11 @@ from sklearn import metrics as judge
 from openmae.config import Preprocessing, TargetScale
 from openmae.inference.metrics import Predictions, figures, merge
 from openmae.inference.regression import squared_error
-from openmae.tasks.classification.regression_report import furthest_picture, scatter_picture, write_regression_report
+from openmae.tasks.classification.regression_report import (
+    largest_errors_picture,
+    scatter_picture,
+    write_regression_report,
+)
 
 from .regression_runs import table
 
@@ -101,7 +105,7 @@ def text_of(figure):
 
 def test_the_furthest_off_come_first():
     predictions, source = made(columns=("a", "b")), Pictures()
-    figure = furthest_picture(predictions, source, EIGHT_BIT, "run")
+    figure = largest_errors_picture(predictions, source, EIGHT_BIT, "run")
     relative = (predictions.numbers - predictions.targets.numpy()) / predictions.scale.std
     order = np.argsort(-np.square(relative).mean(1))[:24]
     assert source.seen == order.tolist()

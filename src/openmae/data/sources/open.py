@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config import SPLITS, DataParts, Dataset
+from openmae.config import SPLITS, Dataset, SplitPaths
 from openmae.config.checks import OFF
 from openmae.data.decoding.decode import EXTENSIONS, MAX_PIXELS
 from openmae.data.sources.axes import decide_axes, shapes_of_bytes
@@ -136,7 +136,7 @@ def open_splits(
             that has axes that do not tell.
     """
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    if isinstance(data, DataParts):
+    if isinstance(data, SplitPaths):
         return _open_named(data.paths, wanted, options, (axes, usual_axes))
     if data.startswith("embedded:"):
         opened = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}

@@ -12,7 +12,7 @@ from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.open import open_splits
 from openmae.data.sources.reading import reading_of
 from openmae.errors import RequestError
-from openmae.inference.metrics import Predictions, figures
+from openmae.inference.metrics import Predictions, compute_metrics
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.folder import PreviousRun
 from openmae.training.checkpoint import MODEL
@@ -34,7 +34,7 @@ def open_data(
     )
 
 
-def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
+def check_has_final_split(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
     """Raise RequestError where DATA has neither a test nor a val part to measure on."""
     if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
@@ -42,7 +42,7 @@ def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | Non
 
 def without_test(data: LabelledData) -> LabelledData:
     """The same, measured on what things are chosen by: its split of train or its val part."""
-    return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
+    return replace(data, test=None, final_split="split of train" if data.is_validation_split else "val")
 
 
 def check_classes(previous: PreviousRun | None, data: LabelledData) -> None:
@@ -85,14 +85,14 @@ def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
             write_json(run / "split.json", split)
 
 
-def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+def named_metrics(predictions: Predictions, prefix: str = "") -> dict[str, float]:
     """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
-    found = figures(predictions)
+    found = compute_metrics(predictions)
     found["held_out_loss"] = found.pop("loss")
     return {prefix + name: value for name, value in found.items()}
 
 
-def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+def result_text(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
     """The last lines on the screen."""
     if data.scale is not None:
         return _said_of_numbers(summary, data, run)
@@ -109,42 +109,42 @@ def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
 
 
 def _said_of_numbers(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
-    lines = [f"{column:<10} {number_words(summary, '_' + column)}" for column in data.columns]
-    figure = number_words(summary, "", is_mean=len(lines) > 1)
+    lines = [f"{column:<10} {format_regression(summary, '_' + column)}" for column in data.columns]
+    figure = format_regression(summary, "", is_mean=len(lines) > 1)
     return _closing("\n".join([*(lines if len(lines) > 1 else []), figure]), summary, data, run, "columns.csv")
 
 
-def number_words(figures: dict[str, Any], end: str, is_mean: bool = False) -> str:
+def format_regression(metrics: dict[str, Any], end: str, is_mean: bool = False) -> str:
     """R2 and the mean absolute error of a column, or over all, in words; `end`: of the figures' names."""
-    r2 = f"{figures['r2' + end]:.4f}" if "r2" + end in figures else "not defined (all images have the same number)"
+    r2 = f"{metrics['r2' + end]:.4f}" if "r2" + end in metrics else "not defined (all images have the same number)"
     over = " (means over columns)" if is_mean else ""
-    return f"R2 {r2}, mean absolute error {figures['mae' + end]:.4g}{over}"
+    return f"R2 {r2}, mean absolute error {metrics['mae' + end]:.4g}{over}"
 
 
 def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
     unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
     return (
-        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"{figure} on {summary['images']:.0f} images of {data.final_split}{unreadable}\n"
         f"done       {run / MODEL}; see {run / 'pictures'}, {run / table} and {run / 'predictions.csv'}"
     )
 
 
-def labels_of_run(data: LabelledData) -> dict[str, Any]:
+def label_state(data: LabelledData) -> dict[str, Any]:
     """What a checkpoint keeps of the labels that the run began with."""
     return {"classes": list(data.classes), **({"columns": list(data.columns)} if data.columns else {})}
 
 
-def counts_of(data: LabelledData) -> dict[str, Any]:
+def data_counts(data: LabelledData) -> dict[str, Any]:
     """What a summary says of the labelled data."""
     return {
-        "report": data.report_name,
+        "report": data.final_split,
         "report_images": len(data.report),
         "train_images": len(data.train),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
     }
 
 
-def describe_tuned(
+def describe_model(
     shape: ClassifierShape, preprocessing: Preprocessing, data: LabelledData, recipe: str | None, seed: int
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""

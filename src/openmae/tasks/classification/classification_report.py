@@ -14,12 +14,12 @@ from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import (
     Predictions,
-    answers,
     average_precisions,
     check,
-    confusion,
-    images_of_classes,
+    class_counts,
+    confusion_counts,
     losses,
+    predicted_labels,
 )
 from openmae.machine.files import disk_faults, written_aside
 from openmae.pictures.text import DPI
@@ -73,7 +73,7 @@ def save_picture(path: Path, figure: Figure) -> None:
 
 
 def _class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list[object]]:
-    pairs = confusion(predictions)
+    pairs = confusion_counts(predictions)
     is_right = pairs[:, 0] == pairs[:, 1]
     right = np.bincount(pairs[is_right, 0], pairs[is_right, 2], minlength=len(classes))
     said = np.bincount(pairs[:, 1], pairs[:, 2], minlength=len(classes))
@@ -83,7 +83,7 @@ def _class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list
     rows: list[list[object]] = [
         ["class", "images", "recall", "precision", "f1", "most_confused_with", "images_confused"]
     ]
-    for k, (name, images) in enumerate(zip(classes, images_of_classes(predictions).tolist(), strict=True)):
+    for k, (name, images) in enumerate(zip(classes, class_counts(predictions).tolist(), strict=True)):
         shares = [_share(right[k], images), _share(right[k], said[k]), _share(2 * right[k], images + said[k])]
         confused = [classes[worst[k][0]], worst[k][1]] if k in worst else ["", ""]
         rows.append([name, images, *shares, *confused])
@@ -91,7 +91,7 @@ def _class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list
 
 
 def _label_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list[object]]:
-    said, true = answers(predictions), predictions.targets.numpy() > 0
+    said, true = predicted_labels(predictions), predictions.targets.numpy() > 0
     right = (said & true).sum(0)
     rows: list[list[object]] = [["class", "positives", "average_precision", "precision", "recall"]]
     for k, average in enumerate(average_precisions(predictions)):
@@ -108,7 +108,7 @@ def _share(part: float, whole: float) -> str:
 
 def _one_rows(predictions: Predictions, classes: tuple[str, ...], names: list[str]) -> Iterable[list[object]]:
     yield ["name", "label", "predicted", "confidence", "true_probability", "unreadable"]
-    targets, said = predictions.targets.tolist(), answers(predictions).tolist()
+    targets, said = predictions.targets.tolist(), predicted_labels(predictions).tolist()
     sure, true = _confidence(predictions), np.exp(-losses(predictions))
     for row, name in enumerate(names):
         yield [name, classes[targets[row]], classes[said[row]], f"{sure[row]:.6g}", f"{true[row]:.6g}", ""]
@@ -119,7 +119,7 @@ def _one_rows(predictions: Predictions, classes: tuple[str, ...], names: list[st
 def _many_rows(predictions: Predictions, classes: tuple[str, ...], names: list[str]) -> Iterable[list[object]]:
     """As `_one_rows`, labels as JSON lists; probabilities are means over the classes' yes or no."""
     yield ["name", "label", "predicted", "confidence", "true_probability", "unreadable"]
-    said, true = answers(predictions), predictions.targets.numpy() > 0
+    said, true = predicted_labels(predictions), predictions.targets.numpy() > 0
     sure = _confidence(predictions)
     for row, name in enumerate(names):
         yes = torch.sigmoid(predictions.logits[row].double()).numpy()
@@ -135,7 +135,7 @@ def _confidence(predictions: Predictions) -> NDArray[np.float64]:
         return torch.sigmoid(predictions.logits.abs()).mean(1, dtype=torch.float64).numpy()
     own = Predictions(
         logits=predictions.logits,
-        targets=torch.from_numpy(answers(predictions)),
+        targets=torch.from_numpy(predicted_labels(predictions)),
         indices=predictions.indices,
         bad={},
     )

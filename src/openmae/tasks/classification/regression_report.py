@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, check, losses
-from openmae.inference.regression import determination
+from openmae.inference.regression import r2_scores
 from openmae.pictures.text import (
     FAINT,
     INK,
@@ -47,7 +47,7 @@ def write_regression_report(
     write_csv(run / "columns.csv", _column_rows(predictions))
     write_csv(run / "predictions.csv", _rows(predictions, source))
     save_picture(run / "pictures" / "scatter.png", scatter_picture(predictions, title))
-    save_picture(run / "pictures" / "most-wrong.png", furthest_picture(predictions, source, preprocessing, title))
+    save_picture(run / "pictures" / "most-wrong.png", largest_errors_picture(predictions, source, preprocessing, title))
 
 
 def _columns(predictions: Predictions) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def _columns(predictions: Predictions) -> tuple[str, ...]:
 def _column_rows(predictions: Predictions) -> Iterable[list[object]]:
     yield ["column", "images", "r2", "mae", "rmse", "mean_error", "mean", "deviation"]
     targets, found = predictions.targets.numpy(), predictions.numbers
-    r2, errors = determination(targets, found), found - targets
+    r2, errors = r2_scores(targets, found), found - targets
     for k, column in enumerate(_columns(predictions)):
         own = (np.abs(errors[:, k]).mean(), np.sqrt(np.square(errors[:, k]).mean()), errors[:, k].mean())
         spread = (targets[:, k].mean(), targets[:, k].std())
@@ -84,7 +84,7 @@ def _rows(predictions: Predictions, source: Source) -> Iterable[list[object]]:
 def scatter_picture(predictions: Predictions, title: str) -> Figure:
     """Each image's number against what was predicted, a plot for each column; on the line they are equal."""
     columns, targets, found = _columns(predictions), predictions.targets.numpy(), predictions.numbers
-    r2 = determination(targets, found)
+    r2 = r2_scores(targets, found)
     if is_part := len(columns) > MAX_COLUMNS:  # the worst are those to look at
         shown = np.sort(np.argsort(np.nan_to_num(r2, nan=np.inf), kind="stable")[:MAX_COLUMNS])
     else:
@@ -125,7 +125,9 @@ def _opacity(count: int) -> float:
     return max(0.05, min(0.8, 400 / max(count, 1)))
 
 
-def furthest_picture(predictions: Predictions, source: Source, preprocessing: Preprocessing, title: str) -> Figure:
+def largest_errors_picture(
+    predictions: Predictions, source: Source, preprocessing: Preprocessing, title: str
+) -> Figure:
     """Up to 24 images, those furthest off first; of several columns the one that is furthest off is named."""
     columns, loss = _columns(predictions), losses(predictions)
     rows = np.argsort(-loss, kind="stable")[:MAX_WRONG].tolist()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
-from openmae.inference.metrics import Predictions, answers, confusion, images_of_classes, interval, losses
+from openmae.inference.metrics import Predictions, class_counts, confusion_counts, interval, losses, predicted_labels
 from openmae.pictures.text import (
     FAINT,
     INK,
@@ -35,7 +35,7 @@ NOTHING = "#e4e4e4"
 
 def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> Figure:
     """The confusion matrix, a row for each true class; of more than 100 classes the 30 most confused."""
-    pairs, images = confusion(predictions), images_of_classes(predictions)
+    pairs, images = confusion_counts(predictions), class_counts(predictions)
     is_part = len(classes) > MAX_DRAWN
     ids = _most_confused(pairs, images)[:MAX_CONFUSED] if is_part else np.arange(len(classes))
     counts = _matrix(pairs, ids, len(classes))
@@ -122,7 +122,7 @@ def most_wrong_picture(
     Without a wrong one, those with the highest loss.
     """
     loss = losses(predictions)
-    is_wrong = answers(predictions) != predictions.targets.numpy()
+    is_wrong = predicted_labels(predictions) != predictions.targets.numpy()
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
     candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
     rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MAX_WRONG].tolist()
@@ -144,7 +144,7 @@ def most_wrong_picture(
 
 def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, width: int) -> tuple[str, str]:
     """What the image is and what was said of it, each on a line of `width` pixels."""
-    logits, said = predictions.logits[row].double(), answers(predictions)[row]
+    logits, said = predictions.logits[row].double(), predicted_labels(predictions)[row]
     if not predictions.is_multi_label:
         sure = f" ({_per_cent(float(torch.softmax(logits, 0)[said]))})"
         true_name = classes[int(predictions.targets[row])]

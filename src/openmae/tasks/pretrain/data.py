@@ -37,7 +37,7 @@ class TrainingData:
     held_out: Source | None
     num_held_out: int = 0
     taken: dict[str, str] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
+    source_lines: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -63,15 +63,15 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
     wanted_parts = ("train",) if config.held_out == 0 else ("train", "val")
     splits = open_splits(config.dataset, wanted_parts, split_rules=config.split_rules, **options)
     named = str(config.dataset)
-    told: dict[str, Any] = {"taken": splits.taken, "told": tuple(splits.lines)}
+    findings: dict[str, Any] = {"taken": splits.taken, "source_lines": tuple(splits.lines)}
     train = _cut(splits.sources["train"], config.tiles, named)
     if config.held_out == 0:
-        return TrainingData(train, None, **told)
+        return TrainingData(train, None, **findings)
     if "val" in splits.sources:
         validation = _cut(splits.sources["val"], config.tiles, named)
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
         held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
-        return TrainingData(train, held_out, count, **told)
+        return TrainingData(train, held_out, count, **findings)
     numbers = images_apart(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
     default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= MIN_SPLIT else 0
@@ -79,11 +79,11 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
     if wanted >= num_images:
         raise RequestError(f"--held-out {wanted} leaves nothing to train on: {named} has {num_images} images")
     if not wanted:
-        return TrainingData(train, None, **told)
+        return TrainingData(train, None, **findings)
     if isinstance(train, Tiled | PackedSource) and numbers is not None:  # no image lies on both sides
         rest, held = split_tiles(train, wanted)
-        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted, **told)
-    return TrainingData(*split_held_out(train, wanted), wanted, **told)
+        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted, **findings)
+    return TrainingData(*split_held_out(train, wanted), wanted, **findings)
 
 
 def _cut(source: Source, tiles: int | None, named: str) -> Source:

@@ -15,14 +15,14 @@ from openmae.run.evaluators import Evaluator
 from openmae.run.health import MIN_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
 from openmae.run.progress import Progress
 from openmae.tasks.pretrain.data import TrainingData
-from openmae.tasks.pretrain.held_out import PICTURED, HeldOut
+from openmae.tasks.pretrain.held_out import NUM_PICTURED, HeldOut
 from openmae.tasks.pretrain.watch import Watch, open_watch
 from openmae.training.telemetry import read_lines
 
 
 def make_evaluators(
     config: ResolvedPretrainConfig,
-    settled: PretrainPlan,
+    plan: PretrainPlan,
     data: TrainingData,
     masks: MaskSampler,
     model: MAE,
@@ -36,8 +36,8 @@ def make_evaluators(
         RequestError: `--watch` cannot look at its data.
     """
     # Pictures are of training images where none are held out.
-    shown = data.held_out or PermutedSubset(data.train, 0, min(PICTURED, len(data.train)))
-    look = HeldOut(shown, config, settled.preprocessing, masks)
+    shown = data.held_out or PermutedSubset(data.train, 0, min(NUM_PICTURED, len(data.train)))
+    look = HeldOut(shown, config, plan.preprocessing, masks)
     progress.bad_inputs.note(look.bad)
     if len(look.images) == 0:
         return []
@@ -52,7 +52,7 @@ def make_evaluators(
             Evaluator(config.evaluate_every, health_check(config, data, look, model, device, progress, stop))
         )
     if progress.processes.is_first and (watch_data := open_watch(config)) is not None:
-        watch = Watch(watch_data, config, settled.preprocessing)
+        watch = Watch(watch_data, config, plan.preprocessing)
         for name, reason in watch.bad.items():
             print(f"warning: --watch leaves out {name!r} ({reason})", flush=True)
         evaluators.append(Evaluator(watch.every, lambda step: watch.measure(model, device, stop)))

@@ -23,7 +23,7 @@ from openmae.run.model_input import counted_patches
 
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
 MAX_BATCH = 256
-PICTURED = 8
+NUM_PICTURED = 8
 
 
 class HeldOut:
@@ -82,7 +82,7 @@ class HeldOut:
         """Reconstructions of the first images as a sheet."""
         from openmae.pictures.sheet import sheet  # brings matplotlib, which takes a second
 
-        prepared, masking = self._prepare(self.images[:PICTURED], self.keys[:PICTURED], device)
+        prepared, masking = self._prepare(self.images[:NUM_PICTURED], self.keys[:NUM_PICTURED], device)
         result = reconstruct_patches(model, prepared, masking, self.preprocessing)
         rows = [list(row) for row in zip(result.masked, result.prediction, result.truth, strict=True)]
         return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)

@@ -37,13 +37,13 @@ READ_AT_ONCE = 64
 class WatchData:
     """The bank, whose labels are known, and the queries, whose labels are guessed and compared.
 
-    `told` is what was taken for what, see `openmae.data.sources.open.Splits.lines`.
+    `source_lines` is what was taken for what, see `openmae.data.sources.open.Splits.lines`.
     """
 
     bank: Source
     queries: Source
     num_classes: int
-    told: tuple[str, ...] = ()
+    source_lines: tuple[str, ...] = ()
 
 
 def open_watch(config: PretrainConfig) -> WatchData | None:
@@ -73,7 +73,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
         raise RequestError(
             f"--watch {config.watch}: {error}; --watch-data takes labelled images of the same kind"
         ) from None
-    queries = found.test if found.report_name == "val" else found.validation
+    queries = found.test if found.final_split == "val" else found.validation
     assert queries is not None
     if config.watch_images < found.num_classes:
         raise RequestError(
@@ -140,9 +140,9 @@ class Watch:
         if not (bank.isfinite().all() and queries.isfinite().all()):
             return {}
         if self.config.watch == "knn":
-            guesses = guess_by_neighbours(bank, self.bank_labels, queries, self.num_classes)
+            guesses = predict_by_neighbours(bank, self.bank_labels, queries, self.num_classes)
         else:
-            guesses = guess_by_probe(bank, self.bank_labels, queries)
+            guesses = predict_by_probe(bank, self.bank_labels, queries)
         return {f"{self.config.watch}_top1": round(100 * float((guesses == self.query_labels).mean()), 4)}
 
     def _read(self, source: Source, crop_fraction: float) -> tuple[Tensor, NDArray[np.int64]]:
@@ -164,7 +164,7 @@ class Watch:
         return torch.cat(images), np.concatenate([np.empty(0, np.int64), *labels])
 
 
-def guess_by_neighbours(
+def predict_by_neighbours(
     bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor, num_classes: int
 ) -> NDArray[np.int64]:
     """The class that the nearest of the bank vote for: (n,)."""
@@ -180,7 +180,7 @@ def guess_by_neighbours(
     return votes[k].numpy()
 
 
-def guess_by_probe(bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor) -> NDArray[np.int64]:
+def predict_by_probe(bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor) -> NDArray[np.int64]:
     """What a logistic regression on standardised features, C = 1, says: (n,)."""
     from sklearn.exceptions import ConvergenceWarning  # takes a second
     from sklearn.linear_model import LogisticRegression
