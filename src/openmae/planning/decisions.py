@@ -107,7 +107,7 @@ def survey_data_and_machine(
     """What decisions depend on: facts about the training images, from a sample of them, and about the machine.
 
     Args:
-        others: the other splits, whose images must be readable in the same way.
+        others: the other splits; how many bits their images use is surveyed too.
         num_processes: on this machine, which share it.
 
     Raises:
