@@ -1,4 +1,4 @@
-"""`openmae demo`: the whole story in a few minutes: train, reconstruct, measure, and the next command to type."""
+"""`openmae demo`: train, reconstruct and measure in a few minutes, and name the next command to type."""
 
 import json
 import shutil
@@ -25,10 +25,10 @@ NUM_PICTURED = 12
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Train on embedded photographs and show what was learnt on regions that were held out.
+    """Pre-train on embedded photographs and show reconstructions of regions that were held out.
 
     Returns:
-        What DIR/summary.json holds: the run's, and psnr, psnr_mean, psnr_interpolation in dB.
+        What OUT/summary.json holds: the run's summary, and psnr, psnr_mean, psnr_interpolation in dB.
 
     Raises:
         RequestError: the folder exists and is no earlier demo.
@@ -38,7 +38,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     remove_previous_demo(out, settings)
     summary = pretrain(settings)
 
-    # Measure on held-out regions, masks other than those looked at while training.
+    # Measure on held-out regions, with other masks than while training.
     model = load_mae(config.out, settings.device)
     source = open_source(DATA, "val")
     assert source is not None
@@ -51,8 +51,8 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     summary["gap_to_interpolation"] = summary["psnr"] - summary["psnr_interpolation"]
 
     # Pictures.
-    chosen = torch.linspace(0, len(truth) - 1, NUM_PICTURED).long().tolist()
-    rows = [[results.masked[i], results.prediction[i], truth[i]] for i in chosen]
+    indices = torch.linspace(0, len(truth) - 1, NUM_PICTURED).long().tolist()
+    rows = [[results.masked[i], results.prediction[i], truth[i]] for i in indices]
     with disk_faults(out):
         with written_aside(out / "reconstructions.png") as partial:
             sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
@@ -87,7 +87,7 @@ def pretrain_settings(config: DemoConfig) -> PretrainConfig:
 
 
 def remove_previous_demo(out: Path, settings: PretrainConfig) -> None:
-    """Make room for a demo where an earlier one lies; touch nothing else.
+    """Remove an earlier demo at `out`; anything else is left alone.
 
     Raises:
         RequestError: the folder holds something that is no demo.
@@ -95,10 +95,10 @@ def remove_previous_demo(out: Path, settings: PretrainConfig) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        found = json.loads((out / "config.json").read_bytes())
+        stored = json.loads((out / "config.json").read_bytes())
         varies = {"out", "seed", "steps", "device", "save_every"}
         fixed = {name: value for name, value in settings.explicit().items() if name not in varies}
-        is_demo = all(found[name] == value for name, value in fixed.items())
+        is_demo = all(stored[name] == value for name, value in fixed.items())
     except (OSError, ValueError, KeyError, TypeError):
         is_demo = False
     if not is_demo:
@@ -107,7 +107,7 @@ def remove_previous_demo(out: Path, settings: PretrainConfig) -> None:
 
 
 def result_text(summary: dict[str, Any], out: Path) -> str:
-    """What the person reads at the end."""
+    """The results as they are printed at the end."""
     return f"""
 On parts of the photographs that were never trained on, three quarters hidden (masked pixels only):
   reconstruction                  {summary["psnr"]:6.2f} dB PSNR

@@ -48,7 +48,7 @@ from openmae.tasks.classification.regression_report import write_regression_repo
 def knn(config: KnnConfig) -> dict[str, Any]:
     """Classify the test images, or predict their numbers, by their nearest training images.
 
-    What it finds lies in `config.out`.
+    The results lie in `config.out`.
 
     Returns:
         What RUN/summary.json holds.
@@ -86,23 +86,23 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             bank, queries = find_features(model, data, resolved, preprocessing, processes)
             check_k(resolved.k, len(bank.values))
             if data.scale is None:
-                figures = neighbour_metrics(vote(bank, queries, data.num_classes, resolved, device, processes), queries)
+                metrics = neighbour_metrics(vote(bank, queries, data.num_classes, resolved, device, processes), queries)
             else:
                 estimates = predict_from_neighbours(bank, queries, data.scale, resolved, device, processes)
-                figures = neighbour_regression_metrics(estimates)
+                metrics = neighbour_regression_metrics(estimates)
         except (RequestError, Fault):
             if processes.is_first:
-                with suppress(OSError):  # what happened first is what must be said
+                with suppress(OSError):  # the first error is the one to report
                     write_json(run / "summary.json", {"status": "failed"})
             raise
-        summary = summarise(figures, bank, queries, data, resolved.k[0], round(time.monotonic() - started, 1))
+        summary = summarise(metrics, bank, queries, data, resolved.k[0], round(time.monotonic() - started, 1))
         if processes.is_first:
             if data.scale is not None:
                 title = f"{run.name}, {data.final_split}, k = {resolved.k[0]}"
                 write_regression_report(run, estimates[resolved.k[0]], data.report, preprocessing, title)
             write_config(run, {**resolved.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
-                write_json(run / "summary.json", summary)  # last: a run that says complete is
+                write_json(run / "summary.json", summary)  # last, so that a run that says complete is
             print("\n".join(result_lines(summary, resolved)))
             print(f"wrote {run}")
     return summary
@@ -111,14 +111,14 @@ def knn(config: KnnConfig) -> dict[str, Any]:
 def find_features(
     model: EncoderModel, data: LabelledData, config: KnnConfig, preprocessing: Preprocessing, processes: Processes
 ) -> tuple[Features, Features]:
-    """Extract the features of the training images and of those to report on, and name what cannot be read.
+    """The features of the training images and of the final split; unreadable images are named in quarantine.jsonl.
 
     Raises:
-        RequestError: too many images of a part cannot be read, or a batch does not fit into memory.
+        RequestError: too many images of a split cannot be read, or a batch does not fit into memory.
         Fault: a feature is not finite.
     """
-    run, found, bad = Path(config.out), list[Features](), dict[str, str]()
-    for part, source in (("train", data.train), (data.final_split, data.report)):
+    run, both, bad = Path(config.out), list[Features](), dict[str, str]()
+    for split, source in (("train", data.train), (data.final_split, data.report)):
         features = extract(
             model,
             source,
@@ -131,24 +131,24 @@ def find_features(
             processes=processes,
             precision=config.precision,
             with_labels=True,
-            title=part,
+            title=split,
         )
         bad |= features.bad
         if processes.is_first:
             with disk_faults(run):
-                (run / QUARANTINE).unlink(missing_ok=True)  # of a failed try
+                (run / QUARANTINE).unlink(missing_ok=True)  # of a failed attempt
                 write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
-        max_bad = config.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
-        check_readable(features.bad, len(source), max_bad, f"images of {part}")
-        found.append(features)
-    bank, queries = found
+        max_bad = config.max_bad if split == "train" else 1.0  # bad test images are only counted
+        check_readable(features.bad, len(source), max_bad, f"images of {split}")
+        both.append(features)
+    bank, queries = both
     return bank, queries
 
 
 def vote(
     bank: Features, queries: Features, num_classes: int, config: KnnConfig, device: torch.device, processes: Processes
 ) -> dict[int, Tensor]:
-    """`neighbour_votes` for all queries, each process's share of them gathered."""
+    """`neighbour_votes` for all queries; every process computes its share and gets the votes of all."""
     share = processes.share(len(queries.values))
     own = neighbour_votes(
         torch.from_numpy(bank.values),
@@ -159,12 +159,16 @@ def vote(
         num_classes=num_classes,
         device=device,
     )
-    parts = processes.gather(own)
-    return {k: torch.cat([part[k] for part in parts]) for k in config.k}
+    shares = processes.gather(own)
+    return {k: torch.cat([share[k] for share in shares]) for k in config.k}
 
 
 def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
-    """Raises RequestError: unusable data or labels, several labels an image, or fewer images than neighbours."""
+    """Open the labelled splits of DATA.
+
+    Raises:
+        RequestError: unusable data or labels, several labels an image, or fewer images than neighbours.
+    """
     data = open_labelled(
         config.dataset,
         labels=config.labels,
@@ -188,7 +192,7 @@ def check_k(ks: Sequence[int], num_images: int) -> None:
 
 
 def check_vacant(run: Path) -> None:
-    """Raise RequestError where a run would be lost, or none can be made."""
+    """Raise RequestError where the run folder holds something, other than a failed run, or cannot be made."""
     check_place(run)
     if not run.exists() or not any(run.iterdir()):
         return
@@ -201,14 +205,14 @@ def check_vacant(run: Path) -> None:
 
 
 def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:
-    """What will be done, a line a fact; of settled settings."""
-    report = data.final_split if data.final_split != "split of train" else "a split of train"
+    """The plan as printed before the run, one fact a line; of a config whose settings are all decided."""
+    queries = data.final_split if data.final_split != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
         *data.told,
         f"bank       {len(data.train):,} training images, {target_text(data)}",
-        f"queries    {len(data.report):,} images of {report}",
+        f"queries    {len(data.report):,} images of {queries}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]
@@ -216,26 +220,30 @@ def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> l
 
 
 def neighbour_metrics(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
-    """Shares in per cent of the readable images, `top1` for the first k, `top1_k20` for another."""
+    """Accuracies in per cent of the readable images: `top1` for the first k, `top1_k20` for another."""
     labels = torch.from_numpy(queries.labels)
     count = len(labels)
-    summary: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for number, (k, classes) in enumerate(predicted.items()):
-        right, end = int((classes == labels).sum()), f"_k{k}" if number else ""
+        right, suffix = int((classes == labels).sum()), f"_k{k}" if number else ""
         low, high = interval(right, count)
-        summary |= {f"top1{end}": 100 * right / count, f"top1_low{end}": 100 * low, f"top1_high{end}": 100 * high}
+        metrics |= {
+            f"top1{suffix}": 100 * right / count,
+            f"top1_low{suffix}": 100 * low,
+            f"top1_high{suffix}": 100 * high,
+        }
         if queries.bad:
-            summary[f"top1_lower_bound{end}"] = 100 * right / (count + len(queries.bad))
-    return summary
+            metrics[f"top1_lower_bound{suffix}"] = 100 * right / (count + len(queries.bad))
+    return metrics
 
 
 def summarise(
-    figures: dict[str, float], bank: Features, queries: Features, data: LabelledData, k: int, seconds: float
+    metrics: dict[str, float], bank: Features, queries: Features, data: LabelledData, k: int, seconds: float
 ) -> dict[str, Any]:
     """What summary.json holds."""
     return {
         "status": "complete",
-        **figures,
+        **metrics,
         "k": k,
         "images": len(queries.values),
         "train_images": len(bank.values),
@@ -248,16 +256,16 @@ def summarise(
 
 
 def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
-    """What came out, a line for each k."""
+    """The results as printed at the end, a line for each k."""
     lines = []
     for number, k in enumerate(config.k):
-        end = f"_k{k}" if number else ""
+        suffix = f"_k{k}" if number else ""
         if config.is_regression:
             several = " (means over columns)" if summary["columns"] > 1 else ""
-            lines.append(f"{format_regression(summary, end)} with k = {k}{several}")
+            lines.append(f"{format_regression(summary, suffix)} with k = {k}{several}")
             continue
-        low, high = summary[f"top1_low{end}"], summary[f"top1_high{end}"]
-        lines.append(f"top1 {summary[f'top1{end}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
+        low, high = summary[f"top1_low{suffix}"], summary[f"top1_high{suffix}"]
+        lines.append(f"top1 {summary[f'top1{suffix}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
     if summary["bad_inputs"]:
         lines.append(
             f"{summary['bad_inputs']:,} images could not be read, {summary['unreadable']:,} of them of "
