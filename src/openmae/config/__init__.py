@@ -1,7 +1,7 @@
 """Every setting, as frozen dataclasses that check themselves. Imports no torch.
 
-`None` in a task's config means "decide for me": `openmae.planning.pretrain` and its neighbours fill it from the
-recipe, the data and the device, and say why. What a run finally used stands in its `config.json` without a `None`.
+`None` in a task's config means "decide for me": `openmae.planning` decides such settings from the recipe, the data and
+the device, and gives the reasons. A run's `config.json` holds the settings that were used, with nothing left open.
 """
 
 from openmae.config.bench import BenchConfig

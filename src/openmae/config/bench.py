@@ -55,7 +55,7 @@ class BenchConfig(Settings):
         if len(set(self.case)) < len(self.case):
             raise RequestError(f"--case got a name twice: {' '.join(self.case)}")
         check_name("--precision", self.precision, PRECISIONS)
-        check_range("--rounds", self.rounds, 5, MAX_ROUNDS)  # of fewer there is no spread to speak of
+        check_range("--rounds", self.rounds, 5, MAX_ROUNDS)  # fewer give no meaningful spread
         check_range("--batch-size", self.batch_size, 1)
         check_range("--segment", self.segment, 1)
         check_range("--workers", self.workers, 0)

@@ -64,5 +64,5 @@ class ExperimentConfig(SplitSettings):
 
     @property
     def dataset(self) -> Dataset:
-        """DATA, or its parts where they are named."""
+        """DATA, or the paths of its splits."""
         return self.split_paths if self.data is None else self.data

@@ -11,7 +11,7 @@ from openmae.errors import RequestError
 REPORTS = ("test", "held-out")
 BALANCES = ("none", "weights", "sampling")
 FROM_SCRATCH = "none"
-CLASS_ONLY_SETTINGS = ("mixup", "cutmix", "label_smoothing")  # what is done to classes and never to numbers
+CLASS_ONLY_SETTINGS = ("mixup", "cutmix", "label_smoothing")  # not for labels that are numbers
 
 
 @dataclass(frozen=True, kw_only=True)

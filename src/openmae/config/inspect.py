@@ -45,5 +45,5 @@ class InspectConfig(SplitSettings):
 
     @property
     def dataset(self) -> Dataset:
-        """PATH, or the parts where they are named."""
+        """PATH, or the paths of the splits."""
         return self.split_paths if self.path is None else self.path

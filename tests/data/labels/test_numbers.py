@@ -293,7 +293,7 @@ def test_the_scale_is_of_the_images_that_train(tmp_path):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).filter(lambda numbers: len(set(numbers)) > 1))
 def test_a_scale_does_not_depend_on_the_order(numbers):
     """To the last bit: sums are exact before they are rounded."""
-    scales = [TargetScale.of(("x",), [some]) for some in (numbers, numbers[::-1], sorted(numbers))]
+    scales = [TargetScale.from_numbers(("x",), [some]) for some in (numbers, numbers[::-1], sorted(numbers))]
     assert scales[0] == scales[1] == scales[2]
     assert scales[0].mean[0] == pytest.approx(np.mean(numbers), rel=1e-9, abs=1e-6)
 

@@ -167,7 +167,7 @@ def open_labelled(
         final_split=final_split,
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
         unmatched=found.unmatched,
-        scale=TargetScale.of(found.columns, numbers) if found.columns else None,
+        scale=TargetScale.from_numbers(found.columns, numbers) if found.columns else None,
         note=found.note,
         taken=opened.taken,
         told=tuple(opened.lines),
