@@ -124,7 +124,7 @@ class Decisions:
     """Fills the open settings of a config, those that are None: what the person gave stays, the first decision wins.
 
     Attributes:
-        chosen, reasons: what was decided, and why.
+        values, reasons: what was decided, and why.
     """
 
     def __init__(self, config: Any) -> None:
