@@ -87,7 +87,7 @@ def test_at_most_so_many_with_classes_in_proportion(tmp_path):
 def test_other_data_can_be_watched(tmp_path):
     data = put_classes(tmp_path / "d", a=10, b=10)
     found = watched("embedded:photos", watch_data=str(data))
-    assert found.told == (f"parts      train from all of {data} (20 images)",)
+    assert found.source_lines == (f"parts      train from all of {data} (20 images)",)
     assert names(found.bank) | names(found.queries) == {f"{name}/{i:03}.png" for name in "ab" for i in range(10)}
 
 
