@@ -46,7 +46,7 @@ CLASSES = [name for name in IMAGENET_A.classes if name in IMAGENET_R.classes][:3
 def main() -> None:
     lines, blocks = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     make_inputs()
-    make_probe_plan.STEPS_WANTED = 20  # of the experiment's probe, which has no flag for them
+    make_probe_plan.TARGET_STEPS = 20  # of the experiment's probe, which has no flag for them
     for line in lines:
         if "vit-mae-base" in line and not Path("stand-ins").exists():
             make_public_weights()

@@ -100,7 +100,7 @@ def checked(shown_config: Any) -> Any:
     """The config itself, of what the command line gave. Raises RequestError where a setting is wrong."""
     config = command_of(shown_config).config
     values = {field.name: getattr(shown_config, field.name) for field in fields(config)}
-    if config is PackConfig and shown_config.parts.paths and values["out"] is None:
+    if config is PackConfig and shown_config.split_paths.paths and values["out"] is None:
         values |= {"data": None, "out": values["data"]}  # no DATA stands before OUT where the parts are named
     if isinstance(values.get("nodata"), str):
         values["nodata"] = nodata_setting(values["nodata"])

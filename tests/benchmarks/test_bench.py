@@ -246,7 +246,7 @@ def test_without_the_peer_ours_is_measured_and_the_row_says_how_to_get_it(tmp_pa
 
 
 def test_nothing_to_measure_is_no_success(monkeypatch, capsys):
-    monkeypatch.setitem(command.BENCHES, "step", lambda *_: [Row(case="c", peer="transformers not installed")])
+    monkeypatch.setitem(command.BENCHMARKS, "step", lambda *_: [Row(case="c", peer="transformers not installed")])
     refused(capsys, "bench step --case tiny", "nothing could be measured", "transformers not installed")
 
 

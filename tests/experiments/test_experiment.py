@@ -16,7 +16,7 @@ from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments import figure_9 as task
 from openmae.experiments.experiment import experiment
-from openmae.planning import probe as make_probe_plan
+from openmae.planning import probe as probe_planning
 from openmae.run.lock import held
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -31,7 +31,7 @@ TRAINED = ("full", "scratch", "0.5-blocks", "1-blocks")
 def short():
     """A probe of 20 steps, and no reports of runs: pictures are most of what a tiny one costs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_probe_plan, "STEPS_WANTED", 20)
+        patch.setattr(probe_planning, "TARGET_STEPS", 20)
         for name in ("probe", "finetune"):
             patch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
         yield
@@ -155,7 +155,7 @@ def test_the_split_of_train_chooses_and_only_the_chosen_is_tested(finished, pret
     monkeypatch.setattr(task, "knn", lambda c: {"top1": 1.0})
     monkeypatch.setattr(task, "finetune", lambda c: asked.append(c) or {"top1": found[c.base_lr]})
 
-    def load(path, device, say=False):
+    def load(path, device, verbose=False):
         seen.append(Path(path).name)
         return openmae.load(str(finished / "runs" / "10%-full-0.01") if len(seen) > 1 else path, device)
 
@@ -229,7 +229,7 @@ def test_shares_and_blocks_may_be_added(finished, pretrained, tmp_path, monkeypa
     monkeypatch.setattr(task, "finetune", lambda c: calls.append(Path(c.out).name) or {"top1": 9.0})
     chosen = str(finished / "runs" / "10%-full-0.01")
     monkeypatch.setattr(
-        task, "load", lambda path, device, say=False: openmae.load(path if path == pretrained else chosen, device)
+        task, "load", lambda path, device, verbose=False: openmae.load(path if path == pretrained else chosen, device)
     )
     experiment(config(out, pretrained, labels=("10%", "20%"), epochs=(1.0, 2.0)))
     assert {name.split("-")[0] for name in calls} == {"20%"}

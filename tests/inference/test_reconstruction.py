@@ -7,7 +7,7 @@ import torch
 
 from openmae.config import Preprocessing
 from openmae.data.preprocess import normalise, to_unit
-from openmae.inference.reconstruction import MASKED_GREY, from_visible, keep_grey, reconstruct_patches
+from openmae.inference.reconstruction import MASKED_GREY, estimate_from_visible, keep_grey, reconstruct_patches
 from openmae.model.mae import MAE
 from openmae.model.masking import random_masking
 from openmae.model.patches import patchify
@@ -129,13 +129,13 @@ def test_neighbours_are_weighted_by_distance():
     is_masked = torch.tensor([[False, True, True, False]])
     near, far = 1.0, 1 / 2**4
     wanted = (1 * near + 5 * far) / (near + far)
-    result = from_visible(values, is_masked, (1, 4)).flatten().tolist()
+    result = estimate_from_visible(values, is_masked, (1, 4)).flatten().tolist()
     assert result == pytest.approx([1.0, wanted, 6 - wanted, 5.0])
 
 
 def test_a_constant_is_estimated_exactly():
     is_masked = torch.rand(3, 20, generator=torch.Generator().manual_seed(0)) < 0.8
-    result = from_visible(torch.full((3, 20, 1), 0.7), is_masked, (4, 5))
+    result = estimate_from_visible(torch.full((3, 20, 1), 0.7), is_masked, (4, 5))
     torch.testing.assert_close(result, torch.full((3, 20, 1), 0.7))
 
 

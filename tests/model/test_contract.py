@@ -51,9 +51,9 @@ def check_that_all_of_it_trains(shape: MAEShape, kind: str = "random") -> None:
     images = torch.randn(2, encoder.channels, *encoder.image_size)
     masking = masking_of(kind, 2, encoder.grid)
     output = mae(images, masking)
-    assert output.prediction.shape == (2, masking.num_masked, encoder.patch_values)
+    assert output.prediction.shape == (2, masking.num_masked, encoder.patch_dim)
     assert output.patch_losses.shape == (2, masking.num_masked)
-    assert mae.predict_all(images, masking).shape == (2, encoder.num_patches, encoder.patch_values)
+    assert mae.predict_all(images, masking).shape == (2, encoder.num_patches, encoder.patch_dim)
     assert output.loss.isfinite()
     assert output.loss == output.patch_losses.mean()
 
@@ -287,7 +287,7 @@ def test_blocks_differ_and_seeds_repeat(tiny_shape):
 
 def masked_pixels(masking: Masking, shape: ViTShape) -> Tensor:
     """(B, C, H, W), true where a pixel's patch is hidden."""
-    of_patches = masking.is_masked[..., None].expand(-1, -1, shape.patch_values)
+    of_patches = masking.is_masked[..., None].expand(-1, -1, shape.patch_dim)
     return unpatchify(of_patches, shape.grid, shape.patch_size)
 
 
@@ -308,7 +308,7 @@ def test_exactly_the_masked_pixels_are_scored(tiny_shape, target_class):
     shape, masking = tiny_shape().encoder, masking_of("random", 2, (4, 4))
     target = target_class(shape)
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
-    prediction = torch.randn(2, masking.num_masked, shape.patch_values, requires_grad=True)
+    prediction = torch.randn(2, masking.num_masked, shape.patch_dim, requires_grad=True)
     losses = target(prediction, images, masking)
     losses.sum().backward()
     assert torch.equal(images.grad != 0, masked_pixels(masking, shape))
@@ -321,7 +321,7 @@ def test_exactly_the_masked_pixels_are_scored(tiny_shape, target_class):
             truth = patches[sample, place]
             if target_class is NormPixelTarget:
                 truth = (truth - truth.mean()) / torch.sqrt(truth.var(correction=1) + 1e-6)
-            expected = ((prediction[sample, place] - truth) ** 2).sum() / shape.patch_values
+            expected = ((prediction[sample, place] - truth) ** 2).sum() / shape.patch_dim
             torch.testing.assert_close(losses[sample, place], expected)
 
 

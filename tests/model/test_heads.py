@@ -220,7 +220,7 @@ def cubic_matrix(old, new):
 def test_positions_are_resampled_as_written_out_by_hand(grid):
     """Measured: 2.2e-6."""
     positions = torch.randn(1, 1 + 3 * 4, 16, generator=torch.Generator().manual_seed(0))
-    got = resample_positions(positions, (3, 4), grid, num_prefix=1)
+    got = resample_positions(positions, (3, 4), grid, num_prefix_tokens=1)
     table = positions[0, 1:].double().numpy().reshape(3, 4, 16)
     expected = np.einsum("rh,cw,hwd->rcd", cubic_matrix(3, grid[0]), cubic_matrix(4, grid[1]), table)
     assert torch.equal(got[:, :1], positions[:, :1])

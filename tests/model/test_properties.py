@@ -239,7 +239,7 @@ def test_positions_of_one_grid_are_a_part_of_a_larger_ones(grid: tuple[int, int]
 def test_resampled_positions_equal_timms(old: tuple[int, int], new: tuple[int, int], seed: int):
     """Without the antialiasing that timm adds by default. Measured: equal to the last bit."""
     table = uniform(seed, 1, 1 + old[0] * old[1], 8) - 0.5
-    resampled = resample_positions(table, old, new, num_prefix=1)
+    resampled = resample_positions(table, old, new, num_prefix_tokens=1)
     assert resampled.shape == (1, 1 + new[0] * new[1], 8)
     assert torch.equal(resampled[:, 0], table[:, 0])
     if old == new:
@@ -253,7 +253,7 @@ def test_resampling_keeps_rows_and_columns_apart():
     column, row = np.meshgrid(np.arange(6), np.arange(4))
     table = torch.from_numpy(np.stack([column, row], axis=-1).reshape(1, 24, 2)).float()
     table = torch.cat([torch.full((1, 1, 2), 7.0), table], dim=1)
-    field = resample_positions(table, (4, 6), (8, 9), num_prefix=1)[0, 1:].view(8, 9, 2)
+    field = resample_positions(table, (4, 6), (8, 9), num_prefix_tokens=1)[0, 1:].view(8, 9, 2)
     torch.testing.assert_close(field[:, :, 0], field[:1, :, 0].expand(8, -1))
     torch.testing.assert_close(field[:, :, 1], field[:, :1, 1].expand(-1, 9))
     assert (field[0, :, 0].diff() > 0).all()
@@ -263,7 +263,7 @@ def test_resampling_keeps_rows_and_columns_apart():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_resampling_keeps_the_number_type(dtype: torch.dtype):
     table = uniform(0, 1, 10, 4).to(dtype)
-    assert resample_positions(table, (3, 3), (2, 5), num_prefix=1).dtype == dtype
+    assert resample_positions(table, (3, 3), (2, 5), num_prefix_tokens=1).dtype == dtype
 
 
 # --- the encoder -------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_nothing_stays_open_and_each_decision_has_a_reason(facts, machine, is_sc
     assert {name for name in given if given[name] != asked[name]} - {"micro_batch_size"} <= tuned.reasons.keys()
     assert all(tuned.reasons.values())
     # What it settled settles to itself: a run can be repeated from its config.json.
-    again = FinetunePlan.of(ResolvedFinetuneConfig.from_dict(given), 10, tuned.preprocessing)
+    again = FinetunePlan.from_config(ResolvedFinetuneConfig.from_dict(given), 10, tuned.preprocessing)
     assert (again.config, again.shape) == (tuned.config, tuned.shape)
     c = tuned.config
     assert c.warmup_epochs <= min(5, 0.1 * c.epochs)

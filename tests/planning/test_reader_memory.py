@@ -6,7 +6,7 @@ from openmae.config import PackConfig
 from openmae.data.sources.largest import Largest
 from openmae.machine import device
 from openmae.planning import reader_memory
-from openmae.planning.reader_memory import reader_line, workers_that_fit
+from openmae.planning.reader_memory import reader_lines, workers_that_fit
 from openmae.tasks.pack.pack import pack
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -31,14 +31,14 @@ def test_fewer_readers_where_memory_is_short(monkeypatch, free, processes, wante
 
 def test_the_plan_names_the_largest_image_and_what_readers_take(monkeypatch):
     monkeypatch.setattr(reader_memory, "free_memory", lambda: 9e9)
-    (line,) = reader_line(CLIP_ART, 4)
+    (line,) = reader_lines(CLIP_ART, 4)
     assert line.endswith(
         "up to 1.69 GB each: 16000 x 10562 px in 4 channels is the largest image (headers of 1,000 of 50,000)"
     )
-    assert "headers of all 7)" in reader_line(CLIP_ART._replace(num_seen=7, num_images=7), 4)[0]
-    assert "8 at a time may take 13.5 GB, and 9 GB are free: give fewer --workers" in reader_line(CLIP_ART, 8)[1]
-    assert reader_line(Largest(500, 500, 3, 750_000, 7, 7), 4) == []
-    assert reader_line(None, 4) == []
+    assert "headers of all 7)" in reader_lines(CLIP_ART._replace(num_seen=7, num_images=7), 4)[0]
+    assert "8 at a time may take 13.5 GB, and 9 GB are free: give fewer --workers" in reader_lines(CLIP_ART, 8)[1]
+    assert reader_lines(Largest(500, 500, 3, 750_000, 7, 7), 4) == []
+    assert reader_lines(None, 4) == []
 
 
 def test_memory_is_free_within_the_containers_limit(monkeypatch, tmp_path):
@@ -58,7 +58,7 @@ def test_memory_is_free_within_the_containers_limit(monkeypatch, tmp_path):
 def test_a_run_starts_as_many_readers_as_there_is_room_for(digits_config, gradients, tmp_path, monkeypatch, capsys):
     bytes_of_one = 2.5 * 16 * 16 * 3
     monkeypatch.setattr(reader_memory, "free_memory", lambda: 3 * bytes_of_one)
-    monkeypatch.setattr(reader_memory, "WORTH_SAYING", 0)
+    monkeypatch.setattr(reader_memory, "MIN_REPORTED_BYTES", 0)
     monkeypatch.setattr("openmae.planning.decisions.default_workers", lambda device, processes: 8)
     pretrain(gradients_config(digits_config, gradients, tmp_path / "run", steps=2, workers=None))
     said = capsys.readouterr().out

@@ -11,7 +11,7 @@ from openmae.config import Preprocessing, ResolvedPretrainConfig
 from openmae.errors import Interrupted
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.model.mae import MAE
-from openmae.planning.pretrain import shape_of
+from openmae.planning.pretrain import mae_shape
 from openmae.run.health import Health, Point, effective_rank, judge, trivial_loss
 from openmae.tasks.pretrain.data import open_training_data
 from openmae.tasks.pretrain.held_out import HeldOut
@@ -104,7 +104,7 @@ def test_guessing_costs_what_numpy_finds(run, request):
                 patch = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
             truth.append(patch)
     expected = np.var(truth, axis=0).mean()
-    found = trivial_loss(MAE.from_shape(shape_of(config)).target, look.samples)
+    found = trivial_loss(MAE.from_shape(mae_shape(config)).target, look.samples)
     assert found == pytest.approx(expected, rel=1e-5)  # measured: 2e-7, 2e-9
     assert all(line["trivial_loss"] == found for line in metrics(folder) if "held_out_loss" in line)
 

@@ -81,7 +81,7 @@ def test_equal_attention_scaled_alike_whatever_its_size(config):
 
 def test_a_data_set_shows_its_first_images(config, monkeypatch):
     shown = []
-    monkeypatch.setattr(attention_module, "told", lambda image, *values: shown.append(image) or "")
+    monkeypatch.setattr(attention_module, "attention_line", lambda image, *values: shown.append(image) or "")
     summary = attention(dataclasses.replace(config, images=("embedded:digits",), limit=3))
     assert summary["images"] == 3
     source = open_source("embedded:digits", "val")

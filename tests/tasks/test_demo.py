@@ -7,7 +7,7 @@ import pytest
 
 from openmae.config import DemoConfig
 from openmae.errors import RequestError
-from openmae.tasks.demo import clear_earlier_demo, pretrain_settings
+from openmae.tasks.demo import pretrain_settings, remove_previous_demo
 
 
 def recorded(folder, settings):
@@ -20,7 +20,7 @@ def recorded(folder, settings):
 def test_an_earlier_demo_is_replaced(tmp_path, config):
     out = tmp_path / "demo"
     recorded(out, pretrain_settings(config))
-    clear_earlier_demo(out, pretrain_settings(DemoConfig(out=str(out))))
+    remove_previous_demo(out, pretrain_settings(DemoConfig(out=str(out))))
     assert not out.exists()
 
 
@@ -32,7 +32,7 @@ def test_a_persons_own_run_is_not(tmp_path, changes):
     out = tmp_path / "run"
     recorded(out, replace(pretrain_settings(DemoConfig()), **changes))
     with pytest.raises(RequestError, match="exists and is no earlier demo: choose another --out"):
-        clear_earlier_demo(out, pretrain_settings(DemoConfig(out=str(out))))
+        remove_previous_demo(out, pretrain_settings(DemoConfig(out=str(out))))
     assert (out / "model.safetensors").read_bytes() == b"hours of work"
 
 
@@ -44,12 +44,12 @@ def test_what_is_no_run_is_not(tmp_path, content):
     if content is not None:
         (out / "config.json").write_text(content)
     with pytest.raises(RequestError, match="no earlier demo"):
-        clear_earlier_demo(out, pretrain_settings(DemoConfig(out=str(out))))
+        remove_previous_demo(out, pretrain_settings(DemoConfig(out=str(out))))
     assert (out / "chapter.txt").exists()
 
 
 def test_an_empty_folder_or_none_is_room(tmp_path):
-    clear_earlier_demo(tmp_path / "new", pretrain_settings(DemoConfig()))
+    remove_previous_demo(tmp_path / "new", pretrain_settings(DemoConfig()))
     (tmp_path / "empty").mkdir()
-    clear_earlier_demo(tmp_path / "empty", pretrain_settings(DemoConfig()))
+    remove_previous_demo(tmp_path / "empty", pretrain_settings(DemoConfig()))
     assert (tmp_path / "empty").is_dir()

@@ -11,7 +11,7 @@ from openmae import FinetuneConfig, PackConfig, ProbeConfig, finetune, pack, pre
 from openmae.cli import run as command
 from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import Interrupted, RequestError
-from openmae.planning import probe as make_probe_plan
+from openmae.planning import probe as probe_planning
 from openmae.tasks.finetune import finetune as finetune_task
 from openmae.tasks.probe import probe as probe_task
 
@@ -87,7 +87,7 @@ def test_every_command_says_what_was_taken_for_what(root, model, tmp_path, capsy
 
 
 def test_an_experiment_takes_the_parts(root, model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(make_probe_plan, "STEPS_WANTED", 20)
+    monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)
     arguments = f"experiment figure-9 {NAMED} --init {model} --out {tmp_path / 'out'} --labels 100% --epochs 1"
     arguments += " --blocks 0.5 --base-lr 0.01 --seeds 1 --batch-size 8 --held-out 4 --device cpu --workers 0"
     assert command(arguments.format(root=root).split()) == 0, capsys.readouterr().err

@@ -33,7 +33,7 @@ from openmae.data.sources.views import split_held_out
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments.experiment import experiment
 from openmae.inference.load import load
-from openmae.planning import probe as make_probe_plan
+from openmae.planning import probe as probe_planning
 from openmae.tasks.attention import attention
 from openmae.tasks.embed import embed
 from openmae.tasks.finetune.finetune import finetune
@@ -276,7 +276,7 @@ def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):
 
 
 def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(make_probe_plan, "STEPS_WANTED", 20)
+    monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)
     for name in ("probe", "finetune"):  # pictures are most of what tiny runs cost
         monkeypatch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
     config = ExperimentConfig(

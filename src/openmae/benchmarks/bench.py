@@ -20,7 +20,7 @@ from openmae.machine.files import disk_faults, write_json
 from openmae.planning.decisions import Machine
 from openmae.requests.bench import check_json
 
-BENCHES = {
+BENCHMARKS = {
     "step": step_rows,
     "memory": memory_rows,
     "asymmetry": asymmetry_rows,
@@ -51,7 +51,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     print(f"hardware  {found['cpu']}, {found['cores']} cores, {found['threads']} threads" + (
         f"; {found['gpu']}" if "gpu" in found else ""), flush=True)  # fmt: skip
     print("versions  " + ", ".join(f"{n} {found[n]}" for n in ("openmae", "torch", "transformers") if n in found))
-    rows = BENCHES[config.name](replace(config, precision=precision), device)
+    rows = BENCHMARKS[config.name](replace(config, precision=precision), device)
     if not any(row.ours for row in rows):
         raise RequestError("nothing could be measured: " + "; ".join(dict.fromkeys(row.peer for row in rows)))
     result = {"hardware": found, "rows": [row.to_dict() for row in rows]}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from openmae.benchmarks.rows import Row, Side, in_turn
 from openmae.config import BenchConfig, PretrainConfig
-from openmae.config.bench import BENCHES
+from openmae.config.bench import BENCHMARKS
 from openmae.errors import Fault
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -46,7 +46,7 @@ def start_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     """
     with tempfile.TemporaryDirectory(prefix="openmae-bench-") as folder:
         place = Path(folder)
-        names = config.case or BENCHES["start"]
+        names = config.case or BENCHMARKS["start"]
         needs_data = any(name in ("pretrain", "knn") for name in names)
         commands = commands_on(place, str(device)) if needs_data else quick_commands(place)
         peers = list(dict.fromkeys(peer_of(name) for name in names))

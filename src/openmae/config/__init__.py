@@ -1,13 +1,22 @@
 """Every setting, as frozen dataclasses that check themselves. Imports no torch.
 
-`None` in a task's config means "decide for me": `openmae.planning.pretrain` and its neighbours fill it from the
-recipe, the data and the device, and say why. What a run finally used stands in its `config.json` without a `None`.
+`None` in a task's config means "decide for me": `openmae.planning` decides such settings from the recipe, the data and
+the device, and gives the reasons. A run's `config.json` holds the settings that were used, with nothing left open.
 """
 
 from openmae.config.bench import BenchConfig
-from openmae.config.checks import Settings, check_name, check_range, check_tiles, check_types, flag_of, pair, said
+from openmae.config.checks import (
+    Settings,
+    check_name,
+    check_range,
+    check_tiles,
+    check_types,
+    flag_of,
+    format_value,
+    pair,
+)
 from openmae.config.convert import ConvertConfig
-from openmae.config.dataset import SPLITS, DataParts, Dataset, DataSettings, PartSettings, paths_of
+from openmae.config.dataset import SPLITS, Dataset, DataSettings, SplitPaths, SplitSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.finetune import FinetuneConfig, ResolvedFinetuneConfig
@@ -65,7 +74,6 @@ __all__ = [
     "BenchConfig",
     "ClassifierShape",
     "ConvertConfig",
-    "DataParts",
     "DataSettings",
     "Dataset",
     "DecoderShape",
@@ -79,7 +87,6 @@ __all__ = [
     "LabelledConfig",
     "MAEShape",
     "PackConfig",
-    "PartSettings",
     "Preprocessing",
     "PretrainConfig",
     "ProbeConfig",
@@ -89,6 +96,8 @@ __all__ = [
     "ResolvedProbeConfig",
     "RobustnessConfig",
     "Settings",
+    "SplitPaths",
+    "SplitSettings",
     "TargetScale",
     "ViTShape",
     "check_name",
@@ -96,9 +105,9 @@ __all__ = [
     "check_tiles",
     "check_types",
     "flag_of",
+    "format_value",
     "grid_of",
     "num_kept",
     "pair",
     "paths_of",
-    "said",
 ]

@@ -7,7 +7,7 @@ from openmae.config.pretrain import PRECISIONS
 from openmae.errors import RequestError
 
 # Cases of each benchmark. The first line of a benchmark's module says what a case is.
-BENCHES: dict[str, tuple[str, ...]] = {
+BENCHMARKS: dict[str, tuple[str, ...]] = {
     "step": ("small", "base", "large", "huge", "tiny"),
     "memory": ("base", "small", "tiny"),
     "asymmetry": ("8-block", "1-block", "tiny"),
@@ -16,7 +16,7 @@ BENCHES: dict[str, tuple[str, ...]] = {
     "start": ("help", "pretrain-help", "refusal", "pretrain", "knn"),
     "settings": ("small", "tiny"),
 }
-ON_DATA = ("loader", "epoch")
+BENCHMARKS_WITH_DATA = ("loader", "epoch")
 MAX_ROUNDS = 1000
 
 
@@ -50,17 +50,19 @@ class BenchConfig(Settings):
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_name("the benchmark", self.name, BENCHES)
+        check_name("the benchmark", self.name, BENCHMARKS)
         for case in self.case:
-            check_name(f"--case of {self.name}", case, BENCHES[self.name])
+            check_name(f"--case of {self.name}", case, BENCHMARKS[self.name])
         if len(set(self.case)) < len(self.case):
             raise RequestError(f"--case got a name twice: {' '.join(self.case)}")
         check_name("--precision", self.precision, PRECISIONS)
-        check_range("--rounds", self.rounds, 5, MAX_ROUNDS)  # of fewer there is no spread to speak of
+        check_range("--rounds", self.rounds, 5, MAX_ROUNDS)  # fewer give no meaningful spread
         check_range("--batch-size", self.batch_size, 1)
         check_range("--segment", self.segment, 1)
         check_range("--workers", self.workers, 0)
         if self.forms and self.name != "step":
             raise RequestError(f"--forms is for step, and {self.name} has none")
-        if self.data is not None and self.name not in ON_DATA:
-            raise RequestError(f"--data is for {' and '.join(ON_DATA)}: openmae bench {self.name} needs no images")
+        if self.data is not None and self.name not in BENCHMARKS_WITH_DATA:
+            raise RequestError(
+                f"--data is for {' and '.join(BENCHMARKS_WITH_DATA)}: openmae bench {self.name} needs no images"
+            )

@@ -1,4 +1,4 @@
-"""Checks that every setting goes through: a wrong one is refused in one line that names its flag."""
+"""The base class of all settings, and their checks: a wrong one is refused in one line that names its flag."""
 
 import difflib
 import math
@@ -12,19 +12,19 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 from openmae.errors import RequestError
 
 MARKED, OFF = "marked", "off"
-NODATA_WAYS = (MARKED, OFF)
-NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None is no open question: nothing is decided for it
-MAX_TILE = 100_000  # pixels; more would cut nothing
-MAX_PIXELS = 178_956_970  # where Pillow, left alone, warned long ago and now refuses: twice its MAX_IMAGE_PIXELS
-MAX_SIDE = 16384  # pixels, of a model's images
+NODATA_MODES = (MARKED, OFF)
+NONE_IS_OFF = {"none": "off"}  # metadata of a field whose None means off or not used: it is never decided
+MAX_TILE = 100_000  # side in pixels; no image is larger than such a tile
+MAX_PIXELS = 178_956_970  # twice Pillow's MAX_IMAGE_PIXELS: above it Pillow by itself raises an error, too
+MAX_SIDE = 16384  # of a model's images, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the settings of all commands can do. `None` means "decide for me", or off (`NONE_IS_OFF`)."""
+    """The base class of all commands' settings. `None` means "decide for me", or off (`NONE_IS_OFF`)."""
 
     def explicit(self) -> dict[str, Any]:
-        """The settings that differ from the defaults: what a person asked for."""
+        """The settings that differ from the defaults, by name: what a person requested."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def to_dict(self) -> dict[str, Any]:
@@ -37,6 +37,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Settings from `to_dict`'s values, or from JSON; names that are no settings are ignored."""
         known = {f.name for f in fields(cls)}
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**settings)
@@ -53,13 +54,13 @@ class Sized:
         return pair(self.image_size)
 
     def check_size(self) -> None:
-        """Raise RequestError where a side is none that an image can have."""
+        """Raise RequestError where a side is out of range."""
         for side in self.size or ():
             check_range("--image-size", side, 1, MAX_SIDE)
 
 
 class ResolvedSize(Sized):
-    """Settings whose `--image-size` is no open question."""
+    """Settings whose `--image-size` is decided."""
 
     image_size: int | tuple[int, int]
 
@@ -100,7 +101,7 @@ def check_range(
 
 
 def check_types(config: Any) -> None:
-    """Raise RequestError where a field of a dataclass is not of its annotated type (a bool is no int)."""
+    """Raise RequestError where a field of a dataclass has not its annotated type (a bool is not taken for an int)."""
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -111,7 +112,7 @@ def check_types(config: Any) -> None:
 
 
 def check_resolved(config: Any) -> None:
-    """Raise RequestError where a setting that must be decided is None."""
+    """Raise RequestError where a resolved config leaves a setting open, or not exactly one of steps and epochs."""
     hints = get_type_hints(type(config))
     missing = [
         f.name
@@ -119,11 +120,11 @@ def check_resolved(config: Any) -> None:
         if getattr(config, f.name) is None and type(None) not in (get_args(hints[f.name]) or (hints[f.name],))
     ]
     if missing or (config.steps is None) == (config.epochs is None):
-        raise RequestError(f"not settled: {', '.join(missing) or 'steps or epochs'}")
+        raise RequestError(f"left open: {', '.join(missing) or 'steps or epochs'}")
 
 
 def check_images(config: Any) -> None:
-    """Raise RequestError for what no command that reads images may be told of them: their pixels, values and axes."""
+    """Check the settings that all commands that read images share: max_pixels, value_range, axes and nodata."""
     check_range("--max-pixels", config.max_pixels, 1)
     check_value_range(config.value_range)
     check_axes(config.axes)
@@ -141,7 +142,7 @@ def check_value_range(got: tuple[float, float] | None) -> None:
 
 
 def check_tiles(tiles: int | None, sides: tuple[int, int] | None, flag: str = "--image-size") -> None:
-    """Raise RequestError where a tile would be enlarged to what is asked for by `flag` (None passes)."""
+    """Raise RequestError where tiles would have to be enlarged to `sides`, which `flag` gives (None passes)."""
     check_range("--tiles", tiles, 1, MAX_TILE)
     if tiles is not None and sides is not None and tiles < max(sides):
         raise RequestError(
@@ -156,12 +157,14 @@ def check_axes(got: str | None) -> None:
 
 
 def nodata_setting(text: str) -> float | str:
-    """A `--nodata` as it was typed. NaN, which always stands for none, is no further value; infinities are 1e30.
+    """The setting that a typed `--nodata` stands for: `marked`, `off` or a number.
+
+    NaN is `marked`, for it always stands for no data; infinities become ±1e30, which JSON can hold.
 
     Raises:
-        RequestError: it names neither a number nor a way.
+        RequestError: the text is neither a number nor one of these words.
     """
-    if text in NODATA_WAYS:
+    if text in NODATA_MODES:
         return text
     try:
         value = float(text)
@@ -172,8 +175,8 @@ def nodata_setting(text: str) -> float | str:
 
 
 def check_nodata(got: float | str | None) -> None:
-    """Raise RequestError for a word that is no way to tell what stands for none (numbers and None pass)."""
-    if isinstance(got, str) and got not in NODATA_WAYS:
+    """Raise RequestError for a word other than `marked` and `off` (numbers and None pass)."""
+    if isinstance(got, str) and got not in NODATA_MODES:
         raise RequestError(
             f"--nodata got {got!r}: it must be a number that stands for none, {MARKED} (NaN and what TIFFs mark: the "
             f"default) or {OFF} (all values are data)"
@@ -195,10 +198,10 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint)
 
 
-def said(value: Any) -> str:
-    """A setting as it is given on the command line: 0 4095."""
+def format_value(value: Any) -> str:
+    """A setting's value as it is typed on the command line, such as 0 4095."""
     if isinstance(value, (tuple, list)):
-        return " ".join(map(said, value))
+        return " ".join(map(format_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -8,7 +8,7 @@ from openmae.config.checks import NONE_IS_OFF, Settings, Sized, check_name, chec
 from openmae.config.shapes import DEFAULT_POOL, LIMITS, POOLS, TARGETS
 from openmae.errors import RequestError
 
-# Each format with the ending that its file must have; a folder has none.
+# The formats, each with the ending of its file; None for formats that are folders.
 FORMATS: dict[str, str | None] = {
     "openmae": None,
     "timm": None,

@@ -1,4 +1,4 @@
-"""Which data a command works on: DATA, whose parts are found by their names, or the parts outright."""
+"""The data of a command: DATA, whose splits are found by their names, or a path for each split."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,10 @@ SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataParts:
-    """Where the parts of a data set lie, as a person said outright; each is wholly that part.
+class SplitPaths:
+    """A path for each split of a data set, as given by --train, --val and --test; all of a path is that split.
 
-    `str` of it is how it was said.
+    `str` of it is as it was typed.
     """
 
     train: str | None = None
@@ -21,19 +21,19 @@ class DataParts:
 
     @property
     def paths(self) -> dict[str, str]:
-        """By part, those that are given."""
+        """The paths that are given, by split."""
         return {split: path for split in SPLITS if (path := getattr(self, split)) is not None}
 
     def __str__(self) -> str:
         return " ".join(f"--{split} {path}" for split, path in self.paths.items())
 
 
-Dataset = str | DataParts
+Dataset = str | SplitPaths
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodataSettings(Settings):
-    """What every command that reads images is told of values that stand for none."""
+    """The setting of all commands that read images about values that stand for no data."""
 
     nodata: str | float | None = None
     """A value that stands for none, such as -9999, beside NaN and what TIFFs mark (tag 42113): a model sees its mean
@@ -41,8 +41,8 @@ class NodataSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartSettings(NodataSettings):
-    """The parts of a data set, named outright."""
+class SplitSettings(NodataSettings):
+    """Settings that give a path for each split of a data set."""
 
     train: str | None = field(default=None, metadata=NONE_IS_OFF)
     """In place of DATA: the training images, all of PATH. With --val and --test it says what each part is."""
@@ -52,38 +52,40 @@ class PartSettings(NodataSettings):
     """Beside --train: the images of the final figure, all of PATH."""
 
     @property
-    def parts(self) -> DataParts:
-        """Those that are named."""
-        return DataParts(train=self.train, val=self.val, test=self.test)
+    def split_paths(self) -> SplitPaths:
+        """The paths of the splits that are given."""
+        return SplitPaths(train=self.train, val=self.val, test=self.test)
 
-    def check_parts(self, whole: str | None, name: str, needs_train: bool = True) -> None:
-        """Raise RequestError unless either the whole, which has this name, or its parts are given."""
-        if whole is not None and self.parts.paths:
-            raise RequestError(f"got both {name} {whole} and {self.parts}: give {name}, or its parts in place of it")
-        if whole is None and not self.parts.paths:
+    def check_split_paths(self, whole: str | None, name: str, needs_train: bool = True) -> None:
+        """Raise RequestError unless either the whole data set, in messages called `name`, or its splits are given."""
+        if whole is not None and self.split_paths.paths:
+            raise RequestError(
+                f"got both {name} {whole} and {self.split_paths}: give {name}, or its parts in place of it"
+            )
+        if whole is None and not self.split_paths.paths:
             raise RequestError(f"no {name} given: name it, or --train PATH, --val PATH and --test PATH in place of it")
         if needs_train and whole is None and self.train is None:
-            raise RequestError(f"got {self.parts} without --train: give --train PATH too")
+            raise RequestError(f"got {self.split_paths} without --train: give --train PATH too")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(PartSettings):
-    """What every command that works on a data set is told of it."""
+class DataSettings(SplitSettings):
+    """The settings of all commands that work on a data set: DATA, or a path for each split."""
 
     data: str | None = None
     """Folder of images, parquet file or folder, a pack, or embedded:NAME."""
 
     @property
     def dataset(self) -> Dataset:
-        """DATA, or its parts where they are named."""
-        return self.parts if self.data is None else self.data
+        """DATA, or the paths of its splits."""
+        return self.split_paths if self.data is None else self.data
 
     def check_data(self, needs_train: bool = True) -> None:
-        """Raise RequestError unless either DATA or its parts are given."""
-        self.check_parts(self.data, "DATA", needs_train)
+        """Raise RequestError unless either DATA or its splits are given."""
+        self.check_split_paths(self.data, "DATA", needs_train)
 
 
 def paths_of(dataset: Dataset) -> list[str]:
-    """The files and folders that a data set was named by; none for what comes inside a wheel."""
+    """The files and folders of a data set as they were given; none for `embedded:` ones, which come in wheels."""
     named = [dataset] if isinstance(dataset, str) else list(dataset.paths.values())
     return [path for path in named if not path.startswith("embedded:")]

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import check_axes, check_name, check_nodata, check_range, check_types, check_value_range
-from openmae.config.dataset import Dataset, PartSettings
+from openmae.config.dataset import Dataset, SplitSettings
 from openmae.errors import RequestError
 
 EXPERIMENTS = ("figure-9",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(PartSettings):
+class ExperimentConfig(SplitSettings):
     """A table or figure of the paper on your data: figure-9, partial fine-tuning between probe and full."""
 
     name: str
@@ -44,7 +44,7 @@ class ExperimentConfig(PartSettings):
 
     def __post_init__(self) -> None:
         check_types(self)
-        self.check_parts(self.data, "DATA")
+        self.check_split_paths(self.data, "DATA")
         check_name("the experiment", self.name, EXPERIMENTS)
         check_value_range(self.value_range)
         check_axes(self.axes)
@@ -64,5 +64,5 @@ class ExperimentConfig(PartSettings):
 
     @property
     def dataset(self) -> Dataset:
-        """DATA, or its parts where they are named."""
-        return self.parts if self.data is None else self.data
+        """DATA, or the paths of its splits."""
+        return self.split_paths if self.data is None else self.data

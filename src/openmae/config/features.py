@@ -1,4 +1,4 @@
-"""Settings of what is done with a frozen encoder's features: nearest neighbours, a table of them, attention maps."""
+"""Settings of the commands that use a frozen encoder: nearest neighbours, a table of features, attention maps."""
 
 import os
 from dataclasses import dataclass, field
@@ -188,7 +188,7 @@ class AttentionConfig(Sized, NodataSettings):
 
 
 def _check_encoder_settings(config: Any, pools: tuple[str, ...]) -> None:
-    """What `knn` and `embed` ask of a frozen encoder alike."""
+    """Check the settings that `knn` and `embed` share."""
     check_name("--pool", config.pool, pools)
     check_name("--precision", config.precision, PRECISIONS)
     check_range("--layer", config.layer, 1)

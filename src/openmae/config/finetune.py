@@ -11,7 +11,7 @@ from openmae.errors import RequestError
 REPORTS = ("test", "held-out")
 BALANCES = ("none", "weights", "sampling")
 FROM_SCRATCH = "none"
-OF_CLASSES = ("mixup", "cutmix", "label_smoothing")  # what is done to classes and never to numbers
+CLASS_ONLY_SETTINGS = ("mixup", "cutmix", "label_smoothing")  # not for labels that are numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class FinetuneConfig(LabelledConfig):
             raise RequestError("--blocks freezes what was pre-trained, and --init none has nothing: leave one out")
 
     def _check_regression(self) -> None:
-        for name in OF_CLASSES:
+        for name in CLASS_ONLY_SETTINGS:
             if getattr(self, name):
                 raise RequestError(f"{flag_of(name)} is for classes, not for --task regression: leave it out")
         if self.balance != "none":

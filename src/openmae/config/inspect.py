@@ -4,12 +4,12 @@ import os
 from dataclasses import dataclass, field
 
 from openmae.config.checks import MAX_PIXELS, NONE_IS_OFF, check_images, check_range, check_tiles, check_types
-from openmae.config.dataset import Dataset, PartSettings
+from openmae.config.dataset import Dataset, SplitSettings
 from openmae.errors import RequestError
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig(PartSettings):
+class InspectConfig(SplitSettings):
     """Look at a data set, a run or a model before you rely on it: what it is, what is wrong with it, what to do."""
 
     path: str | None = None
@@ -35,7 +35,7 @@ class InspectConfig(PartSettings):
     def __post_init__(self) -> None:
         check_types(self)
         check_tiles(self.tiles, None)
-        self.check_parts(self.path, "PATH")
+        self.check_split_paths(self.path, "PATH")
         if self.path is not None and not os.fspath(self.path):
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)
@@ -45,5 +45,5 @@ class InspectConfig(PartSettings):
 
     @property
     def dataset(self) -> Dataset:
-        """PATH, or the parts where they are named."""
-        return self.parts if self.path is None else self.path
+        """PATH, or the paths of the splits."""
+        return self.split_paths if self.path is None else self.path

@@ -1,4 +1,4 @@
-"""Settings of what is trained on labels: what fine-tuning and the linear probe have in common."""
+"""Settings that fine-tuning and the linear probe, which train on labels, have in common."""
 
 from dataclasses import dataclass, field
 

@@ -9,7 +9,7 @@ from openmae.errors import RequestError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 DTYPES = ("uint8", "uint16", "float32")
-STORED_AS = {"crop_fraction": "margin"}  # older checkpoints have it, too
+STORED_AS = {"crop_fraction": "margin"}  # the name in files, by attribute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +21,17 @@ class Preprocessing:
         value_range: the raw values that become 0 and 1.
         mean, std: of the values after scaling to 0..1, one for each channel.
         image_size: (height, width) in pixels.
-        interpolation: how images are resized (antialiased).
-        background: what alpha is composited on, 0 black to 1 white.
-        dtype: number type of the model's numbers: uint8, uint16 or float32.
-        crop_fraction: the part of the largest centred box of the model's aspect that evaluation keeps, along each side
-            (timm's `crop_pct`); 224/256 for classifiers up to 224 px (docs/evaluation.md), 1 else. Stored as `margin`.
+        interpolation: how images are resized, always antialiased.
+        background: what transparent pixels are composited on, 0 black to 1 white.
+        dtype: number type of the images that the model was trained on: uint8, uint16 or float32.
+        crop_fraction: the fraction of the largest centre crop of the model's aspect that evaluation keeps, along each
+            side (timm's `crop_pct`); 224/256 for classifiers up to 224 px (docs/evaluation.md), 1 else. Stored as
+            `margin`.
         axes: the order of channels, rows and columns in the data's `.npy` files; None where it had none of three axes.
-        nodata: a value that stands for none, or "off"; None: NaN and what files mark themselves do.
-        source_dtype: number type of images that are brought to the model's scale; None: of all images.
-        source_range, target_range: raw values of such an image, and what they become; None: by the types' full ranges.
+        nodata: a value that stands for no data, or "off"; None: only NaN and what files mark do.
+        source_dtype: number type of the images whose values are mapped to the model's; None: any other than `dtype`.
+        source_range, target_range: raw values of such an image, and those that they become; None: the full ranges of
+            the two types.
     """
 
     channels: int
@@ -72,11 +74,13 @@ class Preprocessing:
                 raise RequestError(f"a range of values got {got}: the first must lie below the second")
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file. What came later is named only where it is set: other records stay as they were."""
-        late = ("source_dtype", "source_range", "target_range", "axes", "nodata")
+        """As stored in a file; fields that came later only where they are set, so that other files stay equal."""
+        added_later = ("source_dtype", "source_range", "target_range", "axes", "nodata")
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
-            STORED_AS.get(name, name): value for name, value in values.items() if value is not None or name not in late
+            STORED_AS.get(name, name): value
+            for name, value in values.items()
+            if value is not None or name not in added_later
         }
 
     @classmethod

@@ -22,11 +22,11 @@ from openmae.errors import RequestError
 
 MASKS = ("random", "block", "grid", "given")
 AUGMENTS = ("none", "crop-fixed", "crop", "crop-jitter")
-CROP_PLACES = ("reader", "device")
+CROP_LOCATIONS = ("reader", "device")
 CROP_ASPECTS = ("model", "square")
 STATISTICS = ("imagenet", "measured")
 PRECISIONS = ("fp32", "bf16")
-WATCHES = ("knn", "probe")
+WATCH_METHODS = ("knn", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +159,11 @@ class PretrainConfig(Sized, DataSettings):
         check_name("--mask", self.mask, MASKS)
         check_name("--target", self.target, TARGETS)
         check_name("--augment", self.augment, AUGMENTS)
-        check_name("--crop-on", self.crop_on, CROP_PLACES)
+        check_name("--crop-on", self.crop_on, CROP_LOCATIONS)
         check_name("--crop-aspect", self.crop_aspect, CROP_ASPECTS)
         check_name("--statistics", self.statistics, STATISTICS)
         check_name("--precision", self.precision, PRECISIONS)
-        check_name("--watch", self.watch, WATCHES)
+        check_name("--watch", self.watch, WATCH_METHODS)
         for name in ("width", "depth", "num_heads", "patch_size", "channels", "decoder_width", "decoder_depth"):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):

@@ -1,4 +1,4 @@
-"""Settings of what is made from a pre-trained model as pictures, and of the demo."""
+"""Settings of `openmae reconstruct` and `openmae demo`."""
 
 import os
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Settings of what a classifier is measured on beyond its own test set: corrupted and unusual pictures."""
+"""Settings of `openmae robustness`: measuring a classifier on corrupted and unusual images."""
 
 from dataclasses import dataclass
 

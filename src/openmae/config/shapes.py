@@ -1,4 +1,4 @@
-"""What determines a model's weights."""
+"""The shapes of models: what determines the names and sizes of their weights."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
@@ -16,7 +16,7 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "large": (1024, 24, 16, 16),
     "huge": (1280, 32, 16, 14),
 }
-# Beyond these a request is a slip, and would only run out of memory later.
+# Larger values are mistakes: they would only run out of memory later.
 LIMITS = {
     "patch_size": 4096,
     "channels": 64,
@@ -78,18 +78,18 @@ def check_heads(flag: str, width: int, num_heads: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape:
-    """What determines the encoder's weights. The defaults are MAE's plain ViT; what differs comes from elsewhere.
+    """What determines the encoder's weights. The defaults are MAE's plain ViT; other programs' encoders differ.
 
     Attributes:
         image_size: (height, width) in pixels.
-        positions: absolute: a table added to the patches; none: BEiT has relative ones only.
+        positions: absolute: a table added to the patch tokens; none: BEiT has relative positions only.
         relative_positions: none; bias: a learned number for each offset (BEiT); decomposed: a learned vector for each
             offset by row and by column, multiplied with the query (ViTDet).
         layer_scale: a learned factor on each channel of each branch (BEiT).
         class_token, final_norm: whether it has them (ViTDet has neither).
         window_size: patches along a window's side in blocks with windowed attention; 0: attention is global.
-        global_blocks: blocks, from 0, whose attention is global all the same.
-        norm_eps: of every LayerNorm, the decoder's too; transformers' own models have 1e-12.
+        global_blocks: with windows, the blocks, counted from 0, whose attention is global all the same.
+        norm_eps: of every LayerNorm, those of the decoder too; models trained with transformers have 1e-12.
     """
 
     image_size: tuple[int, int]
@@ -133,12 +133,13 @@ class ViTShape:
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_prefix(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, or none."""
         return int(self.class_token)
 
     @property
-    def patch_values(self) -> int:
+    def patch_dim(self) -> int:
+        """Numbers in a patch: its pixels times channels."""
         return self.patch_size * self.patch_size * self.channels
 
     def resized(self, image_size: tuple[int, int], patch_size: int) -> Self:
@@ -147,7 +148,7 @@ class ViTShape:
 
     @property
     def is_maskable(self) -> bool:
-        """Whether patches can be left out of it: nothing in it depends on where the others are."""
+        """Whether masked patches can be left out, as MAE does: no token depends on the positions of the others."""
         return (
             self.class_token
             and self.final_norm
@@ -158,17 +159,17 @@ class ViTShape:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the ViT of the paper, which most formats hold."""
+        """Whether it is the ViT of the paper, which most formats can hold."""
         return self.is_maskable and not self.layer_scale
 
     @property
     def differences(self) -> dict[str, Any]:
-        """What it has that the paper's ViT has not, by setting; the eps of its norms, if another, among it."""
+        """The settings in which it differs from the paper's ViT, sizes left out."""
         sizes = ("image_size", "patch_size", "channels", "width", "depth", "num_heads")
         return {name: value for name, value in self.to_dict().items() if name not in sizes}
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file: what differs from the defaults is named, so that a plain ViT is described as ever."""
+        """As stored in a file: only what differs from the defaults, so that files of plain ViTs stay as they were."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     @classmethod

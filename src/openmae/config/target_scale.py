@@ -1,4 +1,4 @@
-"""The numbers that a regression model predicts: their names, and the scale that they are learnt on."""
+"""The numbers that a regression model predicts: their names, and the mean and standard deviation to scale them by."""
 
 import math
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any, Self
 from openmae.config.checks import check_types
 from openmae.errors import RequestError
 
-MAX_NUMBER = 1e100  # whose square still is a finite double
+MAX_NUMBER = 1e100  # its square is still a finite double
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetScale:
-    """How numbers to predict become what a model learns: (number - mean) / std; kept in every checkpoint.
+    """How numbers become a model's targets: (number - mean) / std; kept in every checkpoint.
 
     Attributes:
         columns: the names of the numbers, in the order of the model's outputs.
@@ -36,10 +36,10 @@ class TargetScale:
             raise RequestError(f"a column's mean or deviation is beyond {MAX_NUMBER:g}")
 
     @classmethod
-    def of(cls, columns: tuple[str, ...], values: list[list[float]]) -> Self:
-        """The scale of training numbers, each column's a list.
+    def from_numbers(cls, columns: tuple[str, ...], values: list[list[float]]) -> Self:
+        """The scale of the training images' numbers, a list for each column.
 
-        Sums are exact before they are rounded (`math.fsum`): no machine or version gives another last bit.
+        Sums are rounded once (`math.fsum`), so that every machine and version computes the same bits.
 
         Raises:
             RequestError: all numbers of a column are the same.
@@ -64,9 +64,9 @@ class TargetScale:
 
     @classmethod
     def from_description(cls, values: dict[str, Any]) -> Self:
-        """What a checkpoint says of itself. Raises RequestError, TypeError or KeyError where it says none."""
+        """From a checkpoint's metadata. Raises RequestError, TypeError or KeyError where they hold no scale."""
         return cls(columns=tuple(values["columns"]), mean=tuple(values["target_mean"]), std=tuple(values["target_std"]))
 
     def to_description(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """As a checkpoint's metadata hold it."""
         return {"columns": list(self.columns), "target_mean": list(self.mean), "target_std": list(self.std)}

@@ -1,7 +1,8 @@
 """Figure 9: from the linear probe over the last blocks to full fine-tuning, and from scratch, at shares of the labels.
 
-Every trained run has the same epochs and chooses among the same rates by a split of train; only what was chosen
-is measured on the test part. (The paper takes the best of 50, 100 and 200 epochs for each number of blocks.)
+Every trained run has the same epochs, and its learning rate is chosen from the same rates by a split of train; only
+the chosen run is measured on the test split. (The paper takes the best of 50, 100 and 200 epochs for each number of
+blocks.)
 """
 
 import contextlib
@@ -21,10 +22,10 @@ from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.views import axes_of
 from openmae.data.value_scale import match_scale, range_for, stated_range, value_lines
 from openmae.errors import RequestError
-from openmae.experiments.ledger import Found, Ledger, Row
-from openmae.experiments.start import begin, kept_rows
+from openmae.experiments.ledger import Ledger, ProtocolResult, Row
+from openmae.experiments.start import create_experiment, read_finished_rows
 from openmae.inference.load import load
-from openmae.inference.metrics import figures
+from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
 from openmae.interchange.stored import hash_of
@@ -33,26 +34,26 @@ from openmae.machine.parallel import Processes
 from openmae.pictures.curves import Curve, draw_curves
 from openmae.run.folder import PLACES
 from openmae.run.lock import check_outside
-from openmae.tasks.classification.classification import check_reported
+from openmae.tasks.classification.classification import check_has_final_split
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.probe.probe import probe
 
-NEVER = 10**9  # steps: evaluations and checkpoints but the last would only cost time
+NEVER = 10**9  # steps between evaluations and between checkpoints: all but the last would only cost time
 NEIGHBOURS = 10
-LEVELS = {"scratch": "from scratch", "kNN": "kNN"}  # protocols that train no number of blocks
+LEVELS = {"scratch": "from scratch", "kNN": "kNN"}  # drawn as levels: they have no number of fine-tuned blocks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocols:
-    """The ways of using the encoder that the figure compares, on the same data and choosing by the same split.
+    """The ways of using the encoder that the figure compares, on the same data, with choices by the same split.
 
     Attributes:
-        held_out: images of train that choose; None where DATA's own val part does.
-        value_range: as every run but those from scratch is told; decided once, of all parts.
-        own_range: as runs from scratch are told.
-        axes: of `.npy` images, likewise.
-        counts: images that train, by the share of the labels.
+        held_out: images of train to choose by; None where DATA has a val split for that.
+        value_range: the setting of every run but those from scratch; decided once, from all splits.
+        own_range: the setting of runs from scratch.
+        axes: of `.npy` images, decided once as well.
+        counts: training images, by the share of the labels.
     """
 
     config: ExperimentConfig
@@ -64,15 +65,17 @@ class Protocols:
     axes: str | None
     counts: dict[str, int]
 
-    def fine_tuned(self, labels: str, epochs: float, blocks: float | None, init: str) -> Found:
-        """Train with every rate, choose by val or else a split of train, measure the chosen on the test part."""
-        c, found = self.config, {}
+    def fine_tuned(self, labels: str, epochs: float, blocks: float | None, init: str) -> ProtocolResult:
+        """Fine-tune with every rate, choose one by val or else a split of train, and measure it on the test split."""
+        c, top1 = self.config, {}
         name = f"{labels}-{'scratch' if init == 'none' else 'full' if blocks is None else f'{blocks:g}-blocks'}"
-        of_images = {"value_range": self.value_range} if init != "none" else _shape_of(self.model, self.own_range)
+        image_settings = (
+            {"value_range": self.value_range} if init != "none" else _from_scratch_settings(self.model, self.own_range)
+        )
         for rate in c.base_lr:
             settings = FinetuneConfig(
                 **self._shared(labels, f"{name}-{rate:g}"),
-                **of_images,
+                **image_settings,
                 init=init,
                 report="held-out",
                 blocks=blocks,
@@ -83,14 +86,14 @@ class Protocols:
                 save_every=NEVER,
                 resume="auto",
             )
-            found[rate] = float(_quietly(finetune, settings)["top1"])
-            chooses = "val" if self.held_out is None else "the split of train"
-            print(f"  {name} {rate:g}: {found[rate]:.1f} % on {chooses}", flush=True)
-        best = max(found, key=lambda rate: found[rate])
-        return [self._measured(self._run(f"{name}-{best:g}"))], best, found[best]
+            top1[rate] = float(_quietly(finetune, settings)["top1"])
+            chosen_on = "val" if self.held_out is None else "the split of train"
+            print(f"  {name} {rate:g}: {top1[rate]:.1f} % on {chosen_on}", flush=True)
+        best = max(top1, key=lambda rate: top1[rate])
+        return [self._final_top1(self._run(f"{name}-{best:g}"))], best, top1[best]
 
-    def _measured(self, run: str) -> float:
-        """Top-1 of a fine-tuned run on the test part."""
+    def _final_top1(self, run: str) -> float:
+        """Top-1 of a fine-tuned run on the test split, in per cent."""
         classifier = load(run, self.config.device)
         assert isinstance(classifier, ClassifierModel)
         predictions = predict(
@@ -103,11 +106,11 @@ class Protocols:
             workers=default_workers(classifier.device),
             processes=Processes(),
         )
-        return figures(predictions)["top1"]
+        return compute_metrics(predictions)["top1"]
 
-    def probed(self, labels: str) -> Found:
-        """A linear probe of each seed."""
-        c, found = self.config, []
+    def probed(self, labels: str) -> ProtocolResult:
+        """A linear probe for each seed."""
+        c, summaries = self.config, []
         for seed in range(c.seeds):
             settings = ProbeConfig(
                 **self._shared(labels, f"{labels}-probe-{seed}"),
@@ -117,13 +120,13 @@ class Protocols:
                 evaluate_every=NEVER,
                 resume="auto",
             )
-            found.append(_quietly(probe, settings))
-        return [float(s["top1"]) for s in found], None, statistics.fmean(float(s["choice_top1"]) for s in found)
+            summaries.append(_quietly(probe, settings))
+        return [float(s["top1"]) for s in summaries], None, statistics.fmean(float(s["choice_top1"]) for s in summaries)
 
-    def neighbours(self, labels: str) -> Found:
-        """Nothing is trained."""
+    def neighbours(self, labels: str) -> ProtocolResult:
+        """Nearest neighbours; nothing is trained."""
         run = self._run(f"{labels}-knn")
-        shutil.rmtree(run, ignore_errors=True)  # left by a stop: it is quick, and never goes on
+        shutil.rmtree(run, ignore_errors=True)  # of a start that was stopped: kNN is quick and cannot be resumed
         settings = KnnConfig(
             **self._shared(labels, f"{labels}-knn"),
             init=self.config.init,
@@ -136,10 +139,10 @@ class Protocols:
         return str(Path(self.config.out) / "runs" / name)
 
     def _shared(self, labels: str, name: str) -> dict[str, Any]:
-        """What all commands are told alike."""
+        """The settings that all commands share."""
         c = self.config
         return {
-            **_places(c),
+            **_data_settings(c),
             "out": self._run(name),
             "labels": labels,
             "held_out": self.held_out,
@@ -163,13 +166,13 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     protocols = prepare(config)
     depth = protocols.model.encoder.shape.depth
     with ExitStack() as lock:
-        begin(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
+        create_experiment(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
         ledger = Ledger(
             out,
             config.labels,
             position,
             draw=lambda rows: picture(out / "figure-9.png", rows, depth, config.labels),
-            kept=kept_rows(out / "results.json"),
+            finished=read_finished_rows(out / "results.json"),
         )
         for labels in config.labels:
             ledger.run("kNN", labels, protocols.neighbours)
@@ -179,35 +182,35 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
             ledger.run("scratch", labels, protocols.fine_tuned, epochs, None, "none")
             for blocks in config.blocks:
                 ledger.run(f"{blocks:g} blocks", labels, protocols.fine_tuned, epochs, blocks, config.init)
-        return ledger.kept
+        return ledger.finished
 
 
 def prepare(config: ExperimentConfig) -> Protocols:
-    """Open the model and the data, and refuse now what would be refused hours later.
+    """Open the model and the data, and check now what would otherwise fail hours later.
 
     Raises:
         RequestError: a wrong setting or unusable data.
     """
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
-    check_reported(config.dataset, config.axes, model.preprocessing.axes)
+    check_has_final_split(config.dataset, config.axes, model.preprocessing.axes)
     check_outside(config.dataset, config.out)
-    data = _opened(config, model.preprocessing, None, None)
+    data = _open_data(config, model.preprocessing, None, None)
     held_out = config.held_out if data.validation is None else None  # DATA's own val part chooses
-    counts = {labels: len(_opened(config, model.preprocessing, labels, held_out).train) for labels in config.labels}
+    counts = {labels: len(_open_data(config, model.preprocessing, labels, held_out).train) for labels in config.labels}
     for blocks in config.blocks:
-        FinetuneConfig(**_places(config), init=config.init, out=config.out, blocks=blocks)
-    # Decided once, of all parts: a share of the labels may hold lower values only.
+        FinetuneConfig(**_data_settings(config), init=config.init, out=config.out, blocks=blocks)
+    # Decided once, from all splits: a share of the labels may happen to hold low values only.
     depths = survey_depths(data.parts)
     matched, lines = match_scale(model.preprocessing, depths, config.value_range, stated=stated_range(data.parts))
     axes = axes_of(data.parts)
     for line in [*axes.lines, *value_lines(lines)]:
         print(line, flush=True)
     value_range = config.value_range or (range_for(matched) if matched.source_dtype in depths.counts else None)
-    most = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
-    own_range = value_range if value_range and matched.source_dtype == most else model.preprocessing.value_range
+    most_common = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
+    own_range = value_range if value_range and matched.source_dtype == most_common else model.preprocessing.value_range
     return Protocols(
         config=config,
         model=model,
@@ -220,7 +223,7 @@ def prepare(config: ExperimentConfig) -> Protocols:
     )
 
 
-def _opened(config: ExperimentConfig, p: Preprocessing, labels: str | None, held_out: int | None) -> LabelledData:
+def _open_data(config: ExperimentConfig, p: Preprocessing, labels: str | None, held_out: int | None) -> LabelledData:
     return open_labelled(
         config.dataset,
         labels=labels,
@@ -235,13 +238,13 @@ def _opened(config: ExperimentConfig, p: Preprocessing, labels: str | None, held
     )
 
 
-def _places(config: ExperimentConfig) -> dict[str, Any]:
-    """Where the data lie, as every command is told."""
+def _data_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that name the data, which all commands share."""
     return {name: getattr(config, name) for name in PLACES}
 
 
-def _shape_of(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:
-    """The same model and preprocessing, for training from scratch on data of this range."""
+def _from_scratch_settings(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:
+    """Settings that train a model of the same shape and preprocessing from scratch, on data of this value range."""
     shape, p = model.encoder.shape, model.preprocessing
     return {
         "width": shape.width,
@@ -263,19 +266,19 @@ def _quietly(task: Callable[[Any], dict[str, Any]], config: Any) -> dict[str, An
 
 
 def position(protocol: str) -> float:
-    """By the number of trained blocks: kNN and the probe first, all and from scratch last."""
+    """A sort key: by the number of trained blocks, kNN and the probe first, full and from scratch last."""
     return {"kNN": -2.0, "probe": -1.0, "full": 1e6, "scratch": 1e7}.get(protocol) or float(protocol.split()[0])
 
 
 def picture(path: Path, rows: list[Row], depth: int, labels: tuple[str, ...]) -> None:
-    """Top-1 over the number of trained blocks, a line a share of the labels; from scratch and kNN as levels."""
+    """Draw top-1 over the number of trained blocks, a curve for each share of the labels; the others as levels."""
     curves = []
     for share in labels:
         own = {r.protocol: r for r in rows if r.labels == share}
-        places = {"probe": 0.0, "full": float(depth)}
-        places |= {name: float(name.split()[0]) for name in own if name.endswith(" blocks")}
-        points = sorted((place, own[name].mean, own[name].spread) for name, place in places.items() if name in own)
-        levels = {words: own[name].mean for name, words in LEVELS.items() if name in own}
+        blocks = {"probe": 0.0, "full": float(depth)}
+        blocks |= {name: float(name.split()[0]) for name in own if name.endswith(" blocks")}
+        points = sorted((count, own[name].mean, own[name].spread) for name, count in blocks.items() if name in own)
+        levels = {label: own[name].mean for name, label in LEVELS.items() if name in own}
         curves.append(Curve(f"{share} of the labels", points, levels))
     draw_curves(
         path,

@@ -1,4 +1,4 @@
-"""The rows of an experiment: each is kept when it is finished, and all are written anew after every one."""
+"""The rows of an experiment: a finished row is stored, and tables and picture are rewritten after each."""
 
 import csv
 import statistics
@@ -9,13 +9,19 @@ from typing import Any
 
 from openmae.machine.files import disk_faults, write_json, written_aside
 
-# Top-1 on the test part of each seed, the chosen rate, and top-1 on the split that chose it.
-Found = tuple[list[float], float | None, float | None]
+# Top-1 on the final split, of each seed; the chosen learning rate; and top-1 on the split that it was chosen by.
+ProtocolResult = tuple[list[float], float | None, float | None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A protocol at a share of the labels: top-1 in per cent on the test part, of each seed; what chose it."""
+    """The result of a protocol at a share of the labels.
+
+    Attributes:
+        top1: on the final split, in per cent, of each seed.
+        base_lr: the chosen learning rate; None where there was no choice.
+        chosen_by: top-1 in per cent on the split that it was chosen by; None where there was none.
+    """
 
     protocol: str
     labels: str
@@ -29,42 +35,43 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over seeds; 0 of one."""
+        """The standard deviation over seeds; 0 of a single one."""
         return statistics.stdev(self.top1) if len(self.top1) > 1 else 0.0
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
+        """The mean, and the spread where there are several seeds, as results.md has them."""
         return f"{self.mean:.1f}" if len(self.top1) == 1 else f"{self.mean:.1f} ± {self.spread:.1f}"
 
 
 @dataclass
 class Ledger:
-    """The rows so far, in results.json, results.csv, results.md and a picture.
+    """The rows so far, written to results.json, results.csv, results.md and a picture.
 
     Attributes:
-        columns: shares of the labels, as results.md has them across.
-        position: where a protocol stands among the rows of results.md.
-        draw: makes the picture.
-        kept: by "protocol labels", what was found: rows of earlier starts, too.
+        columns: shares of the labels, the columns of results.md.
+        position: a sort key of protocols, for the rows of results.md.
+        draw: draws the picture.
+        finished: results by "protocol labels", those of previous starts among them: what results.json holds.
     """
 
     out: Path
     columns: tuple[str, ...]
     position: Callable[[str], float]
     draw: Callable[[list[Row]], None]
-    kept: dict[str, Any]
+    finished: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
 
-    def run(self, protocol: str, labels: str, find: Callable[..., Found], *arguments: Any) -> None:
-        """Add a row: what is kept of it, or else what `find(labels, *arguments)` returns."""
+    def run(self, protocol: str, labels: str, measure: Callable[..., ProtocolResult], *arguments: Any) -> None:
+        """Add a row: its stored result or, where there is none, what `measure(labels, *arguments)` returns."""
         key = f"{protocol} {labels}"
-        if key not in self.kept:
+        if key not in self.finished:
             print(f"running {key}", flush=True)
-            self.kept[key] = find(labels, *arguments)
-        self.rows.append(Row(protocol, labels, *self.kept[key]))
-        print(f"{key}: {self.rows[-1].words} %", flush=True)
+            self.finished[key] = measure(labels, *arguments)
+        self.rows.append(Row(protocol, labels, *self.finished[key]))
+        print(f"{key}: {self.rows[-1].text} %", flush=True)
         with disk_faults(self.out):
-            write_json(self.out / "results.json", self.kept)
+            write_json(self.out / "results.json", self.finished)
             self._write_csv(self.out / "results.csv")
             with written_aside(self.out / "results.md") as partial:
                 partial.write_text(self.table())
@@ -78,10 +85,10 @@ class Ledger:
                 writer.writerow([r.protocol, r.labels, f"{r.mean:.4f}", len(r.top1), r.base_lr, r.chosen_by])
 
     def table(self) -> str:
-        """Protocols down, shares of the labels across, in Markdown."""
+        """A Markdown table: protocols are rows, shares of the labels columns."""
         lines = ["| | " + " | ".join(self.columns) + " |", "|---|" + "---|" * len(self.columns)]
-        cells = {(r.protocol, r.labels): r.words for r in self.rows}
+        cells = {(r.protocol, r.labels): r.text for r in self.rows}
         for protocol in sorted(dict.fromkeys(r.protocol for r in self.rows), key=self.position):
-            of_protocol = [cells.get((protocol, share), "") for share in self.columns]
-            lines.append(f"| {protocol} | " + " | ".join(of_protocol) + " |")
+            values = [cells.get((protocol, share), "") for share in self.columns]
+            lines.append(f"| {protocol} | " + " | ".join(values) + " |")
         return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Beginning an experiment, or going on with one: rows that are kept must be of the same settings."""
+"""Starting an experiment, or continuing one: rows that are finished must be of the same settings."""
 
 import json
 from contextlib import ExitStack
@@ -15,12 +15,12 @@ MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
 
 
-def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
-    """Write OUT/config.json, after a look at what an earlier start left there; hold OUT until `lock` is left.
+def create_experiment(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
+    """Check what a previous start left in OUT, lock it until `lock` is closed, and write OUT/config.json.
 
     Args:
         fingerprint: of the data.
-        encoder: a hash of its weights.
+        encoder: a hash of the encoder's weights.
 
     Raises:
         RequestError: the folder holds something else, or rows of other settings, data or weights, or another
@@ -30,20 +30,20 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
     record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
     if out.exists() and any(out.iterdir()):
         try:
-            before = {
+            stored = {
                 "value_range": None,
                 "axes": None,
                 "nodata": None,
                 **json.loads((out / "config.json").read_bytes()),
             }
-            if before["name"] != config.name:
+            if stored["name"] != config.name:
                 raise ValueError
-            epochs = dict(zip(before["labels"], before["epochs"], strict=True))
-            blocks = set(before["blocks"])
+            epochs = dict(zip(stored["labels"], stored["epochs"], strict=True))
+            blocks = set(stored["blocks"])
         except (OSError, ValueError, KeyError, TypeError):
             raise RequestError(f"{out} holds no {config.name}: choose another --out") from None
         now = dict(zip(config.labels, config.epochs, strict=True))
-        changed = [n for n in record.keys() - MAY_CHANGE - MAY_GROW if record[n] != before.get(n, record[n])]
+        changed = [n for n in record.keys() - MAY_CHANGE - MAY_GROW if record[n] != stored.get(n, record[n])]
         changed += [] if epochs.keys() <= now.keys() else ["labels"]
         changed += ["epochs"] if any(now.get(share, value) != value for share, value in epochs.items()) else []
         changed += [] if blocks <= set(config.blocks) else ["blocks"]
@@ -54,15 +54,15 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
         if changed:
             name = min(changed)
             raise RequestError(
-                f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {before[name]}: {advice}"
+                f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {stored[name]}: {advice}"
             )
     make_and_hold(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 
 
-def kept_rows(path: Path) -> dict[str, Any]:
-    """What is finished already. Raises RequestError where it cannot be read."""
+def read_finished_rows(path: Path) -> dict[str, Any]:
+    """The results that are finished already. Raises RequestError where the file cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Features of all images of a source, computed once: what `knn` votes with and `embed` writes down."""
+"""Features of all images of a source, computed once, as `knn`, `probe` and `embed` use them."""
 
 import math
 import time
@@ -25,20 +25,21 @@ from openmae.model.vit import ViT
 from openmae.training.telemetry import Screen
 
 NUM_SURVEYED = 64  # images whose sizes decide the crop fraction
-BYTES_AT_ONCE = 1 << 26  # that a process sends to the others at a time
-NAMED = 3  # unreadable images in a message
+MAX_MESSAGE_BYTES = 1 << 26  # what a process sends to the others at a time
+MAX_NAMED = 3  # unreadable images that a message names
 BATCH_SIZES = {"cpu": 64}
 BATCH_SIZE = 256  # of other devices
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Features:
-    """What an encoder says about the n readable images of a source, in the source's order.
+    """An encoder's features of the n readable images of a source, in the source's order.
 
     Attributes:
         values: (n, D) float32, or (n, rows, columns, D) of the patch grid.
-        labels: (n,) int64, or (n, K) float32 with several labels an image; -1 where there is none; None if not asked.
-        indices: (n,) int64, which of the source's images.
+        labels: (n,) int64, or (n, K) float32 with several labels an image; -1 where there is none; None unless
+            requested.
+        indices: (n,) int64, each image's index in the source.
         bad: name and reason of each image that could not be read; none is replaced by another.
     """
 
@@ -63,16 +64,16 @@ def extract(
     with_labels: bool = False,
     title: str | None = None,
 ) -> Features:
-    """Compute the features of all images, nothing masked: equal bits however many workers and processes there are.
+    """Compute the features of all images, nothing masked: bit-equal whatever the number of workers and processes.
 
-    Each process takes whole batches, as many as the others or one more or less, and gets the features of all.
+    Each process computes its share of the batches, and every process gets the features of all images.
 
     Args:
         pool, layer: as of `EncoderModel.features`.
-        batch_size: in each process; another one may change a feature's last bits.
+        batch_size: images at a time in each process; another one may change a feature's last bits.
         image_size: (height, width) in pixels; None: the model's own.
         crop_fraction: of the largest centred box, along each side; None: the model's own, as `EncoderModel.features`.
-        title: what the progress line says; None: no line.
+        title: of the progress line; None: no line.
 
     Raises:
         RequestError: size, layer or pool do not fit the model, or a batch does not fit into memory.
@@ -104,12 +105,12 @@ def extract(
             bad |= batch.bad
             seen += len(batch.images) + len(batch.bad)
             if len(batch.images):
-                found = _features(model, batch.images, preprocessing, pool, layer, precision, size)
-                if values is None:  # filled as it goes: a list of batches would need twice the memory in the end
-                    values = np.empty((len(indices), *found.shape[1:]), np.float32)
-                values[count : count + len(found)] = found
-                read[count : count + len(found)] = batch.indices.numpy()
-                count += len(found)
+                features = _features(model, batch.images, preprocessing, pool, layer, precision, size)
+                if values is None:  # filled batch by batch: to join a list of batches would need twice the memory
+                    values = np.empty((len(indices), *features.shape[1:]), np.float32)
+                values[count : count + len(features)] = features
+                read[count : count + len(features)] = batch.indices.numpy()
+                count += len(features)
             screen.update(seen, f"{seen / max(time.monotonic() - started, 1e-9):.0f} images/s")
     shape = next((s for s in processes.gather(None if values is None else values.shape[1:]) if s is not None), (0,))
     values = np.empty((0, *shape), np.float32) if values is None else values
@@ -134,15 +135,15 @@ def preprocessing_for(model: EncoderModel, image_size: tuple[int, int] | None) -
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images at a time in each process, where none is asked for."""
+    """Images at a time in each process, unless requested."""
     return BATCH_SIZES.get(device.type, BATCH_SIZE)
 
 
 def crop_fraction_for(source: Source, size: tuple[int, int]) -> float:
-    """`crop_fraction_of` the source's first images; those of a size without a smaller crop are not looked at.
+    """`crop_fraction_of` a sample of the source's images; none is read for sizes at which evaluation crops nothing.
 
     Raises:
-        RequestError: no image of those looked at can be read.
+        RequestError: no image of the sample can be read.
     """
     return (
         1.0 if evaluation_crop_fraction(size) == 1 else crop_fraction_of(size, survey(source, NUM_SURVEYED).short_side)
@@ -150,11 +151,11 @@ def crop_fraction_for(source: Source, size: tuple[int, int]) -> float:
 
 
 def check_readable(bad: dict[str, str], count: int, max_bad: float, what: str) -> None:
-    """Raise RequestError where none of `count` images could be read, or fewer than `max_bad` lets pass."""
+    """Raise RequestError where none of `count` images can be read, or a larger fraction than `max_bad` cannot."""
     if len(bad) <= max_bad * count and len(bad) < count:
         return
-    named = ", ".join(f"{name!r} ({reason})" for name, reason in list(bad.items())[:NAMED])
-    named += f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    named = ", ".join(f"{name!r} ({reason})" for name, reason in list(bad.items())[:MAX_NAMED])
+    named += f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
     if len(bad) == count:
         raise RequestError(f"none of {count:,} {what} can be read: {named}")
     raise RequestError(
@@ -184,13 +185,13 @@ def _features(
 
 
 def _gathered(own: NDArray, processes: Processes) -> NDArray:
-    """The rows of all processes in the order of their ranks, sent in pieces: one message of gigabytes is too much."""
+    """The rows of all processes by rank, sent in pieces: a single message of gigabytes is too large."""
     if processes.count == 1:
         return own
     counts = processes.gather(len(own))
     starts = np.cumsum([0, *counts])
     everything = np.empty((starts[-1], *own.shape[1:]), own.dtype)
-    rows = max(1, BYTES_AT_ONCE // max(1, math.prod(own.shape[1:]) * own.itemsize))
+    rows = max(1, MAX_MESSAGE_BYTES // max(1, math.prod(own.shape[1:]) * own.itemsize))
     for first in range(0, max(counts), rows):
         for start, part in zip(starts, processes.gather(own[first : first + rows]), strict=False):
             everything[start + first : start + first + len(part)] = part
@@ -198,7 +199,7 @@ def _gathered(own: NDArray, processes: Processes) -> NDArray:
 
 
 def _check_finite(values: NDArray[np.float32]) -> None:
-    broken = sum(int((~np.isfinite(part)).reshape(len(part), -1).any(1).sum()) for part in _pieces(values))
+    broken = sum(int((~np.isfinite(part)).reshape(len(part), -1).any(1).sum()) for part in _chunks(values))
     if broken:
         raise Fault(
             f"the features of {broken} of {len(values)} images are not finite: the model's weights are broken or its "
@@ -206,6 +207,6 @@ def _check_finite(values: NDArray[np.float32]) -> None:
         )
 
 
-def _pieces(values: NDArray[np.float32]) -> Generator[NDArray[np.float32], None, None]:
+def _chunks(values: NDArray[np.float32]) -> Generator[NDArray[np.float32], None, None]:
     for start in range(0, len(values), 4096):
         yield values[start : start + 4096]

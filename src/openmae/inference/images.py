@@ -18,19 +18,19 @@ from openmae.inference.models import EncoderModel, ImageLike
 
 
 def matched_to_images(model: M, config: AttentionConfig | ReconstructConfig) -> tuple[M, list[str]]:
-    """`matched_model` for the named files or the named data set."""
+    """`matched_model`, for the image files or the data set that the config names."""
     names, reading = config.images, reading_of(config, model.preprocessing)
     if are_files(names):
         shapes = shapes_of_files(Path.cwd(), map(os.fsencode, names))
         reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("usual_axes"))
         return matched_model(model, [FolderSource(Path.cwd(), names, **reading)], config.value_range)
-    return matched_model(model, _parts(names[0], reading) if len(names) == 1 else (), config.value_range)
+    return matched_model(model, _splits(names[0], reading) if len(names) == 1 else (), config.value_range)
 
 
 def gather_images(
     config: AttentionConfig | ReconstructConfig, model: EncoderModel
 ) -> tuple[list[ImageLike], list[str]]:
-    """The named files or the first `--limit` images of the named data set, and a line about each that cannot be read.
+    """The image files that the config names, or the first images of its data set; and a line about each unreadable one.
 
     Raises:
         RequestError: none can be read.
@@ -47,7 +47,7 @@ def gather_images(
                 skipped.append(str(error))
     else:
         check_images(names)
-        source = next(_parts(names[0], reading_of(config, model.preprocessing)))
+        source = next(_splits(names[0], reading_of(config, model.preprocessing)))
         for index in range(len(source)):
             if len(images) == limit:
                 break
@@ -62,8 +62,8 @@ def gather_images(
     return images, skipped
 
 
-def _parts(data: str, reading: dict[str, Any]) -> Generator[Source, None, None]:
-    """The parts of a data set that there are, the least trained on first."""
+def _splits(data: str, reading: dict[str, Any]) -> Generator[Source, None, None]:
+    """The splits that a data set has, those least trained on first."""
     for split in ("test", "val", "train"):
         if (source := open_source(data, split, **reading)) is not None:
             yield source

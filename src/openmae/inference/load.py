@@ -1,4 +1,4 @@
-"""From `--init` to a model that encodes and reconstructs, classifies or predicts: what `openmae.load` returns."""
+"""`openmae.load`: from a run folder or a file to a model that encodes, reconstructs, classifies or predicts numbers."""
 
 from dataclasses import replace
 
@@ -26,55 +26,63 @@ def load(
     value_range: tuple[float, float] | None = None,
     axes: str | None = None,
     nodata: float | str | None = None,
-    say: bool = False,
+    verbose: bool = False,
 ) -> MAEModel | ClassifierModel | RegressionModel | EncoderModel:
-    """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
+    """Load a model that encodes images and, by its kind, reconstructs them, classifies them or predicts numbers.
 
     Args:
         init: a run folder, a checkpoint, a file of ours or of another program, `timm:NAME` or `hf:ORG/NAME`.
-        num_heads, image_size: of a foreign file that does not say them.
-        value_range: raw values of the images you will give that become the model's 0 and 1, such as (0, 4095) for 12
-            bits in 16. Without it images of another number type than the model's are taken to use all of theirs, with a
-            warning where they do not; nothing is guessed from an image.
-        axes: which axes of a `.npy` of three are channels, rows and columns, such as "CYX"; else as the model had them,
-            or by the shape where that tells. Arrays are H × W × C.
-        nodata: a value of the images you will give that stands for none, beside NaN and what TIFFs mark; "off": none
-            does; else as the model had it.
-        say: print which weights were loaded and which were not; `report` of the result tells it in any case.
+        device: cpu, cuda, cuda:1 or mps; the best there is unless given.
+        num_heads, image_size: of another program's file that does not hold them.
+        value_range: the raw values of your images that become the model's 0 and 1, such as (0, 4095) for 12-bit images
+            in 16 bits. Without it, images of another number type than the model's are assumed to use the full range of
+            their type, with a warning where they do not; nothing is guessed from an image.
+        axes: which axes of a three-dimensional `.npy` file are channels, rows and columns, such as "CYX". Without it,
+            as the model's data had them, or by the shape where that is unambiguous. Arrays are H × W × C.
+        nodata: a value that stands for no data, beside NaN and what TIFFs mark; "off": no value does. Without it, as
+            the model's data had it.
+        verbose: print which weights were loaded and which were not; the model's `report` holds it in any case.
+
+    Returns:
+        `MAEModel`, `ClassifierModel` or `RegressionModel`, or `EncoderModel` where there is neither decoder nor head.
 
     Raises:
         RequestError: it does not exist, is damaged, is no Vision Transformer, or lacks a weight of its encoder.
+
+    Example:
+        >>> model = openmae.load("runs/photos")
+        >>> model.features("photos/cat.png").shape
+        torch.Size([1, 16])
     """
-    found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
-    chosen = pick_device(device)
-    stored = found.preprocessing
-    axes, nodata = stored.axes if axes is None else axes, stored.nodata if nodata is None else nodata
-    preprocessing = replace(stored, axes=axes, nodata=nodata)
+    stored = read_init(init, Hints(num_heads=num_heads, image_size=image_size), verbose=verbose)
+    target_device, preprocessing = pick_device(device), stored.preprocessing
+    axes, nodata = preprocessing.axes if axes is None else axes, preprocessing.nodata if nodata is None else nodata
+    preprocessing = replace(preprocessing, axes=axes, nodata=nodata)
     preprocessing = preprocessing if value_range is None else with_value_range(preprocessing, value_range)
-    common = (preprocessing, found.description, chosen, found.report)
-    if isinstance(found.shape, MAEShape):
-        mae = MAE.from_shape(found.shape)
-        load_weights(mae, found.weights, str(found.path))
-        mae.eval().to(chosen)
+    common = (preprocessing, stored.description, target_device, stored.report)
+    if isinstance(stored.shape, MAEShape):
+        mae = MAE.from_shape(stored.shape)
+        load_weights(mae, stored.weights, str(stored.path))
+        mae.eval().to(target_device)
         return MAEModel(mae.encoder, *common, mae)
-    if isinstance(found.shape, ViTShape):
-        encoder = ViT(found.shape)
-        load_encoder(encoder, found)
-        return EncoderModel(encoder.eval().to(chosen), *common)
-    classifier = Classifier.from_shape(found.shape)
-    load_weights(classifier, found.weights, str(found.path))
-    classifier.eval().to(chosen)
-    kind = ClassifierModel if found.scale is None else RegressionModel
-    return kind(classifier.encoder, *common, classifier)
+    if isinstance(stored.shape, ViTShape):
+        encoder = ViT(stored.shape)
+        load_encoder(encoder, stored)
+        return EncoderModel(encoder.eval().to(target_device), *common)
+    classifier = Classifier.from_shape(stored.shape)
+    load_weights(classifier, stored.weights, str(stored.path))
+    classifier.eval().to(target_device)
+    model_class = ClassifierModel if stored.scale is None else RegressionModel
+    return model_class(classifier.encoder, *common, classifier)
 
 
 def load_mae(init: str, device: str | None = None) -> MAEModel:
-    """As `load`, for what needs the decoder; says which weights were loaded.
+    """As `load`, for what needs a decoder; prints which weights were loaded.
 
     Raises:
-        RequestError: it holds none.
+        RequestError: the model has no decoder.
     """
-    model = load(init, device, say=True)
+    model = load(init, device, verbose=True)
     if not isinstance(model, MAEModel):
         kinds = {ClassifierModel: "a classifier", RegressionModel: "a regression model"}
         what = kinds.get(type(model), "an encoder only")

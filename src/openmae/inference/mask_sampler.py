@@ -1,4 +1,4 @@
-"""Drawing the masking of a batch from its samples' keys: joins the sampler's chance to the model's masking."""
+"""Drawing the masks of a batch: random numbers from the samples' keys, turned into the model's masking."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class MaskSampler:
         if self.kind == "grid":
             return grid_masking(len(keys), self.grid)
         if self.kind == "given":
-            assert self.given is not None
+            assert self.given is not None, "the kind given comes with a mask"
             return given_masking(self.given.flatten()[None].expand(len(keys), -1))
         noise = torch.from_numpy(uniforms(keys.numpy(), noise_per_image(self.kind, self.grid), "mask")).float()
         if self.kind == "random":
@@ -55,7 +55,7 @@ class MaskSampler:
         return block_masking(noise, self.grid, self.ratio)
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint keeps; a given mask as rows of 0 and 1."""
+        """The masking as a checkpoint's metadata hold it; a given mask as rows of 0 and 1."""
         if self.given is None:
             return {"kind": self.kind, "ratio": self.ratio}
         rows = ["".join(map(str, row)) for row in self.given.int().tolist()]
@@ -67,23 +67,23 @@ class MaskSampler:
         return self(torch.zeros(1, dtype=torch.int64)).num_visible
 
 
-def described_mask(masking: dict[str, Any], grid: Grid) -> Tensor | None:
-    """The given mask of a checkpoint's description where it fits the grid, else None."""
+def mask_from_description(masking: dict[str, Any], grid: Grid) -> Tensor | None:
+    """The given mask that a checkpoint's metadata hold, (rows, columns) bool, where it fits the grid; else None."""
     rows = masking.get("given", [])
     fits = isinstance(rows, list) and len(rows) == grid[0] and all(len(str(row)) == grid[1] for row in rows)
     return torch.tensor([[character == "1" for character in str(row)] for row in rows]) if fits else None
 
 
 def to_device(masking: Masking, device: torch.device) -> Masking:
-    """The masking on the device; to a GPU from page-locked memory, for which nobody waits."""
+    """The masking on the device; to a GPU copied from page-locked memory, so that the CPU does not wait."""
     ids = (masking.keep_ids, masking.masked_ids)
     if device.type == "cuda":
         ids = (ids[0].contiguous().pin_memory(), ids[1].contiguous().pin_memory())  # a slice keeps its strides
-    return Masking(*(part.to(device, non_blocking=True) for part in ids))
+    return Masking(*(tensor.to(device, non_blocking=True) for tensor in ids))
 
 
 def read_mask(path: str, grid: Grid) -> Tensor:
-    """A person's mask from a .npy file: (rows, columns) bool, True where hidden.
+    """A mask from a .npy file (`--mask-file`): (rows, columns) bool, True where hidden.
 
     Raises:
         RequestError: no such file, not booleans (0/1), another grid, or it hides all or nothing.

@@ -1,4 +1,4 @@
-"""A model and the data that it is given, brought together: by which rule values of another type become the model's."""
+"""A model matched to its data: how values of another number type become the model's, the axes, the nodata value."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,11 +15,11 @@ M = TypeVar("M", bound=EncoderModel)
 
 
 def matched_model(model: M, sources: Iterable[Source], value_range: tuple[float, float] | None) -> tuple[M, list[str]]:
-    """The model with a preprocessing that fits the data, and what to say about it, a line a thing.
+    """The model with a preprocessing that fits the data, and lines for a person that say how it fits.
 
     Args:
-        sources: the parts of the data; some images of each are looked at.
-        value_range: what a person says becomes the model's 0 and 1.
+        sources: the splits of the data; some images of each are surveyed.
+        value_range: the raw values that become the model's 0 and 1, where a person gave them.
     """
     sources = tuple(sources)
     preprocessing, lines = match_scale(

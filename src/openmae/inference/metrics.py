@@ -1,4 +1,4 @@
-"""What a model's answers on a test set come to: accuracy with its uncertainty, mean average precision, R2, loss."""
+"""Metrics of a model's predictions: accuracy with its confidence interval, mean average precision, R2, loss."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from openmae.config import TargetScale
 from openmae.errors import Fault, RequestError
-from openmae.inference.regression import in_own_units, regression_figures, standardised
+from openmae.inference.regression import in_own_units, regression_metrics, standardised
 
-ROWS_AT_ONCE = 4096  # of the scores, when they are widened to double precision
+ROWS_AT_ONCE = 4096  # of the logits that are converted to double precision at a time
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """What a classifier, or a regression model, said about the images of a source.
+    """The outputs of a classifier, or of a regression model, for the images of a source, beside the true labels.
 
     Attributes:
         logits: (n, K) float32 on the CPU; of a regression model its outputs, standardised.
         targets: (n,) int64, one class each; or (n, K) float32 of 0 and 1, several labels each; or (n, K) float64, the
             numbers in their own units.
-        indices: (n,) int64, which of the source's images.
+        indices: (n,) int64, each image's index in the source.
         bad: name and reason of each image that could not be read. A test image is never replaced by another.
         scale: of the numbers that a regression model predicts; None of classes.
     """
@@ -60,14 +60,19 @@ class Predictions:
         return self.logits.shape[1]
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the numbers that a regression model predicts; none of classes."""
+        return () if self.scale is None else self.scale.columns
+
+    @property
     def numbers(self) -> NDArray[np.float64]:
-        """(n, columns) what a regression model predicts, in the numbers' own units."""
-        assert self.scale is not None
+        """(n, columns) the numbers that a regression model predicts, in their own units."""
+        assert self.scale is not None, "predictions of classes are no numbers"
         return in_own_units(self.logits, self.scale).numpy()
 
 
 def merge(parts: list[Predictions]) -> Predictions:
-    """The parts of several processes as one, sorted by index; a part may be empty. No image may be in two parts."""
+    """The predictions of several processes as one, sorted by index; some may be empty. No image may occur twice."""
     assert len({(part.num_classes, part.is_multi_label, part.scale) for part in parts}) == 1, "parts of one model"
     indices = np.concatenate([part.indices for part in parts])
     order = np.argsort(indices, kind="stable")
@@ -99,16 +104,17 @@ def check(predictions: Predictions) -> None:
         )
 
 
-def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
-    """The figures of an evaluation by name, `prefix` before each; shares in per cent, losses in nats.
+def compute_metrics(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+    """The metrics of an evaluation by name, `prefix` before each; shares in per cent, losses in nats.
 
     One label: top1 with top1_low and top1_high (95 %, Wilson 1927), top5 (more than 5 classes), balanced_top1 (mean
     recall of the classes that have images), loss (plain cross-entropy); with unreadable images top1_lower_bound, which
     counts them as wrong. Several labels: map (mean average precision of the classes that have images; absent if none
-    has), f1 (micro) and exact_match of the labels above one half, loss (binary cross-entropy, mean over classes).
-    Numbers: see `regression_figures`; loss (squared error on standardised targets, mean over columns).
-    All: images (readable ones, which all the others are over), unreadable. Of classes absent_classes too, those
-    without an image.
+    has), f1 (micro) and exact_match of the labels with a probability above 0.5, loss (binary cross-entropy, mean over
+    classes).
+    Numbers: see `regression_metrics`; loss (squared error on standardised targets, mean over columns).
+    Always: images (the readable ones, over which all metrics are computed), unreadable. Of classes also absent_classes,
+    those without an image.
 
     Raises:
         RequestError: no image could be read.
@@ -116,7 +122,7 @@ def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
     """
     check(predictions)
     if predictions.scale is not None:
-        values = regression_figures(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
+        values = regression_metrics(predictions.targets.numpy(), predictions.numbers, predictions.scale.columns)
     else:
         values = _several_labels(predictions) if predictions.is_multi_label else _one_label(predictions)
     values |= {
@@ -125,7 +131,7 @@ def figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
         "unreadable": len(predictions.bad),
     }
     if predictions.scale is None:
-        values["absent_classes"] = int((images_of_classes(predictions) == 0).sum())
+        values["absent_classes"] = int((class_counts(predictions) == 0).sum())
     return {prefix + name: value for name, value in values.items()}
 
 
@@ -136,7 +142,7 @@ def _one_label(predictions: Predictions) -> dict[str, float]:
     values = {"top1": 100 * right / count, "top1_low": 100 * low, "top1_high": 100 * high}
     if predictions.num_classes > 5:
         values["top5"] = 100 * float((ranks < 5).mean())
-    images = images_of_classes(predictions)
+    images = class_counts(predictions)
     right_of_classes = np.bincount(predictions.targets.numpy()[ranks == 0], minlength=predictions.num_classes)
     values["balanced_top1"] = 100 * float((right_of_classes[images > 0] / images[images > 0]).mean())
     if predictions.bad:
@@ -145,11 +151,11 @@ def _one_label(predictions: Predictions) -> dict[str, float]:
 
 
 def _several_labels(predictions: Predictions) -> dict[str, float]:
-    said, true = answers(predictions), predictions.targets.numpy() > 0
-    hits, wanted = int((said & true).sum()), int(said.sum()) + int(true.sum())
+    predicted, true = predicted_labels(predictions), predictions.targets.numpy() > 0
+    hits, positives = int((predicted & true).sum()), int(predicted.sum()) + int(true.sum())
     values = {
-        "f1": 100 * 2 * hits / wanted if wanted else 0.0,
-        "exact_match": 100 * float((said == true).all(1).mean()),
+        "f1": 100 * 2 * hits / positives if positives else 0.0,
+        "exact_match": 100 * float((predicted == true).all(1).mean()),
     }
     precisions = average_precisions(predictions)
     if not np.isnan(precisions).all():
@@ -158,23 +164,23 @@ def _several_labels(predictions: Predictions) -> dict[str, float]:
 
 
 def interval(right: int, count: int) -> tuple[float, float]:
-    """Where the true share lies, with 95 % confidence, if `right` of `count` independent images are right (Wilson)."""
+    """The 95 % confidence interval of a share, if `right` of `count` independent images are right (Wilson score)."""
     from scipy.stats import binomtest
 
-    found = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    bounds = binomtest(right, count).proportion_ci(CONFIDENCE, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def true_ranks(predictions: Predictions) -> NDArray[np.int64]:
-    """(n,) how many classes come before the true one; of equal scores the lower class comes first, as in argmax."""
+    """(n,) the rank of the true class, 0 for the highest score; of equal scores the lower class comes first."""
     scores, targets = predictions.logits.numpy(), predictions.targets.numpy()
     true = np.take_along_axis(scores, targets[:, None], 1)
     lower = np.arange(predictions.num_classes) < targets[:, None]
     return ((scores > true) | ((scores == true) & lower)).sum(1)
 
 
-def answers(predictions: Predictions) -> NDArray:
-    """(n,) the class with the highest score; several labels: (n, K) bool, those of probability above one half."""
+def predicted_labels(predictions: Predictions) -> NDArray:
+    """(n,) the class with the highest score; several labels: (n, K) bool, those with a probability above 0.5."""
     scores = predictions.logits.numpy()
     return scores > 0 if predictions.is_multi_label else scores.argmax(1)
 
@@ -182,12 +188,12 @@ def answers(predictions: Predictions) -> NDArray:
 def losses(predictions: Predictions) -> NDArray[np.float64]:
     """The loss of each image, (n,).
 
-    Classes: cross-entropy in nats; several labels: binary cross-entropy, mean over classes; numbers: the squared error
-    of what is standardised, mean over columns.
+    Classes: cross-entropy in nats; several labels: binary cross-entropy, mean over classes; numbers: squared error on
+    standardised targets, mean over columns.
     """
     if predictions.scale is not None:
-        wanted = standardised(predictions.targets, predictions.scale)
-        return (predictions.logits.double() - wanted.double()).square().mean(1).numpy()
+        targets = standardised(predictions.targets, predictions.scale)
+        return (predictions.logits.double() - targets.double()).square().mean(1).numpy()
     parts = []
     for scores, targets in zip(
         predictions.logits.split(ROWS_AT_ONCE), predictions.targets.split(ROWS_AT_ONCE), strict=True
@@ -200,7 +206,7 @@ def losses(predictions: Predictions) -> NDArray[np.float64]:
     return torch.cat(parts).numpy()
 
 
-def images_of_classes(predictions: Predictions) -> NDArray[np.int64]:
+def class_counts(predictions: Predictions) -> NDArray[np.int64]:
     """(K,) how many images have each label."""
     if predictions.is_multi_label:
         return predictions.targets.numpy().sum(0, dtype=np.int64)
@@ -220,9 +226,12 @@ def average_precisions(predictions: Predictions) -> NDArray[np.float64]:
     )
 
 
-def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """(pairs, 3) true class, said class, number of images, of each pair that occurs: K × K may not fit in memory."""
+def confusion_counts(predictions: Predictions) -> NDArray[np.int64]:
+    """The confusion matrix's entries above 0: (pairs, 3) of true class, predicted class and number of images.
+
+    A dense matrix of many classes may not fit into memory.
+    """
     codes, counts = np.unique(
-        predictions.targets.numpy() * predictions.num_classes + answers(predictions), return_counts=True
+        predictions.targets.numpy() * predictions.num_classes + predicted_labels(predictions), return_counts=True
     )
     return np.stack([*np.divmod(codes, predictions.num_classes), counts], axis=1)

@@ -1,4 +1,4 @@
-"""The models that `openmae.load` returns give features, classes, numbers or reconstructions of images."""
+"""The models that `openmae.load` returns: they give features, classes, numbers or reconstructions of images."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
 from openmae.data.value_scale import scale_doubt
 from openmae.errors import RequestError, shown
-from openmae.inference.mask_sampler import MaskSampler, described_mask, read_mask, to_device
+from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
 from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
 from openmae.inference.regression import in_own_units
 from openmae.interchange.report import Report
@@ -34,14 +34,14 @@ from openmae.model.vit import ViT
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
-def len_of(images: object) -> int:
+def num_images(images: object) -> int:
     """How many images a list or tuple holds; anything else is one image."""
     return len(images) if isinstance(images, (list, tuple)) else 1
 
 
-def checked_images(images: Any) -> Any:
-    """The images. Raises RequestError where they are none."""
-    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or len_of(images) == 0:
+def check_images(images: Any) -> Any:
+    """Return the images. Raises RequestError where they are of a type that cannot be images, or none are given."""
+    if not isinstance(images, (str, Path, Image.Image, np.ndarray, list, tuple)) or num_images(images) == 0:
         raise RequestError(f"images got {type(images).__name__}: give paths, PIL images or arrays, one or several")
     return images
 
@@ -51,8 +51,8 @@ class EncoderModel:
     """A trained encoder with its preprocessing: features of whole images, nothing masked, deterministic.
 
     Attributes:
-        encoder: in evaluation mode; `Identity` for a norm means that the classifier it is of has none there.
-        description: what the checkpoint says of itself: shape, preprocessing, recipe, seed, step.
+        encoder: in evaluation mode; its norm is an `Identity` where a classifier's norm follows the pooling instead.
+        description: the checkpoint's metadata: kind, shape, preprocessing, recipe, seed, step.
         report: what became of each weight of the file.
     """
 
@@ -68,26 +68,30 @@ class EncoderModel:
         size: tuple[int, int] | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> Tensor:
-        """Centre-crop, resize and normalise pictures: (B, C, H, W) float32 on the device.
+        """Centre-crop, resize and normalise images: (B, C, H, W) float32 on the device.
+
+        Args:
+            size: (height, width) in pixels; the model's own unless given.
+            max_pixels: image files of more pixels are refused.
 
         Raises:
-            RequestError: a picture cannot be read or does not fit the model.
+            RequestError: an image cannot be read or does not fit the model.
         """
-        checked_images(images)
+        check_images(images)
         return self._prepared(images, size, max_pixels)[0]
 
     def _prepared(
         self, images: ImageLike | Sequence[ImageLike], size: tuple[int, int] | None, max_pixels: int = MAX_PIXELS
     ) -> tuple[Tensor, Tensor | None]:
-        """`prepare`, and which patches are empty: (B, N) bool, None where none is."""
+        """`prepare`, and which patches are empty (nodata): (B, N) bool, None where none is."""
         items = [images] if isinstance(images, (str, Path, Image.Image, np.ndarray)) else list(images)
         size = size or self.preprocessing.image_size
         doubts: list[str] = []
-        found = [self._prepare(item, size, max_pixels, doubts) for item in items]
+        pairs = [self._prepare(item, size, max_pixels, doubts) for item in items]
         if doubts:
             warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=4)
-        stack = torch.stack([pixels for pixels, _ in found]).to(self.device)
-        return normalise(stack, self.preprocessing), stacked_empty([empty for _, empty in found])
+        stack = torch.stack([pixels for pixels, _ in pairs]).to(self.device)
+        return normalise(stack, self.preprocessing), stacked_empty([empty for _, empty in pairs])
 
     def _prepare(
         self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]
@@ -119,7 +123,7 @@ class EncoderModel:
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
         """Tokens of whole images, nothing masked: (B, 1 + N, width), the class token first (ViTDet has none).
 
-        A tensor (B, C, H, W) is taken as normalised already.
+        A tensor (B, C, H, W) is taken to be normalised already.
         """
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
         return self.encoder(prepared)
@@ -132,10 +136,10 @@ class EncoderModel:
 
         Args:
             pool: "cls" or "mean", (B, width); or "grid", the patch tokens as (B, rows, columns, width).
-            layer: after which block, from 1; None: the last, and the norm behind it. Earlier layers are not normed.
+            layer: after which block, counted from 1, without a norm; None: after the last block and its norm.
 
         Raises:
-            RequestError: there is no such layer or pool, or a picture cannot be read.
+            RequestError: there is no such layer or pool, or an image cannot be read.
         """
         check_name("--pool", pool, (*POOLS, "grid"))
         check_range("--layer", layer, 1, self.encoder.shape.depth)
@@ -159,13 +163,13 @@ class ClassifierModel(EncoderModel):
 
     @torch.no_grad()
     def classify(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:
-        """The probability of each class: (B, classes); of a multi-label model each by itself."""
+        """The probability of each class: (B, classes); softmax, or sigmoid where an image may have several labels."""
         prepared = images.to(self.device) if isinstance(images, Tensor) else self.prepare(images)
         logits = self.classifier(prepared)
         return logits.sigmoid() if self.description.get("is_multi_label") else logits.softmax(dim=1)
 
     def _norm_pooled(self, pooled: Tensor) -> Tensor:
-        return _as_its_head_sees(self.classifier, pooled)
+        return _normed_as_by_head(self.classifier, pooled)
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class RegressionModel(EncoderModel):
     """A fine-tuned or probed regression model with its preprocessing and what it predicts.
 
     Attributes:
-        regressor: gives standardised numbers; `scale` says in which units they are.
+        regressor: its outputs are standardised; `scale` brings them back to the numbers' own units.
     """
 
     regressor: Classifier
@@ -194,21 +198,21 @@ class RegressionModel(EncoderModel):
         return in_own_units(self.regressor(prepared), self.scale)
 
     def _norm_pooled(self, pooled: Tensor) -> Tensor:
-        return _as_its_head_sees(self.regressor, pooled)
+        return _normed_as_by_head(self.regressor, pooled)
 
 
 def encoder_features(encoder: ViT, images: Tensor, pool: str, layer: int | None = None) -> Tensor:
-    """Return features of prepared images, nothing masked, with the arguments of `EncoderModel.features`."""
+    """Features of normalised images, nothing masked, with the arguments of `EncoderModel.features`."""
     tokens = encoder(images) if layer is None else encoder.tokens(images, num_blocks=layer)
     if pool == "grid":
         height, width = images.shape[-2:]
         grid = grid_of(height, width, encoder.shape.patch_size)
-        return tokens[:, encoder.shape.num_prefix :].unflatten(1, grid)
-    return pool_tokens(tokens, pool, encoder.shape.num_prefix)
+        return tokens[:, encoder.shape.num_prefix_tokens :].unflatten(1, grid)
+    return pool_tokens(tokens, pool, encoder.shape.num_prefix_tokens)
 
 
-def _as_its_head_sees(classifier: Classifier, pooled: Tensor) -> Tensor:
-    """Pooled tokens as a head takes them: a fine-tuned one norms the mean, not the tokens."""
+def _normed_as_by_head(classifier: Classifier, pooled: Tensor) -> Tensor:
+    """Pooled tokens as the linear head takes them: a fine-tuned classifier norms the pooled token, not the tokens."""
     return classifier.fc_norm(pooled) if classifier.shape.head == "fine-tune" else pooled
 
 
@@ -235,16 +239,18 @@ class MAEModel(EncoderModel):
         paste: bool = True,
         size: tuple[int, int] | None = None,
     ) -> Reconstruction:
-        """Hide patches and fill them in; settings not given are those of the training.
+        """Mask patches and predict them; masking settings that are not given are those of the training.
 
         Args:
-            mask, mask_ratio, mask_file: which patches are hidden (see ReconstructConfig).
-            undo: for norm-pixel models, "neighbours" or "true" (leaks the answer).
+            mask, mask_ratio, mask_file: which patches are masked (see ReconstructConfig).
+            seed: other seeds mask other patches.
+            undo: where the patch statistics that a norm-pixel prediction lacks are taken from: "neighbours", or "true"
+                (which leaks part of the answer).
             paste: show visible patches as they are.
-            size: (height, width) other than the model's own.
+            size: (height, width) in pixels; the model's own unless given.
 
         Raises:
-            RequestError: a picture cannot be read, or the mask or size does not fit.
+            RequestError: an image cannot be read, or the mask or size does not fit.
         """
         check_name("undo", undo, ("neighbours", "true"))
         check_name("mask", mask, MASKS)
@@ -256,11 +262,11 @@ class MAEModel(EncoderModel):
         if isinstance(images, Tensor):
             prepared = images.to(self.device)
         else:
-            prepared, empty = self._prepared(checked_images(images), size)
+            prepared, empty = self._prepared(check_images(images), size)
         grid = self.mae.grid(prepared)
         trained_with = self.description.get("masking", {})
         kind = mask or trained_with.get("kind", "random")
-        given = read_mask(mask_file, grid) if mask_file is not None else described_mask(trained_with, grid)
+        given = read_mask(mask_file, grid) if mask_file is not None else mask_from_description(trained_with, grid)
         if kind == "given" and given is None:
             raise RequestError(
                 f"the training's mask does not fit a grid of {grid}: give --mask random or a --mask-file"

@@ -1,7 +1,7 @@
-"""Weighted nearest neighbours: who they are, the class they vote for, and the mean of their numbers.
+"""Weighted nearest neighbours: which they are, the class they vote for, and the weighted mean of their numbers.
 
-The k rows of a bank with the highest cosine similarity vote for their class with exp(similarity / temperature) each
-(Wu et al., 2018); where they have numbers, that is their weight in the mean.
+The k rows of a bank with the highest cosine similarity to a query vote for their class, each with the weight
+exp(similarity / temperature) (Wu et al., 2018). Where labels are numbers, the prediction is their mean by that weight.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,46 +10,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 1024  # queries whose similarities to a part of the bank are in memory at a time
-BANK_CHUNKS = 64  # that part: so many times as many rows
-MAX_SCORES = 1 << 24  # votes of queries for classes in memory at a time
+CHUNK = 1024  # queries whose similarities to a chunk of the bank are in memory at a time
+BANK_CHUNKS = 64  # rows of a chunk of the bank, for each query of a chunk
+MAX_SCORES = 1 << 24  # of queries for classes, in memory at a time
 
 
 def nearest(bank: Tensor, queries: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """The k rows of the bank with the largest dot product with each query; of equal ones the earlier.
+    """The k rows of the bank with the largest dot product with each query; of equal products the earlier rows.
 
     Args:
         bank, queries: (n, D) and (q, D).
         chunk: rows of the bank at a time.
 
     Returns:
-        (q, k) products, falling, and (q, k) indices.
+        (q, k) products in descending order, and (q, k) indices of rows.
     """
     values = queries.new_empty(len(queries), 0)
     ids = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     for start in range(0, len(bank), chunk):
-        part = queries @ bank[start : start + chunk].to(queries.device).T
+        products = queries @ bank[start : start + chunk].to(queries.device).T
         kept = values.shape[1]
-        values, places = _largest(torch.cat([values, part], dim=1), k)
+        values, positions = _largest(torch.cat([values, products], dim=1), k)
         if kept:
-            previous = ids.gather(1, places.clamp(max=kept - 1))
-            ids = torch.where(places < kept, previous, places - kept + start)
+            previous = ids.gather(1, positions.clamp(max=kept - 1))
+            ids = torch.where(positions < kept, previous, positions - kept + start)
         else:
-            ids = places + start
+            ids = positions + start
     return values, ids
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """As `torch.topk`, but of equal values those that come first."""
     k = min(k, values.shape[1])
-    found, ids = values.topk(k, dim=1)
-    # topk takes any of the values that equal the last one it takes; where there are more, sort the row.
-    is_tied = (values >= found[:, -1:]).sum(1) > k
+    top, ids = values.topk(k, dim=1)
+    # topk returns any of the values that equal the k-th; where there are more than it returns, the row is sorted.
+    is_tied = (values >= top[:, -1:]).sum(1) > k
     if is_tied.any():
-        found[is_tied], ids[is_tied] = (t[:, :k] for t in values[is_tied].sort(dim=1, descending=True, stable=True))
+        top[is_tied], ids[is_tied] = (t[:, :k] for t in values[is_tied].sort(dim=1, descending=True, stable=True))
     ids, order = ids.sort(dim=1)
-    found, by_value = found.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return found, ids.gather(1, by_value)
+    top, by_value = top.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return top, ids.gather(1, by_value)
 
 
 def neighbour_votes(
@@ -63,21 +63,21 @@ def neighbour_votes(
     chunk: int = CHUNK,
     device: torch.device | None = None,
 ) -> dict[int, Tensor]:
-    """The class that the k nearest rows of the bank vote for, by k: (q,) int64 each, on the CPU.
+    """The class that the k nearest rows of the bank vote for, for each k: (q,) int64 each, on the CPU.
 
     Of classes with equal votes the lower one wins; of rows that are equally near, the earlier ones vote.
 
     Args:
         bank, queries: features, (n, D) and (q, D) float32; normalised to length 1 here.
         bank_labels: (n,) int64.
-        chunk: queries at a time, each against 64 times as many rows of the bank: a matter of memory.
+        chunk: queries at a time, against 64 times as many rows of the bank: smaller chunks take less memory.
         device: where similarities are computed; None: where the queries are.
     """
-    parts: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
+    votes: dict[int, list[Tensor]] = {k: [torch.empty(0, dtype=torch.int64)] for k in ks}
     for weights, ids in _weighted(bank, queries, max(ks), temperature, chunk, device or queries.device):
         for k in ks:
-            parts[k].append(_elected(weights[:, :k], bank_labels.cpu()[ids[:, :k]], num_classes))
-    return {k: torch.cat(found) for k, found in parts.items()}
+            votes[k].append(_vote(weights[:, :k], bank_labels.cpu()[ids[:, :k]], num_classes))
+    return {k: torch.cat(chunks) for k, chunks in votes.items()}
 
 
 def neighbour_means(
@@ -90,39 +90,40 @@ def neighbour_means(
     chunk: int = CHUNK,
     device: torch.device | None = None,
 ) -> dict[int, Tensor]:
-    """The weighted mean of the numbers of the k nearest rows of the bank, by k: (q, columns) float64, on the CPU.
+    """The weighted mean of the numbers of the k nearest rows, for each k: (q, columns) float64 each, on the CPU.
 
     Args:
         bank_numbers: (n, columns).
         bank, queries, chunk, device: as of `neighbour_votes`.
     """
     numbers = bank_numbers.cpu().double()
-    parts: dict[int, list[Tensor]] = {k: [numbers.new_empty(0, numbers.shape[1])] for k in ks}
+    means: dict[int, list[Tensor]] = {k: [numbers.new_empty(0, numbers.shape[1])] for k in ks}
     for weights, ids in _weighted(bank, queries, max(ks), temperature, chunk, device or queries.device):
         for k in ks:
             shares = weights[:, :k] / weights[:, :k].sum(1, keepdim=True)
-            parts[k].append((shares[..., None] * numbers[ids[:, :k]]).sum(1))
-    return {k: torch.cat(found) for k, found in parts.items()}
+            means[k].append((shares[..., None] * numbers[ids[:, :k]]).sum(1))
+    return {k: torch.cat(chunks) for k, chunks in means.items()}
 
 
 def _weighted(
-    bank: Tensor, queries: Tensor, most: int, temperature: float, chunk: int, device: torch.device
+    bank: Tensor, queries: Tensor, k: int, temperature: float, chunk: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The weights of the nearest rows of the bank, of so many queries at a time, and which they are: (c, most) each."""
+    """The weights and the indices of the k nearest rows of the bank, a chunk of c queries at a time: (c, k) each."""
     bank = F.normalize(bank, dim=1)
     rows = chunk * BANK_CHUNKS
-    if len(bank) <= rows:  # moved once; a larger one goes piece by piece for each chunk of queries
+    if len(bank) <= rows:  # moved once; a larger one is moved chunk by chunk for each chunk of queries
         bank = bank.to(device)
-    for some in queries.split(chunk):
-        values, ids = (t.cpu() for t in nearest(bank, F.normalize(some.to(device), dim=1), most, rows))
-        # On the CPU, where sums have an order; relative to the nearest, so that no temperature overflows.
+    for chunk_queries in queries.split(chunk):
+        values, ids = (t.cpu() for t in nearest(bank, F.normalize(chunk_queries.to(device), dim=1), k, rows))
+        # On the CPU, where sums are deterministic; relative to the nearest row, so that no temperature overflows.
         yield ((values.double() - values[:, :1].double()) / temperature).exp(), ids
 
 
-def _elected(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def _vote(weights: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The class with the largest sum of weights, (q,); `weights` and `labels` of the neighbours are (q, k)."""
     rows = max(1, MAX_SCORES // num_classes)
-    elected = []
-    for some_weights, some_labels in zip(weights.split(rows), labels.split(rows), strict=True):
-        scores = torch.zeros(len(some_weights), num_classes, dtype=weights.dtype)
-        elected.append(scores.scatter_add_(1, some_labels, some_weights).argmax(1))
-    return torch.cat(elected)
+    winners = []
+    for row_weights, row_labels in zip(weights.split(rows), labels.split(rows), strict=True):
+        scores = torch.zeros(len(row_weights), num_classes, dtype=weights.dtype)
+        winners.append(scores.scatter_add_(1, row_labels, row_weights).argmax(1))
+    return torch.cat(winners)

@@ -1,4 +1,4 @@
-"""What a classifier, or a regression model, says about every image of a source, each counted once."""
+"""Predictions of a classifier, or of a regression model, for every image of a source, each counted once."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -39,13 +39,14 @@ def logits_of(
 ) -> Generator[tuple[EvaluationBatch, Tensor], None, None]:
     """Yield the images of a share of a source batch by batch, with their float32 logits on the device.
 
-    A batch of which nothing can be read has no logits: (0, classes).
+    A batch without a readable image has no logits: (0, classes).
 
     Args:
+        share: indices of the images.
         crop_fraction, with_labels, is_given_up: as of `evaluation_batches`.
 
     Raises:
-        ReaderKilled: the system killed readers, twice.
+        ReaderKilled: the operating system killed reader processes, twice.
     """
     batches = evaluation_batches(
         source,
@@ -82,20 +83,20 @@ def predict(
     stop: StopRequest | None = None,
     scale: TargetScale | None = None,
 ) -> Predictions:
-    """Classify all images, or predict their numbers: each process its own part, unreadable ones left out and named.
+    """Classify all images, or predict their numbers; unreadable ones are left out and named.
 
-    Every process gets the predictions of all.
+    Each process computes its share, and every process gets the predictions for all images.
 
     Raises:
         EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
-        ReaderKilled: the system killed readers of this one, twice.
+        ReaderKilled: the operating system killed reader processes of this one, twice.
     """
     targets = torch.from_numpy(targets_of(source))
     logits: list[Tensor] = [torch.empty(0, model.shape.num_classes)]
     indices: list[np.ndarray] = [np.empty(0, np.int64)]
     bad: dict[str, str] = {}
     share = processes.share(len(source))
-    found = logits_of(
+    batches = logits_of(
         model,
         source,
         preprocessing,
@@ -110,8 +111,8 @@ def predict(
     )
     killed: ReaderKilled | None = None
     try:
-        with closing(found):
-            for batch, scores in found:
+        with closing(batches):
+            for batch, scores in batches:
                 bad |= batch.bad
                 logits.append(scores.cpu())
                 indices.append(batch.indices.numpy())
@@ -120,5 +121,5 @@ def predict(
     if processes.any(killed is not None or (stop is not None and stop.is_received())):
         raise EvaluationStopped if killed is None else killed
     own = np.concatenate(indices)
-    part = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
-    return merge(processes.gather(part))
+    predictions = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
+    return merge(processes.gather(predictions))

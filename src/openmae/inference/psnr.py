@@ -1,4 +1,4 @@
-"""How good a reconstruction is: PSNR on masked pixels, beside two baselines that have learnt nothing."""
+"""PSNR of reconstructions on masked pixels, and of two baselines without a model."""
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def interpolate_visible(truth: Tensor, is_masked: Tensor) -> Tensor:
     for image, hidden, filled in zip(truth, is_masked[:, 0].numpy(), result, strict=True):
         known, unknown = np.argwhere(~hidden), np.argwhere(hidden)
         values = image[:, ~hidden].T.numpy()
-        if not len(known):  # where something is empty, all that is visible may be
+        if not len(known):  # where values are missing (nodata), all visible patches may be empty
             filled.fill_(0.5)
             continue
         try:

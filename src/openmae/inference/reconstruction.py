@@ -17,15 +17,15 @@ MASKED_GREY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images with what was hidden of them and what the model predicts there; all tensors are on the CPU.
+    """Images, their masks and the model's predictions; all tensors are on the CPU.
 
     Attributes:
-        masked: (B, C, H, W) in 0..1, hidden patches grey.
+        masked: (B, C, H, W) in 0..1, masked patches grey.
         prediction: (B, C, H, W) in 0..1.
         truth: (B, C, H, W) in 0..1.
         is_masked: (B, 1, H, W) bool.
         is_empty: (B, 1, H, W) bool: of patches whose values stand for none (nodata).
-        leaks: True where the truth's own patch statistics were used to undo a normalised prediction.
+        leaks: whether the true patch statistics were used to undo the normalisation of a prediction.
     """
 
     masked: Tensor
@@ -37,7 +37,7 @@ class Reconstruction:
 
     @property
     def is_measured(self) -> Tensor:
-        """Which masked pixels have a truth: (B, 1, H, W) bool."""
+        """Which pixels a prediction can be compared on, being masked and not empty: (B, 1, H, W) bool."""
         return self.is_masked & ~self.is_empty
 
     @property
@@ -56,12 +56,15 @@ def reconstruct_patches(
     paste: bool = True,
     empty: Tensor | None = None,
 ) -> Reconstruction:
-    """Predict the hidden patches of normalised images (B, C, H, W) and bring them back to pixels.
+    """Predict the masked patches of normalised images (B, C, H, W) and convert them to pixels in 0..1.
 
-    A norm-pixel model predicts each patch up to its mean and deviation. `undo="neighbours"` takes those from
-    the visible patches around it; `undo="true"` from the patch itself, which leaks part of the answer.
+    A norm-pixel model predicts each patch up to its mean and standard deviation.
 
-    `empty` are patches without a truth, (B, N) bool.
+    Args:
+        undo: where these statistics are taken from: "neighbours", the visible patches around it; or "true", the patch
+            itself, which leaks part of the answer.
+        paste: show visible patches as they are, not as predicted.
+        empty: which patches have no values to compare with (nodata), (B, N) bool; None where all have.
     """
     size = mae.encoder.shape.patch_size
     grid = mae.grid(images)
@@ -72,7 +75,7 @@ def reconstruct_patches(
     if isinstance(mae.target, NormPixelTarget):
         mean, std = patch_statistics(patches)
         if undo == "neighbours":
-            mean, std = from_visible(mean, is_masked, grid), from_visible(std, is_masked, grid)
+            mean, std = estimate_from_visible(mean, is_masked, grid), estimate_from_visible(std, is_masked, grid)
         else:
             leaks = True
         prediction = prediction * std + mean
@@ -95,24 +98,24 @@ def reconstruct_patches(
 
 
 def keep_grey(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Take the tint out of the prediction of each (C, H, W) image that is grey itself."""
+    """Make the prediction grey for each image that is grey itself; both are (B, C, H, W)."""
     spread = truth.amax(1, keepdim=True) - truth.amin(1, keepdim=True)
     is_grey = spread.amax((2, 3), keepdim=True) < 0.5 / 255
     return torch.where(is_grey, prediction.mean(1, keepdim=True), prediction)
 
 
-def from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
-    """Estimate a value of each masked patch from the visible ones, weighted by 1 / distance⁴.
+def estimate_from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tensor:
+    """Estimate the value of each masked patch as a mean over the visible ones, weighted by 1 / distance⁴.
 
     Args:
-        values: (B, N, 1), read at visible patches only.
+        values: (B, N, 1), of which only those of visible patches are used.
         is_masked: (B, N) bool.
     """
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], device=values.device), torch.arange(grid[1], device=values.device), indexing="ij"
     )
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
-    weight = 1 / torch.cdist(places, places).clamp(min=1) ** 4  # (N, N)
+    positions = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+    weight = 1 / torch.cdist(positions, positions).clamp(min=1) ** 4  # (N, N)
     weight = weight[None] * (~is_masked)[:, None, :]
     estimate = weight @ values / weight.sum(-1, keepdim=True)
     return torch.where(is_masked[..., None], estimate, values)

@@ -77,7 +77,7 @@ def resized_model(
         shape = replace(model.shape, encoder=new)
     if isinstance(model.shape, MAEShape):
         before = weights["decoder.pos_embed"]
-        after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid, num_prefix=1)
+        after = weights["decoder.pos_embed"] = resample_positions(before, old.grid, new.grid, num_prefix_tokens=1)
         lines.append(f"resized    decoder.pos_embed: {tuple(before.shape)} -> {tuple(after.shape)}")
     preprocessing = replace(model.preprocessing, image_size=new.image_size)
     description = {**model.description, "shape": shape.to_dict(), "preprocessing": preprocessing.to_dict()}
@@ -87,7 +87,7 @@ def resized_model(
 
 def _fitted(name: str, value: Tensor, old: ViTShape, new: ViTShape) -> Tensor:
     if name == "pos_embed":
-        return resample_positions(value, old.grid, new.grid, new.num_prefix)
+        return resample_positions(value, old.grid, new.grid, new.num_prefix_tokens)
     if name.endswith("relative.table"):
         return resample_bias_table(value, old.grid, new.grid)
     if name.endswith(("rel_pos_h", "rel_pos_w")):

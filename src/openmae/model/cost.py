@@ -15,17 +15,19 @@ def _blocks_parameters(shape: ViTShape | DecoderShape) -> int:
 def num_parameters(shape: MAEShape) -> int:
     """Trainable parameters; the fixed positions are not counted."""
     encoder, decoder = shape.encoder, shape.decoder
-    embed = encoder.patch_values * encoder.width + encoder.width + encoder.width  # projection, class token
+    embed = encoder.patch_dim * encoder.width + encoder.width + encoder.width  # projection, class token
     bridge = encoder.width * decoder.width + decoder.width
     mask_token = encoder.width if shape.mask_tokens_in_encoder else decoder.width
-    predict = decoder.width * encoder.patch_values + encoder.patch_values
+    predict = decoder.width * encoder.patch_dim + encoder.patch_dim
     return _blocks_parameters(encoder) + _blocks_parameters(decoder) + embed + bridge + mask_token + predict
 
 
 def encoder_parameters(encoder: ViTShape) -> int:
     """Parameters of an encoder, positions among them."""
-    embed = encoder.patch_values * encoder.width + encoder.width + encoder.num_prefix * encoder.width
-    positions = (encoder.num_prefix + encoder.num_patches) * encoder.width if encoder.positions == "absolute" else 0
+    embed = encoder.patch_dim * encoder.width + encoder.width + encoder.num_prefix_tokens * encoder.width
+    positions = (
+        (encoder.num_prefix_tokens + encoder.num_patches) * encoder.width if encoder.positions == "absolute" else 0
+    )
     scales = 2 * encoder.depth * encoder.width if encoder.layer_scale else 0
     norm = 0 if encoder.final_norm else -2 * encoder.width
     return _blocks_parameters(encoder) + embed + positions + scales + norm + _relative_parameters(encoder)
@@ -58,7 +60,7 @@ def classifier_flops(shape: ClassifierShape, num_trained: float | None) -> int:
     tokens = 1 + encoder.num_patches
     block = _blocks_flops(encoder, tokens) / encoder.depth
     trained = encoder.depth if num_trained is None else num_trained
-    projection = 2 * encoder.num_patches * encoder.patch_values * encoder.width
+    projection = 2 * encoder.num_patches * encoder.patch_dim * encoder.width
     head = 2 * encoder.width * shape.num_classes
     forward = block * encoder.depth + projection + head
     return int(forward + 2 * (block * trained + head) + (projection if num_trained is None else 0))
@@ -69,9 +71,7 @@ def classifier_activation_bytes(shape: ClassifierShape, num_trained: float | Non
     encoder = shape.encoder
     trained = encoder.depth if num_trained is None else max(1.0, num_trained)
     tokens = 1 + encoder.num_patches
-    return int(
-        (18 * trained * tokens * encoder.width + 3 * encoder.num_patches * encoder.patch_values) * bytes_per_value
-    )
+    return int((18 * trained * tokens * encoder.width + 3 * encoder.num_patches * encoder.patch_dim) * bytes_per_value)
 
 
 def num_positions(shape: MAEShape) -> int:
@@ -91,8 +91,8 @@ def training_flops(shape: MAEShape, visible: int) -> int:
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
     forward = _blocks_flops(encoder, encoded) + _blocks_flops(decoder, 1 + count)
     forward += 2 * encoded * encoder.width * decoder.width
-    forward += 2 * (count - visible) * decoder.width * encoder.patch_values
-    projection = 2 * visible * encoder.patch_values * encoder.width
+    forward += 2 * (count - visible) * decoder.width * encoder.patch_dim
+    projection = 2 * visible * encoder.patch_dim * encoder.width
     return 3 * forward + 2 * projection
 
 
@@ -110,5 +110,5 @@ def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, rec
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
     a_token = 12 if recompute else 18
     values = a_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
-    values += 6 * count * encoder.patch_values
+    values += 6 * count * encoder.patch_dim
     return values * bytes_per_value

@@ -74,7 +74,7 @@ class Decoder(nn.Module):
         if self.mask_token is not None:
             mask_tokens = self.mask_token.to(x.dtype).expand(len(x), masking.num_masked, -1)
             x = torch.cat([x, mask_tokens], dim=1)
-        positions = resample_positions(self.pos_embed, self.grid, grid, num_prefix=1)
+        positions = resample_positions(self.pos_embed, self.grid, grid, num_prefix_tokens=1)
         class_position = positions[:, :1].expand(len(x), -1, -1)
         x = x + torch.cat([class_position, F.embedding(masking.shuffled_ids, positions[0, 1:])], dim=1)
         if self.bf16_residual:

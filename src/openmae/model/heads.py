@@ -69,7 +69,7 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "b d"]:
         """Pooled tokens, before the head's norm."""
         tokens = self.encoder.norm(self.encoder.tokens(images, branch_scales))
-        return pool(tokens, self.shape.pool, self.shape.encoder.num_prefix)
+        return pool(tokens, self.shape.pool, self.shape.encoder.num_prefix_tokens)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
@@ -104,12 +104,12 @@ class Classifier(nn.Module):
             block.requires_grad_(True)
 
 
-def pool(tokens: Float[Tensor, "b n d"], kind: str, num_prefix: int) -> Float[Tensor, "b d"]:
-    """The class token (`cls`), or the mean of the patch tokens (`mean`), which follow `num_prefix` others.
+def pool(tokens: Float[Tensor, "b n d"], kind: str, num_prefix_tokens: int) -> Float[Tensor, "b d"]:
+    """The class token (`cls`), or the mean of the patch tokens (`mean`), which follow `num_prefix_tokens` others.
 
     Raises:
         RequestError: the class token is asked for where there is none.
     """
-    if kind == "cls" and not num_prefix:
+    if kind == "cls" and not num_prefix_tokens:
         raise RequestError("--pool got 'cls', but this encoder has no class token: --pool mean")
-    return tokens[:, 0] if kind == "cls" else tokens[:, num_prefix:].mean(dim=1)
+    return tokens[:, 0] if kind == "cls" else tokens[:, num_prefix_tokens:].mean(dim=1)

@@ -30,16 +30,16 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "1 n d"]:
 
 
 def resample_positions(
-    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix: int
+    positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix_tokens: int
 ) -> Float[Tensor, "1 m d"]:
-    """A position table for another grid by bicubic resampling; the class position (`num_prefix` first) is unchanged.
+    """A position table for another grid by bicubic resampling; the first `num_prefix_tokens` positions are unchanged.
 
     `align_corners=False` and no antialiasing: the convention of the field's ViT checkpoints, so a table
     resampled here equals the one that other programs make of the same weights.
     """
     if old_grid == new_grid:
         return positions
-    class_position, table = positions[:, :num_prefix], positions[:, num_prefix:]
+    class_position, table = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
     image = table.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)  # (1, D, rows, columns)
     image = F.interpolate(image.float(), size=new_grid, mode="bicubic", align_corners=False)
     table = image.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)

@@ -45,7 +45,7 @@ class PixelTarget(Target):
     def __init__(self, shape: ViTShape) -> None:
         super().__init__()
         self.patch_size = shape.patch_size
-        self.num_outputs = shape.patch_values
+        self.num_outputs = shape.patch_dim
 
     def truth(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b masked p"]:
         return gather(patchify(images, self.patch_size), masking.masked_ids)

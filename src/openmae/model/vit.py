@@ -44,7 +44,7 @@ class ViT(nn.Module):
         # A parameter, though frozen in pre-training: fine-tuning trains it (docs/paper.md, as released).
         self.pos_embed = None
         if shape.positions == "absolute":
-            num_positions = shape.num_prefix + shape.num_patches
+            num_positions = shape.num_prefix_tokens + shape.num_patches
             self.pos_embed = nn.Parameter(torch.empty(1, num_positions, shape.width), requires_grad=False)
         self.patch_embed = PatchEmbed(shape)
         self.blocks = nn.ModuleList(_block(shape, number) for number in range(shape.depth))
@@ -74,21 +74,23 @@ class ViT(nn.Module):
         self.norm.apply(init_linear_and_norm)
         projection = self.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.flatten(1))
-        bound = self.shape.patch_values**-0.5
+        bound = self.shape.patch_dim**-0.5
         assert projection.bias is not None
         nn.init.uniform_(projection.bias, -bound, bound)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
             table = sincos_positions(self.shape.grid, self.shape.width)
-            self.pos_embed.copy_(table[:, 1 - self.shape.num_prefix :])
+            self.pos_embed.copy_(table[:, 1 - self.shape.num_prefix_tokens :])
 
     def positions(self, grid: Grid) -> Float[Tensor, "1 n d"]:
         """The position table for `grid`, the class token's first; resampled when it is not the encoder's own."""
         if self.pos_embed is None:
             rows, columns = grid
-            return self.patch_embed.proj.weight.new_zeros(1, self.shape.num_prefix + rows * columns, self.shape.width)
-        return resample_positions(self.pos_embed, self.shape.grid, grid, self.shape.num_prefix)
+            return self.patch_embed.proj.weight.new_zeros(
+                1, self.shape.num_prefix_tokens + rows * columns, self.shape.width
+            )
+        return resample_positions(self.pos_embed, self.shape.grid, grid, self.shape.num_prefix_tokens)
 
     def embed(self, patches: Float[Tensor, "b n p"], positions: Float[Tensor, "#b n d"]) -> Float[Tensor, "b n d"]:
         """Project patches and add their positions (the class token's left out)."""
@@ -147,7 +149,7 @@ class ViT(nn.Module):
             num_blocks: stop after so many blocks.
         """
         height, width = images.shape[-2:]
-        grid, first = grid_of(height, width, self.shape.patch_size), self.shape.num_prefix
+        grid, first = grid_of(height, width, self.shape.patch_size), self.shape.num_prefix_tokens
         positions = self.positions(grid)
         tokens = self.embed(patchify(images, self.shape.patch_size), positions[:, first:])
         return self._run_blocks(tokens, positions[:, :first], branch_scales, num_blocks, grid)

@@ -1,1 +1,1 @@
-"""What a person left open is decided here, each decision with its reason, and said before a run begins."""
+"""Settings that a person left open are decided here, each with its reason, which is printed before a run begins."""

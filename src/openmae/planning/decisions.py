@@ -1,4 +1,4 @@
-"""What all training tasks decide alike when the person left it open, each decision with its reason."""
+"""The decisions that all training tasks share: settings that the person left open, each decided with its reason."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,56 +27,57 @@ from openmae.planning.reader_memory import workers_that_fit
 from openmae.training.checkpoint import MODEL, Checkpoint
 from openmae.training.optim import CosineSchedule
 
-NARROW, MEDIUM = 192, 384  # widths up to which an encoder is called so
+NARROW, MEDIUM = 192, 384  # largest width of a narrow and of a medium encoder
 CROPS_LIKE_EVALUATION = "stretched by a third at most against what evaluation sees, from anywhere in an image"
 
-C = TypeVar("C", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
-C_co = TypeVar("C_co", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, covariant=True)
-S = TypeVar("S", MAEShape, ClassifierShape)
+ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
+ResolvedConfigT_co = TypeVar(
+    "ResolvedConfigT_co", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, covariant=True
+)
+ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape)
 
 
 @dataclass(frozen=True)
-class Plan(Generic[C, S]):
-    """A config without open questions and what follows from it.
+class Plan(Generic[ResolvedConfigT, ShapeT]):
+    """A config without open settings, and what follows from it.
 
     Attributes:
-        reasons: why, for each setting that was decided; empty where an earlier start decided.
-        notes: what was understood of the data.
+        reasons: why, for each setting that was decided; empty where a previous run had decided.
+        notes: how the data's values become the model's, for a person to read.
     """
 
-    config: C
-    shape: S
+    config: ResolvedConfigT
+    shape: ShapeT
     preprocessing: Preprocessing
     reasons: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
-class Previous(Protocol[C_co]):
-    """What an earlier start of a run left."""
+class Previous(Protocol[ResolvedConfigT_co]):
+    """What a previous run left: its settings and its newest checkpoint."""
 
     @property
-    def config(self) -> C_co: ...
+    def config(self) -> ResolvedConfigT_co: ...
     @property
     def preprocessing(self) -> Preprocessing: ...
     @property
-    def checkpoint(self) -> Checkpoint | None: ...
+    def checkpoint(self) -> Checkpoint: ...
 
 
-def encoder_of(previous: Previous) -> ViTShape:
-    """The encoder that an earlier start saved."""
-    assert previous.checkpoint is not None
+def saved_encoder_shape(previous: Previous) -> ViTShape:
+    """The shape of the encoder in a previous run's checkpoint."""
     return read_stored_model(previous.checkpoint.folder / MODEL).encoder_shape
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What is known of the device and its host: all that decisions may depend on beside settings and data.
+    """The device and its host: all that decisions may depend on beside settings and data.
 
     Attributes:
-        device: its type: cpu, cuda or mps.
-        has_bf16: whether it computes bf16 in units of its own.
+        device: the device's type: cpu, cuda or mps.
+        has_bf16: whether the device has hardware for bf16.
         workers, why_workers: reader processes, and why so many.
-        memory: in bytes.
+        memory: of the device, in bytes.
         can_compile: whether torch.compile can compile for the device.
         name: the device's full name, such as cuda:1.
     """
@@ -91,54 +92,60 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device, num_processes: int, largest: Largest | None = None) -> "Machine":
-        """This one, which `num_processes` share.
+        """The machine that this program runs on, shared by `num_processes` processes.
 
         Args:
-            largest: of the images; fewer readers where memory holds no more of it.
+            largest: the largest image; where memory does not hold one for each reader, there are fewer readers.
         """
         workers, why = workers_that_fit(default_workers(device, num_processes), num_processes, largest)
         return cls(device.type, has_bf16(device), workers, total_memory(device), can_compile(device), why, str(device))
 
 
-def look(
-    config: Any, train: Source, beside: Iterable[Source], device: torch.device, num_processes: int
+def survey_data_and_machine(
+    config: Any, train: Source, others: Iterable[Source], device: torch.device, num_processes: int
 ) -> tuple[DataFacts, Machine]:
-    """What decisions depend on: a look at the training images, and the machine that `num_processes` share.
+    """What decisions depend on: facts about the training images, from a sample of them, and about the machine.
+
+    Args:
+        others: the other splits; how many bits their images use is surveyed too.
+        num_processes: on this machine, which share it.
 
     Raises:
-        RequestError: none of the images that are looked at can be read.
+        RequestError: none of the sampled images can be read.
     """
     try:
-        facts = survey(train, beside=beside)
+        facts = survey(train, beside=others)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     return facts, Machine.of(device, num_processes, facts.largest)
 
 
 class Decisions:
-    """Settings as they are filled in: what the person gave stays, what comes first wins.
+    """Fills the open settings of a config, those that are None: what the person gave stays, the first decision wins.
 
     Attributes:
-        chosen, reasons: what was decided, and why.
+        values, reasons: what was decided, and why.
     """
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.chosen: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
         self.reasons: dict[str, str] = {}
 
     def decide(self, name: str, value: Any, why: str) -> None:
-        if getattr(self.config, name) is None and name not in self.chosen:
-            self.chosen[name], self.reasons[name] = value, why
+        """Decide a setting that is still open; else change nothing."""
+        if getattr(self.config, name) is None and name not in self.values:
+            self.values[name], self.reasons[name] = value, why
 
     def set(self, name: str, value: Any, why: str) -> None:
-        """What became of a setting, given or not."""
+        """Set a setting whether it is open or not; the reason is kept where it was open."""
         if getattr(self.config, name) is None:
             self.reasons[name] = why
-        self.chosen[name] = value
+        self.values[name] = value
 
     def get(self, name: str) -> Any:
-        return self.chosen[name] if name in self.chosen else getattr(self.config, name)
+        """A setting as decided or given; None while it is open."""
+        return self.values[name] if name in self.values else getattr(self.config, name)
 
     def take_recipe(self, recipes: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
         """Take the settings of the named recipe. Raises RequestError where there is none of that name."""
@@ -148,13 +155,13 @@ class Decisions:
             if not (setting == "epochs" and self.config.steps is not None):
                 self.decide(setting, value, f"recipe {name}")
 
-    def resolved(self, kind: type[C]) -> C:
-        """The config without open questions. Raises RequestError where settings do not fit each other."""
-        return kind(**{**self.config.to_dict(), **self.chosen})
+    def resolved(self, kind: type[ResolvedConfigT]) -> ResolvedConfigT:
+        """The config without open settings. Raises RequestError where settings contradict each other."""
+        return kind(**{**self.config.to_dict(), **self.values})
 
 
-class Scheduled(Protocol):
-    """A settled config of any task that trains: it has a length and a batch size."""
+class HasLength(Protocol):
+    """A resolved config of any task that trains: it has a length and a batch size."""
 
     @property
     def steps(self) -> int | None: ...
@@ -164,16 +171,16 @@ class Scheduled(Protocol):
     def batch_size(self) -> int: ...
 
 
-def total_steps(config: Scheduled, num_images: int) -> int:
-    """Optimiser steps of a settled config."""
+def total_steps(config: HasLength, num_images: int) -> int:
+    """The number of optimiser steps of a resolved config."""
     if config.steps is not None:
         return config.steps
-    assert config.epochs is not None
+    assert config.epochs is not None, "a resolved config has steps or epochs"
     return max(1, round(config.epochs * num_images / config.batch_size))
 
 
-class Paced(Scheduled, Protocol):
-    """A settled config with a learning rate's schedule."""
+class HasSchedule(HasLength, Protocol):
+    """A resolved config with a learning-rate schedule."""
 
     @property
     def min_lr(self) -> float: ...
@@ -181,8 +188,8 @@ class Paced(Scheduled, Protocol):
     def warmup_epochs(self) -> float: ...
 
 
-def cosine(config: Paced, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
-    """The schedule of tables 8 to 11: base rate × batch / 256, warm-up, half a cosine."""
+def cosine_schedule(config: HasSchedule, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
+    """The schedule of tables 8 to 11: peak rate = base rate × batch / 256, linear warm-up, then half a cosine."""
     return CosineSchedule(
         peak=base_lr * config.batch_size / 256,
         minimum=config.min_lr,
@@ -191,67 +198,73 @@ def cosine(config: Paced, base_lr: float, num_images: int, num_steps: int) -> Co
     )
 
 
-def doubled(first: int, largest: int) -> int:
-    """The last of first, 2 x first, 4 x first, … that is no larger than `largest`, and at least `first`."""
-    while first * 2 <= largest:
-        first *= 2
-    return first
+def largest_doubling(start: int, limit: int) -> int:
+    """The largest of start, 2 x start, 4 x start, … up to `limit`; `start` where that is above the limit."""
+    while start * 2 <= limit:
+        start *= 2
+    return start
 
 
-def epochs_of(decisions: Decisions, count: int) -> float:
-    """Passes over `count` images, however the length was given."""
+def planned_epochs(decisions: Decisions, count: int) -> float:
+    """Epochs of `count` images, whether the length was given in epochs or in steps."""
     steps = decisions.config.steps
     return decisions.get("epochs") if steps is None else steps * decisions.get("batch_size") / count
 
 
-def steps_of(decisions: Decisions, count: int) -> int:
-    """Optimiser steps on `count` images, however the length was given."""
+def planned_steps(decisions: Decisions, count: int) -> int:
+    """Optimiser steps on `count` images, whether the length was given in epochs or in steps."""
     steps = decisions.config.steps
     return (
-        steps if steps is not None else max(1, round(epochs_of(decisions, count) * count / decisions.get("batch_size")))
+        steps
+        if steps is not None
+        else max(1, round(planned_epochs(decisions, count) * count / decisions.get("batch_size")))
     )
 
 
-def decide_rate(decisions: Decisions, base: float, lowest: dict[str, float], named: str) -> None:
-    """The base rate: the paper's unless it gives a peak below the lowest one for an encoder of this width.
+def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict[str, float]) -> None:
+    """The base learning rate: the paper's, unless its peak would be below the smallest for an encoder of this width.
 
     Args:
-        base: the paper's, which is called so.
-        lowest: at small batches the paper's would hardly move: no peak below these without being asked.
+        min_peak_lr: the smallest peak rates of narrow, medium and wide encoders: at small batches the paper's base rate
+            would hardly change the weights. A rate that a person gives may be lower.
     """
     batch, width = decisions.get("batch_size"), decisions.get("width")
-    least = lowest["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
-    paper = base * batch / 256
-    why = "the paper's" if paper >= least else f"the paper's {named} gives {paper:.1e} at this batch, too little"
-    decisions.decide("base_lr", max(paper, least) * 256 / batch, why)
+    least = min_peak_lr["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
+    peak = paper_base_lr * batch / 256
+    why = f"the paper's {paper_base_lr:g} gives {peak:.1e} at this batch, too little"
+    decisions.decide("base_lr", max(peak, least) * 256 / batch, "the paper's" if peak >= least else why)
 
 
 def check_warmup(decisions: Decisions, count: int) -> None:
-    """A warm-up as long as the run would never reach the rate: shorten a recipe's, refuse a person's."""
-    config, chosen, reasons = decisions.config, decisions.chosen, decisions.reasons
-    epochs = epochs_of(decisions, count)
+    """Shorten a decided warm-up that is as long as the run, which would never reach its peak rate; refuse a given one.
+
+    Raises:
+        RequestError: the person gave a warm-up that is as long as the run.
+    """
+    config, values, reasons = decisions.config, decisions.values, decisions.reasons
+    epochs = planned_epochs(decisions, count)
     if config.warmup_epochs is not None and config.warmup_epochs > 0 and config.warmup_epochs >= epochs:
         raise RequestError(f"--warmup-epochs got {config.warmup_epochs:g} for a run of {epochs:.4g} epochs: give fewer")
-    if chosen.get("warmup_epochs", 0) >= epochs:
-        chosen["warmup_epochs"] = 0.05 * epochs
+    if values.get("warmup_epochs", 0) >= epochs:
+        values["warmup_epochs"] = 0.05 * epochs
         reasons["warmup_epochs"] = f"5 % of the steps: {reasons['warmup_epochs']} has more than this run's epochs"
 
 
 def decide_machine(machine: Machine, decisions: Decisions, width: int) -> None:
-    """What follows from the machine, and the seed."""
+    """Device, precision and workers; and the defaults that depend on nothing, such as the seed."""
     decide = decisions.decide
     decide("seed", 0, "the default")
     decide("max_bad", 0.01, "the default")
     decide("split_rules", SPLIT_RULES, "the newest")
     decisions.set("device", machine.name or machine.device, "the best here")
-    # On a CPU with such units a small model is still slower in bf16: conversions cost more than products save.
+    # On a CPU with bf16 hardware a small model is still slower in bf16: conversions cost more than products save.
     use_bf16 = machine.has_bf16 and (machine.device == "cuda" or width >= 768)
     decide("precision", "bf16" if use_bf16 else "fp32", f"faster on {machine.device} at this width")
     decide("workers", machine.workers, machine.why_workers)
 
 
-def decide_pace(steps: int, decisions: Decisions) -> None:
-    """How often a run of so many steps speaks, is looked at and is saved."""
+def decide_intervals(steps: int, decisions: Decisions) -> None:
+    """After how many steps each a run logs, evaluates and saves a checkpoint."""
     decide = decisions.decide
     decide("log_every", max(1, min(50, steps // 200)), "about 200 lines")
     decide("evaluate_every", max(1, min(1000, steps // 20)), "about 20 times")

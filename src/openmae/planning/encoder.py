@@ -1,4 +1,4 @@
-"""The encoder's shape: decided where it is left open, and checked against the images."""
+"""The encoder's shape: decided where the person left it open, and checked against the images."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ from openmae.planning.image_size import image_size_for
 
 
 class HasEncoder(Protocol):
-    """A settled config that describes an encoder."""
+    """A resolved config that describes an encoder."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -27,7 +27,7 @@ class HasEncoder(Protocol):
 
 
 def encoder_shape(config: HasEncoder, like: ViTShape | None = None) -> ViTShape:
-    """The encoder that a settled config describes. Raises RequestError where the numbers do not fit together.
+    """The shape of the encoder that a resolved config describes. Raises RequestError where numbers do not fit together.
 
     Args:
         like: the encoder to start from, for what no setting names (layer scale, relative positions, the eps of its
@@ -45,18 +45,21 @@ def encoder_shape(config: HasEncoder, like: ViTShape | None = None) -> ViTShape:
     return encoder if like is None else like.resized(encoder.image_size, encoder.patch_size)
 
 
-def check_channels(facts: DataFacts, channels: int, refusal: str) -> None:
-    """Raise RequestError, in these words, unless the images have the channels, or are grey or RGB for the other."""
+def check_channels(facts: DataFacts, channels: int, message: str) -> None:
+    """Raise RequestError with the message where images cannot be given so many channels.
+
+    Images must have as many, or be grey where the model takes RGB, or the reverse.
+    """
     if facts.channels != channels and {facts.channels, channels} != {1, 3}:
-        raise RequestError(refusal)
+        raise RequestError(message)
 
 
 def decide_model(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
-    """The encoder's shape, the image size and the patches."""
+    """The encoder's shape, the image size and the patch size."""
     decide, get = decisions.decide, decisions.get
     if get("width") is None or get("depth") is None or get("num_heads") is None:
         if get("width") is None and get("depth") is None:
-            decide("model", *_model_for(facts.count, machine.device))
+            decide("model", *_model_size_for(facts.count, machine.device))
         decide_size(decisions, get("model") or "tiny")
         decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
     if get("image_size") is None:
@@ -71,17 +74,18 @@ def decide_model(facts: DataFacts, machine: Machine, decisions: Decisions) -> No
     elif get("patch_size") is None:
         size = get("image_size")
         sides = (size, size) if isinstance(size, int) else size
-        wish = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
-        wish = min(wish, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else wish)
-        smallest = wish // 2 if min(sides) >= 16 else 1
-        sizes = [p for p in (wish, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1) if smallest <= p <= wish]
+        preferred = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
+        preferred = min(preferred, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else preferred)
+        smallest = preferred // 2 if min(sides) >= 16 else 1
+        sizes = [p for p in (preferred, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1) if smallest <= p <= preferred]
         fitting = [p for p in sizes if all(s % p == 0 for s in sides)]
-        # None that divides: the smallest of all sizes would do, but thousands of tokens are no default.
-        decide("patch_size", fitting[0] if fitting else wish, f"for images of {sides[0]}x{sides[1]} px")
+        # Where none divides the sides, the preferred size is decided and refused later: patches of 1 px would divide
+        # them, but thousands of tokens are no default.
+        decide("patch_size", fitting[0] if fitting else preferred, f"for images of {sides[0]}x{sides[1]} px")
 
 
 def decide_size(decisions: Decisions, model: str) -> None:
-    """Width, depth and heads of a named size."""
+    """Width, depth and number of heads of a named model size."""
     decide, get = decisions.decide, decisions.get
     width, depth, heads, _ = SIZES[model]
     if get("width") is None:  # a size's heads are for its own width
@@ -90,11 +94,11 @@ def decide_size(decisions: Decisions, model: str) -> None:
     decide("depth", depth, f"of {model}")
 
 
-def _model_for(count: int, device: str) -> tuple[str, str]:
+def _model_size_for(count: int, device: str) -> tuple[str, str]:
     if device == "cpu":
         return "tiny", "training on a CPU"
-    for size, most in (("tiny", 20_000), ("small", 200_000), ("base", 2_000_000)):
-        if count < most:
+    for size, limit in (("tiny", 20_000), ("small", 200_000), ("base", 2_000_000)):
+        if count < limit:
             return size, f"{count:,} images"
     return "large", f"{count:,} images"
 

@@ -1,4 +1,4 @@
-"""Deciding what the person left open in fine-tuning, each decision with its reason."""
+"""The plan of a fine-tuning: settings that the person left open, each decided with its reason."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, ResolvedFinetuneConfig, ViTShape, flag_of
-from openmae.config.finetune import OF_CLASSES
+from openmae.config.finetune import CLASS_ONLY_SETTINGS
 from openmae.data.augment import check_rand_augment, crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
@@ -22,47 +22,51 @@ from openmae.planning.decisions import (
     Plan,
     Previous,
     check_warmup,
+    decide_base_lr,
+    decide_intervals,
     decide_machine,
-    decide_pace,
-    decide_rate,
-    doubled,
-    encoder_of,
-    epochs_of,
-    look,
-    steps_of,
+    largest_doubling,
+    planned_epochs,
+    planned_steps,
+    saved_encoder_shape,
+    survey_data_and_machine,
 )
 from openmae.planning.encoder import check_channels, decide_model, decide_size, encoder_shape
 from openmae.planning.micro_batch import check_memory, decide_micro_batch
 from openmae.planning.preprocessing import (
-    as_read,
     check_scale,
     choose_axes,
     choose_nodata,
     decide_statistics,
     preprocessing_of,
+    with_reading_settings,
 )
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.recipes.finetune import RAND_AUGMENT
 
-# At small batches the paper's base rate would hardly move: no peak rate below these without being asked.
+# At small batches the paper's base rate would hardly change the weights: no smaller peak rate is decided than these.
 MIN_FINETUNE_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
-SMALL_IMAGE = 64  # pixels: below, a crop of 8 % of the area has next to nothing in it
-MIXED_EPOCHS = 50  # mixed and erased images slow learning down: below, there is no time for them
-OF_THE_MODEL = ("width", "depth", "num_heads", "patch_size", "channels")
+SMALL_IMAGE = 64  # pixels; in a smaller image a crop of 8 % of the area shows next to nothing
+MIXED_EPOCHS = 50  # mixup, cutmix and erasing slow learning down: too much for fewer epochs
+ENCODER_SETTINGS = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
 class FinetunePlan(Plan[ResolvedFinetuneConfig, ClassifierShape]):
-    """A fine-tuning config without open questions and what follows from it."""
+    """A fine-tuning config without open settings, and what follows from it."""
 
     @classmethod
-    def of(
+    def from_config(
         cls,
         config: ResolvedFinetuneConfig,
         num_classes: int,
         preprocessing: Preprocessing,
         like: ViTShape | None = None,
     ) -> "FinetunePlan":
-        """What a run that was settled before goes on with."""
+        """The plan of a config that is resolved already, as of a run that is resumed.
+
+        Args:
+            like: as of `classifier_shape`.
+        """
         return cls(config, classifier_shape(config, num_classes, like), preprocessing, {})
 
 
@@ -74,25 +78,28 @@ def plan_finetune(
     num_processes: int,
     previous: Previous[ResolvedFinetuneConfig] | None,
 ) -> tuple[FinetunePlan, DataFacts | None]:
-    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+    """The plan of the previous run where one is resumed; else a new plan, and the facts about the data behind it.
 
     Args:
+        init: the model to start from; None from scratch.
         num_processes: on this machine, which share it.
 
     Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
+        RequestError: none of the sampled images can be read, or the settings do not fit.
     """
     if previous is not None:
-        settled = replace(previous.config, device=str(device))
-        return FinetunePlan.of(settled, data.num_outputs, previous.preprocessing, encoder_of(previous)), None
+        resolved = replace(previous.config, device=str(device))
+        return FinetunePlan.from_config(
+            resolved, data.num_outputs, previous.preprocessing, saved_encoder_shape(previous)
+        ), None
     config = replace(config, task=data.task)
-    facts, machine = look(config, data.train, data.parts, device, num_processes)
+    facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
     return make_finetune_plan(config, facts, data.num_outputs, data.is_multi_label, machine, start), facts
 
 
 def classifier_shape(config: ResolvedFinetuneConfig, num_classes: int, like: ViTShape | None = None) -> ClassifierShape:
-    """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
+    """The shape of the model that a resolved config describes. Raises RequestError where numbers do not fit together.
 
     Args:
         like: the encoder to start from, for what no setting names (layer scale, relative positions, …).
@@ -108,10 +115,10 @@ def make_finetune_plan(
     machine: Machine,
     init: tuple[ViTShape, Preprocessing] | None,
 ) -> FinetunePlan:
-    """Fill every open setting.
+    """Decide every open setting.
 
     Args:
-        facts: of the training images.
+        facts: about the training images.
         init: the encoder's shape and preprocessing; None from scratch.
 
     Raises:
@@ -120,10 +127,10 @@ def make_finetune_plan(
     decisions = Decisions(config)
     decide, get = decisions.decide, decisions.get
     decide("task", "classification", "labels are the names of classes")
-    for name in OF_CLASSES if config.is_regression else ():
+    for name in CLASS_ONLY_SETTINGS if config.is_regression else ():
         decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
-        _keep_model(config, *init, decisions)
+        _adopt_encoder(config, *init, decisions)
     decisions.take_recipe(FINETUNE_RECIPES)
     if init is not None and get("model") is not None:
         raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
@@ -147,30 +154,35 @@ def make_finetune_plan(
     _check(config, draft, shape, facts, is_multi_label, dtype)
     _fit_memory(shape, machine, decisions)
 
-    settled = decisions.resolved(ResolvedFinetuneConfig)
-    preprocessing = preprocessing_of(settled, dtype, crop_fraction_of(settled.size, facts.short_side))
+    resolved = decisions.resolved(ResolvedFinetuneConfig)
+    preprocessing = preprocessing_of(resolved, dtype, crop_fraction_of(resolved.size, facts.short_side))
     if init is None:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
     else:
         preprocessing, notes = match_scale(
             with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
         )
-    preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init[1].axes)
-    return FinetunePlan(settled, shape, preprocessing, decisions.reasons, tuple(notes))
+    preprocessing = with_reading_settings(preprocessing, facts, resolved.nodata, None if init is None else init[1].axes)
+    return FinetunePlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
-def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions) -> None:
-    """Take over the encoder and how images become its input; a person may not ask for another.
+def _adopt_encoder(
+    config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions
+) -> None:
+    """Decide encoder and preprocessing as the model has them, which a person may not change.
 
-    A value range is another matter: it is of the data, and becomes the model's.
+    The value range may be given: it says which of the data's values become the model's 0 and 1.
+
+    Raises:
+        RequestError: the person asked for another encoder or preprocessing.
     """
     decisions.decide("value_range", preprocessing.value_range, "as --init")
-    kept: dict[str, Any] = {name: getattr(encoder, name) for name in OF_THE_MODEL}
+    kept: dict[str, Any] = {name: getattr(encoder, name) for name in ENCODER_SETTINGS}
     kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
     for name, value in kept.items():
-        asked = getattr(config, name)
-        if asked is not None and asked != value and name != "patch_size":  # that is resampled
-            raise RequestError(f"{flag_of(name)} got {asked}, but --init has {value}: leave it out")
+        requested = getattr(config, name)
+        if requested is not None and requested != value and name != "patch_size":  # that is resampled
+            raise RequestError(f"{flag_of(name)} got {requested}, but --init has {value}: leave it out")
         decisions.decide(name, value, "as --init")
     for name in ("model", "statistics"):
         if getattr(config, name) is not None:
@@ -179,13 +191,13 @@ def _keep_model(config: FinetuneConfig, encoder: ViTShape, preprocessing: Prepro
 
 def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
     decide, count, width = decisions.decide, facts.count, decisions.get("width")
-    batch = doubled(16, min(256 if machine.device == "cpu" else 1024, max(16, count // 16)))
+    batch = largest_doubling(16, min(256 if machine.device == "cpu" else 1024, max(16, count // 16)))
     decide("batch_size", batch, f"{count:,} images on {machine.device}")
     if config.steps is None:
         epochs = 100.0 if count < 2500 else 50.0 if count < 25_000 or machine.device != "cpu" else 20.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
     base = 1e-4 if config.is_from_scratch else 1e-3
-    decide_rate(decisions, base, MIN_FINETUNE_RATE, f"{base:g}")
+    decide_base_lr(decisions, base, MIN_FINETUNE_RATE)
     decide("min_lr", 0.0 if config.is_from_scratch else 1e-6, "table 11" if config.is_from_scratch else "as released")
     if config.is_from_scratch:
         decide("layer_decay", 1.0, "nothing to preserve (table 11)")
@@ -196,16 +208,16 @@ def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Mach
         decide("weight_decay", 0.05, "table 9")
         decide("betas", (0.9, 0.999), "table 9")
     decide("ema", 0.0, "table 11 has .9999, for 300 epochs of ImageNet" if config.is_from_scratch else "table 9")
-    warmup_epochs = min(5.0, 0.1 * epochs_of(decisions, count))
+    warmup_epochs = min(5.0, 0.1 * planned_epochs(decisions, count))
     decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most the paper's 5")
-    decide_pace(steps_of(decisions, count), decisions)
+    decide_intervals(planned_steps(decisions, count), decisions)
 
 
 def _decide_regularisation(
     config: FinetuneConfig, facts: DataFacts, is_multi_label: bool, decisions: Decisions
 ) -> None:
     decide, get = decisions.decide, decisions.get
-    epochs = epochs_of(decisions, facts.count)
+    epochs = planned_epochs(decisions, facts.count)
     size = get("image_size")
     side = size if isinstance(size, int) else min(size)
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
@@ -241,7 +253,7 @@ def _decide_regularisation(
 
 def _check(
     config: FinetuneConfig,
-    settled: ResolvedFinetuneConfig,
+    resolved: ResolvedFinetuneConfig,
     shape: ClassifierShape,
     facts: DataFacts,
     is_multi_label: bool,
@@ -251,33 +263,33 @@ def _check(
     has = f"the model takes {channels} channels, but the images have {facts.channels}"
     check_channels(facts, channels, f"{has}: use another --init")
     check_scale(dtype, facts, config.value_range)
-    if config.crop_scale is not None and settled.augment in ("none", "crop-fixed"):
+    if config.crop_scale is not None and resolved.augment in ("none", "crop-fixed"):
         raise RequestError(
-            f"--crop-scale is for crops of random size, not for --augment {settled.augment}: leave it out"
+            f"--crop-scale is for crops of random size, not for --augment {resolved.augment}: leave it out"
         )
     if config.label_smoothing and is_multi_label:
         raise RequestError("--label-smoothing is for one label an image, these have several: leave it out")
-    if settled.rand_augment != "none":
+    if resolved.rand_augment != "none":
         check_rand_augment(channels, facts.dtype)
-    if settled.blocks is not None and settled.blocks > shape.encoder.depth:
-        raise RequestError(f"--blocks got {settled.blocks:g}: the model has {shape.encoder.depth}")
-    if settled.mixup or settled.cutmix:
+    if resolved.blocks is not None and resolved.blocks > shape.encoder.depth:
+        raise RequestError(f"--blocks got {resolved.blocks:g}: the model has {shape.encoder.depth}")
+    if resolved.mixup or resolved.cutmix:
         for name in ("batch_size", "micro_batch_size"):
-            if getattr(settled, name) % 2:
+            if getattr(resolved, name) % 2:
                 raise RequestError(
-                    f"{flag_of(name)} got {getattr(settled, name)}: mixup and cutmix mix pairs, give an even number"
+                    f"{flag_of(name)} got {getattr(resolved, name)}: mixup and cutmix mix pairs, give an even number"
                 )
 
 
 def _fit_memory(shape: ClassifierShape, machine: Machine, decisions: Decisions) -> None:
-    """A smaller micro-batch; even, as mixed images come in pairs."""
+    """A micro-batch that fits into memory; even, as images are mixed in pairs."""
     config = decisions.resolved(ResolvedFinetuneConfig)
 
-    def needed(micro: int) -> float:
+    def bytes_needed(micro_batch_size: int) -> float:
         activations = cost.classifier_activation_bytes(shape, config.blocks, 2 if config.precision == "bf16" else 4)
         copies = 20 if config.ema else 16
-        return copies * cost.classifier_parameters(shape) + micro * activations
+        return copies * cost.classifier_parameters(shape) + micro_batch_size * activations
 
-    decide_micro_batch(decisions, needed, machine, smallest=2, is_even=True)
-    micro = decisions.get("micro_batch_size")
-    check_memory(micro, needed(micro), machine, "give a smaller --image-size, or --blocks")
+    decide_micro_batch(decisions, bytes_needed, machine, smallest=2, is_even=True)
+    micro_batch_size = decisions.get("micro_batch_size")
+    check_memory(micro_batch_size, bytes_needed(micro_batch_size), machine, "give a smaller --image-size, or --blocks")

@@ -1,4 +1,4 @@
-"""Image and patch size where the person left them open: a square, or for long images a box of their aspect."""
+"""Image and patch size where the person left them open: a square or, for long images, a rectangle of their aspect."""
 
 import math
 
@@ -6,64 +6,65 @@ import numpy as np
 
 from openmae.data.preprocess import DataFacts
 
-LONG = 2.0  # long side over short side, beyond which a square would show less than half of an image
-MIN_PATCHES = 4  # of which three can be hidden
+LONG_ASPECT = 2.0  # long side / short side; of longer images a square crop would show less than half
+MIN_PATCHES = 4  # so that three of them can be masked
 MAX_PATCH = 16
 
 
 def image_size_for(
     facts: DataFacts, largest: int, patch: int | None, *, is_huge: bool, device: str
 ) -> tuple[int, int | tuple[int, int], str]:
-    """The patch's side, the image size, in pixels, and why that size.
+    """The patch size and the image size, both in pixels, and the reason for that image size.
 
     Args:
-        largest: the largest side of a square, in pixels.
-        patch: the patch's side where it is given.
-        is_huge: of a ViT-H, whose patches have 14 px where the images allow it.
+        largest: the largest side of a square image, in pixels.
+        patch: the patch size where it is given.
+        is_huge: whether the model is a ViT-H, whose patches have 14 px where the images are large enough.
         device: cpu, cuda or mps.
     """
     side, is_given = min(facts.short_side, largest), patch is not None
-    patch = patch or (14 if is_huge and facts.short_side >= 224 else usual_patch(side))
+    patch = patch or (14 if is_huge and facts.short_side >= 224 else default_patch_size(side))
     side = max(patch, side // patch * patch)
-    if 1 / LONG <= facts.aspect <= LONG:
+    if 1 / LONG_ASPECT <= facts.aspect <= LONG_ASPECT:
         if is_given:
             return patch, side, f"what {patch} px patches divide"
         return patch, side, "the images' own size" if side > facts.short_side - patch else f"usual for {device}"
-    most = (side // patch) ** 2
-    rows, columns = long_grid(facts.aspect, most)
-    # The patches of a square are small for small images; a long image has more in it than its short side tells.
+    max_patches = (side // patch) ** 2
+    rows, columns = grid_for_aspect(facts.aspect, max_patches)
+    # The patch size was chosen by the short side, and a long image has room for larger patches than that.
     while not is_given and patch * 2 <= MAX_PATCH and min(rows, columns) * patch * 2 <= facts.short_side:
         patch *= 2
-    why = f"the median aspect is {aspect_words(facts.aspect)}; {rows * columns} patches, a square would have {most}"
+    median = f"the median aspect is {format_aspect(facts.aspect)}"
+    why = f"{median}; {rows * columns} patches, a square would have {max_patches}"
     return patch, (rows * patch, columns * patch), why
 
 
-def usual_patch(side: int) -> int:
-    """Side of a patch, in pixels, for square images of `side` px."""
+def default_patch_size(side: int) -> int:
+    """The patch size, in pixels, for square images of `side` px."""
     return 1 if side < 4 else 2 if side < 8 else 4 if side < 64 else 8 if side <= 128 else 16
 
 
-def long_grid(aspect: float, most: int) -> tuple[int, int]:
-    """Rows and columns of at most so many patches that show images of an aspect (width over height) best.
+def grid_for_aspect(aspect: float, max_patches: int) -> tuple[int, int]:
+    """The grid of patches, (rows, columns), that suits images of an aspect (width / height) best.
 
-    The more patches the better, but for an aspect that is a tenth off half of them are given up.
+    More patches are better, but half as many are as good where the grid's aspect is nearer by a tenth.
     """
     grids = [
         (rows, columns)
-        for rows in range(1, most + 1)
-        for columns in (math.floor(rows * aspect), math.ceil(rows * aspect), most // rows)
-        if min(most, MIN_PATCHES) <= rows * columns <= most
+        for rows in range(1, max_patches + 1)
+        for columns in (math.floor(rows * aspect), math.ceil(rows * aspect), max_patches // rows)
+        if min(max_patches, MIN_PATCHES) <= rows * columns <= max_patches
     ]
-    return max(grids, key=lambda grid: math.prod(grid) * seen_of(aspect, grid) ** 8)
+    return max(grids, key=lambda grid: math.prod(grid) * box_coverage(aspect, grid) ** 8)
 
 
-def packed_size(facts: DataFacts, largest: int) -> int | tuple[int, int]:
-    """What a raw pack keeps of each image: the side of a square or, for long images, height and width; in pixels.
+def pack_image_size(facts: DataFacts, largest: int) -> int | tuple[int, int]:
+    """The size of the images in a raw pack, in pixels: the side of a square or, for long images, (height, width).
 
     Args:
-        largest: the largest side of a square; a box has at most as many pixels.
+        largest: the largest side of a square; a rectangle has at most as many pixels.
     """
-    if 1 / LONG <= facts.aspect <= LONG:
+    if 1 / LONG_ASPECT <= facts.aspect <= LONG_ASPECT:
         return min(largest, facts.short_side)
     aspect = max(facts.aspect, 1 / facts.aspect)
     short = min(facts.short_side, max(1, math.isqrt(int(largest**2 / aspect))))
@@ -71,30 +72,35 @@ def packed_size(facts: DataFacts, largest: int) -> int | tuple[int, int]:
     return (short, long) if facts.aspect > 1 else (long, short)
 
 
-def seen_of(aspect: float, box: tuple[int, int]) -> float:
-    """The share of an image of an aspect that its largest box of height × width like `box` covers."""
-    of_box = box[1] / box[0]
-    return min(aspect / of_box, of_box / aspect)
-
-
-def share_seen(facts: DataFacts, size: tuple[int, int]) -> float:
-    """`seen_of` the images that were looked at, in the mean."""
-    return float(np.mean([seen_of(aspect, size) for aspect in facts.aspects]))
-
-
-def seen_words(facts: DataFacts, size: tuple[int, int], crop_fraction: float = 1.0) -> str:
-    """How much of the images a model of `size` sees, for a person.
+def box_coverage(aspect: float, box: tuple[int, int]) -> float:
+    """The share of an image's area that its largest crop of another aspect covers.
 
     Args:
-        crop_fraction: what evaluation keeps of the largest box, along each side.
+        aspect: the image's, width / height.
+        box: height and width of the crop, in any unit.
     """
-    share = crop_fraction**2 * share_seen(facts, size)
+    box_aspect = box[1] / box[0]
+    return min(aspect / box_aspect, box_aspect / aspect)
+
+
+def mean_coverage(facts: DataFacts, size: tuple[int, int]) -> float:
+    """`box_coverage`, averaged over the images that were surveyed."""
+    return float(np.mean([box_coverage(aspect, size) for aspect in facts.aspects]))
+
+
+def coverage_text(facts: DataFacts, size: tuple[int, int], crop_fraction: float = 1.0) -> str:
+    """A text that says how much of the images a model of image size `size` sees.
+
+    Args:
+        crop_fraction: of the largest crop, along each side, that evaluation keeps.
+    """
+    share = crop_fraction**2 * mean_coverage(facts, size)
     return (
         f"{100 * share:.0f} % of an image in the mean, by an evaluation at {size[0]}x{size[1]} px; the images' median "
-        f"aspect is {aspect_words(facts.aspect)}"
+        f"aspect is {format_aspect(facts.aspect)}"
     )
 
 
-def aspect_words(aspect: float) -> str:
-    """Width to height in words: 3.33:1, or 1:8 for a tall image."""
+def format_aspect(aspect: float) -> str:
+    """Width to height as text: 3.33:1, or 1:8 for a tall image."""
     return f"{aspect:.3g}:1" if aspect >= 1 else f"1:{1 / aspect:.3g}"

@@ -1,4 +1,4 @@
-"""How raw values become the model's input, decided where it is left open."""
+"""How raw values become the model's input, decided where the person left it open."""
 
 from dataclasses import replace
 
@@ -12,19 +12,19 @@ from openmae.planning.decisions import Decisions
 
 
 def decide_statistics(facts: DataFacts, decisions: Decisions) -> None:
-    """How raw values become the model's input."""
+    """Channels, value range, mean and standard deviation; and what transparent pixels become."""
     decide, get = decisions.decide, decisions.get
     decide("background", 1.0, "white")
     decide("channels", facts.channels, "what the images have")
     decide("value_range", facts.value_range, f"of {facts.dtype} data")
-    alike = facts.channels == 3 and facts.dtype == "uint8"
+    is_photo_like = facts.channels == 3 and facts.dtype == "uint8"
     decide(
         "statistics",
-        "imagenet" if alike else "measured",
+        "imagenet" if is_photo_like else "measured",
         "not used: --mean and --std are given"
         if get("mean") is not None
         else "colour photographs"
-        if alike
+        if is_photo_like
         else f"{facts.channels} channels of {facts.dtype}",
     )
     if get("statistics") == "imagenet":
@@ -33,7 +33,7 @@ def decide_statistics(facts: DataFacts, decisions: Decisions) -> None:
         low, high = get("value_range")
         mean = tuple(round((value - low) / (high - low), 4) for value in facts.mean)
         std = tuple(round(value / (high - low), 4) for value in facts.std)
-        if get("channels") != facts.channels:  # grey shown as RGB or the reverse
+        if get("channels") != facts.channels:  # grey images given as RGB, or the reverse
             mean = (sum(mean) / len(mean),) * get("channels")
             std = (sum(std) / len(std),) * get("channels")
     decide("mean", mean, f"{get('statistics')} statistics")
@@ -41,12 +41,12 @@ def decide_statistics(facts: DataFacts, decisions: Decisions) -> None:
 
 
 def choose_axes(facts: DataFacts, decisions: Decisions) -> None:
-    """The order of axes that the data was opened with."""
+    """Record the order of axes that the data was opened with."""
     decisions.decide("axes", facts.axes.order or CHANNELS_LAST, facts.axes.why or "no .npy of three axes was seen")
 
 
 def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
-    """Which values stand for none, as the data was read."""
+    """Record which values stand for no data, as the images were read."""
     setting = nodata_of(decisions.config.nodata, model)
     decisions.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
@@ -54,7 +54,7 @@ def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
 def preprocessing_of(
     config: ResolvedPretrainConfig | ResolvedFinetuneConfig, dtype: str, crop_fraction: float = 1.0
 ) -> Preprocessing:
-    """How images become the model's input, as far as settings say it."""
+    """How images become the model's input, as far as the config says it."""
     return Preprocessing(
         channels=config.channels,
         value_range=config.value_range,
@@ -67,13 +67,15 @@ def preprocessing_of(
     )
 
 
-def as_read(preprocessing: Preprocessing, facts: DataFacts, nodata: str | float, axes: str | None) -> Preprocessing:
-    """The same with what the data was read by: its order of axes, or else `axes`, and what stands for none."""
+def with_reading_settings(
+    preprocessing: Preprocessing, facts: DataFacts, nodata: str | float, axes: str | None
+) -> Preprocessing:
+    """The preprocessing with how the data was read: its order of axes, or else `axes`, and its nodata value."""
     return replace(preprocessing, axes=facts.axes.order or axes, nodata=stored_nodata(nodata))
 
 
 def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:
-    """Raise RequestError where floats meet a model of integers, or the reverse, and nobody says what becomes what."""
+    """Raise RequestError where images are floats and the model's integers, or the reverse, and no range is given."""
     if (value_range or facts.stated_range) is None and "float32" in (dtype, facts.dtype) and dtype != facts.dtype:
         raise RequestError(
             f"the model takes {dtype} images, these are {facts.dtype}: --value-range LOW HIGH says which of their "

@@ -1,4 +1,4 @@
-"""Deciding what the person left open in pre-training, each decision with its reason."""
+"""The plan of a pre-training: settings that the person left open, each decided with its reason."""
 
 from dataclasses import replace
 from typing import Protocol
@@ -30,37 +30,37 @@ from openmae.planning.decisions import (
     Plan,
     Previous,
     check_warmup,
+    decide_base_lr,
+    decide_intervals,
     decide_machine,
-    decide_pace,
-    decide_rate,
-    doubled,
-    encoder_of,
-    epochs_of,
-    look,
-    steps_of,
+    largest_doubling,
+    planned_epochs,
+    planned_steps,
+    saved_encoder_shape,
+    survey_data_and_machine,
 )
 from openmae.planning.encoder import check_channels, decide_model, decide_size, encoder_shape, heads_for
 from openmae.planning.micro_batch import MEMORY_SHARE, check_memory, decide_micro_batch
 from openmae.planning.preprocessing import (
-    as_read,
     check_scale,
     choose_axes,
     choose_nodata,
     decide_statistics,
     preprocessing_of,
+    with_reading_settings,
 )
 from openmae.recipes import PRETRAIN_RECIPES
 
-# Small batches at the paper's base rate would hardly move: no peak rate below these without being asked.
+# At small batches the paper's base rate would hardly change the weights: no smaller peak rate is decided than these.
 MIN_PEAK_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.5e-4}
 
 
 class PretrainPlan(Plan[ResolvedPretrainConfig, MAEShape]):
-    """A pre-training config without open questions and what follows from it."""
+    """A pre-training config without open settings, and what follows from it."""
 
 
 class PretrainData(Protocol):
-    """The training images, and what is held out of them."""
+    """The training images, and those held out to measure on."""
 
     @property
     def train(self) -> Source: ...
@@ -78,27 +78,30 @@ def plan_pretrain(
     num_processes: int,
     previous: Previous[ResolvedPretrainConfig] | None,
 ) -> tuple[PretrainPlan, DataFacts | None]:
-    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+    """The plan of the previous run where one is resumed; else a new plan, and the facts about the data behind it.
 
     Args:
+        init: the model whose weights to start from.
         num_processes: on this machine, which share it.
 
     Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
+        RequestError: none of the sampled images can be read, or the settings do not fit.
     """
     if previous is not None:
-        settled = replace(previous.config, device=str(device))
-        return PretrainPlan(settled, shape_of(settled, encoder_of(previous)), previous.preprocessing, {}), None
-    beside = () if data.held_out is None else [data.held_out]
-    facts, machine = look(config, data.train, beside, device, num_processes)
+        resolved = replace(previous.config, device=str(device))
+        return PretrainPlan(
+            resolved, mae_shape(resolved, saved_encoder_shape(previous)), previous.preprocessing, {}
+        ), None
+    others = () if data.held_out is None else [data.held_out]
+    facts, machine = survey_data_and_machine(config, data.train, others, device, num_processes)
     return make_pretrain_plan(config, facts, machine, init, data.num_held_out), facts
 
 
-def shape_of(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> MAEShape:
-    """The model that a settled config describes. Raises RequestError where the numbers do not fit together.
+def mae_shape(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> MAEShape:
+    """The shape of the model that a resolved config describes. Raises RequestError where numbers do not fit together.
 
     Args:
-        like: an encoder that others trained, for what no setting names (layer scale, the eps of its norms).
+        like: the encoder to start from, for what no setting names (layer scale, the eps of its norms).
     """
     c, encoder = config, encoder_shape(config, like)
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
@@ -112,11 +115,11 @@ def make_pretrain_plan(
     init: StoredModel | None = None,
     num_held_out: int | None = None,
 ) -> PretrainPlan:
-    """Fill every open setting.
+    """Decide every open setting.
 
     Args:
-        facts: of the training images.
-        init: the weights to start from, whose settings are taken over.
+        facts: about the training images.
+        init: the model to start from: what it was trained with is decided first.
         num_held_out: images held out of training; None where the data is not opened.
 
     Raises:
@@ -125,17 +128,17 @@ def make_pretrain_plan(
     decisions = Decisions(config)
     get = decisions.get
     decisions.take_recipe(PRETRAIN_RECIPES)
-    if get("model") is not None:  # before --init: a contradiction must show
+    if get("model") is not None:  # before --init, so that a contradiction is found
         decide_size(decisions, get("model"))
     if init is not None:
-        _take_over(init, decisions, is_measured=config.statistics is not None or config.value_range is not None)
+        _adopt_init(init, decisions, is_measured=config.statistics is not None or config.value_range is not None)
     decide_model(facts, machine, decisions)
     _decide_decoder(decisions)
-    of_model: Preprocessing | None = None  # with another --value-range the data's own scale becomes the model's
+    init_scale: Preprocessing | None = None  # None: the model's values are on the scale of the data
     if init is not None and config.value_range in (None, init.preprocessing.value_range):
         check_scale(init.preprocessing.dtype, facts, config.value_range)
-        of_model, notes = match_scale(init.preprocessing, facts.depths, config.value_range, stated=facts.stated_range)
-    _decide_data(facts if of_model is None else facts_in_scale(facts, of_model), decisions)
+        init_scale, notes = match_scale(init.preprocessing, facts.depths, config.value_range, stated=facts.stated_range)
+    _decide_data(facts if init_scale is None else facts_in_scale(facts, init_scale), decisions)
     _decide_optimisation(facts, machine, decisions)
     choose_axes(facts, decisions)
     choose_nodata(None if init is None else init.preprocessing, decisions)
@@ -152,18 +155,20 @@ def make_pretrain_plan(
         why = "of the validation part, or a twentieth of the images: never trained on"
         decisions.decide("held_out", num_held_out, why if num_held_out else "too few images")
 
-    settled = decisions.resolved(ResolvedPretrainConfig)
-    preprocessing = preprocessing_of(settled, facts.dtype)
-    if of_model is not None:
-        preprocessing = with_scale_of(preprocessing, of_model)
+    resolved = decisions.resolved(ResolvedPretrainConfig)
+    preprocessing = preprocessing_of(resolved, facts.dtype)
+    if init_scale is not None:
+        preprocessing = with_scale_of(preprocessing, init_scale)
     else:
         preprocessing, notes = match_own_scale(preprocessing, facts.depths)
-    preprocessing = as_read(preprocessing, facts, settled.nodata, None if init is None else init.preprocessing.axes)
-    return PretrainPlan(settled, shape, preprocessing, decisions.reasons, tuple(notes))
+    preprocessing = with_reading_settings(
+        preprocessing, facts, resolved.nodata, None if init is None else init.preprocessing.axes
+    )
+    return PretrainPlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
 def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTShape | None) -> MAEShape:
-    """`shape_of`. Raises RequestError where the model is not `like`, does not fit the images, or the mask the model."""
+    """`mae_shape`. Raises RequestError where model, `like`, images and mask do not fit each other."""
     for name in ("width", "depth", "num_heads", "channels"):
         if like is not None and getattr(config, name) != getattr(like, name):
             raise RequestError(
@@ -171,7 +176,7 @@ def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTSh
                 "flags out to take its shape"
             )
     check_tiles(config.tiles, config.size)
-    shape = shape_of(config, like)
+    shape = mae_shape(config, like)
     encoder = shape.encoder
     check_channels(facts, encoder.channels, f"--channels got {encoder.channels}, but the images have {facts.channels}")
     if facts.short_side < encoder.patch_size:
@@ -187,8 +192,8 @@ def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTSh
     return shape
 
 
-def _take_over(init: StoredModel, decisions: Decisions, is_measured: bool) -> None:
-    """Take over what the weights were trained with; mean and deviation too unless new ones are asked for."""
+def _adopt_init(init: StoredModel, decisions: Decisions, is_measured: bool) -> None:
+    """Decide as the weights were trained with; mean and standard deviation too unless they are measured anew."""
     decide, preprocessing = decisions.decide, init.preprocessing
     for name in ("image_size", "patch_size", "channels", "width", "depth", "num_heads"):
         decide(name, getattr(init.encoder_shape, name), "as --init")
@@ -224,7 +229,7 @@ def _decide_data(facts: DataFacts, decisions: Decisions) -> None:
 
 
 def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
-    """Where crops are made. Raises RequestError where the device is asked to and cannot."""
+    """Whether readers crop or the device does. Raises RequestError where the device is to and cannot."""
     augment = decisions.get("augment")
     if not Augmentation(kind=augment).only_crops:
         obstacle = f"--augment {augment} goes on with the crop where it is read"
@@ -235,8 +240,8 @@ def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> No
         remedy = "DATA from openmae pack --format raw"
     else:
         is_gpu = machine.device == "cuda"
-        whys = {"cuda": "a raw pack: its readers need only copy", "cpu": "faster than cropping on cpu"}
-        why = whys.get(machine.device, f"not measured on {machine.device}")
+        reasons = {"cuda": "a raw pack: its readers need only copy", "cpu": "faster than cropping on cpu"}
+        why = reasons.get(machine.device, f"not measured on {machine.device}")
         decisions.decide("crop_on", "device" if is_gpu else "reader", why)
         return
     if decisions.get("crop_on") == "device":
@@ -246,24 +251,24 @@ def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> No
 
 def _decide_optimisation(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
     decide, count = decisions.decide, facts.count
-    batch = doubled(8, min(256 if machine.device == "cpu" else 1024, max(8, count // 16)))
+    batch = largest_doubling(8, min(256 if machine.device == "cpu" else 1024, max(8, count // 16)))
     decide("batch_size", batch, f"{count:,} images on {machine.device}")
     if decisions.config.steps is None:
         epochs = 100.0 if machine.device == "cpu" else 400.0 if count >= 100_000 else 800.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
-    decide_rate(decisions, 1.5e-4, MIN_PEAK_RATE, "1.5e-4")
+    decide_base_lr(decisions, 1.5e-4, MIN_PEAK_RATE)
     decide("min_lr", 0.0, "table 8")
     decide("weight_decay", 0.05, "table 8")
     decide("betas", (0.9, 0.95), "table 8")
-    warmup_epochs = min(40.0, 0.05 * epochs_of(decisions, count))
+    warmup_epochs = min(40.0, 0.05 * planned_epochs(decisions, count))
     decide("warmup_epochs", warmup_epochs, "5 % of the steps, at most the paper's 40 epochs")
-    steps = steps_of(decisions, count)
-    decide_pace(steps, decisions)
+    steps = planned_steps(decisions, count)
+    decide_intervals(steps, decisions)
     decide("picture_every", max(1, min(5000, steps // 8)), "about 8 times")
 
 
 def _decide_computing(machine: Machine, decisions: Decisions) -> None:
-    """Whether the model is compiled, and what its residual stream is made of."""
+    """Whether the model is compiled, and whether its residual stream is bf16."""
     is_gpu = machine.device == "cuda"
     why = "faster on GPUs" if machine.can_compile else "needs triton and a GPU of compute capability 7.0 or more"
     decisions.decide("compile", is_gpu and machine.can_compile, why if is_gpu else f"gains nothing on {machine.device}")
@@ -272,22 +277,22 @@ def _decide_computing(machine: Machine, decisions: Decisions) -> None:
 
 
 def _fit_memory(shape: MAEShape, machine: Machine, decisions: Decisions) -> None:
-    """A smaller micro-batch, and recomputing only where a single image at a time does not fit without it."""
+    """A micro-batch that fits into memory; recomputing only where a single image does not fit without it."""
     all_at_once = decisions.resolved(ResolvedPretrainConfig)
     decide_micro_batch(decisions, lambda micro: planned_memory(shape, all_at_once, micro), machine)
     micro = decisions.get("micro_batch_size")
     is_short = planned_memory(shape, all_at_once, micro) > MEMORY_SHARE * machine.memory
     if decisions.config.recompute is None and is_short:
         decisions.set("recompute", True, "memory is short")
-    settled = decisions.resolved(ResolvedPretrainConfig)
-    advice = "give a smaller --model or --image-size" + ("" if settled.recompute else ", or --recompute True")
-    check_memory(micro, planned_memory(shape, settled, micro), machine, advice)
+    resolved = decisions.resolved(ResolvedPretrainConfig)
+    advice = "give a smaller --model or --image-size" + ("" if resolved.recompute else ", or --recompute True")
+    check_memory(micro, planned_memory(shape, resolved, micro), machine, advice)
 
 
-def planned_memory(shape: MAEShape, config: ResolvedPretrainConfig, micro: int) -> int:
-    """Bytes for weights, gradients and AdamW's two moments in float32, and the activations of `micro` images."""
+def planned_memory(shape: MAEShape, config: ResolvedPretrainConfig, micro_batch_size: int) -> int:
+    """Bytes for weights, gradients and AdamW's two moments in float32, and for the activations of a micro-batch."""
     count = shape.encoder.num_patches
     visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))
     bytes_per_value = 2 if config.precision == "bf16" else 4
     activations = cost.activation_bytes(shape, visible, bytes_per_value, recompute=config.recompute)
-    return 16 * cost.num_parameters(shape) + micro * activations
+    return 16 * cost.num_parameters(shape) + micro_batch_size * activations

@@ -1,4 +1,4 @@
-"""Deciding what the person left open in linear probing, each decision with its reason."""
+"""The plan of a linear probe: settings that the person left open, each decided with its reason."""
 
 from dataclasses import replace
 
@@ -27,30 +27,30 @@ from openmae.planning.decisions import (
     Plan,
     Previous,
     check_warmup,
+    decide_intervals,
     decide_machine,
-    decide_pace,
-    doubled,
-    epochs_of,
-    look,
-    steps_of,
+    largest_doubling,
+    planned_epochs,
+    planned_steps,
+    survey_data_and_machine,
 )
 from openmae.planning.encoder import check_channels
 from openmae.planning.micro_batch import MEMORY_SHARE, decide_micro_batch
-from openmae.planning.preprocessing import as_read, check_scale, choose_axes, choose_nodata
+from openmae.planning.preprocessing import check_scale, choose_axes, choose_nodata, with_reading_settings
 from openmae.recipes import PROBE_RECIPES
 
-# Rates at their peak, tried side by side where a person names none; the paper's .1 x 16384 / 256 is 6.4.
+# Peak learning rates, tried side by side where a person gives none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
 SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
-# Of a squared error, over the width: on features that are normed a rate below 1.9 / width cannot diverge (momentum .9),
-# and one a few times that seldom does.
+# For a squared error, to be divided by the width: on normalised features a rate below 1.9 / width cannot diverge
+# (momentum .9), and one a few times that seldom does.
 SQUARED_SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 MAX_BATCH = 16384
-STEPS_WANTED = 2000  # with features kept a step costs next to nothing, and few of them do not converge
+TARGET_STEPS = 2000  # with cached features a step costs next to nothing, and fewer steps do not converge
 
 
 class ProbePlan(Plan[ResolvedProbeConfig, ClassifierShape]):
-    """A probe's config without open questions and what follows from it."""
+    """A probe's config without open settings, and what follows from it."""
 
 
 def plan_probe(
@@ -61,26 +61,26 @@ def plan_probe(
     num_processes: int,
     previous: Previous[ResolvedProbeConfig] | None,
 ) -> tuple[ProbePlan, DataFacts | None]:
-    """The plan of a run's earlier start, or a new one and the look at the data that it rests on.
+    """The plan of the previous run where one is resumed; else a new plan, and the facts about the data behind it.
 
     Args:
-        init: the weights that are probed.
+        init: the model that is probed.
         num_processes: on this machine, which share it.
 
     Raises:
-        RequestError: no image of the look can be read, or the settings do not fit.
+        RequestError: none of the sampled images can be read, or the settings do not fit.
     """
     encoder = init.encoder_shape
     if previous is not None:
-        settled = replace(previous.config, device=str(device))
-        return ProbePlan(settled, probe_shape(settled, encoder, data.num_outputs), previous.preprocessing, {}), None
+        resolved = replace(previous.config, device=str(device))
+        return ProbePlan(resolved, probe_shape(resolved, encoder, data.num_outputs), previous.preprocessing, {}), None
     config = replace(config, task=data.task)
-    facts, machine = look(config, data.train, data.parts, device, num_processes)
+    facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
     return make_probe_plan(config, facts, data.num_outputs, machine, encoder, init.preprocessing), facts
 
 
 def probe_shape(config: ResolvedProbeConfig, encoder: ViTShape, num_classes: int) -> ClassifierShape:
-    """The classifier that the chosen head makes of the encoder, at the probe's image size."""
+    """The shape of the classifier that encoder and chosen head make, at the probe's image size."""
     resized = replace(encoder, image_size=config.size)
     return ClassifierShape(encoder=resized, num_classes=num_classes, pool=config.pool, head="probe")
 
@@ -93,11 +93,11 @@ def make_probe_plan(
     encoder: ViTShape,
     preprocessing: Preprocessing,
 ) -> ProbePlan:
-    """Fill every open setting.
+    """Decide every open setting.
 
     Args:
-        facts: of the training images.
-        encoder, preprocessing: of the weights that are probed.
+        facts: about the training images.
+        encoder, preprocessing: of the model that is probed.
 
     Raises:
         RequestError: the settings do not fit each other or the data.
@@ -127,28 +127,28 @@ def make_probe_plan(
     _fit_memory(draft, shape, facts, machine, decisions)
     if draft.augment == "none":
         for name in ("crop_scale", "crop_aspect", "micro_batch_size"):
-            decisions.reasons.pop(name, None)  # not used, and not worth a word
+            decisions.reasons.pop(name, None)  # not used: no line in the plan
 
-    settled = decisions.resolved(ResolvedProbeConfig)
+    resolved = decisions.resolved(ResolvedProbeConfig)
     resized = replace(
-        preprocessing, image_size=settled.size, crop_fraction=crop_fraction_of(settled.size, facts.short_side)
+        preprocessing, image_size=resolved.size, crop_fraction=crop_fraction_of(resolved.size, facts.short_side)
     )
     resized, notes = match_scale(resized, facts.depths, config.value_range, stated=facts.stated_range)
-    resized = as_read(resized, facts, settled.nodata, resized.axes)
-    return ProbePlan(settled, shape, resized, decisions.reasons, tuple(notes))
+    resized = with_reading_settings(resized, facts, resolved.nodata, resized.axes)
+    return ProbePlan(resolved, shape, resized, decisions.reasons, tuple(notes))
 
 
 def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, decisions: Decisions) -> None:
-    """The crops of an epoch, the optimiser, its rates and its steps."""
+    """The crops, the optimiser, its learning rates and the number of steps."""
     decide, get, count = decisions.decide, decisions.get, facts.count
-    is_kept = get("augment") == "none"
+    is_cached = get("augment") == "none"
     decide("crop_scale", (0.08, 1.0), "table 10")
     decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
     decide("weight_decay", 0.0, "table 10")
     decide("min_lr", 0.0, "table 10")
-    batch = doubled(64, min(MAX_BATCH if is_kept else 1024, count // 16))
+    batch = largest_doubling(64, min(MAX_BATCH if is_cached else 1024, count // 16))
     decide("batch_size", min(batch, count), f"{count:,} images")
     batch = get("batch_size")
     peaks: tuple[float, ...] = LARS_RATES if get("optimizer") == "lars" else SGD_RATES
@@ -162,23 +162,24 @@ def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, deci
             "of one: give one --base-lr, or leave it out"
         )
     if config.steps is None:
-        wanted = round(STEPS_WANTED * batch / count)
-        decide("epochs", float(max(90, wanted) if is_kept else 90), "table 10, or enough steps")
-    warmup_epochs = min(10.0, 0.1 * epochs_of(decisions, count))
+        enough = round(TARGET_STEPS * batch / count)
+        decide("epochs", float(max(90, enough) if is_cached else 90), "table 10, or enough steps")
+    warmup_epochs = min(10.0, 0.1 * planned_epochs(decisions, count))
     decide("warmup_epochs", warmup_epochs, "a tenth of the epochs, at most table 10's 10")
-    decide_pace(steps_of(decisions, count), decisions)
+    decide_intervals(planned_steps(decisions, count), decisions)
 
 
 def _fit_memory(
     config: ResolvedProbeConfig, shape: ClassifierShape, facts: DataFacts, machine: Machine, decisions: Decisions
 ) -> None:
-    """A smaller micro-batch of crops. Raises RequestError where features are kept and there is no room for them."""
+    """A micro-batch of crops that fits into memory. Raises RequestError where cached features would not fit."""
     if config.augment != "none":
         per_image = cost.classifier_activation_bytes(shape, 0.0, 2 if config.precision == "bf16" else 4)
-        decide_micro_batch(decisions, lambda micro: micro * per_image, machine, smallest=2)
+        decide_micro_batch(decisions, lambda size: size * per_image, machine, smallest=2)
         return
-    kept = 4 * facts.count * shape.encoder.width
-    if kept > MEMORY_SHARE * machine.memory:
+    num_bytes = 4 * facts.count * shape.encoder.width
+    if num_bytes > MEMORY_SHARE * machine.memory:
         raise RequestError(
-            f"the features of {facts.count:,} images take {kept / 1e9:.3g} GB: --augment crop computes them as it goes"
+            f"the features of {facts.count:,} images take {num_bytes / 1e9:.3g} GB: --augment crop computes them as it "
+            "goes"
         )

@@ -9,7 +9,7 @@ from typing import Any
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
-def _regularised() -> dict[str, Any]:
+def _strong_regularisation() -> dict[str, Any]:
     return {
         "augment": "crop",
         "crop_scale": (0.08, 1.0),
@@ -24,7 +24,7 @@ def _regularised() -> dict[str, Any]:
 
 def _table_9() -> dict[str, Any]:
     return {
-        **_regularised(),
+        **_strong_regularisation(),
         "erasing": 0.25,
         "betas": (0.9, 0.999),
         "weight_decay": 0.05,
@@ -37,7 +37,7 @@ def _table_9() -> dict[str, Any]:
 
 def _table_11() -> dict[str, Any]:
     return {
-        **_regularised(),
+        **_strong_regularisation(),
         "erasing": 0.0,
         "betas": (0.9, 0.95),
         "weight_decay": 0.3,

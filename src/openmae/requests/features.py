@@ -42,13 +42,13 @@ def check_vacant(run: Path) -> None:
 def check_embed(config: EmbedConfig) -> None:
     """Raise RequestError where there is nothing to embed or no place for the table."""
     config = config.plain()
-    check_file(config)
+    check_out(config)
     check_device(config.device)
     check_init(config.init)
     check_named(config.dataset, SPLITS if config.split == "all" else (config.split,))
 
 
-def check_file(config: EmbedConfig) -> None:
+def check_out(config: EmbedConfig) -> None:
     """Raise RequestError where the table would be among the images, or no file can be."""
     out = Path(config.out)
     place = Path(os.path.realpath(out))

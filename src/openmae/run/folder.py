@@ -17,7 +17,7 @@ from openmae.config import (
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
     flag_of,
-    said,
+    format_value,
 )
 from openmae.config.finetune import FROM_SCRATCH
 from openmae.data.value_scale import range_for
@@ -46,15 +46,15 @@ NOT_THE_RUN = {"init", "micro_batch_size"}
 
 
 AnyConfig = PretrainConfig | LabelledConfig
-C = TypeVar("C", PretrainConfig, FinetuneConfig, ProbeConfig)
-T = TypeVar("T", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
+RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig)
+ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
 
 
 @dataclass(frozen=True)
-class PreviousRun(Generic[T]):
+class PreviousRun(Generic[ResolvedConfigT]):
     """What an earlier start of this run left: its settings and its newest good checkpoint."""
 
-    config: T
+    config: ResolvedConfigT
     preprocessing: Preprocessing
     checkpoint: Checkpoint
     warnings: list[str]
@@ -94,7 +94,7 @@ def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, An
     )
 
 
-def find_previous_run(config: AnyConfig, settled: type[T]) -> PreviousRun[T] | None:
+def find_previous_run(config: AnyConfig, settled: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT] | None:
     """The run to continue, or None to start one.
 
     Raises:
@@ -127,7 +127,7 @@ def find_previous_run(config: AnyConfig, settled: type[T]) -> PreviousRun[T] | N
     return PreviousRun(saved, preprocessing, checkpoint, warnings)
 
 
-def _check_kind(run: Path, settled: type[T]) -> None:
+def _check_kind(run: Path, settled: type[ResolvedConfigT]) -> None:
     """Raise RequestError where config.json is not of a run of this kind: another command's results are not ours."""
     try:
         settled.from_dict(json.loads((run / "config.json").read_bytes()))
@@ -135,7 +135,7 @@ def _check_kind(run: Path, settled: type[T]) -> None:
         raise RequestError(f"{run} holds something other than a run of this command: choose another --out") from None
 
 
-def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> PreviousRun[T]:
+def _from_checkpoint(config: AnyConfig, path: Path, settled: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT]:
     folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
@@ -153,7 +153,7 @@ def _from_checkpoint(config: AnyConfig, path: Path, settled: type[T]) -> Previou
     return PreviousRun(saved, preprocessing, checkpoint, damaged)
 
 
-def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Preprocessing]:
+def _read_config(run: Path, config: AnyConfig, settled: type[ResolvedConfigT]) -> tuple[ResolvedConfigT, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
         saved, preprocessing = settled.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
@@ -168,9 +168,9 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
             guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
             before = guessed if guessed is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
-            had = f"no {flag}" if before is None else f"{flag} {said(before)}"
+            had = f"no {flag}" if before is None else f"{flag} {format_value(before)}"
             raise RequestError(
-                f"the run in {run} has {had}, not {said(value)}: leave {flag} out to continue "
+                f"the run in {run} has {had}, not {format_value(value)}: leave {flag} out to continue "
                 "it, or start another with a new --out"
             )
     for name in ("steps", "epochs"):

@@ -18,7 +18,7 @@ from openmae.machine.parallel import Processes, joined
 from openmae.machine.signals import StopRequest
 from openmae.run.batches import Batches, stream_batches
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import PreviousRun, T, begin, find_previous_run, settings_of, summary_if_finished
+from openmae.run.folder import PreviousRun, ResolvedConfigT, begin, find_previous_run, settings_of, summary_if_finished
 from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
@@ -27,7 +27,7 @@ from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint
 
-C = TypeVar("C", PretrainConfig, FinetuneConfig, ProbeConfig)
+RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig)
 
 
 class Save(Protocol):
@@ -45,7 +45,7 @@ class Save(Protocol):
     ) -> Any: ...
 
 
-class Run(Generic[T]):
+class Run(Generic[ResolvedConfigT]):
     """A run from its opening to its end; a trainer calls `restore`, `finished`, `announce`, `begin`, `train`, in order.
 
     Attributes:
@@ -55,15 +55,20 @@ class Run(Generic[T]):
         config, progress: from `begin` on, the settings without open questions and where the run stands.
     """
 
-    config: T
+    config: ResolvedConfigT
     progress: Progress
 
     def __init__(
-        self, title: str, requested: Any, previous: PreviousRun[T] | None, processes: Processes, stop: StopRequest,
+        self,
+        title: str,
+        requested: Any,
+        previous: PreviousRun[ResolvedConfigT] | None,
+        processes: Processes,
+        stop: StopRequest,
         lock: ExitStack,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.title, self.requested = title, requested
-        self.previous: PreviousRun[T] | None = previous
+        self.previous: PreviousRun[ResolvedConfigT] | None = previous
         self.path, self.processes, self.stop, self._lock = Path(requested.out), processes, stop, lock
         self.device = use_device(requested.device, processes.local_rank)
         self.step = self.num_steps = 0
@@ -88,7 +93,7 @@ class Run(Generic[T]):
         self,
         fingerprint: str,
         restore_state: Callable[[Checkpoint], None],
-        check: Callable[[PreviousRun[T]], None] = lambda previous: None,
+        check: Callable[[PreviousRun[ResolvedConfigT]], None] = lambda previous: None,
     ) -> None:
         """Put the newest good checkpoint of an earlier start back; a new run stays at step 0.
 
@@ -124,7 +129,7 @@ class Run(Generic[T]):
 
     def begin(
         self,
-        config: T,
+        config: ResolvedConfigT,
         preprocessing: Preprocessing,
         *,
         taken: dict[str, str],
@@ -152,7 +157,7 @@ class Run(Generic[T]):
 
     def batches(
         self,
-        config: T,
+        config: ResolvedConfigT,
         stream: Stream,
         prepare: Callable[[Batch], ModelInput],
         *,
@@ -233,7 +238,9 @@ class Run(Generic[T]):
 
 
 @contextmanager
-def open_run(title: str, config: C, settled: type[T], remembers_micro_batch: bool = True) -> Iterator[Run[T]]:
+def open_run(
+    title: str, config: RequestedConfigT, settled: type[ResolvedConfigT], remembers_micro_batch: bool = True
+) -> Iterator[Run[ResolvedConfigT]]:
     """Open the run folder of `config`: find what an earlier start left, join the processes, hear signals.
 
     Nothing is written before `begin`.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.machine.files import disk_faults, write_json
-from openmae.run.folder import C
+from openmae.run.folder import RequestedConfigT
 
 SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
 DOES_NOT_COMPILE = "compile_failed"  # beside `compile`, which a person may have given
@@ -30,7 +30,7 @@ def _remember(run: Path, settings: dict[str, Any]) -> None:
         write_json(run / "config.json", values)
 
 
-def with_remembered(config: C, remembers_micro_batch: bool = True) -> C:
+def with_remembered(config: RequestedConfigT, remembers_micro_batch: bool = True) -> RequestedConfigT:
     """The settings of a run that is started again before its first checkpoint, with what is known to do.
 
     What a person asks for stands: a micro-batch, and that it is compiled.

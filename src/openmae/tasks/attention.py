@@ -1,4 +1,4 @@
-"""`openmae attention`: what the class token attends to, laid over the images."""
+"""`openmae attention`: maps of what the class token attends to, drawn over the images."""
 
 import os
 from pathlib import Path
@@ -24,28 +24,28 @@ from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_pictur
 from openmae.planning.micro_batch import MEMORY_SHARE
 from openmae.requests.sheet import protect_images
 
-MIN_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
-COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, on a grey print too
-SHARE_OF_COLOUR = 0.65  # the rest is the image, in grey
-BAR = (256, 14)  # pixels
+MIN_SIDE = 224  # of an image on the sheet, in pixels; CELL where each head has a map of its own
+COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, in print without colours too
+SHARE_OF_COLOUR = 0.65  # of the map; the rest is the image, in grey
+BAR = (256, 14)  # width and height of the colour bar, in pixels
 
 
 def attention(config: AttentionConfig) -> dict[str, Any]:
-    """Write the sheet: picture | attention of the class token, mean of the heads | each head, a row for each image.
+    """Write a sheet of pictures, a row for each image: the image, the class token's attention, and each head's.
 
-    Each map is coloured from 0 to its own largest value, which stands below it (a share of all the attention that
-    the class token has) beside what a patch had if all got the same.
+    The attention is the mean over heads. Each map is coloured from 0 to its own largest value. The text below it gives
+    that value, as a share of the class token's attention, and the share of a patch if all patches had the same.
 
     Returns:
-        images, skipped, layer, the grid of patches, and for each image the highest share of a patch and the class
-        token's to itself, both of the mean of the heads.
+        images, skipped, layer, the grid of patches, and for each image highest, the largest share of a patch, and
+        to_itself, the share of the class token; both of the mean over heads.
 
     Raises:
         RequestError: no readable image, an unknown model, a layer or size that does not fit.
     """
     config = config.plain()
     protect_images(config.images, config.out)
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size
@@ -57,7 +57,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         print(line)
     layer = config.layer or depth
     rows, highest, to_itself = [], [], []
-    for number, image in enumerate(images, 1):  # one by one: a long row of tokens squared, times the heads, is large
+    for number, image in enumerate(images, 1):  # one by one: the attention weights of all heads take much memory
         to_patches, itself = (
             t[0].cpu() for t in class_attention(model.encoder, model.prepare(image, size, config.max_pixels), layer)
         )
@@ -65,7 +65,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         rows.append(row(image, model, size, [mean, *to_patches] if config.heads else [mean], config.max_pixels))
         highest.append(float(mean.max()))
         to_itself.append(float(itself.mean()))
-        print(told(image, number, mean, to_itself[-1]))
+        print(attention_line(image, number, mean, to_itself[-1]))
     heads = [f"head {number + 1}" for number in range(len(to_patches))] if config.heads else []
     blocks = 2 if len(rows) > 4 and not heads else 1
     headers = ["image", f"class token's attention, block {layer} of {depth}, mean of the heads", *heads]
@@ -94,8 +94,8 @@ def check_memory(grid: Grid, model: EncoderModel) -> None:
         )
 
 
-def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
-    """A line about an image's map, with the scale of its colours."""
+def attention_line(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
+    """A line about an image's map: the range of its values, and the class token's attention to itself."""
     name = shown(os.path.basename(image)) if isinstance(image, (str, Path)) else f"image {number}"
     return (
         f"{name}: attention to a patch {float(mean.min()):.2g} to {float(mean.max()):.2g} "
@@ -106,14 +106,14 @@ def told(image: ImageLike, number: int, mean: Tensor, to_itself: float) -> str:
 def row(
     image: ImageLike, model: EncoderModel, size: tuple[int, int], maps: list[Tensor], max_pixels: int
 ) -> list[Tensor]:
-    """An image and maps over it, all of one size: each (3, H, W) in 0..1 with a line of text below.
+    """An image and maps over it, all of one size: each (3, H, W) in 0..1, with a line of text below.
 
     Args:
         maps: (rows, columns) each.
     """
     side = MIN_SIDE if len(maps) == 1 else CELL
     shown_size = (size[0] * (scale := max(1, -(-side // min(size)))), size[1] * scale)
-    # Read anew at the size of the picture: a model of small images sees few pixels, a person may see more.
+    # Prepared again at the size of the picture: the model may see fewer pixels than a person would like to.
     picture = to_picture(to_unit(model.prepare(image, shown_size, max_pixels), model.preprocessing)[0])
     cells = [captioned(picture, f"{size[0]} x {size[1]} px")]
     for weights in maps:
@@ -127,7 +127,7 @@ def overlay(picture: Image.Image, weights: Tensor) -> Image.Image:
     from matplotlib import colormaps
 
     width, height = picture.size
-    # Bilinear, between the patches' centres: a bicubic one would overshoot and invent attention below 0.
+    # Bilinear, between the patches' centres: bicubic interpolation would overshoot, to attention below 0.
     relative = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
     scaled = F.interpolate(relative[None, None], (height, width), mode="bilinear", align_corners=False)
     colours = colormaps[COLOURS](scaled[0, 0].clamp(0, 1).numpy())[..., :3]
@@ -146,7 +146,7 @@ def captioned(picture: Image.Image, text: str) -> Tensor:
 
 
 def with_bar(picture: Image.Image) -> Image.Image:
-    """The sheet with the scale of colours below, as they look over black and over white."""
+    """The sheet with a colour bar below, which shows the colours over black and over white."""
     from matplotlib import colormaps
 
     width, height = BAR

@@ -1,4 +1,4 @@
-"""`openmae convert`: a trained model as other programs read it."""
+"""`openmae convert`: write a trained model in a format that other programs read."""
 
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ CARD = "README.md"
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write OUT, whole or not at all; a program (onnx, torch-export) only if it computes what the model computes.
+    """Write OUT, whole or not at all; an ONNX or torch.export program only if it computes what the model computes.
 
     Returns:
-        status, tensors (how many were written), left_out (our names), error (of a program), url (of --push).
+        status, tensors (how many were written), left_out (names of weights that were not), error (of a program, against
+        the model), url (of --push).
 
     Raises:
         RequestError: INIT is no model, OUT exists, or the format cannot hold the model.
@@ -83,14 +84,18 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 
 def outgoing_of(model: StoredModel, to: str) -> Outgoing:
-    """What a folder format holds of the model. Raises RequestError where that is not the model."""
+    """The model in a format that is a folder. Raises RequestError where the format cannot hold it."""
     if to == "timm":
         return to_timm(model)
     return to_transformers(model) if to == "transformers" else Outgoing(model.weights)
 
 
 def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple[Outgoing, float]:
-    """Export and check; an ONNX file of more than 2 GB has a second one beside it."""
+    """Export a program and check it against the model; an ONNX file above 2 GB has a second one beside it.
+
+    Returns:
+        What was written, and the largest difference from the model's outputs.
+    """
     write = write_onnx if config.to == "onnx" else write_torch_export
     with disk_faults(out), files_written_aside(out) as folder:
         error = write(folder / out.name, model, config.pool)
@@ -106,7 +111,7 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
 def report_lines(
     config: ConvertConfig, outgoing: Outgoing, left_out: tuple[str, ...], error: float | None
 ) -> list[str]:
-    """What was written and what was not."""
+    """Lines that say what was written and what was left out."""
     count = sum(value.numel() for value in outgoing.weights.values())
     lines = [f"wrote      {shown(config.out)} ({config.to}): {len(outgoing.weights)} tensors, {count:,} values"]
     if error is not None:
@@ -119,7 +124,7 @@ def report_lines(
 
 
 def grouped(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Names by their first part (decoder, head …)."""
+    """Names of weights by their first component (decoder, head, …)."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(name.split(".")[0], []).append(name)
@@ -127,5 +132,5 @@ def grouped(names: tuple[str, ...]) -> dict[str, list[str]]:
 
 
 def listed(names: list[str]) -> str:
-    """What a part's names are of: of decoder.blocks.0.norm1.weight, blocks."""
+    """The second components of names, each once: blocks of decoder.blocks.0.norm1.weight."""
     return ", ".join(dict.fromkeys((name.split(".") * 2)[1] for name in sorted(names)))

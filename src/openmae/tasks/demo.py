@@ -1,4 +1,4 @@
-"""`openmae demo`: the whole story in a few minutes: train, reconstruct, measure, and the next command to type."""
+"""`openmae demo`: train, reconstruct and measure in a few minutes, and name the next command to type."""
 
 import shutil
 from pathlib import Path
@@ -18,24 +18,24 @@ from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
 
 MASK_SEED = 7
-PICTURED = 12
+NUM_PICTURED = 12
 
 
 def demo(config: DemoConfig) -> dict[str, Any]:
-    """Train on embedded photographs and show what was learnt on regions that were held out.
+    """Pre-train on embedded photographs and show reconstructions of regions that were held out.
 
     Returns:
-        What DIR/summary.json holds: the run's, and psnr, psnr_mean, psnr_interpolation in dB.
+        What OUT/summary.json holds: the run's summary, and psnr, psnr_mean, psnr_interpolation in dB.
 
     Raises:
         RequestError: the folder exists and is no earlier demo.
     """
     out, settings = Path(config.out), pretrain_settings(config)
     pick_device(settings.device)  # wrong before anything is deleted
-    clear_earlier_demo(out, settings)
+    remove_previous_demo(out, settings)
     summary = pretrain(settings)
 
-    # Measure on held-out regions, masks other than those looked at while training.
+    # Measure on held-out regions, with other masks than while training.
     model = load_mae(config.out, settings.device)
     source = open_source(DATA, "val")
     assert source is not None
@@ -48,19 +48,19 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     summary["gap_to_interpolation"] = summary["psnr"] - summary["psnr_interpolation"]
 
     # Pictures.
-    chosen = torch.linspace(0, len(truth) - 1, PICTURED).long().tolist()
-    rows = [[results.masked[i], results.prediction[i], truth[i]] for i in chosen]
+    indices = torch.linspace(0, len(truth) - 1, NUM_PICTURED).long().tolist()
+    rows = [[results.masked[i], results.prediction[i], truth[i]] for i in indices]
     with disk_faults(out):
         with written_aside(out / "reconstructions.png") as partial:
             sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
         loss_curve(out / "loss.png", read_lines(out / "metrics.jsonl"), "openmae demo")
         write_json(out / "summary.json", summary)
-    print(story(summary, out))
+    print(result_text(summary, out))
     return summary
 
 
-def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
-    """Make room for a demo where an earlier one lies; touch nothing else.
+def remove_previous_demo(out: Path, settings: PretrainConfig) -> None:
+    """Remove an earlier demo at `out`; anything else is left alone.
 
     Raises:
         RequestError: the folder holds something that is no demo.
@@ -69,8 +69,8 @@ def clear_earlier_demo(out: Path, settings: PretrainConfig) -> None:
         shutil.rmtree(out)
 
 
-def story(summary: dict[str, Any], out: Path) -> str:
-    """What the person reads at the end."""
+def result_text(summary: dict[str, Any], out: Path) -> str:
+    """The results as they are printed at the end."""
     return f"""
 On parts of the photographs that were never trained on, three quarters hidden (masked pixels only):
   reconstruction                  {summary["psnr"]:6.2f} dB PSNR

@@ -1,4 +1,4 @@
-"""`openmae embed`: the features of all images as a table that other programs read."""
+"""`openmae embed`: write the features of all images as a table that other programs read."""
 
 import json
 import time
@@ -26,20 +26,20 @@ from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
 from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import joined
-from openmae.requests.features import check_file
+from openmae.requests.features import check_out
 from openmae.version import __version__
 
-ROWS_AT_ONCE = 8192  # of a parquet file: a row group
-NAMED = 10  # unreadable images on the screen
+ROWS_AT_ONCE = 8192  # rows of a row group of a parquet file
+MAX_NAMED = 10  # unreadable images that are printed
 
 
 def embed(config: EmbedConfig) -> dict[str, Any]:
-    """Write the table: `features`, `paths`, `labels` (-1 where unknown) and `split`, one row for each readable image.
+    """Write a table with a row for each readable image: `features`, `paths`, `labels` (-1 where unknown) and `split`.
 
-    Labels that are numbers and no classes are float64, NaN where unknown.
+    Labels that are numbers and not classes are float64, NaN where unknown.
 
-    An .npz holds them as arrays beside `about`, JSON that says how they were made, and is read without pickles; a
-    .parquet has the columns features, path, label and split, and the same JSON in its metadata.
+    An .npz file holds them as arrays, and `about`, JSON that says how they were made; it is read without pickles. A
+    .parquet file has the columns features, path, label and split, and the same JSON in its metadata.
 
     Returns:
         status, images, unreadable, the features' shape, seconds.
@@ -47,13 +47,18 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data, no readable image or too many unreadable ones.
         Fault: features that are not finite, or a full disk.
+
+    Example:
+        >>> config = openmae.EmbedConfig(data="photos", init="runs/photos", out="features.npz")
+        >>> openmae.embed(config)["shape"]
+        [12, 16]
     """
     started = time.monotonic()
     config = config.plain()
     with joined() as processes:
-        check_file(config)
+        check_out(config)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device), say=True)
+        model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)
         check_tiles(config.tiles, preprocessing.image_size)
         splits = open_parts(config, preprocessing)
@@ -62,10 +67,10 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
         preprocessing = preprocessing_for(model, config.size)
         if processes.is_first:
             print("\n".join(splits.lines), flush=True)
-            told = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
+            counts = ", ".join(f"{len(source):,} of {split}" for split, source in parts.items())
             what, hint = "images" if config.tiles is None else "tiles", " (--split chooses)" * (len(parts) > 1)
-            print("\n".join([f"{what:10} {told}{hint}", *lines]), flush=True)
-        found: list[Features] = []
+            print("\n".join([f"{what:10} {counts}{hint}", *lines]), flush=True)
+        features_of_parts: list[Features] = []
         bad: dict[str, str] = {}
         for split, source in parts.items():
             features = extract(
@@ -80,18 +85,18 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
                 precision=config.precision,
                 title=split,
             )
-            found.append(features)
+            features_of_parts.append(features)
             bad |= features.bad
         total = sum(map(len, parts.values()))
         if processes.is_first:
-            for name, reason in list(bad.items())[:NAMED]:
+            for name, reason in list(bad.items())[:MAX_NAMED]:
                 print(f"unreadable, left out: {shown(name)} ({reason})")
-            if len(bad) > NAMED:
-                print(f"and {len(bad) - NAMED:,} more")
+            if len(bad) > MAX_NAMED:
+                print(f"and {len(bad) - MAX_NAMED:,} more")
         check_readable(bad, total, config.max_bad, "images")
-        columns = columns_of(parts, found, config.half)
+        columns = make_columns(parts, features_of_parts, config.half)
         if processes.is_first:
-            about = json.dumps(about_of(config, model, preprocessing, parts), default=str)
+            about = json.dumps(describe_table(config, model, preprocessing, parts), default=str)
             write_table(Path(config.out), columns, about)
             shape = " x ".join(map(str, columns["features"].shape))
             print(f"wrote {shown(config.out)}: features {shape} {columns['features'].dtype}, paths, labels, split")
@@ -104,22 +109,23 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     }
 
 
-def columns_of(parts: dict[str, Source], found: list[Features], half: bool) -> dict[str, NDArray]:
-    """Make the table's columns: a row for each image whose features were found, the parts one after the other."""
-    values = [part.values for part in found if len(part.values)]
+def make_columns(parts: dict[str, Source], features_of_parts: list[Features], half: bool) -> dict[str, NDArray]:
+    """The table's columns: a row for each readable image, the splits one after the other."""
+    values = [part.values for part in features_of_parts if len(part.values)]
     features = values[0] if len(values) == 1 else np.concatenate(values)
+    pairs = list(zip(parts.values(), features_of_parts, strict=True))
     return {
         "features": features.astype(np.float16) if half else features,
-        "paths": texts(shown(s.name(i)) for s, f in zip(parts.values(), found, strict=True) for i in f.indices),
-        "labels": labels_to_write(list(parts.values()), found),
-        "split": texts(name for name, f in zip(parts, found, strict=True) for _ in f.indices),
+        "paths": texts(shown(source.name(i)) for source, f in pairs for i in f.indices),
+        "labels": labels_to_write(list(parts.values()), features_of_parts),
+        "split": texts(name for name, f in zip(parts, features_of_parts, strict=True) for _ in f.indices),
     }
 
 
-def about_of(
+def describe_table(
     config: EmbedConfig, model: EncoderModel, preprocessing: Preprocessing, parts: dict[str, Source]
 ) -> dict[str, Any]:
-    """Say how the table was made, to be kept beside it."""
+    """How the table was made, as it is kept beside it."""
     return {
         "openmae": __version__,
         "pool": config.pool,
@@ -132,9 +138,9 @@ def about_of(
 
 
 def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:
-    """The parts of DATA that are asked for. Raises RequestError where there is no such part."""
-    wanted = SPLITS if config.split == "all" else (config.split,)
-    splits = open_splits(config.dataset, wanted, **reading_of(config, model))
+    """Open the splits of DATA that `--split` names. Raises RequestError where there is no such split."""
+    requested = SPLITS if config.split == "all" else (config.split,)
+    splits = open_splits(config.dataset, requested, **reading_of(config, model))
     named = str(config.dataset)
     if not splits.sources:
         raise RequestError(f"--split got {config.split}, but {shown(named)} has no such part: --split all")
@@ -146,11 +152,11 @@ def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:
     return replace(splits, sources=cut)
 
 
-def labels_to_write(parts: list[Source], found: list[Features]) -> NDArray:
-    """The classes of the images of all parts, (n,) int64; where labels are fractional numbers, those: (n,) float64."""
+def labels_to_write(parts: list[Source], features_of_parts: list[Features]) -> NDArray:
+    """The classes of the images of all splits, (n,) int64; where labels are fractional numbers, these: (n,) float64."""
     has_numbers = any(kept_numbers(source) is not None for source in parts)
-    of_parts = [numbers_of(source) if has_numbers else labels_of(source) for source in parts]
-    return np.concatenate([own[f.indices] for own, f in zip(of_parts, found, strict=True) if own is not None])
+    labels = [numbers_of(source) if has_numbers else labels_of(source) for source in parts]
+    return np.concatenate([own[f.indices] for own, f in zip(labels, features_of_parts, strict=True) if own is not None])
 
 
 def texts(items: Any) -> NDArray[np.str_]:
@@ -159,7 +165,7 @@ def texts(items: Any) -> NDArray[np.str_]:
 
 
 def write_table(path: Path, columns: dict[str, NDArray], about: str) -> None:
-    """Write the table whole or not at all, as the ending of `path` says."""
+    """Write the table whole or not at all, in the format that the ending of `path` names."""
     assert not any(column.dtype.hasobject for column in columns.values()), "this would be a pickle"
     with disk_faults(path), written_aside(path) as partial:
         if path.suffix.lower() == ".npz":

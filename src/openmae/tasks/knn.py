@@ -27,23 +27,27 @@ from openmae.inference.load import load
 from openmae.inference.matched import matched_model
 from openmae.inference.metrics import interval
 from openmae.inference.models import EncoderModel
-from openmae.inference.neighbour_numbers import check_figure_names, estimate, figures_of_numbers
+from openmae.inference.neighbour_numbers import (
+    check_metric_names,
+    neighbour_regression_metrics,
+    predict_from_neighbours,
+)
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, joined
-from openmae.planning.summary_lines import label_lines, target_words
+from openmae.planning.summary_lines import label_lines, target_text
 from openmae.requests.features import check_vacant
 from openmae.run.create import make_and_hold, write_config
 from openmae.run.quarantine import QUARANTINE, write_quarantine
-from openmae.tasks.classification.classification import number_words
+from openmae.tasks.classification.classification import format_regression
 from openmae.tasks.classification.regression_report import write_regression_report
 
 
 def knn(config: KnnConfig) -> dict[str, Any]:
     """Classify the test images, or predict their numbers, by their nearest training images.
 
-    What it finds lies in `config.out`.
+    The results lie in `config.out`.
 
     Returns:
         What RUN/summary.json holds.
@@ -58,12 +62,12 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     with joined() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device), say=True)
+        model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
         model, lines = matched_model(model, data.parts, config.value_range)
         preprocessing = preprocessing_for(model, config.size)
-        chosen = replace(
+        resolved = replace(
             config,
             task=data.task,
             image_size=preprocessing.image_size,
@@ -72,33 +76,33 @@ def knn(config: KnnConfig) -> dict[str, Any]:
             device=str(device),
         )
         preprocessing = replace(preprocessing, crop_fraction=crop_fraction_for(data.train, preprocessing.image_size))
-        check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
+        check_range("--layer", resolved.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
             make_and_hold(run, lock)
-            print("\n".join([*plan_lines(data, chosen, preprocessing.crop_fraction), *lines]), flush=True)
+            print("\n".join([*plan_lines(data, resolved, preprocessing.crop_fraction), *lines]), flush=True)
         try:
-            bank, queries = find_features(model, data, chosen, preprocessing, processes)
-            check_k(chosen.k, len(bank.values))
+            bank, queries = find_features(model, data, resolved, preprocessing, processes)
+            check_k(resolved.k, len(bank.values))
             if data.scale is None:
-                figures = figures_of(vote(bank, queries, data.num_classes, chosen, device, processes), queries)
+                metrics = neighbour_metrics(vote(bank, queries, data.num_classes, resolved, device, processes), queries)
             else:
-                estimates = estimate(bank, queries, data.scale, chosen, device, processes)
-                figures = figures_of_numbers(estimates)
+                estimates = predict_from_neighbours(bank, queries, data.scale, resolved, device, processes)
+                metrics = neighbour_regression_metrics(estimates)
         except (RequestError, Fault):
             if processes.is_first:
-                with suppress(OSError):  # what happened first is what must be said
+                with suppress(OSError):  # the first error is the one to report
                     write_json(run / "summary.json", {"status": "failed"})
             raise
-        summary = summarise(figures, bank, queries, data, chosen.k[0], round(time.monotonic() - started, 1))
+        summary = summarise(metrics, bank, queries, data, resolved.k[0], round(time.monotonic() - started, 1))
         if processes.is_first:
             if data.scale is not None:
-                title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
-                write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            write_config(run, {**chosen.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
+                title = f"{run.name}, {data.final_split}, k = {resolved.k[0]}"
+                write_regression_report(run, estimates[resolved.k[0]], data.report, preprocessing, title)
+            write_config(run, {**resolved.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
-                write_json(run / "summary.json", summary)  # last: a run that says complete is
-            print("\n".join(result_lines(summary, chosen)))
+                write_json(run / "summary.json", summary)  # last, so that a run that says complete is
+            print("\n".join(result_lines(summary, resolved)))
             print(f"wrote {run}")
     return summary
 
@@ -106,14 +110,14 @@ def knn(config: KnnConfig) -> dict[str, Any]:
 def find_features(
     model: EncoderModel, data: LabelledData, config: KnnConfig, preprocessing: Preprocessing, processes: Processes
 ) -> tuple[Features, Features]:
-    """Extract the features of the training images and of those to report on, and name what cannot be read.
+    """The features of the training images and of the final split; unreadable images are named in quarantine.jsonl.
 
     Raises:
-        RequestError: too many images of a part cannot be read, or a batch does not fit into memory.
+        RequestError: too many images of a split cannot be read, or a batch does not fit into memory.
         Fault: a feature is not finite.
     """
-    run, found, bad = Path(config.out), list[Features](), dict[str, str]()
-    for part, source in (("train", data.train), (data.report_name, data.report)):
+    run, both, bad = Path(config.out), list[Features](), dict[str, str]()
+    for split, source in (("train", data.train), (data.final_split, data.report)):
         features = extract(
             model,
             source,
@@ -126,24 +130,24 @@ def find_features(
             processes=processes,
             precision=config.precision,
             with_labels=True,
-            title=part,
+            title=split,
         )
         bad |= features.bad
         if processes.is_first:
             with disk_faults(run):
-                (run / QUARANTINE).unlink(missing_ok=True)  # of a failed try
+                (run / QUARANTINE).unlink(missing_ok=True)  # of a failed attempt
                 write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
-        max_bad = config.max_bad if part == "train" else 1.0  # a bad test image is no reason to measure nothing
-        check_readable(features.bad, len(source), max_bad, f"images of {part}")
-        found.append(features)
-    bank, queries = found
+        max_bad = config.max_bad if split == "train" else 1.0  # bad test images are only counted
+        check_readable(features.bad, len(source), max_bad, f"images of {split}")
+        both.append(features)
+    bank, queries = both
     return bank, queries
 
 
 def vote(
     bank: Features, queries: Features, num_classes: int, config: KnnConfig, device: torch.device, processes: Processes
 ) -> dict[int, Tensor]:
-    """`neighbour_votes` for all queries, each process's share of them gathered."""
+    """`neighbour_votes` for all queries; every process computes its share and gets the votes of all."""
     share = processes.share(len(queries.values))
     own = neighbour_votes(
         torch.from_numpy(bank.values),
@@ -154,12 +158,16 @@ def vote(
         num_classes=num_classes,
         device=device,
     )
-    parts = processes.gather(own)
-    return {k: torch.cat([part[k] for part in parts]) for k in config.k}
+    shares = processes.gather(own)
+    return {k: torch.cat([share[k] for share in shares]) for k in config.k}
 
 
 def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
-    """Raises RequestError: unusable data or labels, several labels an image, or fewer images than neighbours."""
+    """Open the labelled splits of DATA.
+
+    Raises:
+        RequestError: unusable data or labels, several labels an image, or fewer images than neighbours.
+    """
     data = open_labelled(
         config.dataset,
         labels=config.labels,
@@ -172,7 +180,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
     if data.is_multi_label:
         raise RequestError("images with several labels have no nearest class: openmae probe can learn them")
     check_k(config.k, len(data.train))
-    check_figure_names(data.columns, config.k)
+    check_metric_names(data.columns, config.k)
     return data
 
 
@@ -183,63 +191,67 @@ def check_k(ks: Sequence[int], num_images: int) -> None:
 
 
 def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:
-    """What will be done, a line a fact; of settled settings."""
-    report = data.report_name if data.report_name != "split of train" else "a split of train"
+    """The plan as printed before the run, one fact a line; of a config whose settings are all decided."""
+    queries = data.final_split if data.final_split != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
         *data.told,
-        f"bank       {len(data.train):,} training images, {target_words(data)}",
-        f"queries    {len(data.report):,} images of {report}",
+        f"bank       {len(data.train):,} training images, {target_text(data)}",
+        f"queries    {len(data.report):,} images of {queries}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]
     return lines + label_lines(data)
 
 
-def figures_of(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
-    """Shares in per cent of the readable images, `top1` for the first k, `top1_k20` for another."""
+def neighbour_metrics(predicted: dict[int, Tensor], queries: Features) -> dict[str, float]:
+    """Accuracies in per cent of the readable images: `top1` for the first k, `top1_k20` for another."""
     labels = torch.from_numpy(queries.labels)
     count = len(labels)
-    summary: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for number, (k, classes) in enumerate(predicted.items()):
-        right, end = int((classes == labels).sum()), f"_k{k}" if number else ""
+        right, suffix = int((classes == labels).sum()), f"_k{k}" if number else ""
         low, high = interval(right, count)
-        summary |= {f"top1{end}": 100 * right / count, f"top1_low{end}": 100 * low, f"top1_high{end}": 100 * high}
+        metrics |= {
+            f"top1{suffix}": 100 * right / count,
+            f"top1_low{suffix}": 100 * low,
+            f"top1_high{suffix}": 100 * high,
+        }
         if queries.bad:
-            summary[f"top1_lower_bound{end}"] = 100 * right / (count + len(queries.bad))
-    return summary
+            metrics[f"top1_lower_bound{suffix}"] = 100 * right / (count + len(queries.bad))
+    return metrics
 
 
 def summarise(
-    figures: dict[str, float], bank: Features, queries: Features, data: LabelledData, k: int, seconds: float
+    metrics: dict[str, float], bank: Features, queries: Features, data: LabelledData, k: int, seconds: float
 ) -> dict[str, Any]:
     """What summary.json holds."""
     return {
         "status": "complete",
-        **figures,
+        **metrics,
         "k": k,
         "images": len(queries.values),
         "train_images": len(bank.values),
         "unreadable": len(queries.bad),
         "bad_inputs": len(queries.bad) + len(bank.bad),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
-        "report": data.report_name,
+        "report": data.final_split,
         "seconds": seconds,
     }
 
 
 def result_lines(summary: dict[str, Any], config: KnnConfig) -> list[str]:
-    """What came out, a line for each k."""
+    """The results as printed at the end, a line for each k."""
     lines = []
     for number, k in enumerate(config.k):
-        end = f"_k{k}" if number else ""
+        suffix = f"_k{k}" if number else ""
         if config.is_regression:
             several = " (means over columns)" if summary["columns"] > 1 else ""
-            lines.append(f"{number_words(summary, end)} with k = {k}{several}")
+            lines.append(f"{format_regression(summary, suffix)} with k = {k}{several}")
             continue
-        low, high = summary[f"top1_low{end}"], summary[f"top1_high{end}"]
-        lines.append(f"top1 {summary[f'top1{end}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
+        low, high = summary[f"top1_low{suffix}"], summary[f"top1_high{suffix}"]
+        lines.append(f"top1 {summary[f'top1{suffix}']:.2f} % with k = {k} (95 %: {low:.1f} to {high:.1f})")
     if summary["bad_inputs"]:
         lines.append(
             f"{summary['bad_inputs']:,} images could not be read, {summary['unreadable']:,} of them of "

@@ -17,10 +17,19 @@ LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: tr
 
 
 def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
-    """Write the sheet; return PSNR on the masked pixels beside the two baselines.
+    """Write a sheet of pictures, masked | reconstruction | truth, a row for each image.
+
+    Returns:
+        images, skipped, psnr on the masked pixels in dB (psnr_true for the second way of `undo="both"`), and that of
+        two baselines: psnr_mean of the visible pixels, psnr_interpolation from them.
 
     Raises:
         RequestError: no readable image, an unknown model, a mask or size that does not fit.
+
+    Example:
+        >>> config = openmae.ReconstructConfig(images=("photos",), init="runs/photos", out="reconstructions.png")
+        >>> openmae.reconstruct(config)["images"]
+        8
     """
     protect_images(config.images, config.out)
     model = load_mae(config.init, config.device)
@@ -60,8 +69,8 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     for way, result in zip(ways, results, strict=True):
         name = "psnr" if way == ways[0] else f"psnr_{way}"
         summary[name] = psnr(result.prediction, result.truth, result.is_measured)
-        told = f" ({LABELS[way]})" if normalised else ""
-        print(f"PSNR {summary[name]:.2f} dB on masked pixels{told}")
+        label = f" ({LABELS[way]})" if normalised else ""
+        print(f"PSNR {summary[name]:.2f} dB on masked pixels{label}")
     summary["psnr_mean"] = psnr(mean_of_visible(first.truth, first.is_unknown), first.truth, first.is_measured)
     summary["psnr_interpolation"] = psnr(
         interpolate_visible(first.truth, first.is_unknown), first.truth, first.is_measured

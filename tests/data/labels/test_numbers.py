@@ -265,7 +265,7 @@ def test_images_without_all_numbers_are_left_out_and_negative_numbers_are_not(tm
     found = measured(tmp_path)
     assert (found.columns, found.num_outputs, found.is_multi_label) == (("depth", "height"), 2, False)
     assert found.unlabelled == 4
-    assert (len(found.train), len(found.report), found.report_name) == (29, 7, "split of train")
+    assert (len(found.train), len(found.report), found.final_split) == (29, 7, "split of train")
     for source in (found.train, found.report):
         for i in range(len(source)):
             number = int(source.name(i).removesuffix(".png"))
@@ -293,7 +293,7 @@ def test_the_scale_is_of_the_images_that_train(tmp_path):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50).filter(lambda numbers: len(set(numbers)) > 1))
 def test_a_scale_does_not_depend_on_the_order(numbers):
     """To the last bit: sums are exact before they are rounded."""
-    scales = [TargetScale.of(("x",), [some]) for some in (numbers, numbers[::-1], sorted(numbers))]
+    scales = [TargetScale.from_numbers(("x",), [some]) for some in (numbers, numbers[::-1], sorted(numbers))]
     assert scales[0] == scales[1] == scales[2]
     assert scales[0].mean[0] == pytest.approx(np.mean(numbers), rel=1e-9, abs=1e-6)
 
@@ -334,7 +334,7 @@ def test_numbers_from_what_data_says_itself(tmp_path):
     parquet(tmp_path / "p" / "test.parquet", [1, 2, 8], pa.int32())
     found = opened(data.parent, task="regression")
     assert targets_of(found.train)[:, 0].tolist() == [7, -1, 3]
-    assert (found.unlabelled, found.report_name) == (1, "test")
+    assert (found.unlabelled, found.final_split) == (1, "test")
 
 
 def test_a_part_that_hides_its_labels(tmp_path):

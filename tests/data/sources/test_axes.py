@@ -12,7 +12,7 @@ import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmae.config import DataParts, ResolvedPretrainConfig
+from openmae.config import ResolvedPretrainConfig, SplitPaths
 from openmae.data.decoding.decode import BadImage, decode
 from openmae.data.decoding.headers import read_size
 from openmae.data.decoding.npy import evident_order
@@ -109,17 +109,17 @@ def test_named_parts_are_decided_together(tmp_path):
     """Each part tells nothing or the same: what one tells holds for all, whichever of them is opened."""
     tells, silent = save(tmp_path / "a", (12, 64, 64)), save(tmp_path / "b", (12, 40, 40))
     pictures = {"train": str(silent), "val": str(tells)}
-    for parts in (DataParts(**pictures), DataParts(train=pictures["val"], test=pictures["train"])):
+    for parts in (SplitPaths(**pictures), SplitPaths(train=pictures["val"], test=pictures["train"])):
         whole = open_splits(parts).sources
         assert {axes_of([source]).order for source in whole.values()} == {"CYX"}
         for split, source in whole.items():
             assert np.array_equal(open_source(parts, split).read(0), source.read(0))
     with pytest.raises(RequestError, match="--axes"):
-        open_splits(DataParts(train=pictures["train"]))
-    assert open_splits(DataParts(train=pictures["train"]), axes="YXC").sources["train"].read(0).shape == (12, 40, 40)
+        open_splits(SplitPaths(train=pictures["train"]))
+    assert open_splits(SplitPaths(train=pictures["train"]), axes="YXC").sources["train"].read(0).shape == (12, 40, 40)
     save(tmp_path / "c", (64, 64, 12))
     with pytest.raises(RequestError, match="now first, now last"):
-        open_source(DataParts(train=pictures["val"], val=str(tmp_path / "c")), "train")
+        open_source(SplitPaths(train=pictures["val"], val=str(tmp_path / "c")), "train")
 
 
 def test_what_does_not_tell_is_asked_and_a_person_is_believed(tmp_path):

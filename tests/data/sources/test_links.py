@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openmae.config import DataParts
+from openmae.config import SplitPaths
 from openmae.data.sources.open import open_source, open_splits
 from openmae.errors import RequestError
 
@@ -29,7 +29,7 @@ def passed_over(root, **options):
 
 
 def warnings(data):
-    return open_splits(data if isinstance(data, DataParts) else str(data)).warnings
+    return open_splits(data if isinstance(data, SplitPaths) else str(data)).warnings
 
 
 @pytest.mark.parametrize(("real", "linked"), [("train", "val"), ("val", "train"), ("train", "test"), ("dev", "train")])
@@ -146,9 +146,9 @@ def test_named_parts_that_overlap(tmp_path):
     link(tmp_path, "alias", "photos/b")
     photos = str(tmp_path / "photos")
     for val, count in ((f"{photos}/b", 2), (str(tmp_path / "alias"), 2), (photos, 3)):
-        (line,) = warnings(DataParts(train=photos, val=val))
+        (line,) = warnings(SplitPaths(train=photos, val=val))
         assert line.startswith(f"{count} of {count} images of val are in train too")
-    assert warnings(DataParts(train=f"{photos}/a", val=f"{photos}/b")) == ()
+    assert warnings(SplitPaths(train=f"{photos}/a", val=f"{photos}/b")) == ()
 
 
 def test_named_tables_and_packs_that_overlap(tmp_path):
@@ -156,17 +156,17 @@ def test_named_tables_and_packs_that_overlap(tmp_path):
 
     path = str(table(tmp_path / "t" / "a.parquet", rows(1, 2)))
     table(tmp_path / "t" / "b.parquet", rows(3))
-    (line,) = warnings(DataParts(train=str(tmp_path / "t"), test=path))
+    (line,) = warnings(SplitPaths(train=str(tmp_path / "t"), test=path))
     assert line.startswith("1 of 1 tables of test are in train too")
     pack(PackConfig(data=path, out=str(tmp_path / "pack"), workers=0))
-    (line,) = warnings(DataParts(train=str(tmp_path / "pack"), test=str(tmp_path / "pack")))
+    (line,) = warnings(SplitPaths(train=str(tmp_path / "pack"), test=str(tmp_path / "pack")))
     assert line.startswith("all images of test are in train too")
 
 
 def test_what_each_named_part_left_out(tmp_path):
     put(tmp_path, "a/1.png", "a/notes.txt", "a/.cache/x.png", "b/1.png", "b/2.png")
     link(tmp_path, "b/self", "b")
-    lines = open_splits(DataParts(train=str(tmp_path / "a"), val=str(tmp_path / "b"))).lines
+    lines = open_splits(SplitPaths(train=str(tmp_path / "a"), val=str(tmp_path / "b"))).lines
     assert lines[1:] == [
         "ignored    of train: 1 .txt, 1 hidden (their names start with a dot)",
         f"ignored    of val: self ({LOOP})",

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from openmae.config import DataParts, PretrainConfig
+from openmae.config import PretrainConfig, SplitPaths
 from openmae.data.labels.label_file import read_label_file
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.subsets import labels_of
@@ -16,7 +16,7 @@ from .test_open import labels, names, put, rows, split_names, table
 
 def refused(match, data, *wanted):
     with pytest.raises(RequestError, match=match) as caught:
-        open_splits(data if isinstance(data, DataParts) else str(data), *wanted)
+        open_splits(data if isinstance(data, SplitPaths) else str(data), *wanted)
     assert "\n" not in str(caught.value)
 
 
@@ -98,11 +98,11 @@ def test_names_alone_without_a_train_are_refused_with_a_way_on(tmp_path):
     )
     put(tmp_path, "other/test/a/1.png", "other/test/b/2.png")
     refused("other holds test but no train", tmp_path / "other")
-    source = open_source(DataParts(train=str(tmp_path / "other")))
+    source = open_source(SplitPaths(train=str(tmp_path / "other")))
     assert source.classes == ("a", "b")
     table(tmp_path / "tables" / "test-00000-of-00001.parquet", rows(1, 2))
     refused("tables holds test but no train", tmp_path / "tables")
-    assert len(open_source(DataParts(train=str(tmp_path / "tables")))) == 2
+    assert len(open_source(SplitPaths(train=str(tmp_path / "tables")))) == 2
 
 
 @pytest.mark.parametrize("name", ["dev", "eval", "holdout", "test_1"])
@@ -155,28 +155,28 @@ def test_older_runs_find_the_parts_that_they_found(tmp_path):
 
 def test_parts_that_are_named_are_wholly_that(tmp_path):
     put(tmp_path, "test_neg/1.png", "test_pos/2.png", "elsewhere/b/1.png", "elsewhere/c/1.png")
-    splits = open_splits(DataParts(train=str(tmp_path / "elsewhere"), test=str(tmp_path / "test_pos")))
+    splits = open_splits(SplitPaths(train=str(tmp_path / "elsewhere"), test=str(tmp_path / "test_pos")))
     assert {split: names(source) for split, source in splits.sources.items()} == {
         "train": ["elsewhere/b/1.png", "elsewhere/c/1.png"],
         "test": ["test_pos/2.png"],
     }
     assert splits.sources["train"].read(0).shape == (4, 4, 3)
     assert splits.line == f"train from {tmp_path / 'elsewhere'} (2 images), test from {tmp_path / 'test_pos'} (1 image)"
-    whole = open_source(DataParts(train=str(tmp_path), test=str(tmp_path)), "test")
+    whole = open_source(SplitPaths(train=str(tmp_path), test=str(tmp_path)), "test")
     assert len(whole) == 4
 
 
 def test_named_parts_share_one_list_of_classes(tmp_path):
     """So that a class absent from one of them shifts no label; of a table its own, whose order its labels follow."""
     put(tmp_path, "a/dog/1.png", "a/cat/2.png", "b/dog/3.png", "c/ant/4.png")
-    parts = DataParts(train=str(tmp_path / "a"), val=str(tmp_path / "b"), test=str(tmp_path / "c"))
+    parts = SplitPaths(train=str(tmp_path / "a"), val=str(tmp_path / "b"), test=str(tmp_path / "c"))
     sources = open_splits(parts).sources
     assert {source.classes for source in sources.values()} == {("ant", "cat", "dog")}
     assert [labels(source) for source in sources.values()] == [[1, 2], [2], [0]]
     import pyarrow as pa
 
     path = table(tmp_path / "t.parquet", rows(1, 2), pa.array([0, 1]), ["dog", "cat"])
-    sources = open_splits(DataParts(train=str(tmp_path / "a"), test=str(path))).sources
+    sources = open_splits(SplitPaths(train=str(tmp_path / "a"), test=str(path))).sources
     assert [source.classes for source in sources.values()] == [("dog", "cat")] * 2
     assert [labels(source) for source in sources.values()] == [[1, 0], [0, 1]]
 
@@ -186,13 +186,13 @@ def test_a_named_folder_with_parts_in_it_is_asked_about(tmp_path):
     data = tmp_path / "data"
     refused(
         rf"--train {data} holds train and val: give .* --train {data}/train --val {data}/eval",
-        DataParts(train=str(data)),
+        SplitPaths(train=str(data)),
     )
-    source = open_source(DataParts(train="x", val=str(data / "eval")), "val")
+    source = open_source(SplitPaths(train="x", val=str(data / "eval")), "val")
     assert (names(source), source.classes) == (["eval/cat/2.png", "eval/dog/2.png"], ("cat", "dog"))
     # Folders of several shards are no class each of the part that holds them; a person who names one says it is one.
     put(tmp_path, "shards/train_a/1.png", "shards/train_b/2.png")
-    assert open_source(DataParts(train=str(tmp_path / "shards"))).classes == ("train_a", "train_b")
+    assert open_source(SplitPaths(train=str(tmp_path / "shards"))).classes == ("train_a", "train_b")
 
 
 def test_any_kind_of_data_can_be_a_part(tmp_path):
@@ -202,19 +202,19 @@ def test_any_kind_of_data_can_be_a_part(tmp_path):
     for name in ("photos", "single"):
         pack(PackConfig(data=str(tmp_path / name), out=str(tmp_path / f"{name}-pack"), workers=0))
     whole, single = str(tmp_path / "photos-pack"), str(tmp_path / "single-pack")
-    splits = open_splits(DataParts(train=whole, val="embedded:digits", test=single))
+    splits = open_splits(SplitPaths(train=whole, val="embedded:digits", test=single))
     assert [names(splits.sources[split])[:1] for split in ("train", "test")] == [["train/1.png"], ["1.png"]]
     assert len(splits.sources["val"]) == 363
-    refused("the pack holds train and test but no val", DataParts(train=whole, val=whole))
-    refused("embedded:digits: it has no test part", DataParts(train=whole, test="embedded:digits"))
-    refused("no such file or folder: nowhere", DataParts(train=whole, test="nowhere"))
+    refused("the pack holds train and test but no val", SplitPaths(train=whole, val=whole))
+    refused("embedded:digits: it has no test part", SplitPaths(train=whole, test="embedded:digits"))
+    refused("no such file or folder: nowhere", SplitPaths(train=whole, test="nowhere"))
 
 
 def test_a_moved_part_is_the_same_data(tmp_path):
     put(tmp_path, "here/images/a/1.png")
-    before = open_source(DataParts(train=str(tmp_path / "here/images"))).fingerprint()
+    before = open_source(SplitPaths(train=str(tmp_path / "here/images"))).fingerprint()
     os.rename(tmp_path / "here", tmp_path / "there")
-    assert open_source(DataParts(train=str(tmp_path / "there/images"))).fingerprint() == before
+    assert open_source(SplitPaths(train=str(tmp_path / "there/images"))).fingerprint() == before
 
 
 def test_labels_of_parts_from_different_places(tmp_path):
@@ -222,13 +222,13 @@ def test_labels_of_parts_from_different_places(tmp_path):
     put(tmp_path, "a/first/1.png", "a/first/2.png", "b/second/1.png", "c/first/1.png")
     file = tmp_path / "labels.csv"
     file.write_text("path,label\nfirst/1.png,x\n2.png,y\nsecond/1.png,x\n")
-    parts = DataParts(train=str(tmp_path / "a/first"), test=str(tmp_path / "b/second"))
+    parts = SplitPaths(train=str(tmp_path / "a/first"), test=str(tmp_path / "b/second"))
     options = {"labels": None, "label_file": str(file), "held_out": None, "background": 1.0, "max_pixels": 100}
     data = open_labelled(parts, **options)
     assert (labels_of(data.train).tolist(), labels_of(data.report).tolist()) == ([0, 1], [0])
     assert data.told[0].startswith("parts      train from ")
     with pytest.raises(RequestError, match=r"line 2: several images are called first/1\.png"):
-        open_labelled(DataParts(train=str(tmp_path / "a/first"), test=str(tmp_path / "c/first")), **options)
+        open_labelled(SplitPaths(train=str(tmp_path / "a/first"), test=str(tmp_path / "c/first")), **options)
     file.write_text("path,label\n1.png,x\n")
     with pytest.raises(RequestError, match=r"several images are called 1\.png"):
         read_label_file(str(file), ["first/1.png", "second/1.png"])

@@ -16,7 +16,7 @@ from sklearn import metrics as judge
 from openmae.config import Preprocessing
 from openmae.data.decoding.decode import BadImage
 from openmae.errors import Fault, RequestError
-from openmae.inference.metrics import Predictions, confusion, figures, interval, merge, true_ranks
+from openmae.inference.metrics import Predictions, compute_metrics, confusion_counts, interval, merge, true_ranks
 from openmae.pictures.text import FALLBACKS, fitted, legible, width_of
 from openmae.tasks.classification.classification_report import write_report
 from openmae.tasks.classification.report_pictures import confusion_picture, most_wrong_picture
@@ -110,7 +110,7 @@ def test_one_label_as_scikit_learn(num_classes, absent):
         }
     if num_classes > 5:
         expected["top5"] = 100 * judge.top_k_accuracy_score(targets, logits, k=5, labels=classes)
-    found = figures(given)
+    found = compute_metrics(given)
     # Measured: at most 7.1e-15 apart.
     assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
     assert set(found) - set(expected) == {"top1_low", "top1_high", "images", "unreadable", "absent_classes"}
@@ -119,7 +119,7 @@ def test_one_label_as_scikit_learn(num_classes, absent):
 
 def test_one_label_by_hand():
     given = predictions([[2, 0, 0], [0, 0, 3], [0, 1, 0], [0, 1, 0]], [0, 1, 1, 1], {"x.png": "truncated"})
-    found = figures(given, prefix="test_")
+    found = compute_metrics(given, prefix="test_")
     nats = [math.log(1 + 2 / math.e**2), math.log(2 + math.e**3), *[math.log(1 + 2 / math.e)] * 2]
     assert found["test_loss"] == pytest.approx(sum(nats) / 4, abs=1e-12)
     assert found["test_top1"] == 75
@@ -132,7 +132,7 @@ def test_one_label_by_hand():
 def test_a_collapsed_classifier_gains_nothing_from_equal_scores():
     given = predictions(np.zeros((20, 10)), np.repeat(np.arange(10), 2))
     assert true_ranks(given).tolist() == np.repeat(np.arange(10), 2).tolist()
-    found = figures(given)
+    found = compute_metrics(given)
     assert (found["top1"], found["top5"], found["balanced_top1"]) == (10, 50, 10)
 
 
@@ -142,7 +142,7 @@ def test_several_labels_as_scikit_learn(absent):
     logits, true = given.logits.numpy(), given.targets.numpy().astype(int)
     said, present = (logits > 0).astype(int), true.any(0)
     chances = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    found = figures(given)
+    found = compute_metrics(given)
     expected = {
         "map": 100 * judge.average_precision_score(true[:, present], logits[:, present], average="macro"),
         "f1": 100 * judge.f1_score(true, said, average="micro"),
@@ -157,12 +157,12 @@ def test_several_labels_as_scikit_learn(absent):
 
 def test_several_labels_by_hand():
     # Scores of the first class order its images + - +: precisions 1 and 2/3 where a + is met.
-    found = figures(predictions([[3, -1], [2, -1], [1, -1]], [[1, 0], [0, 0], [1, 0]]))
+    found = compute_metrics(predictions([[3, -1], [2, -1], [1, -1]], [[1, 0], [0, 0], [1, 0]]))
     assert found["map"] == pytest.approx(100 * (1 + 2 / 3) / 2)
     assert found["f1"] == pytest.approx(100 * 2 * 2 / (3 + 2))
     assert found["exact_match"] == pytest.approx(200 / 3)
     assert found["absent_classes"] == 1
-    nothing = figures(predictions([[-1.0, -1.0]], [[0, 0]]))
+    nothing = compute_metrics(predictions([[-1.0, -1.0]], [[0, 0]]))
     assert "map" not in nothing
     assert (nothing["f1"], nothing["exact_match"]) == (0, 100)
 
@@ -181,7 +181,7 @@ def test_scores_that_are_not_finite_are_a_fault(tmp_path, value):
     given = made()
     given.logits[3, 1] = value
     with pytest.raises(Fault, match="the scores of 1 of 300 images are not finite"):
-        figures(given)
+        compute_metrics(given)
     with pytest.raises(Fault):
         write_report(tmp_path, given, Pictures(GREY), tuple("abcdefg"), EIGHT_BIT, "t")
     assert not list(tmp_path.rglob("*.*"))
@@ -189,9 +189,9 @@ def test_scores_that_are_not_finite_are_a_fault(tmp_path, value):
 
 def test_no_readable_image_is_refused():
     with pytest.raises(RequestError, match=r"none of 3 images can be read \(2 of them: truncated\)"):
-        figures(predictions(np.zeros((0, 3)), [], {"a": "truncated", "b": "empty file", "c": "truncated"}))
+        compute_metrics(predictions(np.zeros((0, 3)), [], {"a": "truncated", "b": "empty file", "c": "truncated"}))
     with pytest.raises(RequestError, match="no image"):
-        figures(predictions(np.zeros((0, 3)), []))
+        compute_metrics(predictions(np.zeros((0, 3)), []))
 
 
 # Merging
@@ -233,7 +233,7 @@ def test_parts_that_do_not_belong_together_are_refused(second):
 def test_confusions_as_scikit_learn():
     given = made(absent=(3,))
     matrix = np.zeros((7, 7), int)
-    pairs = confusion(given)
+    pairs = confusion_counts(given)
     matrix[pairs[:, 0], pairs[:, 1]] = pairs[:, 2]
     expected = judge.confusion_matrix(given.targets, given.logits.argmax(1), labels=range(7))
     assert matrix.tolist() == expected.tolist()
@@ -374,7 +374,7 @@ def test_the_most_wrong_images_are_shown_first():
         "The 3 most wrong images: my run",
         "3 of 5 images are wrong, 1 more cannot be read; the highest loss first.",
     ]
-    assert shown[2:5] == ["true $cat$", "said dog (95 %)", "13.png"]
+    assert shown[2:5] == ["true $cat$", "predicted dog (95 %)", "13.png"]
 
 
 def test_without_a_wrong_image_the_least_certain_are_shown():
@@ -389,16 +389,16 @@ def test_captions_of_several_labels_begin_with_what_is_wrong():
     given = predictions([[-1, 2, 3, 4, 5, -9]], [[1, 1, 0, 0, 0, 0]])
     shown = texts(most_wrong_picture(given, Pictures(GREY), tuple("abcdef"), EIGHT_BIT, "t"))
     assert shown[0] == "The only wrong image: t"
-    assert shown[2:4] == ["true a, b", "said e, d, c +1"]
+    assert shown[2:4] == ["true a, b", "predicted e, d, c +1"]
     nothing = predictions([[-1, -1]], [[1, 0]])
-    assert "said no label" in texts(most_wrong_picture(nothing, Pictures(GREY), ("a", "b"), EIGHT_BIT, "t"))
+    assert "predicted no label" in texts(most_wrong_picture(nothing, Pictures(GREY), ("a", "b"), EIGHT_BIT, "t"))
 
 
 def test_an_image_that_vanished_leaves_its_place():
     given = predictions([[0, 1], [0, 2]], [0, 0])
     shown = texts(most_wrong_picture(given, Pictures(GREY, gone={1}), ("a", "b"), EIGHT_BIT, "t"))
     assert any(text.startswith("unreadable: ") for text in shown)
-    assert "said b (73 %)" in shown
+    assert "predicted b (73 %)" in shown
 
 
 @pytest.mark.parametrize("multi", [False, True])

@@ -120,12 +120,12 @@ def test_what_does_not_go_with_numbers_is_refused_in_a_line(pretrained, greys, t
         "a name twice": (
             "knn",
             ["--label-file", tmp_path / "names.csv", "--k", "5", "20"],
-            r"the column k20 and --k 20 would both have the figure r2_k20: rename the column",
+            r"the column k20 and --k 20 would both have the metric r2_k20: rename the column",
         ),
         "another twice": (
             "knn",
             ["--label-file", tmp_path / "names.csv", "--k", "5", "7"],
-            r"the column a_k7 and --k 7 would both have the figure r2_a_k7: rename the column",
+            r"the column a_k7 and --k 7 would both have the metric r2_a_k7: rename the column",
         ),
         "no folder of numbers": (
             "knn",

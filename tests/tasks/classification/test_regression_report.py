@@ -6,9 +6,13 @@ import torch
 from sklearn import metrics as judge
 
 from openmae.config import Preprocessing, TargetScale
-from openmae.inference.metrics import Predictions, figures, merge
+from openmae.inference.metrics import Predictions, compute_metrics, merge
 from openmae.inference.regression import squared_error
-from openmae.tasks.classification.regression_report import furthest_picture, scatter_picture, write_regression_report
+from openmae.tasks.classification.regression_report import (
+    largest_errors_picture,
+    scatter_picture,
+    write_regression_report,
+)
 
 from .regression_runs import table
 
@@ -29,7 +33,7 @@ def made(count=50, columns=("a", "b", "c"), seed=0, bad=None, constant=()):
 
 def test_the_figures_are_scikit_learns():
     predictions = made(bad={"x.png": "empty"})
-    found, targets, numbers = figures(predictions, "val_"), predictions.targets.numpy(), predictions.numbers
+    found, targets, numbers = compute_metrics(predictions, "val_"), predictions.targets.numpy(), predictions.numbers
     expected = {
         "val_r2": judge.r2_score(targets, numbers),
         "val_mae": judge.mean_absolute_error(targets, numbers),
@@ -46,11 +50,11 @@ def test_the_figures_are_scikit_learns():
 
 def test_what_is_not_defined_is_left_out():
     """Of a column that is the same throughout no share of the variance can be explained."""
-    found, whole = figures(made(constant=(1,))), figures(made())
+    found, whole = compute_metrics(made(constant=(1,))), compute_metrics(made())
     assert "r2_b" not in found
     assert found["r2"] == pytest.approx((whole["r2_a"] + whole["r2_c"]) / 2)
     assert found["mae_b"] > 0
-    alone = figures(made(count=1))
+    alone = compute_metrics(made(count=1))
     assert not any(name.startswith("r2") for name in alone)
     assert alone["mae"] > 0
 
@@ -61,7 +65,7 @@ def test_parts_of_several_processes_are_one():
         Predictions(logits=whole.logits[rows], targets=whole.targets[rows], indices=rows, bad={}, scale=whole.scale)
         for rows in (np.arange(0, 50, 2), np.arange(1, 50, 2))
     ]
-    assert figures(merge(parts)) == figures(whole)
+    assert compute_metrics(merge(parts)) == compute_metrics(whole)
 
 
 def test_an_error_beyond_measure_pulls_no_harder():
@@ -101,14 +105,14 @@ def text_of(figure):
 
 def test_the_furthest_off_come_first():
     predictions, source = made(columns=("a", "b")), Pictures()
-    figure = furthest_picture(predictions, source, EIGHT_BIT, "run")
+    figure = largest_errors_picture(predictions, source, EIGHT_BIT, "run")
     relative = (predictions.numbers - predictions.targets.numpy()) / predictions.scale.std
     order = np.argsort(-np.square(relative).mean(1))[:24]
     assert source.seen == order.tolist()
     first, worst = int(order[0]), int(np.abs(relative[order[0]]).argmax())
     true, told = predictions.targets[first, worst], predictions.numbers[first, worst]
     assert f"{'ab'[worst]} true {true:.6g}" in text_of(figure)
-    assert f"said {told:.6g} ({told - true:+.4g})" in text_of(figure)
+    assert f"predicted {told:.6g} ({told - true:+.4g})" in text_of(figure)
 
 
 def test_a_scatter_plot_shows_every_image_of_every_column():

@@ -35,9 +35,9 @@ from openmae.errors import Interrupted, RequestError
 from openmae.machine.parallel import Processes
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.run.open_run import Run
-from openmae.tasks.finetune import figures as tuning_figures
+from openmae.tasks.finetune import evaluation as finetune_evaluation
 from openmae.tasks.finetune import finetune as task
-from openmae.tasks.finetune import step as tuning_step
+from openmae.tasks.finetune import step as finetune_step
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.checkpoint import METADATA_KEY, read_model
@@ -391,7 +391,7 @@ def as_the_full_run(full_run, out):
 @pytest.mark.usefixtures("no_report")
 def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run, tmp_path, monkeypatch):
     """A signal in the first of two micro-batches of step 3: the step is finished, then saved."""
-    out, counter, real = tmp_path / "run", itertools.count(1), tuning_step.normalise
+    out, counter, real = tmp_path / "run", itertools.count(1), finetune_step.normalise
 
     def normalise_and_signal(images, preprocessing):
         if next(counter) == 5:
@@ -399,7 +399,7 @@ def test_a_stop_in_the_middle_of_accumulation_loses_nothing(pretrained, full_run
         return real(images, preprocessing)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning_step, "normalise", normalise_and_signal)
+        patch.setattr(finetune_step, "normalise", normalise_and_signal)
         with pytest.raises(Interrupted, match="SIGTERM at step 3: saved"):
             finetune(full_config(out, pretrained))
     finetune(full_config(out, pretrained, resume="auto"))
@@ -426,7 +426,7 @@ def test_a_crash_costs_only_the_steps_behind_the_last_save(pretrained, full_run,
 def test_a_stop_in_the_last_evaluation_is_made_up_for(pretrained, tmp_path, monkeypatch):
     """DATA with val and test: the final figure comes after the last checkpoint."""
     data = folders(tmp_path / "data", train={"a": 4, "b": 4}, val={"a": 1, "b": 1}, test={"a": 2, "b": 1})
-    out, real = tmp_path / "run", tuning_figures.predict
+    out, real = tmp_path / "run", finetune_evaluation.predict
 
     def predict(model, source, *arguments, stop, **options):
         if len(source) == 3:
@@ -435,7 +435,7 @@ def test_a_stop_in_the_last_evaluation_is_made_up_for(pretrained, tmp_path, monk
 
     settings = {"data": data, "steps": 2, "evaluate_every": 1, "rand_augment": "none"}
     with monkeypatch.context() as patch:
-        patch.setattr(tuning_figures, "predict", predict)
+        patch.setattr(finetune_evaluation, "predict", predict)
         with pytest.raises(Interrupted, match="final evaluation: saved, --resume auto continues"):
             finetune(config(out, pretrained, **settings))
     assert not (out / "predictions.csv").exists()

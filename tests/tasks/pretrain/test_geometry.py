@@ -13,7 +13,7 @@ from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, Resol
 from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted
-from openmae.planning.image_size import aspect_words, long_grid, packed_size, seen_of, share_seen
+from openmae.planning.image_size import box_coverage, format_aspect, grid_for_aspect, mean_coverage, pack_image_size
 from openmae.planning.pretrain import make_pretrain_plan
 from openmae.run.folder import MAY_CHANGE
 from openmae.tasks.finetune import finetune as finetune_task
@@ -45,10 +45,10 @@ def test_a_size_left_open_has_the_images_aspect_in_no_more_patches(machine, shor
     assert min(height, width) <= short_side
     assert patch >= square.config.patch_size
     if square.shape.encoder.num_patches > 2 * max(aspect, 1 / aspect):
-        assert seen_of(aspect, (height, width)) > 0.9
+        assert box_coverage(aspect, (height, width)) > 0.9
         assert count >= square.shape.encoder.num_patches / 3
     assert (width > height) == (aspect > 1)
-    assert aspect_words(found_aspect(aspect)) in found.reasons["image_size"]
+    assert format_aspect(found_aspect(aspect)) in found.reasons["image_size"]
 
 
 def found_aspect(aspect):
@@ -74,15 +74,17 @@ def test_a_size_that_is_given_stays():
 def test_the_median_aspect_is_of_most_images_and_knows_no_direction():
     assert replace(PHOTOS, aspects=(12.0, 12.0, 1.0)).aspect == 12
     assert replace(PHOTOS, aspects=(3.0, 1 / 3)).aspect == 1
-    assert [aspect_words(a) for a in (1.0, 10 / 3, 1 / 8)] == ["1:1", "3.33:1", "1:8"]
-    assert share_seen(replace(PHOTOS, aspects=(12.0, 1.0, 0.5)), (10, 20)) == pytest.approx((1 / 6 + 1 / 2 + 1 / 4) / 3)
+    assert [format_aspect(a) for a in (1.0, 10 / 3, 1 / 8)] == ["1:1", "3.33:1", "1:8"]
+    assert mean_coverage(replace(PHOTOS, aspects=(12.0, 1.0, 0.5)), (10, 20)) == pytest.approx(
+        (1 / 6 + 1 / 2 + 1 / 4) / 3
+    )
 
 
 def test_grids_are_the_nearest_there_are():
-    assert long_grid(12.0, 144) == (3, 36)
-    assert long_grid(1 / 12, 144) == (36, 3)
-    assert long_grid(100.0, 4) == (1, 4)
-    assert long_grid(3.0, 1) == (1, 1)
+    assert grid_for_aspect(12.0, 144) == (3, 36)
+    assert grid_for_aspect(1 / 12, 144) == (36, 3)
+    assert grid_for_aspect(100.0, 4) == (1, 4)
+    assert grid_for_aspect(3.0, 1) == (1, 1)
 
 
 # --- runs ---
@@ -198,10 +200,10 @@ def test_a_raw_pack_keeps_long_images(banners, tmp_path, capsys):
     source = open_source(str(tmp_path / "pack"))
     assert survey(source).raw_shape == (20, 120, 3)
     assert np.array_equal(source.read(0), open_source(str(banners)).read(0))
-    assert packed_size(long(480, 8.0), 256) == (90, 720)
-    assert packed_size(long(480, 1 / 8), 256) == (720, 90)
-    assert packed_size(long(480, 2.0), 256) == 256
-    assert packed_size(long(3, 100.0), 256) == (3, 300)
+    assert pack_image_size(long(480, 8.0), 256) == (90, 720)
+    assert pack_image_size(long(480, 1 / 8), 256) == (720, 90)
+    assert pack_image_size(long(480, 2.0), 256) == 256
+    assert pack_image_size(long(3, 100.0), 256) == (3, 300)
 
 
 def test_a_pack_that_was_begun_with_a_square_stays_one(banners, tmp_path):

@@ -19,7 +19,7 @@ from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.model.vit import ViT
 from openmae.tasks.pretrain.held_out import pooled_features
 from openmae.tasks.pretrain.pretrain import pretrain
-from openmae.tasks.pretrain.watch import Watch, guess_by_neighbours, guess_by_probe, open_watch
+from openmae.tasks.pretrain.watch import Watch, open_watch, predict_by_neighbours, predict_by_probe
 
 from ...shared import metrics, pixel_config, same_training_state, untimed
 
@@ -87,7 +87,7 @@ def test_at_most_so_many_with_classes_in_proportion(tmp_path):
 def test_other_data_can_be_watched(tmp_path):
     data = put_classes(tmp_path / "d", a=10, b=10)
     found = watched("embedded:photos", watch_data=str(data))
-    assert found.told == (f"parts      train from all of {data} (20 images)",)
+    assert found.source_lines == (f"parts      train from all of {data} (20 images)",)
     assert names(found.bank) | names(found.queries) == {f"{name}/{i:03}.png" for name in "ab" for i in range(10)}
 
 
@@ -184,7 +184,7 @@ def test_the_probe_is_a_logistic_regression(features, pixel_run):
     mean, std = bank.numpy().mean(0), bank.numpy().std(0)
     probe = LogisticRegression(max_iter=2000).fit((bank.numpy() - mean) / std, bank_labels)
     expected = probe.predict((queries.numpy() - mean) / std)
-    guesses = guess_by_probe(bank, bank_labels, queries)
+    guesses = predict_by_probe(bank, bank_labels, queries)
     assert (guesses == expected).mean() >= 0.99  # measured: all 200
     config, preprocessing = settled(pixel_run, watch="probe", watch_images=200)
     model = load(str(pixel_run), "cpu").mae
@@ -198,13 +198,13 @@ def test_neighbours_vote_as_in_scikit_learn(features):
     (bank, bank_labels), (queries, query_labels) = features
     by_cosine = KNeighborsClassifier(10, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
     expected = by_cosine.fit(bank.numpy(), bank_labels).predict(queries.numpy())
-    guesses = guess_by_neighbours(bank, bank_labels, queries, 10)
+    guesses = predict_by_neighbours(bank, bank_labels, queries, 10)
     assert (guesses == expected).mean() >= 0.99
     assert (guesses == query_labels).mean() > 0.3
 
 
 def test_a_bank_of_one_class_answers_that_class():
-    assert guess_by_probe(torch.randn(4, 3), np.full(4, 2), torch.randn(5, 3)).tolist() == [2] * 5
+    assert predict_by_probe(torch.randn(4, 3), np.full(4, 2), torch.randn(5, 3)).tolist() == [2] * 5
 
 
 def test_a_stop_ends_it_early(pixel_run):

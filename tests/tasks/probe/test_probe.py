@@ -32,7 +32,7 @@ from openmae.planning.probe import make_probe_plan
 from openmae.recipes import PROBE_RECIPES
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.tasks.probe import probe as task
-from openmae.tasks.probe.features import part_size
+from openmae.tasks.probe.features import micro_batch_size_for
 from openmae.tasks.probe.probe import probe
 from openmae.training.checkpoint import METADATA_KEY, read_model
 
@@ -704,7 +704,7 @@ def test_nothing_readable_to_measure_on_is_refused(pretrained, tmp_path, capsys,
 @pytest.mark.parametrize(("count", "most", "size"), [(8, 8, 8), (5, 4, 3), (7, 3, 7), (3, 2, 3), (2, 1, 2), (9, 4, 3)])
 def test_no_image_is_normed_alone(count, most, size):
     """A part of one image has no variance; where nothing else divides, all go together."""
-    assert part_size(count, most) == size
+    assert micro_batch_size_for(count, most) == size
     assert count % size != 1
 
 

@@ -48,7 +48,7 @@ class LabelledData:
     classes: tuple[str, ...]
     is_multi_label: bool
     is_validation_split: bool
-    report_name: str  # "test", "val" or "split of train"
+    final_split: str  # "test", "val" or "split of train"
     unlabelled: int
     unmatched: int
     scale: TargetScale | None = None
@@ -148,7 +148,7 @@ def open_labelled(
     }
     rest, held = labelled["train"], labelled["train"][:0]
     has_both = len(held_parts) == 2
-    report_name = next((split for split in ("test", "val") if split in held_parts), "split of train")
+    final_split = next((split for split in ("test", "val") if split in held_parts), "split of train")
     if has_both and held_out:
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
     if not has_both and (needs_validation or not held_parts or held_out):
@@ -160,14 +160,14 @@ def open_labelled(
     return LabelledData(
         train=_take(parts["train"], rest),
         validation=IndexedSubset(parts["train"], held) if len(held) else held_parts["val"] if has_both else None,
-        test=held_parts.get(report_name),
+        test=held_parts.get(final_split),
         classes=classes,
         is_multi_label=found.is_multi_label,
         is_validation_split=len(held) > 0,
-        report_name=report_name,
+        final_split=final_split,
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
         unmatched=found.unmatched,
-        scale=TargetScale.of(found.columns, numbers) if found.columns else None,
+        scale=TargetScale.from_numbers(found.columns, numbers) if found.columns else None,
         note=found.note,
         taken=opened.taken,
         told=tuple(opened.lines),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.config import SPLITS, DataParts, Dataset
+from openmae.config import SPLITS, Dataset, SplitPaths
 from openmae.config.checks import OFF
 from openmae.data.decoding.decode import MAX_PIXELS
 from openmae.data.sources.axes import decide_axes, shapes_of_bytes
@@ -137,7 +137,7 @@ def open_splits(
             that has axes that do not tell.
     """
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    if isinstance(data, DataParts):
+    if isinstance(data, SplitPaths):
         return _open_named(data.paths, wanted, options, (axes, usual_axes))
     if data.startswith(EMBEDDED):
         opened = {split: embedded_source(data.removeprefix(EMBEDDED), split) for split in wanted}

@@ -94,7 +94,7 @@ def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Te
     if embed is None or predict is None or embed.ndim != 2 or not numbers:
         r.remarks.append("its decoder is incomplete: left out")
         return None
-    if len(predict) != encoder.patch_values:
+    if len(predict) != encoder.patch_dim:
         r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
         return None
     width = len(embed)

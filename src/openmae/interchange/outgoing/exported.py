@@ -28,7 +28,7 @@ class Encoding(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b d"]]:
         tokens = self.encoder(images)
-        return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix)
+        return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix_tokens)
 
 
 class Predicting(nn.Module):

@@ -1,4 +1,4 @@
-"""What fine-tuning and probing share: the labelled data, the encoder to start from, the loss, and what is said."""
+"""What fine-tuning and probing share: the labelled data, the loss, the metrics and what is printed of them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.open import open_splits
 from openmae.data.sources.reading import reading_of
 from openmae.errors import RequestError
-from openmae.inference.metrics import Predictions, figures
+from openmae.inference.metrics import Predictions, compute_metrics
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.folder import PreviousRun
 from openmae.training.checkpoint import MODEL
@@ -21,7 +21,7 @@ from openmae.training.checkpoint import MODEL
 def open_data(
     config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_validation: bool = False
 ) -> LabelledData:
-    """The labelled parts of DATA, as `reading_of` reads them. Raises RequestError where they cannot be used."""
+    """Open the labelled splits of DATA, read as `reading_of` says. Raises RequestError where they cannot be used."""
     return open_labelled(
         config.dataset,
         split_rules=config.split_rules,
@@ -34,19 +34,19 @@ def open_data(
     )
 
 
-def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
-    """Raise RequestError where DATA has neither a test nor a val part to measure on."""
+def check_has_final_split(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
+    """Raise RequestError where DATA has neither a test nor a val split to measure on."""
     if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
 
 
 def without_test(data: LabelledData) -> LabelledData:
-    """The same, measured on what things are chosen by: its split of train or its val part."""
-    return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
+    """The data without its test split: the final metrics are of the validation images."""
+    return replace(data, test=None, final_split="split of train" if data.is_validation_split else "val")
 
 
 def check_classes(previous: PreviousRun | None, data: LabelledData) -> None:
-    """Raise RequestError where DATA has not the classes, or columns of numbers, of the run's earlier start (if any)."""
+    """Raise RequestError where DATA has not the classes, or columns of numbers, of the run that is resumed (if any)."""
     if previous is None:
         return
     columns = previous.state.get("columns", [])
@@ -67,14 +67,14 @@ def check_classes(previous: PreviousRun | None, data: LabelledData) -> None:
 
 
 def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, weights: Tensor | None) -> Tensor:
-    """The sum over images of cross-entropy with soft targets or, with several labels, of the mean binary one."""
+    """Cross-entropy with soft targets, or with several labels an image the mean binary one, summed over images."""
     if is_multi_label:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1).sum()
     return F.cross_entropy(logits, targets, weight=weights, reduction="sum")
 
 
 def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
-    """Write down which images of train were held out and, with `--labels`, which were trained on."""
+    """Write RUN/split.json: which images of train were held out and, with `--labels`, which were trained on."""
     split: dict[str, Any] = {}
     if names := data.split_names():
         split["held_out"] = names
@@ -85,66 +85,72 @@ def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
             write_json(run / "split.json", split)
 
 
-def named_figures(predictions: Predictions, prefix: str = "") -> dict[str, float]:
-    """The figures of an evaluation; its loss is called held-out, `loss` is the training's."""
-    found = figures(predictions)
-    found["held_out_loss"] = found.pop("loss")
-    return {prefix + name: value for name, value in found.items()}
+def named_metrics(predictions: Predictions, prefix: str = "") -> dict[str, float]:
+    """`compute_metrics` with its loss renamed to `held_out_loss`, for `loss` is that of the training."""
+    metrics = compute_metrics(predictions)
+    metrics["held_out_loss"] = metrics.pop("loss")
+    return {prefix + name: value for name, value in metrics.items()}
 
 
-def said(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+def result_text(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
     """The last lines on the screen."""
     if data.scale is not None:
-        return _said_of_numbers(summary, data, run)
+        return _regression_text(summary, data, run)
     if data.is_multi_label:
         precision = f"{summary['map']:.2f} %" if "map" in summary else "not defined (no image has any of the classes)"
-        figure = f"mean average precision {precision}, F1 {summary['f1']:.2f} %"
+        result = f"mean average precision {precision}, F1 {summary['f1']:.2f} %"
     else:
-        figure = (
+        result = (
             f"top-1 {summary['top1']:.2f} % (95 % interval {summary['top1_low']:.2f} to {summary['top1_high']:.2f})"
         )
         if "top5" in summary:
-            figure += f", top-5 {summary['top5']:.2f} %"
-    return _closing(figure, summary, data, run, "classes.csv")
+            result += f", top-5 {summary['top5']:.2f} %"
+    return _closing_lines(result, summary, data, run, "classes.csv")
 
 
-def _said_of_numbers(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
-    lines = [f"{column:<10} {number_words(summary, '_' + column)}" for column in data.columns]
-    figure = number_words(summary, "", is_mean=len(lines) > 1)
-    return _closing("\n".join([*(lines if len(lines) > 1 else []), figure]), summary, data, run, "columns.csv")
+def _regression_text(summary: dict[str, Any], data: LabelledData, run: Path) -> str:
+    lines = [f"{column:<10} {format_regression(summary, '_' + column)}" for column in data.columns]
+    overall = format_regression(summary, "", is_mean=len(lines) > 1)
+    return _closing_lines("\n".join([*(lines if len(lines) > 1 else []), overall]), summary, data, run, "columns.csv")
 
 
-def number_words(figures: dict[str, Any], end: str, is_mean: bool = False) -> str:
-    """R2 and the mean absolute error of a column, or over all, in words; `end`: of the figures' names."""
-    r2 = f"{figures['r2' + end]:.4f}" if "r2" + end in figures else "not defined (all images have the same number)"
+def format_regression(metrics: dict[str, Any], suffix: str, is_mean: bool = False) -> str:
+    """R2 and the mean absolute error, of a column or over all columns, as text.
+
+    Args:
+        suffix: of the metrics' names: empty over all columns, `_COLUMN` for a column.
+    """
+    r2 = (
+        f"{metrics['r2' + suffix]:.4f}" if "r2" + suffix in metrics else "not defined (all images have the same number)"
+    )
     over = " (means over columns)" if is_mean else ""
-    return f"R2 {r2}, mean absolute error {figures['mae' + end]:.4g}{over}"
+    return f"R2 {r2}, mean absolute error {metrics['mae' + suffix]:.4g}{over}"
 
 
-def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
+def _closing_lines(result: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
     unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
     return (
-        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"{result} on {summary['images']:.0f} images of {data.final_split}{unreadable}\n"
         f"done       {run / MODEL}; see {run / 'pictures'}, {run / table} and {run / 'predictions.csv'}"
     )
 
 
-def labels_of_run(data: LabelledData) -> dict[str, Any]:
-    """What a checkpoint keeps of the labels that the run began with."""
+def label_state(data: LabelledData) -> dict[str, Any]:
+    """The classes, and columns of numbers, as a checkpoint keeps them to compare with when the run is resumed."""
     return {"classes": list(data.classes), **({"columns": list(data.columns)} if data.columns else {})}
 
 
-def counts_of(data: LabelledData) -> dict[str, Any]:
-    """What a summary says of the labelled data."""
+def data_counts(data: LabelledData) -> dict[str, Any]:
+    """The summary's entries about the labelled data: the final split, and how many images and classes there are."""
     return {
-        "report": data.report_name,
+        "report": data.final_split,
         "report_images": len(data.report),
         "train_images": len(data.train),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
     }
 
 
-def describe_tuned(
+def describe_model(
     shape: ClassifierShape, preprocessing: Preprocessing, data: LabelledData, recipe: str | None, seed: int
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""

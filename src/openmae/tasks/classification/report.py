@@ -1,4 +1,4 @@
-"""The report that a run on labels ends with: of classes or of numbers."""
+"""The report at the end of a run on labels, of classes or of numbers."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def write_report(
     preprocessing: Preprocessing,
     title: str,
 ) -> None:
-    """Write the tables and pictures of what was predicted; see the two functions it chooses from."""
+    """Write the report of a classification or of a regression, whichever the predictions are of."""
     if predictions.scale is not None:
         write_regression_report(run, predictions, source, preprocessing, title)
     else:

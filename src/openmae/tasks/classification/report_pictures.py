@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
-from openmae.inference.metrics import Predictions, answers, confusion, images_of_classes, interval, losses
+from openmae.inference.metrics import Predictions, class_counts, confusion_counts, interval, losses, predicted_labels
 from openmae.pictures.text import (
     FAINT,
     INK,
@@ -28,17 +28,17 @@ if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-MAX_DRAWN = 100  # classes; of more only the most confused are drawn
+MAX_DRAWN = 100  # classes; of more than these only the most confused are drawn
 MAX_CONFUSED = 30
-MAX_WITH_NUMBERS = 30
+MAX_WITH_NUMBERS = 30  # classes, up to which cells show numbers
 MAX_WRONG = 24
-NAME = 190  # longest name beside the matrix, in pixels
-NOTHING = "#e4e4e4"
+MAX_NAME_WIDTH = 190  # of a class beside the matrix, in pixels
+NO_IMAGES = "#e4e4e4"  # colour of the row of a class without images
 
 
 def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> "Figure":
     """The confusion matrix, a row for each true class; of more than 100 classes the 30 most confused."""
-    pairs, images = confusion(predictions), images_of_classes(predictions)
+    pairs, images = confusion_counts(predictions), class_counts(predictions)
     is_part = len(classes) > MAX_DRAWN
     ids = _most_confused(pairs, images)[:MAX_CONFUSED] if is_part else np.arange(len(classes))
     counts = _matrix(pairs, ids, len(classes))
@@ -46,8 +46,8 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
         shares = counts / images[ids, None]  # of a class without images: NaN, drawn grey
     has_numbers = len(ids) <= MAX_WITH_NUMBERS
     cell, size = (max(64, 140 // len(ids)), 10) if len(ids) <= 12 else (50, 9) if has_numbers else (16, 7)
-    rows = [f"{fitted(classes[k], NAME, size)} ({images[k]})" for k in ids]
-    columns = [fitted(classes[k], NAME, size) for k in ids] + ["all other classes"] * is_part
+    rows = [f"{fitted(classes[k], MAX_NAME_WIDTH, size)} ({images[k]})" for k in ids]
+    columns = [fitted(classes[k], MAX_NAME_WIDTH, size) for k in ids] + ["all other classes"] * is_part
     is_upright = any(width_of(name, size) > cell - 6 for name in columns)
     room = 8 + (max(width_of(name, size) for name in columns) if is_upright else 16)
     left, matrix = PAD + 32 + max(width_of(name, size) for name in rows), (counts.shape[1] * cell, len(ids) * cell)
@@ -100,7 +100,7 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
 
 
 def _most_confused(pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All classes: first the two most often taken for one another, and so on; last those never confused, by images."""
+    """All classes, those of the pair most often confused first; last those never confused, by number of images."""
     wrong = pairs[pairs[:, 0] != pairs[:, 1]]
     num_classes = len(images)
     codes, each = np.unique(wrong[:, :2].min(1) * num_classes + wrong[:, :2].max(1), return_inverse=True)
@@ -111,11 +111,11 @@ def _most_confused(pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArr
 
 
 def _matrix(pairs: NDArray[np.int64], ids: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """(rows, columns) images by true and said class, for the classes `ids`; all others said are one last column."""
-    place = np.full(num_classes, len(ids))
-    place[ids] = np.arange(len(ids))
+    """(rows, columns) images by true and predicted class of `ids`; all other predictions are one last column."""
+    position = np.full(num_classes, len(ids))
+    position[ids] = np.arange(len(ids))
     counts = np.zeros((len(ids) + 1, len(ids) + 1), np.int64)
-    np.add.at(counts, (place[pairs[:, 0]], place[pairs[:, 1]]), pairs[:, 2])
+    np.add.at(counts, (position[pairs[:, 0]], position[pairs[:, 1]]), pairs[:, 2])
     return counts[:-1, : len(ids) + (len(ids) < num_classes)]
 
 
@@ -127,7 +127,7 @@ def most_wrong_picture(
     Without a wrong one, those with the highest loss.
     """
     loss = losses(predictions)
-    is_wrong = answers(predictions) != predictions.targets.numpy()
+    is_wrong = predicted_labels(predictions) != predictions.targets.numpy()
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
     candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
     rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MAX_WRONG].tolist()
@@ -148,21 +148,23 @@ def most_wrong_picture(
 
 
 def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, width: int) -> tuple[str, str]:
-    """What the image is and what was said of it, each on a line of `width` pixels."""
-    logits, said = predictions.logits[row].double(), answers(predictions)[row]
+    """The captions with the true and the predicted class or labels, each a line of `width` pixels."""
+    logits, predicted = predictions.logits[row].double(), predicted_labels(predictions)[row]
     if not predictions.is_multi_label:
-        sure = f" ({_per_cent(float(torch.softmax(logits, 0)[said]))})"
+        confidence = f" ({_per_cent(float(torch.softmax(logits, 0)[predicted]))})"
         true_name = classes[int(predictions.targets[row])]
-        return _caption("true ", [true_name], "", width), _caption("said ", [classes[said]], sure, width)
+        return _caption("true ", [true_name], "", width), _caption(
+            "predicted ", [classes[predicted]], confidence, width
+        )
     true = predictions.targets[row].numpy() > 0
     # The labels that are wrong come first, of them the furthest off: they are why the image is here.
-    order = np.lexsort((-logits.abs().numpy(), true == said))
-    of_true, of_said = ([classes[k] for k in order if has[k]] for has in (true, said))
-    return _caption("true ", of_true, "", width), _caption("said ", of_said, "", width)
+    order = np.lexsort((-logits.abs().numpy(), true == predicted))
+    true_names, predicted_names = ([classes[k] for k in order if is_set[k]] for is_set in (true, predicted))
+    return _caption("true ", true_names, "", width), _caption("predicted ", predicted_names, "", width)
 
 
 def _caption(start: str, names: list[str], end: str, width: int) -> str:
-    """At most three names between `start` and `end`, cut evenly where they do not fit."""
+    """`start`, at most three names, shortened evenly where they do not fit, and `end`."""
     end = (f" +{len(names) - 3}" if len(names) > 3 else "") + end
     names = names[:3]
     room: float = width - width_of(start + ", " * (len(names) - 1) + end, 9)
@@ -177,7 +179,7 @@ def _unreadable(predictions: Predictions) -> str:
 
 
 def _per_cent(share: float) -> str:
-    """Nothing and all are said only where it is so."""
+    """A share as text; 0 % and 100 % only where it is exactly that."""
     return "<1 %" if 0 < share < 0.005 else ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
 
 
@@ -188,4 +190,4 @@ def _short(count: int) -> str:
 def _colours() -> "Colormap":
     import matplotlib
 
-    return matplotlib.colormaps["Blues"].with_extremes(bad=NOTHING)
+    return matplotlib.colormaps["Blues"].with_extremes(bad=NO_IMAGES)

@@ -1,4 +1,4 @@
-"""Checkpoints of a model that may have a moving average: file and figures are of the average, where there is one."""
+"""Checkpoints of a model that may have a moving average, which is then what model.safetensors holds."""
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,11 +13,11 @@ from openmae.interchange.load_weights import load_weights
 from openmae.training.average import Average
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 
-RAW_WEIGHT = "weight"  # beside a moving average: the weights that training goes on with
+RAW_WEIGHT = "weight"  # prefix, in optimizer.safetensors, of the weights that training goes on with
 
 
 def averaged(model: nn.Module, average: Average | None) -> AbstractContextManager[None]:
-    """The model with its average inside the block, as it is without one."""
+    """Within the block the model has its averaged weights; without an average nothing changes."""
     return average.applied(model) if average else nullcontext()
 
 
@@ -41,7 +41,7 @@ def save_averaged(
 def restore_state(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
 ) -> None:
-    """Put a checkpoint's weights, their average and the optimiser back."""
+    """Load a checkpoint's weights, their moving average and the optimiser's state."""
     folder = checkpoint.folder
     load_weights(model, read_stored_model(folder / MODEL).weights, str(folder))
     if average is not None:

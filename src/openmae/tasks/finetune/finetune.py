@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from openmae.config import FinetuneConfig, ResolvedFinetuneConfig
+from openmae.config import FinetuneConfig, Preprocessing, ResolvedFinetuneConfig
 from openmae.data.augment import Augmentation, fill_colour
 from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
@@ -17,10 +17,11 @@ from openmae.data.loader import Stream
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder
+from openmae.interchange.stored import StoredModel
 from openmae.machine.parallel import parallelise
 from openmae.model import cost
 from openmae.model.heads import Classifier
-from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.decisions import cosine_schedule, total_steps
 from openmae.planning.finetune import FinetunePlan, plan_finetune
 from openmae.planning.summary_lines import finetune_lines
 from openmae.run.evaluators import Evaluator
@@ -30,18 +31,18 @@ from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult
 from openmae.tasks.classification.classification import (
     check_classes,
-    counts_of,
-    describe_tuned,
-    labels_of_run,
-    named_figures,
+    data_counts,
+    describe_model,
+    label_state,
+    named_metrics,
     open_data,
-    said,
+    result_text,
     without_test,
     write_split,
 )
 from openmae.tasks.classification.report import write_report
 from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
-from openmae.tasks.finetune.figures import FinetuneMetrics
+from openmae.tasks.finetune.evaluation import FinetuneEvaluation
 from openmae.tasks.finetune.step import FinetuneStep, train_step
 from openmae.training.average import Average
 from openmae.training.optim import adamw_of, layer_decay_groups
@@ -58,34 +59,32 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
+
+    Example:
+        >>> config = openmae.FinetuneConfig(data="labelled", init="runs/photos", out="runs/labelled", epochs=2)
+        >>> openmae.finetune(config)["status"]
+        'complete'
     """
     with open_run("finetune", config, ResolvedFinetuneConfig) as run:
         # The data, and what the person left open.
-        asked, device, processes = run.requested, run.device, run.processes
-        init = None
-        if run.is_new and not asked.is_from_scratch:
-            init = read_init(asked.init, Hints(num_heads=asked.num_heads))
-        check_outside(asked.dataset, asked.out)
-        model_input = None if init is None else init.preprocessing
-        background = asked.background if model_input is None else model_input.background
-        data = open_data(asked, model_input, background, asked.report == "held-out")
-        if asked.report == "held-out":
-            data = without_test(data)
+        requested, device, processes = run.requested, run.device, run.processes
+        init = read_start(run)
+        data = open_finetune_data(requested, None if init is None else init.preprocessing)
         check_classes(run.previous, data)
-        plan, facts = plan_finetune(asked, init, data, device, processes.local_count, run.previous)
-        chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(chosen.batch_size, 2 if chosen.mixup or chosen.cutmix else 1)
+        plan, facts = plan_finetune(requested, init, data, device, processes.local_count, run.previous)
+        resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
+        run.check_shares(resolved.batch_size, 2 if resolved.mixup or resolved.cutmix else 1)
         stream, task = make_stream(plan, data), FinetuneStep(plan, data, device, processes)
 
         # The model and its optimiser, from the checkpoint where there is one.
-        torch.manual_seed(chosen.seed)
+        torch.manual_seed(resolved.seed)
         model = Classifier.from_shape(plan.shape)
         run.say(*(load_encoder(model.encoder, init) if init is not None else ()))
-        model.train_only(chosen.blocks)
+        model.train_only(resolved.blocks)
         model.to(device)
-        average = Average(model, chosen.ema) if chosen.ema else None
-        optimizer = make_optimizer(model, chosen)
-        schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
+        average = Average(model, resolved.ema) if resolved.ema else None
+        optimizer = make_optimizer(model, resolved)
+        schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
         run.restore(
             data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average)
         )
@@ -93,46 +92,69 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             return summary
         lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
         copies = 4 if average else 3
-        run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), chosen.keep)
+        run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
         run.begin(
-            chosen,
+            resolved,
             plan.preprocessing,
             taken=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
-            description=describe_tuned(plan.shape, plan.preprocessing, data, chosen.recipe, chosen.seed),
-            state=labels_of_run(data),
+            description=describe_model(plan.shape, plan.preprocessing, data, resolved.recipe, resolved.seed),
+            state=label_state(data),
         )
         if processes.is_first:
-            write_split(run.path, chosen, data)
+            write_split(run.path, resolved, data)
 
-        # The step, on every batch of the stream; figures on the way and in the end.
-        wrapped = parallelise(model.train(), processes, device)
-        figures = FinetuneMetrics(plan, data, model, average, device, processes, run.stop)
+        # The step, on every batch of the stream; evaluations on the way and at the end.
+        wrapped_model = parallelise(model.train(), processes, device)
+        evaluation = FinetuneEvaluation(plan, data, model, average, device, processes, run.stop)
 
-        def take_step(parts: StepInputs[Batch, ModelInput], step: int) -> StepResult:
-            result = train_step(wrapped, optimizer, parts, step, task)
+        def take_step(inputs: StepInputs[Batch, ModelInput], step: int) -> StepResult:
+            result = train_step(wrapped_model, optimizer, inputs, step, task)
             if average is not None:
                 average.update(result[2])
             return result
 
-        batches = run.batches(chosen, stream, task.prepare, is_paired=task.is_paired, size_of_micro_batch=task.even)
         return run.train(
             model=model,
             optimizer=optimizer,
             schedule=schedule,
-            batches=batches,
+            batches=run.batches(
+                resolved, stream, task.prepare, is_paired=task.is_paired, size_of_micro_batch=task.even_size
+            ),
             take_step=take_step,
-            evaluators=lambda: [Evaluator(chosen.evaluate_every, figures.evaluated, is_shared=True)],
+            evaluators=lambda: [Evaluator(resolved.evaluate_every, evaluation.evaluate, is_shared=True)],
             bad=facts.bad if facts else None,
             save=partial(save_averaged, average=average),
-            finish=lambda: report(run, model, figures, plan, data),
-            closing=lambda summary: said(summary, data, run.path),
+            finish=lambda: finish(run, model, evaluation, plan, data),
+            closing=lambda summary: result_text(summary, data, run.path),
         )
 
 
+def read_start(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
+    """The model whose encoder a new run starts from; None from scratch, and for a run that is resumed."""
+    if not run.is_new or run.requested.is_from_scratch:
+        return None
+    return read_init(run.requested.init, Hints(num_heads=run.requested.num_heads))
+
+
+def open_finetune_data(config: FinetuneConfig, preprocessing: Preprocessing | None) -> LabelledData:
+    """The labelled splits of DATA; with `--report held-out` the test split stays unseen.
+
+    Args:
+        preprocessing: of the model to start from, for what the config leaves open; None from scratch.
+
+    Raises:
+        RequestError: they cannot be used, or the run folder would lie among them.
+    """
+    check_outside(config.dataset, config.out)
+    background = config.background if preprocessing is None else preprocessing.background
+    data = open_data(config, preprocessing, background, needs_validation=config.report == "held-out")
+    return without_test(data) if config.report == "held-out" else data
+
+
 def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.optim.Optimizer:
-    """AdamW with a rate for each layer."""
+    """AdamW with a learning rate for each layer (layer-wise decay)."""
     groups = layer_decay_groups(
         model,
         depth=model.shape.encoder.depth,
@@ -142,26 +164,26 @@ def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.o
     return adamw_of(groups, config.betas)
 
 
-def report(
+def finish(
     run: Run[ResolvedFinetuneConfig],
     model: Classifier,
-    figures: FinetuneMetrics,
+    evaluation: FinetuneEvaluation,
     plan: FinetunePlan,
     data: LabelledData,
 ) -> dict[str, Any]:
-    """The final figure, on images that decided nothing."""
+    """Measure on the final split, whose images decided nothing, and write the report; what the summary says of it."""
     model.eval()
-    predictions = figures.reported(run.num_steps)
+    predictions = evaluation.final_predictions(run.num_steps)
     if run.processes.is_first:
-        run.progress.log.quarantine.replace_part(data.report_name, predictions.bad)
-        title = f"{run.path.name}, {data.report_name}"
+        run.progress.log.quarantine.replace_part(data.final_split, predictions.bad)
+        title = f"{run.path.name}, {data.final_split}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
-    return {**named_figures(predictions), **counts_of(data)}
+    return {**named_metrics(predictions), **data_counts(data)}
 
 
-def make_stream(tuned: FinetunePlan, data: LabelledData) -> Stream:
+def make_stream(plan: FinetunePlan, data: LabelledData) -> Stream:
     """The endless stream of the run's training samples."""
-    config, preprocessing = tuned.config, tuned.preprocessing
+    config, preprocessing = plan.config, plan.preprocessing
     has_rand_augment = config.rand_augment != "none"
     augmentation = Augmentation(
         kind=config.augment,

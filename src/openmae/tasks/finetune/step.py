@@ -21,46 +21,55 @@ from openmae.training.prefetch import StepInputs
 
 
 class FinetuneStep:
-    """What a training step needs beside model and optimiser."""
+    """What a training step needs beside model and optimiser: how micro-batches are prepared, mixing, and the loss.
 
-    def __init__(self, tuned: FinetunePlan, data: LabelledData, device: torch.device, processes: Processes) -> None:
-        c = tuned.config
-        self.tuned, self.device, self.processes = tuned, device, processes
+    Attributes:
+        is_paired: whether images are mixed in pairs, so that micro-batches must be of even size.
+        rates: of drop path, by block.
+    """
+
+    def __init__(self, plan: FinetunePlan, data: LabelledData, device: torch.device, processes: Processes) -> None:
+        c = plan.config
+        self.plan, self.device, self.processes = plan, device, processes
         self.is_multi_label, self.scale = data.is_multi_label, data.scale
         self.mixing = Mixing(
             mixup=c.mixup, cutmix=c.cutmix, label_smoothing=c.label_smoothing, num_classes=data.num_outputs
         )
         self.is_paired = bool(c.mixup or c.cutmix)
-        self.rates = drop_path_rates(c.drop_path, tuned.shape.encoder.depth, c.blocks)
+        self.rates = drop_path_rates(c.drop_path, plan.shape.encoder.depth, c.blocks)
         weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
         self.weights = None if weights is None else torch.from_numpy(weights).to(device)
 
-    def prepare(self, part: Batch) -> ModelInput:
+    def prepare(self, micro_batch: Batch) -> ModelInput:
         """A micro-batch on the device: images normalised and erased, labels, and which branches are dropped."""
-        assert part.labels is not None
-        images = normalise(part.images.to(self.device, non_blocking=True), self.tuned.preprocessing)
-        if self.tuned.config.erasing:
-            images = erase(images, part.keys, self.tuned.config.erasing)
-        scales = drop_path_masks(part.keys, self.rates) if any(self.rates) else None
+        assert micro_batch.labels is not None, "the stream was asked for labels"
+        images = normalise(micro_batch.images.to(self.device, non_blocking=True), self.plan.preprocessing)
+        if self.plan.config.erasing:
+            images = erase(images, micro_batch.keys, self.plan.config.erasing)
+        scales = drop_path_masks(micro_batch.keys, self.rates) if any(self.rates) else None
         if scales is not None:
             scales = (scales.pin_memory() if self.device.type == "cuda" else scales).to(self.device, non_blocking=True)
-        labels = part.labels if self.scale is None else standardised(part.labels, self.scale)
+        labels = micro_batch.labels if self.scale is None else standardised(micro_batch.labels, self.scale)
         labels = labels.to(self.device, non_blocking=True)
-        return ModelInput(images, part.keys, labels=labels, drop_path=scales)
+        return ModelInput(images, micro_batch.keys, labels=labels, drop_path=scales)
 
-    def even(self, micro_batch_size: int) -> int:
-        """The nearest size that parts no pair."""
+    def even_size(self, micro_batch_size: int) -> int:
+        """The nearest size, downwards, that splits no pair of mixed images; at least 2."""
         return max(2, micro_batch_size // 2 * 2) if self.is_paired else micro_batch_size
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The sum over a micro-batch's images."""
+        """The loss of a micro-batch, summed over its images."""
         if self.scale is not None:
             return squared_error(outputs, targets)
         return classification_loss(outputs, targets, self.is_multi_label, self.weights)
 
 
 def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
-    """The rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing."""
+    """The drop-path rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing.
+
+    Args:
+        num_blocks: how many of the last blocks are trained, half ones counted whole; None: all.
+    """
     first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
     rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
     return [0.0 if block < first else value for block, value in enumerate(rates)]
@@ -69,7 +78,7 @@ def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[f
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    inputs: StepInputs[Batch, ModelInput],
     step: int,
     task: FinetuneStep,
 ) -> StepResult:
@@ -77,13 +86,13 @@ def train_step(
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
-    config = task.tuned.config
+    config = task.plan.config
 
-    def loss_of(part: ModelInput) -> Tensor:
-        assert part.labels is not None
-        images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
+    def loss_of(micro_batch: ModelInput) -> Tensor:
+        assert micro_batch.labels is not None, "`prepare` gives labels"
+        images, targets = task.mixing(micro_batch.images, micro_batch.labels, seed=config.seed, step=step)
         with autocast(task.device, config.precision):
-            outputs = model(images, part.drop_path).float()
+            outputs = model(images, micro_batch.drop_path).float()
         return task.loss(outputs, targets) / config.batch_size
 
-    return accumulated_step(model, optimizer, parts, loss_of, task.processes)
+    return accumulated_step(model, optimizer, inputs, loss_of, task.processes)

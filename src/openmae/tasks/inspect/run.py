@@ -149,7 +149,7 @@ def resume_command(path: str, settled: ResolvedConfig | None, report: dict[str, 
     if not whole:
         why = "none of its checkpoints is whole" if report["checkpoints"] else "it has no checkpoint"
         return {"can": False, "why": why, "command": None}
-    named = [word for split, place in settled.parts.paths.items() for word in (f"--{split}", place)]
+    named = [word for split, place in settled.split_paths.paths.items() for word in (f"--{split}", place)]
     named = named if settled.data is None else [settled.data]
     words = ["openmae", COMMANDS[type(settled)], *named, "--out", path, "--resume", "auto"]
     if settled.init is not None:

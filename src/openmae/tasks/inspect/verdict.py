@@ -9,7 +9,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.machine.device import pick_device
 from openmae.planning.decisions import Machine
-from openmae.planning.image_size import seen_words
+from openmae.planning.image_size import coverage_text
 from openmae.planning.pretrain import make_pretrain_plan
 
 MAX_BAD = 0.01  # the default of --max-bad
@@ -84,7 +84,7 @@ def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]
     try:
         device: torch.device = pick_device(None)
         settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "nodata", "tiles")}
-        config = PretrainConfig(data=inspected.path, **vars(inspected.parts), out="run", **settings)
+        config = PretrainConfig(data=inspected.path, **vars(inspected.split_paths), out="run", **settings)
         settled = make_pretrain_plan(config, facts, Machine.of(device, 1, facts.largest))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
@@ -97,7 +97,7 @@ def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]
     ]
     return [
         f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {chosen.patch_size} px",
-        f"seen {seen_words(facts, chosen.size)}",
+        f"seen {coverage_text(facts, chosen.size)}",
         f"model {chosen.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
         *settled.notes,

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openmae.config import PackConfig, flag_of, said
+from openmae.config import PackConfig, flag_of, format_value
 from openmae.data.sources.manifest import MANIFEST, UNFINISHED, read_pack
 from openmae.data.sources.open import Source, Splits, open_source, open_splits
 from openmae.data.sources.packed import damage
@@ -142,8 +142,8 @@ def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None)
         elif before != value:
             is_flag = name in PackConfig.__dataclass_fields__
             flag = flag_of(name) if is_flag else name
-            was = f"no {flag}" if before is None else f"{flag} {said(before)}"
-            now = "" if value is None else f", not {said(value)}"
+            was = f"no {flag}" if before is None else f"{flag} {format_value(before)}"
+            now = "" if value is None else f", not {format_value(value)}"
             remedy = f"leave {flag} out, or " if before is None else f"give {was}, or "
             raise RequestError(f"{shown(out)} was begun with {was}{now}: {remedy * is_flag}choose another OUT")
 

@@ -20,7 +20,7 @@ from openmae.data.sources.views import nodata_in
 from openmae.data.value_scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines
 from openmae.errors import Fault, RequestError, shown
 from openmae.machine.files import size_words
-from openmae.planning.image_size import packed_size, share_seen
+from openmae.planning.image_size import mean_coverage, pack_image_size
 
 DEFAULT_SIZE = 256
 # In a manifest only where they say something; and what they were before there was a choice.
@@ -54,7 +54,7 @@ def make_plan(
     is_raw = config.format == "raw"
     size = config.size if config.size is not None else size_of(previous) if config.tiles is None else config.tiles
     if size is None:
-        size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
+        size = pack_image_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
     rescale, lines = scale_of_pack(config, facts, previous)
     fits = facts.dtype == "uint8" or (rescale is not None and rescale.dtype == facts.dtype)
     if not is_raw and not (fits and facts.channels in (1, 3)):
@@ -178,7 +178,7 @@ def plan_lines(
         decided = f" (--size decided: the images' median aspect, at most {DEFAULT_SIZE}x{DEFAULT_SIZE} pixels)"
     if plan["format"] == "raw":
         height, width, channels = packing.shape
-        lost = 1 - share_seen(facts, (height, width))
+        lost = 1 - mean_coverage(facts, (height, width))
         how = (
             f"raw {plan['dtype']}, the centre {height}x{width} px x {channels} of each image: what lies outside the "
             f"largest centred box is lost, {100 * lost:.0f} % of an image in the mean"

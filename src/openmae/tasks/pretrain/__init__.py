@@ -1,1 +1,1 @@
-"""`openmae pretrain`, and what is looked at while it trains: held-out images, and labels where asked."""
+"""`openmae pretrain`, and what is evaluated while it trains: held-out images and, with `--watch`, labelled ones."""

@@ -1,4 +1,4 @@
-"""What a run trains on and what it is measured on: disjoint parts of DATA."""
+"""The images that a run trains on and those that it is measured on: disjoint splits of DATA."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from openmae.machine.device import num_cores
 from openmae.run.lock import check_outside
 
 HELD_OUT_IMAGES = 256
-MIN_SPLIT = 20  # images below which none are held out unasked
+MIN_SPLIT = 20  # images; of fewer none are held out unless requested
 
 
 @dataclass(frozen=True)
@@ -28,66 +28,68 @@ class TrainingData:
     """The images to pre-train on, and those held out to measure the loss on.
 
     Attributes:
-        held_out: DATA's validation part or a fixed split of its training part; None for very few images.
-        num_held_out: what `--held-out` says of it: with tiles, images whose tiles leave training and are measured on.
-        taken, told: what was taken for what, and all that is said of it (see `openmae.data.sources.open.Splits`).
+        held_out: DATA's validation split, or a fixed split of its training images; None for very few images.
+        num_held_out: as `--held-out` counts them: of tiled images these and not their tiles.
+        taken: which folder or file was taken for which split; source_lines: that and what else is printed about DATA
+            (see `openmae.data.sources.open.Splits`).
     """
 
     train: Source
     held_out: Source | None
     num_held_out: int = 0
     taken: dict[str, str] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
+    source_lines: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
+        """Images in both splits."""
         return len(self.train) + (len(self.held_out) if self.held_out is not None else 0)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of both parts as they were when the run looked first."""
+        """The fingerprint of both splits, as they were when it was first asked for."""
         return f"{self.train.fingerprint()} {self.held_out.fingerprint() if self.held_out is not None else ''}"
 
 
 def open_training_data(config: PretrainConfig, model: Preprocessing | None = None) -> TrainingData:
-    """Open the training part of DATA and what the held-out loss is measured on.
+    """Open the training split of DATA and the images that the held-out loss is measured on.
 
     Args:
-        model: how images become the input of the weights to start from, for what the config leaves open.
+        model: preprocessing of the model to start from, for what the config leaves open.
 
     Raises:
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.dataset, config.out)
     options = reading_of(config, model, config.background)
-    wanted_parts = ("train",) if config.held_out == 0 else ("train", "val")
-    splits = open_splits(config.dataset, wanted_parts, split_rules=config.split_rules, **options)
-    named = str(config.dataset)
-    told: dict[str, Any] = {"taken": splits.taken, "told": tuple(splits.lines)}
-    train = _cut(splits.sources["train"], config.tiles, named)
+    wanted_splits = ("train",) if config.held_out == 0 else ("train", "val")
+    splits = open_splits(config.dataset, wanted_splits, split_rules=config.split_rules, **options)
+    name = str(config.dataset)
+    findings: dict[str, Any] = {"taken": splits.taken, "source_lines": tuple(splits.lines)}
+    train = _cut(splits.sources["train"], config.tiles, name)
     if config.held_out == 0:
-        return TrainingData(train, None, **told)
+        return TrainingData(train, None, **findings)
     if "val" in splits.sources:
-        validation = _cut(splits.sources["val"], config.tiles, named)
+        validation = _cut(splits.sources["val"], config.tiles, name)
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
         held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
-        return TrainingData(train, held_out, count, **told)
+        return TrainingData(train, held_out, count, **findings)
     numbers = images_apart(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
     default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= MIN_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
     if wanted >= num_images:
-        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {named} has {num_images} images")
+        raise RequestError(f"--held-out {wanted} leaves nothing to train on: {name} has {num_images} images")
     if not wanted:
-        return TrainingData(train, None, **told)
-    if isinstance(train, Tiled | PackedSource) and numbers is not None:  # no image lies on both sides
-        rest, held = split_tiles(train, wanted)
-        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted, **told)
-    return TrainingData(*split_held_out(train, wanted), wanted, **told)
+        return TrainingData(train, None, **findings)
+    if isinstance(train, Tiled | PackedSource) and numbers is not None:  # all tiles of an image go to one side
+        rest, held_out_tiles = split_tiles(train, wanted)
+        return TrainingData(rest, drawn(held_out_tiles, max(HELD_OUT_IMAGES, wanted)), wanted, **findings)
+    return TrainingData(*split_held_out(train, wanted), wanted, **findings)
 
 
-def _cut(source: Source, tiles: int | None, named: str) -> Source:
-    return source if tiles is None else cut_into_tiles(source, tiles, named, num_cores())
+def _cut(source: Source, tiles: int | None, name: str) -> Source:
+    return source if tiles is None else cut_into_tiles(source, tiles, name, num_cores())
 
 
 def make_stream(config: ResolvedPretrainConfig, preprocessing: Preprocessing, train: Source) -> Stream:

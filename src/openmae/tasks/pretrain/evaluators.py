@@ -1,4 +1,4 @@
-"""What is looked at while pre-training: pictures, the held-out loss with what it says, and labels where asked."""
+"""What is evaluated while pre-training: reconstructions, the held-out loss and, with `--watch`, labelled images."""
 
 from collections.abc import Callable
 
@@ -15,14 +15,14 @@ from openmae.run.evaluators import Evaluator
 from openmae.run.health import MIN_IMAGES, TOO_EARLY, Health, effective_rank, trivial_loss
 from openmae.run.progress import Progress
 from openmae.tasks.pretrain.data import TrainingData
-from openmae.tasks.pretrain.held_out import PICTURED, HeldOut
+from openmae.tasks.pretrain.held_out import NUM_PICTURED, HeldOut
 from openmae.tasks.pretrain.watch import Watch, open_watch
 from openmae.training.telemetry import read_lines
 
 
 def make_evaluators(
     config: ResolvedPretrainConfig,
-    settled: PretrainPlan,
+    plan: PretrainPlan,
     data: TrainingData,
     masks: MaskSampler,
     model: MAE,
@@ -30,29 +30,29 @@ def make_evaluators(
     progress: Progress,
     stop: StopRequest,
 ) -> list[Evaluator]:
-    """What is looked at while training: pictures, the held-out loss with what it says, and labels where asked.
+    """The evaluators of a run: pictures of reconstructions, the held-out loss with a health check, and `--watch`.
 
     Raises:
-        RequestError: `--watch` cannot look at its data.
+        RequestError: the data of `--watch` cannot be used.
     """
     # Pictures are of training images where none are held out.
-    shown = data.held_out or PermutedSubset(data.train, 0, min(PICTURED, len(data.train)))
-    look = HeldOut(shown, config, settled.preprocessing, masks)
-    progress.bad_inputs.note(look.bad)
-    if len(look.images) == 0:
+    source = data.held_out or PermutedSubset(data.train, 0, min(NUM_PICTURED, len(data.train)))
+    held_out = HeldOut(source, config, plan.preprocessing, masks)
+    progress.bad_inputs.note(held_out.bad)
+    if len(held_out.images) == 0:
         return []
 
     def picture(step: int) -> dict[str, float]:
-        progress.log.picture(look.picture(model, device), step)
+        progress.log.picture(held_out.picture(model, device), step)
         return {}
 
     evaluators = [Evaluator(config.picture_every, picture)]
     if data.held_out is not None:
         evaluators.append(
-            Evaluator(config.evaluate_every, health_check(config, data, look, model, device, progress, stop))
+            Evaluator(config.evaluate_every, health_check(config, data, held_out, model, device, progress, stop))
         )
     if progress.processes.is_first and (watch_data := open_watch(config)) is not None:
-        watch = Watch(watch_data, config, settled.preprocessing)
+        watch = Watch(watch_data, config, plan.preprocessing)
         for name, reason in watch.bad.items():
             print(f"warning: --watch leaves out {name!r} ({reason})", flush=True)
         evaluators.append(Evaluator(watch.every, lambda step: watch.measure(model, device, stop)))
@@ -62,28 +62,28 @@ def make_evaluators(
 def health_check(
     config: ResolvedPretrainConfig,
     data: TrainingData,
-    look: HeldOut,
+    held_out: HeldOut,
     model: MAE,
     device: torch.device,
     progress: Progress,
     stop: StopRequest,
 ) -> Callable[[int], dict[str, float]]:
-    """The held-out loss, the effective rank of the features and what they say; a new verdict is printed at once."""
+    """An evaluation of the held-out loss and the effective rank of the features; a new verdict on them is printed."""
     num_steps = total_steps(config, len(data.train))
-    trivial = trivial_loss(model.target, look.samples)
+    trivial = trivial_loss(model.target, held_out.samples)
     health = Health(
         num_steps=num_steps,
         warmup_steps=config.warmup_epochs * len(data.train) / config.batch_size,
         trivial_loss=trivial,
-        lines=read_lines(progress.log.metrics_path),  # a resumed run's: the log has forgotten what comes anew
+        lines=read_lines(progress.log.metrics_path),  # of a resumed run: only those before the step it goes on from
     )
     if health.points:
         progress.notes["health"] = health.verdict().word
 
     def check(step: int) -> dict[str, float]:
-        results = {"held_out_loss": look.loss(model, device, stop)}
-        if len(look.images) >= MIN_IMAGES:
-            results["effective_rank"] = effective_rank(look.features(model, device, stop))
+        results = {"held_out_loss": held_out.loss(model, device, stop)}
+        if len(held_out.images) >= MIN_IMAGES:
+            results["effective_rank"] = effective_rank(held_out.features(model, device, stop))
         if trivial is not None:
             results["trivial_loss"] = trivial
         health.record(step, results["held_out_loss"], results.get("effective_rank"))

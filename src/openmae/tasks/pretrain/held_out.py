@@ -23,11 +23,11 @@ from openmae.run.model_input import counted_patches
 
 MASK_SEED = 0x0E7A1  # the same in every run, whatever its seed
 MAX_BATCH = 256
-PICTURED = 8
+NUM_PICTURED = 8
 
 
 class HeldOut:
-    """Images kept in memory as they were read, centre-cropped, and the key of each one's mask.
+    """Held-out images in memory, centre-cropped and not yet normalised, with the key of each image's mask.
 
     Attributes:
         bad: name and reason of each image that could not be read; evaluation leaves it out, never replaces it.
@@ -37,13 +37,13 @@ class HeldOut:
         self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
     ) -> None:
         self.config, self.preprocessing, self.masks = config, preprocessing, masks
-        found = read_all(source, preprocessing, config.patch_size)
-        self.images, self.bad, self.empty = found.images, found.bad, found.empty
-        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, found.indices.numpy()))
+        batch = read_all(source, preprocessing, config.patch_size)
+        self.images, self.bad, self.empty = batch.images, batch.bad, batch.empty
+        self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, batch.indices.numpy()))
 
     @torch.no_grad()
     def loss(self, model: MAE, device: torch.device, stop: StopRequest) -> float:
-        """The loss averaged over all images or, where patches of some are empty, over all patches that are not.
+        """The loss averaged over all images; where some patches are empty (nodata), over all that are not.
 
         Raises:
             EvaluationStopped: a signal came; the run is saved first and evaluated when it goes on.
@@ -63,14 +63,14 @@ class HeldOut:
         return total / max(1, count)
 
     def samples(self) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
-        """All images, prepared and on the CPU, a batch at a time: with their masks, and which patches count."""
+        """Batches of normalised images on the CPU, with their masks and which masked patches count (None: all)."""
         yield from self._batches(MAX_BATCH, torch.device("cpu"))
 
     def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
         for start in range(0, len(self.images), size):
-            part = slice(start, start + size)
-            prepared, masking = self._prepare(self.images[part], self.keys[part], device)
-            empty = None if self.empty is None else self.empty[part].to(device)
+            rows = slice(start, start + size)
+            prepared, masking = self._prepare(self.images[rows], self.keys[rows], device)
+            empty = None if self.empty is None else self.empty[rows].to(device)
             yield prepared, masking, counted_patches(empty, masking)
 
     def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
@@ -82,7 +82,7 @@ class HeldOut:
         """Reconstructions of the first images as a sheet."""
         from openmae.pictures.sheet import sheet  # brings matplotlib, which takes a second
 
-        prepared, masking = self._prepare(self.images[:PICTURED], self.keys[:PICTURED], device)
+        prepared, masking = self._prepare(self.images[:NUM_PICTURED], self.keys[:NUM_PICTURED], device)
         result = reconstruct_patches(model, prepared, masking, self.preprocessing)
         rows = [list(row) for row in zip(result.masked, result.prediction, result.truth, strict=True)]
         return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)
@@ -100,17 +100,17 @@ def pooled_features(
     device: torch.device,
     stop: StopRequest,
 ) -> Tensor:
-    """Pooled features of images as they were read, nothing masked: (n, width) float32 on the CPU.
+    """Pooled features of images that are not yet normalised, nothing masked: (n, width) float32 on the CPU.
 
-    Pooled as `openmae knn`, `probe` and `embed` do unless told otherwise.
+    Pooled as `openmae knn`, `probe` and `embed` do by default.
 
     Raises:
         EvaluationStopped: a signal came.
     """
     features = []
-    for part in images.split(min(config.micro_batch_size, MAX_BATCH)):
+    for batch in images.split(min(config.micro_batch_size, MAX_BATCH)):
         if stop.received:
             raise EvaluationStopped
-        prepared = normalise(part.to(device), preprocessing)
+        prepared = normalise(batch.to(device), preprocessing)
         features.append(pooled(encoder, prepared, DEFAULT_POOL, config.precision).cpu())
     return torch.cat(features)

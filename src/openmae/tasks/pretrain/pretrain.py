@@ -16,15 +16,16 @@ from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_weights, start_pretraining
+from openmae.interchange.stored import StoredModel
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
-from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.decisions import cosine_schedule, total_steps
 from openmae.planning.pretrain import PretrainPlan, plan_pretrain
-from openmae.planning.summary_lines import checkpoint_bytes, plan_lines
+from openmae.planning.summary_lines import checkpoint_bytes, pretrain_lines
 from openmae.run.folder import PreviousRun
 from openmae.run.model_input import ModelInput, counted_patches
-from openmae.run.open_run import open_run
+from openmae.run.open_run import Run, open_run
 from openmae.run.remembered import remember_no_compile
 from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
@@ -47,30 +48,35 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         RequestError: a wrong setting, unusable data, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
         Fault: a full disk, a dead reader process, or a loss that is not finite.
+
+    Example:
+        >>> config = openmae.PretrainConfig(data="photos", out="runs/photos", epochs=2)
+        >>> openmae.pretrain(config)["status"]
+        'complete'
     """
     with open_run("pretrain", config, ResolvedPretrainConfig) as run:
         # The data, and what the person left open.
-        asked, device, processes = run.requested, run.device, run.processes
-        init = None
-        if run.is_new and asked.init is not None:
-            init = read_init(asked.init, Hints(num_heads=asked.num_heads, decoder_num_heads=asked.decoder_num_heads))
-        data = open_training_data(asked, None if init is None else init.preprocessing)
-        run.say(*(data.told if run.is_new else ()))  # before what takes seconds: torch's optimisers bring its compiler
-        plan, facts = plan_pretrain(asked, init, data, device, processes.local_count, run.previous)
-        chosen, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
-        masks, num_steps = mask_sampler(chosen, shape), total_steps(chosen, len(data.train))
-        run.check_shares(chosen.batch_size)
-        stream = make_stream(chosen, preprocessing, data.train)
+        requested, device, processes = run.requested, run.device, run.processes
+        init = read_start(run)
+        data = open_training_data(requested, None if init is None else init.preprocessing)
+        run.say(
+            *(data.source_lines if run.is_new else ())
+        )  # before what takes seconds: torch's optimisers bring its compiler
+        plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
+        resolved, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
+        masks, num_steps = mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
+        run.check_shares(resolved.batch_size)
+        stream = make_stream(resolved, preprocessing, data.train)
 
         # The model and its optimiser, from the checkpoint where there is one.
-        torch.manual_seed(chosen.seed)
+        torch.manual_seed(resolved.seed)
         model = MAE.from_shape(shape)
         run.say(*(start_pretraining(model, init) if init is not None else ()))
         model.to(device)
-        model.set_recompute(chosen.recompute)
-        model.set_bf16_residual(chosen.bf16_residual)
-        optimizer = adamw(model, chosen.weight_decay, chosen.betas)
-        schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
+        model.set_recompute(resolved.recompute)
+        model.set_bf16_residual(resolved.bf16_residual)
+        optimizer = adamw(model, resolved.weight_decay, resolved.betas)
+        schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
         run.restore(
             data.fingerprint,
             restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer),
@@ -78,37 +84,29 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else new_lines(plan, data, facts, device, masks)
-        run.announce(lines, checkpoint_bytes(shape), chosen.keep)
-        run.say(*(watch_lines(chosen) if processes.is_first else ()))
-        description = describe_model(chosen, shape, preprocessing, masks)
+        run.announce(new_run_lines(plan, data, facts, device, masks), checkpoint_bytes(shape), resolved.keep)
+        run.say(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
-            chosen,
+            resolved,
             preprocessing,
             taken=data.taken,
             num_images=len(data.train),
             num_inputs=data.count,
-            description=description,
+            description=describe_model(resolved, shape, preprocessing, masks),
         )
 
         # The step, on every batch of the stream.
-        step_model = StepModel(
-            model.train(),
-            processes,
-            device,
-            is_compiled=chosen.compile,
-            precision=chosen.precision,
-            loss_of=loss_of,
-            when_wrong=lambda: remember_no_compile(run.path) if processes.is_first else None,
-        )
-        batches = run.batches(chosen, stream, lambda part: prepare(part, plan, masks, device))
+        step_model = make_step_model(run, model, resolved)
+        batches = run.batches(resolved, stream, lambda micro_batch: prepare(micro_batch, plan, masks, device))
         return run.train(
             model=model,
             optimizer=optimizer,
             schedule=schedule,
             batches=batches,
-            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes, masks),
-            evaluators=lambda: make_evaluators(chosen, plan, data, masks, model, device, run.progress, run.stop),
+            take_step=lambda inputs, step: train_step(
+                step_model.wrapped, optimizer, inputs, resolved, processes, masks
+            ),
+            evaluators=lambda: make_evaluators(resolved, plan, data, masks, model, device, run.progress, run.stop),
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
@@ -119,60 +117,90 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
 
 
-def new_lines(
-    plan: PretrainPlan, data: TrainingData, facts: DataFacts, device: torch.device, masks: MaskSampler
+def read_start(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
+    """The model whose weights a new run starts from; None from random weights, and for a run that is resumed."""
+    requested = run.requested
+    if not run.is_new or requested.init is None:
+        return None
+    return read_init(
+        requested.init, Hints(num_heads=requested.num_heads, decoder_num_heads=requested.decoder_num_heads)
+    )
+
+
+def make_step_model(run: Run[ResolvedPretrainConfig], model: MAE, config: ResolvedPretrainConfig) -> StepModel:
+    """The model as a training step calls it: compiled where the config says so, wrapped for several processes."""
+    return StepModel(
+        model.train(),
+        run.processes,
+        run.device,
+        is_compiled=config.compile,
+        precision=config.precision,
+        loss_of=loss_of,
+        when_wrong=lambda: remember_no_compile(run.path) if run.processes.is_first else None,
+    )
+
+
+def new_run_lines(
+    plan: PretrainPlan, data: TrainingData, facts: DataFacts | None, device: torch.device, masks: MaskSampler
 ) -> list[str]:
-    """What is said of a run that begins: what its tiles are, and what was decided."""
+    """What is printed of a new run behind its data: tiles and decisions; nothing for a run that is resumed.
+
+    Args:
+        facts: what was surveyed of the training images; None for a run that is resumed.
+    """
+    if facts is None:
+        return []
     held_out = len(data.held_out) if data.held_out is not None else 0
-    lines = plan_lines(plan, facts, device, masks.num_visible, held_out)
+    lines = pretrain_lines(plan, facts, device, masks.num_visible, held_out)
     return [*tile_lines(plan.config, data, facts), *lines]
 
 
 def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
-    """What `--watch` looks at. Raises RequestError now, where its labels are missing."""
+    """What `--watch` measures on, as printed before the run. Raises RequestError where its labels are missing."""
     watched_data = open_watch(config)
     if watched_data is None or config.watch_data is None:
         return []
-    return [f"watched    {line}" for line in watched_data.told]
+    return [f"watched    {line}" for line in watched_data.source_lines]
 
 
-def prepare(part: Batch, settled: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
-    """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
-    images, masking = model_input(part, settled.preprocessing, device), masks(part.keys)
-    counted = counted_patches(part.empty, masking)
+def prepare(micro_batch: Batch, plan: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
+    """A micro-batch on the device: images cropped (where readers have not done so) and normalised, and their masks."""
+    images, masking = model_input(micro_batch, plan.preprocessing, device), masks(micro_batch.keys)
+    counted = counted_patches(micro_batch.empty, masking)
     return ModelInput(
         images,
-        part.keys,
+        micro_batch.keys,
         to_device(masking, device),
         is_counted=None if counted is None else counted.float().to(device, non_blocking=True),
         num_counted=0 if counted is None else int(counted.sum()),
     )
 
 
-def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
+def loss_of(model: nn.Module, inputs: ModelInput, precision: str) -> Tensor:
     """The mean loss of a micro-batch, over the masked patches that are not empty."""
-    with autocast(part.images.device, precision):
-        output = model(part.images, part.masking)
-    if part.is_counted is None:
+    with autocast(inputs.images.device, precision):
+        output = model(inputs.images, inputs.masking)
+    if inputs.is_counted is None:
         return output.loss
-    return (output.patch_losses * part.is_counted).sum() / max(1, part.num_counted)
+    return (output.patch_losses * inputs.is_counted).sum() / max(1, inputs.num_counted)
 
 
 def loss_shares(
-    parts: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
+    micro_batches: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
 ) -> list[float]:
-    """What the mean loss of each micro-batch counts in that of the step, a mean over all patches that count.
+    """The weight of each micro-batch's mean loss in the loss of the step.
 
-    Where no patch of the whole batch is empty, by images. All processes take part. Counted on the CPU, and before the
-    first backward pass: gradients of patches that do not count cannot be taken back.
+    The loss of a step is a mean over all masked patches that are not empty; where no patch of the whole batch is empty,
+    images are counted instead. All processes take part. Counted on the CPU, and before the first backward pass:
+    gradients of patches that do not count cannot be subtracted afterwards.
     """
-    has_empty = any(part.empty is not None for part in parts)
+    has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
     if masks is None or config.nodata == OFF or not processes.any(has_empty):
-        return [len(part.keys) / config.batch_size for part in parts]
+        return [len(micro_batch.keys) / config.batch_size for micro_batch in micro_batches]
     counts = []
-    for part in parts:
-        masking = masks(part.keys)
-        counted = counted_patches(part.empty, masking)
+    for micro_batch in micro_batches:
+        masking = masks(micro_batch.keys)
+        counted = counted_patches(micro_batch.empty, masking)
         counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
     total = int(processes.sum(torch.tensor(sum(counts))))
     return [count / max(1, total) for count in counts]
@@ -181,7 +209,7 @@ def loss_shares(
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    inputs: StepInputs[Batch, ModelInput],
     config: ResolvedPretrainConfig,
     processes: Processes,
     masks: MaskSampler | None = None,
@@ -191,16 +219,20 @@ def train_step(
     A step whose gradients are not finite leaves weights and optimiser as they are.
 
     Args:
-        masks: of the run; None takes every patch as counted.
+        masks: of the run; without it every patch counts.
     """
-    shares = iter(loss_shares(parts.parts, masks, config, processes))
+    shares = iter(loss_shares(inputs.parts, masks, config, processes))
     return accumulated_step(
-        model, optimizer, parts, lambda part: loss_of(model, part, config.precision) * next(shares), processes
+        model,
+        optimizer,
+        inputs,
+        lambda micro_batch: loss_of(model, micro_batch, config.precision) * next(shares),
+        processes,
     )
 
 
 def mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler:
-    """What hides patches in this run. Raises RequestError for a mask file that does not fit."""
+    """What draws the masks of this run. Raises RequestError for a mask file that does not fit."""
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
@@ -208,13 +240,12 @@ def mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler
 
 def check_mask(previous: PreviousRun[ResolvedPretrainConfig], masks: MaskSampler) -> None:
     """Raise RequestError where the given mask is not that of the checkpoint."""
-    assert previous.checkpoint is not None
     if read_stored_model(previous.checkpoint.folder / MODEL).description["masking"] != masks.describe():
         raise RequestError(f"{previous.config.mask_file} is not the mask that this run began with: restore it")
 
 
 def restore_state(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's weights and optimiser back."""
+    """Load a checkpoint's weights and its optimiser's state."""
     load_weights(model, read_stored_model(checkpoint.folder / MODEL).weights, str(checkpoint.folder))
     optimizer.state.clear()
     restore_optimizer(checkpoint.folder, model, optimizer)

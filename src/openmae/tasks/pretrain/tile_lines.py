@@ -1,4 +1,4 @@
-"""What the plan says of tiles: how many there are, of what, and what their reading costs."""
+"""The plan's lines about tiles: how many there are, of which images, and what reading them costs."""
 
 import numpy as np
 
@@ -10,11 +10,11 @@ from openmae.data.sources.views import raw_shape
 from openmae.errors import shown
 from openmae.tasks.pretrain.data import TrainingData
 
-MAX_OPENED = 256  # images, to learn whether parts of them can be read alone
+MAX_OPENED = 256  # images that are opened to learn whether regions of them can be read alone
 
 
 def tile_lines(config: ResolvedPretrainConfig, data: TrainingData, facts: DataFacts) -> list[str]:
-    """The lines behind that of the data; none without `--tiles`."""
+    """The lines that follow those about the data; none without `--tiles`."""
     train, size = data.train, config.tiles
     if not isinstance(train, Tiled):
         return []
@@ -30,16 +30,16 @@ def tile_lines(config: ResolvedPretrainConfig, data: TrainingData, facts: DataFa
         )
     decoded = _largest_decoded(train) if raw_shape(train) is None else None
     if decoded is not None:
-        (tall, wide), name = train.sizes[decoded].tolist(), shown(train.source.name(decoded))
+        (height, width), name = train.sizes[decoded].tolist(), shown(train.source.name(decoded))
         lines.append(
-            f"note       each tile of an image like {name} ({tall} x {wide} px) decodes it whole: openmae pack "
+            f"note       each tile of an image like {name} ({height} x {width} px) decodes it whole: openmae pack "
             f"{shown(str(config.dataset))} PACK --tiles {size} does so once, and PACK is DATA here"
         )
     return lines
 
 
 def _largest_decoded(tiled: Tiled) -> int | None:
-    """Which of the largest images must be decoded whole for each of its tiles; None where of these none must."""
+    """The largest image that is decoded whole for each of its tiles, among those opened; None where there is none."""
     pixels = tiled.sizes.astype(np.int64).prod(axis=1)
     largest = np.argsort(-pixels, kind="stable")[: min(MAX_OPENED, tiled.num_cut)].tolist()
     return next((image for image in largest if not has_parts(tiled.source, image)), None)

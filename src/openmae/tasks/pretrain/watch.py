@@ -1,6 +1,6 @@
-"""Watching a pre-training on labelled data: how well its features tell the classes apart, every so many steps.
+"""Watching a pre-training on labelled data: how well its features separate the classes, every so many steps.
 
-The labels are only looked at: nothing of this reaches the training.
+The labels are only measured with: nothing of this reaches the training.
 """
 
 import warnings
@@ -30,31 +30,32 @@ from openmae.tasks.pretrain.held_out import pooled_features
 
 ADVICE = "what is watched is classes, name them otherwise"
 NEIGHBOURS, TEMPERATURE = 10, 0.07  # usual for such votes (Wu et al., 2018; DINO)
-PROBE_ITERATIONS = 200  # of L-BFGS: what it finds later moves the accuracy by less than the images' chance
-READ_AT_ONCE = 64
+PROBE_ITERATIONS = 200  # of L-BFGS: later ones change the accuracy by less than its sampling error
+READ_AT_ONCE = 64  # images
 
 
 @dataclass(frozen=True)
 class WatchData:
-    """The bank, whose labels are known, and the queries, whose labels are guessed and compared.
+    """The labelled images to learn from, the bank, and those whose labels are predicted and compared, the queries.
 
-    `told` is what was taken for what, see `openmae.data.sources.open.Splits.lines`.
+    Attributes:
+        source_lines: which folder or file was taken for which split (see `openmae.data.sources.open.Splits.lines`).
     """
 
     bank: Source
     queries: Source
     num_classes: int
-    told: tuple[str, ...] = ()
+    source_lines: tuple[str, ...] = ()
 
 
 def open_watch(config: PretrainConfig) -> WatchData | None:
-    """What `--watch` looks at; None where it is off. Reads labels and no image, writes nothing.
+    """The data of `--watch`; None where it is off. Reads labels and no image, writes nothing.
 
-    The bank is a fixed choice from the train part, in proportion to the classes; the queries are one of the val part
-    or, where there is none, of a fixed split of train: a test part stays unseen.
+    The bank is a fixed subset of the train split, stratified by class; the queries are a subset of the val split or,
+    where there is none, of a fixed split of train. The test split stays unseen.
 
     Raises:
-        RequestError: the data has no labels, or too few images for its classes are asked for.
+        RequestError: the data has no labels, or `--watch-images` is less than the number of classes.
     """
     if config.watch is None:
         return None
@@ -67,32 +68,33 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
         assert train is not None
         if all(train.label(index) is None for index in range(len(train))):
             raise RequestError(f"{shown(str(data))} has no labels")
-        found = open_labelled(
+        labelled = open_labelled(
             data, labels=None, label_file=None, held_out=None, needs_validation=True, advice=ADVICE, **options
         )
     except RequestError as error:
         raise not_watched(config.watch, error) from None
-    queries = found.test if found.report_name == "val" else found.validation
+    queries = labelled.test if labelled.final_split == "val" else labelled.validation
     assert queries is not None
-    if config.watch_images < found.num_classes:
+    if config.watch_images < labelled.num_classes:
         raise RequestError(
-            f"--watch-images {config.watch_images}: {shown(str(data))} has {found.num_classes} classes, and each needs "
-            "one"
+            f"--watch-images {config.watch_images}: {shown(str(data))} has {labelled.num_classes} classes, and each "
+            "needs one"
         )
     return WatchData(
-        _at_most(found.train, config.watch_images),
+        _at_most(labelled.train, config.watch_images),
         _at_most(queries, config.watch_images),
-        found.num_classes,
-        found.told,
+        labelled.num_classes,
+        labelled.told,
     )
 
 
 def _at_most(source: Source, count: int) -> Source:
+    """The source, or a stratified subset of `count` images where it has more."""
     return source if len(source) <= count else IndexedSubset(source, stratified(labels_of(source), count))
 
 
 class Watch:
-    """The images in memory as they were read, centre-cropped, with their labels.
+    """Labelled images in memory, centre-cropped and not yet normalised.
 
     Attributes:
         bad: name and reason of each image that could not be read and is left out.
@@ -123,7 +125,7 @@ class Watch:
 
     @property
     def every(self) -> int:
-        """Steps between two looks."""
+        """Steps between two measurements."""
         return self.config.watch_every or self.config.evaluate_every
 
     def measure(self, model: MAE, device: torch.device, stop: StopRequest) -> dict[str, float]:
@@ -139,10 +141,10 @@ class Watch:
         if not (bank.isfinite().all() and queries.isfinite().all()):
             return {}
         if self.config.watch == "knn":
-            guesses = guess_by_neighbours(bank, self.bank_labels, queries, self.num_classes)
+            predictions = predict_by_neighbours(bank, self.bank_labels, queries, self.num_classes)
         else:
-            guesses = guess_by_probe(bank, self.bank_labels, queries)
-        return {f"{self.config.watch}_top1": round(100 * float((guesses == self.query_labels).mean()), 4)}
+            predictions = predict_by_probe(bank, self.bank_labels, queries)
+        return {f"{self.config.watch}_top1": round(100 * float((predictions == self.query_labels).mean()), 4)}
 
     def _read(self, source: Source, crop_fraction: float) -> tuple[Tensor, NDArray[np.int64]]:
         images, labels = [], []
@@ -163,10 +165,10 @@ class Watch:
         return torch.cat(images), np.concatenate([np.empty(0, np.int64), *labels])
 
 
-def guess_by_neighbours(
+def predict_by_neighbours(
     bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor, num_classes: int
 ) -> NDArray[np.int64]:
-    """The class that the nearest of the bank vote for: (n,)."""
+    """The class that the nearest neighbours in the bank vote for: (n,)."""
     k = min(NEIGHBOURS, len(bank))
     votes = neighbour_votes(
         bank,
@@ -179,8 +181,8 @@ def guess_by_neighbours(
     return votes[k].numpy()
 
 
-def guess_by_probe(bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor) -> NDArray[np.int64]:
-    """What a logistic regression on standardised features, C = 1, says: (n,)."""
+def predict_by_probe(bank: Tensor, bank_labels: NDArray[np.int64], queries: Tensor) -> NDArray[np.int64]:
+    """The class that a logistic regression (C = 1) on standardised features predicts: (n,)."""
     from sklearn.exceptions import ConvergenceWarning  # takes a second
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

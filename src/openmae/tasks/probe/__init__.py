@@ -1,1 +1,1 @@
-"""`openmae probe`: features of a frozen encoder, several linear heads on them, and which of these is kept."""
+"""`openmae probe`: features of a frozen encoder, several linear heads on them, and the choice among them."""

@@ -1,4 +1,4 @@
-"""Where a probe's features come from: computed once and kept, or as training goes; and what the heads make of them."""
+"""A probe's features, computed once and cached or as training goes, and the predictions of its heads from them."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -30,107 +30,114 @@ from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Where training batches come from.
+class FeatureBatches:
+    """The micro-batches to train on, and how their features are had.
 
     Attributes:
-        features: the pooled features of a batch: read, or computed by the frozen encoder.
-        batches: the micro-batches of each step, made ready.
+        features: the pooled features of a micro-batch: cached ones, or computed by the frozen encoder.
+        batches: the micro-batches of each step.
     """
 
     features: Callable[[ModelInput], Tensor]
     batches: Batches
 
 
-def features_of(
-    encoder: EncoderModel, settled: ProbePlan, processes: Processes, source: Source, title: str
+def compute_features(
+    encoder: EncoderModel, plan: ProbePlan, processes: Processes, source: Source, title: str
 ) -> Features:
     """The pooled features of all images, computed once. Raises RequestError where none can be read."""
-    config = settled.config
-    found = extract(
+    config = plan.config
+    features = extract(
         encoder,
         source,
         pool=config.pool,
         workers=config.workers if len(source) > 256 else 0,
-        crop_fraction=settled.preprocessing.crop_fraction,
+        crop_fraction=plan.preprocessing.crop_fraction,
         processes=processes,
         precision=config.precision,
         with_labels=True,
         title=title,
     )
-    check_readable(found.bad, len(source), 1.0, f"images ({title})")
-    return found
+    check_readable(features.bad, len(source), 1.0, f"images ({title})")
+    return features
 
 
-def make_reader(
+def make_feature_batches(
     run: Run[ResolvedProbeConfig],
-    settled: ProbePlan,
+    plan: ProbePlan,
     data: LabelledData,
-    kept: Features | None,
+    cached: Features | None,
     classifier: Classifier,
-) -> Reader:
-    """Read the features that were `kept`; without them they are computed as training goes, from augmented images."""
-    config, side = settled.config, settled.shape.encoder.patch_size
+) -> FeatureBatches:
+    """Batches of the `cached` features; without these, of augmented images whose features are computed as they come."""
+    config, side = plan.config, plan.shape.encoder.patch_size
     device, processes, num_steps = run.device, run.processes, run.num_steps
-    if kept is not None:
-        values, labels = torch.from_numpy(kept.values), torch.from_numpy(kept.labels)
+    if cached is not None:
+        values, labels = torch.from_numpy(cached.values), torch.from_numpy(cached.labels)
         # Only for the order: unreadable images have no features to come across.
         stream = Stream(
-            IndexedSubset(data.train, kept.indices), settled.preprocessing, Augmentation(kind="none"), config.seed, side
+            IndexedSubset(data.train, cached.indices), plan.preprocessing, Augmentation(kind="none"), config.seed, side
         )
 
-        def kept_steps(step: int) -> Generator[list[Batch], None, None]:
+        def cached_steps(step: int) -> Generator[list[Batch], None, None]:
             share = processes.share(config.batch_size)
             for number in range(step, num_steps):
                 rows, keys = stream.locate([number * config.batch_size + i for i in share])
                 batch = Batch(values[rows], torch.from_numpy(keys), {}, labels[rows])
                 yield [batch.pin_memory() if device.type == "cuda" else batch]
 
-        def keep_reading(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-            return inputs_of_steps(kept_steps(step), lambda part: _on_device(part, part.images, data, device), device)
+        def cached_inputs(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
+            return inputs_of_steps(
+                cached_steps(step), lambda batch: _on_device(batch, batch.images, data, device), device
+            )
 
         names = partial(names_of_step, stream, batch_size=config.batch_size)
-        return Reader(lambda part: part.images, Batches(keep_reading, names))
+        return FeatureBatches(lambda inputs: inputs.images, Batches(cached_inputs, names))
 
     augmentation = Augmentation(kind=config.augment, crop_scale=config.crop_scale, crop_aspect=config.crop_aspect)
-    stream = Stream(data.train, settled.preprocessing, augmentation, config.seed, side, with_labels=True)
+    stream = Stream(data.train, plan.preprocessing, augmentation, config.seed, side, with_labels=True)
 
     @torch.no_grad()
-    def encoded(part: ModelInput) -> Tensor:
-        return pooled(classifier.encoder, part.images, config.pool, config.precision)
+    def encoded(inputs: ModelInput) -> Tensor:
+        return pooled(classifier.encoder, inputs.images, config.pool, config.precision)
 
-    def prepare(part: Batch) -> ModelInput:
-        images = part.images.to(device, non_blocking=True)
-        return _on_device(part, normalise(images, settled.preprocessing), data, device)
+    def prepare(micro_batch: Batch) -> ModelInput:
+        images = micro_batch.images.to(device, non_blocking=True)
+        return _on_device(micro_batch, normalise(images, plan.preprocessing), data, device)
 
     share = len(processes.share(config.batch_size))
-    return Reader(
-        encoded, run.batches(config, stream, prepare, size_of_micro_batch=lambda size: part_size(share, size))
+    return FeatureBatches(
+        encoded,
+        run.batches(config, stream, prepare, size_of_micro_batch=lambda size: micro_batch_size_for(share, size)),
     )
 
 
-def _on_device(part: Batch, images: Tensor, data: LabelledData, device: torch.device) -> ModelInput:
-    assert part.labels is not None
-    labels = part.labels if data.scale is None else standardised(part.labels, data.scale)
+def _on_device(micro_batch: Batch, images: Tensor, data: LabelledData, device: torch.device) -> ModelInput:
+    labels = micro_batch.labels
+    assert labels is not None, "batches of a probe have labels"
+    labels = labels if data.scale is None else standardised(labels, data.scale)
     images, labels = (values.to(device, non_blocking=True) for values in (images, labels))
-    return ModelInput(images, part.keys, labels=labels)
+    return ModelInput(images, micro_batch.keys, labels=labels)
 
 
-def part_size(count: int, most: int) -> int:
-    """At most `most` images at a time, and never one alone: a BatchNorm of one image is not defined."""
-    sizes = (size for size in range(min(most, count), 1, -1) if count % size != 1)
+def micro_batch_size_for(count: int, largest: int) -> int:
+    """The largest size up to `largest` that splits `count` images so that no micro-batch holds a single one.
+
+    A BatchNorm of one image is not defined. Where no size will do, all images are one micro-batch.
+    """
+    sizes = (size for size in range(min(largest, count), 1, -1) if count % size != 1)
     return next(sizes, count)
 
 
 @torch.no_grad()
-def predictions_of(
+def head_predictions(
     probes: Probes, features: Features, device: torch.device, scale: TargetScale | None = None
 ) -> list[Predictions]:
-    """What each head says about images whose features are known."""
+    """The predictions of each head for images whose features are known."""
     probes.eval()
     values, targets = torch.from_numpy(features.values), torch.from_numpy(features.labels)
-    logits = torch.cat([probes(part.to(device)).float().cpu() for part in values.split(8192)], dim=1)
+    logits = torch.cat([probes(chunk.to(device)).float().cpu() for chunk in values.split(8192)], dim=1)
     return [
-        Predictions(logits=own.contiguous(), targets=targets, indices=features.indices, bad=features.bad, scale=scale)
-        for own in logits
+        Predictions(logits=head.contiguous(), targets=targets, indices=features.indices, bad=features.bad, scale=scale)
+        for head in logits
     ]

@@ -1,6 +1,7 @@
 """`openmae probe`: a linear classifier, or a linear regression, on a frozen encoder (paper, table 10)."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from openmae.config import ProbeConfig, ResolvedProbeConfig
 from openmae.data.labels.labelled import LabelledData
+from openmae.data.sources.open import Source
 from openmae.errors import RequestError
 from openmae.inference.features import Features, check_readable
 from openmae.inference.models import EncoderModel
@@ -18,7 +20,7 @@ from openmae.machine.files import disk_faults, written_aside
 from openmae.machine.parallel import parallelise
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
-from openmae.planning.decisions import cosine, total_steps
+from openmae.planning.decisions import cosine_schedule, total_steps
 from openmae.planning.probe import ProbePlan, plan_probe
 from openmae.planning.summary_lines import probe_lines
 from openmae.run.evaluators import Evaluator
@@ -27,23 +29,23 @@ from openmae.run.lock import check_outside
 from openmae.run.open_run import Run, open_run
 from openmae.tasks.classification.classification import (
     check_classes,
-    counts_of,
-    describe_tuned,
-    labels_of_run,
-    named_figures,
+    data_counts,
+    describe_model,
+    label_state,
+    named_metrics,
     open_data,
-    said,
+    result_text,
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.probe.features import features_of, make_reader, predictions_of
-from openmae.tasks.probe.rates import best_of, chosen_by, figure_of, rate_lines, write_rates
+from openmae.tasks.probe.features import compute_features, head_predictions, make_feature_batches
+from openmae.tasks.probe.rates import best_head, choice_metric, chosen_by, rates_text, write_rates
 from openmae.tasks.probe.step import make_optimizer, train_step
 from openmae.training.checkpoint import MODEL, Checkpoint, read_model, restore_optimizer, save_checkpoint, save_model
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
-    """Train linear heads on a frozen encoder, one for each rate; keep the best by a split of train.
+    """Train linear heads on a frozen encoder, one for each learning rate; keep the best by a split of train.
 
     Returns:
         What RUN/summary.json holds.
@@ -55,24 +57,24 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     """
     with open_run("probe", config, ResolvedProbeConfig, remembers_micro_batch=False) as run:
         # The data, and what the person left open.
-        asked, device, processes = run.requested, run.device, run.processes
-        init = read_init(asked.init)
-        check_outside(asked.dataset, asked.out)
-        needs_validation = asked.base_lr is None or len(asked.base_lr) > 1
-        data = open_data(asked, init.preprocessing, needs_validation=needs_validation)
+        requested, device, processes = run.requested, run.device, run.processes
+        init = read_init(requested.init)
+        check_outside(requested.dataset, requested.out)
+        needs_validation = requested.base_lr is None or len(requested.base_lr) > 1
+        data = open_data(requested, init.preprocessing, needs_validation=needs_validation)
         check_classes(run.previous, data)
-        plan, facts = plan_probe(asked, init, data, device, processes.local_count, run.previous)
-        chosen, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(chosen.batch_size, 2, ": the BatchNorm of a probe needs as many")
+        plan, facts = plan_probe(requested, init, data, device, processes.local_count, run.previous)
+        resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
+        run.check_shares(resolved.batch_size, 2, ": the BatchNorm of a probe needs as many")
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
-        torch.manual_seed(chosen.seed)
+        torch.manual_seed(resolved.seed)
         classifier = Classifier.from_shape(plan.shape)
         run.say(*load_encoder(classifier.encoder, init))
         classifier.requires_grad_(False).eval().to(device)
-        probes = Probes(plan.shape, len(chosen.base_lr)).to(device)
-        optimizer = make_optimizer(probes, chosen)
-        schedule = cosine(chosen, max(chosen.base_lr), len(data.train), num_steps)
+        probes = Probes(plan.shape, len(resolved.base_lr)).to(device)
+        optimizer = make_optimizer(probes, resolved)
+        schedule = cosine_schedule(resolved, max(resolved.base_lr), len(data.train), num_steps)
         encoder_hash = hash_of(init.encoder_weights)
         run.restore(
             data.fingerprint,
@@ -82,89 +84,106 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if (summary := run.finished(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.told, *probe_lines(plan, data, facts, device, num_steps)]
-        run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
+        run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
 
-        # What the encoder says of images that are looked at as they are: computed once.
+        # Features of images that are centre-cropped, never augmented: computed once.
         encoder = EncoderModel(classifier.encoder, plan.preprocessing, init.description, device, init.report)
-        features = functools.partial(features_of, encoder, plan, processes)
-        kept = features(data.train, "features to train on") if chosen.augment == "none" else None
-        if kept is not None:
-            check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
-        reader = make_reader(run, plan, data, kept, classifier)
-        report = features(data.report, f"features of {data.report_name}")
-        choosing = features(data.validation, "features to choose by") if data.validation is not None else report
+        features = functools.partial(compute_features, encoder, plan, processes)
+        cached = features(data.train, "features to train on") if resolved.augment == "none" else None
+        if cached is not None:
+            check_readable(cached.bad, len(data.train), resolved.max_bad, "training images")
+        batches = make_feature_batches(run, plan, data, cached, classifier)
+        evaluation = make_evaluation(features, plan, data, probes, classifier)
         run.begin(
-            chosen,
+            resolved,
             plan.preprocessing,
             taken=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
-            description={"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed},
-            state={**labels_of_run(data), "encoder": encoder_hash},
+            description={"kind": "probes", "rates": resolved.base_lr, "seed": resolved.seed},
+            state={**label_state(data), "encoder": encoder_hash},
         )
         if processes.is_first:
-            write_split(run.path, chosen, data)
+            write_split(run.path, resolved, data)
 
-        # The step of all heads; the best of them is chosen in the end.
-        wrapped = parallelise(probes.train(), processes, device)
-        outcome = Outcome(plan, data, probes, classifier, choosing, report, device)
+        # The step of all heads; the best of them is chosen at the end.
+        wrapped_model = parallelise(probes.train(), processes, device)
         return run.train(
             model=probes,
             optimizer=optimizer,
             schedule=schedule,
-            batches=reader.batches,
-            take_step=lambda parts, step: train_step(
-                wrapped, optimizer, parts, reader.features, data, chosen.batch_size, len(chosen.base_lr), processes
+            batches=batches.batches,
+            take_step=lambda inputs, step: train_step(
+                wrapped_model, optimizer, inputs, batches.features, data, resolved, processes
             ),
-            evaluators=lambda: [Evaluator(chosen.evaluate_every, outcome.evaluated)],
-            bad={**(facts.bad if facts else {}), **(kept.bad if kept else {})},
+            evaluators=lambda: [Evaluator(resolved.evaluate_every, evaluation.evaluate)],
+            bad={**(facts.bad if facts else {}), **(cached.bad if cached else {})},
             save=save_checkpoint,
-            finish=lambda: finish(run, outcome),
-            closing=lambda summary: said(summary, data, run.path),
+            finish=lambda: finish(run, evaluation),
+            closing=lambda summary: result_text(summary, data, run.path),
         )
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the heads say of the images they are chosen by, and of those that are reported."""
+class ProbeEvaluation:
+    """The heads, and the features of the images that they are chosen and finally measured by.
+
+    Attributes:
+        choice: of the images by which a head is chosen.
+        final: of the final split.
+    """
 
     plan: ProbePlan
     data: LabelledData
     probes: Probes
     classifier: Classifier
-    choosing: Features
-    report: Features
+    choice: Features
+    final: Features
     device: torch.device
 
-    def found(self) -> list[dict[str, float]]:
-        """The figures of each head."""
-        return [named_figures(p) for p in predictions_of(self.probes, self.choosing, self.device, self.data.scale)]
+    def head_metrics(self) -> list[dict[str, float]]:
+        """The metrics of each head on the images by which one is chosen."""
+        return [named_metrics(p) for p in head_predictions(self.probes, self.choice, self.device, self.data.scale)]
 
-    def evaluated(self, step: int) -> dict[str, float]:
-        found = self.found()
-        best = found[best_of(found, self.data)]
-        return {f"choice_{name}": best[name] for name in (figure_of(self.data), "held_out_loss") if name in best}
+    def evaluate(self, step: int) -> dict[str, float]:
+        """The metrics of the head that is the best so far, their names after `choice_`."""
+        metrics = self.head_metrics()
+        best = metrics[best_head(metrics, self.data)]
+        return {f"choice_{name}": best[name] for name in (choice_metric(self.data), "held_out_loss") if name in best}
 
 
-def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
-    """The choice, then the final figure on images that decided nothing."""
-    data, plan, rates = outcome.data, outcome.plan, run.config.base_lr
-    outcome.probes.eval()
-    found = outcome.found()
-    number = best_of(found, data)
-    predictions = predictions_of(outcome.probes, outcome.report, outcome.device, data.scale)[number]
+def make_evaluation(
+    features: Callable[[Source, str], Features],
+    plan: ProbePlan,
+    data: LabelledData,
+    probes: Probes,
+    classifier: Classifier,
+) -> ProbeEvaluation:
+    """The evaluation of the heads, with the features of its images computed by `features`."""
+    final = features(data.report, f"features of {data.final_split}")
+    choice = features(data.validation, "features to choose by") if data.validation is not None else final
+    return ProbeEvaluation(plan, data, probes, classifier, choice, final, next(probes.parameters()).device)
+
+
+def finish(run: Run[ResolvedProbeConfig], evaluation: ProbeEvaluation) -> dict[str, Any]:
+    """Choose a head, measure it on the final split, whose images decided nothing, and write model and report."""
+    data, plan, rates = evaluation.data, evaluation.plan, run.config.base_lr
+    evaluation.probes.eval()
+    metrics = evaluation.head_metrics()
+    best = best_head(metrics, data)
+    predictions = head_predictions(evaluation.probes, evaluation.final, evaluation.device, data.scale)[best]
     if run.processes.is_first:
-        run.progress.log.quarantine.replace_part(data.report_name, outcome.report.bad)
-        write_rates(run.path / "rates.csv", rates, found)
-        outcome.probes.put_into(outcome.classifier, number)
-        description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
+        run.progress.log.quarantine.replace_part(data.final_split, evaluation.final.bad)
+        write_rates(run.path / "rates.csv", rates, metrics)
+        evaluation.probes.put_into(evaluation.classifier, best)
+        description = describe_model(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
         with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
-            save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
-        title = f"{run.path.name}, {data.report_name}"
+            save_model(partial, evaluation.classifier, {**description, "step": run.num_steps})
+        title = f"{run.path.name}, {data.final_split}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
-        print(rate_lines(rates, found, number, data))
-    choice = {"chosen_base_lr": rates[number], "chosen_by": chosen_by(data)}
-    return {**named_figures(predictions), **choice, **counts_of(data)}
+        print(rates_text(rates, metrics, best, data))
+    choice = {"chosen_base_lr": rates[best], "chosen_by": chosen_by(data)}
+    return {**named_metrics(predictions), **choice, **data_counts(data)}
 
 
 def check_encoder(previous: PreviousRun[ResolvedProbeConfig], encoder_hash: str) -> None:
@@ -177,7 +196,7 @@ def check_encoder(previous: PreviousRun[ResolvedProbeConfig], encoder_hash: str)
 
 
 def restore_state(checkpoint: Checkpoint, probes: Probes, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's heads and optimiser back."""
+    """Load a checkpoint's heads and its optimiser's state."""
     weights, _ = read_model(checkpoint.folder / MODEL)
     load_weights(probes, weights, str(checkpoint.folder))
     optimizer.state.clear()

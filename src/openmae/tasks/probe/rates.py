@@ -1,4 +1,4 @@
-"""Which of the rates that a probe tried at once is kept, and what is said of the others."""
+"""Which of the learning rates that a probe tried at once is kept, and the metrics of the others."""
 
 import csv
 import math
@@ -8,43 +8,49 @@ from openmae.data.labels.labelled import LabelledData
 from openmae.machine.files import disk_faults, written_aside
 
 
-def figure_of(data: LabelledData) -> str:
-    """The name of the figure that chooses."""
+def choice_metric(data: LabelledData) -> str:
+    """The name of the metric by which a rate is chosen."""
     if data.scale is not None:
         return "r2"
     return "map" if data.is_multi_label else "top1"
 
 
-def best_of(found: list[dict[str, float]], data: LabelledData) -> int:
-    """The head with the best figure; among equals, and where it is not defined, the one with the lowest loss."""
-    figure = figure_of(data)
-    return max(range(len(found)), key=lambda i: (found[i].get(figure, -math.inf), -found[i]["held_out_loss"]))
+def best_head(metrics: list[dict[str, float]], data: LabelledData) -> int:
+    """The head with the best metric; among equals, and where it is not defined, the one with the lowest loss.
+
+    Args:
+        metrics: of each head.
+    """
+    name = choice_metric(data)
+    return max(range(len(metrics)), key=lambda i: (metrics[i].get(name, -math.inf), -metrics[i]["held_out_loss"]))
 
 
 def chosen_by(data: LabelledData) -> str:
-    """The images that choose, in words."""
+    """The images by which a rate is chosen, as summary.json names them."""
     if data.validation is None:
         return "nothing: one rate"
     return "split of train" if data.is_validation_split else "val"
 
 
-def write_rates(path: Path, rates: tuple[float, ...], found: list[dict[str, float]]) -> None:
-    """Every rate and its figures on the images that chose among them."""
-    names = list(found[0])
+def write_rates(path: Path, rates: tuple[float, ...], metrics: list[dict[str, float]]) -> None:
+    """Write every rate and its metrics on the images by which one was chosen, as CSV."""
+    names = list(metrics[0])
     with disk_faults(path), written_aside(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["base_lr", *names])
-        writer.writerows([rate, *(own.get(name, "") for name in names)] for rate, own in zip(rates, found, strict=True))
+        writer.writerows(
+            [rate, *(own.get(name, "") for name in names)] for rate, own in zip(rates, metrics, strict=True)
+        )
 
 
-def rate_lines(rates: tuple[float, ...], found: list[dict[str, float]], number: int, data: LabelledData) -> str:
-    """What the screen says of the choice."""
-    figure = figure_of(data)
-    shown = ", ".join(f"{rate:g}: {_words(own, figure)}" for rate, own in zip(rates, found, strict=True))
-    return f"rates      {shown} ({chosen_by(data)}); {rates[number]:g} is kept"
+def rates_text(rates: tuple[float, ...], metrics: list[dict[str, float]], best: int, data: LabelledData) -> str:
+    """The line on the screen that says how good each rate was and which is kept."""
+    name = choice_metric(data)
+    shown = ", ".join(f"{rate:g}: {_format_metric(own, name)}" for rate, own in zip(rates, metrics, strict=True))
+    return f"rates      {shown} ({chosen_by(data)}); {rates[best]:g} is kept"
 
 
-def _words(figures: dict[str, float], name: str) -> str:
-    if name not in figures:
-        return f"loss {figures['held_out_loss']:.4f}"
-    return f"R2 {figures[name]:.4f}" if name == "r2" else f"{figures[name]:.2f} %"
+def _format_metric(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return f"loss {metrics['held_out_loss']:.4f}"
+    return f"R2 {metrics[name]:.4f}" if name == "r2" else f"{metrics[name]:.2f} %"

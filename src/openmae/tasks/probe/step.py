@@ -19,36 +19,37 @@ from openmae.training.lars import LARS
 from openmae.training.optim import sgd
 from openmae.training.prefetch import StepInputs
 
-BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, a squared error diverges from 1.9 on
+MAX_BIAS_RATE = 0.1  # of a regression's biases; with a momentum of .9, a squared error diverges from a rate of 1.9 on
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    inputs: StepInputs[Batch, ModelInput],
     features: Callable[[ModelInput], Tensor],
     data: LabelledData,
-    batch_size: int,
-    num_heads: int,
+    config: ResolvedProbeConfig,
     processes: Processes,
 ) -> StepResult:
-    """One optimiser step of all heads; the loss that is told is their mean.
+    """One optimiser step of all heads; the loss that is logged is their mean.
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
 
-    def loss_of(part: ModelInput) -> Tensor:
-        assert part.labels is not None
-        outputs = model(features(part))  # (heads, B, classes or columns)
-        loss = sum(head_loss(own, part.labels, data) for own in outputs) / batch_size
+    def loss_of(micro_batch: ModelInput) -> Tensor:
+        labels = micro_batch.labels
+        assert labels is not None, "a probe's inputs have labels"
+        outputs = model(features(micro_batch))  # (heads, B, classes or columns)
+        loss = sum(head_loss(own, labels, data) for own in outputs) / config.batch_size
         assert isinstance(loss, Tensor)
         return loss
 
-    return accumulated_step(model, optimizer, parts, loss_of, processes, reported=lambda loss: loss / num_heads)
+    num_heads = len(config.base_lr)
+    return accumulated_step(model, optimizer, inputs, loss_of, processes, reported=lambda loss: loss / num_heads)
 
 
 def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:
-    """The sum over a micro-batch's images."""
+    """The loss of one head on a micro-batch, summed over its images."""
     if data.scale is not None:
         return squared_error(outputs, targets)
     return classification_loss(outputs, targets, data.is_multi_label, None)
@@ -61,19 +62,19 @@ def make_optimizer(probes: Probes, config: ResolvedProbeConfig) -> torch.optim.O
 
 
 def head_groups(probes: Probes, config: ResolvedProbeConfig) -> list[dict[str, Any]]:
-    """The optimiser's groups: the heads, each with its rate as a share of the largest.
+    """The optimiser's parameter groups: the heads, each with its rate as a share of the largest.
 
-    The biases of a regression have a rate of their own at most: LARS does not scale them to their norm, and at its
-    rates a squared error would throw them ever further. They have next to nothing to learn, for what is standardised
-    has no mean, on either side.
+    The biases of a regression have a rate of at most `MAX_BIAS_RATE`: LARS does not scale their steps by their norm,
+    and at its rates a squared error would make them diverge. They have next to nothing to learn, for features and
+    targets are standardised: their means are 0.
     """
     peak, at_peak = max(config.base_lr), config.batch_size / 256
     groups: list[dict[str, Any]] = []
     for head, rate in zip(probes.heads, config.base_lr, strict=True):
         whole = {"params": list(head.parameters()), "weight_decay": config.weight_decay, "lr_scale": rate / peak}
-        if config.is_regression and rate * at_peak > BIAS_RATE:
+        if config.is_regression and rate * at_peak > MAX_BIAS_RATE:
             assert isinstance(head, nn.Linear)
-            bias = {**whole, "params": [head.bias], "lr_scale": BIAS_RATE / (peak * at_peak)}
+            bias = {**whole, "params": [head.bias], "lr_scale": MAX_BIAS_RATE / (peak * at_peak)}
             groups += [{**whole, "params": [head.weight]}, bias]
         else:
             groups.append(whole)

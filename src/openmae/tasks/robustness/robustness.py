@@ -115,7 +115,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
 
 def load_classifier(init: str, device: str) -> ClassifierModel:
     """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
-    model = load(init, device, say=True)
+    model = load(init, device, verbose=True)
     if not isinstance(model, ClassifierModel):
         what = "predicts numbers" if isinstance(model, RegressionModel) else "has no classes"
         raise RequestError(f"--init {init} {what}: give a fine-tuned or probed classifier")
