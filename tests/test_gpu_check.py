@@ -405,7 +405,7 @@ def test_a_command_that_does_not_end_well_fails(tmp_path, program, said):
 
 @pytest.mark.slow  # graphs are captured
 def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
-    real, seen = gradients.gradients_of, []
+    real, seen = gradients.compute_gradients, []
 
     def wrong(ours):
         found = real(ours)
@@ -414,7 +414,7 @@ def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
             found["encoder.norm.weight"] *= 1.5
         return found
 
-    monkeypatch.setattr(gradients, "gradients_of", wrong)
+    monkeypatch.setattr(gradients, "compute_gradients", wrong)
     with pytest.raises(Failed, match=r"3 times the eager one, in all or in encoder\.norm\.weight"):
         gradients.gradients(context_of(tmp_path), "tiny", 4, "bf16")
     seen.clear()

@@ -98,11 +98,13 @@ def test_both_compute_the_same_loss_and_go_on_alike(target):
 
 
 def test_micro_batches_add_up_to_the_same_step():
-    whole, parts = (make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3))
-    assert [len(part.images) for part in parts.parts] == [3, 1]
-    for side in (whole, parts):
+    whole, micro_batches = (
+        make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3)
+    )
+    assert [len(part.images) for part in micro_batches.micro_batches] == [3, 1]
+    for side in (whole, micro_batches):
         side.step()
-    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+    for a, b in zip(whole.model.parameters(), micro_batches.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 

@@ -155,7 +155,7 @@ def test_the_split_of_train_chooses_and_only_the_chosen_is_tested(finished, pret
     monkeypatch.setattr(task, "knn", lambda c: {"top1": 1.0})
     monkeypatch.setattr(task, "finetune", lambda c: asked.append(c) or {"top1": found[c.base_lr]})
 
-    def load(path, device, say=False):
+    def load(path, device, verbose=False):
         seen.append(Path(path).name)
         return openmae.load(str(finished / "runs" / "10%-full-0.01") if len(seen) > 1 else path, device)
 
@@ -229,7 +229,7 @@ def test_shares_and_blocks_may_be_added(finished, pretrained, tmp_path, monkeypa
     monkeypatch.setattr(task, "finetune", lambda c: calls.append(Path(c.out).name) or {"top1": 9.0})
     chosen = str(finished / "runs" / "10%-full-0.01")
     monkeypatch.setattr(
-        task, "load", lambda path, device, say=False: openmae.load(path if path == pretrained else chosen, device)
+        task, "load", lambda path, device, verbose=False: openmae.load(path if path == pretrained else chosen, device)
     )
     experiment(config(out, pretrained, labels=("10%", "20%"), epochs=(1.0, 2.0)))
     assert {name.split("-")[0] for name in calls} == {"20%"}

@@ -37,7 +37,7 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
             settled = pretrain_plan_for(case, batch, device, kind, micro_batch_size=pieces)
             ours = make_ours(settled, device, is_compiled=is_compiled)
             began = time.monotonic()
-            sides[name] = gradients_of(ours)
+            sides[name] = compute_gradients(ours)
             if is_compiled:
                 context.note(compiled_in=time.monotonic() - began)
                 _step_without_waiting(context, ours)
@@ -54,14 +54,14 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
         raise Failed(f"the compiled error is more than {FP32_TOLERANCE:g}, in all or in {name}")
 
 
-def gradients_of(ours: Any) -> dict[str, Any]:
+def compute_gradients(ours: Any) -> dict[str, Any]:
     """Of the batch, by parameter, summed over its micro-batches as a step does it."""
     from openmae.data.device_crop import model_input
     from openmae.inference.mask_sampler import to_device
     from openmae.machine.device import autocast
 
     config = ours.settled.config
-    for part in ours.parts:
+    for part in ours.micro_batches:
         images = model_input(part, ours.settled.preprocessing, ours.device)
         masking = to_device(ours.masks(part.keys), ours.device)
         with autocast(ours.device, config.precision):
@@ -104,7 +104,7 @@ def _step_without_waiting(context: Context, ours: Any) -> None:
     ours.step()
     if not context.is_gpu:
         return
-    ours.parts = [part.pin_memory() for part in ours.parts]
+    ours.micro_batches = [part.pin_memory() for part in ours.micro_batches]
     ours.step()
     torch.cuda.set_sync_debug_mode("error")
     try:

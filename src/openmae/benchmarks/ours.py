@@ -29,7 +29,7 @@ from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
-from openmae.training.optim import adamw, set_rate
+from openmae.training.optim import adamw, set_learning_rate
 from openmae.training.prefetch import StepInputs, inputs_of_steps
 
 RATE = 1e-4  # small: a step moves the weights, a few change little
@@ -112,7 +112,7 @@ class Ours:
     wrapped_model: nn.Module
     optimizer: torch.optim.Optimizer
     masks: MaskSampler
-    parts: list[Batch]
+    micro_batches: list[Batch]
     device: torch.device
 
     @property
@@ -124,7 +124,7 @@ class Ours:
         return self.masks.num_visible
 
     def step(self, rate: float = RATE) -> StepResult:
-        set_rate(self.optimizer, rate)
+        set_learning_rate(self.optimizer, rate)
         return train_step(self.wrapped_model, self.optimizer, next(self.inputs), self.settled.config, Processes())
 
     @cached_property
@@ -134,24 +134,28 @@ class Ours:
 
     def _steps(self) -> Generator[list[Batch], None, None]:
         while True:
-            yield self.parts
+            yield self.micro_batches
 
-    def prepare(self, part: Batch) -> ModelInput:
-        return prepare(part, self.settled, self.masks, self.device)
+    def prepare(self, micro_batch: Batch) -> ModelInput:
+        return prepare(micro_batch, self.settled, self.masks, self.device)
 
     def images(self) -> Tensor:
         """The batch as a model takes it."""
-        return torch.cat([model_input(part, self.settled.preprocessing, self.device) for part in self.parts])
+        return torch.cat(
+            [model_input(micro_batch, self.settled.preprocessing, self.device) for micro_batch in self.micro_batches]
+        )
 
     def noise(self) -> Tensor:
         """The noise that our masks are made of."""
-        keys = torch.cat([part.keys for part in self.parts]).numpy()
+        keys = torch.cat([micro_batch.keys for micro_batch in self.micro_batches]).numpy()
         noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
         return torch.from_numpy(noise).float().to(self.device)
 
     def loss(self, count: int | None = None) -> Tensor:
         """Of the first `count` images, or of the whole batch, at once, as a step computes it."""
-        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
+        masking = to_device(
+            self.masks(torch.cat([micro_batch.keys for micro_batch in self.micro_batches])[:count]), self.device
+        )
         with autocast(self.device, self.settled.config.precision):
             return self.wrapped_model(self.images()[:count], masking).loss
 
@@ -178,11 +182,11 @@ def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool 
     images = ((images + 0.1 * torch.randn(images.shape, generator=generator)) * 255).clamp(0, 255).to(torch.uint8)
     keys = torch.from_numpy(sample_keys(seed, np.zeros(len(images), np.int64), np.arange(len(images))))
     micro = config.micro_batch_size
-    parts = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
+    micro_batches = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
     if device.type == "cuda":
-        parts = [part.pin_memory() for part in parts]  # as a run's are
+        micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]  # as a run's are
     wrapped_model = parallelise(model, Processes(), device, is_compiled=is_compiled)
-    return Ours(settled, model, wrapped_model, optimizer, mask_sampler(config, shape), parts, device)
+    return Ours(settled, model, wrapped_model, optimizer, mask_sampler(config, shape), micro_batches, device)
 
 
 class OurRun:
@@ -208,5 +212,5 @@ class OurRun:
 
     def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
         o = self.ours
-        set_rate(o.optimizer, RATE)
+        set_learning_rate(o.optimizer, RATE)
         train_step(o.wrapped_model, o.optimizer, inputs, o.settled.config, Processes())

@@ -12,7 +12,7 @@ from openmae.config import MAEShape
 from openmae.errors import Fault, RequestError
 from openmae.machine.device import autocast
 from openmae.model.mae import MAE
-from openmae.training.optim import adamw_of, weight_decay_groups
+from openmae.training.optim import adamw_from_groups, weight_decay_groups
 
 # Largest relative difference of loss and of gradient norm. Measured on a CPU in fp32: 3e-7 and 2e-6 (ViT-B/16). bf16
 # rounds to 3 digits, and kernels round differently.
@@ -137,7 +137,7 @@ def make_peer(
 ) -> Peer:  # fmt: skip
     """The peer with the optimiser that ours has: fused AdamW over the same two groups."""
     model = model.to(device)
-    optimizer = adamw_of(weight_decay_groups(model, weight_decay), betas)
+    optimizer = adamw_from_groups(weight_decay_groups(model, weight_decay), betas)
     for group in optimizer.param_groups:
         group["lr"] = rate
     forward = torch.compile(model, dynamic=False) if is_compiled else model

@@ -27,11 +27,11 @@ from openmae.inference.load import load
 from openmae.inference.metrics import figures
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
-from openmae.interchange.stored import hash_of
+from openmae.interchange.stored import hash_weights
 from openmae.machine.device import default_workers
 from openmae.machine.parallel import Processes
 from openmae.pictures.curves import Curve, draw_curves
-from openmae.run.folder import PLACES, check_outside
+from openmae.run.folder import DATA_PATHS, check_outside
 from openmae.tasks.classification.classification import check_reported
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
@@ -162,7 +162,7 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     protocols = prepare(config)
     depth = protocols.model.encoder.shape.depth
     with ExitStack() as lock:
-        begin(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
+        begin(out, config, protocols.data.fingerprint, hash_weights(protocols.model.encoder.state_dict()), lock)
         ledger = Ledger(
             out,
             config.labels,
@@ -187,7 +187,7 @@ def prepare(config: ExperimentConfig) -> Protocols:
     Raises:
         RequestError: a wrong setting or unusable data.
     """
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     if too_many := [b for b in config.blocks if b >= depth]:
         raise RequestError(f"--blocks got {too_many[0]:g}: the model has {depth}, and all of them are run anyway")
@@ -236,7 +236,7 @@ def _opened(config: ExperimentConfig, p: Preprocessing, labels: str | None, held
 
 def _places(config: ExperimentConfig) -> dict[str, Any]:
     """Where the data lie, as every command is told."""
-    return {name: getattr(config, name) for name in PLACES}
+    return {name: getattr(config, name) for name in DATA_PATHS}
 
 
 def _shape_of(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:

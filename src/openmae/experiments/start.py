@@ -8,8 +8,8 @@ from typing import Any
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
-from openmae.run.create import make_and_hold
-from openmae.run.lock import check_place
+from openmae.run.create import make_and_lock
+from openmae.run.lock import check_run_folder
 
 MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
@@ -26,7 +26,7 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
         RequestError: the folder holds something else, or rows of other settings, data or weights, or another
             program writes into it.
     """
-    check_place(out)
+    check_run_folder(out)
     if len(set(config.labels)) < len(config.labels):
         raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")
     record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
@@ -58,7 +58,7 @@ def begin(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, l
             raise RequestError(
                 f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {before[name]}: {advice}"
             )
-    make_and_hold(out, lock)
+    make_and_lock(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 

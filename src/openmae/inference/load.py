@@ -26,7 +26,7 @@ def load(
     value_range: tuple[float, float] | None = None,
     axes: str | None = None,
     nodata: float | str | None = None,
-    say: bool = False,
+    verbose: bool = False,
 ) -> MAEModel | ClassifierModel | RegressionModel | EncoderModel:
     """Load a model, ready to encode and, where it holds what that needs, to reconstruct, classify or predict numbers.
 
@@ -45,7 +45,7 @@ def load(
     Raises:
         RequestError: it does not exist, is damaged, is no Vision Transformer, or lacks a weight of its encoder.
     """
-    found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), say=say)
+    found = read_init(init, Hints(num_heads=num_heads, image_size=image_size), verbose=verbose)
     chosen = pick_device(device)
     stored = found.preprocessing
     axes, nodata = stored.axes if axes is None else axes, stored.nodata if nodata is None else nodata
@@ -74,7 +74,7 @@ def load_mae(init: str, device: str | None = None) -> MAEModel:
     Raises:
         RequestError: it holds none.
     """
-    model = load(init, device, say=True)
+    model = load(init, device, verbose=True)
     if not isinstance(model, MAEModel):
         kinds = {ClassifierModel: "a classifier", RegressionModel: "a regression model"}
         what = kinds.get(type(model), "an encoder only")

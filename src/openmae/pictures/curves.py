@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
 COLOURS = ("#c2452d", "#2d6cc2", "#3c8f4e", "#8e5aa8", "#b8860b")
 STYLES = ("--", ":")  # of levels, in their order
@@ -48,5 +48,5 @@ def draw_curves(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
 CELL = 160  # least side of an image on a sheet, in pixels
 GAP = 6
@@ -87,5 +87,5 @@ def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on 
     if training or held_out:
         axes.legend()
     figure.tight_layout()
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial)

@@ -18,7 +18,7 @@ from openmae.inference.images import gather_images, matched_to_images, protect_i
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.attention_maps import class_attention
 from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
@@ -44,7 +44,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     """
     config = config.plain()
     protect_images(config.images, config.out)
-    model = load(config.init, config.device, say=True)
+    model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
     size = config.size or model.preprocessing.image_size
@@ -69,7 +69,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     blocks = 2 if len(rows) > 4 and not heads else 1
     headers = ["image", f"class token's attention, block {layer} of {depth}, mean of the heads", *heads]
     out = Path(config.out)
-    with disk_faults(out), written_aside(out) as partial:
+    with disk_faults(out), atomic_write(out) as partial:
         with_bar(sheet(rows, headers, blocks)).save(partial)
     print(f"wrote {shown(out)}")
     return {

@@ -13,7 +13,7 @@ from openmae.errors import RequestError
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.device import pick_device
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve, sheet
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
@@ -54,7 +54,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     chosen = torch.linspace(0, len(truth) - 1, PICTURED).long().tolist()
     rows = [[results.masked[i], results.prediction[i], truth[i]] for i in chosen]
     with disk_faults(out):
-        with written_aside(out / "reconstructions.png") as partial:
+        with atomic_write(out / "reconstructions.png") as partial:
             sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
         loss_curve(out / "loss.png", read_lines(out / "metrics.jsonl"), "openmae demo")
         write_json(out / "summary.json", summary)

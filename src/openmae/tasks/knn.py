@@ -32,10 +32,10 @@ from openmae.inference.neighbour_numbers import check_figure_names, estimate, fi
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
-from openmae.machine.parallel import Processes, joined
+from openmae.machine.parallel import Processes, join_processes
 from openmae.planning.summary_lines import label_lines, target_words
-from openmae.run.create import make_and_hold, write_config
-from openmae.run.lock import check_place
+from openmae.run.create import make_and_lock, write_config
+from openmae.run.lock import check_run_folder
 from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.classification.classification import number_words
 from openmae.tasks.classification.regression_report import write_regression_report
@@ -56,10 +56,10 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = config.plain()
     run = Path(config.out)
-    with joined() as processes, ExitStack() as lock:
+    with join_processes() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
-        model = load(config.init, str(device), say=True)
+        model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)
         data = open_data(config, preprocessing)
         model, lines = matched_model(model, data.parts, config.value_range)
@@ -76,7 +76,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         check_range("--layer", chosen.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
-            make_and_hold(run, lock)
+            make_and_lock(run, lock)
             print("\n".join([*plan_lines(data, chosen, preprocessing.crop_fraction), *lines]), flush=True)
         try:
             bank, queries = find_features(model, data, chosen, preprocessing, processes)
@@ -185,7 +185,7 @@ def check_k(ks: Sequence[int], num_images: int) -> None:
 
 def check_vacant(run: Path) -> None:
     """Raise RequestError where a run would be lost, or none can be made."""
-    check_place(run)
+    check_run_folder(run)
     if not run.exists() or not any(run.iterdir()):
         return
     try:

@@ -20,7 +20,7 @@ from openmae.data.sources.open import open_source
 from openmae.machine.parallel import Processes
 from openmae.run.batches import read_steps
 from openmae.tasks.pretrain.data import make_stream
-from openmae.training.optim import set_rate, weight_decay_groups
+from openmae.training.optim import set_learning_rate, weight_decay_groups
 
 from ...model.plain_mae import plain_mae
 
@@ -40,8 +40,8 @@ def batches() -> list[Batch]:
     source = open_source("embedded:photos")
     assert source is not None
     stream = make_stream(settled.config, settled.preprocessing, source)
-    parts = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
-    return [part for (part,) in parts]
+    micro_batches = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
+    return [micro_batch for (micro_batch,) in micro_batches]
 
 
 def fresh(device: torch.device = CPU, **settings: Any) -> Ours:
@@ -53,7 +53,7 @@ def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
     losses = []
     for step, batch in enumerate(batches):
         cuts = range(0, BATCH, micro)
-        ours.parts = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
+        ours.micro_batches = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
         loss, _, _ = ours.step(rate_of(step))
         losses.append(float(loss))
     return losses
@@ -67,7 +67,7 @@ def plain_curve(ours: Ours, batches: list[Batch], betas: tuple[float, float] | N
     losses = []
     for step, batch in enumerate(batches):
         images, masking = normalise(batch.images, ours.settled.preprocessing), ours.masks(batch.keys)
-        set_rate(optimizer, rate_of(step))
+        set_learning_rate(optimizer, rate_of(step))
         loss = plain_mae(ours.model, images, masking.shuffled_ids, masking.num_visible, normalise=True).loss
         loss.backward()
         optimizer.step()

@@ -43,8 +43,8 @@ from openmae.tasks.classification.report import write_report
 from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
 from openmae.tasks.finetune.figures import FinetuneMetrics
 from openmae.tasks.finetune.step import FinetuneStep, train_step
-from openmae.training.average import Average
-from openmae.training.optim import adamw_of, layer_decay_groups
+from openmae.training.average import ModelEMA
+from openmae.training.optim import adamw_from_groups, layer_decay_groups
 from openmae.training.prefetch import StepInputs
 
 
@@ -80,10 +80,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         model = Classifier.from_shape(plan.shape)
-        run.say(*(load_encoder(model.encoder, init) if init is not None else ()))
+        run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
         model.train_only(chosen.blocks)
         model.to(device)
-        average = Average(model, chosen.ema) if chosen.ema else None
+        average = ModelEMA(model, chosen.ema) if chosen.ema else None
         optimizer = make_optimizer(model, chosen)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
         run.restore(
@@ -97,7 +97,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.begin(
             chosen,
             plan.preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_tuned(plan.shape, plan.preprocessing, data, chosen.recipe, chosen.seed),
@@ -110,13 +110,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         wrapped = parallelise(model.train(), processes, device)
         figures = FinetuneMetrics(plan, data, model, average, device, processes, run.stop)
 
-        def take_step(parts: StepInputs[Batch, ModelInput], step: int) -> StepResult:
-            result = train_step(wrapped, optimizer, parts, step, task)
+        def take_step(micro_batches: StepInputs[Batch, ModelInput], step: int) -> StepResult:
+            result = train_step(wrapped, optimizer, micro_batches, step, task)
             if average is not None:
                 average.update(result[2])
             return result
 
-        batches = run.batches(chosen, stream, task.prepare, is_paired=task.is_paired, size_of_micro_batch=task.even)
+        batches = run.batches(chosen, stream, task.prepare, is_paired=task.is_paired, adjust_micro_batch_size=task.even)
         return run.train(
             model=model,
             optimizer=optimizer,
@@ -127,7 +127,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             save=partial(save_averaged, average=average),
             finish=lambda: report(run, model, figures, plan, data),
-            closing=lambda summary: said(summary, data, run.path),
+            final_message=lambda summary: said(summary, data, run.path),
         )
 
 
@@ -139,7 +139,7 @@ def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.o
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
     )
-    return adamw_of(groups, config.betas)
+    return adamw_from_groups(groups, config.betas)
 
 
 def report(

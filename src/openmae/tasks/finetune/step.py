@@ -35,18 +35,18 @@ class FinetuneStep:
         weights = class_weights(targets_of(data.train), data.num_classes) if c.balance == "weights" else None
         self.weights = None if weights is None else torch.from_numpy(weights).to(device)
 
-    def prepare(self, part: Batch) -> ModelInput:
+    def prepare(self, micro_batch: Batch) -> ModelInput:
         """A micro-batch on the device: images normalised and erased, labels, and which branches are dropped."""
-        assert part.labels is not None
-        images = normalise(part.images.to(self.device, non_blocking=True), self.tuned.preprocessing)
+        assert micro_batch.labels is not None
+        images = normalise(micro_batch.images.to(self.device, non_blocking=True), self.tuned.preprocessing)
         if self.tuned.config.erasing:
-            images = erase(images, part.keys, self.tuned.config.erasing)
-        scales = drop_path_masks(part.keys, self.rates) if any(self.rates) else None
+            images = erase(images, micro_batch.keys, self.tuned.config.erasing)
+        scales = drop_path_masks(micro_batch.keys, self.rates) if any(self.rates) else None
         if scales is not None:
             scales = (scales.pin_memory() if self.device.type == "cuda" else scales).to(self.device, non_blocking=True)
-        labels = part.labels if self.scale is None else standardised(part.labels, self.scale)
+        labels = micro_batch.labels if self.scale is None else standardised(micro_batch.labels, self.scale)
         labels = labels.to(self.device, non_blocking=True)
-        return ModelInput(images, part.keys, labels=labels, drop_path=scales)
+        return ModelInput(images, micro_batch.keys, labels=labels, drop_path=scales)
 
     def even(self, micro_batch_size: int) -> int:
         """The nearest size that parts no pair."""
@@ -69,7 +69,7 @@ def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[f
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    micro_batches: StepInputs[Batch, ModelInput],
     step: int,
     task: FinetuneStep,
 ) -> StepResult:
@@ -79,11 +79,11 @@ def train_step(
     """
     config = task.tuned.config
 
-    def loss_of(part: ModelInput) -> Tensor:
-        assert part.labels is not None
-        images, targets = task.mixing(part.images, part.labels, seed=config.seed, step=step)
+    def loss_fn(micro_batch: ModelInput) -> Tensor:
+        assert micro_batch.labels is not None
+        images, targets = task.mixing(micro_batch.images, micro_batch.labels, seed=config.seed, step=step)
         with autocast(task.device, config.precision):
-            outputs = model(images, part.drop_path).float()
+            outputs = model(images, micro_batch.drop_path).float()
         return task.loss(outputs, targets) / config.batch_size
 
-    return accumulated_step(model, optimizer, parts, loss_of, task.processes)
+    return accumulated_step(model, optimizer, micro_batches, loss_fn, task.processes)

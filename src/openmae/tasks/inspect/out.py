@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from openmae.errors import RequestError, shown
-from openmae.run.lock import check_place
+from openmae.run.lock import check_run_folder
 
 
 def check_out(out: str, *protected: str) -> Path:
@@ -17,7 +17,7 @@ def check_out(out: str, *protected: str) -> Path:
         RequestError: something is there already, or nothing can be.
     """
     path = Path(out)
-    check_place(path)
+    check_run_folder(path)
     try:
         if path.is_dir() and any(path.iterdir()):
             raise RequestError(f"--out {shown(out)} exists already and is not empty: choose another")

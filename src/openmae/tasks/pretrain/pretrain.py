@@ -15,7 +15,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init, read_stored_model
-from openmae.interchange.load_weights import load_weights, start_pretraining
+from openmae.interchange.load_weights import load_for_pretraining, load_weights
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
@@ -64,7 +64,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         model = MAE.from_shape(shape)
-        run.say(*(start_pretraining(model, init) if init is not None else ()))
+        run.print_lines(*(load_for_pretraining(model, init) if init is not None else ()))
         model.to(device)
         model.set_recompute(chosen.recompute)
         model.set_bf16_residual(chosen.bf16_residual)
@@ -79,12 +79,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             return summary
         lines = [] if facts is None else new_lines(plan, data, facts, device, masks)
         run.announce(lines, checkpoint_bytes(shape), chosen.keep)
-        run.say(*(watch_lines(chosen) if processes.is_first else ()))
+        run.print_lines(*(watch_lines(chosen) if processes.is_first else ()))
         description = describe_model(chosen, shape, preprocessing, masks)
         run.begin(
             chosen,
             preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=data.count,
             description=description,
@@ -97,21 +97,23 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             device,
             is_compiled=chosen.compile,
             precision=chosen.precision,
-            loss_of=loss_of,
-            when_wrong=lambda: remember_no_compile(run.path) if processes.is_first else None,
+            loss_fn=loss_fn,
+            on_wrong_gradients=lambda: remember_no_compile(run.path) if processes.is_first else None,
         )
-        batches = run.batches(chosen, stream, lambda part: prepare(part, plan, masks, device))
+        batches = run.batches(chosen, stream, lambda micro_batch: prepare(micro_batch, plan, masks, device))
         return run.train(
             model=model,
             optimizer=optimizer,
             schedule=schedule,
             batches=batches,
-            take_step=lambda parts, step: train_step(step_model.wrapped, optimizer, parts, chosen, processes, masks),
+            take_step=lambda micro_batches, step: train_step(
+                step_model.wrapped, optimizer, micro_batches, chosen, processes, masks
+            ),
             evaluators=lambda: make_evaluators(chosen, plan, data, masks, model, device, run.progress, run.stop),
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
-            closing=lambda summary: (
+            final_message=lambda summary: (
                 f"done       {run.path / MODEL}; look at it: openmae reconstruct IMAGE --init {run.path} "
                 "--out pictures.png"
             ),
@@ -135,43 +137,43 @@ def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
     return [f"watched    {line}" for line in watched_data.told]
 
 
-def prepare(part: Batch, settled: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
+def prepare(micro_batch: Batch, settled: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images normalised, cropped there if they are not yet, and what of them to hide."""
-    images, masking = model_input(part, settled.preprocessing, device), masks(part.keys)
-    counted = counted_patches(part.empty, masking)
+    images, masking = model_input(micro_batch, settled.preprocessing, device), masks(micro_batch.keys)
+    counted = counted_patches(micro_batch.empty, masking)
     return ModelInput(
         images,
-        part.keys,
+        micro_batch.keys,
         to_device(masking, device),
         is_counted=None if counted is None else counted.float().to(device, non_blocking=True),
         num_counted=0 if counted is None else int(counted.sum()),
     )
 
 
-def loss_of(model: nn.Module, part: ModelInput, precision: str) -> Tensor:
+def loss_fn(model: nn.Module, micro_batch: ModelInput, precision: str) -> Tensor:
     """The mean loss of a micro-batch, over the masked patches that are not empty."""
-    with autocast(part.images.device, precision):
-        output = model(part.images, part.masking)
-    if part.is_counted is None:
+    with autocast(micro_batch.images.device, precision):
+        output = model(micro_batch.images, micro_batch.masking)
+    if micro_batch.is_counted is None:
         return output.loss
-    return (output.patch_losses * part.is_counted).sum() / max(1, part.num_counted)
+    return (output.patch_losses * micro_batch.is_counted).sum() / max(1, micro_batch.num_counted)
 
 
 def loss_shares(
-    parts: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
+    micro_batches: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
 ) -> list[float]:
     """What the mean loss of each micro-batch counts in that of the step, a mean over all patches that count.
 
     Where no patch of the whole batch is empty, by images. All processes take part. Counted on the CPU, and before the
     first backward pass: gradients of patches that do not count cannot be taken back.
     """
-    has_empty = any(part.empty is not None for part in parts)
+    has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
     if masks is None or config.nodata == OFF or not processes.any(has_empty):
-        return [len(part.keys) / config.batch_size for part in parts]
+        return [len(micro_batch.keys) / config.batch_size for micro_batch in micro_batches]
     counts = []
-    for part in parts:
-        masking = masks(part.keys)
-        counted = counted_patches(part.empty, masking)
+    for micro_batch in micro_batches:
+        masking = masks(micro_batch.keys)
+        counted = counted_patches(micro_batch.empty, masking)
         counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
     total = int(processes.sum(torch.tensor(sum(counts))))
     return [count / max(1, total) for count in counts]
@@ -180,7 +182,7 @@ def loss_shares(
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    micro_batches: StepInputs[Batch, ModelInput],
     config: ResolvedPretrainConfig,
     processes: Processes,
     masks: MaskSampler | None = None,
@@ -192,9 +194,13 @@ def train_step(
     Args:
         masks: of the run; None takes every patch as counted.
     """
-    shares = iter(loss_shares(parts.parts, masks, config, processes))
+    shares = iter(loss_shares(micro_batches.micro_batches, masks, config, processes))
     return accumulated_step(
-        model, optimizer, parts, lambda part: loss_of(model, part, config.precision) * next(shares), processes
+        model,
+        optimizer,
+        micro_batches,
+        lambda micro_batch: loss_fn(model, micro_batch, config.precision) * next(shares),
+        processes,
     )
 
 

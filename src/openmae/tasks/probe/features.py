@@ -105,7 +105,7 @@ def make_reader(
 
     share = len(processes.share(config.batch_size))
     return Reader(
-        encoded, run.batches(config, stream, prepare, size_of_micro_batch=lambda size: part_size(share, size))
+        encoded, run.batches(config, stream, prepare, adjust_micro_batch_size=lambda size: part_size(share, size))
     )
 
 

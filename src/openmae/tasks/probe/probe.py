@@ -13,8 +13,8 @@ from openmae.inference.features import Features, check_readable
 from openmae.inference.models import EncoderModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
-from openmae.interchange.stored import hash_of
-from openmae.machine.files import disk_faults, written_aside
+from openmae.interchange.stored import hash_weights
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.machine.parallel import parallelise
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
@@ -67,12 +67,12 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(chosen.seed)
         classifier = Classifier.from_shape(plan.shape)
-        run.say(*load_encoder(classifier.encoder, init))
+        run.print_lines(*load_encoder(classifier.encoder, init))
         classifier.requires_grad_(False).eval().to(device)
         probes = Probes(plan.shape, len(chosen.base_lr)).to(device)
         optimizer = make_optimizer(probes, chosen)
         schedule = cosine(chosen, max(chosen.base_lr), len(data.train), num_steps)
-        encoder_hash = hash_of(init.encoder_weights)
+        encoder_hash = hash_weights(init.encoder_weights)
         run.restore(
             data.fingerprint,
             restore_state=lambda checkpoint: restore_state(checkpoint, probes, optimizer),
@@ -95,7 +95,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.begin(
             chosen,
             plan.preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed},
@@ -112,14 +112,21 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             batches=reader.batches,
-            take_step=lambda parts, step: train_step(
-                wrapped, optimizer, parts, reader.features, data, chosen.batch_size, len(chosen.base_lr), processes
+            take_step=lambda micro_batches, step: train_step(
+                wrapped,
+                optimizer,
+                micro_batches,
+                reader.features,
+                data,
+                chosen.batch_size,
+                len(chosen.base_lr),
+                processes,
             ),
             evaluators=lambda: [Evaluator(chosen.evaluate_every, outcome.evaluated)],
             bad={**(facts.bad if facts else {}), **(kept.bad if kept else {})},
             save=save_checkpoint,
             finish=lambda: finish(run, outcome),
-            closing=lambda summary: said(summary, data, run.path),
+            final_message=lambda summary: said(summary, data, run.path),
         )
 
 
@@ -157,7 +164,7 @@ def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
         write_rates(run.path / "rates.csv", rates, found)
         outcome.probes.put_into(outcome.classifier, number)
         description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
-        with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
+        with disk_faults(run.path), atomic_write(run.path / MODEL) as partial:
             save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
         title = f"{run.path.name}, {data.report_name}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)

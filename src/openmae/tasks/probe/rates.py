@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from openmae.data.labels.labelled import LabelledData
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
 
 def figure_of(data: LabelledData) -> str:
@@ -31,7 +31,7 @@ def chosen_by(data: LabelledData) -> str:
 def write_rates(path: Path, rates: tuple[float, ...], found: list[dict[str, float]]) -> None:
     """Every rate and its figures on the images that chose among them."""
     names = list(found[0])
-    with disk_faults(path), written_aside(path) as partial, partial.open("w", newline="") as file:
+    with disk_faults(path), atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["base_lr", *names])
         writer.writerows([rate, *(own.get(name, "") for name in names)] for rate, own in zip(rates, found, strict=True))

@@ -25,7 +25,7 @@ BIAS_RATE = 0.1  # the highest of a regression's biases; with a momentum of .9, 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
+    micro_batches: StepInputs[Batch, ModelInput],
     features: Callable[[ModelInput], Tensor],
     data: LabelledData,
     batch_size: int,
@@ -37,14 +37,16 @@ def train_step(
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
 
-    def loss_of(part: ModelInput) -> Tensor:
-        assert part.labels is not None
-        outputs = model(features(part))  # (heads, B, classes or columns)
-        loss = sum(head_loss(own, part.labels, data) for own in outputs) / batch_size
+    def loss_fn(micro_batch: ModelInput) -> Tensor:
+        assert micro_batch.labels is not None
+        outputs = model(features(micro_batch))  # (heads, B, classes or columns)
+        loss = sum(head_loss(own, micro_batch.labels, data) for own in outputs) / batch_size
         assert isinstance(loss, Tensor)
         return loss
 
-    return accumulated_step(model, optimizer, parts, loss_of, processes, reported=lambda loss: loss / num_heads)
+    return accumulated_step(
+        model, optimizer, micro_batches, loss_fn, processes, logged_loss=lambda loss: loss / num_heads
+    )
 
 
 def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:

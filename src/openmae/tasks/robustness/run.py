@@ -9,10 +9,10 @@ from typing import Any
 from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.run.create import create_run
 from openmae.run.folder import check_outside
-from openmae.run.lock import check_place
+from openmae.run.lock import check_run_folder
 from openmae.run.quarantine import write_quarantine
 from openmae.tasks.robustness.report import Measured, Row
 from openmae.training.telemetry import read_lines
@@ -22,7 +22,7 @@ ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto g
 
 def check_run(config: RobustnessConfig, run: Path) -> None:
     """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
-    check_place(run)
+    check_run_folder(run)
     for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
         if data is not None:
             check_outside(data, config.out)
@@ -68,7 +68,7 @@ def begin(
 
 def write_rows(run: Path, rows: list[Row]) -> None:
     """Write the rows of all finished parts anew."""
-    with written_aside(run / ROWS) as partial:
+    with atomic_write(run / ROWS) as partial:
         partial.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
@@ -83,7 +83,7 @@ def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[
     """Write robustness.csv, quarantine.jsonl and summary.json, which says that the run is complete."""
     bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
     with disk_faults(run, is_resumable=True):
-        with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
+        with atomic_write(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
             for measured in sets:
