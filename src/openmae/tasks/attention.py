@@ -20,7 +20,7 @@ from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.attention_maps import class_attention
-from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
+from openmae.pictures.sheet import BACKGROUND, CELL, GAP, INK, LINE, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
 
 MIN_SIDE = 224  # pixels of the shorter side of a picture on the sheet; with each head beside it, CELL
@@ -137,7 +137,7 @@ def overlay(picture: Image.Image, weights: Tensor) -> Image.Image:
 
 def captioned(picture: Image.Image, text: str) -> Tensor:
     """The picture with a line of text below: (3, H + LINE, W) in 0..1."""
-    canvas = Image.new("RGB", (picture.width, picture.height + LINE), PAPER)
+    canvas = Image.new("RGB", (picture.width, picture.height + LINE), BACKGROUND)
     canvas.paste(picture, (0, 0))
     font = ImageFont.load_default(12 if picture.width >= MIN_SIDE else 10)
     ImageDraw.Draw(canvas).text((1, picture.height + 1), text, INK, font)
@@ -149,7 +149,7 @@ def with_bar(picture: Image.Image) -> Image.Image:
     from matplotlib import colormaps
 
     width, height = BAR
-    canvas = Image.new("RGB", (picture.width, picture.height + height + 3 * GAP), PAPER)
+    canvas = Image.new("RGB", (picture.width, picture.height + height + 3 * GAP), BACKGROUND)
     canvas.paste(picture, (0, 0))
     draw, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(12), picture.height + GAP
     width = min(width, max(40, picture.width - 220))

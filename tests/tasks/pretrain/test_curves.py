@@ -36,10 +36,10 @@ def rate_of(step: int) -> float:
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
     """Crops of the photographs inside the wheels, another batch every step."""
-    settled = pretrain_plan_for("tiny", BATCH, CPU, "fp32")
+    plan = pretrain_plan_for("tiny", BATCH, CPU, "fp32")
     source = open_source("embedded:photos")
     assert source is not None
-    stream = make_stream(settled.config, settled.preprocessing, source)
+    stream = make_stream(plan.config, plan.preprocessing, source)
     micro_batches = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
     return [micro_batch for (micro_batch,) in micro_batches]
 
@@ -61,12 +61,12 @@ def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
 
 def plain_curve(ours: Ours, batches: list[Batch], betas: tuple[float, float] | None = None) -> Curve:
     """The same weights and batches through the plain program and one parameter after the other."""
-    c = ours.settled.config
+    c = ours.plan.config
     groups = weight_decay_groups(ours.model, c.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas or c.betas, foreach=False, fused=False)
     losses = []
     for step, batch in enumerate(batches):
-        images, masking = normalise(batch.images, ours.settled.preprocessing), ours.masks(batch.keys)
+        images, masking = normalise(batch.images, ours.plan.preprocessing), ours.masks(batch.keys)
         set_learning_rate(optimizer, rate_of(step))
         loss = plain_mae(ours.model, images, masking.shuffled_ids, masking.num_visible, normalise=True).loss
         loss.backward()

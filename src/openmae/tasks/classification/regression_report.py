@@ -10,20 +10,20 @@ from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, check, losses
 from openmae.inference.regression import determination
+from openmae.pictures.captioned import IMAGE_HEIGHT, CaptionedImage, captioned_grid
 from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
-    box,
+    axes_rect,
+    blank_figure,
+    draw_headings,
+    draw_text,
     fitted,
     headings,
     headings_height,
-    page,
-    width_of,
-    write,
-    write_headings,
+    text_width,
 )
-from openmae.pictures.tiles import TILE, Tile, tiled_picture
 from openmae.tasks.classification.classification_report import save_picture, write_csv
 
 MAX_WRONG = 24
@@ -97,12 +97,12 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
     below = f"{len(targets)} images{unreadable}. On the line what was predicted is what is true."
     lines = headings(f"Predicted against true{part}: {title}", below, width)
     top = headings_height(lines)
-    figure = page(width, top + -(-len(shown) // across) * high)
-    write_headings(figure, lines)
+    figure = blank_figure(width, top + -(-len(shown) // across) * high)
+    draw_headings(figure, lines)
     for place, k in enumerate(shown.tolist()):
         row, column = divmod(place, across)
         x, y = PAD + LEFT + column * wide, top + row * high
-        axes = figure.add_axes(box(figure, x, y + 18, PANEL, PANEL))
+        axes = figure.add_axes(axes_rect(figure, x, y + 18, PANEL, PANEL))
         low, most = min(targets[:, k].min(), found[:, k].min()), max(targets[:, k].max(), found[:, k].max())
         room = 0.04 * (most - low) or max(abs(low), 1.0) * 0.04
         limits = (low - room, most + room)
@@ -113,10 +113,10 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
         axes.ticklabel_format(useOffset=False)
         r2_text = f"R2 {r2[k]:.3f}" if not np.isnan(r2[k]) else "R2 not defined"
         figures = f": {r2_text}, mae {np.abs(found[:, k] - targets[:, k]).mean():.4g}"
-        name = fitted(columns[k], PANEL - width_of(figures, 9), 9)
-        write(figure, x, y + 8, name + figures, 9, INK)
-        write(figure, x + PANEL / 2, y + 18 + PANEL + 28, "true", 8, FAINT, "center")
-        write(figure, x - LEFT + 8, y + 18 + PANEL / 2, "predicted", 8, FAINT, "center", rotation=90)
+        name = fitted(columns[k], PANEL - text_width(figures, 9), 9)
+        draw_text(figure, x, y + 8, name + figures, 9, INK)
+        draw_text(figure, x + PANEL / 2, y + 18 + PANEL + 28, "true", 8, FAINT, "center")
+        draw_text(figure, x - LEFT + 8, y + 18 + PANEL / 2, "predicted", 8, FAINT, "center", rotation=90)
     return figure
 
 
@@ -136,10 +136,10 @@ def furthest_picture(predictions: Predictions, source: Source, preprocessing: Pr
     for row in rows:
         k = int(relative[row].argmax())
         name = f"{columns[k]} " if len(columns) > 1 else ""
-        true = fitted(f"{name}true {targets[row, k]:.6g}", TILE, 9)
-        said = fitted(f"said {found[row, k]:.6g} ({found[row, k] - targets[row, k]:+.4g})", TILE, 9)
-        tiles.append(Tile(int(predictions.indices[row]), true, said, True))
+        true = fitted(f"{name}true {targets[row, k]:.6g}", IMAGE_HEIGHT, 9)
+        said = fitted(f"said {found[row, k]:.6g} ({found[row, k] - targets[row, k]:+.4g})", IMAGE_HEIGHT, 9)
+        tiles.append(CaptionedImage(int(predictions.indices[row]), true, said, True))
     unreadable = f", {len(predictions.bad)} more cannot be read" if predictions.bad else ""
     several = ", and of it the number that is furthest off" if len(columns) > 1 else ""
     below = f"Of {len(loss)} images{unreadable}, the furthest off first{several}, as a share of the numbers' deviation."
-    return tiled_picture(f"The {len(rows)} images furthest off: {title}", below, tiles, source, preprocessing)
+    return captioned_grid(f"The {len(rows)} images furthest off: {title}", below, tiles, source, preprocessing)

@@ -9,7 +9,18 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
-from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+from openmae.pictures.text import (
+    FAINT,
+    INK,
+    PAD,
+    axes_rect,
+    blank_figure,
+    draw_headings,
+    draw_text,
+    fitted,
+    headings,
+    headings_height,
+)
 from openmae.tasks.inspect.findings import SplitFindings
 
 SHEET, ACROSS, TILE = 48, 8, 150
@@ -45,8 +56,8 @@ def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) ->
     )
     lines = headings(f"Contact sheet: {report['path']}", told, width)
     top = headings_height(lines)
-    figure = page(width, top + -(-len(places) // across) * height)
-    write_headings(figure, lines)
+    figure = blank_figure(width, top + -(-len(places) // across) * height)
+    draw_headings(figure, lines)
     for number, place in enumerate(places):
         row, column = divmod(number, across)
         _draw(figure, place, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
@@ -64,15 +75,15 @@ def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: Valu
     )
     lines = headings(f"Images that look the same: {report['path']}", told, width)
     top = headings_height(lines)
-    figure = page(width, top + -(-len(pairs) // across) * height)
-    write_headings(figure, lines)
+    figure = blank_figure(width, top + -(-len(pairs) // across) * height)
+    draw_headings(figure, lines)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, across)
         for side, place in enumerate(pair):
             left, upper = PAD + column * wide + side * (PAIR_TILE + 6), top + row * height
             _draw(figure, place, left, upper, PAIR_TILE, value_range)
             crosses = pair[0][0] is not pair[1][0]
-            write(
+            draw_text(
                 figure,
                 left,
                 upper + PAIR_TILE + 2 * LINE + 10,
@@ -88,23 +99,23 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
     try:
         image = part.source.read(index)
     except BadImage as error:
-        axes = figure.add_axes(box(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        axes = figure.add_axes(axes_rect(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
         axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
         for edge in axes.spines.values():
             edge.set_color(WRONG)
         for number, line in enumerate(_broken(str(error), tile - 12)):
-            write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
+            draw_text(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
         picture = np.asarray(pictured(filled(image), tile, value_range))
         down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
-        axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
+        axes = figure.add_axes(axes_rect(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
         axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
         axes.axis("off")
         size = f"{image.shape[1]} x {image.shape[0]} x {image.shape[2]}"
         size += "" if image.dtype == np.uint8 else f" {image.dtype}"
-    write(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
-    write(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
+    draw_text(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
+    draw_text(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
 
 
 def pictured(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:

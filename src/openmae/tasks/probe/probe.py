@@ -162,7 +162,7 @@ def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
     if run.processes.is_first:
         run.progress.log.quarantine.replace_part(data.report_name, outcome.report.bad)
         write_rates(run.path / "rates.csv", rates, found)
-        outcome.probes.put_into(outcome.classifier, number)
+        outcome.probes.copy_into(outcome.classifier, number)
         description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
         with disk_faults(run.path), atomic_write(run.path / MODEL) as partial:
             save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
