@@ -19,13 +19,13 @@ from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
-    axes_rect,
-    blank_figure,
+    box,
     draw_headings,
     draw_text,
     fitted,
     headings,
     headings_height,
+    page,
 )
 
 IMAGE_HEIGHT = 200  # pixels
@@ -55,7 +55,7 @@ def captioned_grid(
     width, height = PAD + across * (image_width + PAD), IMAGE_HEIGHT + 62
     lines = headings(title, subtitle, width)
     top = headings_height(lines)
-    figure = blank_figure(width, top + -(-len(images) // across) * height)
+    figure = page(width, top + -(-len(images) // across) * height)
     draw_headings(figure, lines)
     for number, image in enumerate(images):
         line, column = divmod(number, across)
@@ -67,7 +67,7 @@ def captioned_grid(
             draw_text(figure, x + image_width / 2, y + IMAGE_HEIGHT / 2, text, 8, WRONG, "center")
         else:
             down, left = y + (IMAGE_HEIGHT - picture.shape[0]) // 2, x + (image_width - picture.shape[1]) // 2
-            axes = figure.add_axes(axes_rect(figure, left, down, picture.shape[1], picture.shape[0]))
+            axes = figure.add_axes(box(figure, left, down, picture.shape[1], picture.shape[0]))
             axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
             axes.axis("off")
         draw_text(figure, x, y + IMAGE_HEIGHT + 11, image.label, 9)

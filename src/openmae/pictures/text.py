@@ -92,16 +92,14 @@ def draw_headings(figure: Figure, lines: list[tuple[str, float, str]]) -> None:
         draw_text(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)
 
 
-def blank_figure(width: int, height: int) -> Figure:
+def page(width: int, height: int) -> Figure:
     """An empty figure of this size in pixels, without pyplot, so that a notebook's figures are not affected."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def axes_rect(
-    figure: Figure, left: float, top: float, width: float, height: float
-) -> tuple[float, float, float, float]:
+def box(figure: Figure, left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
     """A rectangle in pixels from the upper left corner, in matplotlib's fractions from the lower left one."""
     across, down = figure.get_size_inches() * DPI
     return left / across, 1 - (top + height) / down, width / across, height / down
@@ -119,7 +117,7 @@ def draw_text(
     rotation: float = 0,
 ) -> None:
     """Draw plain text at a pixel: `$` and backslashes are literal, whatever matplotlibrc says."""
-    left, low, _, _ = axes_rect(figure, x, y, 0, 0)
+    left, low, _, _ = box(figure, x, y, 0, 0)
     figure.text(
         left,
         low,

@@ -15,13 +15,13 @@ from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
-    axes_rect,
-    blank_figure,
+    box,
     draw_headings,
     draw_text,
     fitted,
     headings,
     headings_height,
+    page,
     text_width,
 )
 from openmae.tasks.classification.classification_report import save_picture, write_csv
@@ -97,12 +97,12 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
     below = f"{len(targets)} images{unreadable}. On the line what was predicted is what is true."
     lines = headings(f"Predicted against true{part}: {title}", below, width)
     top = headings_height(lines)
-    figure = blank_figure(width, top + -(-len(shown) // across) * high)
+    figure = page(width, top + -(-len(shown) // across) * high)
     draw_headings(figure, lines)
     for place, k in enumerate(shown.tolist()):
         row, column = divmod(place, across)
         x, y = PAD + LEFT + column * wide, top + row * high
-        axes = figure.add_axes(axes_rect(figure, x, y + 18, PANEL, PANEL))
+        axes = figure.add_axes(box(figure, x, y + 18, PANEL, PANEL))
         low, most = min(targets[:, k].min(), found[:, k].min()), max(targets[:, k].max(), found[:, k].max())
         room = 0.04 * (most - low) or max(abs(low), 1.0) * 0.04
         limits = (low - room, most + room)

@@ -15,13 +15,13 @@ from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
-    axes_rect,
-    blank_figure,
+    box,
     draw_headings,
     draw_text,
     fitted,
     headings,
     headings_height,
+    page,
     text_width,
 )
 
@@ -63,9 +63,9 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
         width,
     )
     top = headings_height(lines)
-    figure = blank_figure(width, top + matrix[1] + room + 24 + PAD)
+    figure = page(width, top + matrix[1] + room + 24 + PAD)
     draw_headings(figure, lines)
-    axes = figure.add_axes(axes_rect(figure, left, top, *matrix))
+    axes = figure.add_axes(box(figure, left, top, *matrix))
     colours, norm = _colours(), PowerNorm(0.5, 0, 1)  # the root makes a few per cent visible
     axes.imshow(shares, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin="upper")
     axes.set_xticks(np.arange(1, counts.shape[1]) - 0.5, [])
@@ -87,7 +87,7 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
             draw_text(figure, x, y + cell * 0.2, _short(counts[row, column]), size - 2, colour, "center")
     else:
         start, length = left + matrix[0] + PAD, min(300, matrix[1])
-        bar = figure.add_axes(axes_rect(figure, start, top, 12, length), xticks=[], yticks=[])
+        bar = figure.add_axes(box(figure, start, top, 12, length), xticks=[], yticks=[])
         bar.imshow(np.linspace(1, 0, length)[:, None] ** 2, cmap=colours, norm=norm, aspect="auto", origin="upper")
         for share in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1):
             draw_text(figure, start + 18, top + length * (1 - share**0.5), f"{100 * share:.0f} %", 7)

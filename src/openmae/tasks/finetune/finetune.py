@@ -86,9 +86,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         average = ModelEMA(model, chosen.ema) if chosen.ema else None
         optimizer = make_optimizer(model, chosen)
         schedule = cosine(chosen, chosen.base_lr, len(data.train), num_steps)
-        run.restore(
-            data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average)
-        )
+        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
         if (summary := run.finished(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]

@@ -13,13 +13,13 @@ from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
-    axes_rect,
-    blank_figure,
+    box,
     draw_headings,
     draw_text,
     fitted,
     headings,
     headings_height,
+    page,
 )
 from openmae.tasks.inspect.findings import SplitFindings
 
@@ -56,7 +56,7 @@ def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) ->
     )
     lines = headings(f"Contact sheet: {report['path']}", told, width)
     top = headings_height(lines)
-    figure = blank_figure(width, top + -(-len(places) // across) * height)
+    figure = page(width, top + -(-len(places) // across) * height)
     draw_headings(figure, lines)
     for number, place in enumerate(places):
         row, column = divmod(number, across)
@@ -75,7 +75,7 @@ def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: Valu
     )
     lines = headings(f"Images that look the same: {report['path']}", told, width)
     top = headings_height(lines)
-    figure = blank_figure(width, top + -(-len(pairs) // across) * height)
+    figure = page(width, top + -(-len(pairs) // across) * height)
     draw_headings(figure, lines)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, across)
@@ -99,7 +99,7 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
     try:
         image = part.source.read(index)
     except BadImage as error:
-        axes = figure.add_axes(axes_rect(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        axes = figure.add_axes(box(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
         axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
         for edge in axes.spines.values():
             edge.set_color(WRONG)
@@ -109,7 +109,7 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
     else:
         picture = np.asarray(pictured(filled(image), tile, value_range))
         down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
-        axes = figure.add_axes(axes_rect(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
+        axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
         axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
         axes.axis("off")
         size = f"{image.shape[1]} x {image.shape[0]} x {image.shape[2]}"

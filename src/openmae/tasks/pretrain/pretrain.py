@@ -106,9 +106,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             batches=batches,
-            take_step=lambda micro_batches, step: train_step(
-                step_model.wrapped, optimizer, micro_batches, chosen, processes, masks
-            ),
+            take_step=lambda inputs, step: train_step(step_model.wrapped, optimizer, inputs, chosen, processes, masks),
             evaluators=lambda: make_evaluators(chosen, plan, data, masks, model, device, run.progress, run.stop),
             bad=facts.bad if facts else None,
             step_model=step_model,

@@ -112,15 +112,8 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             batches=reader.batches,
-            take_step=lambda micro_batches, step: train_step(
-                wrapped,
-                optimizer,
-                micro_batches,
-                reader.features,
-                data,
-                chosen.batch_size,
-                len(chosen.base_lr),
-                processes,
+            take_step=lambda inputs, step: train_step(
+                wrapped, optimizer, inputs, reader.features, data, chosen.batch_size, len(chosen.base_lr), processes
             ),
             evaluators=lambda: [Evaluator(chosen.evaluate_every, outcome.evaluated)],
             bad={**(facts.bad if facts else {}), **(kept.bad if kept else {})},
