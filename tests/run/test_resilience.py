@@ -104,7 +104,7 @@ def test_after_three_roll_backs_the_batchs_files_are_named(digits_config, gradie
         pretrain(config)
     step = int(re.search(r"at step (\d+)", str(fault.value))[1])
     data = open_training_data(config)
-    stream = Stream(data.train, Preprocessing(**preprocessing_of(out)), Augmentation(kind="crop"), 0, 1)
+    stream = Stream(data.train, Preprocessing.from_dict(preprocessing_of(out)), Augmentation(kind="crop"), 0, 1)
     indices, _ = stream.locate(range((step - 1) * 8, step * 8))
     assert str(fault.value).endswith(", ".join(repr(data.train.name(index)) for index in indices.tolist()))
     assert (summary_of(out)["status"], summary_of(out)["rollbacks"]) == ("failed", 3)

@@ -20,11 +20,11 @@ from openmae.pictures.text import (
     INK,
     PAD,
     box,
-    draw_headings,
+    draw_heading,
     draw_text,
     fitted,
+    heading_height,
     headings,
-    headings_height,
     page,
 )
 
@@ -54,9 +54,9 @@ def captioned_grid(
     across = max(min(1200 // image_width, len(images)), 3)
     width, height = PAD + across * (image_width + PAD), IMAGE_HEIGHT + 62
     lines = headings(title, subtitle, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(images) // across) * height)
-    draw_headings(figure, lines)
+    draw_heading(figure, lines)
     for number, image in enumerate(images):
         line, column = divmod(number, across)
         x, y = PAD + column * (image_width + PAD), top + line * height

@@ -81,12 +81,12 @@ def headings(title: str, subtitle: str, width: int) -> list[tuple[str, float, st
     return [(fitted(title, width - 2 * PAD, 13), 13, INK), *((line, 9, FAINT) for line in lines)]
 
 
-def headings_height(lines: list[tuple[str, float, str]]) -> int:
+def heading_height(lines: list[tuple[str, float, str]]) -> int:
     """The height of a heading in pixels, margins included."""
     return PAD + 24 + 15 * (len(lines) - 1) + PAD
 
 
-def draw_headings(figure: Figure, lines: list[tuple[str, float, str]]) -> None:
+def draw_heading(figure: Figure, lines: list[tuple[str, float, str]]) -> None:
     """Draw the lines of `headings` at the upper edge."""
     for number, (line, size, colour) in enumerate(lines):
         draw_text(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)

@@ -16,11 +16,11 @@ from openmae.pictures.text import (
     INK,
     PAD,
     box,
-    draw_headings,
+    draw_heading,
     draw_text,
     fitted,
+    heading_height,
     headings,
-    headings_height,
     page,
     text_width,
 )
@@ -96,9 +96,9 @@ def scatter_picture(predictions: Predictions, title: str) -> Figure:
     unreadable = f", {len(predictions.bad)} more cannot be read" if predictions.bad else ""
     below = f"{len(targets)} images{unreadable}. On the line what was predicted is what is true."
     lines = headings(f"Predicted against true{part}: {title}", below, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(shown) // across) * high)
-    draw_headings(figure, lines)
+    draw_heading(figure, lines)
     for place, k in enumerate(shown.tolist()):
         row, column = divmod(place, across)
         x, y = PAD + LEFT + column * wide, top + row * high

@@ -16,11 +16,11 @@ from openmae.pictures.text import (
     INK,
     PAD,
     box,
-    draw_headings,
+    draw_heading,
     draw_text,
     fitted,
+    heading_height,
     headings,
-    headings_height,
     page,
     text_width,
 )
@@ -62,9 +62,9 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
         + " Grey rows are classes without images." * bool((images[ids] == 0).any()),
         width,
     )
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + matrix[1] + room + 24 + PAD)
-    draw_headings(figure, lines)
+    draw_heading(figure, lines)
     axes = figure.add_axes(box(figure, left, top, *matrix))
     colours, norm = _colours(), PowerNorm(0.5, 0, 1)  # the root makes a few per cent visible
     axes.imshow(shares, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin="upper")

@@ -9,18 +9,7 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
-from openmae.pictures.text import (
-    FAINT,
-    INK,
-    PAD,
-    box,
-    draw_headings,
-    draw_text,
-    fitted,
-    headings,
-    headings_height,
-    page,
-)
+from openmae.pictures.text import FAINT, INK, PAD, box, draw_heading, draw_text, fitted, heading_height, headings, page
 from openmae.tasks.inspect.findings import SplitFindings
 
 SHEET, ACROSS, TILE = 48, 8, 150
@@ -55,9 +44,9 @@ def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) ->
         "width x height x channels."
     )
     lines = headings(f"Contact sheet: {report['path']}", told, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(places) // across) * height)
-    draw_headings(figure, lines)
+    draw_heading(figure, lines)
     for number, place in enumerate(places):
         row, column = divmod(number, across)
         _draw(figure, place, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
@@ -74,9 +63,9 @@ def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: Valu
         f"{report['exact_groups']:,} are equal copies; {len(pairs)} pairs are shown, those of different splits first."
     )
     lines = headings(f"Images that look the same: {report['path']}", told, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(pairs) // across) * height)
-    draw_headings(figure, lines)
+    draw_heading(figure, lines)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, across)
         for side, place in enumerate(pair):
