@@ -68,7 +68,7 @@ def signal_at(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(Progress, "add", add_and_signal)
 
 
-def whole_parts():
+def whole_micro_batches():
     """A step of four whole images of 20 x 24 pixels, each with its box and flip, in micro-batches of 3 and 1."""
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 20, 24, 3), dtype=np.uint8))
     boxes = torch.tensor([(0, 0, 20, 24), (3, 5, 16, 16), (1, 2, 9, 11), (4, 0, 13, 10)])

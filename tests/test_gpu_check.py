@@ -23,7 +23,7 @@ sys.path.append(str(TOOLS))
 
 import gpu_check  # noqa: E402
 from gpu_parts import commands, data, end_to_end, gradients, rows, stops, training  # noqa: E402
-from gpu_parts.catalogue import MACHINE, PARTS, chosen  # noqa: E402
+from gpu_parts.catalogue import MACHINE, PARTS, select_parts  # noqa: E402
 from gpu_parts.part import Context, Failed, Part, start_python  # noqa: E402
 
 STUBS = '''
@@ -200,7 +200,7 @@ def test_only_names_parts_groups_and_patterns_and_takes_what_they_need():
     parts = stub("a"), stub("b", after=("a",)), stub("c", group="others"), stub("b2")
 
     def names(only, done=()):
-        return [part.name for part in chosen(parts, only, lambda part: part.name in done)]
+        return [part.name for part in select_parts(parts, only, lambda part: part.name in done)]
 
     assert names(None) == ["a", "b", "c", "b2"]
     assert names(["c", "b"]) == ["c", "a", "b"]
@@ -405,7 +405,7 @@ def test_a_command_that_does_not_end_well_fails(tmp_path, program, said):
 
 @pytest.mark.slow  # graphs are captured
 def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
-    real, seen = gradients.gradients_of, []
+    real, seen = gradients.compute_gradients, []
 
     def wrong(ours):
         found = real(ours)
@@ -414,7 +414,7 @@ def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
             found["encoder.norm.weight"] *= 1.5
         return found
 
-    monkeypatch.setattr(gradients, "gradients_of", wrong)
+    monkeypatch.setattr(gradients, "compute_gradients", wrong)
     with pytest.raises(Failed, match=r"3 times the eager one, in all or in encoder\.norm\.weight"):
         gradients.gradients(context_of(tmp_path), "tiny", 4, "bf16")
     seen.clear()

@@ -1,6 +1,6 @@
 """The long half of what docs/reliability.md promises, with processes that are really killed: `make drill`.
 
-Each function is one point and counts what held. The table at the end says n of n; exit 1 when one is short.
+Each function is one point and counts which checks passed. The table at the end says n of n; exit 1 when one is short.
 `--quick` takes a few of everything, `--only 2 5` some points, `--json FILE` keeps the table.
 """
 
@@ -53,7 +53,7 @@ STEPS = 60
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything."""
+    """How many repetitions of each test."""
 
     kill_points: int = 10
     save_kills: int = 200
@@ -75,68 +75,65 @@ def pretrain(
 # --- the points ---
 
 
-def exact_resume(tally: Tally, place: Path, size: Size) -> None:
-    chance, log = random.Random(1), place / "log"
+def exact_resume(tally: Tally, work: Path, size: Size) -> None:
+    rng, log = random.Random(1), work / "log"
     losses: dict[int, list[float]] = {}
     for count in (1, 2, 3, 4):
-        whole = place / f"whole-{count}"
+        whole = work / f"whole-{count}"
         tally.check("uninterrupted", run(pretrain(whole), log, count) == [0] * count, said(log))
         losses[count] = [line["loss"] for line in lines_of(whole) if "loss" in line and line["step"] <= 20]
         near = [abs(a - b) <= 1e-6 * abs(b) for a, b in zip(losses[count], losses[1], strict=True)]
         tally.check("1, 2, 3, 4 processes: losses within 1e-6 for 20 steps", all(near), losses)
     for workers, count, point in itertools.product((0, 2), (1, 2), range(size.kill_points)):
-        out = place / f"{workers}-{count}-{point}"
+        out = work / f"{workers}-{count}-{point}"
         processes = start(pretrain(out, workers), log, count)
-        reached = wait_for_step(out, chance.randrange(2, STEPS - 8), processes)
-        time.sleep(chance.uniform(0, 0.05))
-        number = signal.SIGKILL if point % 2 == 0 else chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+        reached = wait_for_step(out, rng.randrange(2, STEPS - 8), processes)
+        time.sleep(rng.uniform(0, 0.05))
+        number = signal.SIGKILL if point % 2 == 0 else rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
         send(processes, number)
         wanted = [-signal.SIGKILL if number == signal.SIGKILL else 3] * count
         stopped = wait(processes)
         resumed = run(pretrain(out, 2 - workers if point % 3 == 2 else workers), log, count)
-        equal = same(place / f"whole-{count}", out)
-        held = reached and stopped == wanted and resumed == [0] * count and equal
+        equal = same(work / f"whole-{count}", out)
+        passed = reached and stopped == wanted and resumed == [0] * count and equal
         detail = f"{number.name}: {reached} {stopped} {resumed} {equal} {said(log)}"
-        tally.check(f"kill points, {workers} readers x {count} processes", held, detail)
+        tally.check(f"kill points, {workers} readers x {count} processes", passed, detail)
         shutil.rmtree(out)
 
 
-def saves(tally: Tally, place: Path, size: Size) -> None:
-    chance, log, out = random.Random(2), place / "log", place / "run"
+def saves(tally: Tally, work: Path, size: Size) -> None:
+    rng, log, out = random.Random(2), work / "log", work / "run"
     in_save = 0
     for kill in range(size.save_kills):
-        patch = partial(sabotage.kill_in_save, chance.randrange(1, 4), chance.random())
+        patch = partial(sabotage.kill_in_save, rng.randrange(1, 4), rng.random())
         code = ends(pretrain(out, steps=10**6, more="--save-every 1 --log-every 1"), log, patch)
         newest, damaged = saving.newest_checkpoint(out)
         step = newest.state["step"] if newest else 0
         loads = not damaged and (newest is None or bool(saving.read_model(newest.folder / saving.MODEL)))
         in_save += any((out / "checkpoints").glob(".partial-*"))
-        held = code == -signal.SIGKILL and loads and last_step(out) - step <= 1 and (newest or kill == 0)
+        passed = code == -signal.SIGKILL and loads and last_step(out) - step <= 1 and (newest or kill == 0)
         tally.check(
-            "killed during a save: loads, one interval lost at most", bool(held), (code, damaged, step, said(log))
+            "killed during a save: loads, one interval lost at most", bool(passed), (code, damaged, step, said(log))
         )
     print(f"    of {size.save_kills} kills {in_save} left an unfinished folder", flush=True)
 
-    whole = place / "whole"
+    whole = work / "whole"
     tally.check("uninterrupted", ends(pretrain(whole), log) == 0, said(log))
     names = [path.name for path in sorted((whole / "checkpoints" / f"step-{STEPS:08d}").iterdir())]
     kinds = ["bit flipped"] * size.damages + ["truncated"] * size.damages + ["missing"] * 5
     for number, kind in enumerate(kinds):
-        copy = place / "copy"
+        copy = work / "copy"
         shutil.copytree(whole, copy)
         path = (
-            copy
-            / "checkpoints"
-            / f"step-{STEPS:08d}"
-            / (chance.choice(names) if kind != "missing" else names[number % 4])
+            copy / "checkpoints" / f"step-{STEPS:08d}" / (rng.choice(names) if kind != "missing" else names[number % 4])
         )
         content = bytearray(path.read_bytes())
         if kind == "missing":
             path.unlink()
         elif kind == "truncated":
-            path.write_bytes(content[: chance.randrange(len(content))])
+            path.write_bytes(content[: rng.randrange(len(content))])
         else:
-            content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
             path.write_bytes(content)
         found, damaged = saving.newest_checkpoint(copy)
         used = found is not None and found.state["step"] == STEPS - 5
@@ -148,12 +145,12 @@ def saves(tally: Tally, place: Path, size: Size) -> None:
         shutil.rmtree(copy)
 
 
-def signals(tally: Tally, place: Path, size: Size) -> None:
-    whole, log = place / "whole", place / "log"
+def signals(tally: Tally, work: Path, size: Size) -> None:
+    whole, log = work / "whole", work / "log"
     tally.check("uninterrupted", ends(pretrain(whole), log) == 0, said(log))
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     for where, number in itertools.product(("set-up", "training", "evaluation", "save"), names):
-        out = place / f"{where}-{number}"
+        out = work / f"{where}-{number}"
         code = ends(pretrain(out), log, partial(sabotage.signal_in, where, number))
         status = summary_of(out).get("status")
         tally.check(
@@ -161,11 +158,11 @@ def signals(tally: Tally, place: Path, size: Size) -> None:
         )
         tally.check("resumed to the same bytes", ends(pretrain(out), log) == 0 and same(whole, out), said(log))
     for first in (signal.SIGINT, signal.SIGTERM):
-        own = place / f"log-{first}"
-        processes = start(pretrain(place / f"hung-{first}"), own, patch=sabotage.hang_in_save)
-        wait_for_step(place / f"hung-{first}", 4, processes)
+        own = work / f"log-{first}"
+        processes = start(pretrain(work / f"hung-{first}"), own, patch=sabotage.hang_in_save)
+        wait_for_step(work / f"hung-{first}", 4, processes)
         send(processes, first)
-        while "stopping after this step" not in said(own) and processes[0].is_alive():
+        while "stopping as soon as this can be saved" not in said(own) and processes[0].is_alive():
             time.sleep(0.01)
         before = time.monotonic()
         send(processes, signal.SIGINT)
@@ -173,8 +170,8 @@ def signals(tally: Tally, place: Path, size: Size) -> None:
         tally.check("a second Ctrl-C leaves a hung save at once", left, said(own))
 
 
-def disk(tally: Tally, place: Path, size: Size) -> None:
-    tmpfs, log = place / "tmpfs", place / "log"
+def disk(tally: Tally, work: Path, size: Size) -> None:
+    tmpfs, log = work / "tmpfs", work / "log"
     tmpfs.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", tmpfs], capture_output=True).returncode:
         tally.skipped.append("a tmpfs of 30 MB (mounting is not permitted here)")
@@ -198,51 +195,51 @@ def disk(tally: Tally, place: Path, size: Size) -> None:
         tally.check("the last good checkpoint is whole", newest is not None and not damaged, damaged)
         ballast.unlink()
         steps = last_step(out) + 20
-        shutil.copytree(out, place / "moved")
+        shutil.copytree(out, work / "moved")
         code = ends(
-            pretrain(place / "moved", steps=100_000, more=middling),
+            pretrain(work / "moved", steps=100_000, more=middling),
             log,
             partial(sabotage.signal_in, "training", 15),
         )
         tally.check("with space again it goes on", code == 3 and "resumed at step" in said(log), (steps, said(log)))
         shutil.rmtree(out)
         subprocess.run(["mount", "-o", "remount,ro", tmpfs], check=True)
-        code = ends(pretrain(tmpfs / "locked"), place / "log-ro")
-        line = said(place / "log-ro").splitlines()[-1]
+        code = ends(pretrain(tmpfs / "locked"), work / "log-ro")
+        line = said(work / "log-ro").splitlines()[-1]
         tally.check("a read-only folder: one clear line", code in (1, 2) and line.startswith("openmae: "), line)
     finally:
         subprocess.run(["umount", "--lazy", tmpfs], check=False)
 
 
-def numbers(tally: Tally, place: Path, size: Size) -> None:
-    whole, log = place / "whole", place / "log"
+def numbers(tally: Tally, work: Path, size: Size) -> None:
+    whole, log = work / "whole", work / "log"
     tally.check("uninterrupted", ends(pretrain(whole), log) == 0, said(log))
     for value in (float("nan"), float("inf")):
-        out = place / f"once-{value}"
+        out = work / f"once-{value}"
         code = ends(pretrain(out), log, partial(sabotage.spoil_images, 15, 16, value))  # both halves of step 8
         summary = summary_of(out)
         tally.check("one step: skipped and counted", (code, summary.get("skipped_steps")) == (0, 1), said(log))
-        out = place / f"often-{value}"
+        out = work / f"often-{value}"
         code = ends(pretrain(out), log, partial(sabotage.spoil_images, 15, 40, value))
         tally.check("ten in a row: rolled back", code == 0 and summary_of(out).get("rollbacks", 0) >= 1, said(log))
-        out = place / f"always-{value}"
+        out = work / f"always-{value}"
         code = ends(pretrain(out), log, partial(sabotage.spoil_images, 15, 10**9, value))
         named = "after 3 roll-backs" in said(log) and "the last batch was" in said(log)
         tally.check("always: stops after three roll-backs, naming the batch", code == 1 and named, said(log))
-        for path in place.glob("*/checkpoints/*/model.safetensors"):
+        for path in work.glob("*/checkpoints/*/model.safetensors"):
             tally.check("saved weights are finite", all(v.isfinite().all() for v in load_file(path).values()), path)
-    code = ends(pretrain(place / "weights"), log, partial(sabotage.spoil_weights, 8))
-    tally.check("spoilt weights: back, and the same bytes", code == 0 and same(whole, place / "weights"), said(log))
+    code = ends(pretrain(work / "weights"), log, partial(sabotage.spoil_weights, 8))
+    tally.check("spoilt weights: back, and the same bytes", code == 0 and same(whole, work / "weights"), said(log))
 
 
-def inputs(tally: Tally, place: Path, size: Size) -> None:
-    log = place / "log"
+def inputs(tally: Tally, work: Path, size: Size) -> None:
+    log = work / "log"
     for workers in (0, 2):
-        folder, out = place / f"images-{workers}", place / f"run-{workers}"
+        folder, out = work / f"images-{workers}", work / f"run-{workers}"
         folder.mkdir()
         bad, good, left_out = hostile.hostile_images(folder)
         arguments = pretrain(out, workers, steps=16, data=str(folder), more="--held-out 0 --max-bad 1 --channels 3")
-        own = place / f"log-{workers}"
+        own = work / f"log-{workers}"
         code = ends(arguments, own, timeout=120)
         tally.check("a folder of them: no crash, no hang", code == 0, said(own))
         quarantined = {line["name"] for line in read_lines(out / "quarantine.jsonl")}
@@ -252,22 +249,22 @@ def inputs(tally: Tally, place: Path, size: Size) -> None:
             tally.check("each good image used", name not in quarantined, name)
         tally.check("the summary counts them", summary_of(out).get("bad_inputs") == len(bad), summary_of(out))
         tally.check("what is no file is left out by name", said(own).count("not a regular file") >= 1, left_out)
-    tables = place / "tables"
+    tables = work / "tables"
     tables.mkdir()
     refused, (usable, bad_rows) = hostile.broken_tables(tables)
     for path in refused:
-        own = place / f"log-{path.name}"
-        code = ends(pretrain(place / path.stem, steps=2, data=str(path), more="--max-bad 1"), own)
+        own = work / f"log-{path.name}"
+        code = ends(pretrain(work / path.stem, steps=2, data=str(path), more="--max-bad 1"), own)
         lines = [line for line in said(own).splitlines() if line.startswith("openmae: ")]
         tally.check("broken parquet: refused in one line", code == 2 and len(lines) == 1, (path.name, code, said(own)))
-    out = place / "usable"
+    out = work / "usable"
     code = ends(pretrain(out, steps=12, data=str(usable), more="--held-out 0 --max-bad 1"), log)
     tally.check("bad rows: counted", (code, summary_of(out).get("bad_inputs")) == (0, bad_rows), said(log))
 
 
-def processes_die(tally: Tally, place: Path, size: Size) -> None:
+def processes_die(tally: Tally, work: Path, size: Size) -> None:
     for count in (2, 4):
-        out, log = place / str(count), place / f"log-{count}"
+        out, log = work / str(count), work / f"log-{count}"
         processes = start(pretrain(out, 2 if count == 2 else 0, steps=10**6), log, count)
         wait_for_step(out, 6, processes)
         send(processes[-1:], signal.SIGKILL)
@@ -276,7 +273,7 @@ def processes_die(tally: Tally, place: Path, size: Size) -> None:
         tally.check(
             "one killed: all gone in 60 s, with a traceback", gone and "Traceback" in said(log), (codes, said(log))
         )
-    log, out = place / "log-torchrun", place / "torchrun"
+    log, out = work / "log-torchrun", work / "torchrun"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with log.open("w") as file:
         command = [*torchrun, "--max-restarts", "1", "-m", "openmae", *pretrain(out)]
@@ -286,35 +283,37 @@ def processes_die(tally: Tally, place: Path, size: Size) -> None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGKILL)
         done = process.wait(120) == 0 and "resumed at step" in said(log)
-    run(pretrain(place / "whole"), place / "log", 2)
-    tally.check("torchrun --max-restarts: finishes with the same bytes", done and same(place / "whole", out), said(log))
+    run(pretrain(work / "whole"), work / "log", 2)
+    tally.check("torchrun --max-restarts: finishes with the same bytes", done and same(work / "whole", out), said(log))
     for what in ("hang", "die"):
-        log = place / f"log-{what}"
-        code = ends(pretrain(place / what, 2), log, partial(sabotage.break_reader, what))
+        log = work / f"log-{what}"
+        code = ends(pretrain(work / what, 2), log, partial(sabotage.break_reader, what))
         tally.check(
             f"a reader process that {what}s ends the run", code == 1 and "a reader process" in said(log), said(log)
         )
 
 
-def memory(tally: Tally, place: Path, size: Size) -> None:
-    log = place / "log"
-    ends(pretrain(place / "whole"), log)
-    whole = [line["loss"] for line in lines_of(place / "whole") if "loss" in line]
+def memory(tally: Tally, work: Path, size: Size) -> None:
+    log = work / "log"
+    ends(pretrain(work / "whole"), log)
+    whole = [line["loss"] for line in lines_of(work / "whole") if "loss" in line]
     for most in (4, 2, 1):
-        out = place / str(most)
+        out = work / str(most)
         code = ends(pretrain(out), log, partial(sabotage.too_large, most, 20))
         losses = [line["loss"] for line in lines_of(out) if "loss" in line]
         near = len(losses) == len(whole) and all(
             abs(a - b) <= 1e-5 * abs(b) for a, b in zip(losses, whole, strict=True)
         )
         tally.check("halved until it fits, the losses stay", code == 0 and near, (code, said(log)))
-    code = ends(pretrain(place / "never"), log, partial(sabotage.too_large, 0, 1))
-    tally.check("one image too large: says so", code == 1 and "out of memory with 1 images" in said(log), said(log))
+    code = ends(pretrain(work / "never"), log, partial(sabotage.too_large, 0, 1))
+    tally.check(
+        "one image too large: says so", code == 1 and "out of memory with a single image" in said(log), said(log)
+    )
 
 
-def leaks(tally: Tally, place: Path, size: Size) -> None:
+def leaks(tally: Tally, work: Path, size: Size) -> None:
     for workers in (0, 2):
-        out, log = place / str(workers), place / f"log-{workers}"
+        out, log = work / str(workers), work / f"log-{workers}"
         steps = size.warm_up + size.leak_steps
         more = "--picture-every 100 --save-every 50 --evaluate-every 50"
         processes = start(pretrain(out, workers, steps=steps + 50, more=more), log)
@@ -336,32 +335,32 @@ def leaks(tally: Tally, place: Path, size: Size) -> None:
         tally.check("finished", wait(processes) == [0], said(log))
 
 
-def properties(tally: Tally, place: Path, size: Size) -> None:
+def properties(tally: Tally, work: Path, size: Size) -> None:
     files = ["tests/model/test_properties.py", "tests/data/test_randomness.py"]
     done = subprocess.run([sys.executable, "-m", "pytest", *files], cwd=ROOT, capture_output=True, text=True)
     tally.check("500 examples of each property", done.returncode == 0, done.stdout)
 
 
-def malice(tally: Tally, place: Path, size: Size) -> None:
-    trace, files = place / "executed", place / "files"
+def malice(tally: Tally, work: Path, size: Size) -> None:
+    trace, files = work / "executed", work / "files"
     files.mkdir()
     checkpoints, images, masks = hostile.malicious_files(files, trace)
     given = "--mask given --mask-file"
-    attacks = [pretrain(place / "run", more=f"--init {path}") for path in checkpoints]
-    attacks += [pretrain(place / "run", data=str(path.parent)) for path in images[:1]]
-    attacks += [pretrain(place / "run", more=f"{given} {path}") for path in masks]
+    attacks = [pretrain(work / "run", more=f"--init {path}") for path in checkpoints]
+    attacks += [pretrain(work / "run", data=str(path.parent)) for path in images[:1]]
+    attacks += [pretrain(work / "run", more=f"{given} {path}") for path in masks]
     attacks += [
-        ["reconstruct", str(path), "--init", str(place / "model"), "--out", str(place / "a.png")] for path in images
+        ["reconstruct", str(path), "--init", str(work / "model"), "--out", str(work / "a.png")] for path in images
     ]
     attacks += [
-        ["reconstruct", str(images[0]), "--init", str(path), "--out", str(place / "a.png")] for path in checkpoints
+        ["reconstruct", str(images[0]), "--init", str(path), "--out", str(work / "a.png")] for path in checkpoints
     ]
-    ends(pretrain(place / "model"), place / "log")
+    ends(pretrain(work / "model"), work / "log")
     for number, attack in enumerate(attacks):
-        log = place / f"log-{number}"
+        log = work / f"log-{number}"
         code = ends(attack, log)
-        held = code == 2 and not trace.exists() and "Traceback" not in said(log)
-        tally.check("malicious files: refused, not executed", held, (attack, code, trace.exists(), said(log)))
+        passed = code == 2 and not trace.exists() and "Traceback" not in said(log)
+        tally.check("malicious files: refused, not executed", passed, (attack, code, trace.exists(), said(log)))
     pickle.loads(checkpoints[0].read_bytes())
     tally.check("loaded as pickles they would have been executed", trace.exists())
 
@@ -394,7 +393,7 @@ def drill(size: Size, only: list[int], keep: Path | None) -> bool:
     print(table(tallies))
     if keep is not None:
         keep.write_text(json.dumps([asdict(tally) for tally in tallies], indent=1) + "\n")
-    return all(tally.is_whole for tally in tallies)
+    return all(tally.has_passed for tally in tallies)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_parts.catalogue import MACHINE, PARTS, chosen
+from gpu_parts.catalogue import MACHINE, PARTS, select_parts
 from gpu_parts.part import Part
 from gpu_parts.report import Report
 from gpu_parts.schedule import Schedule
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None, parts: tuple[Part, ...] = PARTS, ma
     report = Report(given.out, parts, is_merged=given.only is not None, commit=given.commit)
     schedule = Schedule(report, work.resolve(), given.device, deadline)
     try:
-        selected = chosen(parts, given.only, schedule.is_done)
+        selected = select_parts(parts, given.only, schedule.is_done)
         schedule.run([machine])
         report.machine = report.results.pop(machine.name)
         report.write()

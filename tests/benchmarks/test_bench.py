@@ -15,8 +15,14 @@ from openmae.benchmarks import bench as command
 from openmae.benchmarks import loader, memory, step
 from openmae.benchmarks import transformers_mae as peers
 from openmae.benchmarks.ours import make_ours, pretrain_plan_for
-from openmae.benchmarks.rows import WARM_UP, Row, in_turn, table
-from openmae.benchmarks.transformers_mae import check_equal, find_transformers, loss_and_norm, make_peer, twin
+from openmae.benchmarks.rows import WARM_UP, Row, run_interleaved, table
+from openmae.benchmarks.transformers_mae import (
+    check_equal,
+    find_transformers,
+    loss_and_norm,
+    make_peer,
+    peer_with_our_weights,
+)
 from openmae.cli import run
 from openmae.config import BenchConfig
 from openmae.errors import Fault, RequestError
@@ -62,7 +68,7 @@ def test_programs_take_turns_and_none_always_comes_first():
 
         return measure
 
-    results = in_turn(3, side("a", 1.0), side("b", 2.0))
+    results = run_interleaved(3, side("a", 1.0), side("b", 2.0))
     assert results == [[1.0] * 3, [2.0] * 3]
     assert order == (["a", "b", "b", "a"] * (3 + WARM_UP))[: 2 * (3 + WARM_UP)]
 
@@ -77,10 +83,10 @@ def test_a_row_without_a_peer_has_no_ratio():
 
 
 def pair(**settings):
-    settled = pretrain_plan_for("tiny", 4, CPU, "fp32", **settings)
-    ours = make_ours(settled, CPU)
-    c = settled.config
-    model = twin(find_transformers(), ours.model, settled.shape)
+    plan = pretrain_plan_for("tiny", 4, CPU, "fp32", **settings)
+    ours = make_ours(plan, CPU)
+    c = plan.config
+    model = peer_with_our_weights(find_transformers(), ours.model, plan.shape)
     return ours, make_peer(model, ours.images(), ours.noise(), 1e-4, c.weight_decay, c.betas, CPU, "fp32")
 
 
@@ -98,11 +104,13 @@ def test_both_compute_the_same_loss_and_go_on_alike(target):
 
 
 def test_micro_batches_add_up_to_the_same_step():
-    whole, parts = (make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3))
-    assert [len(part.images) for part in parts.parts] == [3, 1]
-    for side in (whole, parts):
+    whole, micro_batches = (
+        make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=m), CPU) for m in (4, 3)
+    )
+    assert [len(part.images) for part in micro_batches.micro_batches] == [3, 1]
+    for side in (whole, micro_batches):
         side.step()
-    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+    for a, b in zip(whole.model.parameters(), micro_batches.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
@@ -124,12 +132,12 @@ def test_a_loss_that_is_not_finite_is_refused():
 
 def test_the_command_refuses_programs_that_differ(monkeypatch, capsys):
     def spoiled(*arguments, **options):
-        model = twin(*arguments, **options)
+        model = peer_with_our_weights(*arguments, **options)
         with torch.no_grad():
             model.decoder.decoder_pred.weight.add_(0.1)
         return model
 
-    monkeypatch.setattr(step, "twin", spoiled)
+    monkeypatch.setattr(step, "peer_with_our_weights", spoiled)
     assert run("bench step --case tiny".split()) == 1
     assert "their speed is not compared" in capsys.readouterr().err
 

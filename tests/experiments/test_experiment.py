@@ -17,7 +17,7 @@ from openmae.errors import Interrupted, RequestError
 from openmae.experiments import figure_9 as task
 from openmae.experiments.experiment import experiment
 from openmae.planning import probe as probe_planning
-from openmae.run.lock import held
+from openmae.run.lock import locked
 from openmae.tasks.pretrain.pretrain import pretrain
 
 from ..shared import snapshot
@@ -261,7 +261,7 @@ def test_rows_of_other_settings_are_not_kept(finished, pretrained, tmp_path, cha
 
 
 def test_two_at_once_do_not_write_one_table(finished, pretrained):
-    with held(finished), pytest.raises(RequestError, match="another process writes into"):
+    with locked(finished), pytest.raises(RequestError, match="another process writes into"):
         experiment(config(finished, pretrained))
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from openmae.inference.load import load
-from openmae.training.checkpoint import verify
+from openmae.training.checkpoint import verify_checkpoint
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format-1"
 
 
 def test_its_files_are_those_that_were_written():
-    assert verify(FIXTURE).state["step"] == 30
+    assert verify_checkpoint(FIXTURE).state["step"] == 30
 
 
 def test_its_model_gives_the_features_it_gave():

@@ -15,7 +15,7 @@ import openmae
 from openmae.errors import RequestError
 from openmae.inference.load import load
 from openmae.interchange.init import find_model, read_stored_model
-from openmae.interchange.load_weights import start_pretraining
+from openmae.interchange.load_weights import load_for_pretraining
 
 
 def png(path, mode="L", size=(12, 10), value=None):
@@ -127,7 +127,7 @@ def test_weights_go_over_to_another_grid_but_not_their_positions(pixel_run, digi
     weights, shape = init.weights, init.shape
     larger = MAE.from_shape(replace(shape, encoder=replace(shape.encoder, image_size=(16, 12))))
     positions = larger.encoder.pos_embed.clone()
-    lines = start_pretraining(larger, init)
+    lines = load_for_pretraining(larger, init)
     assert torch.equal(larger.encoder.norm.weight, weights["encoder.norm.weight"])
     assert torch.equal(larger.encoder.pos_embed, positions)
     assert torch.equal(larger.decoder.predict.weight, weights["decoder.predict.weight"])

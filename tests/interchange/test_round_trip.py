@@ -27,7 +27,7 @@ def foreign(kind: str, folder: Path) -> Path:
 
 def converted(init: str, out: Path, to: str, **options: Any) -> StoredModel:
     convert(ConvertConfig(init=init, out=str(out), to=to, **options))
-    return read_init(str(out), say=False)
+    return read_init(str(out), verbose=False)
 
 
 def assert_equal(one: StoredModel, other: StoredModel) -> None:
@@ -55,7 +55,7 @@ def assert_equal(one: StoredModel, other: StoredModel) -> None:
 )
 def test_bit_equal_both_ways(kind: str, to: str, ending: str, tmp_path: Path) -> None:
     """In, out, in again: weights, shape, target, classes, and the preparation of images where the format holds it."""
-    before = read_init(str(foreign(kind, tmp_path)), say=False)
+    before = read_init(str(foreign(kind, tmp_path)), verbose=False)
     after = converted(str(before.path), tmp_path / f"out{ending}", to)
     assert_equal(before, after)
     if to != "reference":
@@ -80,7 +80,7 @@ def test_transformers_own_files_come_out_as_they_went_in(tmp_path: Path) -> None
 
 def test_beit_stays_itself_as_ours_and_goes_nowhere_else(tmp_path: Path) -> None:
     beit_classifier().save_pretrained(tmp_path / "beit")
-    before = read_init(str(tmp_path / "beit"), say=False)
+    before = read_init(str(tmp_path / "beit"), verbose=False)
     assert_equal(before, converted(str(tmp_path / "beit"), tmp_path / "ours", "openmae"))
     for to in ("timm", "transformers"):
         with pytest.raises(RequestError, match="holds a plain ViT only, this encoder has layer_scale True"):
@@ -101,7 +101,7 @@ def test_sizes_and_what_a_file_does_not_say_are_given(tmp_path: Path, capsys: An
         std=(0.5, 0.5, 0.5),
     )
     said = capsys.readouterr().out
-    assert "4 heads (as asked for)" in said
+    assert "4 heads (as requested)" in said
     assert "resized    encoder.pos_embed: (1, 17, 128) -> (1, 9, 128)" in said
     assert "resized    encoder.patch_embed.proj.weight: (128, 3, 16, 16) -> (128, 3, 14, 14)" in said
     assert found.encoder_shape.grid == (2, 4)

@@ -119,7 +119,7 @@ def test_pretraining_goes_on_with_a_fresh_decoder(
     openmae.pretrain(PretrainConfig(**settings, init=encoder_only, out=str(out), steps=1, batch_size=4, held_out=4))
     said = capsys.readouterr().out
     assert f"decoder: fresh, for {encoder_only} is an encoder alone" in said
-    theirs, ours = read_init(encoder_only, say=False), read_init(str(out), say=False)
+    theirs, ours = read_init(encoder_only, verbose=False), read_init(str(out), verbose=False)
     # Positions are learned in timm's models: taken over, and frozen as pre-training freezes them.
     assert torch.equal(theirs.encoder_weights["pos_embed"], ours.encoder_weights["pos_embed"])
 
@@ -130,7 +130,7 @@ def test_pretraining_goes_on_with_a_foreign_decoder(settings: Any, tmp_path: Pat
     out = tmp_path / "run"
     openmae.pretrain(PretrainConfig(**common, init=str(tmp_path / "mae"), out=str(out), steps=1))
     assert "decoder: fresh" not in capsys.readouterr().out
-    before, after = read_init(str(tmp_path / "mae"), say=False), read_init(str(out), say=False)
+    before, after = read_init(str(tmp_path / "mae"), verbose=False), read_init(str(out), verbose=False)
     assert before.weights.keys() == after.weights.keys()
     assert all(torch.equal(before.weights[name], after.weights[name]) for name in before.weights)
 
@@ -156,7 +156,7 @@ def test_a_patch_of_14_as_timm_resamples_it(tmp_path: Path) -> None:
     """Patch projection by pseudo-inverse and positions, 64 px of patch 16 to 56 px of patch 14: the grid stays."""
     theirs = timm_vit(num_classes=0)
     path = saved(dict(theirs.state_dict()), tmp_path / "vit.safetensors")
-    init = read_init(str(path), say=False)
+    init = read_init(str(path), verbose=False)
     smaller = timm_vit(num_classes=0, img_size=56, patch_size=14)
     filtered = timm.models.vision_transformer.checkpoint_filter_fn(dict(theirs.state_dict()), smaller)
     smaller.load_state_dict(filtered)
@@ -184,5 +184,5 @@ def test_windows_of_another_size_are_refused() -> None:
     common: dict[str, Any] = {"patch_size": 16, "channels": 3, "width": 32, "depth": 1, "num_heads": 2}
     old = ViTShape(image_size=(64, 64), class_token=False, window_size=2, **common)
     new = ViTShape(image_size=(64, 64), class_token=False, window_size=4, **common)
-    with pytest.raises(RequestError, match="windows of 2 patches, 4 are asked for"):
+    with pytest.raises(RequestError, match="windows of 2 patches, 4 are requested"):
         fit_encoder(dict(ViT(old).state_dict()), old, new, "a backbone")

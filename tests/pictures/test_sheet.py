@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFont
 
 from openmae.errors import Fault
-from openmae.pictures.sheet import CELL, GAP, LINE, PAPER, loss_curve, sheet, to_picture, wrapped
+from openmae.pictures.sheet import BACKGROUND, CELL, GAP, LINE, loss_curve, sheet, to_picture, wrapped
 
 HEADERS = ["masked", "reconstruction", "truth"]
 HEADER = 8 + LINE  # one line of it
@@ -30,7 +30,7 @@ def test_images_stand_under_their_headers():
         left = GAP + column * (CELL + GAP)
         assert picture.getpixel((left, HEADER)) == (value,) * 3
         assert picture.getpixel((left + CELL - 1, HEADER + CELL - 1)) == (value,) * 3
-        assert picture.getpixel((left + CELL, HEADER)) == PAPER
+        assert picture.getpixel((left + CELL, HEADER)) == BACKGROUND
     assert len(picture.crop((0, 0, CELL, HEADER)).getcolors()) > 1  # the header's letters
 
 

@@ -56,22 +56,24 @@ def fit_line(config, on_step=lambda step: None):
         if (summary := run.finished(config.steps)) is not None:
             return summary
         run.announce([f"steps      {config.steps}"], checkpoint_bytes=1000, keep=config.keep)
-        run.begin(config, NUMBERS, taken={}, num_images=64, num_inputs=64, description={"kind": "line"})
+        run.begin(config, NUMBERS, split_sources={}, num_images=64, num_inputs=64, description={"kind": "line"})
         wrapped = parallelise(model.train(), run.processes, run.device)
 
         def read_from(step, micro_batch_size):
             steps = (
                 numbers_of(number, config, run.processes, micro_batch_size) for number in range(step, config.steps)
             )
-            return inputs_of_steps(steps, lambda part: ModelInput(part.images, part.keys), run.device)
+            return inputs_of_steps(
+                steps, lambda micro_batch: ModelInput(micro_batch.images, micro_batch.keys), run.device
+            )
 
-        def loss_of(part):
-            error = wrapped(part.images)[:, 0] - part.images @ SLOPE
+        def loss_fn(micro_batch):
+            error = wrapped(micro_batch.images)[:, 0] - micro_batch.images @ SLOPE
             return error.square().sum() / config.batch_size
 
-        def take_step(parts, step):
+        def take_step(micro_batches, step):
             on_step(step)
-            return accumulated_step(wrapped, optimizer, parts, loss_of, run.processes)
+            return accumulated_step(wrapped, optimizer, micro_batches, loss_fn, run.processes)
 
         return run.train(
             model=model,
@@ -80,7 +82,7 @@ def fit_line(config, on_step=lambda step: None):
             batches=Batches(read_from, lambda step: [f"numbers of step {step}"]),
             take_step=take_step,
             evaluators=lambda: [Evaluator(5, lambda step: {"slope": model.weight[0, 0].item()})],
-            closing=lambda summary: f"done       {run.path}",
+            final_message=lambda summary: f"done       {run.path}",
         )
 
 

@@ -89,7 +89,7 @@ def test_wrong_gradients_are_noticed_and_the_run_goes_on_eagerly(
     compile_as(wrong_gradient(name))
     pretrain(pixel_config(digits_config, tmp_path / "run", compile=True))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled"))
-    assert re.search(rf"of {re.escape(name)} by \S+ times what may be: going on without compiling$", line), line
+    assert re.search(rf"those of {re.escape(name)} by \S+ times the limit: going on without compiling$", line), line
     same_training_state(pixel_run, tmp_path / "run")
 
 
@@ -105,7 +105,7 @@ def test_bf16_is_held_against_float32_in_pieces(compile_as, monkeypatch):
     """By CPU emulation. Measured: compiled and eager the same, 0.9 % from float32."""
     compile_as(Wrapped)
     ours = make_ours(pretrain_plan_for("tiny", 8, CPU, "bf16", micro_batch_size=5), CPU)
-    failed, real = [], step_model.differences
+    failed, real = [], step_model.gradient_differences
 
     def little_memory(*arguments):
         if not failed:
@@ -113,11 +113,11 @@ def test_bf16_is_held_against_float32_in_pieces(compile_as, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(*arguments)
 
-    monkeypatch.setattr(step_model, "differences", little_memory)
-    model = StepModel(ours.model, Processes(), CPU, is_compiled=True, precision="bf16", loss_of=task.loss_of)
+    monkeypatch.setattr(step_model, "gradient_differences", little_memory)
+    model = StepModel(ours.model, Processes(), CPU, is_compiled=True, precision="bf16", loss_fn=task.loss_fn)
     with StopRequest() as stop:
         line = model.warm_up(next(ours.inputs), stop)
-    found = re.search(r"gradients differ from eager float32 ones by (\S+), of eager ones (\S+)$", line)
+    found = re.search(r"gradients differ from eager float32 ones by (\S+) \(eager ones by (\S+)\)$", line)
     assert found is not None, line
     errors = [float(value) for value in found.groups()]
     assert 1e-3 < errors[1] < 3e-2
@@ -128,7 +128,7 @@ def test_bf16_is_held_against_float32_in_pieces(compile_as, monkeypatch):
 
 def test_each_size_of_micro_batch_is_compiled_before_the_first_step(compile_as):
     ours = make_ours(pretrain_plan_for("tiny", 8, CPU, "fp32", micro_batch_size=3), CPU)
-    assert step_model.numbers_of_sizes(next(ours.inputs)) == [0, 2]
+    assert step_model.first_of_each_size(next(ours.inputs)) == [0, 2]
 
 
 def test_a_signal_while_compiling_stops_before_the_first_step(digits_config, pixel_run, tmp_path, compile_as, capsys):

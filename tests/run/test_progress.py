@@ -91,15 +91,15 @@ def test_blank_tiles_count_when_their_step_is_taken(tmp_path):
     settings = {"batch_size": 4, "num_images": 8, "num_inputs": 8, "max_bad": 0.0, "state": {}, "is_tiled": True}
     progress = Progress(RunLog(tmp_path), Processes(), **settings)
     batch = Batch(torch.zeros(4, 3, 2, 2), torch.arange(4), {}, blank=3)
-    inputs = iter([SimpleNamespace(parts=[batch])] * 3)
-    progress.wait_for(inputs)
+    inputs = iter([SimpleNamespace(micro_batches=[batch])] * 3)
+    progress.next_inputs(inputs)
     assert progress.to_dict()["blank"] == 0
-    progress.wait_for(inputs)
+    progress.next_inputs(inputs)
     progress.add(torch.tensor(1.0), torch.tensor(0.0))
     assert progress.to_dict()["blank"] == 3
     resumed = Progress(RunLog(tmp_path), Processes(), **{**settings, "state": progress.to_dict()})
     for one in (progress, resumed):
-        one.wait_for(iter([SimpleNamespace(parts=[batch])]))
+        one.next_inputs(iter([SimpleNamespace(micro_batches=[batch])]))
         one.add(torch.tensor(1.0), torch.tensor(0.0))
         one.line(2, 0.1, torch.tensor(1.0), 0)
         assert one.summary("complete", 2)["blank_tiles"] == 6

@@ -381,8 +381,10 @@ def test_any_number_of_processes_sees_the_same_samples_and_masks(digits_config, 
     for count in (2, 3, 4):
         shares = [list(seen(Processes(rank=rank, count=count))) for rank in range(count)]
         for step, wanted in enumerate(whole):
-            for values, joined in zip(wanted, zip(*(share[step] for share in shares), strict=True), strict=True):
-                assert torch.equal(values, torch.cat(joined))
+            for values, join_processes in zip(
+                wanted, zip(*(share[step] for share in shares), strict=True), strict=True
+            ):
+                assert torch.equal(values, torch.cat(join_processes))
 
 
 def test_shares_are_disjoint_complete_and_even():

@@ -8,7 +8,7 @@ from openmae.run.waits import Waits
 
 def test_a_long_wait_is_said_and_a_short_one_is_not(monkeypatch):
     monkeypatch.setattr(module, "FIRST_LINE", 0.2)
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     lines: list[str] = []
     with Waits(lines.append) as waits:
         with waits.on("nothing much"):
@@ -21,7 +21,7 @@ def test_a_long_wait_is_said_and_a_short_one_is_not(monkeypatch):
 
 def test_the_lines_grow_rarer_and_name_the_innermost_wait(monkeypatch):
     monkeypatch.setattr(module, "FIRST_LINE", 0.05)
-    monkeypatch.setattr(module, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     lines: list[str] = []
     with Waits(lines.append) as waits, waits.on("the evaluation"), waits.on("another process"):
         time.sleep(0.5)  # after .05, .2 and not before .8
@@ -29,4 +29,4 @@ def test_the_lines_grow_rarer_and_name_the_innermost_wait(monkeypatch):
 
 
 def test_the_first_line_comes_after_five_seconds():
-    assert (module.FIRST_LINE, module.LOOK_EVERY) == (5.0, 0.25)
+    assert (module.FIRST_LINE, module.POLL_INTERVAL) == (5.0, 0.25)

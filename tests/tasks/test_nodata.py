@@ -23,7 +23,7 @@ from openmae.planning import preprocessing
 from openmae.run.model_input import ModelInput
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain import pretrain as task
-from openmae.tasks.pretrain.pretrain import loss_of, pretrain
+from openmae.tasks.pretrain.pretrain import loss_fn, pretrain
 
 from ..processes import run as run_processes
 from ..processes import said, same, send, start, wait, wait_for_step
@@ -76,10 +76,10 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
     for micro in (8, 3, 1):
         kept = {}
 
-        def spy(model, optimizer, parts, config, processes, masks, kept=kept, real=task.train_step):
+        def spy(model, optimizer, micro_batches, config, processes, masks, kept=kept, real=task.train_step):
             if not kept:
-                kept["parts"] = [parts[number] for number in range(len(parts))]
-                kept["empty"] = [part.empty for part in parts.parts]
+                kept["parts"] = [micro_batches[number] for number in range(len(micro_batches))]
+                kept["empty"] = [micro_batch.empty for micro_batch in micro_batches.micro_batches]
                 step, before = optimizer.step, {}
 
                 def look():
@@ -88,11 +88,11 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
 
                 optimizer.step = look
                 kept["expected"] = expected_loss(model, kept["parts"], kept["empty"])
-                kept["result"] = real(model, optimizer, parts, config, processes, masks)
+                kept["result"] = real(model, optimizer, micro_batches, config, processes, masks)
                 optimizer.step = step
                 kept["grads"] = before
                 return kept["result"]
-            return real(model, optimizer, parts, config, processes, masks)
+            return real(model, optimizer, micro_batches, config, processes, masks)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(task, "train_step", spy)
@@ -106,15 +106,15 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
             torch.testing.assert_close(grads[micro][name], grad, rtol=1e-4, atol=1e-6)  # measured 8e-8
 
 
-def expected_loss(model, parts, empties):
+def expected_loss(model, micro_batches, empties):
     """The mean over all masked patches of the batch that are not empty, patch by patch."""
     scores = []
     with torch.no_grad():
-        for part, empty in zip(parts, empties, strict=True):
-            prediction = model(part.images, part.masking).prediction
-            truth = gather(patchify(part.images, 4), part.masking.masked_ids)
-            for image in range(len(part)):
-                for place, patch in enumerate(part.masking.masked_ids[image].tolist()):
+        for micro_batch, empty in zip(micro_batches, empties, strict=True):
+            prediction = model(micro_batch.images, micro_batch.masking).prediction
+            truth = gather(patchify(micro_batch.images, 4), micro_batch.masking.masked_ids)
+            for image in range(len(micro_batch)):
+                for place, patch in enumerate(micro_batch.masking.masked_ids[image].tolist()):
                     if empty is None or not empty[image, patch]:
                         scores.append((prediction[image, place] - truth[image, place]).square().mean())
     return torch.stack(scores).mean()
@@ -125,8 +125,8 @@ def test_a_batch_without_any_patch_that_counts_has_no_loss_and_moves_nothing(tin
     model = MAE.from_shape(tiny_shape(target="pixel"))
     keys = torch.arange(2)
     masks = MaskSampler("random", 0.75, (4, 4))
-    part = ModelInput(torch.randn(2, 3, 16, 16), keys, masks(keys), is_counted=torch.zeros(2, 12), num_counted=0)
-    loss = loss_of(model, part, "fp32")
+    micro_batch = ModelInput(torch.randn(2, 3, 16, 16), keys, masks(keys), is_counted=torch.zeros(2, 12), num_counted=0)
+    loss = loss_fn(model, micro_batch, "fp32")
     loss.backward()
     assert loss.item() == 0.0
     assert all((p.grad == 0).all() for p in model.parameters() if p.grad is not None)
@@ -139,9 +139,13 @@ def test_the_compilers_check_weighs_pieces_as_the_step_does(tiny_shape):
     keys = torch.arange(8)
     masking = MaskSampler("random", 0.75, (4, 4))(keys)
     counted = (torch.rand(8, 12) < torch.linspace(0, 1, 8)[:, None]).float()
-    part = ModelInput(torch.randn(8, 3, 16, 16), keys, masking, is_counted=counted, num_counted=int(counted.sum()))
-    step = StepModel(model, Processes(), CPU, is_compiled=False, precision="fp32", loss_of=loss_of)
-    whole, pieces = (step._gradients(model, parts, "fp32") for parts in ([part], part.split(2)))
+    micro_batch = ModelInput(
+        torch.randn(8, 3, 16, 16), keys, masking, is_counted=counted, num_counted=int(counted.sum())
+    )
+    step = StepModel(model, Processes(), CPU, is_compiled=False, precision="fp32", loss_fn=loss_fn)
+    whole, pieces = (
+        step._gradients(model, micro_batches, "fp32") for micro_batches in ([micro_batch], micro_batch.split(2))
+    )
     for one, other in zip(whole, pieces, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)  # measured 8e-9
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openmae.errors import RequestError
-from openmae.training.average import Average
+from openmae.training.average import ModelEMA
 
 
 def make_model():
@@ -34,7 +34,7 @@ def test_the_average_is_timms(decay, says):
     """Over 50 steps, measured: no difference. `says`: whether each step is said not to be skipped."""
     ema = pytest.importorskip("timm.utils").ModelEmaV3
     model = make_model()
-    average, theirs = Average(model, decay), ema(model, decay)
+    average, theirs = ModelEMA(model, decay), ema(model, decay)
     for step in range(50):
         move(model, step)
         average.update(torch.zeros(()) if says else None)
@@ -49,7 +49,7 @@ def test_the_average_is_timms(decay, says):
 def test_two_steps_by_hand():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
-    average = Average(model, 0.75)
+    average = ModelEMA(model, 0.75)
     for value in (5.0, -3.0):
         nn.init.constant_(model.weight, value)
         average.update()
@@ -58,7 +58,7 @@ def test_two_steps_by_hand():
 
 def test_a_skipped_step_leaves_the_average_bit_for_bit():
     model = make_model()
-    average, other = Average(model, 0.9), Average(model, 0.9)
+    average, other = ModelEMA(model, 0.9), ModelEMA(model, 0.9)
     for step in range(10):
         move(model, step)  # the weights are elsewhere: an average that followed them would differ
         before = {name: tensor.clone() for name, tensor in average.tensors().items()}
@@ -78,14 +78,14 @@ def test_an_update_never_reads_a_number_back():
         model, is_skipped = nn.Linear(3, 2), torch.zeros(())
     with pytest.raises(RuntimeError, match="meta"):
         bool(is_skipped)
-    Average(model, 0.9).update(is_skipped)
+    ModelEMA(model, 0.9).update(is_skipped)
 
 
 def test_low_precision_weights_have_a_float32_average():
     """In bfloat16 a share of .001 would be rounded away and the average would stand still."""
     model = nn.Linear(2, 2, bias=False, dtype=torch.bfloat16)
     nn.init.constant_(model.weight, 1.0)
-    average = Average(model, 0.999)
+    average = ModelEMA(model, 0.999)
     nn.init.constant_(model.weight, 2.0)
     for _ in range(100):
         average.update()
@@ -97,7 +97,7 @@ def test_low_precision_weights_have_a_float32_average():
 
 def test_the_average_is_applied_and_the_weights_come_back_bit_for_bit():
     model = make_model()
-    average = Average(model, 0.9)
+    average = ModelEMA(model, 0.9)
     for step in range(5):
         move(model, step)
         average.update()
@@ -119,7 +119,7 @@ def test_the_average_is_applied_and_the_weights_come_back_bit_for_bit():
 
 def test_the_weights_come_back_after_an_error_and_training_goes_on():
     model, straight = make_model(), make_model()
-    average, other = Average(model, 0.9), Average(straight, 0.9)
+    average, other = ModelEMA(model, 0.9), ModelEMA(straight, 0.9)
     for step in range(6):
         for one, its_average in ((model, average), (straight, other)):
             move(one, step)
@@ -132,11 +132,11 @@ def test_the_weights_come_back_after_an_error_and_training_goes_on():
 
 def test_a_restored_average_goes_on_as_if_never_stopped():
     model, straight = make_model(), make_model()
-    first, other = Average(model, 0.9), Average(straight, 0.9)
+    first, other = ModelEMA(model, 0.9), ModelEMA(straight, 0.9)
     for step in range(6):
         if step == 3:
             saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-            first = Average(model, 0.9)  # begins as the weights, not as the average
+            first = ModelEMA(model, 0.9)  # begins as the weights, not as the average
             assert not torch.equal(first.tensors()["0.weight"], saved["0.weight"])
             first.restore(saved)
         for one, its_average in ((model, first), (straight, other)):
@@ -147,7 +147,7 @@ def test_a_restored_average_goes_on_as_if_never_stopped():
 
 def test_a_restored_average_is_a_copy():
     model = make_model()
-    average = Average(model, 0.9)
+    average = ModelEMA(model, 0.9)
     saved = {name: torch.ones_like(tensor) for name, tensor in average.tensors().items()}
     average.restore(saved)
     average.update()
@@ -156,7 +156,7 @@ def test_a_restored_average_is_a_copy():
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
 def test_a_saved_average_of_another_model_is_refused(change):
-    average = Average(make_model(), 0.9)
+    average = ModelEMA(make_model(), 0.9)
     saved = {name: tensor.clone() for name, tensor in average.tensors().items()}
     if change == "missing":
         del saved["0.weight"]
@@ -169,6 +169,6 @@ def test_a_saved_average_of_another_model_is_refused(change):
 
 
 def test_it_is_applied_only_to_a_model_of_the_same_names():
-    average = Average(make_model(), 0.9)
+    average = ModelEMA(make_model(), 0.9)
     with pytest.raises(AssertionError, match="other parameters"), average.applied(nn.Linear(2, 2)):
         pass

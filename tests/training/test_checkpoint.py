@@ -22,10 +22,10 @@ from openmae.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
     save_model,
-    verify,
+    verify_checkpoint,
     write_json,
 )
-from openmae.training.optim import adamw, set_rate
+from openmae.training.optim import adamw, set_learning_rate
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
@@ -36,7 +36,7 @@ def trained(tiny_shape):
     torch.manual_seed(0)
     model = MAE.from_shape(tiny_shape())
     optimizer = adamw(model, 0.05, (0.9, 0.95))
-    set_rate(optimizer, 1e-3)
+    set_learning_rate(optimizer, 1e-3)
     train(model, optimizer)
     return model, optimizer
 
@@ -62,7 +62,7 @@ def test_a_round_trip_is_bit_equal_and_training_goes_on_alike(tmp_path, tiny_sha
     folder = save(tmp_path, 10, trained)
     other = MAE.from_shape(tiny_shape())
     again = adamw(other, 0.05, (0.9, 0.95))
-    set_rate(again, 1e-3)
+    set_learning_rate(again, 1e-3)
     weights, _ = read_model(folder / "model.safetensors")
     other.load_state_dict(weights)
     restore_optimizer(folder, other, again)
@@ -169,7 +169,7 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(tmp_path, trained, na
     if name != "manifest.json" or damage is not flip_a_bit:  # a flip in it shows as a difference of the file it lists
         assert name in damaged[0]
     with pytest.raises(DamagedCheckpoint):
-        verify(bad)
+        verify_checkpoint(bad)
 
 
 @pytest.mark.parametrize("manifest", ["[]", "3", "{}", '{"files": []}', '{"files": {"model.safetensors": null}}'])

@@ -7,7 +7,7 @@ from torch import nn
 
 from openmae.training.checkpoint import OPTIMIZER, optimizer_tensors, restore_optimizer
 from openmae.training.lars import LARS
-from openmae.training.optim import set_rate
+from openmae.training.optim import set_learning_rate
 
 # Largest difference from timm's program over 50 steps, as a share of the parameter's largest weight: 3e-16 and 5.2e-7.
 TOLERANCES = {torch.float64: 3e-15, torch.float32: 3e-6}
@@ -58,7 +58,7 @@ def test_lars_is_timms_step_for_step(momentum, trust, weight_decay, dtype):
     other = timms(theirs, momentum, trust)
     for step in range(50):
         rate = 6.4 * (1 - step / 50)
-        set_rate(optimizer, rate)
+        set_learning_rate(optimizer, rate)
         for group in other.param_groups:
             group["lr"] = rate
         given = gradients(ours, step)
@@ -80,7 +80,7 @@ def test_weight_decay_is_timms_where_both_norms_agree(dtype):
     ours, theirs = Probe(dtype), Probe(dtype)
     optimizer = LARS([{"params": list(ours.parameters()), "weight_decay": 0.3}])
     other = timms(theirs, 0.9, 0.001, weight_decay=0.3)
-    set_rate(optimizer, 2.0)
+    set_learning_rate(optimizer, 2.0)
     for group in other.param_groups:
         group["lr"] = 2.0
     for step in range(50):
@@ -103,7 +103,7 @@ def test_a_first_step_by_hand():
     """w = (3, 4), g = (0, 2.5), wd .5: g <- (1.5, 4.5); ratio .001 · 5 / sqrt(22.5); the bias moves by rate · g."""
     weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
     optimizer = LARS([{"params": [weight, bias], "weight_decay": 0.5, "lr_scale": 0.5}])
-    set_rate(optimizer, 4.0)
+    set_learning_rate(optimizer, 4.0)
     weight.grad, bias.grad = torch.tensor([[0.0, 2.5]]), torch.tensor([0.25])
     optimizer.step()
     ratio = 0.001 * 5 / 22.5**0.5
@@ -114,8 +114,8 @@ def test_a_first_step_by_hand():
 def test_a_skipped_step_changes_no_bit_and_leaves_no_trace():
     ours, theirs = Probe(torch.float32), Probe(torch.float32)
     optimizer, other = (LARS([{"params": list(m.parameters()), "weight_decay": 0.1}]) for m in (ours, theirs))
-    set_rate(optimizer, 1.0)
-    set_rate(other, 1.0)
+    set_learning_rate(optimizer, 1.0)
+    set_learning_rate(other, 1.0)
     for step in range(8):
         given = gradients(ours, step)
         for model in (ours, theirs):
@@ -152,7 +152,7 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     model = Probe(torch.float32)
     before = model.head.weight.detach().clone()
     optimizer = LARS([{"params": list(model.parameters()), "weight_decay": 0.1}])
-    set_rate(optimizer, 1.0)
+    set_learning_rate(optimizer, 1.0)
     optimizer.step()
     assert torch.equal(model.head.weight, before)
     assert not optimizer.state
@@ -162,7 +162,7 @@ def test_a_checkpoint_carries_its_momentum(tmp_path):
     straight, stopped = Probe(torch.float32), Probe(torch.float32)
 
     def steps(model, optimizer, numbers):
-        set_rate(optimizer, 3.0)
+        set_learning_rate(optimizer, 3.0)
         for step in numbers:
             for name, gradient in gradients(model, step).items():
                 model.get_parameter(name).grad = gradient

@@ -12,9 +12,9 @@ from openmae.model.mae import MAE
 from openmae.training.optim import (
     CosineSchedule,
     adamw,
-    adamw_of,
+    adamw_from_groups,
     layer_decay_groups,
-    set_rate,
+    set_learning_rate,
     sgd,
     weight_decay_groups,
 )
@@ -61,7 +61,7 @@ def test_adamw_steps_as_the_textbook_says():
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     optimizer = adamw(model, decay, betas)
-    set_rate(optimizer, rate)
+    set_learning_rate(optimizer, rate)
     wanted = {name: p.detach().double() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in wanted.items()}
     second = {name: torch.zeros_like(p) for name, p in wanted.items()}
@@ -86,7 +86,7 @@ def test_the_fused_step_equals_torchs_plain_one(tiny_shape):
     theirs.load_state_dict(ours.state_dict())
     fused = adamw(ours, 0.05, (0.9, 0.95))
     plain = torch.optim.AdamW(weight_decay_groups(theirs, 0.05), lr=1e-2, betas=(0.9, 0.95), fused=False, foreach=False)
-    set_rate(fused, 1e-2)
+    set_learning_rate(fused, 1e-2)
     for _ in range(3):
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             if mine.requires_grad:
@@ -135,7 +135,7 @@ def test_degenerate_warm_ups_stay_finite(warmup_steps):
 
 def test_set_rate_reaches_every_group(tiny_shape):
     optimizer = adamw(MAE.from_shape(tiny_shape()), 0.05, (0.9, 0.95))
-    set_rate(optimizer, 0.125)
+    set_learning_rate(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
 
 
@@ -149,7 +149,7 @@ def test_the_rate_is_the_releaseds_in_epochs_with_each_layers_scale():
     scales = [0.65**3, 1.0]
     weights = [nn.Parameter(torch.zeros(1)) for _ in range(3)]
     groups = [{"params": [w], "lr_scale": s} for w, s in zip(weights, scales, strict=False)] + [{"params": weights[2:]}]
-    optimizer = adamw_of(groups, (0.9, 0.999))
+    optimizer = adamw_from_groups(groups, (0.9, 0.999))
     schedule = CosineSchedule(peak=rate, minimum=minimum, warmup_steps=warm * steps, total_steps=epochs * steps)
     plain = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
     theirs = timm_scheduler.CosineLRScheduler(
@@ -162,12 +162,12 @@ def test_the_rate_is_the_releaseds_in_epochs_with_each_layers_scale():
                 wanted = rate * t / warm
             else:
                 wanted = minimum + (rate - minimum) * 0.5 * (1 + math.cos(math.pi * (t - warm) / (epochs - warm)))
-            set_rate(optimizer, schedule(epoch * steps + i))
+            set_learning_rate(optimizer, schedule(epoch * steps + i))
             got = [group["lr"] for group in optimizer.param_groups]
             assert got == pytest.approx([wanted * scale for scale in (*scales, 1.0)], rel=1e-12)
             theirs.step_update(epoch * steps + i)
             assert got[2] == pytest.approx(plain.param_groups[0]["lr"], rel=1e-12)
-    set_rate(optimizer, schedule(epochs * steps))
+    set_learning_rate(optimizer, schedule(epochs * steps))
     assert [group["lr"] for group in optimizer.param_groups] == [minimum * scales[0], minimum, minimum]
 
 
@@ -244,7 +244,7 @@ def test_adamw_over_layers_equals_a_plain_one_for_each(betas):
     torch.manual_seed(0)
     ours, theirs = classifier(), classifier()
     theirs.load_state_dict(ours.state_dict())
-    optimizer = adamw_of(layer_decay_groups(ours, depth=3, layer_decay=0.5, weight_decay=0.3), betas)
+    optimizer = adamw_from_groups(layer_decay_groups(ours, depth=3, layer_decay=0.5, weight_decay=0.3), betas)
     settings = by_name(theirs, layer_decay_groups(theirs, depth=3, layer_decay=0.5, weight_decay=0.3))
     plain = [
         torch.optim.AdamW(
@@ -252,7 +252,7 @@ def test_adamw_over_layers_equals_a_plain_one_for_each(betas):
         )
         for name, parameter in theirs.named_parameters()
     ]
-    set_rate(optimizer, 1e-2)
+    set_learning_rate(optimizer, 1e-2)
     for _ in range(5):
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.grad = torch.randn_like(mine)
@@ -293,7 +293,7 @@ def test_sgd_equals_torchs_plain_one_however_many_steps_are_skipped(momentum, we
     plain = torch.optim.SGD(theirs.parameters(), momentum=momentum, weight_decay=weight_decay, foreach=False)
     for step in range(20):
         rate = 0.1 * (1 + step % 3)
-        set_rate(optimizer, rate)
+        set_learning_rate(optimizer, rate)
         plain.param_groups[0]["lr"] = rate
         give_gradients(ours, theirs, step)
         is_skipped = step in (0, 1, 7)

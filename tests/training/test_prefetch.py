@@ -31,15 +31,15 @@ def steps_of(log, sizes):
 def run(sizes, is_ahead, take=lambda step, inputs: list(inputs)):
     log: list[str] = []
 
-    def prepare(part):
-        log.append(f"prepare {int(part)}")
-        return Prepared(part * 10)
+    def prepare(micro_batch):
+        log.append(f"prepare {int(micro_batch)}")
+        return Prepared(micro_batch * 10)
 
     for step, inputs in enumerate(inputs_of_steps(steps_of(log, sizes), prepare, CPU, is_ahead=is_ahead)):
         assert len(inputs) == sizes[step]
         log.append(f"step {step}")
-        for part in take(step, inputs):
-            log.append(f"compute {int(part.value)}")
+        for micro_batch in take(step, inputs):
+            log.append(f"compute {int(micro_batch.value)}")
     return log
 
 
@@ -70,9 +70,11 @@ def test_a_step_that_is_left_early_does_not_confuse_the_next():
 
 
 def test_one_can_be_looked_at_before_the_step():
-    inputs = next(inputs_of_steps(steps_of([], [2]), lambda part: Prepared(part * 10), CPU, is_ahead=True))
+    inputs = next(
+        inputs_of_steps(steps_of([], [2]), lambda micro_batch: Prepared(micro_batch * 10), CPU, is_ahead=True)
+    )
     assert int(inputs[1].value) == 10
-    assert [int(part.value) for part in inputs] == [0, 10]
+    assert [int(micro_batch.value) for micro_batch in inputs] == [0, 10]
 
 
 def test_closing_closes_the_reading():

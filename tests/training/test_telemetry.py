@@ -10,7 +10,7 @@ from rich.console import Console
 from openmae.errors import Fault
 from openmae.run.log import RunLog
 from openmae.training import telemetry
-from openmae.training.telemetry import Screen, duration, read_lines
+from openmae.training.telemetry import ProgressBar, format_duration, read_lines
 
 
 def test_a_line_holds_what_was_measured(tmp_path):
@@ -108,7 +108,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     ],
 )
 def test_durations_in_words(seconds, words):
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 class Clock:
@@ -121,8 +121,8 @@ class Clock:
 
 def test_plain_lines_now_and_then_where_there_is_no_terminal(capsys, monkeypatch):
     clock = Clock(monkeypatch)
-    with Screen(4, 0, "pretrain") as screen:
-        screen.say("a line [bold]as it is[/bold]")
+    with ProgressBar(4, 0, "pretrain") as screen:
+        screen.print("a line [bold]as it is[/bold]")
         screen.update(1, "loss 0.5")  # too soon after the start
         clock.now += 20
         screen.update(2, "loss 0.4")
@@ -139,7 +139,7 @@ def test_plain_lines_now_and_then_where_there_is_no_terminal(capsys, monkeypatch
 
 def test_time_left_counts_from_where_the_run_was_resumed(monkeypatch):
     clock = Clock(monkeypatch)
-    screen = Screen(100, 50, "pretrain")
+    screen = ProgressBar(100, 50, "pretrain")
     clock.now += 10
     assert screen.time_left(60) == pytest.approx(40)
 
@@ -147,7 +147,7 @@ def test_time_left_counts_from_where_the_run_was_resumed(monkeypatch):
 def test_no_time_is_left_before_there_is_a_pace(monkeypatch, capsys):
     """A run said "30 h 56 min left" at its first line: readers had started and the step was compiled meanwhile."""
     clock = Clock(monkeypatch)
-    screen = Screen(101, 0, "pretrain", has_pace=False)
+    screen = ProgressBar(101, 0, "pretrain", is_timed_from_start=False)
     clock.now += 70
     assert screen.time_left(1) is None
     screen.update(1, "loss 0.5")
@@ -157,7 +157,7 @@ def test_no_time_is_left_before_there_is_a_pace(monkeypatch, capsys):
     clock.now += 2
     assert screen.time_left(2) == pytest.approx(2 * 99)
     clock.now += 60
-    screen.leave_out(60)  # compiled once more
+    screen.exclude_time(60)  # compiled once more
     assert screen.time_left(2) == pytest.approx(2 * 99)
 
 
@@ -168,9 +168,9 @@ def test_a_bar_on_a_terminal(monkeypatch):
         return Console(file=text, force_terminal=True, width=100, **{**options, "stderr": False})
 
     monkeypatch.setattr(telemetry, "Console", console)
-    with Screen(4, 0, "pretrain") as screen:
+    with ProgressBar(4, 0, "pretrain") as screen:
         screen.update(3, "loss 0.3")
-        screen.say("timed")
+        screen.print("timed")
     assert "━" in text.getvalue()
     assert "3/4" in text.getvalue()
     assert "loss 0.3" in text.getvalue()

@@ -122,7 +122,7 @@ PARTS: tuple[Part, ...] = (
 # fmt: on
 
 
-def chosen(parts: Sequence[Part], only: Sequence[str] | None, is_done: Callable[[Part], bool]) -> list[Part]:
+def select_parts(parts: Sequence[Part], only: Sequence[str] | None, is_done: Callable[[Part], bool]) -> list[Part]:
     """The parts that were asked for, in that order, each behind what it needs and is not done.
 
     Raises:

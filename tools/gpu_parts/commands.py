@@ -14,7 +14,7 @@ MODEL = "--image-size 32 --patch-size 8 --width 48 --depth 2 --num-heads 3"
 DECODER = "--decoder-width 32 --decoder-depth 1 --decoder-num-heads 2"
 TINY = f"{MODEL} {DECODER} --batch-size 16 --steps 12 --log-every 2 --evaluate-every 6 --save-every 6 --workers 1"
 LABELLED = "--steps 8 --batch-size 16 --log-every 2 --workers 1"
-MADE = {"gpu": 50, "cpu": 1}  # copies of each photograph: 2000 images
+PHOTO_COPIES = {"gpu": 50, "cpu": 1}  # copies of each photograph: 2000 images
 PACKS = {"jpeg": 256, "raw": 256}  # short side in pixels
 
 Check = Callable[[Path], None]
@@ -25,16 +25,18 @@ def default_run(context: Context) -> Path:
     return context.work / "parts" / "pretrain" / "default"
 
 
-def both(context: Context, arguments: Callable[[Path], str], check: Check, *names: str, end: str = "") -> None:
-    """Run a command once for each of the ways to name a device, side by side, and look at what each left.
+def run_on_devices(
+    context: Context, arguments: Callable[[Path], str], check: Check, *names: str, end: str = ""
+) -> None:
+    """Run a command once for each way to name a device, side by side, and check what each wrote.
 
     Args:
-        arguments: the command line that writes to a path.
-        check: of that path; raises Failed.
-        names: of devices, `default` naming none; by default that and the one with its index.
-        end: of the path: an extension.
+        arguments: from a path to the command line that writes to it.
+        check: checks the path; raises Failed.
+        names: of devices; `default` passes none. Unless given, that and the device with its index.
+        end: the extension of the path.
     """
-    names = names or ("default", context.settled_device)
+    names = names or ("default", context.expected_device)
     runs = []
     for name in names:
         out, log = context.here / f"{name.replace(':', '-')}{end}", context.here / f"{name.replace(':', '-')}.log"
@@ -50,14 +52,14 @@ def both(context: Context, arguments: Callable[[Path], str], check: Check, *name
 
 
 def is_good_run(context: Context, steps: int | None = None) -> Check:
-    """Of a run folder: complete, all numbers finite, on a device with an index."""
+    """A check of a run folder: complete, all numbers finite, on a device with an index."""
 
     def check(run: Path) -> None:
         summary, config = read_json(run / "summary.json"), read_json(run / "config.json")
         if summary.get("status") != "complete" or (steps is not None and summary.get("step") != steps):
             raise Failed(f"summary.json says {summary.get('status')!r} at step {summary.get('step')}")
-        if config.get("device") != context.settled_device:
-            raise Failed(f"config.json says device {config.get('device')!r}, not {context.settled_device!r}")
+        if config.get("device") != context.expected_device:
+            raise Failed(f"config.json says device {config.get('device')!r}, not {context.expected_device!r}")
         lines = read_metrics(run)
         losses = [line["loss"] for line in lines if "loss" in line]
         if not losses:
@@ -92,11 +94,13 @@ def has_finite_summary(out: Path) -> None:
 def pretrain(context: Context) -> None:
     names = ("default", "cuda", "cuda:0") if context.is_gpu else ("default", "cpu")
     data = labelled(context.work)
-    both(context, lambda out: f"pretrain {data} --out {out} {TINY} --compile False", is_good_run(context, 12), *names)
+    run_on_devices(
+        context, lambda out: f"pretrain {data} --out {out} {TINY} --compile False", is_good_run(context, 12), *names
+    )
 
 
 def pretrain_compiled(context: Context) -> None:
-    """As is the default on a GPU: a line says so before the first step, and the first gradients were equal."""
+    """Compiled, the default on a GPU: a line announces it before the first step, and the first gradients are equal."""
     out, log = context.here / "run", context.here / "run.log"
     began = time.monotonic()
     process = context.openmae(
@@ -104,9 +108,9 @@ def pretrain_compiled(context: Context) -> None:
     )
     context.completed(process, log)
     is_good_run(context, 40)(out)
-    said = log.read_text(errors="replace").replace(str(out), "OUT").splitlines()
-    lines = [line.strip() for line in said if "ompil" in line and "--compile" not in line]
-    context.note(seconds=time.monotonic() - began, said=" / ".join(lines)[:400] or "nothing")
+    output = log.read_text(errors="replace").replace(str(out), "OUT").splitlines()
+    lines = [line.strip() for line in output if "ompil" in line and "--compile" not in line]
+    context.note(seconds=time.monotonic() - began, output=" / ".join(lines)[:400] or "nothing")
     if context.is_gpu and not any("compiling" in line.lower() for line in lines):
         raise Failed("no line says that the step is being compiled")
     if context.is_gpu and any(re.search(r"going on (eagerly|without compiling)", line) for line in lines):
@@ -115,17 +119,19 @@ def pretrain_compiled(context: Context) -> None:
 
 def finetune(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
-    both(context, lambda out: f"finetune {data} --init {init} --out {out} {LABELLED}", is_good_run(context, 8))
+    run_on_devices(
+        context, lambda out: f"finetune {data} --init {init} --out {out} {LABELLED}", is_good_run(context, 8)
+    )
 
 
 def probe(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
-    both(context, lambda out: f"probe {data} --init {init} --out {out} {LABELLED}", is_good_run(context, 8))
+    run_on_devices(context, lambda out: f"probe {data} --init {init} --out {out} {LABELLED}", is_good_run(context, 8))
 
 
 def knn(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
-    both(context, lambda out: f"knn {data} --init {init} --out {out} --k 5 --workers 1", has_finite_summary)
+    run_on_devices(context, lambda out: f"knn {data} --init {init} --out {out} --k 5 --workers 1", has_finite_summary)
 
 
 def embed(context: Context) -> None:
@@ -138,22 +144,22 @@ def embed(context: Context) -> None:
         if not np.isfinite(features).all() or not features.std() > 0:
             raise Failed(f"features of shape {features.shape} are not finite, or all alike")
 
-    both(context, lambda out: f"embed {data} --init {init} --out {out} --workers 1", check, end=".npz")
+    run_on_devices(context, lambda out: f"embed {data} --init {init} --out {out} --workers 1", check, end=".npz")
 
 
 def attention(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
-    both(context, lambda out: f"attention {data} --init {init} --out {out}", holds_something, end=".png")
+    run_on_devices(context, lambda out: f"attention {data} --init {init} --out {out}", holds_something, end=".png")
 
 
 def reconstruct(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
-    both(context, lambda out: f"reconstruct {data} --init {init} --out {out}", holds_something, end=".png")
+    run_on_devices(context, lambda out: f"reconstruct {data} --init {init} --out {out}", holds_something, end=".png")
 
 
 def robustness(context: Context) -> None:
     images, init = corrupted(context.work), context.work / "parts" / "finetune" / "default"
-    both(
+    run_on_devices(
         context,
         lambda out: f"robustness --init {init} --out {out} --imagenet-c {images} --workers 1",
         has_finite_summary,
@@ -168,12 +174,12 @@ def experiment(context: Context) -> None:
     def check(out: Path) -> None:
         check_finite(read_json(out / "results.json"), "results.json")
 
-    both(context, lambda out: f"experiment figure-9 {data} --init {init} --out {out} {settings}", check)
+    run_on_devices(context, lambda out: f"experiment figure-9 {data} --init {init} --out {out} {settings}", check)
 
 
 def demo(context: Context) -> None:
     steps = 20 if context.is_gpu else 2
-    both(context, lambda out: f"demo --out {out} --steps {steps}", is_good_run(context, steps))
+    run_on_devices(context, lambda out: f"demo --out {out} --steps {steps}", is_good_run(context, steps))
 
 
 def bench(context: Context) -> None:
@@ -181,7 +187,7 @@ def bench(context: Context) -> None:
         if not any(row["ours"] for row in read_json(out)["rows"]):
             raise Failed("no row was measured")
 
-    both(context, lambda out: f"bench step --case tiny --quick --json {out}", check, end=".json")
+    run_on_devices(context, lambda out: f"bench step --case tiny --quick --json {out}", check, end=".json")
 
 
 def convert(context: Context) -> None:
@@ -205,8 +211,8 @@ def inspect(context: Context) -> None:
 
 
 def pack(context: Context) -> None:
-    """What later parts read, too: photographs as JPEGs and raw numbers; checked as they were written."""
-    data = photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])
+    """Packs of photographs as JPEGs and as raw values, which later parts read; verified after writing."""
+    data = photographs(context.work, PHOTO_COPIES["gpu" if context.is_gpu else "cpu"])
     commands = []
     for form, size in PACKS.items():
         out = context.here / form

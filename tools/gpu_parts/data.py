@@ -58,11 +58,11 @@ def _write_classes(folder: Path, count: int, seed: int) -> None:
     import numpy as np
     from PIL import Image
 
-    chance = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     for number, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for image in range(count):
-            values = chance.normal(0, 40, (SIDE, SIDE, 3)) + 60
+            values = rng.normal(0, 40, (SIDE, SIDE, 3)) + 60
             values[..., number] += 120
             Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(folder / name / f"{image}.png")
 

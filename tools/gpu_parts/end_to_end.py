@@ -8,7 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.commands import MADE, TINY
+from gpu_parts.commands import PHOTO_COPIES, TINY
 from gpu_parts.data import photographs
 from gpu_parts.part import Context, Failed, read_json, read_metrics, tail
 
@@ -29,7 +29,7 @@ def from_files(context: Context, kind: str) -> None:
         kind: folder, jpeg or raw.
     """
     if kind == "folder":
-        data = photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])
+        data = photographs(context.work, PHOTO_COPIES["gpu" if context.is_gpu else "cpu"])
     else:
         data = context.work / "parts" / "pack" / kind
     run, log = context.here / "run", context.here / "run.log"
@@ -61,9 +61,9 @@ def on_ready(context: Context) -> None:
 
     def read_steps(*arguments: Any, **options: Any) -> Generator[Any, None, None]:
         batches = real(*arguments, **options)
-        parts = next(batches)
+        micro_batches = next(batches)
         batches.close()
-        yield from itertools.repeat(parts)
+        yield from itertools.repeat(micro_batches)
 
     data, run = context.work / "parts" / "pack" / "jpeg", context.here / "run"
     settings: dict[str, Any] = {

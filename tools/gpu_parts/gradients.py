@@ -13,12 +13,12 @@ from typing import Any
 from gpu_parts.part import Context, Failed
 
 PIECE = 64  # images at a time of the fp32 reference
-MOST_TIMES = 3.0  # the bf16 eager error
+MAX_TIMES = 3.0  # times the eager bf16 error
 FP32_TOLERANCE = 1e-4
 
 
 def gradients(context: Context, case: str, batch: int, precision: str) -> None:
-    """Of one batch. Notes errors and the seconds of compiling; raises Failed where they are too large."""
+    """Compare gradients of one batch. Records errors and compile time; raises Failed where errors are too large."""
     import torch
 
     from openmae.benchmarks.ours import make_ours, pretrain_plan_for
@@ -34,10 +34,10 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
             ("eager", precision, min(2 * PIECE, batch), False),
             ("compiled", precision, batch, True),
         ):
-            settled = pretrain_plan_for(case, batch, device, kind, micro_batch_size=pieces)
-            ours = make_ours(settled, device, is_compiled=is_compiled)
+            plan = pretrain_plan_for(case, batch, device, kind, micro_batch_size=pieces)
+            ours = make_ours(plan, device, is_compiled=is_compiled)
             began = time.monotonic()
-            sides[name] = gradients_of(ours)
+            sides[name] = compute_gradients(ours)
             if is_compiled:
                 context.note(compiled_in=time.monotonic() - began)
                 _step_without_waiting(context, ours)
@@ -48,22 +48,22 @@ def gradients(context: Context, case: str, batch: int, precision: str) -> None:
     context.note(eager_error=errors["eager"][""], compiled_error=errors["compiled"][""])
     times, name = worst_of(errors)
     context.note(worst_tensor=name, its_eager_error=errors["eager"][name], its_compiled_error=errors["compiled"][name])
-    if precision == "bf16" and not max(errors["compiled"][""] / errors["eager"][""], times) <= MOST_TIMES:
-        raise Failed(f"the compiled error is more than {MOST_TIMES:g} times the eager one, in all or in {name}")
+    if precision == "bf16" and not max(errors["compiled"][""] / errors["eager"][""], times) <= MAX_TIMES:
+        raise Failed(f"the compiled error is more than {MAX_TIMES:g} times the eager one, in all or in {name}")
     if precision == "fp32" and not max(errors["compiled"][""], errors["compiled"][name]) <= FP32_TOLERANCE:
         raise Failed(f"the compiled error is more than {FP32_TOLERANCE:g}, in all or in {name}")
 
 
-def gradients_of(ours: Any) -> dict[str, Any]:
-    """Of the batch, by parameter, summed over its micro-batches as a step does it."""
+def compute_gradients(ours: Any) -> dict[str, Any]:
+    """The gradients of the batch by parameter name, summed over its micro-batches as in a step."""
     from openmae.data.device_crop import model_input
     from openmae.inference.mask_sampler import to_device
     from openmae.machine.device import autocast
 
-    config = ours.settled.config
-    for part in ours.parts:
-        images = model_input(part, ours.settled.preprocessing, ours.device)
-        masking = to_device(ours.masks(part.keys), ours.device)
+    config = ours.plan.config
+    for micro_batch in ours.micro_batches:
+        images = model_input(micro_batch, ours.plan.preprocessing, ours.device)
+        masking = to_device(ours.masks(micro_batch.keys), ours.device)
         with autocast(ours.device, config.precision):
             loss = ours.wrapped_model(images, masking).loss * (len(images) / config.batch_size)
         loss.backward()
@@ -104,7 +104,7 @@ def _step_without_waiting(context: Context, ours: Any) -> None:
     ours.step()
     if not context.is_gpu:
         return
-    ours.parts = [part.pin_memory() for part in ours.parts]
+    ours.micro_batches = [micro_batch.pin_memory() for micro_batch in ours.micro_batches]
     ours.step()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,4 +1,4 @@
-"""A part of the check: what it is, what it needs, and the surroundings in which its function runs."""
+"""A part of the check: its description, what it needs, and the context in which its function runs."""
 
 import json
 import os
@@ -24,9 +24,9 @@ class Part:
     """Attributes:
     name, group, does: for `--only` and the table.
     function: MODULE:NAME in this package, called with a `Context` and the `options`; or an absolute module.
-    limit: seconds after which it is given up.
-    expected: seconds that it is likely to take; with fewer left it is not begun.
-    cores, memory: what it keeps busy, of the CPU and (GB) of the GPU: parts run side by side while that suffices.
+    limit: seconds after which it is stopped.
+    expected: seconds that it probably takes; with fewer left it is not started.
+    cores, memory: what it uses of the CPU and (GB) of the GPU; parts run side by side as long as these suffice.
     alone: whether nothing may run beside it, because it measures times.
     after: parts that must have passed.
     """
@@ -56,13 +56,13 @@ class Running(Protocol):
 
 @dataclass
 class Context:
-    """What a part's function gets.
+    """The argument of a part's function.
 
     Attributes:
-        device: cuda, or cpu where the parts are only walked, at tiny sizes.
-        work: shared by all parts: made data, the runs that later ones need.
-        here: of this part alone.
-        result: the file that tells the scheduler what was found, also when the part is given up.
+        device: cuda; or cpu, to try the parts at tiny sizes.
+        work: folder of all parts: data, and runs that later parts need.
+        here: folder of this part alone.
+        result: the file by which the scheduler gets the results, also of a part that is stopped.
         start: how a command is started; its output is appended to the file.
     """
 
@@ -79,12 +79,12 @@ class Context:
         return self.device == "cuda"
 
     @property
-    def settled_device(self) -> str:
-        """What a run's config.json must call the device: a CUDA device always has an index."""
+    def expected_device(self) -> str:
+        """The device's name in a run's config.json: a CUDA device always has its index there."""
         return "cuda:0" if self.is_gpu else "cpu"
 
     def note(self, **figures: Any) -> None:
-        """Put figures on record."""
+        """Record figures."""
         self.figures |= figures
         self.write()
 
@@ -107,8 +107,8 @@ class Context:
             time.sleep(0.02)
         if code not in codes:
             raise Failed(f"exit {code}: {tail(log)}")
-        if "Traceback (most recent call last)" in (said := log.read_text(errors="replace")):
-            raise Failed(f"a traceback in its output: {said[said.index('Traceback') :][:1500]}")
+        if "Traceback (most recent call last)" in (output := log.read_text(errors="replace")):
+            raise Failed(f"a traceback in its output: {output[output.index('Traceback') :][:1500]}")
         return time.monotonic() - began
 
 

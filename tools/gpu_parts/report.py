@@ -1,4 +1,4 @@
-"""check.json, check.md and check.log: written after every part, so that what is done is never lost."""
+"""check.json, check.md and check.log: written after every part, so that no result is lost."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from gpu_parts.part import ROOT, Part, write_atomically
 MARKS = {"passed": "ok", "failed": "**failed**", "no time": "no time", "skipped": "not run"}
 LOG_BYTES = {"passed": 3_000, "no time": 8_000, "failed": 30_000}  # of each output that check.log takes over
 SHOWN = 240  # characters of a part's figures on the screen
-MOST_SAID = 600  # characters of a failure in the table; check.json has all
+MAX_MESSAGE = 600  # characters of a failure in the table; check.json has all
 Result = dict[str, Any]
 
 
@@ -47,22 +47,22 @@ class Report:
         return self.results[name]["status"] if name in self.results else "not run"
 
     def add(
-        self, part: Part, status: str, seconds: float, said: str, found: Result, outputs: Sequence[Path] = ()
+        self, part: Part, status: str, seconds: float, message: str, found: Result, outputs: Sequence[Path] = ()
     ) -> None:
-        """Put a part on record, on the disk and on the screen.
+        """Record a part, on disk and on the screen.
 
         Args:
-            found: `figures` and `rows`, as far as there are some.
-            outputs: what the part's processes said, in files.
+            found: `figures` and `rows`, where there are some.
+            outputs: files with the output of the part's processes.
         """
-        result = {"name": part.name, "group": part.group, "does": part.does, "status": status, "said": said}
+        result = {"name": part.name, "group": part.group, "does": part.does, "status": status, "said": message}
         figures, rows = found.get("figures", {}), found.get("rows", [])
         result |= {"figures": figures, "rows": rows, "seconds": round(seconds, 1), "call": len(self.calls)}
         self.results[part.name] = result
-        shown = f"{figure_words(figures)[:SHOWN]}  {said[:MOST_SAID]}".rstrip()
+        shown = f"{figure_words(figures)[:SHOWN]}  {message[:MAX_MESSAGE]}".rstrip()
         print(f"{status:8} {part.name:24} {seconds:6.1f} s  {shown}", flush=True)
         with (self.out / "check.log").open("a") as log:
-            log.write(f"\n##### {part.name}: {status}, {seconds:.1f} s. {said}\n")
+            log.write(f"\n##### {part.name}: {status}, {seconds:.1f} s. {message}\n")
             for path in outputs:
                 if path.exists() and (text := path.read_bytes()[-LOG_BYTES.get(status, 0) :].decode(errors="replace")):
                     log.write(f"--- {path.name}\n{text.rstrip()}\n")
@@ -83,18 +83,18 @@ class Report:
 
     def _page(self, calls: list[dict[str, Any]], results: list[Result]) -> list[str]:
         used = sorted({result["call"] for result in results})
-        lines, said = ["# GPU check", ""], set[str]()
+        lines, machines = ["# GPU check", ""], set[str]()
         for number in used:
             call, machine = calls[number], figure_words(calls[number]["machine"], ", ")
             mark = f"Call {number + 1}: " if len(used) > 1 else ""
-            shown = "" if machine in said else f"; {machine}"
-            said.add(machine)
+            shown = "" if machine in machines else f"; {machine}"
+            machines.add(machine)
             lines += [f"{mark}{call['started']}, commit {call['commit']}{shown}", ""]
         lines += [f"`python tools/gpu_check.py OUT`: {self.words(results)}.", ""]
         lines += ["| part | what | result | measured | s |", "|---|---|---|---|---|"]
         for r in results:
             mark = MARKS[r["status"]] + (f" ({r['call'] + 1})" if len(used) > 1 else "")
-            found = "; ".join(filter(None, [figure_words(r["figures"]), r["said"][:MOST_SAID]]))
+            found = "; ".join(filter(None, [figure_words(r["figures"]), r["said"][:MAX_MESSAGE]]))
             lines.append(f"| {r['name']} | {r['does']} | {mark} | {_cell(found)} | {r['seconds']:.0f} |")
         if rows := [row for result in results for row in result["rows"]]:
             lines += ["", "A ratio above 1: openmae is better. The share is of the measured product rate.", ""]
@@ -138,8 +138,8 @@ def _cell(text: str) -> str:
 
 def _commit() -> str:
     """Of the checkout, with a mark where it holds changes."""
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return f"unknown ({platform.python_implementation()} from no git checkout)"

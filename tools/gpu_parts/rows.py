@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gpu_parts.commands import MADE
+from gpu_parts.commands import PHOTO_COPIES
 from gpu_parts.data import photographs
 from gpu_parts.part import Context, Failed, read_json
 
@@ -28,7 +28,7 @@ def bench(context: Context, words: str, on_cpu: str) -> None:
 
 
 def rate_row(case: str, rates: list[float]) -> Row:
-    """Images/s of each round; below those of a step a run would wait."""
+    """A row of images/s; a run would wait for data where they are fewer than those of a step."""
     row = {"case": case, "peer": "below a step's images/s a run waits", "ratio": None, "low": None, "high": None}
     middle = sorted(rates)[len(rates) // 2]
     return {**row, "ours": rates, "theirs": [], "unit": "images/s", "images_per_second": middle}
@@ -46,7 +46,7 @@ def readers(context: Context) -> None:
     from openmae.machine.parallel import Processes
     from openmae.run.batches import read_steps
 
-    source = open_source(str(photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])))
+    source = open_source(str(photographs(context.work, PHOTO_COPIES["gpu" if context.is_gpu else "cpu"])))
     assert source is not None
     preprocessing = Preprocessing(
         channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(224, 224)
@@ -67,10 +67,10 @@ def readers(context: Context) -> None:
 
 
 def decoded(context: Context) -> None:
-    """JPEGs/s that nvJPEG decodes in batches."""
+    """JPEGs/s decoded by nvJPEG in batches."""
     from torchvision.io import decode_jpeg, read_file
 
-    data = photographs(context.work, MADE["gpu" if context.is_gpu else "cpu"])
+    data = photographs(context.work, PHOTO_COPIES["gpu" if context.is_gpu else "cpu"])
     files = sorted(data.iterdir())[:64]
     encoded = [read_file(str(file)) for file in files]
     _rates(
@@ -90,17 +90,17 @@ def cropped(context: Context) -> None:
 def _rates(context: Context, case: str, action: Callable[[], Any], count: int) -> None:
     import torch
 
-    from openmae.benchmarks.machine import waiting
+    from openmae.benchmarks.machine import synchronizer
     from openmae.benchmarks.rows import timed
 
-    measure = timed(action, waiting(torch.device(context.device)))
+    measure = timed(action, synchronizer(torch.device(context.device)))
     rates = [count / measure() for _ in range(ROUNDS + 2)][2:]
     context.rows.append(rate_row(case, rates))
     context.note(images_per_second=sorted(rates)[ROUNDS // 2])
 
 
 def whole_batch(device: Any, *, batch: int, side: int, size: int) -> Callable[[], Any]:
-    """What crops a batch of noise that lies on the device."""
+    """A function that crops a batch of noise on the device."""
     import numpy as np
     import torch
 
@@ -112,9 +112,9 @@ def whole_batch(device: Any, *, batch: int, side: int, size: int) -> Callable[[]
     preprocessing = Preprocessing(
         channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(size, size)
     )
-    chance = np.random.default_rng(0)
-    images = chance.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    found = [Augmentation().crop(image, (size, size), chance.uniform(size=NUM_CHANCES)) for image in images]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
+    found = [Augmentation().crop(image, (size, size), rng.uniform(size=NUM_CHANCES)) for image in images]
     crops = Crops(torch.tensor([crop.box for crop in found]), torch.tensor([crop.is_flipped for crop in found]))
     on_device, crops = torch.from_numpy(images).to(device), crops.to(device)
     return lambda: crop_and_normalise(on_device, crops, preprocessing)
@@ -128,18 +128,18 @@ def cuda_graphs(context: Context) -> None:
     import torch
 
     from gpu_parts.gradients import captured_only
-    from openmae.benchmarks.machine import waiting
+    from openmae.benchmarks.machine import synchronizer
     from openmae.benchmarks.ours import make_ours, pretrain_plan_for
-    from openmae.benchmarks.rows import in_turn, timed
+    from openmae.benchmarks.rows import run_interleaved, timed
 
     case, batch, precision = ("small", 64, "bf16") if context.is_gpu else ("tiny", 4, "fp32")
     device = torch.device("cuda:0" if context.is_gpu else "cpu")
     with contextlib.nullcontext() if context.is_gpu else captured_only():
-        settled = pretrain_plan_for(case, batch, device, precision)
-        plain, graphs = make_ours(settled, device, is_compiled=True), make_ours(settled, device)
+        plan = pretrain_plan_for(case, batch, device, precision)
+        plain, graphs = make_ours(plan, device, is_compiled=True), make_ours(plan, device)
         graphs.wrapped_model = torch.compile(graphs.model, dynamic=False, mode="reduce-overhead")
-        wait = waiting(device)
-        ours, theirs = in_turn(ROUNDS, timed(graphs.step, wait), timed(plain.step, wait))
+        wait = synchronizer(device)
+        ours, theirs = run_interleaved(ROUNDS, timed(graphs.step, wait), timed(plain.step, wait))
         losses = [float(side.loss().detach()) for side in (graphs, plain)]
     if abs(losses[0] - losses[1]) > 1e-2 * losses[1]:
         raise ValueError(f"after equal steps the losses differ: {losses}")
@@ -156,20 +156,20 @@ def compiled(context: Context, case: str, batch: int, is_peer: bool) -> None:
 
     from gpu_parts.gradients import captured_only
     from openmae.benchmarks.ours import RATE, make_ours, pretrain_plan_for
-    from openmae.benchmarks.transformers_mae import find_transformers, loss_and_norm, make_peer, twin
+    from openmae.benchmarks.transformers_mae import find_transformers, loss_and_norm, make_peer, peer_with_our_weights
 
     case, batch, precision = (case, batch, "bf16") if context.is_gpu else ("tiny", 4, "fp32")
     device = torch.device("cuda:0" if context.is_gpu else "cpu")
     with contextlib.nullcontext() if context.is_gpu else captured_only():
-        settled = pretrain_plan_for(case, batch, device, precision)
-        ours = make_ours(settled, device, is_compiled=not is_peer)
-        c, transformers = settled.config, find_transformers()
+        plan = pretrain_plan_for(case, batch, device, precision)
+        ours = make_ours(plan, device, is_compiled=not is_peer)
+        c, transformers = plan.config, find_transformers()
         if not is_peer:
             model, loss = ours.model, ours.loss
         elif transformers is None:
             raise Failed("transformers is not installed")
         else:
-            model = twin(transformers, ours.model.cpu(), settled.shape)
+            model = peer_with_our_weights(transformers, ours.model.cpu(), plan.shape)
             ours.model.to(device)
             peer = make_peer(
                 model, ours.images(), ours.noise(), RATE, c.weight_decay, c.betas, device, precision, is_compiled=True

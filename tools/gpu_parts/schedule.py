@@ -18,7 +18,7 @@ LARGE = 10.0  # GB from which parts wait for each other in their order
 
 
 class Schedule:
-    """What has run and what may.
+    """Which parts have run, and which may run now.
 
     Args:
         work: folder of data, runs and compiled code.
@@ -32,7 +32,7 @@ class Schedule:
         self.running: dict[str, tuple[Part, Group]] = {}
 
     def learn(self, figures: dict[str, Any]) -> None:
-        """Take over what the machine is found to have."""
+        """Set the limit on memory from what the machine part found."""
         if "gpu_memory_gb" in figures:
             self.memory = MEMORY_SHARE * figures["gpu_memory_gb"]
 
@@ -45,7 +45,7 @@ class Schedule:
         return self.report.status(part.name) == "passed" and (self.work / "parts" / part.name).exists()
 
     def run(self, parts: Sequence[Part]) -> None:
-        """Run them all, or say of each why not. However this ends, no process of theirs is left."""
+        """Run all parts, or record why one was not run. However this ends, none of their processes is left."""
         waiting = list(parts)
         try:
             while waiting or self.running:
@@ -60,7 +60,7 @@ class Schedule:
             self.running.clear()
 
     def _begin(self, waiting: list[Part]) -> list[Part]:
-        """Start what can be; return what still waits."""
+        """Start the parts that can run; return those that still wait."""
         still, is_blocked, is_short = list[Part](), False, False
         names = {part.name for part in waiting} | self.running.keys()
         for part in waiting:
@@ -114,16 +114,16 @@ class Schedule:
         self.running[part.name] = part, Group(command, self._log(part), environment)
 
     def _look_at(self, part: Part, group: Group) -> None:
-        """Put a part on record that has ended, or end it where its time is up."""
+        """Record a part that has ended, or stop it where its time is up."""
         if (code := group.poll()) is not None:
             left_over = group.left_over()
             found = self._found(part)
             if code == 0 and "failed" not in found:
-                said = f"left processes behind: {'; '.join(left_over)}" if left_over else ""
-                self._record(part, "failed" if said else "passed", group.seconds, said)
+                message = f"left processes behind: {'; '.join(left_over)}" if left_over else ""
+                self._record(part, "failed" if message else "passed", group.seconds, message)
             else:
-                said = found.get("failed") or f"exit {code}: {tail(self._log(part))}"
-                self._record(part, "failed", group.seconds, said)
+                message = found.get("failed") or f"exit {code}: {tail(self._log(part))}"
+                self._record(part, "failed", group.seconds, message)
         elif group.seconds > part.limit:
             group.kill()
             self._record(part, "failed", group.seconds, f"given up after {part.limit:.0f} s: {self._last_words(part)}")
@@ -134,13 +134,13 @@ class Schedule:
             return
         del self.running[part.name]
 
-    def _record(self, part: Part, status: str, seconds: float, said: str) -> None:
+    def _record(self, part: Part, status: str, seconds: float, message: str) -> None:
         found = self._found(part) if seconds else {}
         outputs = [self._log(part), *sorted((self.work / "parts" / part.name).glob("*.log"))] if seconds else []
-        self.report.add(part, status, seconds, said, found, outputs)
+        self.report.add(part, status, seconds, message, found, outputs)
 
     def _last_words(self, part: Part) -> str:
-        """Of the part's newest output."""
+        """The last lines of the part's newest output."""
         logs = [self._log(part), *(self.work / "parts" / part.name).glob("*.log")]
         logs = [log for log in logs if log.exists() and log.stat().st_size]
         return tail(max(logs, key=lambda log: log.stat().st_mtime_ns)) if logs else "(no output)"

@@ -132,8 +132,8 @@ def no_waits(context: Context) -> None:
                 import traceback
 
                 frames = traceback.extract_tb(error.__traceback__)
-                place = next((f for f in reversed(frames) if "openmae" in f.filename), frames[-1])
-                where = f"{Path(place.filename).name}:{place.lineno} {place.line}"
+                frame = next((f for f in reversed(frames) if "openmae" in f.filename), frames[-1])
+                where = f"{Path(frame.filename).name}:{frame.lineno} {frame.line}"
                 raise Failed(f"{name}: a step waits for the GPU in {where}: {error}") from error
             finally:
                 if context.is_gpu:
@@ -146,7 +146,7 @@ def losses(context: Context) -> None:
     settings = f"{TINY} --log-every 1 --steps {LOSS_STEPS} --precision fp32 --compile False --seed 3 --crop-on reader"
     settings = settings.replace(MODEL, MODEL.replace("--depth 2", "--depth 6").replace("--width 48", "--width 96"))
     found, processes = [], []
-    for side, name in (("one", "cpu"), ("other", context.settled_device)):
+    for side, name in (("one", "cpu"), ("other", context.expected_device)):
         out, log = context.here / side, context.here / f"{side}.log"
         words = f"pretrain {labelled(context.work)} --out {out} {settings} --device {name}"
         processes.append((out, log, context.openmae(words, log, NO_COMPILER)))

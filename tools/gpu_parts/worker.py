@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        said = " ".join(str(error).split())
-        context.write(failed=f"{type(error).__name__}: {said[:1500]}")
+        message = " ".join(str(error).split())
+        context.write(failed=f"{type(error).__name__}: {message[:1500]}")
         return 1
     context.write()
     return 0

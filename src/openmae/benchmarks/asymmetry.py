@@ -6,14 +6,14 @@ compared with mask tokens in the encoder and 8 blocks; the paper's hours are of 
 
 import torch
 
-from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import WORDS, Ours, batch_of, make_ours, pretrain_plan_for
-from openmae.benchmarks.rows import Row, in_turn, timed
+from openmae.benchmarks.machine import synchronizer
+from openmae.benchmarks.ours import CASE_NAMES, Ours, batch_of, make_ours, pretrain_plan_for
+from openmae.benchmarks.rows import Row, run_interleaved, timed
 from openmae.config import BenchConfig
 from openmae.model import cost
 
 PAPER = {"8-block": "2.8", "1-block": "3.7"}  # table 2, ViT-L
-CPU_BATCH = 4  # of fewer, the optimiser over 330 M parameters is most of a step
+CPU_BATCH = 4  # with fewer, the optimiser over 330 M parameters would be most of a step
 
 
 def asymmetry_rows(config: BenchConfig, device: torch.device) -> list[Row]:
@@ -27,7 +27,7 @@ def asymmetry_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     return rows
 
 
-def _rows(size: str, blocks: dict[str, int], most_blocks: int, config: BenchConfig, device: torch.device) -> list[Row]:
+def _rows(size: str, blocks: dict[str, int], max_blocks: int, config: BenchConfig, device: torch.device) -> list[Row]:
     on_cpu = config.batch_size is None and device.type == "cpu" and not config.quick and size == "large"
     batch = CPU_BATCH if on_cpu else batch_of(size, device, config.quick, config.batch_size)
 
@@ -35,17 +35,17 @@ def _rows(size: str, blocks: dict[str, int], most_blocks: int, config: BenchConf
         settings = {"decoder_depth": decoder_depth, "mask_tokens_in_encoder": with_tokens}
         return make_ours(pretrain_plan_for(size, batch, device, config.precision, **settings), device)
 
-    theirs = made(most_blocks, with_tokens=True)
+    theirs = made(max_blocks, with_tokens=True)
     ours = {name: made(depth, with_tokens=False) for name, depth in blocks.items()}
-    wait = waiting(device)
-    their_times, *times = in_turn(config.rounds, *(timed(side.step, wait) for side in (theirs, *ours.values())))
+    wait = synchronizer(device)
+    their_times, *times = run_interleaved(config.rounds, *(timed(side.step, wait) for side in (theirs, *ours.values())))
     rows = []
     for (name, side), mine in zip(ours.items(), times, strict=True):
         flops = [cost.training_flops(s.shape, s.visible) for s in (theirs, side)]
         details = {"flops_ratio": flops[0] / flops[1], "paper": PAPER.get(name, "none")}
         if name == "8-block":
             details["goal"] = "3.0"
-        words = f"{WORDS[size]}, decoder of {blocks[name]}, batch {batch}"
-        peer = f"with mask tokens in the encoder, decoder of {most_blocks}"
-        rows.append(Row(case=words, peer=peer, ours=mine, theirs=their_times, details=details))
+        label = f"{CASE_NAMES[size]}, decoder of {blocks[name]}, batch {batch}"
+        peer = f"with mask tokens in the encoder, decoder of {max_blocks}"
+        rows.append(Row(case=label, peer=peer, ours=mine, theirs=their_times, details=details))
     return rows

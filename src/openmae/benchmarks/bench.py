@@ -32,29 +32,29 @@ BENCHMARKS = {
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print the table, and write the JSON file where one is asked for.
+    """Run a benchmark, print the table, and write the JSON file where one is requested.
 
     Returns:
-        What the file holds: `hardware` and `rows`.
+        The content of the file: `hardware` and `rows`.
 
     Raises:
-        RequestError: a wrong setting, unusable data, or nothing that can be measured here.
+        RequestError: wrong settings, unusable data, or nothing can be measured here.
         Fault: two programs that should compute the same do not.
     """
     device = use_device(config.device, 0)
     machine = Machine.of(device, 1)
-    # As `openmae pretrain` on a GPU; on a CPU with bf16 units ask for it.
+    # As `openmae pretrain` on a GPU; on a CPU bf16 must be requested.
     precision = config.precision or ("bf16" if machine.device == "cuda" and machine.has_bf16 else "fp32")
     check_measurable(device, precision)
     check_json(config)
-    found = hardware(device, precision)
-    print(f"hardware  {found['cpu']}, {found['cores']} cores, {found['threads']} threads" + (
-        f"; {found['gpu']}" if "gpu" in found else ""), flush=True)  # fmt: skip
-    print("versions  " + ", ".join(f"{n} {found[n]}" for n in ("openmae", "torch", "transformers") if n in found))
+    facts = hardware(device, precision)
+    print(f"hardware  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads" + (
+        f"; {facts['gpu']}" if "gpu" in facts else ""), flush=True)  # fmt: skip
+    print("versions  " + ", ".join(f"{n} {facts[n]}" for n in ("openmae", "torch", "transformers") if n in facts))
     rows = BENCHMARKS[config.name](replace(config, precision=precision), device)
     if not any(row.ours for row in rows):
         raise RequestError("nothing could be measured: " + "; ".join(dict.fromkeys(row.peer for row in rows)))
-    result = {"hardware": found, "rows": [row.to_dict() for row in rows]}
+    result = {"hardware": facts, "rows": [row.to_dict() for row in rows]}
     print("\n" + "\n".join(table(rows)))
     print("ratio: median of the rounds, above 1 openmae is better; low and high are its worst and best round")
     if config.quick:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from openmae.benchmarks.machine import waiting
+from openmae.benchmarks.machine import synchronizer
 from openmae.benchmarks.ours import RATE, OurRun
 from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, timed
 from openmae.benchmarks.trainer import take_turns
@@ -26,7 +26,7 @@ from openmae.benchmarks.transformers_mae import (
     find_transformers,
     loss_and_norm,
     make_peer,
-    twin,
+    peer_with_our_weights,
     vit_mae_config,
 )
 from openmae.config import BenchConfig, DecoderShape, PretrainConfig
@@ -38,41 +38,41 @@ from openmae.training.prefetch import inputs_of_steps
 
 SIDE, PATCH = 32, 4
 BATCH, QUICK_BATCH = 256, 16
-GENERATED = 2048  # images made where there is no DATA
+NUM_GENERATED = 2048  # images, where no DATA is given
 GOALS = {"peer": "1.5", "data": "0.95"}
-THEIR_DECODER = DecoderShape(width=512, depth=8, num_heads=16)  # run_mae.py's, unless it is told otherwise
+THEIR_DECODER = DecoderShape(width=512, depth=8, num_heads=16)  # the default of run_mae.py
 
 
 def epoch_rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """The row against Trainer (`peer`) and the one against batches that are ready (`data`).
+    """The row against Trainer (`peer`) and the one against batches that are already in memory (`data`).
 
-    `defaults`, on request, is against Trainer with the decoder that run_mae.py has by default: not the same model.
+    The case `defaults`, on request, is against Trainer with the default decoder of run_mae.py: another model.
 
     Raises:
         RequestError: DATA cannot be used.
         Fault: the programs do not compute the same loss, or a reader died.
     """
-    with tempfile.TemporaryDirectory(prefix="openmae-bench-") as place:
-        data = config.data or str(generate(Path(place) / "generated.parquet"))
+    with tempfile.TemporaryDirectory(prefix="openmae-bench-") as folder:
+        data = config.data or str(generate(Path(folder) / "generated.parquet"))
         source = open_source(data)
         assert source is not None
-        settled = pretrain_plan_of(source, data, config, device)
+        plan = pretrain_plan_of(source, data, config, device)
         rows = []
         for case in config.case or ("peer", "data"):
             if case == "data":
-                rows.append(_against_ready(settled, source, config, device))
+                rows.append(_against_ready(plan, source, config, device))
             else:
-                rows.append(_against_trainer(settled, source, config, device, place, is_equal=case == "peer"))
+                rows.append(_against_trainer(plan, source, config, device, folder, is_equal=case == "peer"))
         return rows
 
 
 def pretrain_plan_of(source: Source, data: str, config: BenchConfig, device: torch.device) -> PretrainPlan:
-    """What `openmae pretrain --model tiny` decides for images of this size; photographs are cut to 32 px."""
+    """The plan of `openmae pretrain --model tiny` for images of 32 px, to which photographs are cropped."""
     batch = config.batch_size or (QUICK_BATCH if config.quick else BATCH)
     shape: dict[str, Any] = {"model": "tiny", "image_size": SIDE, "patch_size": PATCH}
     if config.quick:
         shape |= {"model": None, "width": 48, "depth": 2, "num_heads": 3, "patch_size": 8}
-    asked = PretrainConfig(
+    requested = PretrainConfig(
         data=data,
         out="none",
         steps=1000,
@@ -85,14 +85,14 @@ def pretrain_plan_of(source: Source, data: str, config: BenchConfig, device: tor
         device=str(device),
         **shape,
     )
-    return make_pretrain_plan(asked, survey(source, 32), Machine.of(device, 1))
+    return make_pretrain_plan(requested, survey(source, 32), Machine.of(device, 1))
 
 
-def _against_ready(settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device) -> Row:
-    """End to end against the same steps on batches that lie in memory."""
-    run = OurRun(settled, source, device)
+def _against_ready(plan: PretrainPlan, source: Source, config: BenchConfig, device: torch.device) -> Row:
+    """End to end against the same steps on batches that are already in memory."""
+    run = OurRun(plan, source, device)
     try:
-        wait, ready = waiting(device), next(run.batches)
+        wait, ready = synchronizer(device), next(run.batches)
         always = inputs_of_steps((ready for _ in itertools.count()), run.ours.prepare, device)
 
         def on_ready() -> None:
@@ -107,20 +107,20 @@ def _against_ready(settled: PretrainPlan, source: Source, config: BenchConfig, d
                 theirs.append(synthetic)
     finally:
         run.close()
-    details = {"goal": GOALS["data"], "steps": config.segment, "workers": settled.config.workers}
+    details = {"goal": GOALS["data"], "steps": config.segment, "workers": plan.config.workers}
     return Row(
-        case=f"end to end, {_words(settled)}", peer="ours on batches that are ready", ours=ours, theirs=theirs,
+        case=f"end to end, {_description(plan)}", peer="ours on batches that are ready", ours=ours, theirs=theirs,
         details=details,
     )  # fmt: skip
 
 
 def _against_trainer(
-    settled: PretrainPlan, source: Source, config: BenchConfig, device: torch.device, place: str, is_equal: bool
+    plan: PretrainPlan, source: Source, config: BenchConfig, device: torch.device, folder: str, is_equal: bool
 ) -> Row:
-    transformers, c = find_transformers(), settled.config
-    case = f"an epoch, {_words(settled)}"
-    run = OurRun(settled, source, device)
-    wait = waiting(device)
+    transformers, c = find_transformers(), plan.config
+    case = f"an epoch, {_description(plan)}"
+    run = OurRun(plan, source, device)
+    wait = synchronizer(device)
     details: dict[str, Any] = {
         **({"goal": GOALS["peer"]} if is_equal else {}),
         "steps": config.segment,
@@ -136,18 +136,18 @@ def _against_trainer(
             mine = [timed(lambda: run.advance(config.segment), wait)() for _ in range(config.rounds)]
             missing = f"transformers and accelerate {NOT_INSTALLED}"
             return Row(case=case, peer=missing, ours=mine, details=details)
-        words = "transformers Trainer, run_mae.py's recipe"
+        label = "transformers Trainer, run_mae.py's recipe"
         if is_equal:
-            model = twin(transformers, run.ours.model.cpu(), settled.shape)
+            model = peer_with_our_weights(transformers, run.ours.model.cpu(), plan.shape)
             run.ours.model.to(device)
             o = run.ours
             peer = make_peer(model, o.images(), o.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
             print(check_equal(o.loss_and_norm(), loss_and_norm(model, peer.loss()), c.precision), flush=True)
         else:
-            shape = replace(settled.shape, decoder=THEIR_DECODER)
+            shape = replace(plan.shape, decoder=THEIR_DECODER)
             model = transformers.ViTMAEForPreTraining(vit_mae_config(transformers, shape, "sdpa"))
-            words += f" and its decoder of {THEIR_DECODER.width} x {THEIR_DECODER.depth}: not the same model"
-        ours, theirs = take_turns(transformers, model, run, source, config, device, place)
+            label += f" and its decoder of {THEIR_DECODER.width} x {THEIR_DECODER.depth}: not the same model"
+        ours, theirs = take_turns(transformers, model, run, source, config, device, folder)
     finally:
         run.close()
     epoch = len(source) / (config.segment * c.batch_size)
@@ -155,7 +155,7 @@ def _against_trainer(
         "our_epoch_seconds": sorted(ours)[len(ours) // 2] * epoch,
         "their_epoch_seconds": sorted(theirs)[len(theirs) // 2] * epoch,
     }
-    return Row(case=case, peer=words, ours=ours, theirs=theirs, details=details)
+    return Row(case=case, peer=label, ours=ours, theirs=theirs, details=details)
 
 
 def generate(path: Path) -> Path:
@@ -167,7 +167,7 @@ def generate(path: Path) -> Path:
     source = open_source("embedded:photos")
     assert source is not None
     images = []
-    for index in range(GENERATED):
+    for index in range(NUM_GENERATED):
         encoded = BytesIO()
         Image.fromarray(source.read(index)).resize((SIDE, SIDE), Image.Resampling.BOX).save(encoded, "PNG")
         images.append({"bytes": encoded.getvalue(), "path": None})
@@ -177,9 +177,9 @@ def generate(path: Path) -> Path:
     return path
 
 
-def _words(settled: PretrainPlan) -> str:
-    e, d = settled.shape.encoder, settled.shape.decoder
+def _description(plan: PretrainPlan) -> str:
+    e, d = plan.shape.encoder, plan.shape.decoder
     return (
         f"{e.image_size[0]} px, patch {e.patch_size}, {e.width} x {e.depth}, decoder {d.width} x {d.depth}, "
-        f"batch {settled.config.batch_size}"
+        f"batch {plan.config.batch_size}"
     )

@@ -1,4 +1,4 @@
-"""What a figure was measured on: hardware, versions, and how fast this machine multiplies matrices at best."""
+"""What benchmarks are measured on: hardware, versions, and the peak rate of matrix products on this machine."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "numpy", "pill
 
 
 def hardware(device: torch.device, precision: str) -> dict[str, Any]:
-    """Hardware and versions, as they stand beside every table; nothing that names a person or a host."""
+    """Hardware and versions, to be stored with every table; nothing that identifies a person or host."""
     values: dict[str, Any] = {
         "openmae": __version__,
         "python": platform.python_version(),
@@ -52,30 +52,30 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def waiting(device: torch.device) -> Callable[[], None]:
-    """What returns when the device has done all that it was given."""
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that waits until the device has finished all queued work."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return torch.mps.synchronize if device.type == "mps" else (lambda: None)
 
 
 def ceiling(shape: MAEShape, visible: int, batch: int, device: torch.device, precision: str) -> Callable[[], float]:
-    """A measurement of the best FLOP/s over the products that make up most of a step: the MLPs of both parts.
+    """Measures the best FLOP/s over the largest products of a step: the MLPs of encoder and decoder.
 
-    One square product of 2048 (GPU: 8192) is among them, so that the ceiling is the machine's and not the shape's.
+    One square product of 2048 (GPU: 8192) is among them, so that the ceiling is that of the machine, not of the shape.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     square = 8192 if device.type == "cuda" else 2048
     sizes = [(square, square, square)]
     for part, tokens in ((shape.encoder, 1 + visible), (shape.decoder, 1 + shape.encoder.num_patches)):
         sizes += [(batch * tokens, part.width, 4 * part.width), (batch * tokens, 4 * part.width, part.width)]
-    if shape.encoder.width < 100:  # a case for trying the command
+    if shape.encoder.width < 100:  # a case to try the command
         sizes = sizes[1:]
     pairs = [
         (torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype))
         for m, k, n in sizes
     ]
-    wait = waiting(device)
+    wait = synchronizer(device)
 
     def measure() -> float:
         best = 0.0
@@ -91,13 +91,13 @@ def ceiling(shape: MAEShape, visible: int, batch: int, device: torch.device, pre
     return measure
 
 
-def share_of(ceilings: list[float], seconds: list[float], shape: MAEShape, visible: int, batch: int) -> float:
-    """The share of the measured ceiling that a step reaches (on a GPU: MFU), by the FLOPs of `cost.training_flops`."""
+def share_of_ceiling(ceilings: list[float], seconds: list[float], shape: MAEShape, visible: int, batch: int) -> float:
+    """The share of the measured ceiling that a step reaches (MFU), by the FLOPs of `cost.training_flops`."""
     median = sorted(seconds)[len(seconds) // 2]
     return cost.training_flops(shape, visible) * batch / median / max(ceilings)
 
 
 def check_measurable(device: torch.device, precision: str) -> None:
-    """Raise RequestError where the benchmark would only measure an emulation."""
+    """Raise RequestError where openmae would not train in this precision."""
     if device.type == "mps" and precision == "bf16":
         raise RequestError("--precision bf16 on mps: openmae trains in fp32 there")

@@ -1,9 +1,9 @@
-"""`openmae bench memory`: the most memory that a step takes, against transformers' ViTMAE.
+"""`openmae bench memory`: the peak memory of a step, against transformers' ViTMAE.
 
-Counted is what torch's allocator has handed out, weights, gradients and optimiser included; the activations are the
-peak above what lay there before the step. On a GPU the allocator says so itself; on a CPU torch's profiler records
-every allocation and the peak is their running sum: to the byte, whatever else runs on the machine. Beside it stands
-what autograd keeps for the backward pass of one more image, which decides how large a batch can be.
+Counted is what torch's allocator has allocated, including weights, gradients and optimiser; `activations` is the rise
+during the step. On a GPU the allocator reports its peak; on a CPU torch's profiler records every allocation, and the
+peak of their running sum is exact, whatever else runs on the machine. Also measured is what autograd keeps for the
+backward pass of one more image, which decides how large a batch can be.
 """
 
 import os
@@ -14,60 +14,60 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.benchmarks.machine import waiting
-from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, make_ours, pretrain_plan_for
+from openmae.benchmarks.machine import synchronizer
+from openmae.benchmarks.ours import CASE_NAMES, RATE, Form, Ours, make_ours, pretrain_plan_for
 from openmae.benchmarks.rows import NOT_INSTALLED, Row
-from openmae.benchmarks.step import equal_pair
-from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, make_peer, twin
+from openmae.benchmarks.step import make_equal_pair
+from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, make_peer, peer_with_our_weights
 from openmae.config import BenchConfig
 from openmae.model import cost
 
 GOAL = "1/0.55 = 1.82"
 FORMS = [
-    Form(words="", settings={}),
-    Form(words=", --recompute True", settings={"recompute": True}),
-    Form(words=", --recompute True --bf16-residual True", settings={"recompute": True, "bf16_residual": True}),
+    Form(label="", settings={}),
+    Form(label=", --recompute True", settings={"recompute": True}),
+    Form(label=", --recompute True --bf16-residual True", settings={"recompute": True, "bf16_residual": True}),
 ]
 PARTS = ("all", "activations", "kept for an image")
 
 
 def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """Per case, form and peer a row for each of `PARTS`; ratios above 1: ours takes less.
+    """For each case, form and peer a row for each of `PARTS`; ratios above 1: ours takes less.
 
     Raises:
         Fault: the programs do not compute the same loss.
     """
     rows = []
     for case in config.case or ("base",):
-        ours, peer = equal_pair(case, config, device)
-        c, transformers = ours.settled.config, find_transformers()
+        ours, peer = make_equal_pair(case, config, device)
+        c, transformers = ours.plan.config, find_transformers()
         forms = [form for form in FORMS if c.precision == "bf16" or "bf16_residual" not in form.settings]
         equal_to = ours.loss_and_norm()
         theirs: dict[str, list[float]] = {f"transformers {NOT_INSTALLED}": []}
         if peer is not None and transformers is not None:
-            written_out = twin(transformers, ours.model.cpu(), ours.shape, attention="eager")
-            usual = make_peer(
-                written_out, peer.images, peer.noise, RATE, c.weight_decay, c.betas, device, c.precision
+            eager_model = peer_with_our_weights(transformers, ours.model.cpu(), ours.shape, attention="eager")
+            eager_peer = make_peer(
+                eager_model, peer.images, peer.noise, RATE, c.weight_decay, c.betas, device, c.precision
             )  # fmt: skip
             theirs = {
-                "transformers ViTMAE, SDPA": of_peer(peer),
-                "transformers ViTMAE, attention written out": of_peer(usual),
+                "transformers ViTMAE, SDPA": measure_peer(peer),
+                "transformers ViTMAE, attention written out": measure_peer(eager_peer),
             }
         bytes_per_value = 2 if c.precision == "bf16" else 4
         for form in forms:
             side = make_ours(pretrain_plan_for(case, c.batch_size, device, c.precision, **form.settings), device)
             check_equal(side.loss_and_norm(), equal_to, c.precision)
-            own = of_ours(side)
+            own = measure_ours(side)
             recompute = form.settings.get("recompute", False)
             planned = cost.activation_bytes(ours.shape, ours.visible, bytes_per_value, recompute=recompute)
-            for (words, other), (part, name) in product(theirs.items(), enumerate(PARTS)):
+            for (label, other), (part, name) in product(theirs.items(), enumerate(PARTS)):
                 details: dict[str, Any] = {"planned_activations": planned * c.batch_size}
                 if case == "base" and name == "all":
                     details["goal"] = GOAL
                 rows.append(
                     Row(
-                        case=f"{WORDS[case]}, batch {c.batch_size}, {c.precision}{form.words}: {name}",
-                        peer=words,
+                        case=f"{CASE_NAMES[case]}, batch {c.batch_size}, {c.precision}{form.label}: {name}",
+                        peer=label,
                         unit="bytes",
                         ours=[own[part]],
                         theirs=other[part : part + 1],
@@ -77,23 +77,23 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     return rows
 
 
-def of_ours(ours: Ours) -> list[float]:
-    """Bytes of each of `PARTS`."""
-    kept = kept_for_an_image(ours.loss, ours.model, ours.settled.config.batch_size)
+def measure_ours(ours: Ours) -> list[float]:
+    """Bytes of each of `PARTS`, for our step."""
+    kept = kept_for_an_image(ours.loss, ours.model, ours.plan.config.batch_size)
     return [*peaks(ours.step, (ours.model, ours.optimizer), ours.device), kept]
 
 
-def of_peer(peer: Peer) -> list[float]:
-    """Bytes of each of `PARTS`."""
+def measure_peer(peer: Peer) -> list[float]:
+    """Bytes of each of `PARTS`, for the peer's step."""
     kept = kept_for_an_image(peer.loss, peer.model, len(peer.images))
     return [*peaks(peer.step, (peer.model, peer.optimizer), peer.device), kept]
 
 
 def kept_for_an_image(loss: Callable[[int], Tensor], model: nn.Module, batch: int) -> float:
-    """Bytes kept for the backward pass of one more image: the difference between a batch and half of it.
+    """Bytes kept for the backward pass of one more image, from the difference between a batch and half of it.
 
     Args:
-        loss: of the first so many images of the batch.
+        loss: from a number of images to the loss of the first so many of the batch.
     """
     few = max(1, batch // 2)
     if few == batch:
@@ -103,14 +103,14 @@ def kept_for_an_image(loss: Callable[[int], Tensor], model: nn.Module, batch: in
 
 
 def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
-    """Bytes that autograd keeps of a forward pass, parameters left out; each storage counts once and whole."""
+    """Bytes that autograd keeps of a forward pass, without parameters; each storage counts once, as a whole."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()  # or what an operation keeps of its own result would hold its graph for ever
-        if (place := tensor.untyped_storage().data_ptr()) not in own:
-            kept[place] = tensor  # alive, so that no other tensor comes to lie in its place
+        tensor = tensor.detach()  # or an operation that keeps its own result would keep the graph alive
+        if (address := tensor.untyped_storage().data_ptr()) not in own:
+            kept[address] = tensor  # kept alive, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -122,14 +122,14 @@ def kept_bytes(forward: Callable[[], Tensor], model: nn.Module) -> int:
 def peaks(
     step: Callable[[], object], owned: tuple[nn.Module, torch.optim.Optimizer], device: torch.device
 ) -> tuple[float, float]:
-    """The most bytes during a step, with what the program owns, and the part that only the step takes."""
-    step()  # the optimiser's state comes into being
+    """Peak bytes during a step, with model and optimiser; and the part that only the step takes."""
+    step()  # creates the optimiser's state
     model, optimizer = owned
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     lasting = sum(t.numel() * t.element_size() for t in tensors)
     if device.type == "cuda":
-        wait = waiting(device)
+        wait = synchronizer(device)
         wait()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -142,7 +142,7 @@ def peaks(
 
 
 def _peak_of_allocations(step: Callable[[], object]) -> int:
-    """The highest sum of what torch's CPU allocator gave out and had not got back since the step began."""
+    """The peak of what torch's CPU allocator allocated and has not freed since the step began."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it reports on stderr that there is no GPU
     from torch.profiler import ProfilerActivity, profile
 
@@ -150,8 +150,8 @@ def _peak_of_allocations(step: Callable[[], object]) -> int:
         step()
     results = profiler.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
-    held = peak = 0
+    allocated = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
+        allocated += event.nbytes()
+        peak = max(peak, allocated)
     return peak

@@ -1,4 +1,4 @@
-"""Our side of a comparison: the settings, model and step of `openmae pretrain`, on a batch that is ready."""
+"""Our side of a comparison: the settings, model and step of `openmae pretrain`, on a batch in memory."""
 
 import itertools
 from collections.abc import Generator
@@ -29,10 +29,10 @@ from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.data import make_stream
 from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
-from openmae.training.optim import adamw, set_rate
+from openmae.training.optim import adamw, set_learning_rate
 from openmae.training.prefetch import StepInputs, inputs_of_steps
 
-RATE = 1e-4  # small: a step moves the weights, a few change little
+RATE = 1e-4  # learning rate, small enough that a few steps change little
 
 # Settings of the cases. The paper's decoder is the default from Base on.
 CASES: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "large": {"model": "large", "patch_size": 16, "image_size": 224},
     "huge": {"model": "huge", "patch_size": 14, "image_size": 224},
 }
-WORDS = {
+CASE_NAMES = {
     "tiny": "16 px, 24 x 2 (to try the command)",
     "small": "28 px, patch 4, 192 x 12, decoder 96 x 4",
     "base": "ViT-B/16 at 224 px",
@@ -55,10 +55,10 @@ CPU_BATCH = {"tiny": 4, "small": 256, "base": 16, "large": 4, "huge": 2}
 QUICK_BATCH = {"tiny": 2, "small": 32, "base": 2, "large": 1, "huge": 1}
 
 
-def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None) -> int:
-    """Images a step: what was asked for, the paper-like 256 on a GPU, what a CPU does in seconds."""
-    if asked is not None:
-        return asked
+def batch_of(case: str, device: torch.device, is_quick: bool, requested: int | None) -> int:
+    """The batch size: the requested one, else 256 on a GPU, and on a CPU what it does in seconds."""
+    if requested is not None:
+        return requested
     if is_quick:
         return QUICK_BATCH[case]
     return 256 if device.type == "cuda" else CPU_BATCH[case]
@@ -67,7 +67,7 @@ def batch_of(case: str, device: torch.device, is_quick: bool, asked: int | None)
 def pretrain_plan_for(
     case: str, batch: int, device: torch.device, precision: str | None, **settings: Any
 ) -> PretrainPlan:
-    """What `openmae pretrain` would decide for this model, with the whole batch at once."""
+    """The plan of `openmae pretrain` for this model, with the whole batch as one micro-batch."""
     facts = DataFacts(
         count=50_000,
         channels=3,
@@ -77,9 +77,15 @@ def pretrain_plan_for(
         mean=(120.0,) * 3,
         std=(60.0,) * 3,
     )
-    asked: dict[str, Any] = {"batch_size": batch, "micro_batch_size": batch, "steps": 1000, **CASES[case], **settings}
-    asked = {"recompute": False, **asked}  # nothing is chosen by how much memory is here
-    config = PretrainConfig(data="none", out="none", precision=precision, device=str(device), **asked)
+    requested: dict[str, Any] = {
+        "batch_size": batch,
+        "micro_batch_size": batch,
+        "steps": 1000,
+        **CASES[case],
+        **settings,
+    }
+    requested = {"recompute": False, **requested}  # independent of the memory available here
+    config = PretrainConfig(data="none", out="none", precision=precision, device=str(device), **requested)
     return make_pretrain_plan(config, facts, Machine.of(device, 1))
 
 
@@ -88,12 +94,12 @@ class Form:
     """Settings that compute the same training step in another way (compiled, recomputed …).
 
     Attributes:
-        words: the flags that ask for it.
+        label: the flags that request it, for the table.
         settings: of `PretrainConfig`.
         is_compiled: whether the step's model goes through torch.compile.
     """
 
-    words: str
+    label: str
     settings: dict[str, Any]
     is_compiled: bool = False
 
@@ -103,71 +109,75 @@ class Ours:
     """`openmae pretrain`'s own step on one batch.
 
     Attributes:
-        parts: the micro-batches of the step: raw uint8 images and keys.
-        stepped: the model as the step calls it.
+        wrapped_model: the model as the step calls it.
+        micro_batches: of the step: raw uint8 images and keys.
     """
 
-    settled: PretrainPlan
+    plan: PretrainPlan
     model: MAE
     wrapped_model: nn.Module
     optimizer: torch.optim.Optimizer
     masks: MaskSampler
-    parts: list[Batch]
+    micro_batches: list[Batch]
     device: torch.device
 
     @property
     def shape(self) -> MAEShape:
-        return self.settled.shape
+        return self.plan.shape
 
     @property
     def visible(self) -> int:
         return self.masks.num_visible
 
     def step(self, rate: float = RATE) -> StepResult:
-        set_rate(self.optimizer, rate)
-        return train_step(self.wrapped_model, self.optimizer, next(self.inputs), self.settled.config, Processes())
+        set_learning_rate(self.optimizer, rate)
+        return train_step(self.wrapped_model, self.optimizer, next(self.inputs), self.plan.config, Processes())
 
     @cached_property
     def inputs(self) -> Generator[StepInputs[Batch, ModelInput], None, None]:
-        """The same batch for every step, as a run has them: on a GPU copied ahead."""
+        """The same batch for every step, prefetched on a GPU as in a run."""
         return inputs_of_steps(self._steps(), self.prepare, self.device)
 
     def _steps(self) -> Generator[list[Batch], None, None]:
         while True:
-            yield self.parts
+            yield self.micro_batches
 
-    def prepare(self, part: Batch) -> ModelInput:
-        return prepare(part, self.settled, self.masks, self.device)
+    def prepare(self, micro_batch: Batch) -> ModelInput:
+        return prepare(micro_batch, self.plan, self.masks, self.device)
 
     def images(self) -> Tensor:
-        """The batch as a model takes it."""
-        return torch.cat([model_input(part, self.settled.preprocessing, self.device) for part in self.parts])
+        """The whole batch as the model's input."""
+        return torch.cat(
+            [model_input(micro_batch, self.plan.preprocessing, self.device) for micro_batch in self.micro_batches]
+        )
 
     def noise(self) -> Tensor:
-        """The noise that our masks are made of."""
-        keys = torch.cat([part.keys for part in self.parts]).numpy()
+        """The noise of which our masks are made."""
+        keys = torch.cat([micro_batch.keys for micro_batch in self.micro_batches]).numpy()
         noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
         return torch.from_numpy(noise).float().to(self.device)
 
     def loss(self, count: int | None = None) -> Tensor:
-        """Of the first `count` images, or of the whole batch, at once, as a step computes it."""
-        masking = to_device(self.masks(torch.cat([part.keys for part in self.parts])[:count]), self.device)
-        with autocast(self.device, self.settled.config.precision):
+        """The loss of the first `count` images, or of the whole batch, computed at once."""
+        masking = to_device(
+            self.masks(torch.cat([micro_batch.keys for micro_batch in self.micro_batches])[:count]), self.device
+        )
+        with autocast(self.device, self.plan.config.precision):
             return self.wrapped_model(self.images()[:count], masking).loss
 
     def loss_and_norm(self) -> tuple[float, float]:
-        """Of the whole batch at once, without a step."""
+        """Loss and gradient norm of the whole batch, without a step."""
         return loss_and_norm(self.model, self.loss())
 
 
-def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
-    """Our program with fresh weights and a batch of smooth noise, the same for the same seed.
+def make_ours(plan: PretrainPlan, device: torch.device, *, is_compiled: bool = False, seed: int = 0) -> Ours:
+    """Our program with new weights and a batch of smooth noise, the same for the same seed.
 
     Args:
-        is_compiled: whether `wrapped_model` goes through torch.compile; the settings' `compile` is not looked at.
+        is_compiled: whether `wrapped_model` goes through torch.compile; the setting `compile` is ignored.
     """
     torch.manual_seed(seed)
-    config, shape = settled.config, settled.shape
+    config, shape = plan.config, plan.shape
     model = MAE.from_shape(shape).to(device).train()
     model.set_recompute(config.recompute)
     model.set_bf16_residual(config.bf16_residual)
@@ -178,20 +188,20 @@ def make_ours(settled: PretrainPlan, device: torch.device, *, is_compiled: bool 
     images = ((images + 0.1 * torch.randn(images.shape, generator=generator)) * 255).clamp(0, 255).to(torch.uint8)
     keys = torch.from_numpy(sample_keys(seed, np.zeros(len(images), np.int64), np.arange(len(images))))
     micro = config.micro_batch_size
-    parts = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
+    micro_batches = [Batch(images[i : i + micro], keys[i : i + micro], {}) for i in range(0, len(images), micro)]
     if device.type == "cuda":
-        parts = [part.pin_memory() for part in parts]  # as a run's are
+        micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]  # as a run's are
     wrapped_model = parallelise(model, Processes(), device, is_compiled=is_compiled)
-    return Ours(settled, model, wrapped_model, optimizer, mask_sampler(config, shape), parts, device)
+    return Ours(plan, model, wrapped_model, optimizer, mask_sampler(config, shape), micro_batches, device)
 
 
 class OurRun:
-    """The endless run of `openmae pretrain`, taken some steps further at a time."""
+    """An endless run of `openmae pretrain`, advanced some steps at a time."""
 
-    def __init__(self, settled: PretrainPlan, source: Source, device: torch.device) -> None:
-        self.ours: Ours = make_ours(settled, device)
-        stream = make_stream(settled.config, settled.preprocessing, source)
-        c = settled.config
+    def __init__(self, plan: PretrainPlan, source: Source, device: torch.device) -> None:
+        self.ours: Ours = make_ours(plan, device)
+        stream = make_stream(plan.config, plan.preprocessing, source)
+        c = plan.config
         steps = range(10**6)
         self.batches = read_steps(
             stream, c.batch_size, c.micro_batch_size, c.workers, steps, Processes(), device.type == "cuda"
@@ -208,5 +218,5 @@ class OurRun:
 
     def step(self, inputs: StepInputs[Batch, ModelInput]) -> None:
         o = self.ours
-        set_rate(o.optimizer, RATE)
-        train_step(o.wrapped_model, o.optimizer, inputs, o.settled.config, Processes())
+        set_learning_rate(o.optimizer, RATE)
+        train_step(o.wrapped_model, o.optimizer, inputs, o.plan.config, Processes())

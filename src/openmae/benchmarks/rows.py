@@ -1,4 +1,4 @@
-"""Rounds in which programs take turns, the ratio of each round, and the table they make."""
+"""Interleaved rounds of measurements, their ratios, and the table of results."""
 
 import statistics
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-WARM_UP = 2  # rounds that are thrown away: kernels are chosen, files cached; allocators fill only in the second
+WARM_UP = 2  # discarded rounds, in which kernels are chosen, files cached, and (in the second) allocators filled
 NOT_INSTALLED = "not installed: pip install 'openmae[bench]'"
 
 Side = Callable[[], float]
@@ -17,10 +17,10 @@ class Row:
     """One comparison of a benchmark: our raw numbers beside another program's.
 
     Attributes:
-        case, peer: what was run, and beside what; where the peer is missing, why and how to get it.
+        case, peer: what was measured, and the program it is compared with or, where that is missing, why.
         unit: of the raw numbers.
-        more_is_better: images/s are, seconds and bytes are not.
-        ours, theirs: raw numbers, one a round; empty where a side did not run.
+        more_is_better: True for images/s, False for seconds and bytes.
+        ours, theirs: raw numbers, one for each round; empty where a side did not run.
         details: further keys of the JSON row, like the share of the machine's ceiling.
     """
 
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Of each round; above 1 ours is better."""
+        """The ratio of each round; above 1 ours is better."""
         if not self.theirs:
             return []
         pairs = zip(self.ours, self.theirs, strict=True)
@@ -56,8 +56,8 @@ class Row:
         }
 
 
-def in_turn(rounds: int, *sides: Side) -> list[list[float]]:
-    """What each side returns in each round. Every second round runs them backwards: none always comes first."""
+def run_interleaved(rounds: int, *sides: Side) -> list[list[float]]:
+    """The results of each side in each round. Every second round runs them in reverse order, for fairness."""
     results: list[list[float]] = [[] for _ in sides]
     for number in range(WARM_UP + rounds):
         order = range(len(sides)) if number % 2 == 0 else range(len(sides) - 1, -1, -1)
@@ -69,7 +69,7 @@ def in_turn(rounds: int, *sides: Side) -> list[list[float]]:
 
 
 def timed(action: Callable[[], object], wait: Callable[[], None]) -> Side:
-    """Seconds of the action; `wait` returns when the device has done all it was given."""
+    """Measures the seconds of an action; `wait` waits for the device, see `machine.synchronizer`."""
 
     def measure() -> float:
         wait()
@@ -82,12 +82,12 @@ def timed(action: Callable[[], object], wait: Callable[[], None]) -> Side:
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The rows as aligned lines: ratio, its lowest and highest round, medians of both sides."""
+    """The rows as aligned lines: ratio with its lowest and highest round, medians of both sides, details."""
     cells = [["case", "against", "ratio", "low", "high", "ours", "theirs", ""]]
     for row in rows:
         values = row.to_dict()
         ratio = [f"{values[name]:.2f}" if row.ratios else "-" for name in ("ratio", "low", "high")]
-        sides = [_words(statistics.median(side), row.unit) if side else "-" for side in (row.ours, row.theirs)]
+        sides = [_formatted(statistics.median(side), row.unit) if side else "-" for side in (row.ours, row.theirs)]
         cells.append([row.case, row.peer, *ratio, *sides, _details(row.details)])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [
@@ -100,25 +100,25 @@ def table(rows: Sequence[Row]) -> list[str]:
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 
-def _words(value: float, unit: str) -> str:
+def _formatted(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value / 1e6:,.0f} MB"
     return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
 
 def _details(details: dict[str, Any]) -> str:
-    said = []
+    texts = []
     if "share_of_ceiling" in details:
         share, theirs = details["share_of_ceiling"], details.get("their_share_of_ceiling")
-        said.append(f"{share:.0%} of the ceiling" + (f", theirs {theirs:.0%}" if theirs else ""))
+        texts.append(f"{share:.0%} of the ceiling" + (f", theirs {theirs:.0%}" if theirs else ""))
     if "cpu_ratio" in details:
-        said.append(f"by CPU time {details['cpu_ratio']:.2f}")
+        texts.append(f"by CPU time {details['cpu_ratio']:.2f}")
     if "flops_ratio" in details:
-        said.append(f"by FLOPs {details['flops_ratio']:.2f}")
+        texts.append(f"by FLOPs {details['flops_ratio']:.2f}")
     if "paper" in details:
-        said.append(f"paper {details['paper']}")
+        texts.append(f"paper {details['paper']}")
     if "goal" in details:
-        said.append(f"goal {details['goal']}")
+        texts.append(f"goal {details['goal']}")
     if "note" in details:
-        said.append(details["note"])
-    return "; ".join(said)
+        texts.append(details["note"])
+    return "; ".join(texts)

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from openmae.benchmarks.rows import Row, Side, in_turn
+from openmae.benchmarks.rows import Row, Side, run_interleaved
 from openmae.config import BenchConfig, PretrainConfig
 from openmae.config.bench import BENCHMARKS
 from openmae.errors import Fault
 from openmae.tasks.pretrain.pretrain import pretrain
 
 GOALS = {"help": "0.4 s", "pretrain-help": "0.8 s", "refusal": "1 s"}
-WORDS = {
+CASE_NAMES = {
     "help": "openmae --help",
     "pretrain-help": "openmae pretrain --help",
     "refusal": "openmae pretrain, refused: no such DATA",
@@ -51,11 +51,11 @@ def start_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         commands = commands_on(place, str(device)) if needs_data else quick_commands(place)
         peers = list(dict.fromkeys(peer_of(name) for name in names))
         sides: list[Side] = [bare("pass" if peer == NOTHING else "import torch") for peer in peers]
-        times = in_turn(config.rounds, *sides, *(commands[name] for name in names))
+        times = run_interleaved(config.rounds, *sides, *(commands[name] for name in names))
     theirs = dict(zip(peers, times, strict=False))
     return [
         Row(
-            case=WORDS[name],
+            case=CASE_NAMES[name],
             peer=peer_of(name),
             ours=ours,
             theirs=theirs[peer_of(name)],
@@ -97,11 +97,11 @@ def commands_on(place: Path, device: str) -> dict[str, Side]:
 
 def write_classes(folder: Path) -> Path:
     """Class folders of small images of noise."""
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(CLASSES * IMAGES):
         path = folder / f"class-{number % CLASSES}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(chance.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(path)
     return folder
 
 

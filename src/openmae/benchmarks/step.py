@@ -1,7 +1,7 @@
-"""`openmae bench step`: one optimiser step on a batch that is ready, against transformers' ViTMAE.
+"""`openmae bench step`: one optimiser step on a batch in memory, against transformers' ViTMAE.
 
-Both have the same weights, images, masks, optimiser, precision and threads. Ours is the step of `openmae pretrain`
-whole: it normalises, draws masks and measures the gradient's norm; the peer gets images and noise ready.
+Both have the same weights, images, masks, optimiser, precision and threads. Ours is the complete step of
+`openmae pretrain`: it normalises, draws masks and computes the gradient norm. The peer gets images and noise ready.
 """
 
 import gc
@@ -13,32 +13,39 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from openmae.benchmarks.machine import ceiling, share_of, waiting
-from openmae.benchmarks.ours import RATE, WORDS, Form, Ours, batch_of, make_ours, pretrain_plan_for
-from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, in_turn, timed
-from openmae.benchmarks.transformers_mae import Peer, check_equal, find_transformers, loss_and_norm, make_peer, twin
+from openmae.benchmarks.machine import ceiling, share_of_ceiling, synchronizer
+from openmae.benchmarks.ours import CASE_NAMES, RATE, Form, Ours, batch_of, make_ours, pretrain_plan_for
+from openmae.benchmarks.rows import NOT_INSTALLED, WARM_UP, Row, run_interleaved, timed
+from openmae.benchmarks.transformers_mae import (
+    Peer,
+    check_equal,
+    find_transformers,
+    loss_and_norm,
+    make_peer,
+    peer_with_our_weights,
+)
 from openmae.config import BenchConfig
 from openmae.machine.device import is_out_of_memory
 
 GOALS = {("cpu", "small"): "1.1", ("cpu", "base"): "1.05", ("cuda", "base"): "2.5", ("cuda", "large"): "2.0"}
-T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 RECOMPUTE = {"recompute": True}
-# Forms of our step beside the plain one. On a GPU the compiled one is the default; the others are asked for.
-COMPILED = Form(words="compiled", settings={}, is_compiled=True)
-ASKED_FOR = {
-    "cpu": [Form(words="--recompute True", settings=RECOMPUTE)],
+# Forms of our step besides the plain one. On a GPU the compiled one is always measured, the others with --forms.
+COMPILED = Form(label="compiled", settings={}, is_compiled=True)
+REQUESTED_FORMS = {
+    "cpu": [Form(label="--recompute True", settings=RECOMPUTE)],
     "cuda": [
-        Form(words="compiled, --recompute True", settings=RECOMPUTE, is_compiled=True),
-        Form(words="compiled, --bf16-residual True", settings={"bf16_residual": True}, is_compiled=True),
+        Form(label="compiled, --recompute True", settings=RECOMPUTE, is_compiled=True),
+        Form(label="compiled, --bf16-residual True", settings={"bf16_residual": True}, is_compiled=True),
     ],
 }
-EQUAL_IMAGES = 256  # at most, that both programs are first compared on: eager, the peer keeps more of an image
+MAX_COMPARED = 256  # images on which both losses are first compared: eager, the peer needs more memory for each
 OUT_OF_MEMORY = "out of memory at this batch"
 MFU_GOALS = {"base": 0.45, "large": 0.55, "huge": 0.60}
 
 
 def step_rows(config: BenchConfig, device: torch.device) -> list[Row]:
-    """A row for each case; on a GPU also compiled forms of both programs, with `--forms` those that are asked for.
+    """A row for each case; on a GPU also one of both programs compiled, and with `--forms` rows of further forms.
 
     Raises:
         Fault: the programs do not compute the same loss.
@@ -53,31 +60,31 @@ def step_rows(config: BenchConfig, device: torch.device) -> list[Row]:
     return rows
 
 
-def equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ours, Peer | None]:
-    """Both programs on the same weights, images and masks; what shows that they are equal is printed first.
+def make_equal_pair(case: str, config: BenchConfig, device: torch.device) -> tuple[Ours, Peer | None]:
+    """Both programs with the same weights, images and masks; prints that their losses and gradient norms are equal.
 
     Raises:
-        Fault: they are not.
+        Fault: they are not equal.
     """
     batch = batch_of(case, device, config.quick, config.batch_size)
-    settled = pretrain_plan_for(case, batch, device, config.precision)
-    ours = make_ours(settled, device)
-    print(f"\n{WORDS[case]}, {batch} images, {settled.config.precision}", flush=True)
+    plan = pretrain_plan_for(case, batch, device, config.precision)
+    ours = make_ours(plan, device)
+    print(f"\n{CASE_NAMES[case]}, {batch} images, {plan.config.precision}", flush=True)
     transformers = find_transformers()
     if transformers is None:
         return ours, None
-    c = settled.config
-    model = twin(transformers, ours.model.cpu(), settled.shape)
+    c = plan.config
+    model = peer_with_our_weights(transformers, ours.model.cpu(), plan.shape)
     ours.model.to(device)
     peer = make_peer(model, ours.images(), ours.noise(), RATE, c.weight_decay, c.betas, device, c.precision)
-    count = min(batch, EQUAL_IMAGES)
+    count = min(batch, MAX_COMPARED)
     equal_to = loss_and_norm(ours.model, ours.loss(count))
     print(check_equal(equal_to, loss_and_norm(peer.model, peer.loss(count)), c.precision), flush=True)
     return ours, peer
 
 
-def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) -> T | None:
-    """What a program's action returns; None where it does not fit into the device's memory, and its gradients go."""
+def if_it_fits(action: Callable[[], ResultT], model: nn.Module, device: torch.device) -> ResultT | None:
+    """The action's result; None, with gradients cleared, where it does not fit into the device's memory."""
     try:
         return action()
     except RuntimeError as error:
@@ -89,53 +96,53 @@ def if_it_fits(action: Callable[[], T], model: nn.Module, device: torch.device) 
     return None
 
 
-def counting(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
-    """The action, each time with its CPU seconds over all threads: steadier than the clock where others compute."""
+def with_cpu_time(action: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
+    """The action, recording its CPU seconds over all threads: less affected by other work than the clock."""
 
-    def counted() -> None:
+    def measured() -> None:
         start = time.process_time()
         action()
         seconds.append(time.process_time() - start)
 
-    return counted
+    return measured
 
 
 def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
-    ours, peer = equal_pair(case, config, device)
-    c, wait = ours.settled.config, waiting(device)
-    name = f"{WORDS[case]}, batch {c.batch_size}"
+    ours, peer = make_equal_pair(case, config, device)
+    c, wait = ours.plan.config, synchronizer(device)
+    name = f"{CASE_NAMES[case]}, batch {c.batch_size}"
     measure = ceiling(ours.shape, ours.visible, c.batch_size, device, c.precision)
-    ours_worked: list[float] = []
-    they_worked: list[float] = []
-    sides = {"ceiling": measure, "ours": timed(counting(ours.step, ours_worked), wait)}
+    our_cpu_seconds: list[float] = []
+    their_cpu_seconds: list[float] = []
+    sides = {"ceiling": measure, "ours": timed(with_cpu_time(ours.step, our_cpu_seconds), wait)}
     models: dict[str, nn.Module] = {"ours": ours.model}
     if peer is not None:
-        sides["theirs"], models["theirs"] = timed(counting(peer.step, they_worked), wait), peer.model
+        sides["theirs"], models["theirs"] = timed(with_cpu_time(peer.step, their_cpu_seconds), wait), peer.model
     equal_to = if_it_fits(ours.loss_and_norm, ours.model, device)
     forms = [COMPILED] if device.type == "cuda" else []
-    forms += ASKED_FOR.get(device.type, []) if config.forms else []
+    forms += REQUESTED_FORMS.get(device.type, []) if config.forms else []
     for form in forms:
         if form.settings.get("bf16_residual") and c.precision != "bf16":
             continue
-        settled = pretrain_plan_for(case, c.batch_size, device, c.precision, **form.settings)
-        side = make_ours(settled, device, is_compiled=form.is_compiled)
+        plan = pretrain_plan_for(case, c.batch_size, device, c.precision, **form.settings)
+        side = make_ours(plan, device, is_compiled=form.is_compiled)
         found = if_it_fits(side.loss_and_norm, side.model, device)
         if peer is not None and found is not None and equal_to is not None:
-            print(f"{form.words}: {check_equal(found, equal_to, c.precision)}", flush=True)
-        sides[form.words], models[form.words] = timed(side.step, wait), side.model
+            print(f"{form.label}: {check_equal(found, equal_to, c.precision)}", flush=True)
+        sides[form.label], models[form.label] = timed(side.step, wait), side.model
     if peer is not None and device.type == "cuda":
         compiled = torch.compile(peer.model, dynamic=False)
         again = Peer(peer.model, peer.optimizer, peer.images, peer.noise, device, c.precision, compiled)
         sides["theirs compiled"], models["theirs compiled"] = timed(again.step, wait), peer.model
-    if device.type == "cuda":  # a CPU's memory is not given out until it is written to
+    if device.type == "cuda":  # on a CPU memory is not allocated before it is written to
         sides = {n: s for n, s in sides.items() if n not in models or if_it_fits(s, models[n], device) is not None}
-    times = dict(zip(sides, in_turn(config.rounds, *sides.values()), strict=True))
+    times = dict(zip(sides, run_interleaved(config.rounds, *sides.values()), strict=True))
 
-    def row(ours_name: str, theirs_name: str, peer_words: str) -> Row:
+    def row(ours_name: str, theirs_name: str, peer_text: str) -> Row:
         mine, theirs = times.get(ours_name, []), times.get(theirs_name, [])
 
         def share(seconds: list[float]) -> float:
-            return share_of(times["ceiling"], seconds, ours.shape, ours.visible, c.batch_size)
+            return share_of_ceiling(times["ceiling"], seconds, ours.shape, ours.visible, c.batch_size)
 
         details: dict[str, Any] = {"ceiling_gflops": max(times["ceiling"]) / 1e9}
         if mine:
@@ -146,21 +153,23 @@ def _case(case: str, config: BenchConfig, device: torch.device) -> list[Row]:
         if theirs:
             details["their_share_of_ceiling"] = share(theirs)
             if device.type == "cpu" and ours_name == "ours":
-                pairs = zip(ours_worked[WARM_UP:], they_worked[WARM_UP:], strict=True)  # on a CPU none is tried first
+                pairs = zip(
+                    our_cpu_seconds[WARM_UP:], their_cpu_seconds[WARM_UP:], strict=True
+                )  # on a CPU none is tried first
                 details["cpu_ratio"] = statistics.median(b / a for a, b in pairs)
         if (device.type, case) in GOALS:
             details["goal"] = GOALS[device.type, case]
         if device.type == "cuda" and case in MFU_GOALS:
             details["mfu_goal"] = MFU_GOALS[case]
         if peer is not None and not theirs:
-            peer_words += f": {OUT_OF_MEMORY}"
-        return Row(case=name, peer=peer_words, ours=mine, theirs=theirs if mine else [], details=details)
+            peer_text += f": {OUT_OF_MEMORY}"
+        return Row(case=name, peer=peer_text, ours=mine, theirs=theirs if mine else [], details=details)
 
-    tuned = "transformers ViTMAE, SDPA, fused AdamW"
+    peer_label = "transformers ViTMAE, SDPA, fused AdamW"
     missing = f"transformers {NOT_INSTALLED}"
-    rows = [row("ours", "theirs", tuned if peer else missing)]
-    of_forms = [form.words for form in forms if form.words in models]
-    rows += [row(form, "theirs", f"{tuned}; ours {form}" if peer else missing) for form in of_forms]
+    rows = [row("ours", "theirs", peer_label if peer else missing)]
+    form_labels = [form.label for form in forms if form.label in models]
+    rows += [row(form, "theirs", f"{peer_label}; ours {form}" if peer else missing) for form in form_labels]
     if "theirs compiled" in models:
-        rows.append(row("compiled", "theirs compiled", f"{tuned}; both compiled"))
+        rows.append(row("compiled", "theirs compiled", f"{peer_label}; both compiled"))
     return rows

@@ -1,4 +1,4 @@
-"""transformers' `Trainer` as run_mae.py uses it, taking turns with ours."""
+"""transformers' `Trainer` as run_mae.py uses it, alternating with our run."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from openmae.benchmarks.machine import waiting
+from openmae.benchmarks.machine import synchronizer
 from openmae.benchmarks.ours import RATE, OurRun
 from openmae.benchmarks.rows import WARM_UP, timed
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig
@@ -21,10 +21,10 @@ from openmae.errors import Fault
 
 
 def take_turns(
-    transformers: Any, model: Any, run: OurRun, source: Source, config: BenchConfig, device: torch.device, place: str
+    transformers: Any, model: Any, run: OurRun, source: Source, config: BenchConfig, device: torch.device, folder: str
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each stretch of ours and theirs, inside one `Trainer.train()`."""
-    c, wait, segment = run.ours.settled.config, waiting(device), config.segment
+    """Seconds of each segment of our and their training, alternating inside one `Trainer.train()`."""
+    c, wait, segment = run.ours.plan.config, synchronizer(device), config.segment
     ours: list[float] = []
     theirs: list[float] = []
     start = 0.0
@@ -43,14 +43,14 @@ def take_turns(
             start = time.perf_counter()
 
     arguments = transformers.TrainingArguments(
-        output_dir=place,
+        output_dir=folder,
         per_device_train_batch_size=c.batch_size,
         max_steps=(WARM_UP + config.rounds) * segment,
         learning_rate=RATE,
         weight_decay=c.weight_decay,
         adam_beta1=c.betas[0],
         adam_beta2=c.betas[1],
-        max_grad_norm=0.0,  # as ours: the paper clips nothing
+        max_grad_norm=0.0,  # no clipping, as ours and the paper
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
         dataloader_num_workers=c.workers,
@@ -82,7 +82,7 @@ def take_turns(
 
 
 class TheirImages(Dataset):
-    """run_mae.py's images: PIL, then torchvision's transforms to float; encoded bytes lie in memory."""
+    """The data set of run_mae.py: PIL, then torchvision's transforms to float; encoded bytes are in memory."""
 
     def __init__(self, source: Source, side: int) -> None:
         from torchvision import transforms
@@ -117,7 +117,7 @@ def _as_rgb(image: Any) -> Any:
 
 
 def encoded_images(source: Source) -> list[bytes] | None:
-    """The encoded bytes of every image of a parquet source; of another kind None: then it decodes as ours does."""
+    """The encoded bytes of every image of a parquet source; None for other sources, which decode as ours."""
     if not isinstance(source, ParquetSource):
         return None
     import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""transformers' ViTMAE as the peer, tuned, holding our weights; and the proof that both compute the same loss."""
+"""transformers' ViTMAE as the peer, with our weights and its fastest settings; a check that losses are equal."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from openmae.config import MAEShape
 from openmae.errors import Fault, RequestError
 from openmae.machine.device import autocast
 from openmae.model.mae import MAE
-from openmae.training.optim import adamw_of, weight_decay_groups
+from openmae.training.optim import adamw_from_groups, weight_decay_groups
 
 # Largest relative difference of loss and of gradient norm. Measured on a CPU in fp32: 3e-7 and 2e-6 (ViT-B/16). bf16
 # rounds to 3 digits, and kernels round differently.
@@ -30,7 +30,7 @@ def find_transformers() -> Any | None:
 
 
 def peer_names(shape: MAEShape) -> dict[str, list[str]]:
-    """Our parameter → theirs (transformers 5); three of theirs make one of our qkv."""
+    """Our parameter's name → theirs (transformers 5); three of theirs are one qkv of ours."""
     names = {
         "encoder.cls_token": ["vit.embeddings.cls_token"],
         "encoder.pos_embed": ["vit.embeddings.position_embeddings"],
@@ -84,11 +84,11 @@ def vit_mae_config(transformers: Any, shape: MAEShape, attention: str) -> Any:
     )
 
 
-def twin(transformers: Any, ours: MAE, shape: MAEShape, attention: str = "sdpa") -> nn.Module:
-    """Their model with our weights: theirs starts with zeros in both tables and both tokens.
+def peer_with_our_weights(transformers: Any, ours: MAE, shape: MAEShape, attention: str = "sdpa") -> nn.Module:
+    """Their model with our weights.
 
     Raises:
-        RequestError: this version of transformers names its parameters otherwise.
+        RequestError: this version of transformers has other parameter names.
     """
     theirs: nn.Module = transformers.ViTMAEForPreTraining(vit_mae_config(transformers, shape, attention))
     parameters, names = dict(theirs.named_parameters()), peer_names(shape)
@@ -106,10 +106,10 @@ def twin(transformers: Any, ours: MAE, shape: MAEShape, attention: str = "sdpa")
 
 @dataclass
 class Peer:
-    """Their program, ready to step.
+    """Their model and optimiser on a batch.
 
-    It gets images that are already normalised and noise that is already drawn; ours makes both itself, and measures
-    its gradients' norm besides. What is compared is what a person gets, not only the model.
+    Images are already normalised and noise is already drawn; our step does both itself, and computes the gradient norm
+    besides: what is compared is a program's whole step, not only the model.
     """
 
     model: nn.Module
@@ -121,7 +121,7 @@ class Peer:
     forward: Callable[..., Any]
 
     def loss(self, count: int | None = None) -> Tensor:
-        """Of the first `count` images, or of the whole batch."""
+        """The loss of the first `count` images, or of the whole batch."""
         with autocast(self.device, self.precision):
             return self.forward(self.images[:count], noise=self.noise[:count]).loss
 
@@ -135,9 +135,9 @@ def make_peer(
     model: nn.Module, images: Tensor, noise: Tensor, rate: float, weight_decay: float, betas: tuple[float, float],
     device: torch.device, precision: str, is_compiled: bool = False,
 ) -> Peer:  # fmt: skip
-    """The peer with the optimiser that ours has: fused AdamW over the same two groups."""
+    """The peer with the same optimiser as ours: fused AdamW over the same two groups."""
     model = model.to(device)
-    optimizer = adamw_of(weight_decay_groups(model, weight_decay), betas)
+    optimizer = adamw_from_groups(weight_decay_groups(model, weight_decay), betas)
     for group in optimizer.param_groups:
         group["lr"] = rate
     forward = torch.compile(model, dynamic=False) if is_compiled else model
@@ -145,7 +145,7 @@ def make_peer(
 
 
 def loss_and_norm(model: nn.Module, loss: Tensor) -> tuple[float, float]:
-    """The loss and the norm of all gradients, which are cleared again."""
+    """The loss and the norm of all gradients, which are cleared afterwards."""
     loss.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     model.zero_grad(set_to_none=True)
@@ -153,20 +153,20 @@ def loss_and_norm(model: nn.Module, loss: Tensor) -> tuple[float, float]:
 
 
 def check_equal(ours: tuple[float, float], theirs: tuple[float, float], precision: str) -> str:
-    """Both programs compute the same, in words that stand above every table.
+    """Check that both programs compute the same; return a line to print above the table.
 
     Args:
         ours, theirs: loss and gradient norm.
 
     Raises:
-        Fault: they do not; then their times say nothing.
+        Fault: they do not, so their times cannot be compared.
     """
     tolerance = TOLERANCE[precision]
     differences = [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True)]
-    words = (
+    line = (
         f"loss {ours[0]:.6f} ours, {theirs[0]:.6f} theirs (differ by {differences[0]:.1e}); "
         f"gradient norm {ours[1]:.6f}, {theirs[1]:.6f} ({differences[1]:.1e})"
     )
     if not all(math.isfinite(difference) and difference <= tolerance for difference in differences):
-        raise Fault(f"the two programs do not compute the same, so their speed is not compared: {words}")
-    return f"equal     {words}; at most {tolerance:g} is let through"
+        raise Fault(f"the two programs do not compute the same, so their speed is not compared: {line}")
+    return f"equal     {line}; at most {tolerance:g} is let through"

@@ -28,11 +28,11 @@ from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
-from openmae.interchange.stored import hash_of
+from openmae.interchange.stored import hash_weights
 from openmae.machine.device import default_workers
 from openmae.machine.parallel import Processes
 from openmae.pictures.curves import Curve, draw_curves
-from openmae.run.folder import PLACES
+from openmae.run.folder import DATA_PATHS
 from openmae.run.lock import check_outside
 from openmae.tasks.classification.classification import check_has_final_split
 from openmae.tasks.finetune.finetune import finetune
@@ -166,7 +166,9 @@ def figure_9(config: ExperimentConfig) -> dict[str, Any]:
     protocols = prepare(config)
     depth = protocols.model.encoder.shape.depth
     with ExitStack() as lock:
-        create_experiment(out, config, protocols.data.fingerprint, hash_of(protocols.model.encoder.state_dict()), lock)
+        create_experiment(
+            out, config, protocols.data.fingerprint, hash_weights(protocols.model.encoder.state_dict()), lock
+        )
         ledger = Ledger(
             out,
             config.labels,
@@ -240,7 +242,7 @@ def _open_data(config: ExperimentConfig, p: Preprocessing, labels: str | None, h
 
 def _data_settings(config: ExperimentConfig) -> dict[str, Any]:
     """The settings that name the data, which all commands share."""
-    return {name: getattr(config, name) for name in PLACES}
+    return {name: getattr(config, name) for name in DATA_PATHS}
 
 
 def _from_scratch_settings(model: Any, value_range: tuple[float, float]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 
 # Top-1 on the final split, of each seed; the chosen learning rate; and top-1 on the split that it was chosen by.
 ProtocolResult = tuple[list[float], float | None, float | None]
@@ -73,12 +73,12 @@ class Ledger:
         with disk_faults(self.out):
             write_json(self.out / "results.json", self.finished)
             self._write_csv(self.out / "results.csv")
-            with written_aside(self.out / "results.md") as partial:
+            with atomic_write(self.out / "results.md") as partial:
                 partial.write_text(self.table())
         self.draw(self.rows)
 
     def _write_csv(self, path: Path) -> None:
-        with written_aside(path) as partial, partial.open("w", newline="") as file:
+        with atomic_write(path) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["protocol", "labels", "top1", "seeds", "base_lr", "top1_on_the_split_that_chose"])
             for r in self.rows:

@@ -9,7 +9,7 @@ from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
 from openmae.requests.experiment import check_begin
-from openmae.run.create import make_and_hold
+from openmae.run.create import make_and_lock
 
 MAY_CHANGE = {"device", "workers", "out"}
 MAY_GROW = {"labels", "epochs", "blocks"}
@@ -56,7 +56,7 @@ def create_experiment(out: Path, config: ExperimentConfig, fingerprint: str, enc
             raise RequestError(
                 f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {stored[name]}: {advice}"
             )
-    make_and_hold(out, lock)
+    make_and_lock(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 

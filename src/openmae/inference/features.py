@@ -22,7 +22,7 @@ from openmae.inference.models import EncoderModel, encoder_features
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.machine.parallel import Processes
 from openmae.model.vit import ViT
-from openmae.training.telemetry import Screen
+from openmae.training.telemetry import ProgressBar
 
 NUM_SURVEYED = 64  # images whose sizes decide the crop fraction
 MAX_MESSAGE_BYTES = 1 << 26  # what a process sends to the others at a time
@@ -100,7 +100,10 @@ def extract(
     values: NDArray[np.float32] | None = None
     count = seen = 0
     started = time.monotonic()
-    with closing(batches), Screen(len(indices), 0, title or "", quiet=not (title and processes.is_first)) as screen:
+    with (
+        closing(batches),
+        ProgressBar(len(indices), 0, title or "", quiet=not (title and processes.is_first)) as screen,
+    ):
         for batch in batches:
             bad |= batch.bad
             seen += len(batch.images) + len(batch.bad)

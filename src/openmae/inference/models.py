@@ -24,7 +24,7 @@ from openmae.errors import RequestError, shown
 from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
 from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
 from openmae.inference.regression import in_own_units
-from openmae.interchange.report import Report
+from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.mae import MAE
@@ -60,7 +60,7 @@ class EncoderModel:
     preprocessing: Preprocessing
     description: dict[str, Any]
     device: torch.device
-    report: Report | None
+    report: LoadReport | None
 
     def prepare(
         self,

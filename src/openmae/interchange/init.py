@@ -1,4 +1,4 @@
-"""From `--init` to weights: which file it names, what the file says of itself, and whether it fits."""
+"""From `--init` to a model: find the file it names, read it, and check it against its own description."""
 
 import os
 from dataclasses import replace
@@ -18,46 +18,45 @@ from openmae.config import (
     flag_of,
 )
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.files import find_stored, read_stored
+from openmae.interchange.incoming.files import locate_checkpoint, read_raw_checkpoint
 from openmae.interchange.incoming.named import TIMM
-from openmae.interchange.incoming.read import describe
+from openmae.interchange.incoming.read import interpret
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.incoming.timm_models import read_timm
-from openmae.interchange.report import Report
+from openmae.interchange.report import LoadReport
 from openmae.interchange.stored import StoredModel, check_weights, expected_weights
 from openmae.model import cost
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
 
 
-def read_init(init: str, hints: Hints | None = None, *, say: bool = True) -> StoredModel:
+def read_init(init: str, hints: Hints | None = None, *, verbose: bool = True) -> StoredModel:
     """The model that an `--init` names, ours or another program's.
 
     That is a run folder, a checkpoint, a file, a folder as transformers or timm write it, `timm:NAME` or `hf:ORG/NAME`.
 
     Args:
-        hints: what a foreign file does not say itself; one of ours says it all, and is not contradicted.
-        say: print which weights were loaded, resized, unused (the first process does).
+        hints: settings that a foreign file does not contain; one of ours contains all, and hints must agree with it.
+        verbose: print which weights were loaded, resized or unused (in the first process).
 
     Raises:
         RequestError: it does not exist, cannot be read, lacks a weight of the encoder, or contradicts a hint.
     """
     if init.startswith(TIMM):
-        found = describe(read_timm(init.removeprefix(TIMM)), init, hints)
+        model = interpret(read_timm(init.removeprefix(TIMM)), init, hints)
     else:
-        path = find_stored(init)
+        path = locate_checkpoint(init)
         if is_ours(path):
-            found = with_report(read_stored_model(find_model(path)), init)
-            _check_hints(found, hints or Hints())
+            model = _with_report(read_stored_model(find_model(path)), init)
+            _check_hints(model, hints or Hints())
         else:
-            found = describe(read_stored(path), init, hints)
-    if say and os.environ.get("RANK", "0") == "0":
-        assert found.report is not None
-        print("\n".join(found.report.lines()), flush=True)
-    return found
+            model = interpret(read_raw_checkpoint(path), init, hints)
+    if verbose and model.report is not None and os.environ.get("RANK", "0") == "0":
+        print("\n".join(model.report.lines()), flush=True)
+    return model
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file or folder was written by openmae: a run, a checkpoint, or a model.safetensors that says so."""
+    """Whether a file or folder was written by openmae: a run, a checkpoint, or a model.safetensors with metadata."""
     if path.is_dir():
         return (path / "checkpoints").is_dir() or ((path / MODEL).is_file() and is_ours(path / MODEL))
     try:
@@ -67,35 +66,35 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def with_report(found: StoredModel, init: str) -> StoredModel:
-    """A model of ours with a report: it holds exactly what it says, or it would not have been read."""
+def _with_report(model: StoredModel, init: str) -> StoredModel:
+    """A model of ours with a report that all its weights were loaded: reading it has checked that."""
     kinds = {
         "mae": "masked autoencoder",
         "classifier": "classifier",
         "regressor": "regression model",
         "encoder": "encoder",
     }
-    step = found.description.get("step")
-    kind = f"openmae {kinds[found.description.get('kind', 'mae')]}" + (f", step {step:,}" if step is not None else "")
-    loaded = {name: tuple(value.shape) for name, value in found.weights.items()}
-    return replace(found, report=Report(source=init, kind=kind, loaded=loaded))
+    step = model.description.get("step")
+    kind = f"openmae {kinds[model.description.get('kind', 'mae')]}" + (f", step {step:,}" if step is not None else "")
+    loaded = {name: tuple(value.shape) for name, value in model.weights.items()}
+    return replace(model, report=LoadReport(source=init, kind=kind, loaded=loaded))
 
 
-def _check_hints(found: StoredModel, hints: Hints) -> None:
-    """Raise RequestError where a hint would be ignored. The image size is none here: it asks to resample."""
-    shape, p = found.shape, found.preprocessing
-    said = {"num_heads": found.encoder_shape.num_heads, "mean": p.mean, "std": p.std}
+def _check_hints(model: StoredModel, hints: Hints) -> None:
+    """Raise RequestError where a hint contradicts the file. The image size is not checked: another one resamples."""
+    shape, p = model.shape, model.preprocessing
+    known = {"num_heads": model.encoder_shape.num_heads, "mean": p.mean, "std": p.std}
     if isinstance(shape, MAEShape):
-        said |= {"decoder_num_heads": shape.decoder.num_heads, "target": shape.target}
+        known |= {"decoder_num_heads": shape.decoder.num_heads, "target": shape.target}
     for name in ("num_heads", "decoder_num_heads", "target", "mean", "std"):
-        asked = getattr(hints, name)
-        if asked is not None and asked != said.get(name):
-            has = said.get(name, "none")
-            raise RequestError(f"{flag_of(name)} got {asked}, but {shown(found.path)} has {has}: leave it out")
+        hint = getattr(hints, name)
+        if hint is not None and hint != known.get(name):
+            own = known.get(name, "none")
+            raise RequestError(f"{flag_of(name)} got {hint}, but {shown(model.path)} has {own}: leave it out")
 
 
 def find_model(path: Path) -> Path:
-    """The model.safetensors of ours that a run folder or a checkpoint holds, or the file itself.
+    """The model.safetensors of a run folder or a checkpoint of ours, or the file itself.
 
     Raises:
         RequestError: there is none.
@@ -108,15 +107,13 @@ def find_model(path: Path) -> Path:
         checkpoint, damaged = newest_checkpoint(path)
         if checkpoint is not None:
             return checkpoint.folder / MODEL
-        told = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
-        raise RequestError(f"--init {shown(path)} holds no model: {told}")
+        reason = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
+        raise RequestError(f"--init {shown(path)} holds no model: {reason}")
     raise RequestError(f"--init {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
 
 
 def read_stored_model(path: Path) -> StoredModel:
-    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours.
-
-    It holds exactly the weights of its shape.
+    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours, and check its weights.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
@@ -133,10 +130,10 @@ def read_stored_model(path: Path) -> StoredModel:
             masking = description.get("masking") or {}
             check_name("masking", masking.get("kind"), MASKS)
             check_range("masking ratio", masking.get("ratio"), 0, 1)
-            described = cost.num_parameters(shape) + cost.num_positions(shape)
+            num_described = cost.num_parameters(shape) + cost.num_positions(shape)
         elif kind == "encoder":
             shape = ViTShape.from_dict(description["shape"])
-            described = cost.encoder_parameters(shape)
+            num_described = cost.encoder_parameters(shape)
         else:
             shape = ClassifierShape.from_dict(description["shape"])
             name = "classes" if kind == "classifier" else "columns"
@@ -147,11 +144,13 @@ def read_stored_model(path: Path) -> StoredModel:
                 raise ValueError(f"{len(names)} names for {shape.num_classes} {name}")
             if kind == "regressor":
                 TargetScale.from_description(description)
-            described = cost.classifier_parameters(shape)
+            num_described = cost.classifier_parameters(shape)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
-    held = sum(tensor.numel() for tensor in weights.values())
-    if described > 2 * held + 1_000_000:  # a hostile description must not allocate a model of any size
-        raise RequestError(f"{path} describes a model of {described:,} values and holds {held:,}: it is damaged")
+    num_held = sum(tensor.numel() for tensor in weights.values())
+    if num_described > 2 * num_held + 1_000_000:  # or a hostile description would have a model of any size built
+        raise RequestError(
+            f"{path} describes a model of {num_described:,} values and holds {num_held:,}: it is damaged"
+        )
     check_weights(weights, expected_weights(shape), str(path))
     return StoredModel(path, weights, shape, preprocessing, description)

@@ -1,4 +1,4 @@
-"""Trained weights into a model: all of them, the encoder's, or what continued pre-training can begin with."""
+"""Loading trained weights into a model: all of them, the encoder's alone, or for continued pre-training."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from openmae.model.vit import ViT
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Put weights into a model of the same shape.
+    """Load weights into a model of the same shape.
 
     Raises:
         RequestError: a weight is missing, unknown or of another shape; the message names the first.
@@ -23,10 +23,10 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
 
 
 def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
-    """Take over a trained encoder; what depends on the image or patch size is resampled.
+    """Load a trained encoder; what depends on the image or patch size is resampled.
 
     Returns:
-        A line about each weight that was.
+        A line about each weight that was resampled.
 
     Raises:
         RequestError: an encoder weight is missing or of another shape.
@@ -44,13 +44,13 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     return [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
 
 
-def start_pretraining(model: MAE, init: StoredModel) -> list[str]:
-    """Begin with another model's weights: its encoder, and its decoder where it has one of the same shape.
+def load_for_pretraining(model: MAE, init: StoredModel) -> list[str]:
+    """Load another model's encoder, and its decoder where it has one of the same shape.
 
-    Fixed sin-cos positions are those of the new size; learned ones are resampled.
+    Sin-cos positions are computed for the new size; learned ones are resampled.
 
     Returns:
-        What has to be said about it.
+        Lines to print.
 
     Raises:
         RequestError: the encoder does not fit.
@@ -65,13 +65,13 @@ def start_pretraining(model: MAE, init: StoredModel) -> list[str]:
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(ENCODER)}
     theirs = {name: value for name, value in init.weights.items() if not name.startswith(ENCODER)}
     if not isinstance(init.shape, MAEShape):
-        return [*lines, f"           decoder: fresh, for {init.path} is {init.what}"]
+        return [*lines, f"           decoder: fresh, for {init.path} is {init.kind_name}"]
     if old.grid != shape.grid:
         theirs = {**theirs, "decoder.pos_embed": own_positions["decoder.pos_embed"]}
-    other = sorted(
+    mismatched = sorted(
         n for n in own.keys() | theirs.keys() if n not in own or n not in theirs or own[n].shape != theirs[n].shape
     )
-    if other:
-        return [*lines, f"           decoder: fresh, for {other[0]} is of another shape there"]
+    if mismatched:
+        return [*lines, f"           decoder: fresh, for {mismatched[0]} is of another shape there"]
     model.load_state_dict(theirs, strict=False)
     return lines

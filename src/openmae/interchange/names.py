@@ -1,7 +1,7 @@
-"""The names of other programs' files and weights, and ours for them.
+"""The names of other programs' files and weights, and their translation to ours.
 
-Each table maps the rest of a name behind the model's prefix. Ours are timm's; `attn.q`, `attn.k` and `attn.v` are
-separate only until `join_qkv` makes one matrix of them.
+Each table maps names without the model's prefix. Ours are timm's; `attn.q`, `attn.k` and `attn.v` are separate only
+until `join_qkv` concatenates them.
 """
 
 import re
@@ -40,7 +40,7 @@ REFERENCE_DECODER: Rules = (
 
 
 def _transformers_blocks(theirs: str, ours: str) -> Rules:
-    """A stack of transformers' ViT layers in the key scheme of its files and in that of its modules since 5."""
+    """Rules for a stack of transformers' ViT layers, by the keys of its files and by those of its modules since 5."""
     return (
         (rf"{theirs}\.(\d+)\.layernorm_before\.(weight|bias)", rf"{ours}.\1.norm1.\2"),
         (rf"{theirs}\.(\d+)\.layernorm_after\.(weight|bias)", rf"{ours}.\1.norm2.\2"),
@@ -75,7 +75,7 @@ TRANSFORMERS_DECODER: Rules = (
     (r"decoder\.decoder_norm\.(weight|bias)", r"decoder.norm.\1"),
     (r"decoder\.decoder_pred\.(weight|bias)", r"decoder.predict.\1"),
 )
-# What stands beside the encoder, outside its prefix. BEiT's masked-image model norms there.
+# Weights outside the encoder's prefix: a head, and the final norm of BEiT's masked-image model.
 TRANSFORMERS_HEAD: Rules = ((r"classifier\.(weight|bias)", r"head.\1"), (r"layernorm\.(weight|bias)", r"norm.\1"))
 TRANSFORMERS_VITDET: Rules = (
     (r"embeddings\.position_embeddings", "pos_embed"),
@@ -84,12 +84,12 @@ TRANSFORMERS_VITDET: Rules = (
     (r"encoder\.layer\.(\d+)\.attention\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
     (r"encoder\.layer\.(\d+)\.attention\.(rel_pos_[hw])", r"blocks.\1.attn.relative.\2"),
 )
-# Tables of indices that follow from the shape: no weights.
+# Buffers that follow from the shape, not weights.
 DERIVED = re.compile(r".*relative_position_index|.*\bmasked_bias|.*\bposition_ids|.*num_batches_tracked")
 
 
 def rename(name: str, rules: Rules) -> str | None:
-    """Our name, or None where no rule fits the whole name."""
+    """Our name for a weight; None where no rule matches the whole name."""
     for pattern, ours in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(ours)
@@ -97,13 +97,13 @@ def rename(name: str, rules: Rules) -> str | None:
 
 
 def join_qkv(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Make one fused matrix and one bias of separate queries, keys and values.
+    """Concatenate separate query, key and value weights into fused ones.
 
-    A bias that is absent is zero: BEiT's keys have none, which changes nothing, as it would shift all scores of a query
-    alike.
+    A missing bias is zero: BEiT's keys have none, which changes nothing, for it would shift all scores of a query by
+    the same amount.
 
     Returns:
-        The weights, and the names of the parts that were absent, all of them biases.
+        The weights, and the names of the biases that were missing.
     """
     joined = {name: value for name, value in weights.items() if not re.search(r"\.attn\.[qkv]\.(weight|bias)$", name)}
     absent: list[str] = []

@@ -1,4 +1,4 @@
-"""Which weights came in: loaded, resized, unused, missing, each by name and shape."""
+"""A report on loading weights: loaded, resized and unused ones, by name and shape."""
 
 import itertools
 import re
@@ -12,16 +12,16 @@ _NUMBER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What became of every weight of a file. No model is built that misses one, so missing are none.
+class LoadReport:
+    """What happened to each weight of a file. None is ever missing: a model that lacks one is refused.
 
     Attributes:
-        source: the file or the name that was asked for.
-        kind: what it is, in words.
-        remarks: what was decided on the way (head count, preprocessing, group), each with its reason.
-        loaded: by our names.
-        resized: by our names: from which shape to which.
-        unused: by the file's names.
+        source: the file or name that was requested.
+        kind: a description of what it is.
+        remarks: decisions made while reading (head count, preprocessing, group), each with its reason.
+        loaded: shapes, by our names.
+        resized: shapes before and after, by our names.
+        unused: shapes, by the file's names.
     """
 
     source: str
@@ -32,12 +32,12 @@ class Report:
     unused: Mapping[str, Shape] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For the screen: counts of what was loaded; the rest by name, equal weights of all blocks on a line."""
-        of_part = {
+        """Lines to print: counts of loaded weights; the others by name, equal ones of several blocks on one line."""
+        counts = {
             part: sum(name.startswith(f"{part}.") for name in self.loaded) for part in ("encoder", "decoder", "head")
         }
-        parts = [f"{part} {count}" for part, count in of_part.items() if count]
-        rest = len(self.loaded) - sum(of_part.values())
+        parts = [f"{part} {count}" for part, count in counts.items() if count]
+        rest = len(self.loaded) - sum(counts.values())
         parts += [f"others {rest}"] if rest else []
         lines = [f"init       {self.source}: {self.kind}", *(f"           {remark}" for remark in self.remarks)]
         lines.append(f"           loaded {len(self.loaded)} weights: {', '.join(parts) or 'none'}")
@@ -45,14 +45,14 @@ class Report:
             lines.append(f"           resized {name}: {_shape(old)} -> {_shape(new)}")
         if self.unused:
             lines.append(f"           unused {len(self.unused)}:")
-            lines += [f"             {line}" for line in families(self.unused)]
+            lines += [f"             {line}" for line in group_blocks(self.unused)]
         else:
             lines.append("           unused: none; missing: none")
-        return [shown(line) for line in lines]  # names in a file can be terminal commands
+        return [shown(line) for line in lines]  # names in a file can contain terminal escape sequences
 
 
-def families(weights: Mapping[str, Shape]) -> list[str]:
-    """Names with their shapes; `blocks.0-11.norm1.weight (768,)` stands for twelve."""
+def group_blocks(weights: Mapping[str, Shape]) -> list[str]:
+    """Names with shapes, those of several blocks as one: `blocks.0-11.norm1.weight (768,)` stands for twelve."""
     groups: dict[tuple[str, Shape], list[int]] = {}
     for name, shape in weights.items():
         number = _NUMBER.search(name)

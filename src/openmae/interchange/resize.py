@@ -1,4 +1,4 @@
-"""An encoder's weights for another image or patch size, every change by name."""
+"""Resampling an encoder's weights for another image or patch size."""
 
 from dataclasses import replace
 
@@ -17,20 +17,21 @@ KERNEL = "patch_embed.proj.weight"
 def fit_encoder(
     weights: dict[str, Tensor], old: ViTShape, new: ViTShape, where: str
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Shape, Shape]]]:
-    """Resample what depends on the image and patch size.
+    """Resample the weights that depend on the image and patch size.
 
-    Positions and tables of biases bicubically, vectors of offsets linearly, the patch projection so that it answers a
-    resized patch as it answered the patch (FlexiViT's pseudo-inverse, timm's `resample_patch_embed`).
+    Position tables and relative position biases are resampled bicubically, relative position vectors linearly, and the
+    patch projection so that a resized patch gives the same embedding (FlexiViT's pseudo-inverse, timm's
+    `resample_patch_embed`).
 
     Args:
         weights: by their names inside the encoder.
-        where: they come from, for messages.
+        where: the file they come from, for messages.
 
     Returns:
-        The weights for `new`, and which were changed: their shapes before and after.
+        The weights for `new`, and the shapes of the changed ones before and after.
 
     Raises:
-        RequestError: a weight is missing, or differs by more than the sizes.
+        RequestError: the window sizes differ.
     """
     if old.patch_size != new.patch_size and KERNEL in weights:
         from timm.layers.patch_embed import resample_patch_embed
@@ -44,18 +45,18 @@ def fit_encoder(
         if fitted[name].shape != value.shape:
             changed[name] = (tuple(value.shape), tuple(fitted[name].shape))
     if old.patch_size != new.patch_size:
-        sides = ((old.patch_size,) * 2, (new.patch_size,) * 2)
-        first = (new.width, new.channels)
-        changed[KERNEL] = (first + sides[0], first + sides[1])
+        width_and_channels = (new.width, new.channels)
+        before, after = ((shape.patch_size, shape.patch_size) for shape in (old, new))
+        changed[KERNEL] = (width_and_channels + before, width_and_channels + after)
     if old.window_size != new.window_size:
-        raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are asked for")
+        raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are requested")
     return fitted, changed
 
 
 def resized_model(
     model: StoredModel, image_size: tuple[int, int] | None, patch_size: int | None
 ) -> tuple[StoredModel, list[str]]:
-    """The whole model for another image or patch size, and a line about each weight that was resampled.
+    """The model, its decoder included, for another image or patch size, and a line about each resampled weight.
 
     Raises:
         RequestError: the patch does not divide the image, or a decoder would have to predict patches of another size.

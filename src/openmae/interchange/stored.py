@@ -1,4 +1,4 @@
-"""A model as it travels between files: weights by our names, and all that is needed to use them."""
+"""A model independent of any file format: weights by our names, and all that is needed to use them."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, TargetScale, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.report import Report
+from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
@@ -21,15 +21,15 @@ ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class StoredModel:
-    """Weights, what they are of, and how an image becomes their input.
+    """Weights, the shape of their model, and the preprocessing of its images.
 
     Attributes:
-        path: where they come from, for messages.
+        path: the file they come from, for messages.
         weights: by the parameter names of `MAE`, of `Classifier`, or of an encoder alone behind `encoder.`.
         shape: of a masked autoencoder, a classifier (a regression model is one, of as many outputs), or (`ViTShape`) an
             encoder alone.
-        description: what the file says of itself: kind, recipe, seed, step, classes, …
-        report: what became of each of the file's weights; None where nobody asked.
+        description: the file's metadata: kind, recipe, seed, step, classes, …
+        report: what happened to each of the file's weights; None where the model was not read by `read_init`.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class StoredModel:
     shape: MAEShape | ClassifierShape | ViTShape
     preprocessing: Preprocessing
     description: dict[str, Any]
-    report: Report | None = None
+    report: LoadReport | None = None
 
     @property
     def encoder_shape(self) -> ViTShape:
@@ -45,12 +45,12 @@ class StoredModel:
 
     @property
     def scale(self) -> TargetScale | None:
-        """Of the numbers that a regression model predicts; None of any other."""
+        """The scale of the numbers that a regression model predicts; None for any other model."""
         return TargetScale.from_description(self.description) if self.description.get("kind") == "regressor" else None
 
     @property
-    def what(self) -> str:
-        """What it is, in words."""
+    def kind_name(self) -> str:
+        """The kind of model, for messages."""
         if isinstance(self.shape, ViTShape):
             return "an encoder alone"
         if isinstance(self.shape, MAEShape):
@@ -59,12 +59,12 @@ class StoredModel:
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
-        """The encoder's, by their names inside it."""
+        """The encoder's weights, by their names inside it."""
         return {k.removeprefix(ENCODER): v for k, v in self.weights.items() if k.startswith(ENCODER)}
 
 
 def expected_weights(shape: MAEShape | ClassifierShape | ViTShape) -> dict[str, Tensor]:
-    """What `StoredModel.weights` of this shape are, by name, without memory (torch's meta device)."""
+    """The weights that a `StoredModel` of this shape must have, without memory (on torch's meta device)."""
     model: nn.Module
     with torch.device("meta"):
         if isinstance(shape, ViTShape):
@@ -87,8 +87,8 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
             )
 
 
-def hash_of(weights: Mapping[str, Tensor]) -> str:
-    """A hash of weights by name: a run goes on with the model that it began with."""
+def hash_weights(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights and their names, by which a resumed run checks that it continues with the same model."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())

@@ -1,1 +1,1 @@
-"""The machine under the program: its devices and processes, its signals, and files that are whole or not there."""
+"""The machine: devices, processes, signals, and files that are written atomically."""

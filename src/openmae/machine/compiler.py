@@ -1,4 +1,4 @@
-"""torch.compile, whose own processes leave signals to this one and end with it."""
+"""torch.compile, with its worker processes kept from stop signals and ended with this process."""
 
 import atexit
 import contextlib
@@ -11,27 +11,27 @@ from typing import cast
 import torch
 from torch import nn
 
-from openmae.machine.signals import STOP_SIGNALS, when_left_at_once
+from openmae.machine.signals import STOP_SIGNALS, before_immediate_exit
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    """The model through torch.compile; `model` itself stays as it is, with its names and for whoever measures.
+def compile_model(model: nn.Module) -> nn.Module:
+    """The model through torch.compile; `model` itself is unchanged, with its parameter names, and evaluates eagerly.
 
-    Nothing is compiled before the first call; each further size of batch is compiled once more, not made a symbol.
+    Nothing is compiled before the first call. Each new batch size is compiled anew: shapes are static.
     """
     start_processes()
-    # That recomputed parts must change nothing in place: they do not, and a person could do nothing about it.
+    # It warns that checkpointed code must not change anything in place; ours does not.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     return cast(nn.Module, torch.compile(model, dynamic=False))
 
 
 def start_processes() -> None:
-    """Start the processes in which inductor compiles so that they never see a stop signal.
+    """Start inductor's compile workers so that they never receive a stop signal.
 
-    Ctrl-C, `timeout` and Slurm signal the whole group. Where that ends these processes, torch 2.11 waits for them for
-    ever; where it does not, each prints a traceback. What starts while signals are blocked keeps them blocked.
+    Ctrl-C, `timeout` and Slurm signal the whole process group. Where that ends the workers, torch 2.11 waits for them
+    for ever; where it does not, each prints a traceback. Processes started while signals are blocked inherit the block.
 
-    Private parts of torch: where they are others, it starts its processes itself, as it always did.
+    This uses private parts of torch; where a version has others, torch starts the workers itself, as usual.
     """
     with contextlib.suppress(Exception):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -41,15 +41,15 @@ def start_processes() -> None:
             AsyncCompile.warm_pool()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        # It says so where they are gone at the end; we end them.
+        # It logs an error where the workers are gone at exit, and we end them first.
         logging.getLogger("torch._inductor.compile_worker.subproc_pool").setLevel(logging.CRITICAL)
         atexit.unregister(_end_workers)
         atexit.register(_end_workers)  # before torch's own, which would wait for them
-        when_left_at_once(end_processes)
+        before_immediate_exit(end_processes)
 
 
 def end_processes() -> None:
-    """End the processes in which inductor compiles, whatever they are doing."""
+    """Kill inductor's compile workers and their parent, whatever they are doing."""
     pid = _pool_process()
     for process in [*_children_of(pid), pid] if pid is not None else []:
         with contextlib.suppress(OSError):
@@ -57,7 +57,7 @@ def end_processes() -> None:
 
 
 def _end_workers() -> None:
-    """Their own parent, which waits for commands, ends in order."""
+    """Kill inductor's compile workers; their parent, which waits for commands, then ends by itself."""
     pid = _pool_process()
     for process in _children_of(pid) if pid is not None else []:
         with contextlib.suppress(OSError):
@@ -65,7 +65,7 @@ def _end_workers() -> None:
 
 
 def _pool_process() -> int | None:
-    """The process that inductor's workers are children of; None where there is none."""
+    """The id of the process whose children inductor's workers are; None where there is none."""
     with contextlib.suppress(Exception):
         from torch._inductor.async_compile import AsyncCompile
 
@@ -76,8 +76,8 @@ def _pool_process() -> int | None:
 
 
 def _children_of(pid: int) -> list[int]:
-    found = list[int]()
+    ids = list[int]()
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
-            found += map(int, children.read_text().split())
-    return found
+            ids += map(int, children.read_text().split())
+    return ids

@@ -1,4 +1,4 @@
-"""What the machine is and which precision it is good at."""
+"""Devices: which to use, what precision is fast there, cores and memory."""
 
 import contextlib
 import ctypes
@@ -20,12 +20,11 @@ MEMORY, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device of that name, or the best there is. A GPU always has its number: torch's CUDA calls ask for it.
+    """The device of that name, or the best available. A GPU always has its index, which torch's CUDA calls need.
 
     Args:
-        name: cpu, mps, cuda (the GPU that is current, the first unless someone chose another) or cuda:N; None: the
-            best here.
-        local_rank: of several processes on this machine, which one this is: it takes the GPU so many further on.
+        name: cpu, mps, cuda (the current GPU) or cuda:N; None: the best available.
+        local_rank: of this process on this machine; it takes the GPU so many after the named one.
 
     Raises:
         RequestError: there is no such device here.
@@ -53,7 +52,7 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
 
 
 def use_device(name: str | None, local_rank: int) -> torch.device:
-    """`pick_device`, made the one that this process's CUDA calls go to."""
+    """`pick_device`, and make it the current device of this process's CUDA calls."""
     device = pick_device(name, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -63,10 +62,10 @@ def use_device(name: str | None, local_rank: int) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one, instead of giving it back to the system each time.
+    """Let glibc keep the memory that a step frees for the next one, instead of returning it to the system.
 
-    A step of ViT-B at batch 16 otherwise has 190,000 page faults, a twelfth of its time. The peak is the same, and so
-    are all numbers. Whoever sets glibc's own MALLOC_ variables has decided otherwise; other systems are left alone.
+    A step of ViT-B at batch 16 otherwise has 190,000 page faults, a twelfth of its time. Peak memory and results are
+    the same. Nothing is done where glibc's own MALLOC_ variables are set, nor on other systems.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -77,14 +76,14 @@ def keep_freed_memory() -> None:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 fast (on a CPU without such units it is 13× slower than fp32)."""
+    """Whether the hardware has fast bf16 matrix products (a CPU without them is 13× slower than in fp32)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and "amx_bf16" in _cpu_flags()
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether torch.compile finds what it compiles with for a GPU: triton, which needs compute capability 7.0."""
+    """Whether torch.compile works there: for a GPU it needs triton, which needs compute capability 7.0."""
     if device.type != "cuda":
         return True
     return importlib.util.find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= (7, 0)
@@ -99,12 +98,12 @@ def _cpu_flags() -> set[str]:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Mixed precision for `bf16` (parameters stay float32), nothing for `fp32`."""
+    """Autocast for `bf16` (parameters stay float32); a null context for `fp32`."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
 def num_cores() -> int:
-    """Cores that this process may use: of its CPU set, and of a container's share of time (cgroup 2)."""
+    """Cores that this process may use, by its CPU affinity and a container's quota (cgroup 2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -114,9 +113,9 @@ def num_cores() -> int:
 
 
 def default_workers(device: torch.device, processes: int = 1) -> int:
-    """Reader processes for each of `processes` on this machine.
+    """The default number of reader processes for each of `processes` on this machine.
 
-    Most of its cores where a GPU computes, a quarter of them where the CPU itself does.
+    Most of the cores where a GPU trains, a quarter of them where the CPU itself does.
     """
     cores = num_cores() // processes
     if device.type == "cpu":
@@ -125,14 +124,14 @@ def default_workers(device: torch.device, processes: int = 1) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a model can use on the device."""
+    """Bytes of memory of the device; for the CPU, of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory() -> int | None:
-    """Bytes of main memory that can be had without swapping, also within a container's limit (cgroup 2).
+    """Bytes of main memory available without swapping, within a container's limit (cgroup 2).
 
     None where the system does not say.
     """
@@ -144,12 +143,12 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError):  # no such file, or "max": no limit
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, max(0, limit - used + int(counts["inactive_file"])))  # files' pages, given up when asked for
+        free = min(free, max(0, limit - used + int(counts["inactive_file"])))  # cached files, which can go
     return free
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes this process has held on the device so far (resident memory on a CPU)."""
+    """The most bytes that this process has allocated on the device so far (on a CPU: its resident memory)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -157,15 +156,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means too little memory, also where the compiler met that and wrapped it."""
+    """Whether an error means too little memory, also where the compiler wrapped it."""
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return True
     cause = getattr(error, "inner_exception", None) or error.__cause__
     return isinstance(cause, torch.OutOfMemoryError)
 
 
-def describe(device: torch.device) -> str:
-    """The device in words, for plans and benchmark tables."""
+def describe_device(device: torch.device) -> str:
+    """The device's name, for plans and benchmark tables."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and clear words when the disk says no."""
+"""Atomic file writes, and clear messages where the disk fails."""
 
 import errno
 import json
@@ -13,26 +13,30 @@ from safetensors import SafetensorError
 
 from openmae.errors import Fault
 
-PARTIAL = ".partial-"  # begins the name of what is not finished; it keeps its extension
+PARTIAL_PREFIX = ".partial-"  # begins the names of unfinished files; their extension stays
 
 
 @contextmanager
 def disk_faults(path: Path, is_resumable: bool = False) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line; `is_resumable`: of a run that keeps checkpoints."""
+    """Turn errors of writing (a full or read-only disk) into a Fault.
+
+    Args:
+        is_resumable: of a run with checkpoints; the message then says how to resume.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
-        full = number == errno.ENOSPC or "No space left" in str(error)
-        what = "the disk is full: free some space" if full else f"it cannot be written ({error})"
+        is_full = number == errno.ENOSPC or "No space left" in str(error)
+        problem = "the disk is full: free some space" if is_full else f"it cannot be written ({error})"
         advice = "; earlier checkpoints are whole, go on with --resume auto" if is_resumable else ""
-        raise Fault(f"{path} was not saved, {what}{advice}") from error
+        raise Fault(f"{path} was not saved, {problem}{advice}") from error
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when all of it is on the disk, so a reader sees the old file or the new."""
-    partial = path.with_name(PARTIAL + path.name)
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to, renamed to `path` at the end: readers see the old file or the new."""
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -44,8 +48,8 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_aside(path: Path) -> Iterator[Path]:
-    """A new, empty folder to write files to; it becomes `path`, new or an empty folder, when all is on the disk."""
+def atomic_write_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write files to; it is renamed to `path`, new or an empty folder, at the end."""
     with _new_folder(path) as partial:
         yield partial
         _sync_all(partial)
@@ -53,10 +57,10 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def files_written_aside(path: Path) -> Iterator[Path]:
-    """A new, empty folder to write files to; they move beside `path`, it being the last of them, when all are there.
+def staged_write_files(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write files to; they are moved beside `path`, that one last, at the end.
 
-    For what names its own parts: they lie under their final names until then, too.
+    For a file that refers to others by name, as ONNX with external data: in the folder they have their final names.
     """
     with _new_folder(path) as partial:
         yield partial
@@ -68,7 +72,7 @@ def files_written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    partial = path.with_name(PARTIAL + path.name)
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,19 +90,19 @@ def _sync_all(folder: Path) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file aside and rename it, so that no reader finds half of one."""
-    with written_aside(path) as partial:
+    """Write a JSON file atomically."""
+    with atomic_write(path) as partial:
         partial.write_bytes(json_bytes(values))
 
 
 def json_bytes(values: dict[str, Any]) -> bytes:
-    """As `write_json` writes them."""
+    """The bytes that `write_json` writes."""
     return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give a finished file a second name, atomically; a copy where the file system has no links."""
-    partial = target.with_name(PARTIAL + target.name)
+    """Hard-link a finished file to a second path, atomically; copy it where the file system has no links."""
+    partial = target.with_name(PARTIAL_PREFIX + target.name)
     partial.unlink(missing_ok=True)
     try:
         os.link(source, partial)
@@ -108,14 +112,14 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the mode that new files have: safetensors makes them for the owner's eyes only."""
+    """Give a file the mode of new files, by the umask: safetensors makes files that only their owner can read."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's or a folder's bytes are on the disk."""
+    """Wait until a file's or folder's content is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -124,23 +128,23 @@ def sync(path: Path) -> None:
 
 
 def check_disk(run: Path, checkpoint_bytes: int, keep: int) -> None:
-    """Make sure that the checkpoints will fit: the kept ones and the one being written.
+    """Check that the checkpoints fit on the disk: the `keep` kept ones and the one being written.
 
     Raises:
-        Fault: they will not.
+        Fault: they do not fit.
     """
-    there = sum(1 for _ in (run / "checkpoints").glob("step-*"))
-    needed = max(1, keep + 1 - there) * checkpoint_bytes
-    free = shutil.disk_usage(existing(run)).free
+    num_existing = sum(1 for _ in (run / "checkpoints").glob("step-*"))
+    needed = max(1, keep + 1 - num_existing) * checkpoint_bytes
+    free = shutil.disk_usage(nearest_existing(run)).free
     if needed > free:
         raise Fault(
-            f"{run} needs {size_words(needed)} for checkpoints and {size_words(free)} are free: "
+            f"{run} needs {format_bytes(needed)} for checkpoints and {format_bytes(free)} are free: "
             "free some space, give a smaller --keep or another --out"
         )
 
 
-def size_words(count: float) -> str:
-    """Bytes in words: 12 MB, 3.4 GB."""
+def format_bytes(count: float) -> str:
+    """A number of bytes with its unit: 12 MB, 3.4 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -148,7 +152,7 @@ def size_words(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def existing(path: Path) -> Path:
-    """The nearest folder or file above a path, or the path itself, that exists."""
+def nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest parent that exists."""
     path = path.absolute()
-    return path if path.exists() else existing(path.parent)
+    return path if path.exists() else nearest_existing(path.parent)

@@ -1,7 +1,7 @@
-"""Several processes working as one: who this one is, its share of each batch, and agreeing.
+"""Distributed training: this process's rank, its share of each batch, and collectives.
 
-`torchrun` starts them and says in the environment who is who; without it there is one process and every
-function here does nothing. Models and loops know of no process group: distribution is put on from outside.
+`torchrun` starts the processes and sets their ranks in the environment; without it there is one process, and every
+function here does nothing. Models know of no process group: distribution is put on from outside.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from openmae.machine.compiler import compiled
+from openmae.machine.compiler import compile_model
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
 
@@ -29,9 +29,9 @@ class Processes:
     """The processes of a run, seen from one of them.
 
     Attributes:
-        rank: this one's number; the first, 0, is the one that writes.
-        count: how many there are.
-        local_rank, local_count: the same among those of this machine.
+        rank: of this process; rank 0 writes the files.
+        count: the world size.
+        local_rank, local_count: the same among the processes of this machine.
     """
 
     rank: int = 0
@@ -44,7 +44,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch_size: int) -> range:
-        """This process's samples of a global batch; shares differ by one at most."""
+        """This process's samples of a global batch; the shares differ by one sample at most."""
         share, rest = divmod(batch_size, self.count)
         start = self.rank * share + min(self.rank, rest)
         return range(start, start + share + (self.rank < rest))
@@ -73,14 +73,14 @@ class Processes:
         return values
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait for all processes (a barrier)."""
         if self.count > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes that torchrun started, joined into a group; one alone without torchrun.
+def join_processes() -> Iterator[Processes]:
+    """Join the process group of torchrun, and leave it at the end; without torchrun there is one process.
 
     CPU tensors go through gloo and CUDA tensors through NCCL.
     """
@@ -101,11 +101,11 @@ def joined() -> Iterator[Processes]:
 
 
 def _join(backend: str) -> None:
-    """Join the process group. Processes that torchrun started again must not find the dead ones' addresses.
+    """Join the process group. Processes that torchrun restarted must not find the addresses of the dead ones.
 
-    torch 2.15 keeps one store over all attempts (`TORCHELASTIC_USE_AGENT_STORE`); on one machine all processes
-    count the attempts alike, and each gets its own part of the store. On several they do not: there
-    `launch/several-nodes.sh` asks torchrun for a new store each time.
+    torch 2.15 keeps one store over all attempts (`TORCHELASTIC_USE_AGENT_STORE`). On one machine all processes agree
+    on the number of the attempt, which becomes a prefix in the store. On several they do not: there
+    `launch/several-nodes.sh` has torchrun make a new store each time.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
     if attempt is None or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
@@ -119,23 +119,23 @@ def _join(backend: str) -> None:
 def parallelise(
     model: nn.Module, processes: Processes, device: torch.device, *, is_compiled: bool = False
 ) -> nn.Module:
-    """The model as the training step calls it: itself, or wrapped so that gradients are averaged.
+    """The model as the training step calls it: with several processes, wrapped so that gradients are averaged (DDP).
 
     Args:
-        is_compiled: through torch.compile.
+        is_compiled: compile it, before wrapping.
     """
     if is_compiled:
-        model = compiled(model)
+        model = compile_model(model)
     if processes.count == 1:
         return model
-    # A 1-channel patch projection's gradient has other strides than its bucket: copied, and not worth a word.
+    # The gradient of a 1-channel patch projection has other strides than its bucket and is copied: harmless.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def accumulating(model: nn.Module, is_last: bool) -> contextlib.AbstractContextManager:
-    """Gradients of all but the last micro-batch stay in the process."""
+    """DDP's `no_sync` for all micro-batches but the last, whose backward pass averages the accumulated gradients."""
     if is_last or not isinstance(model, DistributedDataParallel):
         return contextlib.nullcontext()
     return model.no_sync()

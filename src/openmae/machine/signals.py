@@ -16,12 +16,12 @@ from openmae.errors import Interrupted
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 INTERRUPTED_AGAIN = 130  # the exit code of a program that Ctrl-C ended
 
-# What else must end when a second Ctrl-C ends the process: a compiler's processes, say.
+# Called before a second Ctrl-C ends the process: to kill compile workers, for example.
 _at_once: list[Callable[[], None]] = []
 
 
-def when_left_at_once(action: Callable[[], None]) -> None:
-    """Call `action`, which must be quick, before a second Ctrl-C ends the process."""
+def before_immediate_exit(action: Callable[[], None]) -> None:
+    """Register `action`, which must be quick, to be called before a second Ctrl-C ends the process."""
     if action not in _at_once:
         _at_once.append(action)
 
@@ -29,8 +29,8 @@ def when_left_at_once(action: Callable[[], None]) -> None:
 class StopRequest:
     """A context in which stop signals, once `defer` was called, set `received` instead of ending the process.
 
-    Before that they raise Interrupted. A second signal that is a Ctrl-C ends the process, whatever it is doing: a
-    thread sees to that, for the main one may be in a call that no Python handler interrupts.
+    Before `defer` they raise Interrupted. A Ctrl-C after a first signal ends the process at once; a thread does that,
+    for the main thread may be in a call that no Python handler interrupts.
 
     Outside the main thread (a notebook's worker, say) handlers cannot be set: the context then does nothing.
     """
@@ -45,7 +45,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
-            self._watch_for_a_second()
+            self._watch_for_second_signal()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -58,7 +58,7 @@ class StopRequest:
             self._wakeup = None
 
     def defer(self) -> None:
-        """From now on there is something to save: signals wait for the loop to look."""
+        """From now on there is something to save: signals only set `received`, which the training loop checks."""
         self.is_saving = True
 
     def is_received(self) -> bool:
@@ -69,53 +69,53 @@ class StopRequest:
         is_first, self.received = self.received is None, signal.Signals(number).name
         if not self.is_saving:
             raise Interrupted(f"{self.received} before the first step: nothing was trained, nothing is lost")
-        if is_first and os.environ.get("RANK", "0") == "0":  # under torchrun the first says it for all
+        if is_first and os.environ.get("RANK", "0") == "0":  # under torchrun the first process prints it for all
             os.write(2, b"openmae: stopping as soon as this can be saved; a second Ctrl-C leaves at once, unsaved\n")
 
-    def _watch_for_a_second(self) -> None:
-        # Python's C code writes each signal's number into a socket the moment that it comes.
+    def _watch_for_second_signal(self) -> None:
+        # Python's C code writes the number of each signal into a socket as soon as it arrives.
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         try:
             before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-        except ValueError:  # an interpreter within the main one: signals are not ours there
+        except ValueError:  # a sub-interpreter, which may not handle signals
             ours.close()
             theirs.close()
             return
         self._wakeup = (theirs, before)
-        _forget_in_children()
-        threading.Thread(target=_leave_at_a_second, args=(ours,), name="openmae-signals", daemon=True).start()
+        _reset_wakeup_in_children()
+        threading.Thread(target=_exit_at_second_signal, args=(ours,), name="openmae-signals", daemon=True).start()
 
 
 @functools.cache
-def _forget_in_children() -> None:
-    """A forked process (a reader that starts, say) has the socket, too; Ctrl-C reaches both, and would count twice."""
+def _reset_wakeup_in_children() -> None:
+    """A forked process (a starting reader, say) shares the socket; a Ctrl-C reaches both, and would count twice."""
 
-    def forget() -> None:
+    def reset_wakeup() -> None:
         with contextlib.suppress(ValueError):  # not its main thread
             signal.set_wakeup_fd(-1)
 
-    os.register_at_fork(after_in_child=forget)
+    os.register_at_fork(after_in_child=reset_wakeup)
 
 
 def _end_children() -> None:
-    """Readers would notice by themselves, seconds later, and some with a traceback."""
+    """Kill the readers, which would end seconds later by themselves, some with a traceback."""
     for child in multiprocessing.active_children():
         child.kill()
 
 
-def _leave_at_a_second(numbers: socket.socket) -> None:
-    """End the process when a Ctrl-C comes after another stop signal: even a hung save must not hold the person."""
-    seen = False
+def _exit_at_second_signal(numbers: socket.socket) -> None:
+    """End the process when a Ctrl-C follows another stop signal, even during a save that hangs."""
+    is_stopping = False
     with numbers:
         while received := numbers.recv(64):
             for number in received:
-                if seen and number == signal.SIGINT:
+                if is_stopping and number == signal.SIGINT:
                     for action in (_end_children, *_at_once):
                         with contextlib.suppress(Exception):
                             action()
                     os._exit(INTERRUPTED_AGAIN)
-                seen = seen or number in STOP_SIGNALS
+                is_stopping = is_stopping or number in STOP_SIGNALS
 
 
 class EvaluationStopped(Exception):

@@ -1,4 +1,4 @@
-"""Who attends to whom: the softmax weights of a block, which the fused attention of `vit.py` never writes down."""
+"""Attention maps: the softmax weights of a block, which the fused attention of `block.py` does not return."""
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,12 @@ def attention_weights(
     Every row sums to 1. Takes B × heads × (1 + N)² numbers; `class_attention` needs the first row only.
 
     Args:
-        layer: whose, from 1; None: the last block's.
+        layer: the number of the block, from 1; None: the last one.
 
     Raises:
         RequestError: there is no such block, or patches do not divide the images.
     """
-    queries, keys, scores = _parts(vit, images, layer)
+    queries, keys, scores = _queries_keys_and_bias(vit, images, layer)
     return (queries @ keys.transpose(-2, -1) + scores).softmax(dim=-1)
 
 
@@ -32,13 +32,13 @@ def attention_weights(
 def class_attention(
     vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None = None
 ) -> tuple[Float[Tensor, "b heads rows columns"], Float[Tensor, "b heads"]]:
-    """The class token's attention to the patches, as they lie in the image, and to itself; together they sum to 1.
+    """The class token's attention to the patches, on their grid, and to itself; together they sum to 1.
 
     Arguments and errors as of `attention_weights`.
     """
     if not vit.shape.class_token:
         raise RequestError("attention is drawn from the class token, and this encoder has none")
-    queries, keys, scores = _parts(vit, images, layer)
+    queries, keys, scores = _queries_keys_and_bias(vit, images, layer)
     weights = (
         (queries[:, :, :1] @ keys.transpose(-2, -1) + scores[:, :, :1]).softmax(dim=-1).squeeze(2)
     )  # (B, heads, 1 + N)
@@ -47,10 +47,10 @@ def class_attention(
     return weights[..., 1:].unflatten(-1, grid), weights[..., 0]
 
 
-def _parts(
+def _queries_keys_and_bias(
     vit: ViT, images: Float[Tensor, "b c h w"], layer: int | None
 ) -> tuple[Float[Tensor, "b heads n d"], Float[Tensor, "b heads n d"], Float[Tensor, "#b #heads #n #n"]]:
-    """A block's queries, scaled by 1/√d, its keys, and what relative positions add to the scores (else 0)."""
+    """A block's queries, scaled by 1/√d, its keys, and the bias of relative positions (0 without them)."""
     depth = len(vit.blocks)
     check_range("--layer", layer, 1, depth)
     layer = layer or depth

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from openmae.config import Grid
-from openmae.model.relative_positions import BiasTable, DecomposedPositions
+from openmae.model.relative_positions import DecomposedRelativePositions, RelativePositionBias
 
 LAYER_NORM_EPS = 1e-6
-LAYER_SCALE = 0.1  # at first (BEiT-B)
+LAYER_SCALE = 0.1  # initial value (BEiT-B)
 MLP_RATIO = 4
 
 
@@ -22,10 +22,12 @@ class Attention(nn.Module):
     """Multi-head self-attention with a fused qkv matrix and a bias on each of its three parts.
 
     Args:
-        relative: what is added to the scores, from the queries and the grid (see `relative_positions`); MAE has none.
+        relative: computes a bias that is added to the scores (see `relative_positions`); MAE has none.
     """
 
-    def __init__(self, width: int, num_heads: int, relative: BiasTable | DecomposedPositions | None = None) -> None:
+    def __init__(
+        self, width: int, num_heads: int, relative: RelativePositionBias | DecomposedRelativePositions | None = None
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
@@ -64,7 +66,7 @@ class Attention(nn.Module):
         v: Float[Tensor, "b h n e"],
         grid: Grid | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """What queries, keys and values give."""
+        """Attend with given queries, keys and values, and project the result."""
         scores = None
         if self.relative is not None:
             assert grid is not None and q.shape == k.shape, "relative positions are of whole images"
@@ -82,10 +84,10 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.narrow(self.fc1(x))
+        return self.project_back(self.fc1(x))
 
-    def narrow(self, hidden: Float[Tensor, "b n m"]) -> Float[Tensor, "b n d"]:
-        """The hidden layer, through GELU, back to the width."""
+    def project_back(self, hidden: Float[Tensor, "b n m"]) -> Float[Tensor, "b n d"]:
+        """GELU, then the second linear layer."""
         return self.fc2(F.gelu(hidden))
 
 
@@ -108,11 +110,11 @@ class Block(nn.Module):
     """A pre-norm Transformer block, the encoder's and the decoder's alike.
 
     Args:
-        relative, layer_scale, window_size, norm_eps: of encoders that others trained (see `ViTShape`).
+        relative, layer_scale, window_size, norm_eps: for encoders that others trained (see `ViTShape`).
 
     Attributes:
-        recomputes: what norms and GELU give is not kept for the backward pass but computed again there (but for norm1
-            before windows). Of 16 values for each token and channel 10 remain; results are the same to the bit.
+        recomputes: activation checkpointing: outputs of norms and GELU are computed again in the backward pass (except
+            norm1 before windows). Of 16 values kept for each token and channel 10 remain; results are bit-equal.
     """
 
     recomputes = False
@@ -122,7 +124,7 @@ class Block(nn.Module):
         width: int,
         num_heads: int,
         *,
-        relative: BiasTable | DecomposedPositions | None = None,
+        relative: RelativePositionBias | DecomposedRelativePositions | None = None,
         layer_scale: bool = False,
         window_size: int = 0,
         norm_eps: float = LAYER_NORM_EPS,
@@ -146,9 +148,9 @@ class Block(nn.Module):
         """Apply the block.
 
         Args:
-            num_queries: compute (exactly) only the last so many output tokens.
-            branch_scales: drop path: what each sample's attention and MLP branch are multiplied by.
-            grid: rows and columns of the patches; for relative positions and windows.
+            num_queries: compute only the last so many output tokens, exactly.
+            branch_scales: drop path: factors of each sample's attention and MLP branch.
+            grid: rows and columns of the patches, for relative positions and windows.
         """
         shortcut = x if num_queries is None else x[:, -num_queries:]
         attended = self.ls1(self._attention(x, num_queries, grid))
@@ -164,7 +166,7 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         if self.window_size:
             assert grid is not None and num_queries is None, "windows are of whole images"
-            return in_windows(self.attn, self.norm1(x), grid, self.window_size)
+            return windowed_attention(self.attn, self.norm1(x), grid, self.window_size)
         if self.recomputes:
             q, k, v = recomputed(lambda x: self.attn.project(self.norm1(x), num_queries), x)
             return self.attn.attend(q, k, v, grid)
@@ -172,15 +174,15 @@ class Block(nn.Module):
 
     def _mlp(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if self.recomputes:
-            return recomputed(self.mlp.narrow, recomputed(lambda x: self.mlp.fc1(self.norm2(x)), x))
+            return recomputed(self.mlp.project_back, recomputed(lambda x: self.mlp.fc1(self.norm2(x)), x))
         return self.mlp(self.norm2(x))
 
 
 def recomputed(function: Callable[[Tensor], Any], x: Float[Tensor, "b n d"]) -> Any:
-    """`function(x)`, a cheap operation that feeds matrix products, of which only x is kept for the backward pass.
+    """`function(x)`, where `function` is a cheap operation and then a matrix product; only x is kept for backward.
 
-    Only the cheap part runs again: what the backward pass asks for is the products' input, and checkpointing stops as
-    soon as it has that. Compiled there is no such stop: there the products' results are kept by name.
+    Only the cheap part runs again: the backward pass needs the product's input, and checkpointing stops once that is
+    computed. Compiled code cannot stop early, so a selective policy keeps the products' results there.
     """
     if torch.compiler.is_compiling():
         return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False, context_fn=_keeping_products)
@@ -192,13 +194,13 @@ def _keeping_products() -> tuple[AbstractContextManager, AbstractContextManager]
 
 
 def to_autocast_dtype(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """x in the type that products are computed in: bf16 under autocast, else as it is."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    """x in the autocast dtype (bf16) where autocast is enabled, else unchanged."""
+    device_type = x.device.type
+    return x.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else x
 
 
-def in_windows(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int) -> Float[Tensor, "b n d"]:
-    """Attend within windows of `size` × `size` patches; the last ones are filled up with zeros (ViTDet)."""
+def windowed_attention(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int) -> Float[Tensor, "b n d"]:
+    """Attend within windows of `size` × `size` patches; windows at the edges are padded with zeros (ViTDet)."""
     rows, columns = grid
     down, right = -rows % size, -columns % size
     x = F.pad(x.unflatten(1, grid), (0, 0, 0, right, 0, down))

@@ -1,4 +1,4 @@
-"""What a model costs, counted from its shape: parameters, tokens, matrix-product work, memory."""
+"""The cost of a model, computed from its shape: parameters, matrix-product FLOPs, activation memory."""
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 from openmae.model.relative_positions import CLASS_OFFSETS
@@ -23,7 +23,7 @@ def num_parameters(shape: MAEShape) -> int:
 
 
 def encoder_parameters(encoder: ViTShape) -> int:
-    """Parameters of an encoder, positions among them."""
+    """Parameters of an encoder, including positions."""
     embed = encoder.patch_dim * encoder.width + encoder.width + encoder.num_prefix_tokens * encoder.width
     positions = (
         (encoder.num_prefix_tokens + encoder.num_patches) * encoder.width if encoder.positions == "absolute" else 0
@@ -46,7 +46,7 @@ def _relative_parameters(encoder: ViTShape) -> int:
 
 
 def classifier_parameters(shape: ClassifierShape) -> int:
-    """Parameters of a classifier, positions among them: fine-tuning trains these too."""
+    """Parameters of a classifier, including positions, which fine-tuning trains too."""
     return encoder_parameters(shape.encoder) + shape.encoder.width * shape.num_classes + shape.num_classes
 
 
@@ -54,7 +54,7 @@ def classifier_flops(shape: ClassifierShape, num_trained: float | None) -> int:
     """Matrix-product FLOPs to train on one image; frozen blocks have no backward pass.
 
     Args:
-        num_trained: blocks that are trained; None: all, and the patch projection.
+        num_trained: the number of blocks that are trained; None: all, and the patch projection.
     """
     encoder = shape.encoder
     tokens = 1 + encoder.num_patches
@@ -67,7 +67,7 @@ def classifier_flops(shape: ClassifierShape, num_trained: float | None) -> int:
 
 
 def classifier_activation_bytes(shape: ClassifierShape, num_trained: float | None, bytes_per_value: int) -> int:
-    """Rough memory that the activations of one image take until the backward pass (see `activation_bytes`)."""
+    """Approximate bytes of the activations that one image keeps for the backward pass (see `activation_bytes`)."""
     encoder = shape.encoder
     trained = encoder.depth if num_trained is None else max(1.0, num_trained)
     tokens = 1 + encoder.num_patches
@@ -80,11 +80,11 @@ def num_positions(shape: MAEShape) -> int:
 
 
 def training_flops(shape: MAEShape, visible: int) -> int:
-    """Matrix-product FLOPs to train on one image of which `visible` patches are seen.
+    """Matrix-product FLOPs to train on one image of which `visible` patches are not masked.
 
-    2 × multiply-adds, backward = 2 × forward. The class token is counted, the patch projection's unneeded
-    input gradient is not; what the last decoder block saves is not deducted, so that rates compare with
-    those of other programs.
+    2 × multiply-adds, backward = 2 × forward. The class token is counted, the patch projection's unneeded input
+    gradient is not. The savings in the last decoder block are not subtracted, so that FLOP/s can be compared with
+    other programs.
     """
     encoder, decoder = shape.encoder, shape.decoder
     count = encoder.num_patches
@@ -97,18 +97,17 @@ def training_flops(shape: MAEShape, visible: int) -> int:
 
 
 def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, recompute: bool = False) -> int:
-    """Rough memory that the activations of one image take until the backward pass.
+    """Approximate bytes of the activations that one image keeps for the backward pass.
 
-    A block keeps 16 values for each token and unit of width: the two norms' inputs and outputs, qkv, the attention's
-    output and the MLP's hidden layer before and after GELU. Counted are 18, for with bf16 the norms' inputs take twice
-    the bytes.
+    A block keeps 16 values for each token and channel: the two norms' inputs and outputs, qkv, the attention's output
+    and the MLP's hidden layer before and after GELU. 18 are counted, for with bf16 the norms' inputs are float32.
 
     Args:
-        recompute: what norms and GELU give is not kept: 6 values fewer.
+        recompute: outputs of norms and GELU are not kept: 6 values fewer.
     """
     encoder, decoder, count = shape.encoder, shape.decoder, shape.encoder.num_patches
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
-    a_token = 12 if recompute else 18
-    values = a_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
+    values_per_token = 12 if recompute else 18
+    values = values_per_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
     values += 6 * count * encoder.patch_dim
     return values * bytes_per_value

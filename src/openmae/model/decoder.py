@@ -14,17 +14,17 @@ from openmae.model.positions import resample_positions, sincos_positions
 class Decoder(nn.Module):
     """Predicts the masked patches from the latent of the visible ones.
 
-    Tokens stay in the shuffled order of the masking (class token, visible, masked): attention does not
-    care about order, so positions are gathered instead of tokens unshuffled.
+    Tokens stay in the shuffled order of the masking (class token, visible, masked): attention does not depend on their
+    order, so the positions are gathered instead of unshuffling the tokens.
 
     Args:
         encoder: the shape of the encoder that it follows.
         shape: its own width, depth and heads.
         num_outputs: values predicted for each patch.
-        makes_mask_tokens: False when the latent holds the masked places already (table 1c).
+        makes_mask_tokens: False where mask tokens went through the encoder and are in the latent (table 1c).
 
     Attributes:
-        bf16_residual: as the encoder's.
+        bf16_residual: see `ViT`.
     """
 
     bf16_residual = False
@@ -62,9 +62,9 @@ class Decoder(nn.Module):
         Args:
             latent: (B, 1 + visible, D) from the encoder, or (B, 1 + N, D) in shuffled order where mask
                 tokens went through it.
-            masking: which patches those are.
-            grid: rows and columns of the image.
-            all_patches: predict the visible patches too (for pictures; the loss never needs them).
+            masking: which patches are visible and masked.
+            grid: rows and columns of patches in the image.
+            all_patches: predict the visible patches too, for pictures; the loss does not need them.
 
         Returns:
             (B, masked, outputs) in the order of `masked_ids`; with `all_patches` (B, N, outputs) in the

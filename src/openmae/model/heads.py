@@ -1,4 +1,4 @@
-"""What is put on the encoder to classify: pooling, a norm, a linear head (paper, section 4 and A.1)."""
+"""Classifiers: pooling, a norm and a linear head on the encoder (paper, section 4 and A.1)."""
 
 import torch
 from jaxtyping import Float
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 
     @classmethod
     def from_shape(cls, shape: ClassifierShape) -> "Classifier":
-        """A freshly initialised classifier: the encoder as in pre-training, sin-cos positions."""
+        """A newly initialised classifier, its encoder initialised as for pre-training."""
         return cls(ViT(shape.encoder), shape)
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
     def pooled(
         self, images: Float[Tensor, "b c h w"], branch_scales: Float[Tensor, "depth 2 b"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """Pooled tokens, before the head's norm."""
+        """The pooled features of whole images, before the head's norm."""
         tokens = self.encoder.norm(self.encoder.tokens(images, branch_scales))
         return pool(tokens, self.shape.pool, self.shape.encoder.num_prefix_tokens)
 
@@ -81,11 +81,11 @@ class Classifier(nn.Module):
         """Freeze all but the head, the norm before it and the last blocks (paper, section 4.3).
 
         Args:
-            num_blocks: None trains everything, positions too; 0 the head and its norms; 0.5 besides them the MLP half
-                of the last block.
+            num_blocks: None trains everything, including positions; 0 only the head and the norms before it; 0.5 also
+                the MLP half of the last block.
 
         Raises:
-            ValueError: there are not so many blocks.
+            ValueError: the encoder has fewer blocks, or the number is neither 0.5 nor an integer.
         """
         depth = len(self.encoder.blocks)
         self.requires_grad_(num_blocks is None)

@@ -17,7 +17,7 @@ from openmae.model.vit import ViT
 
 @dataclass(frozen=True)
 class MAEOutput:
-    """What a forward pass of `MAE` returns: the loss and what it is the mean of.
+    """The output of `MAE.forward`.
 
     Attributes:
         loss: the mean over the masked patches of the batch.
@@ -45,13 +45,13 @@ class MAE(nn.Module):
 
     @classmethod
     def from_shape(cls, shape: MAEShape) -> "MAE":
-        """A freshly initialised masked autoencoder of this shape."""
+        """A newly initialised masked autoencoder of this shape."""
         target = TARGET_CLASSES[shape.target](shape.encoder)
         decoder = Decoder(shape.encoder, shape.decoder, target.num_outputs, not shape.mask_tokens_in_encoder)
         return cls(ViT(shape.encoder), decoder, target)
 
     def init_weights(self) -> None:
-        """Set every parameter: the encoder's and the decoder's tables, and N(0, .02) for the mask token."""
+        """Initialise every parameter: see encoder and decoder; an encoder's mask token is N(0, .02)."""
         self.encoder.init_weights()
         self.decoder.init_weights()
         self._init_mask_token()
@@ -61,13 +61,13 @@ class MAE(nn.Module):
             nn.init.normal_(self.encoder_mask_token, std=0.02)
 
     def set_recompute(self, is_on: bool = True) -> None:
-        """Whether blocks compute norms and GELU again in the backward pass instead of keeping them."""
+        """Set whether blocks compute norms and GELU again in the backward pass (activation checkpointing)."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.recomputes = is_on
 
     def set_bf16_residual(self, is_on: bool = True) -> None:
-        """Whether what runs from block to block is bf16 too where autocast computes in bf16; weights stay float32."""
+        """Set whether the residual stream is bf16, too, under bf16 autocast; weights stay float32."""
         self.encoder.bf16_residual = self.decoder.bf16_residual = is_on
 
     def grid(self, images: Float[Tensor, "b c h w"]) -> Grid:
@@ -76,7 +76,7 @@ class MAE(nn.Module):
         return grid_of(height, width, self.encoder.shape.patch_size)
 
     def encode(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b m d"]:
-        """The latent: of the visible patches or, in the ablation of table 1c, of mask tokens too."""
+        """The latent of the visible patches and, in the ablation of table 1c, of the mask tokens."""
         if self.encoder_mask_token is None:
             return self.encoder(images, masking.keep_ids)
         positions = self.encoder.positions(self.grid(images))
@@ -87,12 +87,12 @@ class MAE(nn.Module):
         return self.encoder.encode(torch.cat([visible, hidden], dim=1), positions[:, :1])
 
     def forward(self, images: Float[Tensor, "b c h w"], masking: Masking) -> MAEOutput:
-        """Hide patches, predict them, and score the prediction on the hidden patches only."""
+        """Encode the visible patches, predict the masked ones, and compute the loss on these only."""
         latent = self.encode(images, masking)
         prediction = self.decoder(latent, masking, self.grid(images))
         patch_losses = self.target(prediction, images, masking)
         return MAEOutput(patch_losses.mean(), patch_losses, prediction)
 
     def predict_all(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b n p"]:
-        """Predict every patch, visible ones too, in the order of the image (for pictures)."""
+        """Predict all patches, including visible ones, in the order of the image (for pictures)."""
         return self.decoder(self.encode(images, masking), masking, self.grid(images), all_patches=True)

@@ -1,7 +1,7 @@
 """Which patches the encoder sees (paper, section 3 and figure 6): random, block, grid, or given.
 
-A `Masking` names patches only; the class token joins afterwards. All randomness comes in as `noise`,
-uniform in [0, 1), so the same noise gives the same masking on every device and in every process.
+A `Masking` is about patches only; the class token is added later. All randomness is passed in as `noise`, uniform in
+[0, 1), so the same noise gives the same masking on every device and in every process.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import Tensor
 from openmae.config import Grid, num_kept
 from openmae.model.patches import gather
 
-# Block sampling as BEiT draws it: no block below 16 of 14×14 patches, sides at most 1 : 3.3.
+# Block sampling as in BEiT: at least 16 of 14×14 patches in a block, and an aspect ratio of at most 1 : 3.3.
 MIN_BLOCK = 16 / 196
 MIN_ASPECT_BLOCK = 0.3
 MAX_BLOCKS = 32
-BLOCK_NOISE = 4 * MAX_BLOCKS  # numbers drawn for the blocks of one image, beside one for each patch
+BLOCK_NOISE = 4 * MAX_BLOCKS  # numbers for the blocks of one image, besides one for each patch
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Masking:
     """A split of each image's N patches into visible and masked ones.
 
     Attributes:
-        keep_ids: (B, visible) patch numbers that the encoder sees, in the order it sees them.
-        masked_ids: (B, masked) the others, in the order in which the decoder predicts them.
+        keep_ids: (B, visible) indices of the patches that the encoder gets, in that order.
+        masked_ids: (B, masked) indices of the others, in the order in which the decoder predicts them.
     """
 
     keep_ids: Int[Tensor, "b visible"]
@@ -43,7 +43,7 @@ class Masking:
 
     @property
     def shuffled_ids(self) -> Int[Tensor, "b n"]:
-        """Patch numbers in the order of the decoder's tokens: visible first, then masked."""
+        """Patch indices in the order of the decoder's tokens: visible first, then masked."""
         return torch.cat([self.keep_ids, self.masked_ids], dim=1)
 
     @property
@@ -54,12 +54,12 @@ class Masking:
         return result.scatter(1, self.masked_ids, True)
 
     def unshuffle(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Bring tokens in shuffled order back into the order of the image."""
+        """Restore the order of the image for tokens in shuffled order."""
         return gather(tokens, self.shuffled_ids.argsort(dim=1))
 
 
 def noise_per_image(kind: str, grid: Grid) -> int:
-    """How many uniform numbers a masking of this kind takes for one image."""
+    """How many uniform random numbers a masking of this kind needs for one image."""
     patches = grid[0] * grid[1]
     return {"random": patches, "block": patches + BLOCK_NOISE, "grid": 0, "given": 0}[kind]
 
@@ -72,10 +72,10 @@ def random_masking(noise: Float[Tensor, "b n"], ratio: float) -> Masking:
 
 
 def block_masking(noise: Float[Tensor, "b k"], grid: Grid, ratio: float) -> Masking:
-    """Hide large random rectangles until `ratio` of the patches is hidden (figure 6, as BEiT does).
+    """Mask large random rectangles until `ratio` of the patches is masked (figure 6, as in BEiT).
 
-    The last block is thinned at random, and should blocks not suffice single patches are added, so that
-    exactly the asked number is hidden in every image.
+    The last block is thinned at random, and single patches are added should blocks not suffice, so that exactly the
+    requested number of patches is masked in every image.
     """
     rows, columns = grid
     count = rows * columns
@@ -83,15 +83,15 @@ def block_masking(noise: Float[Tensor, "b k"], grid: Grid, ratio: float) -> Mask
     blocks, tie = noise[:, :BLOCK_NOISE].reshape(-1, MAX_BLOCKS, 4), noise[:, BLOCK_NOISE:]
     row = torch.arange(rows, device=noise.device)[None, :, None]
     column = torch.arange(columns, device=noise.device)[None, None, :]
-    smallest = max(1.0, MIN_BLOCK * count)
-    longest_aspect = math.log(1 / MIN_ASPECT_BLOCK)
+    min_area = max(1.0, MIN_BLOCK * count)
+    max_log_aspect = math.log(1 / MIN_ASPECT_BLOCK)
 
     first_block = torch.full((noise.shape[0], rows, columns), MAX_BLOCKS, device=noise.device)
     for block in range(MAX_BLOCKS):
         remaining = to_mask - (first_block < MAX_BLOCKS).flatten(1).sum(1)
         area_noise, aspect_noise, top_noise, left_noise = blocks[:, block].unbind(1)
-        area = smallest + area_noise * (remaining - smallest).clamp(min=0)
-        aspect = ((2 * aspect_noise - 1) * longest_aspect).exp()
+        area = min_area + area_noise * (remaining - min_area).clamp(min=0)
+        aspect = ((2 * aspect_noise - 1) * max_log_aspect).exp()
         height = (area * aspect).sqrt().round().clamp(1, rows)
         width = (area / aspect).sqrt().round().clamp(1, columns)
         top = (top_noise * (rows - height + 1)).floor()[:, None, None]
@@ -100,13 +100,13 @@ def block_masking(noise: Float[Tensor, "b k"], grid: Grid, ratio: float) -> Mask
         inside = inside & (column >= left) & (column < left + width[:, None, None])
         inside = inside & (remaining > 0)[:, None, None]
         first_block = torch.where(inside & (first_block == MAX_BLOCKS), block, first_block)
-    # Patches are hidden in the order of the blocks that cover them; noise decides within a block.
+    # Patches are masked in the order of the first block that covers them, in random order within a block.
     order = (first_block.flatten(1) + tie.double()).argsort(dim=1, stable=True)
     return Masking(order[:, to_mask:], order[:, :to_mask])
 
 
 def grid_masking(batch: int, grid: Grid, device: torch.device | str = "cpu") -> Masking:
-    """Keep one patch of each 2×2, the upper left one (figure 6): a ratio of 75 % on an even grid.
+    """Keep the upper left patch of each 2×2 (figure 6), which masks 75 % of an even grid.
 
     Raises:
         ValueError: nothing would be masked (a grid of a single patch).
@@ -119,10 +119,10 @@ def grid_masking(batch: int, grid: Grid, device: torch.device | str = "cpu") -> 
 
 
 def given_masking(is_masked: Bool[Tensor, "b n"]) -> Masking:
-    """The masking that a person gives, True where a patch is hidden.
+    """The masking of a given mask, True where a patch is masked.
 
     Raises:
-        ValueError: images hide different numbers of patches, or all, or none.
+        ValueError: the images of the batch have different numbers of masked patches, or all or none is masked.
     """
     counts = is_masked.sum(1)
     masked = int(counts[0])

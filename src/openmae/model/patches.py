@@ -1,7 +1,7 @@
 """Images to patches and back (paper, section 3), for any height, width and number of channels.
 
 A patch is a vector of `patch_size² · channels` values in the order row, column, channel; patches are
-numbered row by row. The grid is always passed as `(rows, columns)`: images need not be square.
+indexed row by row. The grid is always passed as `(rows, columns)`: images need not be square.
 """
 
 import torch
@@ -35,5 +35,5 @@ def unpatchify(patches: Shaped[Tensor, "b n p"], grid: Grid, patch_size: int) ->
 
 
 def gather(tokens: Shaped[Tensor, "b n d"], ids: Int[Tensor, "b k"]) -> Shaped[Tensor, "b k d"]:
-    """Select `ids` along the token axis, for each sample its own: (B, N, D), (B, K) → (B, K, D)."""
+    """Select tokens by index, for each sample its own: (B, N, D), (B, K) → (B, K, D)."""
     return torch.gather(tokens, 1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -32,10 +32,10 @@ def sincos_positions(grid: Grid, width: int) -> Float[Tensor, "1 n d"]:
 def resample_positions(
     positions: Float[Tensor, "1 n d"], old_grid: Grid, new_grid: Grid, num_prefix_tokens: int
 ) -> Float[Tensor, "1 m d"]:
-    """A position table for another grid by bicubic resampling; the first `num_prefix_tokens` positions are unchanged.
+    """Resample a position table to another grid, bicubically; the first `num_prefix_tokens` positions are unchanged.
 
-    `align_corners=False` and no antialiasing: the convention of the field's ViT checkpoints, so a table
-    resampled here equals the one that other programs make of the same weights.
+    `align_corners=False` and no antialiasing, as is the convention for ViT checkpoints: other programs compute the same
+    table from the same weights.
     """
     if old_grid == new_grid:
         return positions

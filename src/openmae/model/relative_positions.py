@@ -1,7 +1,7 @@
-"""Relative positions of encoders that others trained: BEiT's bias for each offset, ViTDet's vectors by row and column.
+"""Relative positions of encoders that others trained: BEiT's bias table, ViTDet's decomposed vectors.
 
-Both say what is added to the attention scores of every pair of tokens, so both are an `attn_mask` to the fused
-attention. MAE itself has none.
+Both compute a bias for the attention scores of every pair of tokens, which fused attention takes as its `attn_mask`.
+MAE itself has none.
 """
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from openmae.config import Grid
 
-CLASS_OFFSETS = 3  # BEiT's further rows: class token to patch, patch to class token, class token to itself
+CLASS_OFFSETS = 3  # BEiT's last rows: class token to patch, patch to class token, class token to itself
 
 
-class BiasTable(nn.Module):
-    """A learned number for each head and each (row, column) offset between query and key (BEiT).
+class RelativePositionBias(nn.Module):
+    """A learned bias for each head and each (row, column) offset between query and key (BEiT).
 
-    Offsets are counted row by row, from query minus key = (1 - rows, 1 - columns) on; the class token's three follow.
+    Offsets are indexed row by row, from query minus key = (1 - rows, 1 - columns) on; the class token's three are last.
     """
 
     def __init__(self, grid: Grid, num_heads: int) -> None:
@@ -29,17 +29,17 @@ class BiasTable(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Zero: attention begins without a preference."""
+        """Zero: at first positions have no influence."""
         nn.init.zeros_(self.table)
 
     def forward(self, q: Float[Tensor, "b heads n d"], grid: Grid) -> Float[Tensor, "1 heads n n"]:
-        """What is added to the scores of the class token and the patches of `grid`."""
+        """The bias for the scores of the class token and the patches of `grid`."""
         table = resample_bias_table(self.table, self.grid, grid)
         return table[offset_ids(grid).to(table.device)].permute(2, 0, 1)[None]  # (1, heads, 1 + N, 1 + N)
 
 
 def offset_ids(grid: Grid) -> Int[Tensor, "n n"]:
-    """The table's row for each pair of query and key, the class token first."""
+    """The table's index for each pair of query and key, the class token first."""
     rows, columns = grid
     row = torch.arange(rows).repeat_interleave(columns)
     column = torch.arange(columns).repeat(rows)
@@ -54,22 +54,22 @@ def offset_ids(grid: Grid) -> Int[Tensor, "n n"]:
 
 
 def resample_bias_table(table: Float[Tensor, "o heads"], old_grid: Grid, new_grid: Grid) -> Float[Tensor, "p heads"]:
-    """A bias table for another grid by bicubic resampling of its offsets; the class token's are unchanged.
+    """Resample a bias table to another grid, bicubically over offsets; the class token's rows are unchanged.
 
-    Other programs space the samples otherwise (BEiT's geometrically): equal at the table's own grid only.
+    Other programs space the samples differently (BEiT geometrically), so results agree only at the table's own grid.
     """
     if old_grid == new_grid:
         return table
-    offsets, of_class = table[:-CLASS_OFFSETS], table[-CLASS_OFFSETS:]
+    offsets, class_rows = table[:-CLASS_OFFSETS], table[-CLASS_OFFSETS:]
     image = offsets.T.reshape(1, -1, 2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
     size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
-    # Corners stay corners: the farthest offset of one grid is that of the other.
+    # Corners are aligned: the largest offset of one grid is mapped to that of the other.
     image = F.interpolate(image.float(), size=size, mode="bicubic", align_corners=True).to(table.dtype)
-    return torch.cat([image.flatten(2)[0].T, of_class])
+    return torch.cat([image.flatten(2)[0].T, class_rows])
 
 
-class DecomposedPositions(nn.Module):
-    """A learned vector for each offset by row and each by column, multiplied with the query (ViTDet)."""
+class DecomposedRelativePositions(nn.Module):
+    """A learned vector for each row offset and each column offset, multiplied with the query (ViTDet)."""
 
     def __init__(self, grid: Grid, head_width: int) -> None:
         super().__init__()
@@ -79,12 +79,12 @@ class DecomposedPositions(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Zero: attention begins without a preference."""
+        """Zero: at first positions have no influence."""
         nn.init.zeros_(self.rel_pos_h)
         nn.init.zeros_(self.rel_pos_w)
 
     def forward(self, q: Float[Tensor, "b heads n d"], grid: Grid) -> Float[Tensor, "b heads n n"]:
-        """What is added to the scores of the patches of `grid`; there is no class token."""
+        """The bias for the scores of the patches of `grid`; there is no class token."""
         rows, columns = grid
         by_row, by_column = _vectors(self.rel_pos_h, rows), _vectors(self.rel_pos_w, columns)
         q = q.unflatten(2, grid)  # (B, heads, rows, columns, d)
@@ -94,12 +94,12 @@ class DecomposedPositions(nn.Module):
 
 
 def resample_vectors(table: Float[Tensor, "o d"], size: int) -> Float[Tensor, "p d"]:
-    """A table of vectors for a side of `size` patches by linear resampling, as ViTDet does."""
+    """Resample a table of vectors linearly to a side of `size` patches, as in ViTDet."""
     return table if len(table) == 2 * size - 1 else F.interpolate(table.T[None], size=2 * size - 1, mode="linear")[0].T
 
 
 def _vectors(table: Float[Tensor, "o d"], size: int) -> Float[Tensor, "q k d"]:
     """The vector for each pair of query and key along one side."""
     table = resample_vectors(table, size)
-    place = torch.arange(size, device=table.device)
-    return table[place[:, None] - place[None, :] + size - 1]
+    index = torch.arange(size, device=table.device)
+    return table[index[:, None] - index[None, :] + size - 1]

@@ -1,7 +1,7 @@
-"""What is predicted and how the prediction is scored (paper, section 3, table 1d).
+"""Reconstruction targets: what is predicted, and the loss (paper, section 3, table 1d).
 
-A target names the number of outputs for each patch, makes the truth from the images, and scores a
-prediction against it patch by patch. PCA coefficients and tokens are further classes of this shape.
+A target defines the number of outputs for each patch, computes the true values from the images, and the loss of each
+patch. PCA coefficients and tokens could be further subclasses.
 """
 
 from abc import ABC, abstractmethod
@@ -17,13 +17,13 @@ NORMALISATION_EPS = 1e-6
 
 
 class Target(nn.Module, ABC):
-    """What to predict at each masked patch. `num_outputs` values are predicted for a patch."""
+    """What is predicted for each masked patch: `num_outputs` values, and their loss."""
 
     num_outputs: int
 
     @abstractmethod
     def truth(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Shaped[Tensor, "b masked *values"]:
-        """What a perfect prediction of the masked patches would be, in the order of `masked_ids`."""
+        """The true values of the masked patches, in the order of `masked_ids`."""
 
     @abstractmethod
     def patch_losses(
@@ -35,12 +35,12 @@ class Target(nn.Module, ABC):
         self, prediction: Float[Tensor, "b masked p"], images: Float[Tensor, "b c h w"], masking: Masking
     ) -> Float[Tensor, "b masked"]:
         """The loss of each masked patch, in float32 (float64 for float64 input)."""
-        prediction = prediction.to(images.dtype)  # autocast hands over bf16: score at full precision
+        prediction = prediction.to(images.dtype)  # bf16 under autocast: compute the loss at full precision
         return self.patch_losses(prediction, self.truth(images, masking))
 
 
 class PixelTarget(Target):
-    """The pixels of the masked patches, scored by the mean squared error."""
+    """The pixels of the masked patches, with the mean squared error."""
 
     def __init__(self, shape: ViTShape) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The encoder: a plain Vision Transformer that is given only the visible patches (paper, section 3).
+"""The encoder: a plain Vision Transformer applied to the visible patches only (paper, section 3).
 
 Parameter names and shapes are timm's (`blocks.0.attn.qkv.weight`, `patch_embed.proj.weight`, …), so the
-encoder's weights are a ViT checkpoint as they stand.
+encoder's weights are a ViT checkpoint without conversion.
 """
 
 import torch
@@ -13,26 +13,26 @@ from openmae.config import Grid, ViTShape, grid_of
 from openmae.model.block import Block, LayerScale, init_linear_and_norm, is_without_numbers, to_autocast_dtype
 from openmae.model.patches import gather, patchify
 from openmae.model.positions import resample_positions, sincos_positions
-from openmae.model.relative_positions import BiasTable, DecomposedPositions
+from openmae.model.relative_positions import DecomposedRelativePositions, RelativePositionBias
 
 
 class PatchEmbed(nn.Module):
-    """The linear patch projection, kept as the convolution that ViT checkpoints hold."""
+    """The linear patch projection, stored as a convolution as in ViT checkpoints."""
 
     def __init__(self, shape: ViTShape) -> None:
         super().__init__()
         self.proj = nn.Conv2d(shape.channels, shape.width, shape.patch_size, shape.patch_size)
 
     def forward(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
-        # Patch vectors run row, column, channel; the convolution's weight channel, row, column.
+        # Patch vectors are in the order row, column, channel; the convolution's weight is in channel, row, column.
         return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
 
 
 class ViT(nn.Module):
-    """The encoder. It knows nothing of masks: it encodes the patches that it is given.
+    """The encoder. It knows nothing of masking: it encodes the patches that it is given.
 
     Attributes:
-        bf16_residual: what runs from block to block is bf16 too where autocast computes in bf16.
+        bf16_residual: under bf16 autocast the residual stream between blocks is bf16, too.
     """
 
     bf16_residual = False
@@ -69,7 +69,7 @@ class ViT(nn.Module):
             return
         self.blocks.apply(init_linear_and_norm)
         for module in self.blocks.modules():
-            if isinstance(module, BiasTable | DecomposedPositions | LayerScale):
+            if isinstance(module, RelativePositionBias | DecomposedRelativePositions | LayerScale):
                 module.init_weights()
         self.norm.apply(init_linear_and_norm)
         projection = self.patch_embed.proj
@@ -84,7 +84,7 @@ class ViT(nn.Module):
             self.pos_embed.copy_(table[:, 1 - self.shape.num_prefix_tokens :])
 
     def positions(self, grid: Grid) -> Float[Tensor, "1 n d"]:
-        """The position table for `grid`, the class token's first; resampled when it is not the encoder's own."""
+        """The position table for `grid`, the class token's first, resampled where it is not the encoder's own grid."""
         if self.pos_embed is None:
             rows, columns = grid
             return self.patch_embed.proj.weight.new_zeros(
@@ -93,7 +93,7 @@ class ViT(nn.Module):
         return resample_positions(self.pos_embed, self.shape.grid, grid, self.shape.num_prefix_tokens)
 
     def embed(self, patches: Float[Tensor, "b n p"], positions: Float[Tensor, "#b n d"]) -> Float[Tensor, "b n d"]:
-        """Project patches and add their positions (the class token's left out)."""
+        """Project patches and add their positions (without the class token's)."""
         return self.patch_embed(patches) + positions
 
     def encode(self, tokens: Float[Tensor, "b n d"], class_position: Float[Tensor, "1 k d"]) -> Float[Tensor, "b m d"]:
@@ -131,9 +131,9 @@ class ViT(nn.Module):
         height, width = images.shape[-2:]
         positions = self.positions(grid_of(height, width, self.shape.patch_size))
         class_position, table = positions[:, :1], positions[:, 1:]
-        # Gather pixels before projecting them: what is dropped is never embedded.
+        # Gather pixels before projecting them, so that masked patches are never embedded.
         patches = gather(patchify(images, self.shape.patch_size), keep_ids)
-        table = F.embedding(keep_ids, table[0])  # whole rows: many times faster than gather on a CPU
+        table = F.embedding(keep_ids, table[0])  # many times faster than gather on a CPU
         return self.encode(self.embed(patches, table), class_position)
 
     def tokens(
@@ -157,12 +157,12 @@ class ViT(nn.Module):
 
 def _block(shape: ViTShape, number: int) -> Block:
     window_size = 0 if number in shape.global_blocks else shape.window_size
-    relative: BiasTable | DecomposedPositions | None = None
+    relative: RelativePositionBias | DecomposedRelativePositions | None = None
     if shape.relative_positions == "bias":
-        relative = BiasTable(shape.grid, shape.num_heads)
+        relative = RelativePositionBias(shape.grid, shape.num_heads)
     elif shape.relative_positions == "decomposed":
         grid = (window_size, window_size) if window_size else shape.grid
-        relative = DecomposedPositions(grid, shape.width // shape.num_heads)
+        relative = DecomposedRelativePositions(grid, shape.width // shape.num_heads)
     return Block(
         shape.width,
         shape.num_heads,

@@ -1,19 +1,19 @@
-"""Curves with their spread, and levels beside them, in one picture."""
+"""A plot of curves with their spread, and horizontal lines to compare them with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
 COLOURS = ("#c2452d", "#2d6cc2", "#3c8f4e", "#8e5aa8", "#b8860b")
-STYLES = ("--", ":")  # of levels, in their order
+STYLES = ("--", ":")  # of the horizontal lines
 GREY = "#666666"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Points (x, y, spread of y), and the levels that belong to them by name; either may be empty."""
+    """Points (x, y, spread of y), and y values of horizontal lines (`levels`) by name; either may be empty."""
 
     label: str
     points: list[tuple[float, float, float]]
@@ -23,10 +23,10 @@ class Curve:
 def draw_curves(
     path: Path, curves: Sequence[Curve], levels: Sequence[str], *, x_label: str, y_label: str, title: str
 ) -> None:
-    """Write a PNG of curves, each in a colour of its own, which its levels share: horizontal lines of a style each.
+    """Write a PNG of curves; each has a colour, which its horizontal lines share, and each level has a line style.
 
     Args:
-        levels: their names, as the legend has them.
+        levels: names of the levels, for the legend.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,5 +48,5 @@ def draw_curves(
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial)

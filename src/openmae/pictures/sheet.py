@@ -6,21 +6,21 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
-CELL = 160  # least side of an image on a sheet, in pixels
+CELL = 160  # minimal width of an image on a sheet, in pixels
 GAP = 6
 LINE = 17  # height of a line of a header
-INK, PAPER = (40, 40, 40), (255, 255, 255)
+INK, BACKGROUND = (40, 40, 40), (255, 255, 255)
 
 
 def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Image.Image:
-    """Rows of images under headed columns.
+    """A picture of rows of images, with a header over each column.
 
     Args:
         rows: each a list of (C, H, W) tensors in 0..1, all of one size; one image for each header.
         headers: the columns' names.
-        blocks: how many rows stand beside each other.
+        blocks: how many rows are placed side by side.
     """
     height, width = rows[0][0].shape[-2:]
     scale = max(1, -(-CELL // width))
@@ -31,7 +31,7 @@ def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Imag
     titles = [wrapped(header, font, width) for header in headers]
     top = 8 + LINE * max(map(len, titles))
     block_width = len(headers) * (width + GAP) + 2 * GAP
-    canvas = Image.new("RGB", (blocks * block_width, top + lines * (height + GAP) + GAP), PAPER)
+    canvas = Image.new("RGB", (blocks * block_width, top + lines * (height + GAP) + GAP), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for block in range(blocks):
         for column, title in enumerate(titles):
@@ -47,7 +47,7 @@ def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Imag
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
-    """`text` in lines of at most `width` pixels, broken between words."""
+    """`text` wrapped between words to lines of at most `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -59,7 +59,7 @@ def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """(C, H, W) in 0..1 → an RGB picture; of other channel counts than 1 and 3 the first three (or one)."""
+    """(C, H, W) in 0..1 → an RGB picture; with other channel counts than 1 and 3, of the first three (or one)."""
     if image.shape[0] not in (1, 3):
         image = image[:3] if image.shape[0] > 3 else image[:1]
     values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -72,7 +72,7 @@ def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), dpi=120)
-    FigureCanvasAgg(figure)  # without pyplot: a notebook's own pictures are left alone
+    FigureCanvasAgg(figure)  # without pyplot, so that a notebook's figures are not affected
     axes = figure.add_subplot()
     training = [(line["images_seen"], line["loss"]) for line in lines if "loss" in line]
     held_out = [(line["images_seen"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
@@ -88,5 +88,5 @@ def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on 
     if training or held_out:
         axes.legend()
     figure.tight_layout()
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial)

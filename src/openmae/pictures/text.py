@@ -1,4 +1,4 @@
-"""Text on a picture, measured in pixels: names of any script fit their place and start no formula."""
+"""Text in pictures, measured in pixels, in any script and never interpreted as a formula."""
 
 import math
 from functools import cache, lru_cache
@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
 PAD = 16
 DPI = 100
 INK, FAINT = "#282828", "#707070"
-# After matplotlib's own font, which lacks Chinese, Japanese and Korean: where one of these is installed it is used.
+# Fonts to use, where installed, for characters that matplotlib's own lacks: Chinese, Japanese and Korean.
 FALLBACKS = (
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei"),
     *("Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Apple SD Gothic Neo", "Microsoft YaHei"),
@@ -21,7 +21,7 @@ FALLBACKS = (
 
 @cache
 def _fonts() -> dict[str, frozenset[int]]:
-    """The fonts that pictures are written in, each with the characters it has."""
+    """The available fonts in order of preference, each with its characters."""
     from matplotlib import font_manager
     from matplotlib.font_manager import FontProperties
 
@@ -33,15 +33,15 @@ def _fonts() -> dict[str, frozenset[int]]:
     }
 
 
-def font_of(size: float) -> "FontProperties":
-    """The first of the fonts that has a character writes it."""
+def font_properties(size: float) -> "FontProperties":
+    """Font properties of this size: each character is drawn in the first font that has it."""
     from matplotlib.font_manager import FontProperties
 
     return FontProperties(family=list(_fonts()), size=size)
 
 
 def legible(text: str) -> str:
-    """`text` on one line, with escapes for control characters and for what no font here has."""
+    """`text` on one line, with escapes for control characters and for characters that no font has."""
     return "".join(
         char
         if char.isprintable() and any(ord(char) in has for has in _fonts().values())
@@ -51,23 +51,23 @@ def legible(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def width_of(text: str, size: float) -> int:
-    """Its width in pixels when drawn."""
+def text_width(text: str, size: float) -> int:
+    """The width of a text in pixels."""
     from matplotlib.backends.backend_agg import RendererAgg
 
-    measured = RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font_of(size), ismath=False)
-    return math.ceil(measured[0])
+    width, _, _ = RendererAgg(1, 1, DPI).get_text_width_height_descent(text, font_properties(size), ismath=False)
+    return math.ceil(width)
 
 
 def fitted(text: str, width: float, size: float) -> str:
-    """`text` made legible and, if wider than `width` pixels, cut in the middle: names differ at both ends."""
+    """`text` made legible and, if wider than `width` pixels, shortened in the middle: names differ at both ends."""
     text = legible(text if len(text) <= 240 else text[:144] + text[-96:]) or "(no name)"
-    if width_of(text, size) <= width:
+    if text_width(text, size) <= width:
         return text
     low, high = 0, len(text) - 1  # characters kept: `low` fit
     while low < high:
         keep = (low + high + 1) // 2
-        low, high = (keep, high) if width_of(_cut(text, keep), size) <= width else (low, keep - 1)
+        low, high = (keep, high) if text_width(_cut(text, keep), size) <= width else (low, keep - 1)
     return _cut(text, low)
 
 
@@ -76,31 +76,31 @@ def _cut(text: str, keep: int) -> str:
     return text[:head] + "…" + text[len(text) - (keep - head) :]
 
 
-def headings(title: str, below: str, width: int) -> list[tuple[str, float, str]]:
-    """A heading's lines, each with its size and colour: the title on one, the sentence below it on some."""
+def headings(title: str, subtitle: str, width: int) -> list[tuple[str, float, str]]:
+    """A heading's lines, each with its size and colour: the title on one line, the wrapped subtitle below."""
     lines = [""]
-    for word in below.split():
+    for word in subtitle.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and width_of(longer, 9) > width - 2 * PAD:
+        if lines[-1] and text_width(longer, 9) > width - 2 * PAD:
             lines.append(word)
         else:
             lines[-1] = longer
     return [(fitted(title, width - 2 * PAD, 13), 13, INK), *((line, 9, FAINT) for line in lines)]
 
 
-def headings_height(lines: list[tuple[str, float, str]]) -> int:
-    """The pixels from the upper edge to what stands below the heading."""
+def heading_height(lines: list[tuple[str, float, str]]) -> int:
+    """The height of a heading in pixels, margins included."""
     return PAD + 24 + 15 * (len(lines) - 1) + PAD
 
 
-def write_headings(figure: "Figure", lines: list[tuple[str, float, str]]) -> None:
-    """Write what `headings` made at the upper edge."""
+def draw_heading(figure: "Figure", lines: list[tuple[str, float, str]]) -> None:
+    """Draw the lines of `headings` at the upper edge."""
     for number, (line, size, colour) in enumerate(lines):
-        write(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)
+        draw_text(figure, PAD, PAD + 8 + (number and 8 + 15 * number), line, size, colour)
 
 
 def page(width: int, height: int) -> "Figure":
-    """An empty picture of so many pixels, without pyplot: a notebook's own pictures are left alone."""
+    """An empty figure of this size in pixels, without pyplot, so that a notebook's figures are not affected."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -110,12 +110,12 @@ def page(width: int, height: int) -> "Figure":
 
 
 def box(figure: "Figure", left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:
-    """Pixels from the upper left corner → matplotlib's shares from the lower left one."""
+    """A rectangle in pixels from the upper left corner, in matplotlib's fractions from the lower left one."""
     across, down = figure.get_size_inches() * DPI
     return left / across, 1 - (top + height) / down, width / across, height / down
 
 
-def write(
+def draw_text(
     figure: "Figure",
     x: float,
     y: float,
@@ -126,7 +126,7 @@ def write(
     down: str = "center",
     rotation: float = 0,
 ) -> None:
-    """Plain text at a pixel: a `$` or a backslash in a name starts no formula, whatever matplotlibrc says."""
+    """Draw plain text at a pixel: `$` and backslashes are literal, whatever matplotlibrc says."""
     left, low, _, _ = box(figure, x, y, 0, 0)
     figure.text(
         left,
@@ -136,7 +136,7 @@ def write(
         va=down,
         rotation=rotation,
         color=colour,
-        fontproperties=font_of(size),
+        fontproperties=font_properties(size),
         parse_math=False,
         usetex=False,
     )

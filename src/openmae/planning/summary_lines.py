@@ -10,8 +10,8 @@ from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
 from openmae.errors import shown
-from openmae.machine.device import describe
-from openmae.machine.files import existing, size_words
+from openmae.machine.device import describe_device
+from openmae.machine.files import format_bytes, nearest_existing
 from openmae.model import cost
 from openmae.planning.decisions import Plan, total_steps
 from openmae.planning.finetune import FinetunePlan
@@ -55,9 +55,9 @@ def pretrain_lines(
         f"rate       {format_rate(c)}",
         device_line(c, device),
         *reader_lines(facts.largest, c.workers),
-        f"memory     about {size_words(planned_memory(shape, c, c.micro_batch_size))}",
-        f"disk       {size_words(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
-        f"{size_words(shutil.disk_usage(existing(Path(c.out))).free)} free",
+        f"memory     about {format_bytes(planned_memory(shape, c, c.micro_batch_size))}",
+        f"disk       {format_bytes(checkpoint_bytes(shape))} a checkpoint, {c.keep} kept; "
+        f"{format_bytes(shutil.disk_usage(nearest_existing(Path(c.out))).free)} free",
     ]
     lines += nodata_lines(facts, EMPTY_IN_PRETRAINING) + value_lines(plan.notes)
     return lines + decided_lines(plan)
@@ -149,7 +149,7 @@ def steps_line(config: ResolvedConfig, steps: int, count: int) -> str:
 def device_line(config: ResolvedConfig, device: torch.device) -> str:
     """The device, the precision, and how many reader processes there are."""
     readers = f"{config.workers} reader process{'es' if config.workers != 1 else ''}"
-    return f"device     {describe(device)}, {config.precision}, {readers}"
+    return f"device     {describe_device(device)}, {config.precision}, {readers}"
 
 
 def decided_lines(plan: Plan, left_out: str | None = None) -> list[str]:

@@ -7,7 +7,7 @@ from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_outside, check_place
+from openmae.run.lock import check_outside, check_run_folder
 
 
 def check_experiment(config: ExperimentConfig) -> None:
@@ -21,6 +21,6 @@ def check_experiment(config: ExperimentConfig) -> None:
 
 def check_begin(config: ExperimentConfig, out: Path) -> None:
     """Raise RequestError where the folder cannot be made, or a share of the labels would be two rows."""
-    check_place(out)
+    check_run_folder(out)
     if len(set(config.labels)) < len(config.labels):
         raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")

@@ -10,7 +10,7 @@ from openmae.data.sources.named import check_named, names_in
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_outside, check_place, exists_already
+from openmae.run.lock import check_outside, check_run_folder, exists_already
 
 ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
 
@@ -28,7 +28,7 @@ def check_knn(config: KnnConfig) -> None:
 
 def check_vacant(run: Path) -> None:
     """Raise RequestError where a run would be lost, or none can be made."""
-    check_place(run)
+    check_run_folder(run)
     if not run.exists() or not any(run.iterdir()):
         return
     try:
@@ -74,7 +74,7 @@ def check_robustness(config: RobustnessConfig) -> None:
 
 def check_run(config: RobustnessConfig, run: Path) -> None:
     """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
-    check_place(run)
+    check_run_folder(run)
     for data in sets_of(config).values():
         if data is not None:
             check_outside(data, config.out)

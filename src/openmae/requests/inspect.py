@@ -7,7 +7,7 @@ from openmae.config import InspectConfig, flag_of, paths_of
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
-from openmae.run.lock import check_place
+from openmae.run.lock import check_run_folder
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
 PUBLIC = ("hf:", "timm:")
@@ -75,7 +75,7 @@ def check_out(out: str, *spare: str) -> Path:
         RequestError: something is there already, or nothing can be.
     """
     path = Path(out)
-    check_place(path)
+    check_run_folder(path)
     try:
         if path.is_dir() and any(path.iterdir()):
             raise RequestError(f"--out {shown(out)} exists already and is not empty: choose another")

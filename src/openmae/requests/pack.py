@@ -8,8 +8,8 @@ from openmae.config import Dataset, PackConfig, paths_of
 from openmae.data.sources.manifest import MANIFEST, UNFINISHED, read_pack
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError, shown
-from openmae.machine.files import PARTIAL
-from openmae.run.lock import check_place
+from openmae.machine.files import PARTIAL_PREFIX
+from openmae.run.lock import check_run_folder
 
 
 def check_pack(config: PackConfig) -> None:
@@ -21,7 +21,7 @@ def check_pack(config: PackConfig) -> None:
         return
     assert config.out is not None
     out = Path(config.out)
-    check_place(out, "OUT")
+    check_run_folder(out, "OUT")
     check_apart(config.dataset, out)
     check_vacant(config, out)
     check_named(config.dataset)
@@ -46,7 +46,7 @@ def check_apart(data: Dataset, out: Path) -> None:
 def check_vacant(config: PackConfig, out: Path) -> None:
     """Raise RequestError where something would be lost."""
     there = {path.name for path in out.iterdir()} if out.exists() else set()
-    if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
+    if there <= {PARTIAL_PREFIX + UNFINISHED}:  # it was ended while it wrote the first file
         return
     is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
     if not is_ours:

@@ -9,7 +9,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import cannot_be_resumed, check_outside, check_place, check_vacant, is_vacant
+from openmae.run.lock import cannot_be_resumed, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 
@@ -62,7 +62,7 @@ def _check_labelled(config: FinetuneConfig | ProbeConfig, init: str | None) -> N
 def _is_new(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
     """Whether the settings are all that the run is: one that goes on has its own. Raises RequestError."""
     run = Path(config.out)
-    check_place(run)
+    check_run_folder(run)
     if config.resume == "never":
         check_vacant(run)
     elif config.resume != "auto" and not Path(config.resume).exists():

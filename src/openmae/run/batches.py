@@ -1,4 +1,4 @@
-"""The micro-batches of a run's steps: read, and made ready on the device."""
+"""The micro-batches of a run's steps: read by workers and prepared on the device."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -22,8 +22,8 @@ class Batches:
     """Where a run's batches come from.
 
     Attributes:
-        read_from: the micro-batches of each step from one on, of at most so many images, made ready for the model.
-        names_of_step: the inputs of a step's batch.
+        read_from: (step, micro_batch_size) -> the prepared micro-batches of that step and of each one after it.
+        names_of_step: step -> the names of the inputs in its batch.
     """
 
     read_from: Callable[[int, int], Generator[StepInputs[Batch, Any], None, None]]
@@ -41,15 +41,21 @@ def stream_batches(
     processes: Processes,
     stop: StopRequest,
     is_paired: bool = False,
-    size_of_micro_batch: Callable[[int], int] = lambda size: size,
+    adjust_micro_batch_size: Callable[[int], int] = lambda size: size,
 ) -> Batches:
-    """The micro-batches of a stream of samples, read by reader processes."""
+    """The micro-batches of a stream of samples, read by worker processes.
+
+    Args:
+        prepare: from a micro-batch as it was read to the model's input, on the device.
+        is_paired: see `read_steps`.
+        adjust_micro_batch_size: from the requested size to the nearest that the task can use.
+    """
 
     def read_from(step: int, micro_batch_size: int) -> Generator[StepInputs[Batch, ModelInput], None, None]:
         steps = read_steps(
             stream,
             batch_size,
-            size_of_micro_batch(micro_batch_size),
+            adjust_micro_batch_size(micro_batch_size),
             workers,
             range(step, num_steps),
             processes,
@@ -73,12 +79,12 @@ def read_steps(
     is_paired: bool = False,
     is_given_up: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Batch], None, None]:
-    """The micro-batches of each of `steps` that are this process's.
+    """This process's micro-batches of each of `steps`.
 
     Args:
-        pin: whether they are brought into page-locked memory.
-        is_given_up: as of `openmae.data.readers.read`: where it says so, there are no more steps.
-        is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
+        pin: whether they are copied into page-locked memory.
+        is_paired: samples 2j and 2j + 1 of a batch, which are mixed with each other, stay in one micro-batch.
+        is_given_up: see `openmae.data.readers.read`: once it returns True, there are no more steps.
 
     Raises:
         RequestError: hardly anything can be read.
@@ -88,10 +94,10 @@ def read_steps(
     if is_paired:
         pairs = processes.share(batch_size // 2)
         share = range(2 * pairs.start, 2 * pairs.stop)
-    parts, num_parts = list[Batch](), -(-len(share) // micro_batch_size)
-    # Of a step that is trained on and of the next, unless they were copied into page-locked memory.
-    held = 2 if pin else 2 * num_parts
-    per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
+    micro_batches, num_micro_batches = list[Batch](), -(-len(share) // micro_batch_size)
+    # Alive at once: those of the current step and of the next, unless they were copied into page-locked memory.
+    num_alive = 2 if pin else 2 * num_micro_batches
+    bytes_per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
     loader = training_loader(
         stream,
         steps=steps,
@@ -100,14 +106,14 @@ def read_steps(
         micro_batch_size=micro_batch_size,
         workers=workers,
         pin=pin,
-        through_pipes=goes_through_pipes(per_batch, workers, held),
+        through_pipes=goes_through_pipes(bytes_per_batch, workers, num_alive),
     )
     with closing(read(loader, is_given_up)) as batches:
         for batch in batches:
-            parts.append(batch)
-            if len(parts) == num_parts:
-                yield parts
-                parts = []
+            micro_batches.append(batch)
+            if len(micro_batches) == num_micro_batches:
+                yield micro_batches
+                micro_batches = []
 
 
 def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:

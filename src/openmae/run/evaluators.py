@@ -1,4 +1,4 @@
-"""What is looked at while training: `(every n steps, function)`, the one seam of a task's loop."""
+"""Evaluations while training: `(every n steps, function)`, the one hook of the training loop."""
 
 import time
 from collections.abc import Callable
@@ -11,11 +11,12 @@ from openmae.run.progress import Progress
 
 
 class Evaluator(NamedTuple):
-    """A look at the model every so many steps, and after the last.
+    """An evaluation of the model every so many steps, and after the last.
 
     Attributes:
-        function: from the step to what was found.
-        is_shared: all processes take part; else the first alone looks.
+        every: steps between evaluations.
+        function: from the step to metrics by name.
+        is_shared: all processes take part; else only the first one evaluates.
     """
 
     every: int
@@ -26,14 +27,14 @@ class Evaluator(NamedTuple):
 def evaluate(
     evaluators: list[Evaluator], step: int, num_steps: int, model: nn.Module, progress: Progress, stop: StopRequest
 ) -> None:
-    """Run the evaluators whose turn it is; each runs after the last step too.
+    """Run the evaluators that are due; each runs after the last step too.
 
-    A stop ends them early; a resumed run makes up for them.
+    A stop request ends them early; a resumed run runs them again.
     """
     due = [e for e in evaluators if step % e.every == 0 or step == num_steps]
     is_shared = any(e.is_shared for e in due)
-    is_asked_to_stop = progress.processes.any(stop.received is not None) if is_shared else bool(stop.received)
-    if not (is_shared or progress.processes.is_first) or step == progress.evaluated_step or is_asked_to_stop:
+    should_stop = progress.processes.any(stop.received is not None) if is_shared else bool(stop.received)
+    if not (is_shared or progress.processes.is_first) or step == progress.evaluated_step or should_stop:
         return
     before, results = time.monotonic(), dict[str, float]()
     if due:

@@ -1,4 +1,4 @@
-"""The run folder: protected when it exists, continued when asked."""
+"""The run folder: an existing one is protected, or resumed where that is requested."""
 
 import json
 import shutil
@@ -22,27 +22,27 @@ from openmae.config import (
 from openmae.config.finetune import FROM_SCRATCH
 from openmae.data.value_scale import range_for
 from openmae.errors import Fault, RequestError
-from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
+from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
-from openmae.run.lock import cannot_be_resumed, check_place, check_vacant, is_vacant, status_of, summary_of
+from openmae.run.lock import cannot_be_resumed, check_run_folder, check_vacant, is_vacant, status_of, summary_of
 from openmae.training.checkpoint import (
     MODEL,
     Checkpoint,
     DamagedCheckpoint,
     newest_checkpoint,
-    verify,
+    verify_checkpoint,
 )
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
-# What a resumed run may be told anew. All else would make it another run. The data's fingerprint, not its
-# path, says whether it is the same.
+# Settings that may change when a run is resumed; any other would make it another run. Whether the data is the same
+# is decided by its fingerprint, not by its path.
 MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out"}
-MAY_CHANGE |= (PLACES := {"data", "train", "val", "test"})
-MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # they look, and change nothing
-# What a person may not change, yet leaves the same run: the weights it began with are in it, and memory may
-# have asked for fewer images at a time.
-NOT_THE_RUN = {"init", "micro_batch_size"}
+MAY_CHANGE |= (DATA_PATHS := {"data", "train", "val", "test"})
+MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # evaluation only
+# Settings that a person may not change, yet a checkpoint is not checked against: the initial weights are contained in
+# it, and the micro-batch may have been halved for want of memory.
+NOT_CHECKED = {"init", "micro_batch_size"}
 
 
 AnyConfig = PretrainConfig | LabelledConfig
@@ -52,7 +52,7 @@ ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFin
 
 @dataclass(frozen=True)
 class PreviousRun(Generic[ResolvedConfigT]):
-    """What an earlier start of this run left: its settings and its newest good checkpoint."""
+    """A previous start of this run: its settings and its newest good checkpoint."""
 
     config: ResolvedConfigT
     preprocessing: Preprocessing
@@ -62,7 +62,7 @@ class PreviousRun(Generic[ResolvedConfigT]):
     def check_settings(self) -> None:
         """Raise RequestError where config.json is not what the checkpoint was trained with."""
         saved = dict(self.state.get("settings", {}))
-        for name, value in settings_of(self.config, self.preprocessing).items():
+        for name, value in run_settings(self.config, self.preprocessing).items():
             if name == "preprocessing" and name in saved:  # an older run's may lack what has a default since
                 saved[name] = json.loads(json.dumps(Preprocessing.from_dict(saved[name]).to_dict()))
             if name in saved and saved[name] != value:
@@ -82,19 +82,19 @@ class PreviousRun(Generic[ResolvedConfigT]):
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the checkpoint stands."""
+        """The checkpoint's state: its step, the data's fingerprint, settings, counts."""
         return self.checkpoint.state
 
 
-def settings_of(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
-    """What makes a run this run, as JSON values: a checkpoint keeps it."""
+def run_settings(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+    """The settings that identify a run, as JSON values; every checkpoint keeps them."""
     values = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}
     return json.loads(
-        json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | NOT_THE_RUN})
+        json.dumps({name: value for name, value in values.items() if name not in MAY_CHANGE | NOT_CHECKED})
     )
 
 
-def find_previous_run(config: AnyConfig, settled: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT] | None:
+def find_previous_run(config: AnyConfig, config_type: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT] | None:
     """The run to continue, or None to start one.
 
     Raises:
@@ -102,12 +102,12 @@ def find_previous_run(config: AnyConfig, settled: type[ResolvedConfigT]) -> Prev
             settings differ from the run's.
     """
     run = Path(config.out)
-    check_place(run)
+    check_run_folder(run)
     if config.resume == "never":
         check_vacant(run)
         return None
     if config.resume != "auto":
-        return _from_checkpoint(config, Path(config.resume), settled)
+        return _from_checkpoint(config, Path(config.resume), config_type)
     if is_vacant(run):
         return None
     checkpoint, damaged = newest_checkpoint(run)
@@ -119,23 +119,23 @@ def find_previous_run(config: AnyConfig, settled: type[ResolvedConfigT]) -> Prev
                 f"{run} holds a model but its checkpoints are gone: continue from its weights with --init {run} and "
                 "another --out"
             )
-        _check_kind(run, settled)
+        _check_kind(run, config_type)
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now
-    saved, preprocessing = _read_config(run, config, settled)
+    saved, preprocessing = _read_config(run, config, config_type)
     assert checkpoint is not None, "a folder without a checkpoint is a run's, or refused"
     warnings = [f"{line}: the one before it is used" for line in damaged]
     return PreviousRun(saved, preprocessing, checkpoint, warnings)
 
 
-def _check_kind(run: Path, settled: type[ResolvedConfigT]) -> None:
-    """Raise RequestError where config.json is not of a run of this kind: another command's results are not ours."""
+def _check_kind(run: Path, config_type: type[ResolvedConfigT]) -> None:
+    """Raise RequestError where config.json is not of a run of this command."""
     try:
-        settled.from_dict(json.loads((run / "config.json").read_bytes()))
+        config_type.from_dict(json.loads((run / "config.json").read_bytes()))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{run} holds something other than a run of this command: choose another --out") from None
 
 
-def _from_checkpoint(config: AnyConfig, path: Path, settled: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT]:
+def _from_checkpoint(config: AnyConfig, path: Path, config_type: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT]:
     folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
@@ -143,30 +143,32 @@ def _from_checkpoint(config: AnyConfig, path: Path, settled: type[ResolvedConfig
             raise cannot_be_resumed(path, "; ".join(damaged)) if damaged else cannot_be_resumed(path)
     else:
         try:
-            checkpoint, damaged = verify(folder), []
+            checkpoint, damaged = verify_checkpoint(folder), []
         except DamagedCheckpoint as error:
             raise RequestError(f"--resume {path} is damaged ({error}): --resume auto takes the one before it") from None
     origin, run = checkpoint.folder.absolute().parent.parent, Path(config.out)
     if not is_vacant(run) and not (run.is_dir() and run.samefile(origin)):
         raise RequestError(f"{run} exists already and is not the run of --resume {path}: choose another --out")
-    saved, preprocessing = _read_config(origin, config, settled)
+    saved, preprocessing = _read_config(origin, config, config_type)
     return PreviousRun(saved, preprocessing, checkpoint, damaged)
 
 
-def _read_config(run: Path, config: AnyConfig, settled: type[ResolvedConfigT]) -> tuple[ResolvedConfigT, Preprocessing]:
+def _read_config(
+    run: Path, config: AnyConfig, config_type: type[ResolvedConfigT]
+) -> tuple[ResolvedConfigT, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
-        saved, preprocessing = settled.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
+        saved, preprocessing = config_type.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{run} holds no run that can be resumed (config.json: {error}); choose another --out"
         ) from None
-    asked = config.explicit()
-    for name, value in asked.items():
+    requested = config.explicit()
+    for name, value in requested.items():
         before, flag = getattr(saved, name), flag_of(name)
         if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
-            guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
-            before = guessed if guessed is not None and value != before else before
+            data_range = range_for(preprocessing)  # with --init the config has the model's range, not the data's
+            before = data_range if data_range is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
             had = f"no {flag}" if before is None else f"{flag} {format_value(before)}"
             raise RequestError(
@@ -174,18 +176,18 @@ def _read_config(run: Path, config: AnyConfig, settled: type[ResolvedConfigT]) -
                 "it, or start another with a new --out"
             )
     for name in ("steps", "epochs"):
-        value, before = asked.get(name), getattr(saved, name)
+        value, before = requested.get(name), getattr(saved, name)
         if value is not None and before is not None and value < before:
             raise RequestError(
                 f"the run in {run} has {flag_of(name)} {before:g}: it can go on with more, not {value:g}"
             )
-    changed = {name: value for name, value in asked.items() if name in MAY_CHANGE}
+    changed = {name: value for name, value in requested.items() if name in MAY_CHANGE}
     if "steps" in changed:
         changed["epochs"] = None
     elif "epochs" in changed:
         changed["steps"] = None
-    if PLACES & changed.keys():  # named anew, as one or by its parts
-        changed |= {name: asked.get(name) for name in PLACES}
+    if DATA_PATHS & changed.keys():  # given again, as one path or one for each split
+        changed |= {name: requested.get(name) for name in DATA_PATHS}
     return replace(saved, **{"out": config.out, **changed}), preprocessing
 
 
@@ -193,23 +195,25 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
     return name == "image_size" and ((value, value) == before or value == (before, before))
 
 
-def begin(
+def start_run(
     config: AnyConfig,
     preprocessing: Preprocessing,
     previous: PreviousRun | None,
     lock: ExitStack,
-    parts: dict[str, str] | None = None,
+    split_sources: dict[str, str] | None = None,
 ) -> None:
-    """Make the run folder: its settings, that it is under way, and the checkpoint that it goes on from.
+    """Create the run folder with its settings, the status "running", and the checkpoint that it resumes from.
 
-    A run that starts from another's checkpoint takes it along, so that it can itself be resumed at once. The
-    folder is held until `lock` is left.
+    A run that starts from another run's checkpoint gets a copy of it, so that it can itself be resumed at once. The
+    folder stays locked until `lock` is closed.
 
     Args:
-        parts: what of the data was taken for what, for whoever reads config.json.
+        split_sources: see `Run.begin`; stored as `parts`.
     """
     run = Path(config.out)
-    record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()} | ({"parts": parts} if parts else {})
+    record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}
+    if split_sources:
+        record["parts"] = split_sources
     create_run(run, record, lock)
     if previous is None:
         return
@@ -217,7 +221,7 @@ def begin(
         origin = previous.checkpoint.folder
         folder = run / "checkpoints" / origin.name
         if not folder.exists():
-            partial = folder.with_name(PARTIAL + folder.name)
+            partial = folder.with_name(PARTIAL_PREFIX + folder.name)
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(origin, partial)
             partial.rename(folder)
@@ -225,10 +229,10 @@ def begin(
 
 
 def summary_if_finished(run: Path, step: int, num_steps: int, processes: Processes) -> dict[str, Any] | None:
-    """The summary of a run that stands at its last step and is complete, else None; all processes must agree.
+    """The summary of a run that is at its last step and complete, else None; all processes must agree.
 
     Raises:
-        RequestError: the checkpoint lies beyond the last step.
+        RequestError: the checkpoint is of a step beyond the last one.
         Fault: the processes see different checkpoints.
     """
     if len(set(processes.gather(step))) > 1:

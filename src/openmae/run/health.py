@@ -1,7 +1,7 @@
-"""Whether pre-training goes well, without labels: the held-out loss against guessing and against its own past.
+"""Whether pre-training goes well, judged without labels: the held-out loss against guessing and against its own past.
 
-No forecast is made of what a longer run would bring: the learning rate falls to 0 with the run, so its curve flattens
-in any case and says nothing of another length's.
+No forecast is made of what a longer run would bring: the learning rate falls to 0 over the run, so the loss flattens
+in any case, and says nothing about a run of another length.
 """
 
 import math
@@ -18,25 +18,25 @@ from openmae.model.targets import Target
 LEARNING, STUCK, DIVERGING, COULD_STOP = "learning", "stuck", "diverging", "could stop"
 TOO_EARLY = "too early to say"
 
-MIN_POINTS = 3  # two make a line whatever happens
-MIN_SHARE_OF_RUN = 0.1  # of the run: before it even a good run is hardly below guessing
-# Below guessing by this share of its loss: images of noise come nearer, and the constant fits the held-out images
-# themselves, which favours it by less than a hundredth.
+MIN_POINTS = 3  # evaluations; through two there is always a line
+MIN_SHARE_OF_RUN = 0.1  # earlier even a good run is hardly below guessing
+# The held-out loss counts as below guessing from this share of the guess's loss on. On images of noise it stays closer;
+# and the constant guess is fitted to the held-out images themselves, which favours it by less than a hundredth.
 CLEARLY_BELOW = 0.02
-# Above its best by this share of all that was gained, and of the best itself: a held-out loss of the same images and
-# masks wavers by a few hundredths of either (measured: 3 % on 64 digits), so less is no rise.
+# A rise is more than this share of the whole gain, and of the best loss: the held-out loss of fixed images and masks
+# fluctuates by a few hundredths of either (measured: 3 % on 64 digits).
 RISE_OF_GAIN, RISE_OF_BEST = 0.2, 0.05
 COLLAPSED_RANK = 2.0  # untrained encoders have 9 (24 wide, digits) and 36 (128 wide, CIFAR-10); training raises it
-MIN_IMAGES = 16  # n images can show a rank of n - 1 at most: of few, a low one says nothing
-PLATEAU_WINDOW = 0.25  # the last part of the steps so far
-PLATEAU_SHARE = 0.01  # of all that was gained; a run that learns gains several times this in its last quarter
-PLATEAU_FROM = 0.5  # of the run: before it the rate is near its peak and lowering it will still bring much
-# Behind it the cosine is below a tenth of its peak: a small gain there is the schedule's doing, so it is not judged.
+MIN_IMAGES = 16  # the rank of n images is at most n - 1, so with few a low one says nothing
+PLATEAU_WINDOW = 0.25  # of the steps so far, the last ones
+PLATEAU_SHARE = 0.01  # of the whole gain; a run that learns gains several times this in its last quarter
+PLATEAU_FROM = 0.5  # of the run; earlier the learning rate is near its peak, and its decay still brings much
+# Of the run; later the cosine is below a tenth of its peak, and a small gain is due to the schedule.
 PLATEAU_UNTIL = 0.8
 
 
 class Point(NamedTuple):
-    """One evaluation; `rank` is None where too few images are held out."""
+    """One evaluation; `rank` is the effective rank of the features, None where too few images are held out."""
 
     step: int
     loss: float
@@ -44,7 +44,7 @@ class Point(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A word (learning, stuck, diverging, could stop, too early to say) and a line that says why."""
+    """One of learning, stuck, diverging, could stop, too early to say; and a line that says why."""
 
     word: str
     reason: str
@@ -53,18 +53,18 @@ class Verdict(NamedTuple):
 def effective_rank(features: Tensor) -> float:
     """exp of the entropy of the centred features' normalised singular values: from 1 to min(n - 1, D).
 
-    Roy & Vetterli, "The effective rank" (2007); as a sign of how good features are without labels: RankMe (Garrido et
-    al., 2023), which does not centre them: a direction that all images share tells none apart.
+    Roy & Vetterli, "The effective rank" (2007). RankMe (Garrido et al., 2023) takes it as a label-free measure of how
+    good features are, without centring; here they are centred, for a direction that all images share tells none apart.
 
     Args:
-        features: (n, D); not finite, they have no rank: nan.
+        features: (n, D); nan is returned where one is not finite.
     """
-    whole = features.detach().cpu().double()
-    if not whole.isfinite().all():
+    features = features.detach().cpu().double()
+    if not features.isfinite().all():
         return math.nan
-    values: Tensor = torch.linalg.svdvals(whole - whole.mean(dim=0))
-    # Equal features differ by rounding, which has full rank.
-    rounding = torch.finfo(torch.float32).eps * whole.norm()
+    values: Tensor = torch.linalg.svdvals(features - features.mean(dim=0))
+    # Features that are equal up to rounding would have full rank without this threshold.
+    rounding = torch.finfo(torch.float32).eps * features.norm()
     shares = values[values > rounding]
     shares = shares / shares.sum()
     return math.exp(-float((shares * shares.log()).sum())) if len(shares) else 1.0
@@ -73,14 +73,15 @@ def effective_rank(features: Tensor) -> float:
 def trivial_loss(
     target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]
 ) -> float | None:
-    """The loss of the best guess that looks at nothing: one constant for each output, its mean over masked patches.
+    """The loss of the best constant guess: for each output its mean over the masked patches.
 
     Args:
-        samples: goes through prepared images (B, C, H, W) with their masks and which masked patches count, (B, masked)
+        samples: iterates over prepared images (B, C, H, W), their masking, and which masked patches count, (B, masked)
             bool or None for all; it is called twice.
 
     Returns:
-        The mean over all masked patches, comparable with the held-out loss; None where what is predicted is no number.
+        The mean over all masked patches, comparable with the held-out loss; None where the target is not
+        floating point.
     """
     total, count = torch.zeros((), dtype=torch.float64), 0
     for images, masking, counted in samples():
@@ -101,7 +102,7 @@ def trivial_loss(
 
 
 def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivial_loss: float | None) -> Verdict:
-    """What the evaluations so far say about a run of `num_steps`, in the order of their steps."""
+    """The verdict on a run of `num_steps` after its evaluations so far, in the order of their steps."""
     if not points:
         return Verdict(TOO_EARLY, "nothing was evaluated yet")
     step, loss, rank = points[-1]
@@ -142,25 +143,25 @@ def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivi
 
 
 def _latest_gain(points: Sequence[Point], total: float, num_steps: int) -> tuple[int, float] | None:
-    """Where the last quarter of the steps began, and the share of the `total` gain that it brought over the one before.
+    """The step where the last quarter began, and its gain over the quarter before as a share of the `total` gain.
 
-    None while it is too early for that, or where there are too few evaluations.
+    None while it is too early, or where there are too few evaluations.
     """
     end = min(points[-1].step, PLATEAU_UNTIL * num_steps)
     middle, start = (1 - PLATEAU_WINDOW) * end, (1 - 2 * PLATEAU_WINDOW) * end
     before = [point.loss for point in points if start < point.step <= middle]
-    lately = [point.loss for point in points if middle < point.step <= end]
-    if end < PLATEAU_FROM * num_steps or not before or not lately:
+    latest = [point.loss for point in points if middle < point.step <= end]
+    if end < PLATEAU_FROM * num_steps or not before or not latest:
         return None
-    # Medians: single values waver, and a lucky lowest one would stand for many.
-    return math.floor(middle), (median(before) - median(lately)) / max(total, 1e-12)
+    # Medians, for single values fluctuate.
+    return math.floor(middle), (median(before) - median(latest)) / max(total, 1e-12)
 
 
 class Health:
-    """The evaluations of a run and what they say about it.
+    """The evaluations of a run and the verdict on it.
 
     Args:
-        lines: of metrics.jsonl, as far as a resumed run keeps them: nothing else needs to be saved.
+        lines: of metrics.jsonl, as far as a resumed run keeps them; no other state needs to be saved.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Health:
                 self.record(line["step"], line["held_out_loss"], line.get("effective_rank"))
 
     def record(self, step: int, loss: float, rank: float | None) -> None:
-        """Add an evaluation. What was recorded from its step on is forgotten: the run has been rolled back."""
+        """Add an evaluation. Those of its step and later are removed, for the run has been rolled back."""
         self.points = [point for point in self.points if point.step < step] + [Point(step, loss, rank)]
 
     def verdict(self) -> Verdict:

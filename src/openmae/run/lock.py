@@ -1,4 +1,4 @@
-"""Where a run's files may lie, and keeping other programs out while they are written. Imports no torch."""
+"""Checks of the path of a run folder, and a lock against other programs while it is written."""
 
 import fcntl
 import json
@@ -14,22 +14,24 @@ from openmae.config import Dataset, paths_of
 from openmae.errors import RequestError, shown
 
 
-def check_place(path: Path, flag: str = "--out") -> None:
-    """Raise RequestError, which names the `flag`, where a folder cannot be made."""
+def check_run_folder(path: Path, flag: str = "--out") -> None:
+    """Raise RequestError, naming the `flag`, where the path is no folder and none can be made there."""
     try:
         str(path).encode()
-        there = next(place for place in (path, *path.absolute().parents) if _is_there(place))
-        if not there.is_dir():
-            raise RequestError(f"{flag} {shown(path)} cannot be a folder: {shown(there)} is none")
+        nearest_existing = next(parent for parent in (path, *path.absolute().parents) if _is_there(parent))
+        if not nearest_existing.is_dir():
+            raise RequestError(f"{flag} {shown(path)} cannot be a folder: {shown(nearest_existing)} is none")
     except (OSError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
-        why = "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
-        raise RequestError(f"{flag} {shown(str(path)[:200])} cannot be a folder: {why}") from None
+        reason = (
+            "its name is no UTF-8" if isinstance(error, UnicodeError) else getattr(error, "strerror", None) or error
+        )
+        raise RequestError(f"{flag} {shown(str(path)[:200])} cannot be a folder: {reason}") from None
 
 
 def _is_there(path: Path) -> bool:
-    """As `os.path.lexists`, which hides that a name is too long."""
+    """As `os.path.lexists`, but raises where the name is too long."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -84,14 +86,14 @@ def summary_of(run: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def held(run: Path, flag: str = "--out") -> Iterator[None]:
-    """Keep other programs from writing into the folder at the same time.
+def locked(run: Path, flag: str = "--out") -> Iterator[None]:
+    """Lock the folder, so that no other program of this package writes into it at the same time.
 
     Raises:
-        RequestError: one does.
+        RequestError: another process holds the lock.
     """
     lock = _Lock(os.open(run, os.O_RDONLY))
-    # A lock lasts while any process has it open: readers outlive a killed run by seconds, and must not hold it.
+    # A lock lasts while any process has it open, and reader processes outlive a killed run by seconds.
     register_after_fork(lock, _Lock.close)
     try:
         fcntl.flock(lock.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,14 +107,14 @@ def held(run: Path, flag: str = "--out") -> Iterator[None]:
         lock.close()
 
 
-def is_held(run: Path) -> bool:
-    """Whether a program trains into the folder just now; False where that cannot be known."""
+def is_locked(run: Path) -> bool:
+    """Whether a program is writing into the folder now; False where that cannot be known."""
     try:
         descriptor = os.open(run, os.O_RDONLY)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at once
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the descriptor
     except BlockingIOError:
         return True
     except OSError:

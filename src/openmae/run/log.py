@@ -1,4 +1,4 @@
-"""The files of a run that grow as it goes: metrics.jsonl, TensorBoard, pictures; and summary.json at its end."""
+"""The files that a run writes as it trains: metrics.jsonl, TensorBoard, pictures, and summary.json at its end."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.run.quarantine import Quarantine
-from openmae.training.telemetry import keep_lines
+from openmae.training.telemetry import filter_lines
 
 
 class RunLog:
-    """The files of a run that grow or change as it goes.
+    """The files that a run writes as it trains.
 
     Args:
         run: the run folder.
-        resume_step: keep the lines up to this step and go on behind them.
-        evaluated: whether the evaluations of that step are done; else their lines will be written anew.
-        writes: False in all processes but the first: they only keep count.
+        resume_step: keep the lines up to this step and append to them.
+        evaluated: whether the evaluations of that step are done; else their lines will be written again.
+        writes: False in all processes but the first, which only count.
 
     Attributes:
         quarantine: the bad inputs.
@@ -36,16 +36,16 @@ class RunLog:
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resume_step + 1)
 
     def rewind(self, step: int, evaluated: bool) -> None:
-        """Forget the lines of metrics.jsonl behind `step`, and its evaluations unless they are done."""
+        """Remove the lines of metrics.jsonl after `step`, and those of its evaluations unless they are done."""
         if self.writes:
-            behind = step + 1 if evaluated else step
-            keep_lines(
+            end = step + 1 if evaluated else step
+            filter_lines(
                 self.metrics_path,
-                lambda line: line.get("step", behind) < behind or (line.get("step") == step and "lr" in line),
+                lambda line: line.get("step", end) < end or (line.get("step") == step and "lr" in line),
             )
 
     def metrics(self, **values: float | None) -> None:
-        """Append a line; `step` is among the values, what was not measured is None and left out."""
+        """Append a line to metrics.jsonl; `step` must be among the values, and those that are None are left out."""
         if not self.writes:
             return
         measured = {name: value for name, value in values.items() if value is not None}
@@ -56,15 +56,16 @@ class RunLog:
                 self.board.add_scalar(name, value, int(measured["step"]))
 
     def picture(self, picture: Image.Image, step: int) -> None:
-        """Keep a sheet of reconstructions: RUN/pictures and TensorBoard."""
+        """Write a sheet of reconstructions to RUN/pictures and TensorBoard."""
         if not self.writes:
             return
         path = self.run / "pictures" / f"step-{step:08d}.png"
-        with disk_faults(path), written_aside(path) as partial:
+        with disk_faults(path), atomic_write(path) as partial:
             picture.save(partial)
         self.board.add_image("reconstructions", np.asarray(picture), step, dataformats="HWC")
 
     def summary(self, values: dict[str, Any]) -> None:
+        """Write summary.json."""
         if not self.writes:
             return
         with disk_faults(self.run / "summary.json", is_resumable=True):

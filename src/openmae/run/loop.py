@@ -1,6 +1,6 @@
-"""The loop of a run: steps, lines, evaluations, checkpoints, and going on after what goes wrong.
+"""The training loop: steps, log lines, evaluations, checkpoints, and recovery from what goes wrong.
 
-Every task that trains hands its own step and verbs to `run_loop`; the loop knows no model and no data.
+Every task that trains passes its own step and functions to `run_loop`; the loop knows no model and no data.
 """
 
 import time
@@ -32,11 +32,11 @@ from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
 from openmae.training.checkpoint import Checkpoint
-from openmae.training.optim import set_rate
+from openmae.training.optim import set_learning_rate
 from openmae.training.prefetch import StepInputs
-from openmae.training.telemetry import Screen, duration
+from openmae.training.telemetry import ProgressBar, format_duration
 
-TIMED_STEPS = 5  # after so many steps the time that the run will take is said
+TIMED_STEPS = 5  # after so many steps the time that the run will take is printed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +45,15 @@ class Training:
 
     Attributes:
         title: of the progress line.
-        model: without what distribution puts around it.
-        schedule: the learning rate of a step.
-        step_model: what is to be compiled and checked before the first step and after each change of the
-            micro-batches' size; None where nothing ever is.
-        take_step: one optimiser step, over this process's micro-batches of the step with this number.
-        read_from: the micro-batches of each step from one on, of at most so many images, made ready for the model.
-        save: write the checkpoint of a step, with where the run stands; called in the first process.
-        restore: put a checkpoint's weights and optimiser back.
-        names_of_step: the inputs of a step's batch.
+        model: the bare model, not wrapped for several processes.
+        schedule: step -> learning rate.
+        take_step: (micro-batches, step) -> one optimiser step over this process's micro-batches.
+        read_from: (step, micro_batch_size) -> the prepared micro-batches of that step and of each one after it.
+        save: (step, state) -> write the checkpoint; called in the first process.
+        restore: load a checkpoint's weights and optimiser state.
+        names_of_step: step -> the names of the inputs in its batch.
+        step_model: compiled and checked before the first step and after each change of the micro-batch size; None
+            where the task never compiles.
     """
 
     title: str
@@ -84,7 +84,7 @@ def run_loop(
     step: int,
     finish: Callable[[], dict[str, Any]] = dict,
 ) -> dict[str, Any]:
-    """Train from `step` to the last one, then `finish`: what it returns goes into the summary.
+    """Train from `step` to the last one, then call `finish`, whose result goes into the summary.
 
     Returns:
         What RUN/summary.json holds.
@@ -101,7 +101,7 @@ def run_loop(
         progress.log.summary(progress.summary("interrupted", loop.step))
         raise Interrupted("stopped in the final evaluation: saved, --resume auto continues") from None
     except BaseException as error:
-        with suppress(Fault):  # on a full disk, what happened first is what must be said
+        with suppress(Fault):  # on a full disk the first error is the one to report
             status = "interrupted" if isinstance(error, Interrupted) else "failed"
             progress.log.summary(progress.summary(status, loop.step))
         if (fault := reader_fault(error)) is not None:  # a reader died while this process was elsewhere
@@ -117,11 +117,11 @@ class Loop:
     """A run between its first step and its last.
 
     Attributes:
-        step: how many are done.
-        saved_step: of the last checkpoint.
+        step: the number of steps done.
+        saved_step: the step of the last checkpoint.
         inputs: the micro-batches of the steps to come.
-        micro_batch_size: images at a time, fewer after memory was short.
-        is_warm: whether the step is compiled for the present size of micro-batches.
+        micro_batch_size: images at a time; halved whenever memory runs out.
+        is_warm: whether the step is compiled for the current micro-batch size.
         killed: why this process has no readers any more: one of them was killed for the second time.
     """
 
@@ -134,9 +134,11 @@ class Loop:
         self.is_warm = False
         self.killed: ReaderKilled | None = None
         self.evaluators: list[Evaluator] = []
-        self.screen = Screen(training.num_steps, step, training.title, quiet=not processes.is_first, has_pace=False)
+        self.bar = ProgressBar(
+            training.num_steps, step, training.title, quiet=not processes.is_first, is_timed_from_start=False
+        )
         self.waits = Waits(
-            self.screen.say
+            self.bar.print
             if processes.is_first
             else lambda line: print(f"process {processes.rank}: {line}", flush=True)
         )
@@ -145,36 +147,36 @@ class Loop:
     def run(
         self, make_evaluators: Callable[[], list[Evaluator]], finish: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """All steps, then what `finish` finds."""
-        t, screen = self.training, self.screen
+        """Take all steps, then return the result of `finish`."""
+        t, bar = self.training, self.bar
         with self.waits, ExitStack() as live:
             with self.waits.on("the images to evaluate on"):
                 self.evaluators = make_evaluators()
             self.stop.defer()
-            live.enter_context(screen)
-            screen.say(f"resumed at step {self.step:,}" if self.progress.is_resumed else f"writing to {t.run}")
-            self.evaluate()  # if a stop came before it could
+            live.enter_context(bar)
+            bar.print(f"resumed at step {self.step:,}" if self.progress.is_resumed else f"writing to {t.run}")
+            self.evaluate()  # where a stop request had kept the previous start from it
             while self.step < t.num_steps:
-                if (tried := self.try_step()) is not None:
-                    self.after_step(*tried)
-            self.stop_if_asked()
+                if (taken := self.try_step()) is not None:
+                    self.after_step(*taken)
+            self.stop_if_requested()
             with self.waits.on("the final evaluation"):
                 return finish()
 
     def try_step(self) -> tuple[float, StepResult] | None:
-        """The rate and the result of a step; None where it did not fit into memory: micro-batches are smaller now."""
-        t, found = self.training, None
+        """Take a step: its learning rate and result, or None where memory ran out and the micro-batch was halved."""
+        t, inputs = self.training, None
         try:
             try:
                 with self.waits.on("the readers' next batch"):
-                    found = self.progress.wait_for(self.inputs)
-            except ReaderKilled as error:  # the other processes hear of it in `stop_if_asked`
+                    inputs = self.progress.next_inputs(self.inputs)
+            except ReaderKilled as error:  # the other processes hear of it in `stop_if_requested`
                 self.killed = error
-            self.stop_if_asked()
-            assert found is not None, "readers give up where a stop was asked for"
-            self.warm_up(found)
-            set_rate(t.optimizer, rate := t.schedule(self.step))
-            return rate, t.take_step(found, self.step)
+            self.stop_if_requested()
+            assert inputs is not None, "readers end early only where a stop was requested"
+            self.warm_up(inputs)
+            set_learning_rate(t.optimizer, rate := t.schedule(self.step))
+            return rate, t.take_step(inputs, self.step)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 if (fault := compiler_fault(t.run, error)) is not None:
@@ -183,51 +185,51 @@ class Loop:
             self.micro_batch_size = smaller_micro_batch(
                 t.run, t.batch_size, self.micro_batch_size, t.optimizer, self.processes
             )
-            self.screen.say(f"out of memory: now {self.micro_batch_size} images at a time")
+            self.bar.print(f"out of memory: now {self.micro_batch_size} images at a time")
             self.inputs.close()
             self._read()
             return None
 
     def after_step(self, rate: float, result: StepResult) -> None:
-        """Count the step, say how it goes, look at the model and save it, each when it is its turn."""
+        """Count the step, then log, evaluate and save, each when it is due."""
         t, (loss, norm, is_skipped) = self.training, result
         self.step += 1
         self.progress.add(loss, is_skipped)
         if self.step % t.log_every == 0 or self.step in (1, t.num_steps):
             self.write_line(rate, norm)
-        wants_save = self.step % t.save_every == 0 or self.step == t.num_steps
-        is_lost = self.progress.skipped_in_row >= MAX_SKIPPED
-        if is_lost or (wants_save and self.processes.any(not is_finite(t.model))):
+        is_save_due = self.step % t.save_every == 0 or self.step == t.num_steps
+        has_diverged = self.progress.skipped_in_row >= MAX_SKIPPED
+        if has_diverged or (is_save_due and self.processes.any(not is_finite(t.model))):
             self.roll_back()
             return
-        self.say_time(loss)
+        self.print_time_left(loss)
         self.evaluate()
-        if wants_save:
+        if is_save_due:
             self.save()
 
     def write_line(self, rate: float, norm: Tensor) -> None:
-        """A line of metrics.jsonl and of the screen, and one about each unusual thing."""
+        """Write a line to metrics.jsonl and to the screen, and a line about each unusual event."""
         t = self.training
         with self.waits.on("the device"):
             line, *unusual = self.progress.line(self.step, rate, norm, peak_memory(t.device))
-        self.screen.update(self.step, line)
+        self.bar.update(self.step, line)
         skipped = [skipped_line(number, t.names_of_step(number - 1)) for number in self.progress.skipped_steps]
         for line in unusual + skipped:
-            self.screen.say(line)
+            self.bar.print(line)
 
-    def say_time(self, loss: Tensor) -> None:
-        """After the first steps, how long the others will take."""
-        first, screen = self.first_step, self.screen
+    def print_time_left(self, loss: Tensor) -> None:
+        """After the first steps, print how long the others will take."""
+        first, bar = self.first_step, self.bar
         if self.step not in (first + 1, first + 1 + TIMED_STEPS):
             return
-        float(loss)  # waits for the device: what is only queued has taken no time yet
+        float(loss)  # waits for the device, which may only have queued the step so far
         if self.step == first + 1:  # readers have started, kernels are chosen
-            screen.start_clock(self.step)
-        elif (left := screen.time_left(self.step)) is not None:
-            screen.say(f"timed      about {duration(left)} from here")
+            bar.start_clock(self.step)
+        elif (left := bar.time_left(self.step)) is not None:
+            bar.print(f"timed      about {format_duration(left)} from here")
 
     def evaluate(self) -> None:
-        """Look at the model, where it is time to."""
+        """Run the evaluators that are due."""
         t = self.training
         try:
             with self.waits.on("the evaluation"):
@@ -236,22 +238,22 @@ class Loop:
             self.killed = error
 
     def warm_up(self, inputs: StepInputs[Batch, Any]) -> None:
-        """Compile before the first step, where that is wanted; it is not the step's time."""
+        """Compile before the first step where the task does so; the time is not counted as training."""
         step_model = self.training.step_model
         if step_model is not None and step_model.needs_warm_up and not self.is_warm:
-            self.screen.say("compiling  the step, about a minute on a GPU")
+            self.bar.print("compiling  the step, about a minute on a GPU")
             before = time.monotonic()
             try:
                 with self.waits.on("the compiler"):
-                    self.screen.say(step_model.warm_up(inputs, self.stop))
+                    self.bar.print(step_model.warm_up(inputs, self.stop))
             finally:
-                for clock in (self.screen, self.progress):
-                    clock.leave_out(time.monotonic() - before)
-            self.stop_if_asked()
+                for clock in (self.bar, self.progress):
+                    clock.exclude_time(time.monotonic() - before)
+            self.stop_if_requested()
         self.is_warm = True
 
     def save(self) -> None:
-        """Write a checkpoint of the present step."""
+        """Write a checkpoint of the current step."""
         with self.waits.on("the checkpoint to be written"):
             state = self.progress.to_dict()
             if self.processes.is_first:
@@ -260,38 +262,38 @@ class Loop:
         self.saved_step = self.step
 
     def roll_back(self) -> None:
-        """Go back to the newest good checkpoint: weights or gradients are not finite."""
+        """Return to the newest good checkpoint, for weights or gradients are not finite."""
         t = self.training
         self.step = roll_back(t.run, self.step, t.restore, self.progress, t.names_of_step(self.step - 1))
-        self.screen.say(f"weights or gradients are not finite: back to step {self.step:,}")
-        self.screen.start_clock(self.step)
+        self.bar.print(f"weights or gradients are not finite: back to step {self.step:,}")
+        self.bar.start_clock(self.step)
         self.inputs.close()
         self.inputs = t.read_from(self.step, self.micro_batch_size)
 
-    def stop_if_asked(self) -> None:
-        """Save and stop where a signal came to any of the processes, or one has no readers any more.
+    def stop_if_requested(self) -> None:
+        """Save and stop where any of the processes received a signal, or has no readers any more.
 
-        No weight has changed since the last step.
+        It is called between steps, when weights, optimiser and step number belong together.
         """
         processes = self.processes
         with self.waits.on("another process"):
-            is_asked = processes.any(self.stop.is_received() or self.killed is not None)
-        if not is_asked:
+            should_stop = processes.any(self.stop.is_received() or self.killed is not None)
+        if not should_stop:
             return
-        is_lost = processes.any(not is_finite(self.training.model))
-        if not is_lost and (self.saved_step != self.step or self.step == 0):
+        is_not_finite = processes.any(not is_finite(self.training.model))
+        if not is_not_finite and (self.saved_step != self.step or self.step == 0):
             self.save()
-        how = "not saved, weights are not finite" if is_lost else "saved, --resume auto continues"
+        outcome = "not saved, weights are not finite" if is_not_finite else "saved, --resume auto continues"
         if self.killed is not None:
-            raise Fault(f"{self.killed}; at step {self.step:,}: {how}")
+            raise Fault(f"{self.killed}; at step {self.step:,}: {outcome}")
         signal = self.stop.received or "a signal to another process, or a killed reader of it,"
-        raise Interrupted(f"{signal} at step {self.step:,}: {how}")
+        raise Interrupted(f"{signal} at step {self.step:,}: {outcome}")
 
     def _read(self) -> None:
-        """Read on from the present step, in micro-batches of the present size."""
+        """Restart reading at the current step, in micro-batches of the current size."""
         self.inputs, self.is_warm = self.training.read_from(self.step, self.micro_batch_size), False
 
 
 def skipped_line(step: int, names: list[str]) -> str:
-    """Which inputs a step was not trained on, since their gradients were not finite."""
+    """A line that names the inputs of a step that was skipped because its gradients were not finite."""
     return f"step {step:,} was not trained on its batch: {named_inputs(names)}"

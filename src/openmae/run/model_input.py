@@ -1,4 +1,4 @@
-"""A micro-batch as the model takes it, on the device."""
+"""A micro-batch as the model's input, on the device."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ class ModelInput:
 
     Attributes:
         images: (B, C, h, w) float32, normalised; or features, (B, width).
-        keys: (B,) int64 of the samples, on the CPU.
-        masking: what is hidden; None where nothing is.
-        is_counted: (B, masked) float32, 1 for the masked patches that the loss counts, 0 for those that are empty; None
-            where it counts all.
-        num_counted: how many those are.
-        labels: as in `Batch`; None where they are not asked for.
+        keys: (B,) int64, the samples' random keys, on the CPU.
+        masking: which patches are hidden; None where none are.
+        labels: as in `Batch`; None in tasks without labels.
         drop_path: (depth, 2, B) scales of each block's branches; None where none is dropped.
+        is_counted: (B, masked) float32, 1 for the masked patches that count in the loss, 0 for empty ones; None where
+            all count.
+        num_counted: the number of masked patches that count; 0 where `is_counted` is None.
     """
 
     images: Tensor
@@ -34,30 +34,31 @@ class ModelInput:
         return len(self.images)
 
     def tensors(self) -> list[Tensor]:
+        """All tensors but the keys, which stay on the CPU."""
         masks = [] if self.masking is None else [self.masking.keep_ids, self.masking.masked_ids]
-        every = (self.images, *masks, self.labels, self.drop_path, self.is_counted)
-        return [tensor for tensor in every if tensor is not None]
+        tensors = (self.images, *masks, self.labels, self.drop_path, self.is_counted)
+        return [tensor for tensor in tensors if tensor is not None]
 
     @property
     def weight(self) -> int:
-        """The weight of a mean over it among means over other pieces.
+        """The weight of this micro-batch's mean loss in the mean over several.
 
-        It is the number of patches that count where some do not, else that of images.
+        It is the number of patches that count where some do not, else the number of images.
         """
         return len(self) if self.is_counted is None else self.num_counted
 
     def split(self, size: int) -> "list[ModelInput]":
-        """Pieces of at most `size` samples, for a loss that asks for images and masking alone."""
-        pieces = []
+        """Chunks of at most `size` samples, for losses of images and masking alone: without labels and drop path."""
+        chunks = []
         for start in range(0, len(self), size):
-            of_piece = slice(start, start + size)
-            masking = self.masking and Masking(self.masking.keep_ids[of_piece], self.masking.masked_ids[of_piece])
-            counted = None if self.is_counted is None else self.is_counted[of_piece]
+            chunk = slice(start, start + size)
+            masking = self.masking and Masking(self.masking.keep_ids[chunk], self.masking.masked_ids[chunk])
+            counted = None if self.is_counted is None else self.is_counted[chunk]
             count = 0 if counted is None else int(counted.sum())
-            pieces.append(
-                ModelInput(self.images[of_piece], self.keys[of_piece], masking, is_counted=counted, num_counted=count)
+            chunks.append(
+                ModelInput(self.images[chunk], self.keys[chunk], masking, is_counted=counted, num_counted=count)
             )
-        return pieces
+        return chunks
 
 
 def counted_patches(empty: Tensor | None, masking: Masking) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""One way to open a run: found or new, joined by its processes, planned, held, trained."""
+"""The life of a training run: opened (new or resumed), planned, its folder locked, trained."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,11 +14,18 @@ from openmae.data.loader import Stream
 from openmae.errors import RequestError
 from openmae.machine.device import use_device
 from openmae.machine.files import check_disk
-from openmae.machine.parallel import Processes, joined
+from openmae.machine.parallel import Processes, join_processes
 from openmae.machine.signals import StopRequest
 from openmae.run.batches import Batches, stream_batches
 from openmae.run.evaluators import Evaluator
-from openmae.run.folder import PreviousRun, ResolvedConfigT, begin, find_previous_run, settings_of, summary_if_finished
+from openmae.run.folder import (
+    PreviousRun,
+    ResolvedConfigT,
+    find_previous_run,
+    run_settings,
+    start_run,
+    summary_if_finished,
+)
 from openmae.run.loop import Training, run_loop
 from openmae.run.model_input import ModelInput
 from openmae.run.progress import Progress, open_progress
@@ -31,7 +38,7 @@ RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, P
 
 
 class Save(Protocol):
-    """What writes a checkpoint, as `save_checkpoint` does."""
+    """A function that writes a checkpoint, with the signature of `save_checkpoint`."""
 
     def __call__(
         self,
@@ -49,10 +56,10 @@ class Run(Generic[ResolvedConfigT]):
     """A run from its opening to its end; a trainer calls `restore`, `finished`, `announce`, `begin`, `train`, in order.
 
     Attributes:
-        requested: the settings of the earlier start, or what was asked for; may have open questions.
-        earlier: that start; None for a new run.
-        step: the one to go on from, 0 before `restore`.
-        config, progress: from `begin` on, the settings without open questions and where the run stands.
+        requested: the settings of the previous start, or those requested now; None in them is still to be decided.
+        previous: the previous start of a resumed run; None for a new one.
+        step: the step to continue from, 0 before `restore`.
+        config, progress: set by `begin`: the resolved settings, and where the run stands.
     """
 
     config: ResolvedConfigT
@@ -77,17 +84,17 @@ class Run(Generic[ResolvedConfigT]):
     def is_new(self) -> bool:
         return self.previous is None
 
-    def say(self, *lines: str) -> None:
-        """Print lines, in the first process."""
+    def print_lines(self, *lines: str) -> None:
+        """Print lines, in the first process only."""
         if self.processes.is_first and lines:
             print("\n".join(lines), flush=True)
 
-    def check_shares(self, batch_size: int, smallest: int = 1, why: str = "") -> None:
-        """Raise RequestError where a process would get less than `smallest` samples of a batch."""
+    def check_shares(self, batch_size: int, min_share: int = 1, why: str = "") -> None:
+        """Raise RequestError where a process would get fewer than `min_share` samples of a batch."""
         count = self.processes.count
-        if count * smallest > batch_size:
-            least, of = "one" if smallest == 1 else smallest, "process" if count == 1 else "processes"
-            raise RequestError(f"--batch-size {batch_size} for {count} {of}: give at least {least} each{why}")
+        if count * min_share > batch_size:
+            least, noun = "one" if min_share == 1 else min_share, "process" if count == 1 else "processes"
+            raise RequestError(f"--batch-size {batch_size} for {count} {noun}: give at least {least} each{why}")
 
     def restore(
         self,
@@ -95,19 +102,19 @@ class Run(Generic[ResolvedConfigT]):
         restore_state: Callable[[Checkpoint], None],
         check: Callable[[PreviousRun[ResolvedConfigT]], None] = lambda previous: None,
     ) -> None:
-        """Put the newest good checkpoint of an earlier start back; a new run stays at step 0.
+        """Restore the newest good checkpoint of the previous start; a new run stays at step 0.
 
         Args:
             fingerprint: of the data.
-            check: raises RequestError where something else than settings and data is not that of the checkpoint.
+            restore_state: loads a checkpoint into model and optimiser; also called when the run is rolled back.
+            check: raises RequestError where anything besides settings and data differs from the checkpoint's.
 
         Raises:
             RequestError: the settings in config.json, or the data, are not those of the checkpoint.
         """
-        self._fingerprint, self._put_back = fingerprint, restore_state
+        self._fingerprint, self._restore_state = fingerprint, restore_state
         if self.previous is None:
             return
-        assert self.previous.checkpoint is not None
         self.previous.check_settings()
         self.previous.check_data(fingerprint)
         check(self.previous)
@@ -115,16 +122,16 @@ class Run(Generic[ResolvedConfigT]):
         self.step = int(self.previous.state["step"])
 
     def finished(self, num_steps: int) -> dict[str, Any] | None:
-        """The summary of a run that is complete at `num_steps`, else None. Raises as `summary_if_finished`."""
+        """The summary of a run that is already complete at `num_steps`, else None. Raises as `summary_if_finished`."""
         self.num_steps = num_steps
         return summary_if_finished(self.path, self.step, num_steps, self.processes)
 
     def announce(self, plan: list[str], checkpoint_bytes: int, keep: int) -> None:
-        """Say the plan of a new run, or what is the matter with an earlier one. Raises Fault for a full disk."""
+        """Print the plan of a new run, or the warnings about a resumed one. Raises Fault where the disk is too full."""
         if self.previous is None:
-            self.say(*plan)
+            self.print_lines(*plan)
         else:
-            self.say(*(f"warning: {warning}" for warning in self.previous.warnings))
+            self.print_lines(*(f"warning: {warning}" for warning in self.previous.warnings))
         check_disk(self.path, checkpoint_bytes, keep)
 
     def begin(
@@ -132,28 +139,28 @@ class Run(Generic[ResolvedConfigT]):
         config: ResolvedConfigT,
         preprocessing: Preprocessing,
         *,
-        taken: dict[str, str],
+        split_sources: dict[str, str],
         num_images: int,
         num_inputs: int,
         description: dict[str, Any],
         state: dict[str, Any] | None = None,
     ) -> None:
-        """Make the run folder and hold it: from here on it exists.
+        """Create the run folder and lock it; nothing is written to disk before this.
 
         Args:
-            taken: what of the data was taken for what.
-            num_images: of an epoch.
-            num_inputs: all inputs, of which `max_bad` may be unreadable.
+            split_sources: the part of the data that each split was read from, for whoever reads config.json.
+            num_images: images of an epoch.
+            num_inputs: all inputs, of which a share of `max_bad` may be unreadable.
             description: what determines the weights; the metadata of every checkpoint.
-            state: what every checkpoint keeps of the beginning, behind data and settings.
+            state: further entries of every checkpoint's state, beside the data's fingerprint and the settings.
         """
         self.config = config
         self.processes.wait()  # until all have seen the run folder as it was
         if self.processes.is_first:
-            begin(config, preprocessing, self.previous, self._lock, taken)
+            start_run(config, preprocessing, self.previous, self._lock, split_sources)
         self.progress = open_progress(self.path, config, self.previous, self.processes, num_images, num_inputs)
         self._description = description
-        self._state = {"data": self._fingerprint, "settings": settings_of(config, preprocessing), **(state or {})}
+        self._state = {"data": self._fingerprint, "settings": run_settings(config, preprocessing), **(state or {})}
 
     def batches(
         self,
@@ -162,9 +169,9 @@ class Run(Generic[ResolvedConfigT]):
         prepare: Callable[[Batch], ModelInput],
         *,
         is_paired: bool = False,
-        size_of_micro_batch: Callable[[int], int] = lambda size: size,
+        adjust_micro_batch_size: Callable[[int], int] = lambda size: size,
     ) -> Batches:
-        """The steps' micro-batches of a stream of samples, read by reader processes; see `stream_batches`."""
+        """The micro-batches of each step, read from a stream of samples by worker processes; see `stream_batches`."""
         return stream_batches(
             stream,
             prepare,
@@ -175,7 +182,7 @@ class Run(Generic[ResolvedConfigT]):
             processes=self.processes,
             stop=self.stop,
             is_paired=is_paired,
-            size_of_micro_batch=size_of_micro_batch,
+            adjust_micro_batch_size=adjust_micro_batch_size,
         )
 
     def train(
@@ -191,21 +198,21 @@ class Run(Generic[ResolvedConfigT]):
         step_model: StepModel | None = None,
         finish: Callable[[], dict[str, Any]] = dict,
         save: Save = save_checkpoint,
-        closing: Callable[[dict[str, Any]], str],
+        final_message: Callable[[dict[str, Any]], str],
     ) -> dict[str, Any]:
         """Train to the last step; return what RUN/summary.json holds.
 
         Args:
-            bad: unreadable inputs that are known before the first batch.
-            finish: as of `run_loop`.
-            closing: the last lines on the screen.
+            bad: unreadable inputs, with reasons, that are known before the first batch.
+            finish: see `run_loop`.
+            final_message: from the summary to the last lines on the screen.
         """
 
-        def saved(step: int, state: dict[str, Any]) -> None:
-            metadata, own = {**self._description, "step": step}, {**self._state, **state}
-            save(self.path, step, model, optimizer, metadata, own, self.config.keep)
+        def save_step(step: int, state: dict[str, Any]) -> None:
+            metadata = {**self._description, "step": step}
+            save(self.path, step, model, optimizer, metadata, {**self._state, **state}, self.config.keep)
 
-        def watched() -> list[Evaluator]:
+        def make_evaluators() -> list[Evaluator]:
             self.progress.bad_inputs.note(bad or {})
             return evaluators()
 
@@ -225,35 +232,37 @@ class Run(Generic[ResolvedConfigT]):
             step_model=step_model,
             take_step=take_step,
             read_from=batches.read_from,
-            save=saved,
-            restore=self._put_back,
+            save=save_step,
+            restore=self._restore_state,
             names_of_step=batches.names_of_step,
         )
-        summary = run_loop(training, self.progress, watched, self.stop, self.processes, self.step, finish)
+        summary = run_loop(training, self.progress, make_evaluators, self.stop, self.processes, self.step, finish)
         self.progress.log.summary(summary)
         if self.processes.is_first:
-            print(closing(summary))
+            print(final_message(summary))
         self.processes.wait()
         return summary
 
 
 @contextmanager
 def open_run(
-    title: str, config: RequestedConfigT, settled: type[ResolvedConfigT], remembers_micro_batch: bool = True
+    title: str, config: RequestedConfigT, config_type: type[ResolvedConfigT], remembers_micro_batch: bool = True
 ) -> Iterator[Run[ResolvedConfigT]]:
-    """Open the run folder of `config`: find what an earlier start left, join the processes, hear signals.
+    """Open the run folder of `config`: join the processes, handle signals, find what a previous start left.
 
     Nothing is written before `begin`.
 
     Args:
-        remembers_micro_batch: a run that ended before its first checkpoint for want of memory goes on with the
-            micro-batch that will do.
+        title: of the progress line.
+        config_type: the resolved type of `config`, without None.
+        remembers_micro_batch: a run that ran out of memory before its first checkpoint continues with the smaller
+            micro-batch that was written down then.
 
     Raises:
         RequestError: the folder exists and may not be continued, settings differ, or there is no such device.
     """
     config = config.plain()
-    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
-        previous = find_previous_run(config, settled)
+    with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
+        previous = find_previous_run(config, config_type)
         requested = previous.config if previous else with_remembered(config, remembers_micro_batch)
         yield Run(title, requested, previous, processes, stop, lock)

@@ -1,4 +1,4 @@
-"""Where a run stands: what it has seen, waited for and measured, between two lines of metrics.jsonl."""
+"""Where a run stands: images seen, time waited and metrics, from one line of metrics.jsonl to the next."""
 
 import math
 import time
@@ -19,29 +19,30 @@ from openmae.run.folder import PreviousRun
 from openmae.run.log import RunLog
 from openmae.run.quarantine import BadInputs
 from openmae.run.spikes import RecentLosses
-from openmae.training.prefetch import D, StepInputs
+from openmae.training.prefetch import DeviceT, StepInputs
 
-DATA_BOUND = 0.2  # share of waiting from which the readout says what to do
+DATA_BOUND = 0.2  # share of time spent waiting for data from which a line gives advice
 MAX_SKIPPED = 10  # steps in a row without a finite gradient after which the run goes back to its last checkpoint
-WATCHED = ("knn_top1", "probe_top1")  # per cent, said beside the losses
+PRINTED_METRICS = ("knn_top1", "probe_top1")  # per cent, printed beside the losses
 
 
 class Progress:
-    """Counts and measures a run and writes it to its log.
+    """Counts and measures a run, and writes that to its log.
 
     Args:
         log: the run's files.
-        num_images: images of the training set; an epoch.
-        num_inputs: all inputs, of which at most `max_bad` may be unreadable.
-        state: what `to_dict` gave at the checkpoint that the run goes on from.
+        num_images: images of the training set, which make an epoch.
+        num_inputs: all inputs, of which at most a share of `max_bad` may be unreadable.
+        state: the `to_dict` of the checkpoint that the run resumes from; empty for a new run.
         advice: what to do where a run waits for its data.
         is_tiled: samples are tiles, of which some may be blank.
 
     Attributes:
-        is_resumed: whether there was such a checkpoint; it may be of step 0.
-        skipped_steps: since the line before the last one, by number; only of this start of the run.
-        skipped_in_row: steps without a finite gradient up to the last line; they changed no weight.
-        notes: what evaluators found in words; the summary holds it. They find it anew in a resumed run.
+        is_resumed: whether the run resumes from a checkpoint, which may be of step 0.
+        results: the latest value of each metric.
+        notes: what evaluators found, in words, for the summary; not saved, for they find it again in a resumed run.
+        skipped_steps: the numbers of the steps that the last line reported as skipped.
+        skipped_in_row: consecutive steps, up to the last line, that were skipped for gradients that were not finite.
     """
 
     def __init__(
@@ -68,20 +69,21 @@ class Progress:
         self.restore(state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go (back) to where a checkpoint stands."""
+        """Set everything to the state of a checkpoint."""
         self.results: dict[str, float] = dict(state.get("results", {}))
         self.counts = {"skipped_steps": 0, "loss_spikes": 0, "rollbacks": 0, **state.get("counts", {})}
         if self.is_tiled:  # samples that were blank and replaced, up to the last line; and since then
             self.counts.setdefault("blank_tiles", 0)
         self.blank, self.arrived_blank = int(state.get("blank", 0)) if self.processes.is_first else 0, 0
         self.evaluated_step = int(state.get("evaluated_step", 0))
-        # Each process carries its own part on, or a line's last bit would differ; another number of them cannot.
-        parts = state.get("loss_parts", [0.0])
-        if len(parts) != self.processes.count:
-            parts = [sum(parts)] + [0.0] * (self.processes.count - 1)
-        self.loss_sum = torch.tensor(parts[self.processes.rank])
+        # Each process continues its own part of the sum, or a line's last bit would differ; where the number of
+        # processes has changed, the first one takes the whole sum.
+        loss_parts = state.get("loss_parts", [0.0])
+        if len(loss_parts) != self.processes.count:
+            loss_parts = [sum(loss_parts)] + [0.0] * (self.processes.count - 1)
+        self.loss_sum = torch.tensor(loss_parts[self.processes.rank])
         self.loss_steps = int(state.get("loss_steps", 0))
-        self.skipped = torch.tensor(float(state.get("skipped", 0)))  # since the last line
+        self.skipped = torch.tensor(float(state.get("skipped", 0)))  # steps since the last line
         self.in_row = torch.tensor(float(state.get("in_row", 0)))
         self.skipped_in_row = 0
         self.flags, self.skipped_steps = list[Tensor](), list[int]()
@@ -91,7 +93,7 @@ class Progress:
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a resumed run writes the same lines. Waits for all devices."""
+        """The state that a checkpoint keeps, so that a resumed run writes the same lines. Waits for all devices."""
         return {
             "results": self.results,
             "counts": self.counts,
@@ -113,37 +115,42 @@ class Progress:
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 1)
 
-    def wait_for(self, inputs: Iterator[StepInputs[Batch, D]]) -> StepInputs[Batch, D] | None:
-        """The next step's micro-batches, with the waiting timed; None where the wait was given up."""
+    def next_inputs(self, inputs: Iterator[StepInputs[Batch, DeviceT]]) -> StepInputs[Batch, DeviceT] | None:
+        """The next step's micro-batches, the wait for them timed; None where a stop request ended the wait."""
         before = time.monotonic()
-        found = next(inputs, None)
+        step_inputs = next(inputs, None)
         self.waited += time.monotonic() - before
-        parts = found.parts if found is not None else ()
-        for part in parts:
-            self.unreported |= part.bad
-        self.arrived_blank = sum(part.blank for part in parts)
-        return found
+        micro_batches = step_inputs.micro_batches if step_inputs is not None else ()
+        for micro_batch in micro_batches:
+            self.unreported |= micro_batch.bad
+        self.arrived_blank = sum(micro_batch.blank for micro_batch in micro_batches)
+        return step_inputs
 
-    def leave_out(self, seconds: float) -> None:
-        """The last so many seconds were not the training's."""
+    def exclude_time(self, seconds: float) -> None:
+        """Do not count the last so many seconds as training time."""
         self.line_at += seconds
 
     def add(self, loss: Tensor, is_skipped: Tensor) -> None:
-        """Count a step: its loss (this process's part of it) and whether it was skipped stay on the device."""
+        """Count a step without waiting for it: its loss (this process's part) and skip flag stay on the device."""
         device = loss.device
         self.loss_sum = self.loss_sum.to(device) + torch.where(is_skipped > 0, torch.zeros_like(loss), loss)
         self.skipped = self.skipped.to(device) + is_skipped
         self.flags.append(is_skipped)
         self.in_row = (self.in_row.to(device) + 1) * is_skipped
-        self.blank += self.arrived_blank  # now that the step was taken: a stop or short memory may come in between
+        self.blank += self.arrived_blank  # only now: a stop or lack of memory may come between the batch and its step
         self.loss_steps += 1
         self.line_steps += 1
 
     def line(self, step: int, rate: float, norm: Tensor, memory: int) -> list[str]:
         """Write a line of metrics.jsonl. Waits for the device, and for the other processes.
 
+        Args:
+            rate: the learning rate.
+            norm: of the gradients.
+            memory: peak bytes.
+
         Returns:
-            Its short form for the screen, then a line about each unusual thing.
+            A short line for the screen, then a line about each unusual event.
 
         Raises:
             RequestError: too many inputs are unreadable.
@@ -152,7 +159,7 @@ class Progress:
         counted = self.loss_steps - skipped
         loss = float(self.processes.sum(self.loss_sum)) / counted if counted else None
         elapsed = max(time.monotonic() - self.line_at, 1e-9)
-        speed, waiting = self.line_steps * self.batch_size / elapsed, min(self.waited / elapsed, 1.0)
+        images_per_second, data_wait = self.line_steps * self.batch_size / elapsed, min(self.waited / elapsed, 1.0)
         unusual = []
         flags, self.flags = self.flags, []
         self.skipped_steps = _numbers_of(flags, step) if skipped else []
@@ -179,32 +186,30 @@ class Progress:
             grad_norm=float(norm) if math.isfinite(norm) else None,
             skipped_steps=skipped or None,
             loss_spike=1 if is_spike else None,
-            images_per_second=round(speed, 2),
-            data_wait=round(waiting, 4),
+            images_per_second=round(images_per_second, 2),
+            data_wait=round(data_wait, 4),
             memory=memory,
             seconds=self.seconds,
         )
         self.loss_sum, self.loss_steps = torch.zeros_like(self.loss_sum), 0
         self.skipped = torch.zeros_like(self.skipped)
         self.line_at, self.line_steps, self.waited = time.monotonic(), 0, 0.0
-        found, self.unreported = self._all_unreported(), {}
-        unusual += [
-            f"unreadable, replaced by another: {name!r} ({found[name]})" for name in self.bad_inputs.note(found)
-        ]
-        bound = f"  waiting for data {waiting:.0%} ({self.advice})" if waiting > DATA_BOUND else ""
+        bad, self.unreported = self._all_unreported(), {}
+        unusual += [f"unreadable, replaced by another: {name!r} ({bad[name]})" for name in self.bad_inputs.note(bad)]
+        wait = f"  waiting for data {data_wait:.0%} ({self.advice})" if data_wait > DATA_BOUND else ""
         shown = f"{loss:.4f}" if loss is not None else "not finite"
-        return [f"loss {shown}{self._evaluations()}  {speed:.0f} images/s{bound} ", *unusual]
+        return [f"loss {shown}{self._evaluations()}  {images_per_second:.0f} images/s{wait} ", *unusual]
 
     def _evaluations(self) -> str:
-        said = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
-        said += f" ({self.notes['health']})" if "health" in self.notes else ""
-        for name in WATCHED:
-            said += f"  {name.replace('_', ' ')} {self.results[name]:.1f} %" if name in self.results else ""
-        return said
+        text = f"  held out {self.results['held_out_loss']:.4f}" if "held_out_loss" in self.results else ""
+        text += f" ({self.notes['health']})" if "health" in self.notes else ""
+        for name in PRINTED_METRICS:
+            text += f"  {name.replace('_', ' ')} {self.results[name]:.1f} %" if name in self.results else ""
+        return text
 
     def evaluated(self, step: int, results: dict[str, float], seconds: float) -> None:
-        """Write what evaluators found; the time they took is not the training's."""
-        self.leave_out(seconds)
+        """Write the results of evaluators; their time is not counted as training."""
+        self.exclude_time(seconds)
         self.evaluated_step = step
         results = {name: value for name, value in results.items() if math.isfinite(value)}
         self.results |= results
@@ -215,7 +220,7 @@ class Progress:
             )
 
     def summary(self, status: str, step: int) -> dict[str, Any]:
-        """What summary.json holds."""
+        """The content of summary.json."""
         return {
             "status": status,
             "step": step,
@@ -230,9 +235,9 @@ class Progress:
 
 
 def _numbers_of(flags: list[Tensor], last: int) -> list[int]:
-    """The steps whose flag is set, of those up to the last one. Waits for the device."""
+    """The numbers of the steps whose flag is set; the last flag is of step `last`. Waits for the device."""
     first = last - len(flags) + 1
-    return [first + place for place, flag in enumerate(torch.stack(flags).tolist()) if flag] if flags else []
+    return [first + index for index, flag in enumerate(torch.stack(flags).tolist()) if flag] if flags else []
 
 
 def open_progress(
@@ -243,7 +248,7 @@ def open_progress(
     num_images: int,
     num_inputs: int,
 ) -> Progress:
-    """The progress of a run that begins or goes on.
+    """The progress of a new or a resumed run.
 
     Raises:
         Fault: the run folder cannot be written.

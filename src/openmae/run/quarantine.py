@@ -1,25 +1,25 @@
-"""Which inputs could not be used and why: `quarantine.jsonl`, in the folder of what trains, measures or packs."""
+"""Which inputs could not be used and why: `quarantine.jsonl`, in the folder of a run, an evaluation or a pack."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from openmae.errors import RequestError
-from openmae.machine.files import disk_faults, written_aside
-from openmae.training.telemetry import keep_lines, read_lines
+from openmae.machine.files import atomic_write, disk_faults
+from openmae.training.telemetry import filter_lines, read_lines
 
 QUARANTINE = "quarantine.jsonl"
 
 
 class Quarantine:
-    """The file of a run: it grows as bad inputs are met, and outlasts stops.
+    """The quarantine file of a run: bad inputs are appended as they are met, and kept when the run is resumed.
 
     Args:
-        keeps_known: a resumed run's: what an earlier start found is known; else it may have been repaired since.
-        writes: False in all processes but the first: they only keep count.
+        keeps_known: keep the inputs that a previous start found; a new run starts empty, for they may be repaired.
+        writes: False in all processes but the first, which only count.
 
     Attributes:
-        names: of the inputs that are known as bad, but for those of parts that are only measured.
+        names: the inputs known as bad, without those of splits that are only evaluated on.
     """
 
     def __init__(self, run: Path, keeps_known: bool = False, writes: bool = True) -> None:
@@ -29,30 +29,30 @@ class Quarantine:
         known = read_lines(self.path) if keeps_known else []
         self.names = {line["name"] for line in known if "name" in line and "part" not in line}
         if writes:
-            keep_lines(self.path, lambda line: True)  # without one that a crash cut short
+            filter_lines(self.path, lambda line: True)  # drops a line that a crash cut short
 
     def add(self, bad: dict[str, str]) -> list[str]:
-        """Append the inputs that were not known as bad yet; return their names."""
+        """Append the inputs that were not known as bad before; return their names."""
         new = {name: reason for name, reason in bad.items() if name not in self.names}
         self.names |= new.keys()
         self._append((name, reason, None) for name, reason in new.items())
         return list(new)
 
     def replace_part(self, part: str, bad: dict[str, str]) -> None:
-        """Put the bad inputs of a part that is only measured on record; they never count against `--max-bad`."""
+        """Record the bad inputs of a split that is only evaluated on; they never count against `--max-bad`."""
         if self._writes:
-            keep_lines(self.path, lambda line: line.get("part") != part)
+            filter_lines(self.path, lambda line: line.get("part") != part)
         self._append((name, reason, part) for name, reason in bad.items())
 
     def _append(self, bad: Iterable[tuple[str, str, str | None]]) -> None:
-        lines = [_line(*found) for found in bad]
+        lines = [_line(*entry) for entry in bad]
         if lines and self._writes:
             with disk_faults(self.path, is_resumable=True), self.path.open("a") as file:
                 file.writelines(lines)
 
 
 class BadInputs:
-    """The bad inputs of a run against how many may be bad.
+    """The bad inputs of a run, and the limit on their number.
 
     Args:
         max_bad: the largest share of `num_inputs` that may be bad.
@@ -66,7 +66,7 @@ class BadInputs:
         return len(self.quarantine.names)
 
     def note(self, bad: dict[str, str]) -> list[str]:
-        """Put bad inputs on record; return those that were not known.
+        """Record bad inputs; return those that were not known before.
 
         Raises:
             RequestError: they are more than `max_bad` of all inputs.
@@ -82,13 +82,13 @@ class BadInputs:
 
 
 def write_quarantine(folder: Path, bad: Iterable[tuple[str, str, str | None]]) -> None:
-    """Write the file of a folder whose inputs are all known: of each bad one its name, the reason and perhaps its part.
+    """Write the quarantine file of a folder at once, from (name, reason, split or None) of each bad input.
 
-    Without any the file stays as it is.
+    Without any, the file stays as it is.
     """
-    lines = [_line(*found) for found in bad]
+    lines = [_line(*entry) for entry in bad]
     if lines:
-        with written_aside(folder / QUARANTINE) as partial:
+        with atomic_write(folder / QUARANTINE) as partial:
             partial.write_text("".join(lines))
 
 

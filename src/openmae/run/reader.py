@@ -1,4 +1,4 @@
-"""A run folder as others read it, also while it is written: whatever lies there, nothing fails."""
+"""Reading a run folder for reports, also while it is written. Missing or damaged files are reported, never raised."""
 
 import json
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ from typing import Any
 
 from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import Fault, RequestError
-from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify
+from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify_checkpoint
 from openmae.training.telemetry import read_lines
 
-MAX_NUMBER = 1e15  # no figure of a run is larger
+MAX_NUMBER = 1e15  # no metric of a run is larger
 MAX_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
 COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
 ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig
 
 
-def read_values(path: Path) -> tuple[dict[str, Any], str | None]:
-    """An object of JSON, and why it cannot be had; whatever lies there."""
+def read_json_object(path: Path) -> tuple[dict[str, Any], str | None]:
+    """The JSON object in a file, and None; or {}, and why there is none."""
     try:
-        if not path.is_file():  # a pipe would wait for ever
+        if not path.is_file():  # opening a pipe would wait for ever
             return {}, f"{path.name} is missing"
         if path.stat().st_size > MAX_JSON:
             return {}, f"{path.name} is larger than any of openmae's"
@@ -30,16 +30,16 @@ def read_values(path: Path) -> tuple[dict[str, Any], str | None]:
     return (values, None) if isinstance(values, dict) else ({}, f"{path.name} holds no settings")
 
 
-def read_lines_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl as far as they are whole."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of metrics.jsonl; none where it cannot be read."""
     try:
         return read_lines(path) if path.is_file() else []
     except OSError:
         return []
 
 
-def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
-    """The finite numbers of a line, its counts as integers; empty where it names no step."""
+def finite_numbers(line: dict[str, Any]) -> dict[str, Any]:
+    """The finite numbers of a line as floats, `step` and `images_seen` as integers; empty where it has no step."""
     kept: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_NUMBER:
@@ -52,8 +52,8 @@ def numbers_of(line: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def settled_of(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | None]:
-    """The settings of a run, checked as a run checks them; else why they are none."""
+def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | None]:
+    """The resolved config in the values of a config.json, checked as a run checks it; or None, and why."""
     kind: type[ResolvedPretrainConfig] | type[ResolvedFinetuneConfig] | type[ResolvedProbeConfig]
     kind = (
         ResolvedPretrainConfig
@@ -65,25 +65,25 @@ def settled_of(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | Non
     try:
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        told = "" if not values else f": {' '.join(str(error).split())[:100]}"
-        return None, f"config.json is not of a run of pretrain, finetune or probe{told}"
+        detail = "" if not values else f": {' '.join(str(error).split())[:100]}"
+        return None, f"config.json is not of a run of pretrain, finetune or probe{detail}"
 
 
 def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
-    """As the last line tells it, which is the most exact; 0 where none does."""
+    """Steps of an epoch, from the last line that allows it, which is the most exact; 0 where none does."""
     return next((line["step"] / line["epoch"] for line in reversed(lines) if line.get("epoch", 0) > 1e-6), 0.0)
 
 
-def measured_of(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
-    """The losses, the pace, and what was unusual."""
+def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Losses, speed, other metrics, and counts of unusual events."""
 
-    def of(name: str) -> list[float]:
+    def series(name: str) -> list[float]:
         return [line[name] for line in lines if name in line]
 
-    losses, held_out = of("loss"), of("held_out_loss")
+    losses, held_out = series("loss"), series("held_out_loss")
     counts = {name: number for name in COUNTS if isinstance(number := summary.get(name), int)}
-    counts.setdefault("skipped_steps", int(sum(of("skipped_steps"))))
-    counts.setdefault("loss_spikes", int(sum(of("loss_spike"))))
+    counts.setdefault("skipped_steps", int(sum(series("skipped_steps"))))
+    counts.setdefault("loss_spikes", int(sum(series("loss_spike"))))
     return {
         "loss": losses[-1] if losses else None,
         "first_loss": losses[0] if losses else None,
@@ -93,31 +93,31 @@ def measured_of(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) -> dic
         "other_figures": {
             name: value
             for name in ("top1", "r2", "mae", "knn_top1", "probe_top1", "psnr")
-            if isinstance(value := summary.get(name, next(reversed(of(name)), None)), (int, float))
+            if isinstance(value := summary.get(name, next(reversed(series(name)), None)), (int, float))
         },
-        "lr": of("lr")[-1] if of("lr") else None,
-        "images_per_second": round(median(of("images_per_second")), 2) if of("images_per_second") else None,
-        "data_wait": round(median(of("data_wait")), 4) if of("data_wait") else None,
-        "memory": int(max(of("memory"))) if of("memory") else None,
+        "lr": series("lr")[-1] if series("lr") else None,
+        "images_per_second": round(median(series("images_per_second")), 2) if series("images_per_second") else None,
+        "data_wait": round(median(series("data_wait")), 4) if series("data_wait") else None,
+        "memory": int(max(series("memory"))) if series("memory") else None,
         "lines": len(lines),
         **counts,
     }
 
 
-def checkpoints_of(run: Path) -> list[dict[str, Any]]:
-    """The checkpoints, newest first: their size, and whether their bytes are those that were written."""
-    found = []
+def list_checkpoints(run: Path) -> list[dict[str, Any]]:
+    """The checkpoints, newest first: their size, and whether they are undamaged."""
+    checkpoints = []
     for folder in checkpoint_folders(run):
         try:
             step, problem = int(folder.name.removeprefix("step-")), None
             count = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-            verify(folder)
+            verify_checkpoint(folder)
         except DamagedCheckpoint as error:
             problem = str(error)
         except (Fault, OSError, ValueError) as error:
             count, problem = 0, " ".join(str(error).split())[:100]
         if folder.is_dir():  # the run may have deleted it meanwhile
-            found.append(
+            checkpoints.append(
                 {"name": folder.name, "step": step, "bytes": count, "is_whole": problem is None, "problem": problem}
             )
-    return found
+    return checkpoints

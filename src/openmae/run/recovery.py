@@ -1,4 +1,4 @@
-"""Going on after what a long run meets: too little memory, and numbers that are not finite."""
+"""Recovery from too little memory, failures of the compiler, and numbers that are not finite."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from openmae.run.remembered import remember_micro_batch, remember_no_compile
 from openmae.training.checkpoint import Checkpoint, newest_checkpoint
 
 MAX_ROLLBACKS = 3
-NAMED_INPUTS = 8  # of a batch that cannot be trained on
+NAMED_INPUTS = 8  # at most so many of a bad batch are named in a message
 
 
 def smaller_micro_batch(
@@ -23,13 +23,13 @@ def smaller_micro_batch(
     optimizer: torch.optim.Optimizer,
     processes: Processes,
 ) -> int:
-    """The micro-batch to go on with after running out of memory: half as many images, the same batch.
+    """The micro-batch size to continue with after running out of memory: half as many images, the same batch.
 
-    Of several processes the others already wait for this one's gradients: the run is started again instead.
+    With several processes the others already wait for this one's gradients, so the run has to be started again.
 
     Raises:
-        Fault: one image at a time is too much, or there are several processes; the run folder then remembers
-            the smaller micro-batch.
+        Fault: one image at a time is too much; or there are several processes, and the run folder remembers the
+            smaller size for the next start.
     """
     optimizer.zero_grad(set_to_none=True)
     micro = min(micro_batch_size, len(processes.share(batch_size)))
@@ -50,7 +50,7 @@ def smaller_micro_batch(
 
 
 def compiler_fault(run: Path, error: RuntimeError) -> Fault | None:
-    """What to say where it was torch.compile that failed, else None; the run folder remembers to go without it."""
+    """The error to raise where torch.compile failed, else None; the run folder then remembers not to compile."""
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
     remember_no_compile(run)
@@ -59,21 +59,24 @@ def compiler_fault(run: Path, error: RuntimeError) -> Fault | None:
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is; what is not is never saved. Waits for the device."""
+    """Whether every parameter is finite; weights that are not are never saved. Waits for the device."""
     return bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all())
 
 
 def named_inputs(names: list[str]) -> str:
-    """The first inputs of a batch, and how many more there are."""
+    """The names of the first inputs of a batch, and how many more there are."""
     more = f" and {len(names) - NAMED_INPUTS} more" if len(names) > NAMED_INPUTS else ""
     return ", ".join(map(repr, names[:NAMED_INPUTS])) + more
 
 
 def roll_back(run: Path, step: int, restore: Callable[[Checkpoint], None], progress: Progress, names: list[str]) -> int:
-    """Put the newest good checkpoint back; return its step.
+    """Restore the newest good checkpoint; return its step.
+
+    Args:
+        names: the inputs of the last batch, for the message.
 
     Raises:
-        Fault: there is none, or it was tried too often. The message names the inputs of the last batch.
+        Fault: there is no checkpoint, or the run was rolled back too often.
     """
     rollbacks = progress.counts["rollbacks"]
     checkpoint, _ = newest_checkpoint(run)

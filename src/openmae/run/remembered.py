@@ -1,4 +1,4 @@
-"""What a run folder remembers for when the run is started again, beside its settings."""
+"""What a run folder remembers for the next start, beside the settings: a smaller micro-batch, not to compile."""
 
 import json
 from contextlib import suppress
@@ -9,7 +9,7 @@ from typing import Any
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.folder import RequestedConfigT
 
-SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch that will do
+SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch size that fits
 DOES_NOT_COMPILE = "compile_failed"  # beside `compile`, which a person may have given
 
 
@@ -31,9 +31,9 @@ def _remember(run: Path, settings: dict[str, Any]) -> None:
 
 
 def with_remembered(config: RequestedConfigT, remembers_micro_batch: bool = True) -> RequestedConfigT:
-    """The settings of a run that is started again before its first checkpoint, with what is known to do.
+    """The settings of a run that is started again before its first checkpoint, with what its folder remembers.
 
-    What a person asks for stands: a micro-batch, and that it is compiled.
+    A micro-batch size or --compile that is requested takes precedence.
     """
     try:
         values = json.loads((Path(config.out) / "config.json").read_bytes())

@@ -1,10 +1,10 @@
-"""Losses that stand out from those before them."""
+"""Loss spikes: losses far above those before them."""
 
 from collections import deque
 from collections.abc import Iterable
 from statistics import median
 
-WINDOW, MIN_COUNT = 50, 20  # lines that a loss is compared with; fewer than these say nothing
+WINDOW, MIN_COUNT = 50, 20  # a loss is compared with at most and at least so many lines before it
 DEVIATIONS = 8.0  # robust standard deviations above the median
 
 
@@ -25,7 +25,7 @@ class RecentLosses:
         return list(self._losses)
 
     def is_spike(self, loss: float) -> bool:
-        """Whether a loss lies far above the others."""
+        """Whether a loss lies far above the recent ones."""
         if len(self._losses) < MIN_COUNT:
             return False
         middle = self.median

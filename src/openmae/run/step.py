@@ -1,4 +1,4 @@
-"""One optimiser step over the micro-batches of a batch, as all trainers take it."""
+"""One optimiser step with gradients accumulated over the micro-batches of a batch; all trainers use it."""
 
 from collections.abc import Callable
 
@@ -10,18 +10,18 @@ from openmae.machine.parallel import Processes, accumulating
 from openmae.run.model_input import ModelInput
 from openmae.training.prefetch import StepInputs
 
-# This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0: scalars that
-# stay on the device.
+# This process's part of the loss, the norm of all gradients, and 1 where the step was skipped, else 0: scalar tensors
+# on the device.
 StepResult = tuple[Tensor, Tensor, Tensor]
 
 
 def accumulated_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    parts: StepInputs[Batch, ModelInput],
-    loss_of: Callable[[ModelInput], Tensor],
+    micro_batches: StepInputs[Batch, ModelInput],
+    loss_fn: Callable[[ModelInput], Tensor],
     processes: Processes,
-    reported: Callable[[Tensor], Tensor] = lambda loss: loss,
+    logged_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
 ) -> StepResult:
     """Take one optimiser step over this process's micro-batches of a global batch.
 
@@ -29,26 +29,26 @@ def accumulated_step(
 
     Args:
         model: wrapped so that gradients are averaged over processes.
-        optimizer: one that heeds `found_inf` on the device: torch's fused kinds, as of `training.optim`, or LARS.
-        loss_of: a micro-batch's part of the step's loss, which all parts of all processes add up to.
-        reported: what of a part's loss the log adds up.
+        optimizer: one that reads `found_inf` on the device: torch's fused optimisers, as in `training.optim`, or LARS.
+        loss_fn: a micro-batch's share of the step's loss; the shares of all micro-batches and processes add up to it.
+        logged_loss: from that share to what is logged.
     """
     total: Tensor | None = None
-    for number, part in enumerate(parts, start=1):
-        with accumulating(model, is_last=number == len(parts)):
-            loss = loss_of(part)
-            (loss * processes.count).backward()  # what is averaged over processes must add up
-        own = reported(loss.detach())
-        total = own if total is None else total + own
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        with accumulating(model, is_last=number == len(micro_batches)):
+            loss = loss_fn(micro_batch)
+            (loss * processes.count).backward()  # DDP averages over processes, and the shares must add up
+        share = logged_loss(loss.detach())
+        total = share if total is None else total + share
     assert total is not None, "a step has micro-batches"
     return total, *step_if_finite(model, optimizer)
 
 
 def step_if_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-    """Step, unless gradients are not finite: then weights and optimiser stay as they are.
+    """Take the optimiser step, unless gradients are not finite: then weights and optimiser stay as they are.
 
-    The decision is made on the device (the kernel's `found_inf`), and gradients are averaged over processes
-    before it: all decide alike and none waits.
+    The decision is made on the device (the fused kernel's `found_inf`), so nothing waits; gradients are averaged over
+    processes before it, so all decide alike.
 
     Returns:
         The norm of all gradients, and 1 where the step was skipped, else 0.

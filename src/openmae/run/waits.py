@@ -1,4 +1,4 @@
-"""Saying what a run waits for: readers, the compiler, a save, an evaluation, another process."""
+"""Lines about what a run waits for: readers, the compiler, a save, an evaluation, another process."""
 
 import contextlib
 import threading
@@ -6,22 +6,22 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Self
 
-from openmae.training.telemetry import duration
+from openmae.training.telemetry import format_duration
 
-FIRST_LINE = 5.0  # seconds of waiting after which a line says so
-GROWTH = 4  # the next line comes after so many times as long
-LOOK_EVERY = 0.25  # seconds
+FIRST_LINE = 5.0  # seconds of waiting before the first line
+GROWTH = 4  # each further line comes after so many times as long
+POLL_INTERVAL = 0.25  # seconds
 
 
 class Waits:
-    """A context whose thread says what is waited for once that has taken 5 seconds: then after 20, after 80 ….
+    """A context whose thread prints what is waited for once that has taken 5 seconds, then 20, 80 and so on.
 
     Args:
-        say: prints a line; it is called from the thread.
+        print_line: called from the thread.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, print_line: Callable[[str], None]) -> None:
+        self._print_line = print_line
         self._waiting: list[_Wait] = []  # the innermost last
         self._is_over = threading.Event()
 
@@ -34,7 +34,7 @@ class Waits:
 
     @contextlib.contextmanager
     def on(self, what: str) -> Iterator[None]:
-        """What is done within is a wait for `what`."""
+        """The time inside the block is a wait for `what`."""
         self._waiting.append(_Wait(what))
         try:
             yield
@@ -42,11 +42,11 @@ class Waits:
             self._waiting.pop()
 
     def _watch(self) -> None:
-        while not self._is_over.wait(LOOK_EVERY):
+        while not self._is_over.wait(POLL_INTERVAL):
             wait = self._waiting[-1:]
             if wait and (seconds := time.monotonic() - wait[0].since) >= wait[0].next_line:
                 wait[0].next_line *= GROWTH
-                self._say(f"waiting    for {wait[0].what}: {duration(seconds)} so far")
+                self._print_line(f"waiting    for {wait[0].what}: {format_duration(seconds)} so far")
 
 
 class _Wait:

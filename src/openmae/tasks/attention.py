@@ -18,9 +18,9 @@ from openmae.inference.images import gather_images, matched_to_images
 from openmae.inference.load import load
 from openmae.inference.models import EncoderModel, ImageLike
 from openmae.machine.device import total_memory
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.attention_maps import class_attention
-from openmae.pictures.sheet import CELL, GAP, INK, LINE, PAPER, sheet, to_picture
+from openmae.pictures.sheet import BACKGROUND, CELL, GAP, INK, LINE, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
 from openmae.requests.sheet import protect_images
 
@@ -70,7 +70,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
     blocks = 2 if len(rows) > 4 and not heads else 1
     headers = ["image", f"class token's attention, block {layer} of {depth}, mean of the heads", *heads]
     out = Path(config.out)
-    with disk_faults(out), written_aside(out) as partial:
+    with disk_faults(out), atomic_write(out) as partial:
         with_bar(sheet(rows, headers, blocks)).save(partial)
     print(f"wrote {shown(out)}")
     return {
@@ -138,7 +138,7 @@ def overlay(picture: Image.Image, weights: Tensor) -> Image.Image:
 
 def captioned(picture: Image.Image, text: str) -> Tensor:
     """The picture with a line of text below: (3, H + LINE, W) in 0..1."""
-    canvas = Image.new("RGB", (picture.width, picture.height + LINE), PAPER)
+    canvas = Image.new("RGB", (picture.width, picture.height + LINE), BACKGROUND)
     canvas.paste(picture, (0, 0))
     font = ImageFont.load_default(12 if picture.width >= MIN_SIDE else 10)
     ImageDraw.Draw(canvas).text((1, picture.height + 1), text, INK, font)
@@ -150,7 +150,7 @@ def with_bar(picture: Image.Image) -> Image.Image:
     from matplotlib import colormaps
 
     width, height = BAR
-    canvas = Image.new("RGB", (picture.width, picture.height + height + 3 * GAP), PAPER)
+    canvas = Image.new("RGB", (picture.width, picture.height + height + 3 * GAP), BACKGROUND)
     canvas.paste(picture, (0, 0))
     draw, font, top = ImageDraw.Draw(canvas), ImageFont.load_default(12), picture.height + GAP
     width = min(width, max(40, picture.width - 220))

@@ -9,9 +9,9 @@ from openmae.errors import shown
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.outgoing import exported
-from openmae.interchange.outgoing.format import Outgoing, encoder_part, without
+from openmae.interchange.outgoing.format import Outgoing, encoder_part, names_left_out
 from openmae.interchange.outgoing.hub import push
-from openmae.interchange.outgoing.model_card import figures_beside, model_card
+from openmae.interchange.outgoing.model_card import metrics_beside, model_card
 from openmae.interchange.outgoing.to_onnx import OPSET, check_extra, write_onnx
 from openmae.interchange.outgoing.to_reference import to_reference, write_reference
 from openmae.interchange.outgoing.to_timm import to_timm
@@ -19,7 +19,7 @@ from openmae.interchange.outgoing.to_torch_export import write_torch_export
 from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
 from openmae.interchange.stored import StoredModel
-from openmae.machine.files import disk_faults, files_written_aside, folder_written_aside, written_aside
+from openmae.machine.files import atomic_write, atomic_write_folder, disk_faults, staged_write_files
 from openmae.requests.convert import check_out
 from openmae.training.checkpoint import MODEL, save_weights
 
@@ -56,22 +56,22 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     whole = model
     if config.part == "encoder":
         model = encoder_part(model)
-    dropped = without(whole.weights, model.weights)
+    dropped = names_left_out(whole.weights, model.weights)
     out = Path(config.out)
     result: dict[str, Any] = {"status": "complete"}
     if FORMATS[config.to] is None:
         outgoing = outgoing_of(model, config.to)
-        with disk_faults(out), folder_written_aside(out) as folder:
+        with disk_faults(out), atomic_write_folder(out) as folder:
             if config.to == "openmae":
                 save_weights(folder / MODEL, model.weights, model.description)
             else:
                 outgoing.write(folder)
-            figures = figures_beside(config.init)
-            card = model_card(model, config.to, config.licence, figures, outgoing.remarks)
+            metrics = metrics_beside(config.init)
+            card = model_card(model, config.to, config.licence, metrics, outgoing.remarks)
             (folder / CARD).write_text(card, encoding="utf-8")
     elif config.to == "reference":
         outgoing = to_reference(model)
-        with disk_faults(out), written_aside(out) as file:
+        with disk_faults(out), atomic_write(out) as file:
             write_reference(file, outgoing)
     else:
         outgoing, result["error"] = write_program(out, model, config)
@@ -97,7 +97,7 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
         What was written, and the largest difference from the model's outputs.
     """
     write = write_onnx if config.to == "onnx" else write_torch_export
-    with disk_faults(out), files_written_aside(out) as folder:
+    with disk_faults(out), staged_write_files(out) as folder:
         error = write(folder / out.name, model, config.pool)
     left_out = exported.left_out(model)
     weights = {name: value for name, value in model.weights.items() if name not in left_out}

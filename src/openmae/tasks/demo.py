@@ -11,7 +11,7 @@ from openmae.data.sources.open import open_source
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.device import pick_device
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve, sheet
 from openmae.requests.demo import DATA, is_earlier_demo, pretrain_settings
 from openmae.tasks.pretrain.pretrain import pretrain
@@ -51,7 +51,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     indices = torch.linspace(0, len(truth) - 1, NUM_PICTURED).long().tolist()
     rows = [[results.masked[i], results.prediction[i], truth[i]] for i in indices]
     with disk_faults(out):
-        with written_aside(out / "reconstructions.png") as partial:
+        with atomic_write(out / "reconstructions.png") as partial:
             sheet(rows, ["masked", "reconstruction", "truth"], blocks=2).save(partial)
         loss_curve(out / "loss.png", read_lines(out / "metrics.jsonl"), "openmae demo")
         write_json(out / "summary.json", summary)

@@ -24,8 +24,8 @@ from openmae.inference.load import load
 from openmae.inference.matched import matched_model
 from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
-from openmae.machine.files import disk_faults, written_aside
-from openmae.machine.parallel import joined
+from openmae.machine.files import atomic_write, disk_faults
+from openmae.machine.parallel import join_processes
 from openmae.requests.features import check_out
 from openmae.version import __version__
 
@@ -55,7 +55,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = config.plain()
-    with joined() as processes:
+    with join_processes() as processes:
         check_out(config)
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), verbose=True)
@@ -167,7 +167,7 @@ def texts(items: Any) -> NDArray[np.str_]:
 def write_table(path: Path, columns: dict[str, NDArray], about: str) -> None:
     """Write the table whole or not at all, in the format that the ending of `path` names."""
     assert not any(column.dtype.hasobject for column in columns.values()), "this would be a pickle"
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         if path.suffix.lower() == ".npz":
             with partial.open("wb") as file:
                 arrays: dict[str, Any] = {**columns, "about": np.array(about)}

@@ -35,10 +35,10 @@ from openmae.inference.neighbour_numbers import (
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
-from openmae.machine.parallel import Processes, joined
+from openmae.machine.parallel import Processes, join_processes
 from openmae.planning.summary_lines import label_lines, target_text
 from openmae.requests.features import check_vacant
-from openmae.run.create import make_and_hold, write_config
+from openmae.run.create import make_and_lock, write_config
 from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.classification.classification import format_regression
 from openmae.tasks.classification.regression_report import write_regression_report
@@ -59,7 +59,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = config.plain()
     run = Path(config.out)
-    with joined() as processes, ExitStack() as lock:
+    with join_processes() as processes, ExitStack() as lock:
         check_vacant(run)
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), verbose=True)
@@ -79,7 +79,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         check_range("--layer", resolved.layer, 1, model.encoder.shape.depth)
         processes.wait()  # until all have seen the run folder as it was
         if processes.is_first:
-            make_and_hold(run, lock)
+            make_and_lock(run, lock)
             print("\n".join([*plan_lines(data, resolved, preprocessing.crop_fraction), *lines]), flush=True)
         try:
             bank, queries = find_features(model, data, resolved, preprocessing, processes)

@@ -8,7 +8,7 @@ from openmae.errors import shown
 from openmae.inference.images import gather_images, matched_to_images
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.targets import NormPixelTarget
 from openmae.pictures.sheet import sheet
 from openmae.requests.sheet import protect_images
@@ -61,7 +61,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         [first.masked[i], *(result.prediction[i] for result in results), first.truth[i]] for i in range(len(images))
     ]
     out = Path(config.out)
-    with disk_faults(out), written_aside(out) as partial:
+    with disk_faults(out), atomic_write(out) as partial:
         sheet(rows, headers, blocks=2 if len(rows) > 4 else 1).save(partial)
     if not first.is_measured.any():
         print("no masked patch holds values, they stand for none (nodata): there is no PSNR")

@@ -1,1 +1,1 @@
-"""Verbs that every task shares: group, schedule, save, log. Not a framework."""
+"""Functions that every trainer shares: optimisers, schedules, EMA, checkpoints, logging. Not a framework."""

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights (paper, appendix A.2: .9999 in training from scratch)."""
+"""The exponential moving average (EMA) of a model's weights (paper, appendix A.2: .9999 in training from scratch)."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,40 +9,41 @@ from torch import Tensor, nn
 from openmae.errors import RequestError
 
 
-class Average:
-    """An exponential moving average of all parameters, in float32 beside them; it begins as their copy.
+class ModelEMA:
+    """An exponential moving average of all parameters, in float32 on their device; it starts as a copy of them.
 
     After every optimiser step: average <- decay · average + (1 - decay) · weight. Buffers are not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Take the model where it is to stay: its parameters' device and identity must not change after this."""
+        """The model must be on its final device: its parameters may be changed only in place after this."""
         self.decay = decay
         self._weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self._averages = {name: weight.float().clone() for name, weight in self._weights.items()}
 
     @torch.no_grad()
     def update(self, is_skipped: Tensor | None = None) -> None:
-        """Follow the weights after an optimiser step.
+        """Update the average after an optimiser step.
 
         Args:
-            is_skipped: a scalar on the weights' device; where it is 1 the average stays as it is. Not waited for.
+            is_skipped: a scalar tensor on the weights' device; where it is 1 the average stays as it is. It is not
+                waited for.
         """
         averages, weights = list(self._averages.values()), [weight.float() for weight in self._weights.values()]
         if is_skipped is None:
             torch._foreach_lerp_(averages, weights, 1 - self.decay)
         else:
-            # A list of tensors: a single one would be taken for a number, and reading it waits for the device.
-            share = (1 - self.decay) * (1 - is_skipped)
-            torch._foreach_lerp_(averages, weights, [share] * len(averages))
+            # A list of tensors: a single tensor would be converted to a number, which waits for the device.
+            weight = (1 - self.decay) * (1 - is_skipped)
+            torch._foreach_lerp_(averages, weights, [weight] * len(averages))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average itself, float32 by parameter name: no copies."""
+        """The averages by parameter name, float32: not copies."""
         return dict(self._averages)
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put a saved average back.
+        """Restore a saved average.
 
         Raises:
             RequestError: the names or shapes are not this model's.
@@ -57,12 +58,12 @@ class Average:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Give `model`, which has parameters of the same names, the average inside the block and its own bits after it.
+        """Inside the block `model`, whose parameters have the same names, has the averaged weights; then its own again.
 
-        Inside, no `update`: it would average the average. The model's own weights need their memory once more.
+        `update` must not be called inside. The model's own weights are copied, which needs their memory once more.
         """
         parameters = dict(model.named_parameters())
-        assert parameters.keys() == self._averages.keys(), "the average is of a model with other parameters"
+        assert parameters.keys() == self._averages.keys(), "the EMA belongs to a model with other parameters"
         own = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
             _copy_into(parameters, self._averages)

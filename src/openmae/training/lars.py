@@ -12,15 +12,15 @@ class LARS(torch.optim.Optimizer):
     With weight w, gradient g and the group's weight decay wd, for parameters of more than one dimension:
 
         g <- g + wd w
-        g <- g · trust · |w| / |g|      (as it is where a norm is 0)
+        g <- g · trust · |w| / |g|      (unchanged where a norm is 0)
 
-    and for all, those of one dimension neither decayed nor scaled:
+    and for all parameters, 1-D ones neither decayed nor scaled:
 
         momentum <- momentum_factor · momentum + g
         w <- w - rate · momentum
 
-    The rate is set before every step. Where `found_inf` is 1, the step leaves weights and momentum as they are; that
-    is decided on the device and waits for nothing, as in torch's fused optimisers.
+    The learning rate is set before every step. Where `found_inf` is 1, weights and momentum stay as they are; that is
+    decided on the device without waiting, as in torch's fused optimisers.
 
     timm's `Lars` is the same without weight decay (`always_adapt`, `eps=0`). With it, timm divides by |g| + wd |w|
     instead of |g + wd w|; and it treats 1-D parameters like matrices unless they have a group of their own.
@@ -29,12 +29,12 @@ class LARS(torch.optim.Optimizer):
     found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.9, trust: float = 0.001) -> None:
-        """Take ready groups: `params`, and `weight_decay` where it is not 0."""
+        """`groups` are parameter groups: `params`, and `weight_decay` where it is not 0."""
         super().__init__(groups, {"lr": 0.0, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that are there."""
+        """Take one step; parameters without a gradient are left alone."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -50,10 +50,10 @@ class LARS(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         momentum = group["momentum"] * state["momentum"] + gradient
-        wrapped_model = weight - group["lr"] * momentum
+        updated = weight - group["lr"] * momentum
         if self.found_inf is not None:
             is_skipped = self.found_inf.to(weight.device) > 0
             momentum = torch.where(is_skipped, state["momentum"], momentum)
-            wrapped_model = torch.where(is_skipped, weight, wrapped_model)
+            updated = torch.where(is_skipped, weight, updated)
         state["momentum"].copy_(momentum)
-        weight.copy_(wrapped_model)
+        weight.copy_(updated)

@@ -13,20 +13,20 @@ CLASS_AND_POSITIONS = ("encoder.cls_token", "encoder.pos_embed")
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: decayed, and spared (1-D parameters: biases and norms).
+    """Trainable parameters in two groups: with weight decay, and without (1-D parameters: biases and norms).
 
     Class and mask tokens have three dimensions and are decayed, as released.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    spared = [p for p in trainable if p.ndim <= 1]
+    no_decay = [p for p in trainable if p.ndim <= 1]
     decayed = [p for p in trainable if p.ndim > 1]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
 def layer_decay_groups(
     model: nn.Module, *, depth: int, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of a classifier by layer, each group with the `lr_scale` that its rate is multiplied by.
+    """Trainable parameters of a classifier by layer, each group with the `lr_scale` that multiplies its learning rate.
 
     | id | parameters |
     |---|---|
@@ -34,15 +34,16 @@ def layer_decay_groups(
     | k + 1 | block k of `depth` |
     | depth + 1 | encoder norm, pooling norm, head |
 
-    The scale is layer_decay^(depth + 1 - id). An id has a decayed and a spared group (1-D parameters, class token,
-    positions), first id first, decayed first; empty ones are left out (table 9; docs/paper.md, fine-tuning).
+    The scale is layer_decay^(depth + 1 - id). An id has a group with weight decay and one without (1-D parameters,
+    class token, positions), in the order of ids, decayed first; empty ones are left out (table 9; docs/paper.md,
+    fine-tuning).
 
     Raises:
-        AssertionError: a name, trainable or not, fits no rule, or the model has not `depth` blocks. Layer decay that
-            matches nothing would go unnoticed.
+        AssertionError: a parameter, trainable or not, has no layer, or the model has not `depth` blocks: layer decay
+            that matches nothing would go unnoticed.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {
-        (layer, is_spared): [] for layer in range(depth + 2) for is_spared in (False, True)
+        (layer, has_no_decay): [] for layer in range(depth + 2) for has_no_decay in (False, True)
     }
     layers = {name: _layer_id(name, depth) for name, _ in model.named_parameters()}
     missing = set(range(1, depth + 1)) - set(layers.values())
@@ -53,10 +54,10 @@ def layer_decay_groups(
     return [
         {
             "params": parameters,
-            "weight_decay": 0.0 if is_spared else weight_decay,
+            "weight_decay": 0.0 if has_no_decay else weight_decay,
             "lr_scale": layer_decay ** (depth + 1 - layer),
         }
-        for (layer, is_spared), parameters in groups.items()
+        for (layer, has_no_decay), parameters in groups.items()
         if parameters
     ]
 
@@ -73,24 +74,24 @@ def _layer_id(name: str, depth: int) -> int:
 
 
 def adamw(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in its fused form over the two groups; the rate is set before every step."""
-    return adamw_of(weight_decay_groups(model, weight_decay), betas)
+    """Fused AdamW over the two groups of `weight_decay_groups`; the learning rate is set before every step."""
+    return adamw_from_groups(weight_decay_groups(model, weight_decay), betas)
 
 
-def adamw_of(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
-    """AdamW in its fused form over ready groups; the rate is set before every step."""
+def adamw_from_groups(groups: list[dict[str, Any]], betas: tuple[float, float]) -> torch.optim.AdamW:
+    """Fused AdamW over parameter groups; the learning rate is set before every step."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def sgd(groups: list[dict[str, Any]], momentum: float) -> torch.optim.SGD:
-    """SGD in its fused form over ready groups, on the device where their parameters lie now.
+    """Fused SGD over parameter groups; the parameters must be on their final device.
 
-    A group's weight decay is added to the gradient before momentum, in parameters of any dimension.
+    A group's weight decay is added to the gradient before momentum, whatever a parameter's dimension.
     """
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
     if momentum > 0:
-        # torch 2.15 allocates momentum without filling it and leaves the filling to the first step: were that one
-        # skipped (`found_inf`), whatever lay in memory would be taken for momentum in the second.
+        # torch 2.15 allocates the momentum buffer uninitialised and fills it in the first step. Were that one skipped
+        # (`found_inf`), the second would read uninitialised memory.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
@@ -99,7 +100,7 @@ def sgd(groups: list[dict[str, Any]], momentum: float) -> torch.optim.SGD:
 
 @dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Linear warm-up from 0, then half a cosine down to `minimum`; set once per optimiser step."""
+    """Linear warm-up from 0 to `peak`, then half a cosine down to `minimum`, per optimiser step."""
 
     peak: float
     minimum: float
@@ -114,7 +115,7 @@ class CosineSchedule:
         return self.minimum + (self.peak - self.minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of the next step; a layer's scale multiplies it, the schedule's minimum included."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, times each group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)

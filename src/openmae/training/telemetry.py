@@ -1,4 +1,4 @@
-"""Files of JSON lines, and progress on the screen."""
+"""JSON-lines files, and progress on the screen."""
 
 import json
 import time
@@ -9,9 +9,9 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
-PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
+PLAIN_LINE_EVERY = 10.0  # seconds between progress lines where stdout is no terminal
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -28,28 +28,28 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Write a file of JSON lines again without those that are not wanted, and without one that was cut short."""
+def filter_lines(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a file of JSON lines with those that `is_kept` accepts, without one that was cut short."""
     if path.exists():
-        kept = [json.dumps(line) + "\n" for line in read_lines(path) if wanted(line)]
-        with disk_faults(path, is_resumable=True), written_aside(path) as partial:
+        kept = [json.dumps(line) + "\n" for line in read_lines(path) if is_kept(line)]
+        with disk_faults(path, is_resumable=True), atomic_write(path) as partial:
             partial.write_text("".join(kept))
 
 
-class Screen:
-    """Progress for a person: a live bar on a terminal, a plain line now and then elsewhere.
+class ProgressBar:
+    """Progress on the screen: a live bar on a terminal, elsewhere a plain line from time to time.
 
     Args:
-        has_pace: whether the first step counts for the time left; else that is left open until `start_clock`.
+        is_timed_from_start: whether the time left is estimated from the first step on; else from `start_clock` on.
     """
 
     def __init__(
-        self, total_steps: int, first_step: int, title: str, quiet: bool = False, has_pace: bool = True
+        self, total_steps: int, first_step: int, title: str, quiet: bool = False, is_timed_from_start: bool = True
     ) -> None:
         self.console = Console(stderr=False, highlight=False, quiet=quiet)
         self.total, self.first, self.title = total_steps, first_step, title
         self.last_line = time.monotonic()
-        self.started = self.last_line if has_pace else None
+        self.started = self.last_line if is_timed_from_start else None
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
@@ -59,50 +59,50 @@ class Screen:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[say]}"),
+                TextColumn("{task.fields[status]}"),
                 console=self.console,
             )
             self.progress.start()
-            self.task = self.progress.add_task(self.title, total=self.total, completed=self.first, say="starting")
+            self.task = self.progress.add_task(self.title, total=self.total, completed=self.first, status="starting")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self.progress is not None:
             self.progress.stop()
 
-    def update(self, step: int, say: str) -> None:
-        """Show where the run stands; `say` holds loss, images/s and so on."""
+    def update(self, step: int, status: str) -> None:
+        """Show progress; `status` holds loss, images/s and so on."""
         left = self.time_left(step)
-        text = f"{say}  {duration(left)} left" if left is not None and step < self.total else say
+        text = f"{status}  {format_duration(left)} left" if left is not None and step < self.total else status
         if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=step, say=text)
+            self.progress.update(self.task, completed=step, status=text)
         elif time.monotonic() - self.last_line >= PLAIN_LINE_EVERY or step >= self.total:
             self.last_line = time.monotonic()
-            self.say(f"{self.title} {step}/{self.total}  {text}")
+            self.print(f"{self.title} {step}/{self.total}  {text}")
 
     def start_clock(self, step: int) -> None:
-        """Count the pace from this step on: before it, readers started and kernels were chosen."""
+        """Measure speed from this step on: before it, readers started and kernels were chosen."""
         self.first, self.started = step, time.monotonic()
 
-    def leave_out(self, seconds: float) -> None:
-        """The last so many seconds do not count for the pace."""
+    def exclude_time(self, seconds: float) -> None:
+        """Leave the last so many seconds out of the measured speed."""
         if self.started is not None:
             self.started += seconds
 
     def time_left(self, step: int) -> float | None:
-        """Seconds until the last step, at the pace so far; None while there is none."""
+        """Seconds until the last step at the speed so far; None while that is not known."""
         if self.started is None or step <= self.first:
             return None
         return (time.monotonic() - self.started) / (step - self.first) * (self.total - step)
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line without disturbing the bar."""
         self.console.print(text, markup=False, soft_wrap=True)
         self.console.file.flush()
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 42 s, 3 min 20 s, 5 h 03 min, 2 d 4 h."""
+def format_duration(seconds: float) -> str:
+    """Seconds in readable units: 42 s, 3 min 20 s, 5 h 03 min, 2 d 4 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tests.interchange.incoming.hostile_checkpoints import OTHERS, PAYLOADS, WEIGHTS, saved, written
 
 from openmae.errors import RequestError
-from openmae.interchange.incoming.files import find_stored, read_stored
+from openmae.interchange.incoming.files import locate_checkpoint, read_raw_checkpoint
 
 PLAIN_READER = """
 import json, pickle, sys
@@ -51,7 +51,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 def assert_refused(path: Path) -> str:
     before = set(torch.serialization.get_safe_globals())
     with pytest.raises(RequestError) as caught:
-        read_stored(path)
+        read_raw_checkpoint(path)
     message = str(caught.value)
     assert caught.value.exit_code == 2
     assert message.isprintable()  # one line, without escapes that a terminal obeys
@@ -114,7 +114,7 @@ def test_what_others_have_allowed_is_not_allowed_here(tmp_path, monkeypatch):
     args = saved(tmp_path / "b.pth", {"model": WEIGHTS, "args": argparse.Namespace(lr=1)})
     with torch.serialization.safe_globals([np.dtype]):
         assert "numpy" in assert_refused(scalar)
-        assert read_stored(args).extras == {"args": {"lr": 1}}
+        assert read_raw_checkpoint(args).extras == {"args": {"lr": 1}}
         assert np.dtype in torch.serialization.get_safe_globals()
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
     assert seen == [([argparse.Namespace], True)]
@@ -137,7 +137,7 @@ def test_a_reference_like_checkpoint(tmp_path, is_new):
         "loss": float("nan"),
     }
     path = saved(tmp_path / "a.pth.tar", content, _use_new_zipfile_serialization=is_new)
-    found = read_stored(path)
+    found = read_raw_checkpoint(path)
     assert found.container == ("pickle (weights only)" if is_new else "old pickle (weights only)")
     assert set(found.groups) == {"model"}
     assert_same(found.groups["model"], model.state_dict())
@@ -159,9 +159,9 @@ def test_state_dicts_are_found_where_they_stand(tmp_path):
         "checkpoint": {"model": WEIGHTS, "step": 3},
         "a": {"b": {"c": WEIGHTS}},
     }
-    found = read_stored(saved(tmp_path / "a.pth", content))
+    found = read_raw_checkpoint(saved(tmp_path / "a.pth", content))
     assert set(found.groups) == {"teacher", "student", "checkpoint.model"}
-    flat = read_stored(saved(tmp_path / "b.pth", {"module." + name: value for name, value in WEIGHTS.items()}))
+    flat = read_raw_checkpoint(saved(tmp_path / "b.pth", {"module." + name: value for name, value in WEIGHTS.items()}))
     assert list(flat.groups[""]) == ["module.norm.weight", "module.norm.bias"]
 
 
@@ -173,7 +173,7 @@ def test_dtypes_are_kept_and_nothing_but_tensors_comes_out(tmp_path):
     weights["parameter"].note = "an attribute"
     weights["count"] = torch.tensor(3)
     weights._metadata = {"": {"version": 1}}  # as Module.state_dict leaves it
-    found = read_stored(saved(tmp_path / "a.pth", weights)).groups[""]
+    found = read_raw_checkpoint(saved(tmp_path / "a.pth", weights)).groups[""]
     assert_same(found, dict(weights))
     assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in found.values())
     assert not hasattr(found["parameter"], "note")
@@ -184,7 +184,7 @@ def test_a_file_is_never_changed_through_its_tensors(tmp_path, name):
     path = tmp_path / name
     save_file(WEIGHTS, path) if path.suffix == ".safetensors" else torch.save(WEIGHTS, path)
     before = path.read_bytes()
-    for tensor in read_stored(path).groups[""].values():
+    for tensor in read_raw_checkpoint(path).groups[""].values():
         tensor.fill_(7)
     assert path.read_bytes() == before
 
@@ -193,7 +193,7 @@ def test_a_file_is_never_changed_through_its_tensors(tmp_path, name):
 def test_safetensors_by_any_name(tmp_path, name):
     save_file(WEIGHTS, tmp_path / name, metadata={"format": "pt"})
     written(tmp_path / "config.json", '{"model_type": "vit_mae"}')
-    found = read_stored(tmp_path / name)
+    found = read_raw_checkpoint(tmp_path / name)
     assert_same(dict(sorted(found.groups[""].items(), reverse=True)))
     assert (found.container, found.metadata) == ("safetensors", {"format": "pt"})
     assert found.config == ({"model_type": "vit_mae"} if name == "model.safetensors" else {})
@@ -219,7 +219,7 @@ FORMS = ["safetensors", "safetensors in 2 shards", "pickle (weights only)", "pic
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_folder_of_each_form(tmp_path, form):
-    found = read_stored(folder_of(tmp_path / "model", form))
+    found = read_raw_checkpoint(folder_of(tmp_path / "model", form))
     assert found.container == form
     assert_same(dict(sorted(found.groups[""].items(), reverse=True)))
     assert (found.config, found.processor) == ({"model_type": "vit_mae"}, {"size": 224})
@@ -228,7 +228,7 @@ def test_a_folder_of_each_form(tmp_path, form):
 def test_safetensors_are_preferred_and_the_pickle_is_not_even_looked_at(tmp_path):
     folder = folder_of(tmp_path / "model", "safetensors")
     written(folder / "pytorch_model.bin", b"\x80\x04 anything")
-    assert read_stored(folder).container == "safetensors"
+    assert read_raw_checkpoint(folder).container == "safetensors"
 
 
 def test_shards_must_agree_with_their_index(tmp_path):
@@ -259,9 +259,9 @@ def hub_cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("revision", ["", "@main", "@" + "a" * 40])
 def test_a_model_of_the_hub_is_found_offline(hub_cache, revision):
-    found = find_stored(f"hf:someone/some-mae{revision}")
+    found = locate_checkpoint(f"hf:someone/some-mae{revision}")
     assert found == hub_cache
-    assert read_stored(found).container == "safetensors in 2 shards"
+    assert read_raw_checkpoint(found).container == "safetensors in 2 shards"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_model_of_the_hub_is_found_offline(hub_cache, revision):
 )
 def test_what_is_not_found_is_one_line(hub_cache, init, expected):
     with pytest.raises(RequestError, match=expected) as caught:
-        find_stored(init)
+        locate_checkpoint(init)
     assert str(caught.value).isprintable()
 
 
@@ -297,7 +297,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, error, expected):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(RequestError, match=expected):
-        find_stored("hf:someone/some-mae@main")
+        locate_checkpoint("hf:someone/some-mae@main")
 
 
 def test_pickles_of_the_hub_are_fetched_only_where_there_is_no_safetensors(monkeypatch, tmp_path):
@@ -308,18 +308,18 @@ def test_pickles_of_the_hub_are_fetched_only_where_there_is_no_safetensors(monke
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    find_stored("hf:someone/some-mae")
+    locate_checkpoint("hf:someone/some-mae")
     assert asked == [[], ["pytorch_model*.bin", "pytorch_model.bin.index.json"]]
     asked.clear()
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    find_stored("hf:someone/some-mae")
+    locate_checkpoint("hf:someone/some-mae")
     assert asked == [[]]
 
 
 def test_a_local_path_is_itself(tmp_path):
     save_file(WEIGHTS, tmp_path / "a.safetensors")
-    assert find_stored(str(tmp_path)) == tmp_path
-    assert find_stored(str(tmp_path / "a.safetensors")) == tmp_path / "a.safetensors"
+    assert locate_checkpoint(str(tmp_path)) == tmp_path
+    assert locate_checkpoint(str(tmp_path / "a.safetensors")) == tmp_path / "a.safetensors"
 
 
 @pytest.mark.parametrize("container", ["new", "old", "safetensors"])
@@ -337,7 +337,7 @@ def test_damaged_bytes_are_read_or_refused_in_one_line(tmp_path, container):
             damaged[place] = chance.choice((0, 255, chance.randrange(256)))
         written(path, bytes(damaged))
         with suppress(RequestError):
-            read_stored(path)
+            read_raw_checkpoint(path)
             continue
         assert_refused(path)
         refused += 1

@@ -17,7 +17,7 @@ from openmae.config import Preprocessing
 from openmae.data.decoding.decode import BadImage
 from openmae.errors import Fault, RequestError
 from openmae.inference.metrics import Predictions, compute_metrics, confusion_counts, interval, merge, true_ranks
-from openmae.pictures.text import FALLBACKS, fitted, legible, width_of
+from openmae.pictures.text import FALLBACKS, fitted, legible, text_width
 from openmae.tasks.classification.classification_report import write_report
 from openmae.tasks.classification.report_pictures import confusion_picture, most_wrong_picture
 
@@ -467,7 +467,7 @@ def test_long_names_are_cut_in_the_middle():
     assert cut.startswith("n0123")
     assert cut.endswith("17")
     assert "…" in cut
-    assert 130 < width_of(cut, 9) <= 150
+    assert 130 < text_width(cut, 9) <= 150
     assert fitted("x" * 10_000_000, 150, 9).count("…") == 1
 
 

@@ -182,7 +182,7 @@ def test_a_run_is_what_timm_makes_of_it(pretrained, tmp_path, pool):
         betas=(0.9, 0.99),
     )
     average = ModelEmaV3(twin, decay=0.75)
-    loss_of = timm.loss.LabelSmoothingCrossEntropy(0.1)
+    loss_fn = timm.loss.LabelSmoothingCrossEntropy(0.1)
     stream = stream_of(out)
     preprocessing = json.loads((out / "config.json").read_text())["preprocessing"]
     expected = []
@@ -195,7 +195,7 @@ def test_a_run_is_what_timm_makes_of_it(pretrained, tmp_path, pool):
         rate = peak * step / 2 if step < 2 else low + (peak - low) * 0.5 * (1 + math.cos(math.pi * (step - 2) / 4))
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        loss = loss_of(twin(images), labels)
+        loss = loss_fn(twin(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -513,9 +513,9 @@ def test_two_processes_do_what_one_does(pretrained, tmp_path):
 def test_a_batch_too_small_for_the_processes_is_refused():
     run = SimpleNamespace(processes=Processes(count=3))
     with pytest.raises(RequestError, match=r"--batch-size 4 for 3 processes: give at least 2 each"):
-        Run.check_shares(run, 4, smallest=2)
+        Run.check_shares(run, 4, min_share=2)
     Run.check_shares(run, 4)
-    Run.check_shares(run, 6, smallest=2)
+    Run.check_shares(run, 6, min_share=2)
 
 
 # --- the moving average ---

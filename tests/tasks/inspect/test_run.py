@@ -11,7 +11,7 @@ from PIL import Image
 import openmae
 from openmae import InspectConfig
 from openmae.cli import run as command
-from openmae.run.lock import held
+from openmae.run.lock import locked
 from openmae.tasks.inspect.run_screen import PLAIN_BARS, sparkline
 from openmae.tasks.inspect.screen import WIDTH
 
@@ -72,13 +72,13 @@ def test_the_command_resumes_an_interrupted_run(digits_config, tmp_path, capsys)
 
 def test_a_run_under_way_is_said_to_run_and_is_not_disturbed(copied):
     (copied / "summary.json").write_text('{"status": "running"}')
-    with held(copied):
+    with locked(copied):
         found = inspected(copied)
         assert (found["status"], found["resume"]["can"]) == ("running", False)
-        with pytest.raises(openmae.RequestError, match="another process writes into"), held(copied):
+        with pytest.raises(openmae.RequestError, match="another process writes into"), locked(copied):
             pass
     assert inspected(copied)["status"] == "ended without a word"  # killed: nobody holds it
-    with held(copied):  # and looking holds nothing
+    with locked(copied):  # and looking holds nothing
         pass
 
 

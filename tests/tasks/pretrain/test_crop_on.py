@@ -26,7 +26,7 @@ from openmae.tasks.pretrain.pretrain import pretrain
 from ...planning.test_pretrain import CPU as CPU_MACHINE
 from ...planning.test_pretrain import GPU, PHOTOS
 from ...processes import TINY, run, send, start, wait, wait_for_step
-from ...shared import metrics, same_training_state, untimed, whole_parts
+from ...shared import metrics, same_training_state, untimed, whole_micro_batches
 
 CPU = torch.device("cpu")
 PACKED = replace(PHOTOS, raw_shape=(256, 256, 3))
@@ -60,10 +60,10 @@ def test_a_step_is_that_of_the_float_crops():
     results = []
     raw = replace(pretrain_plan_for("tiny", 4, CPU, "fp32").preprocessing, mean=(0.0,) * 3, std=(1.0,) * 3)
     raw = replace(raw, value_range=(0.0, 1.0))  # changes no value
-    cut = [Batch(model_input(part, raw, CPU), part.keys, {}) for part in whole_parts()]
-    for parts in (whole_parts(), cut):
+    cut = [Batch(model_input(micro_batch, raw, CPU), micro_batch.keys, {}) for micro_batch in whole_micro_batches()]
+    for micro_batches in (whole_micro_batches(), cut):
         ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
-        ours.parts = parts
+        ours.micro_batches = micro_batches
         loss, norm, skipped = ours.step()
         assert not skipped
         gradients = [state["exp_avg"] for state in ours.optimizer.state.values()]  # a tenth of each, after one step
@@ -105,9 +105,9 @@ def test_readers_and_micro_batches_change_nothing(packs, on_device, digits_confi
     pretrain(config_on(packs, tmp_path / "readers", "device", digits_config, workers=2))
     same_training_state(on_device, tmp_path / "readers")
     pretrain(config_on(packs, tmp_path / "parts", "device", digits_config, micro_batch_size=6))
-    for whole, parts in zip(metrics(on_device), metrics(tmp_path / "parts"), strict=True):
+    for whole, micro_batches in zip(metrics(on_device), metrics(tmp_path / "parts"), strict=True):
         for name in {"loss", "held_out_loss"} & whole.keys():
-            assert whole[name] == pytest.approx(parts[name], rel=1e-6), whole["step"]
+            assert whole[name] == pytest.approx(micro_batches[name], rel=1e-6), whole["step"]
 
 
 def test_several_crops_of_an_image(packs, on_device, digits_config, tmp_path):

@@ -20,7 +20,7 @@ from openmae.data.sources.open import open_source
 from openmae.machine.parallel import Processes
 from openmae.run.batches import read_steps
 from openmae.tasks.pretrain.data import make_stream
-from openmae.training.optim import set_rate, weight_decay_groups
+from openmae.training.optim import set_learning_rate, weight_decay_groups
 
 from ...model.plain_mae import plain_mae
 
@@ -36,12 +36,12 @@ def rate_of(step: int) -> float:
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
     """Crops of the photographs inside the wheels, another batch every step."""
-    settled = pretrain_plan_for("tiny", BATCH, CPU, "fp32")
+    plan = pretrain_plan_for("tiny", BATCH, CPU, "fp32")
     source = open_source("embedded:photos")
     assert source is not None
-    stream = make_stream(settled.config, settled.preprocessing, source)
-    parts = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
-    return [part for (part,) in parts]
+    stream = make_stream(plan.config, plan.preprocessing, source)
+    micro_batches = read_steps(stream, BATCH, BATCH, 0, range(STEPS), Processes(), False)
+    return [micro_batch for (micro_batch,) in micro_batches]
 
 
 def fresh(device: torch.device = CPU, **settings: Any) -> Ours:
@@ -53,7 +53,7 @@ def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
     losses = []
     for step, batch in enumerate(batches):
         cuts = range(0, BATCH, micro)
-        ours.parts = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
+        ours.micro_batches = [Batch(batch.images[i : i + micro], batch.keys[i : i + micro], {}) for i in cuts]
         loss, _, _ = ours.step(rate_of(step))
         losses.append(float(loss))
     return losses
@@ -61,13 +61,13 @@ def curve(ours: Ours, batches: list[Batch], micro: int = BATCH) -> Curve:
 
 def plain_curve(ours: Ours, batches: list[Batch], betas: tuple[float, float] | None = None) -> Curve:
     """The same weights and batches through the plain program and one parameter after the other."""
-    c = ours.settled.config
+    c = ours.plan.config
     groups = weight_decay_groups(ours.model, c.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas or c.betas, foreach=False, fused=False)
     losses = []
     for step, batch in enumerate(batches):
-        images, masking = normalise(batch.images, ours.settled.preprocessing), ours.masks(batch.keys)
-        set_rate(optimizer, rate_of(step))
+        images, masking = normalise(batch.images, ours.plan.preprocessing), ours.masks(batch.keys)
+        set_learning_rate(optimizer, rate_of(step))
         loss = plain_mae(ours.model, images, masking.shuffled_ids, masking.num_visible, normalise=True).loss
         loss.backward()
         optimizer.step()

@@ -17,7 +17,7 @@ from openmae.run.recovery import smaller_micro_batch
 from openmae.tasks.pretrain import pretrain as task
 
 from ...cuda_stand_in import stand_in
-from ...shared import whole_parts
+from ...shared import whole_micro_batches
 
 GPU = torch.device("cuda:0")
 
@@ -37,12 +37,12 @@ def test_what_is_planned_for_a_gpu():
 def test_a_step_on_a_gpu(is_whole, precision):
     """Every tensor of the step lies there, or an operation would refuse to mix devices; batches come ahead."""
     cpu = torch.device("cpu")
-    cropped = make_ours(pretrain_plan_for("tiny", 4, cpu, "fp32", micro_batch_size=3), cpu).parts
-    parts = whole_parts() if is_whole else cropped
+    cropped = make_ours(pretrain_plan_for("tiny", 4, cpu, "fp32", micro_batch_size=3), cpu).micro_batches
+    micro_batches = whole_micro_batches() if is_whole else cropped
     with stand_in() as seen:
         ours = make_ours(pretrain_plan_for("tiny", 4, GPU, precision, micro_batch_size=3), GPU)
         ours.model.requires_grad_(False)  # see `stand_in`
-        ours.parts = parts  # as readers give them: on the CPU, with values
+        ours.micro_batches = micro_batches  # as readers give them: on the CPU, with values
         for number in range(2):
             loss, norm, is_skipped = ours.step()
             assert seen.copied == (number + 1) * 2 * 3  # two micro-batches of images and two sets of patch numbers
@@ -99,9 +99,9 @@ def test_what_lies_on_gpus_goes_through_nccl(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    with parallel.joined():
+    with parallel.join_processes():
         pass
-    with stand_in(), parallel.joined() as processes:
+    with stand_in(), parallel.join_processes() as processes:
         pass
     assert backends == ["gloo", "cpu:gloo,cuda:nccl"]
     assert (processes.rank, processes.count) == (1, 2)

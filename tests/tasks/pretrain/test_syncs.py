@@ -12,7 +12,7 @@ from openmae.config import ResolvedPretrainConfig
 from openmae.machine.parallel import Processes, parallelise
 from openmae.run.folder import MAY_CHANGE
 
-from ...shared import whole_parts
+from ...shared import whole_micro_batches
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_a_step_never_waits(settings):
 
 def test_a_step_that_crops_never_waits():
     ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
-    ours.parts = whole_parts()
+    ours.micro_batches = whole_micro_batches()
     ours.step()
     with Waits() as waits:
         ours.step()
@@ -68,14 +68,14 @@ def test_a_step_makes_no_tensor_of_numbers(is_whole, monkeypatch):
     """To bring Python's numbers to a GPU is to wait for it, too. `torch.tensor` and its kin show as `lift_fresh`; so do
     the NumPy arrays from which masks are made on the CPU, and nothing else may."""
     ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3), CPU)
-    ours.parts = whole_parts() if is_whole else ours.parts
+    ours.micro_batches = whole_micro_batches() if is_whole else ours.micro_batches
     ours.step()
     arrays, from_numpy = [], torch.from_numpy
     monkeypatch.setattr(torch, "from_numpy", lambda array: arrays.append(array) or from_numpy(array))
     with Waits(WAITING | {"lift_fresh"}) as waits:
         ours.step()
     assert waits.found == ["lift_fresh"] * len(arrays)
-    assert len(arrays) == len(ours.parts)
+    assert len(arrays) == len(ours.micro_batches)
     with Waits(WAITING | {"lift_fresh"}) as waits:
         torch.tensor([1.0])
         torch.as_tensor([1.0])
@@ -89,7 +89,9 @@ def test_a_step_never_waits_on_a_gpu(is_whole):
     """CUDA's own word on it. Not yet run: there was no GPU where this was written."""
     device = torch.device("cuda")
     ours = make_ours(pretrain_plan_for("tiny", 4, device, "bf16", micro_batch_size=3), device)
-    ours.parts = [part.pin_memory() for part in (whole_parts() if is_whole else ours.parts)]
+    ours.micro_batches = [
+        micro_batch.pin_memory() for micro_batch in (whole_micro_batches() if is_whole else ours.micro_batches)
+    ]
     ours.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -134,8 +136,8 @@ def test_compiling_keeps_names_and_numbers():
     for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
     with torch.no_grad():  # whoever measures uses the model itself
-        part = compiled.parts[0]
-        assert compiled.model(part.images.float(), compiled.masks(part.keys)).loss.isfinite()
+        micro_batch = compiled.micro_batches[0]
+        assert compiled.model(micro_batch.images.float(), compiled.masks(micro_batch.keys)).loss.isfinite()
 
 
 def test_a_run_may_go_on_compiled():

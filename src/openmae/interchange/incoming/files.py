@@ -1,4 +1,4 @@
-"""Any checkpoint of the field, read from disk without running what is in it; and the names that checkpoints go by."""
+"""Reading safetensors and pickled checkpoints without running code in them; local paths and `hf:` names."""
 
 import json
 import os
@@ -11,33 +11,32 @@ from safetensors import safe_open
 from torch import Tensor
 
 from openmae.errors import RequestError
-from openmae.interchange.incoming.groups import MAX_TENSORS, Groups, check_tensors, sort_out
-from openmae.interchange.incoming.kinds import Kind, kind_of, one_line, refuse, size_of
+from openmae.interchange.incoming.groups import MAX_TENSORS, Groups, check_tensors, extract_state_dicts
+from openmae.interchange.incoming.kinds import Kind, file_kind, file_size, one_line, refuse
 from openmae.interchange.incoming.named import HUB, hub_name, local_path
 from openmae.interchange.incoming.pickled import read_pickled
 from openmae.interchange.names import CONFIG, PROCESSOR
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-WORDS = {"safetensors": "safetensors", "zip": "pickle (weights only)", "legacy": "old pickle (weights only)"}
+CONTAINER_NAMES = {"safetensors": "safetensors", "zip": "pickle (weights only)", "legacy": "old pickle (weights only)"}
 
-MAX_HEADER = 100_000_000  # what the library allows, too
+MAX_HEADER = 100_000_000  # the limit of the safetensors library, too
 MAX_JSON = 16 * 2**20
 MAX_SHARDS = 10_000
 
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """What lies in a checkpoint file or folder, before anyone has said what it is.
+    """The content of a checkpoint file or folder, not yet interpreted.
 
     Attributes:
-        container: in words, for reports.
-        groups: state dicts by the name they stand under: "" for a flat one, else `model`, `teacher`,
-            `checkpoint.model`, …
+        container: the file format, for reports.
+        groups: state dicts by their key in the file: "" for a flat one, else `model`, `teacher`, `checkpoint.model`, …
         metadata: of a safetensors file.
         config, processor: `config.json` and `preprocessor_config.json` beside it; empty where there is none.
-        extras: what else stood in a pickle, as JSON values: `epoch`, `args` as a flat dict; `left_alone` names
-            what was not read, the optimiser's state among it.
+        extras: other entries of a pickle, as JSON values: `epoch`, `args` as a flat dict; `left_alone` names what was
+            not read, such as the optimiser's state.
     """
 
     path: Path
@@ -49,8 +48,8 @@ class RawCheckpoint:
     extras: dict[str, Any]
 
 
-def find_stored(init: str) -> Path:
-    """The file or folder of a path, or of `hf:ORG/NAME[@REVISION]`, which is fetched where it is not in the cache.
+def locate_checkpoint(init: str) -> Path:
+    """The file or folder of a path or of `hf:ORG/NAME[@REVISION]`, which is downloaded unless it is in the cache.
 
     Raises:
         RequestError: it does not exist, is private or gated, or cannot be fetched.
@@ -66,33 +65,33 @@ def find_stored(init: str) -> Path:
 
 
 def _fetch(init: str, name: str, revision: str | None, patterns: list[str]) -> Path:
-    import huggingface_hub  # half a second, and most commands have no need of it
+    import huggingface_hub  # takes half a second, and most commands do not need it
     from huggingface_hub import errors
 
     try:
-        # No folders: exports to other formats lie there.
-        found = huggingface_hub.snapshot_download(
+        # No subfolders: they hold exports to other formats.
+        folder = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
         )
-        return Path(found)
+        return Path(folder)
     except errors.GatedRepoError:
-        why = f"is gated: accept its terms on huggingface.co/{name}, then run hf auth login"
+        reason = f"is gated: accept its terms on huggingface.co/{name}, then run hf auth login"
     except errors.RepositoryNotFoundError:
-        why = "is not on the Hub, or is private: check the name, or run hf auth login"
+        reason = "is not on the Hub, or is private: check the name, or run hf auth login"
     except errors.RevisionNotFoundError:
-        why = f"has no revision {revision}: name a branch, a tag or a commit"
+        reason = f"has no revision {revision}: name a branch, a tag or a commit"
     except errors.LocalEntryNotFoundError:
-        why = "is not whole in the local cache and the Hub cannot be reached: go online once, or give a local folder"
-    except Exception as error:  # of the network, of its library, of the disk
-        why = f"could not be fetched ({type(error).__name__}: {one_line(error)})"
-    raise RequestError(f"{init} {why}")
+        reason = "is not whole in the local cache and the Hub cannot be reached: go online once, or give a local folder"
+    except Exception as error:  # errors of the network, its library, the disk
+        reason = f"could not be fetched ({type(error).__name__}: {one_line(error)})"
+    raise RequestError(f"{init} {reason}")
 
 
-def read_stored(path: Path) -> RawCheckpoint:
+def read_raw_checkpoint(path: Path) -> RawCheckpoint:
     """Read a checkpoint: one file, or a folder as transformers and timm write them.
 
     Raises:
-        RequestError: it cannot be read, is something else, claims more than it holds, or would run code.
+        RequestError: it cannot be read, is no checkpoint, claims more than it holds, or would run code.
     """
     try:
         return _read_folder(path) if path.is_dir() else _read_single(path)
@@ -104,72 +103,76 @@ def read_stored(path: Path) -> RawCheckpoint:
 
 def _read_single(path: Path) -> RawCheckpoint:
     kind, groups, metadata, extras = _read_file(path)
-    # A .pth in a folder of downloads has nothing to do with a config.json that lies there, too.
-    beside = path.parent if path.name in (SAFE, PICKLED) else None
-    config = _read_json(beside / CONFIG) if beside else {}
-    processor = _read_json(beside / PROCESSOR) if beside else {}
-    return RawCheckpoint(path, WORDS[kind], groups, metadata, config, processor, extras)
+    # A .pth in a folder of downloads need not belong to the config.json there.
+    folder = path.parent if path.name in (SAFE, PICKLED) else None
+    config = _read_json(folder / CONFIG) if folder else {}
+    processor = _read_json(folder / PROCESSOR) if folder else {}
+    return RawCheckpoint(path, CONTAINER_NAMES[kind], groups, metadata, config, processor, extras)
 
 
 def _read_folder(folder: Path) -> RawCheckpoint:
-    """config.json and, in this order: model.safetensors, its shards, pytorch_model.bin, its shards."""
+    """Read config.json and the first of: model.safetensors, its shards, pytorch_model.bin, its shards."""
     config, processor = _read_json(folder / CONFIG), _read_json(folder / PROCESSOR)
     for whole, index in ((SAFE, SAFE_INDEX), (PICKLED, PICKLED_INDEX)):
         if _is_there(folder / whole):
             kind, groups, metadata, extras = _read_file(folder / whole)
-            return RawCheckpoint(folder, WORDS[kind], groups, metadata, config, processor, extras)
+            return RawCheckpoint(folder, CONTAINER_NAMES[kind], groups, metadata, config, processor, extras)
         if _is_there(folder / index):
             kind, num_shards, weights, metadata = _read_shards(folder, folder / index)
-            container = f"{WORDS[kind]} in {num_shards} shards"
+            container = f"{CONTAINER_NAMES[kind]} in {num_shards} shards"
             return RawCheckpoint(folder, container, {"": weights}, metadata, config, processor, {})
     refuse(folder, f"holds no model: neither {SAFE} nor {PICKLED}, nor an index of shards; name the file in it")
 
 
 def _read_shards(folder: Path, index: Path) -> tuple[Kind, int, dict[str, Tensor], dict[str, str]]:
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    weight_map = _read_json(index).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
         refuse(index, "is no index: its weight_map does not say which file holds which tensor")
-    shards = sorted(set(places.values()))
-    if len(shards) > MAX_SHARDS or len(places) > MAX_TENSORS:
-        refuse(index, f"names {len(shards):,} shards of {len(places):,} tensors: more than any model has")
+    shards = sorted(set(weight_map.values()))
+    if len(shards) > MAX_SHARDS or len(weight_map) > MAX_TENSORS:
+        refuse(index, f"names {len(shards):,} shards of {len(weight_map):,} tensors: more than any model has")
     files = [_shard(folder, index, shard) for shard in shards]
     weights: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     kinds: set[Kind] = set()
     for file in files:
-        kind, groups, said, _ = _read_file(file)
+        kind, groups, own_metadata, _ = _read_file(file)
         if set(groups) != {""}:
             refuse(file, f"is no shard: it holds {', '.join(groups)} and not tensors alone")
-        if twice := weights.keys() & groups[""].keys():
-            refuse(file, f"holds {min(twice)!a}, which another shard holds, too")
+        if repeated := weights.keys() & groups[""].keys():
+            refuse(file, f"holds {min(repeated)!a}, which another shard holds, too")
         kinds.add(kind)
         weights |= groups[""]
-        metadata |= said
-    if lacking := places.keys() - weights.keys():
-        refuse(index, f"names {min(lacking)!a} in {places[min(lacking)]!a}, which no shard holds")
+        metadata |= own_metadata
+    if missing := weight_map.keys() - weights.keys():
+        refuse(index, f"names {min(missing)!a} in {weight_map[min(missing)]!a}, which no shard holds")
     return max(kinds), len(shards), weights, metadata
 
 
 def _shard(folder: Path, index: Path, name: str) -> Path:
-    """A file of the folder itself. The Hub's cache links its snapshots to its own blobs; other links out are none."""
+    """The path of a shard, refused outside the folder; but links of the Hub's cache to its own blobs are followed."""
     if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
         refuse(index, f"names the shard {name[:100]!a}: only files of its own folder are read")
-    home = Path(os.path.realpath(folder))
-    allowed = [home]
-    if home.parent.name == "snapshots":
-        allowed += [above / "blobs" for above in home.parents[1:3]]  # of the repository; of the whole cache
+    real_folder = Path(os.path.realpath(folder))
+    allowed = [real_folder]
+    if real_folder.parent.name == "snapshots":
+        allowed += [parent / "blobs" for parent in real_folder.parents[1:3]]  # of the repository; of the whole cache
     target = Path(os.path.realpath(folder / name))
-    if not any(target.is_relative_to(place) for place in allowed):
+    if not any(target.is_relative_to(root) for root in allowed):
         refuse(index, f"names the shard {name[:100]!a}, a link out of its folder: copy the file there")
     return folder / name
 
 
 def _is_there(path: Path) -> bool:
-    return path.exists() or path.is_symlink()  # a broken link is worth a message
+    return path.exists() or path.is_symlink()  # a broken link exists too, and gets a message
 
 
 def _read_file(path: Path) -> tuple[Kind, Groups, dict[str, str], dict[str, Any]]:
-    kind = kind_of(path)
+    kind = file_kind(path)
     groups: Groups
     metadata: dict[str, str] = {}
     extras: dict[str, Any] = {}
@@ -177,7 +180,7 @@ def _read_file(path: Path) -> tuple[Kind, Groups, dict[str, str], dict[str, Any]
         tensors, metadata = _read_safetensors(path)
         groups = {"": tensors}
     else:
-        groups, extras = sort_out(path, read_pickled(path, kind))
+        groups, extras = extract_state_dicts(path, read_pickled(path, kind))
     check_tensors(path, groups)
     return kind, groups, metadata, extras
 
@@ -185,7 +188,7 @@ def _read_file(path: Path) -> tuple[Kind, Groups, dict[str, str], dict[str, Any]
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-    if length > min(size_of(path) - 8, MAX_HEADER):
+    if length > min(file_size(path) - 8, MAX_HEADER):
         refuse(path, f"says that its header has {length:,} bytes, which it cannot: it is cut off, damaged or hostile")
     try:
         with safe_open(path, framework="pt") as opened:
@@ -207,8 +210,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no file."""
     if not _is_there(path):
         return {}
-    if size_of(path) > MAX_JSON:
-        refuse(path, f"has {size_of(path):,} bytes: more than {MAX_JSON // 2**20} MB is no description of a model")
+    if file_size(path) > MAX_JSON:
+        refuse(path, f"has {file_size(path):,} bytes: more than {MAX_JSON // 2**20} MB is no description of a model")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # no JSON, bytes that are no UTF-8, numbers of 5,000 digits; nesting

@@ -1,4 +1,4 @@
-"""How a foreign model's images become its input: from transformers' and timm's settings to a `Preprocessing`."""
+"""The preprocessing of a foreign model: from transformers' and timm's settings to a `Preprocessing`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ CLASSIFIER_CROP_FRACTION = 224 / 256  # as most classifiers were evaluated (docs
 
 @dataclass(frozen=True)
 class Inputs:
-    """A record, and what has to be said about it."""
+    """The preprocessing, and remarks about how it was found."""
 
     preprocessing: Preprocessing
     remarks: tuple[str, ...]
@@ -37,10 +37,10 @@ def read_inputs(
     Args:
         config: timm's or transformers' config.json.
         processor: transformers' preprocessor_config.json.
-        mean, std: asked for, instead of what is found.
+        mean, std: take these instead of what is found.
 
     Raises:
-        RequestError: what is named is no preprocessing, or is given for another number of channels.
+        RequestError: the settings are no valid preprocessing.
     """
     timm = config.get("pretrained_cfg") if isinstance(config.get("pretrained_cfg"), Mapping) else {}
     assert isinstance(timm, Mapping)
@@ -70,7 +70,7 @@ def read_inputs(
         found_mean, found_std, filter_name = IMAGENET_MEAN, IMAGENET_STD, "bicubic"
         where = "ImageNet's; the file does not say, --mean and --std of openmae convert set others"
     if mean is not None:
-        found_mean, where = mean, "as asked for"
+        found_mean, where = mean, "as requested"
     if std is not None:
         found_std = std
     found_mean, found_std = _for_channels(found_mean, channels), _for_channels(found_std, channels)
@@ -95,7 +95,7 @@ def read_inputs(
 
 
 def _processor_crop_fraction(processor: Mapping[str, Any], image_size: tuple[int, int], otherwise: float) -> float:
-    """The share of the short side that is left by a centre crop after the resize."""
+    """The share of the short side that a centre crop after the resize keeps."""
     size = processor.get("size")
     if (
         isinstance(size, Mapping)
@@ -103,7 +103,7 @@ def _processor_crop_fraction(processor: Mapping[str, Any], image_size: tuple[int
         and processor.get("do_center_crop", True)
     ):
         return min(1.0, min(image_size) / max(1, size["shortest_edge"]))
-    # ViTImageProcessor resizes without a crop: all of a square image.
+    # ViTImageProcessor resizes without cropping.
     return 1.0 if size is not None else otherwise
 
 
@@ -120,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _brightest(processor: Mapping[str, Any]) -> float:
-    """The value that becomes 1."""
+    """The pixel value that is rescaled to 1."""
     if not processor.get("do_rescale", True):
         return 1.0
     scale = processor.get("rescale_factor", 1 / 255)
@@ -130,7 +130,7 @@ def _brightest(processor: Mapping[str, Any]) -> float:
 
 
 def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """One value for each channel; where another number is known, their mean for all."""
+    """One value for each channel: the values themselves, or their mean where the number of channels differs."""
     return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: a name promises nothing, and nothing is opened before this is known."""
+"""The kind of a file by its first bytes, determined before anything opens it: its name is not trusted."""
 
 import os
 import stat
@@ -10,9 +10,9 @@ from openmae.errors import RequestError, shown
 
 Kind = Literal["safetensors", "zip", "legacy"]
 
-# The number that begins what torch.save wrote before 1.6, as protocol 2 pickles it.
+# The pickled magic number at the start of what torch.save wrote before 1.6.
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-FOREIGN = (
+OTHER_FORMATS = (
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, say)"),
     (0, b"GGUF", "a GGUF file"),
     (0, b"\x93NUMPY", "a NumPy array"),
@@ -27,36 +27,36 @@ FOREIGN = (
 )
 
 
-def refuse(path: Path, why: str) -> NoReturn:
-    """End with one line about a file."""
-    raise RequestError(f"{shown(path)} {why}")
+def refuse(path: Path, reason: str) -> NoReturn:
+    """Raise RequestError with one line about a file."""
+    raise RequestError(f"{shown(path)} {reason}")
 
 
 def one_line(error: BaseException) -> str:
-    """What a library said, made fit to stand in a line of ours."""
+    """The first line of an error's message, printable, for a message of ours."""
     return shown((str(error).splitlines() or [type(error).__name__])[0][:200].encode("utf-8", "replace").decode())
 
 
-def size_of(path: Path) -> int:
-    """The bytes of a regular file. Raises RequestError where it is none: opening a FIFO would wait for ever."""
+def file_size(path: Path) -> int:
+    """The size of a regular file in bytes; RequestError where it is none, for opening a FIFO would wait for ever."""
     try:
-        found = os.stat(path)
+        info = os.stat(path)
     except (OSError, ValueError) as error:
         if isinstance(error, FileNotFoundError):
             refuse(path, "does not exist: give a checkpoint's file or folder, a run, timm:NAME or hf:ORG/NAME")
         refuse(path, f"cannot be looked at ({getattr(error, 'strerror', None) or 'no possible name'})")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(info.st_mode):
         refuse(path, "is no regular file (a pipe, socket or device, say), and is not opened")
-    return found.st_size
+    return info.st_size
 
 
-def kind_of(path: Path) -> Kind:
-    """How a file is to be read.
+def file_kind(path: Path) -> Kind:
+    """The kind of a checkpoint file.
 
     Raises:
-        RequestError: it is nothing that weights are read from; the message says what it is.
+        RequestError: it is none that weights can be read from; the message says what it is.
     """
-    if size_of(path) == 0:
+    if file_size(path) == 0:
         refuse(path, "is empty (0 bytes): fetch or copy it again")
     try:
         with path.open("rb") as file:
@@ -80,9 +80,9 @@ def kind_of(path: Path) -> Kind:
 
 
 def _other(start: bytes) -> str:
-    for offset, magic, words in FOREIGN:
+    for offset, magic, name in OTHER_FORMATS:
         if start[offset:].startswith(magic):
-            return words
+            return name
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
         return "a pickle that torch.save did not write, which could run code, so it is not opened"
     if start[:1] == b"\x08" and start[2:3] in (b"\x12", b"\x3a", b"\x42"):  # the format's version, then a field

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.kinds import kind_of, size_of
+from openmae.interchange.incoming.kinds import file_kind, file_size
 
 TIMM = "timm:"
 TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")  # none of timm's schemes, which read folders and the Hub
@@ -19,14 +19,14 @@ def check_init(init: str) -> None:
     elif init.startswith(HUB):
         hub_name(init)
     elif (path := local_path(init)).is_file():
-        kind_of(path)
+        file_kind(path)
 
 
 def local_path(init: str) -> Path:
     """A file or folder that is there. Raises RequestError where there is none."""
     path = Path(init)
     if not path.is_dir():
-        size_of(path)
+        file_size(path)
     return path
 
 

@@ -1,9 +1,9 @@
-"""What torch.save wrote, read without running any of it.
+"""Reading what torch.save wrote, without running any code in it.
 
-A pickle is a program, and a `.pth` is one with tensors beside it. Three things stand between it and us: its size and
-its container are checked before anything is unpacked; every name that it would import is read from it without
-following any, and one that is not on a short list ends the reading; and then torch reads it with
-`weights_only=True`, which of classes outside torch is allowed `argparse.Namespace` alone.
+A pickle is a program, and a `.pth` is one with tensors beside it. There are three safeguards: size and container are
+checked before anything is unpacked; every name that the pickle would import is extracted without importing it, and one
+that is not on a short list is refused; then torch reads it with `weights_only=True`, with `argparse.Namespace` as the
+only class allowed from outside torch.
 """
 
 import argparse
@@ -20,15 +20,15 @@ from typing import Any, NoReturn
 import torch
 
 from openmae.errors import RequestError
-from openmae.interchange.incoming.kinds import Kind, refuse, size_of
+from openmae.interchange.incoming.kinds import Kind, file_size, refuse
 
 MAX_MEMBERS = 100_000
-# Of which each byte can become an object of 60: the pickle of a ViT-H with its optimiser has a quarter of a megabyte.
+# Each byte can become an object of 60; the pickle of a ViT-H with its optimiser has a quarter of a megabyte.
 MAX_PICKLE = 32 * 2**20
 NUM_LEGACY_PICKLES = 5  # the magic number, a version, the machine, the object, the keys of its storages
 
-# Stricter than weights_only: without bytearray and _codecs.encode, with which a few bytes claim any amount of memory.
-HARMLESS = re.compile(
+# Stricter than weights_only: no bytearray and _codecs.encode, with which a few bytes can claim any amount of memory.
+ALLOWED = re.compile(
     r"argparse\.Namespace|collections\.(OrderedDict|Counter)|(__builtin__|builtins)\.set"
     r"|torch\.(Size|device|Tensor|_tensor\._rebuild_from_type_v2|nn\.parameter\.Parameter)"
     r"|torch\._utils\._rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
@@ -43,51 +43,51 @@ NO_WEIGHTS = {
 
 
 def read_pickled(path: Path, kind: Kind) -> Any:
-    """The object that torch.save wrote; of a zip its tensors are mapped, not copied.
+    """The object that torch.save wrote; from a zip its tensors are memory-mapped, not copied.
 
     Raises:
         RequestError: it is damaged, claims what it does not hold, or names anything but weights and plain settings.
     """
-    size = size_of(path)
+    size = file_size(path)
     if kind == "zip":
         _check_names(path, io.BytesIO(_program_of_zip(path, size)), 1)
     else:
         with path.open("rb") as file:
             _check_names(path, io.BytesIO(file.read(MAX_PICKLE)), NUM_LEGACY_PICKLES)
     try:
-        # A mapped storage cannot grow to what a tensor claims. Torch warns of protocols that it goes on to refuse.
+        # A mapped storage cannot grow to the size that a tensor claims. Torch warns of protocols that it then refuses.
         with _only_namespace(), warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
             mapped = kind == "zip"
             return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         refuse(path, "claims more memory than there is: it is damaged or hostile")
-    except Exception as error:  # a program that is wrong can raise anything
+    except Exception as error:  # a malformed pickle can raise anything
         refuse(path, f"cannot be read as weights ({type(error).__name__}): it is damaged, or no checkpoint")
 
 
 @contextmanager
 def _only_namespace() -> Iterator[None]:
-    """Allow `argparse.Namespace` and nothing that another library has added for itself."""
+    """Allow `argparse.Namespace` only, without what other libraries have added."""
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     torch.serialization.add_safe_globals([argparse.Namespace])
     try:
         yield
     finally:
-        meanwhile = [added for added in torch.serialization.get_safe_globals() if added is not argparse.Namespace]
+        added_inside = [added for added in torch.serialization.get_safe_globals() if added is not argparse.Namespace]
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before + meanwhile)
+        torch.serialization.add_safe_globals(before + added_inside)
 
 
 def _program_of_zip(path: Path, size: int) -> bytes:
-    """The pickle of an archive that is as torch writes one: no member compressed, none larger than what is there."""
+    """The pickle in an archive such as torch writes: no member is compressed, and none claims more than the file."""
     _check_directory(path, size)
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             name = _pickle_name(path, [member.filename for member in members])
-            if min(member.header_offset for member in members) != 0:  # two programs may see two archives in such a file
+            if min(member.header_offset for member in members) != 0:  # such a file can be two archives to two programs
                 refuse(path, "is a zip archive with something before or behind it, as torch.save writes none")
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 refuse(path, "is a zip archive with compressed members, as torch.save writes none: it is not unpacked")
@@ -103,7 +103,7 @@ def _program_of_zip(path: Path, size: int) -> bytes:
 
 
 def _check_directory(path: Path, size: int) -> None:
-    """Refuse a directory of too many members before it is read: each becomes an object."""
+    """Refuse a directory of too many members before it is read, for each becomes an object."""
     with path.open("rb") as file:
         file.seek(max(0, size - 98))  # zip64's record and its locator, as torch writes them, then the plain record
         end = file.read()
@@ -117,7 +117,7 @@ def _check_directory(path: Path, size: int) -> None:
 
 
 def _pickle_name(path: Path, names: list[str]) -> str:
-    """The member that describes the tensors; an archive that has none is named for what it is."""
+    """The name of the member that is the pickle; an archive without one is refused by what it is."""
     if len(names) > MAX_MEMBERS:
         refuse(path, f"is a zip archive with {len(names):,} members, and none with more than {MAX_MEMBERS:,} is read")
     root = names[0].split("/")[0]
@@ -126,16 +126,16 @@ def _pickle_name(path: Path, names: list[str]) -> str:
     if f"{root}/data.pkl" not in names:
         what = "NumPy's .npz" if any(name.endswith(".npy") for name in names) else "no checkpoint of torch.save"
         refuse(path, f"is a zip archive, but {what}: give safetensors, or what torch.save wrote of a state dict")
-    if sum(name.lower().endswith("data.pkl") for name in names) > 1:  # torch might take another one than is looked at
+    if sum(name.lower().endswith("data.pkl") for name in names) > 1:  # torch might read another one than was checked
         refuse(path, "is a zip archive with more than one data.pkl, as torch.save writes none")
     return f"{root}/data.pkl"
 
 
 def _check_names(path: Path, program: io.BytesIO, num_pickles: int) -> None:
-    """Refuse a program that names anything but weights and plain settings. Nothing of it is run or imported."""
+    """Refuse a pickle that names anything but weights and plain settings. Nothing of it is run or imported."""
     try:
         for _ in range(num_pickles):
-            strings: list[str] = ["", ""]  # the newest two, of which a STACK_GLOBAL makes a name
+            strings: list[str] = ["", ""]  # the last two, which a STACK_GLOBAL joins to a name
             for opcode, argument, _position in pickletools.genops(program):
                 if opcode.name in ("GLOBAL", "INST"):
                     name = str(argument).replace(" ", ".")
@@ -144,11 +144,11 @@ def _check_names(path: Path, program: io.BytesIO, num_pickles: int) -> None:
                 else:
                     strings = [strings[1], argument] if isinstance(argument, str) else strings
                     continue
-                if not HARMLESS.fullmatch(name):
+                if not ALLOWED.fullmatch(name):
                     _refuse_name(path, name)
     except RequestError:
         raise
-    except Exception as error:  # pickletools raises what it likes on what is no pickle
+    except Exception as error:  # pickletools can raise anything on what is no pickle
         refuse(path, f"has a pickle that cannot be followed ({type(error).__name__}): it is damaged, or hostile")
 
 

@@ -1,4 +1,4 @@
-"""From a foreign checkpoint to a model described by our names: every weight is accounted for."""
+"""From a foreign checkpoint to a model with our names: every weight is accounted for."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from openmae.interchange.incoming.reading import ConversionState, Hints
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
 from openmae.interchange.names import REGRESSION, join_qkv
-from openmae.interchange.report import Report
+from openmae.interchange.report import LoadReport
 from openmae.interchange.stored import ENCODER, StoredModel, expected_weights
 
 FAMILIES = {
@@ -30,22 +30,23 @@ FAMILIES = {
 MULTI_LABEL = "multi_label_classification"  # transformers' name for it
 
 
-def describe(stored: RawCheckpoint, source: str, hints: Hints | None = None) -> StoredModel:
-    """Make a described model of a checkpoint.
+def interpret(raw: RawCheckpoint, source: str, hints: Hints | None = None) -> StoredModel:
+    """Interpret a raw checkpoint as a model.
 
     Args:
-        source: what the person asked for, for messages.
+        source: the requested path or name, for messages.
+        hints: settings that the file does not contain.
 
     Raises:
-        RequestError: it holds no Vision Transformer, one that would compute something else here, or not all of one.
+        RequestError: it holds no Vision Transformer, an incomplete one, or one that would compute something else here.
     """
-    found = recognise(stored)
-    remarks = list(found.remarks)
-    kinds = sorted({str(value.dtype).removeprefix("torch.") for value in found.weights.values()})
-    if kinds != ["float32"]:
-        remarks.append(f"{', '.join(kinds)} converted to float32")
-    stored = with_timm_defaults(stored, source)
-    weights, absent = join_qkv({name: _plain(value, name, source) for name, value in found.weights.items()})
+    recognised = recognise(raw)
+    remarks = list(recognised.remarks)
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in recognised.weights.values()})
+    if dtypes != ["float32"]:
+        remarks.append(f"{', '.join(dtypes)} converted to float32")
+    raw = with_timm_defaults(raw, source)
+    weights, absent = join_qkv({name: _plain(value, name, source) for name, value in recognised.weights.items()})
     if absent:
         parts = sorted({name.split(".")[-2] for name in absent})
         blocks = {name.rsplit(".", 2)[0] for name in weights if name.endswith("attn.qkv.bias")}
@@ -53,24 +54,24 @@ def describe(stored: RawCheckpoint, source: str, hints: Hints | None = None) -> 
             raise RequestError(f"{source} lacks {shown(absent[0])}, which others of its blocks have: it is damaged")
         remarks.append(f"{', '.join(parts)} of its attention have no bias: zero, which computes the same")
     r = ConversionState(
-        stored=stored, source=source, found=found, hints=hints or Hints(), weights=weights, remarks=remarks
+        raw=raw, source=source, recognised=recognised, hints=hints or Hints(), weights=weights, remarks=remarks
     )
-    described, content = _build(r)
-    report = Report(
+    model, content = _build(r)
+    report = LoadReport(
         source=source,
-        kind=f"{_program(found)} {FAMILIES[found.family]}{content}, {stored.container}",
+        kind=f"{_program(recognised)} {FAMILIES[recognised.family]}{content}, {raw.container}",
         remarks=tuple(remarks),
-        loaded={name: tuple(value.shape) for name, value in described.weights.items()},
+        loaded={name: tuple(value.shape) for name, value in model.weights.items()},
         resized=r.resized,
-        unused={name: tuple(value.shape) for name, value in {**found.unused, **r.unused}.items()},
+        unused={name: tuple(value.shape) for name, value in {**recognised.unused, **r.unused}.items()},
     )
-    return replace(described, report=report)
+    return replace(model, report=report)
 
 
-def _program(found: Recognised) -> str:
-    if found.program == "transformers":
+def _program(recognised: Recognised) -> str:
+    if recognised.program == "transformers":
         return "transformers"
-    return {"mae": "reference", "vit": "timm"}.get(found.family, "released")
+    return {"mae": "reference", "vit": "timm"}.get(recognised.family, "released")
 
 
 def _plain(value: Tensor, name: str, source: str) -> Tensor:
@@ -83,7 +84,7 @@ def _plain(value: Tensor, name: str, source: str) -> Tensor:
 
 
 def _build(r: ConversionState) -> tuple[StoredModel, str]:
-    """The model, and what stands on the encoder in words."""
+    """The model, and a phrase about what it has besides the encoder."""
     encoder = read_encoder(r)
     decoder, head = r.take("decoder."), r.take("head.", "fc_norm.")
     weights = {ENCODER + name: value for name, value in r.weights.items()}
@@ -111,13 +112,13 @@ def _build(r: ConversionState) -> tuple[StoredModel, str]:
         r.unused.update(decoder)
     else:
         r.unused.update(decoder | head)
-        if ENCODER + "norm.weight" not in weights:  # what norms after pooling has gone with the head
+        if ENCODER + "norm.weight" not in weights:  # the norm after pooling went with the head
             shape = encoder = replace(encoder, final_norm=False)
-    _hold_against(r, shape, weights)
+    _check_complete(r, shape, weights)
     inputs = read_inputs(
         config=r.config,
-        processor=r.stored.processor,
-        family=r.found.family,
+        processor=r.raw.processor,
+        family=r.recognised.family,
         channels=encoder.channels,
         image_size=encoder.image_size,
         is_classifier=isinstance(shape, ClassifierShape),
@@ -126,10 +127,10 @@ def _build(r: ConversionState) -> tuple[StoredModel, str]:
     )
     r.remarks.extend(inputs.remarks)
     description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
-    return StoredModel(r.stored.path, weights, shape, inputs.preprocessing, description), content
+    return StoredModel(r.raw.path, weights, shape, inputs.preprocessing, description), content
 
 
-def _hold_against(r: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
+def _check_complete(r: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
     """Raise RequestError where a weight of the model is missing or of another shape, by name."""
     expected = expected_weights(shape)
     missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in own]

@@ -1,4 +1,4 @@
-"""The encoder of a foreign checkpoint: its shape, found from its weights and its config.json."""
+"""The encoder of a foreign checkpoint: its shape, from its weights and its config.json."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openmae.config import Grid, ViTShape
 from openmae.errors import RequestError
-from openmae.interchange.incoming.reading import ConversionState, pair
+from openmae.interchange.incoming.reading import ConversionState, as_pair
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import CLASS_OFFSETS
@@ -18,7 +18,7 @@ HEAD_WIDTH = 64
 TRANSFORMERS_EPS = 1e-12  # of its ViT, ViTMAE and BEiT where no config.json says otherwise
 USUAL_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}  # So400M, Huge, giant and gigantic: not 64 wide
 MAX_WINDOW = 256
-MAX_ENLARGED = 100  # times as many positions as a file holds are not made because it says so
+MAX_ENLARGED = 100  # a file can have its positions resampled to at most so many times as many
 MOCO_HEADS = {384: 12, 768: 12}  # MoCo v3's S and B both have 12 (docs/paper.md, table 3)
 
 
@@ -44,7 +44,7 @@ def read_encoder(r: ConversionState) -> ViTShape:
         relative, grid = "bias", _grid_of_biases(r, len(table) - CLASS_OFFSETS, patch_size)
     by_row = {n: weights.get(f"blocks.{n}.attn.relative.rel_pos_h") for n in sorted(numbers)}
     window_size, global_blocks = 0, tuple[int, ...]()
-    if r.found.family == "vitdet":
+    if r.recognised.family == "vitdet":
         window_size, global_blocks, relative, grid = _windows(r, by_row, patch_size)
     has_class = "cls_token" in weights
     positions = weights.get("pos_embed")
@@ -54,7 +54,7 @@ def read_encoder(r: ConversionState) -> ViTShape:
         raise RequestError(f"{r.source} lacks pos_embed: without positions an encoder sees a bag of patches")
     assert grid is not None
     has_norm = "norm.weight" in weights
-    if not has_norm and r.found.family != "vitdet" and "fc_norm.weight" not in weights:
+    if not has_norm and r.recognised.family != "vitdet" and "fc_norm.weight" not in weights:
         raise RequestError(f"{r.source} lacks the encoder's norm.weight ({width},): it is incomplete")
     shape = ViTShape(
         image_size=(grid[0] * patch_size, grid[1] * patch_size),
@@ -88,17 +88,15 @@ def _need(r: ConversionState, name: str, ndim: int) -> Tensor:
 
 
 def _norm_eps(r: ConversionState) -> float:
-    said = r.config.get("layer_norm_eps")
-    if said is not None:
-        if not isinstance(said, int | float) or not 0 < said < 1:
-            raise RequestError(
-                f"{r.source} says that layer_norm_eps is {str(said)[:50]!r}: it must lie between 0 and 1"
-            )
-        return float(said)
-    is_transformers = r.found.program == "transformers" and r.found.family != "vitdet"
+    eps = r.config.get("layer_norm_eps")
+    if eps is not None:
+        if not isinstance(eps, int | float) or not 0 < eps < 1:
+            raise RequestError(f"{r.source} says that layer_norm_eps is {str(eps)[:50]!r}: it must lie between 0 and 1")
+        return float(eps)
+    is_transformers = r.recognised.program == "transformers" and r.recognised.family != "vitdet"
     if is_transformers:
         r.remarks.append(f"the eps of its norms is taken to be {TRANSFORMERS_EPS:g}, transformers' own")
-    elif r.found.family in ("vit", "dino", "beit"):
+    elif r.recognised.family in ("vit", "dino", "beit"):
         r.remarks.append(f"the exact GELU, and {LAYER_NORM_EPS:g} as the eps of its norms: the file does not say")
     return TRANSFORMERS_EPS if is_transformers else LAYER_NORM_EPS
 
@@ -129,8 +127,8 @@ def _windows(
     if size is not None and indices is not None:
         is_window = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= MAX_WINDOW
         if not is_window or not isinstance(indices, list) or not set(map(str, indices)) <= set(map(str, by_row)):
-            told = str((size, indices))[:100]
-            raise RequestError(f"{r.source} says that window_size and window_block_indices are {told}: no such blocks")
+            given = str((size, indices))[:100]
+            raise RequestError(f"{r.source} says that window_size and window_block_indices are {given}: no such blocks")
         window, global_blocks = size, tuple(n for n in by_row if n not in indices)
     elif tables:
         lengths = {len(table) for table in tables.values()}
@@ -143,27 +141,27 @@ def _windows(
         window, global_blocks = 0, ()
     if window:
         r.remarks.append(f"windows of {window} x {window} patches, global attention in blocks {global_blocks}")
-    size = pair(r.config.get("image_size"))
+    size = as_pair(r.config.get("image_size"))
     if grid is None and size is not None:
         grid = (size[0] // patch_size, size[1] // patch_size)
     return window, global_blocks, "decomposed" if tables else "none", grid
 
 
 def _fit_positions(r: ConversionState, positions: Tensor, grid: Grid | None, patch_size: int, has_class: bool) -> Grid:
-    """Bring the table to (1, prefix + N, D); return the grid that it is for."""
+    """Bring the position table to (1, prefix + N, D), resampled if necessary; return its grid."""
     old = tuple(positions.shape)
     positions = positions[None] if positions.ndim == 2 else positions
     if positions.ndim != 3 or len(positions) != 1:
         raise RequestError(f"{r.source}: pos_embed is {old}: it must be (1, patches, width)")
     count, width = positions.shape[1:]
-    own = grid if r.found.family != "vitdet" else None
+    own = grid if r.recognised.family != "vitdet" else None
     if own is None:
         grids = [(height // patch_size, width // patch_size) for height, width in r.image_sizes]
         own = next((g for g in grids if g[0] * g[1] in (count, count - 1)), None)
     if own is None or own[0] * own[1] not in (count, count - 1):
-        # A square of patches behind the class token's place; what else would fit is not guessed.
-        side = math.isqrt(count - int(has_class or r.found.family == "vitdet"))
-        if side * side != count - int(has_class or r.found.family == "vitdet") or not side:
+        # A square of patches after the class token; other grids are not guessed.
+        side = math.isqrt(count - int(has_class or r.recognised.family == "vitdet"))
+        if side * side != count - int(has_class or r.recognised.family == "vitdet") or not side:
             raise RequestError(
                 f"{r.source} has {count} positions, no square of patches and a class token: say its size in pixels "
                 "with --image-size H W (openmae convert) or image_size=(H, W) (openmae.load)"
@@ -189,7 +187,7 @@ def _fit_positions(r: ConversionState, positions: Tensor, grid: Grid | None, pat
 
 
 def _grid_of_biases(r: ConversionState, num_offsets: int, patch_size: int) -> Grid:
-    """The grid that a table of so many (row, column) offsets is for: as the file says, else a square."""
+    """The grid of a table with so many (row, column) offsets: by the file's image size, else a square."""
     for size in r.image_sizes:
         grid = (size[0] // patch_size, size[1] // patch_size)
         if (2 * grid[0] - 1) * (2 * grid[1] - 1) == num_offsets:
@@ -205,16 +203,16 @@ def _grid_of_biases(r: ConversionState, num_offsets: int, patch_size: int) -> Gr
 
 def _heads(r: ConversionState, width: int, table: Tensor | None, by_row: Mapping[int, Tensor | None]) -> int:
     vectors = next((v for v in by_row.values() if v is not None), None)
-    said = r.number("num_attention_heads", "num_heads")
-    if said is not None:
-        heads, why = said, "as it says"
+    num_heads = r.number("num_attention_heads", "num_heads")
+    if num_heads is not None:
+        heads, why = num_heads, "as it says"
     elif table is not None:
         heads, why = table.shape[1], "from its table of relative positions"
     elif vectors is not None:
         heads, why = width // vectors.shape[1], "from its relative positions"
     elif r.hints.num_heads is not None:
-        heads, why = r.hints.num_heads, "as asked for"
-    elif r.found.family == "moco-v3" and width in MOCO_HEADS:
+        heads, why = r.hints.num_heads, "as requested"
+    elif r.recognised.family == "moco-v3" and width in MOCO_HEADS:
         heads, why = MOCO_HEADS[width], f"as MoCo v3 has at a width of {width}"
     elif width in USUAL_HEADS:
         heads, why = USUAL_HEADS[width], f"as is usual at a width of {width}, which --num-heads can change"

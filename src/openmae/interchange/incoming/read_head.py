@@ -1,4 +1,4 @@
-"""What stands on a foreign encoder: a classifier, or a decoder of pixels."""
+"""What a foreign checkpoint has besides the encoder: a classifier's head, or a decoder of pixels."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ DECODER_HEAD_WIDTH = 32
 
 
 def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
-    """The classifier that the head makes of the encoder; None where there is none, or none that openmae has.
+    """The shape of encoder and head as a classifier; None without a head, or with one that openmae does not have.
 
     Raises:
         RequestError: the tokens would be normed twice.
@@ -31,7 +31,7 @@ def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor])
     pooling = _pooling(r, encoder, is_normed)
     if pooling == "avg" and is_normed:
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean")
-    if pooling == "avg":  # normed, then the mean: a probe's features; its BatchNorm does nothing
+    if pooling == "avg":  # the mean of normed tokens, as a probe's; its BatchNorm is made to change nothing
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean", head="probe")
     if pooling == "token" and not is_normed and encoder.class_token:
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="cls")
@@ -43,21 +43,21 @@ def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor])
 
 
 def _pooling(r: ConversionState, encoder: ViTShape, is_normed: bool) -> str:
-    """timm's word for what the head takes of the tokens."""
-    if any("attn_pool." in name for name in r.found.unused):
+    """How the head pools the tokens, by timm's name."""
+    if any("attn_pool." in name for name in r.recognised.unused):
         return "attention"
-    said = r.config.get("global_pool", r.timm_arguments.get("global_pool"))
-    if said == "avg" and encoder.class_token and r.timm_arguments.get("pool_include_prefix"):
+    pooling = r.config.get("global_pool", r.timm_arguments.get("global_pool"))
+    if pooling == "avg" and encoder.class_token and r.timm_arguments.get("pool_include_prefix"):
         return "the mean with the class token"
-    if said is not None:
-        return str(said)
-    if not is_normed and r.found.program != "transformers":
+    if pooling is not None:
+        return str(pooling)
+    if not is_normed and r.recognised.program != "transformers":
         r.remarks.append("its head is taken to read the class token: the file does not say")
     return "avg" if is_normed else "token"
 
 
 def batch_norm(r: ConversionState, shape: ClassifierShape) -> dict[str, Tensor]:
-    """For a head on plain pooled features: the statistics of a probe's BatchNorm that changes nothing."""
+    """For a probe: the statistics of a BatchNorm that changes nothing; empty for other heads."""
     if shape.head != "probe":
         return {}
     width = shape.encoder.width
@@ -76,13 +76,13 @@ def class_names(r: ConversionState, count: int) -> list[str]:
     if isinstance(labels, Mapping):
         names = [labels.get(str(i), labels.get(i)) for i in range(count)]
     if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
-        return [shown(name) for name in names]  # which can be terminal commands
+        return [shown(name) for name in names]  # which can contain terminal escape sequences
     r.remarks.append("its classes have no names: numbers are theirs")
     return [str(i) for i in range(count)]
 
 
 def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
-    """The masked autoencoder that encoder and decoder make; None without a whole decoder of pixels.
+    """The shape of encoder and decoder as a masked autoencoder; None without a complete decoder of pixels.
 
     Raises:
         RequestError: nothing says how many heads it has.
@@ -98,11 +98,11 @@ def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Te
         r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
         return None
     width = len(embed)
-    said = r.number("decoder_num_attention_heads", "decoder_num_heads")
-    if said is not None:
-        heads, why = said, "as it says"
+    num_heads = r.number("decoder_num_attention_heads", "decoder_num_heads")
+    if num_heads is not None:
+        heads, why = num_heads, "as it says"
     elif r.hints.decoder_num_heads is not None:
-        heads, why = r.hints.decoder_num_heads, "as asked for"
+        heads, why = r.hints.decoder_num_heads, "as requested"
     elif width % DECODER_HEAD_WIDTH == 0:
         heads, why = width // DECODER_HEAD_WIDTH, f"width / {DECODER_HEAD_WIDTH}, as the paper's"
     else:
@@ -113,18 +113,18 @@ def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Te
         target=_target(r),
     )
     expected = {name for name in expected_weights(shape) if name.startswith("decoder.")}
-    if lacking := sorted(expected - decoder.keys()):
-        r.remarks.append(f"its decoder lacks {lacking[0]}: left out")
+    if missing := sorted(expected - decoder.keys()):
+        r.remarks.append(f"its decoder lacks {missing[0]}: left out")
         return None
     r.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
     return shape
 
 
 def _target(r: ConversionState) -> str:
-    said = r.said("norm_pix_loss")
+    norm_pix_loss = r.setting("norm_pix_loss")
     if r.hints.target is not None:
         return r.hints.target
-    if isinstance(said, bool):
-        return "norm-pixel" if said else "pixel"
+    if isinstance(norm_pix_loss, bool):
+        return "norm-pixel" if norm_pix_loss else "pixel"
     r.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
     return "norm-pixel"

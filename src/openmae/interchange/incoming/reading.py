@@ -1,4 +1,4 @@
-"""A checkpoint while it is being read: what was found so far, and what has to be said about it."""
+"""The state of interpreting a checkpoint: what was found so far, and remarks about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from openmae.interchange.incoming.recognise import Recognised
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """What a person says of a file that does not say it itself; None is not said."""
+    """Settings that a person gives for a file that does not contain them; None: not given."""
 
     num_heads: int | None = None
     decoder_num_heads: int | None = None
@@ -25,18 +25,19 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionState:
-    """A foreign checkpoint while it is read: what the steps of `describe` hand on to each other.
+    """The state of `interpret`, passed from step to step.
 
     Attributes:
-        source: what the person asked for, for messages.
-        weights: by our names; parts are taken out as they find their place.
-        unused: by whatever name is known: what found none.
-        resized: by our names: the shape in the file and here.
+        source: the requested path or name, for messages.
+        weights: by our names; weights are removed as they are used.
+        remarks: decisions and their reasons, for the report.
+        unused: weights that the model has no use for, by ours or by the file's names.
+        resized: by our names: the shape in the file and the shape here.
     """
 
-    stored: RawCheckpoint
+    raw: RawCheckpoint
     source: str
-    found: Recognised
+    recognised: Recognised
     hints: Hints
     weights: dict[str, Tensor]
     remarks: list[str]
@@ -46,39 +47,39 @@ class ConversionState:
     @property
     def config(self) -> Mapping[str, Any]:
         """transformers' or timm's config.json; empty where there is none."""
-        return self.stored.config
+        return self.raw.config
 
-    def said(self, name: str) -> Any:
-        """What config.json, the checkpoint or the arguments in it say under this name; None where nothing does."""
-        arguments = self.stored.extras.get("args")
-        for place in (self.config, self.stored.extras, arguments if isinstance(arguments, Mapping) else {}):
-            if name in place:
-                return place[name]
+    def setting(self, name: str) -> Any:
+        """A setting from config.json, the checkpoint, or its training arguments, in this order; None where absent."""
+        arguments = self.raw.extras.get("args")
+        for settings in (self.config, self.raw.extras, arguments if isinstance(arguments, Mapping) else {}):
+            if name in settings:
+                return settings[name]
         return None
 
     @property
     def timm_arguments(self) -> Mapping[str, Any]:
-        """What timm's config.json gives to the model's constructor."""
-        found = self.config.get("model_args")
-        return found if isinstance(found, Mapping) else {}
+        """The constructor's arguments in timm's config.json."""
+        arguments = self.config.get("model_args")
+        return arguments if isinstance(arguments, Mapping) else {}
 
     @property
     def image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) in pixels as a config.json says, then as asked for: which it is, the positions tell."""
+        """Candidates for (height, width) in pixels: from config.json, then from the hints. The positions decide."""
         timm = self.config.get("pretrained_cfg")
         size = timm.get("input_size") if isinstance(timm, Mapping) else None
-        of_timm = pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None
-        told = (pair(self.said("image_size")), pair(self.timm_arguments.get("img_size")), of_timm)
-        return [size for size in (*told, self.hints.image_size) if size is not None]
+        timm_size = as_pair(size[1:]) if isinstance(size, list | tuple) and len(size) == 3 else None
+        sizes = (as_pair(self.setting("image_size")), as_pair(self.timm_arguments.get("img_size")), timm_size)
+        return [size for size in (*sizes, self.hints.image_size) if size is not None]
 
     def number(self, *names: str) -> int | None:
-        """What the file says under the first of the names that it says anything under.
+        """The value of the first of the names that the file has a setting for.
 
         Raises:
             RequestError: it is no positive integer.
         """
         for name in names:
-            value = self.timm_arguments.get(name, self.said(name))
+            value = self.timm_arguments.get(name, self.setting(name))
             if value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -87,12 +88,12 @@ class ConversionState:
         return None
 
     def take(self, *prefixes: str) -> dict[str, Tensor]:
-        """Take out the weights whose names begin so."""
+        """Remove and return the weights whose names begin with one of the prefixes."""
         return {name: self.weights.pop(name) for name in list(self.weights) if name.startswith(prefixes)}
 
 
-def pair(size: Any) -> tuple[int, int] | None:
-    """(height, width) of a JSON value that is one positive integer or two; None of anything else."""
+def as_pair(size: Any) -> tuple[int, int] | None:
+    """(height, width) of a JSON value that is one positive integer or two; None for anything else."""
     if isinstance(size, int) and not isinstance(size, bool) and size > 0:
         return size, size
     is_pair = isinstance(size, list | tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)

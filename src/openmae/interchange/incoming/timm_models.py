@@ -1,4 +1,4 @@
-"""timm's models: by name (`timm:vit_base_patch16_224.mae`), and what its names say of a file's architecture."""
+"""timm's models: by name (`timm:vit_base_patch16_224.mae`), and settings that its architecture names imply."""
 
 import re
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from openmae.interchange.incoming.named import timm_name
 
 MODULES = ("vision_transformer", "beit", "deit")  # of timm's, which define what can be read here
 KINDS, BLOCKS = ("VisionTransformer", "Beit"), ("Block",)
-# Arguments that change shapes or names, which are looked at; any other can change what the same weights compute.
-SEEN = frozenset(
+# Arguments that change shapes or names, which are checked. Any other could change what the same weights compute.
+KNOWN_ARGUMENTS = frozenset(
     "img_size patch_size in_chans num_classes global_pool embed_dim depth num_heads mlp_ratio qkv_bias proj_bias "
     "qk_norm init_values class_token no_embed_class reg_tokens pre_norm final_norm fc_norm pool_include_prefix "
     "dynamic_img_size dynamic_img_pad strict_img_size drop_rate pos_drop_rate patch_drop_rate proj_drop_rate "
     "attn_drop_rate drop_path_rate weight_init use_abs_pos_emb use_rel_pos_bias use_shared_rel_pos_bias".split()
 )
-USUAL = {"act_layer": (None, "gelu"), "pos_embed": ("learn",), "attn_layer": (None, "", "attn")}
+DEFAULTS = {"act_layer": (None, "gelu"), "pos_embed": ("learn",), "attn_layer": (None, "", "attn")}
 
 
 def read_timm(name: str) -> RawCheckpoint:
-    """Let timm fetch a model (or find it in its cache) and take its weights and settings.
+    """Have timm download a model, or find it in its cache, and read its weights and settings.
 
     Raises:
         RequestError: timm knows no such model, cannot get its weights, or computes something else with them.
@@ -41,7 +41,7 @@ def read_timm(name: str) -> RawCheckpoint:
     except Exception as error:  # from no such name to no such network, each of another library
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"{source} cannot be had from timm ({type(error).__name__}: {reason})") from None
-    found = settings_of(model, source)
+    found = settings_of_model(model, source)
     settings = dict(getattr(model, "pretrained_cfg", None) or {})
     size = getattr(model.patch_embed, "img_size", None)
     return RawCheckpoint(
@@ -63,8 +63,8 @@ def read_timm(name: str) -> RawCheckpoint:
     )
 
 
-def settings_of(model: Any, source: str) -> dict[str, Any]:
-    """What no weight shows of one of timm's models: its heads and the eps of its norms.
+def settings_of_model(model: Any, source: str) -> dict[str, Any]:
+    """Settings of one of timm's models that its weights do not show: its heads and the eps of its norms.
 
     Raises:
         RequestError: it is no Vision Transformer, or computes something else with weights of the same names.
@@ -86,28 +86,30 @@ def settings_of(model: Any, source: str) -> dict[str, Any]:
     return {"num_attention_heads": first.attn.num_heads, "layer_norm_eps": norms.pop()}
 
 
-def with_timm_defaults(stored: RawCheckpoint, source: str) -> RawCheckpoint:
-    """Add what the architecture's name in timm's config.json says: its heads and the eps of its norms.
+def with_timm_defaults(raw: RawCheckpoint, source: str) -> RawCheckpoint:
+    """Add the heads and the eps of the norms that follow from the architecture's name in timm's config.json.
 
-    The name is looked up in timm's own list and built without memory; nothing is fetched or imported by it.
+    The name is looked up in timm's own registry and built without memory; nothing is downloaded or imported by it.
 
     Raises:
         RequestError: the architecture, or an argument beside it, computes something else with the same weights.
     """
-    architecture, arguments = stored.config.get("architecture"), stored.config.get("model_args") or {}
-    if not isinstance(architecture, str) or "num_attention_heads" in stored.config:
-        return stored
+    architecture, arguments = raw.config.get("architecture"), raw.config.get("model_args") or {}
+    if not isinstance(architecture, str) or "num_attention_heads" in raw.config:
+        return raw
     if not isinstance(arguments, Mapping):
         raise RequestError(f"{source}: model_args of its config.json are no names with values")
     for name, value in arguments.items():
-        if name not in SEEN and not any(value is usual or value == usual for usual in USUAL.get(name, ())):
+        if name not in KNOWN_ARGUMENTS and not any(
+            value is usual or value == usual for usual in DEFAULTS.get(name, ())
+        ):
             raise RequestError(
                 f"{source} was built with {shown(name[:50])} {shown(str(value)[:50])}: openmae's ViT has no such thing"
             )
     import timm
 
     if not re.fullmatch(r"\w+", architecture) or not timm.is_model(architecture):
-        return stored
+        return raw
     if not timm.models.is_model_in_modules(architecture, MODULES):
         raise RequestError(f"{source} is timm's {architecture}: a plain Vision Transformer (vit_…, beit_…) is needed")
     try:
@@ -115,7 +117,7 @@ def with_timm_defaults(stored: RawCheckpoint, source: str) -> RawCheckpoint:
             model = timm.create_model(architecture, pretrained=False)
     except Exception as error:
         raise RequestError(f"{source}: timm cannot build {architecture} ({one_line(error)})") from None
-    found = settings_of(model, source)
+    found = settings_of_model(model, source)
     if arguments.get("embed_dim", model.embed_dim) != model.embed_dim or "num_heads" in arguments:
         del found["num_attention_heads"]
-    return replace(stored, config={**stored.config, **found})
+    return replace(raw, config={**raw.config, **found})

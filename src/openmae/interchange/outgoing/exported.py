@@ -1,4 +1,4 @@
-"""What ONNX and torch.export hold: a module from normalised images to tokens and features, to logits, or to numbers."""
+"""The modules exported to ONNX and torch.export: from normalised images to tokens and features, logits, or numbers."""
 
 import json
 from typing import Any
@@ -15,12 +15,12 @@ from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
 
-TOLERANCE = 1e-4  # of the largest value: beyond it nothing is written
-BATCHES = (1, 2, 5)  # that a file is checked with
+TOLERANCE = 1e-4  # relative to the largest value; with a larger error nothing is written
+BATCHES = (1, 2, 5)  # batch sizes that an exported file is checked with
 
 
-class Encoding(nn.Module):
-    """An encoder that gives its tokens, and features pooled of them."""
+class EncoderAndPool(nn.Module):
+    """An encoder that returns its tokens, and the features pooled from them."""
 
     def __init__(self, encoder: ViT, pool: str) -> None:
         super().__init__()
@@ -31,8 +31,8 @@ class Encoding(nn.Module):
         return tokens, pool_tokens(tokens, self.pool, self.encoder.shape.num_prefix_tokens)
 
 
-class Predicting(nn.Module):
-    """A regression model that gives numbers in their own units."""
+class RegressorInUnits(nn.Module):
+    """A regression model that returns numbers in their own units."""
 
     def __init__(self, regressor: Classifier, scale: TargetScale) -> None:
         super().__init__()
@@ -44,17 +44,17 @@ class Predicting(nn.Module):
         return self.regressor(images) * self.std + self.mean
 
 
-def exportable(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module, in evaluation mode, and the names of its outputs; of a masked autoencoder the encoder.
+def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module to export, in evaluation mode, and the names of its outputs; for a masked autoencoder its encoder.
 
     Raises:
-        RequestError: `pool` asks for a class token that is not there.
+        RequestError: `pool` is cls, and the encoder has no class token.
     """
     if isinstance(model.shape, ClassifierShape):
         classifier = Classifier.from_shape(model.shape)
         classifier.load_state_dict(model.weights)
         if model.scale is not None:
-            return Predicting(classifier, model.scale).eval(), ("numbers",)
+            return RegressorInUnits(classifier, model.scale).eval(), ("numbers",)
         return classifier.eval(), ("logits",)
     part = encoder_part(model)
     shape = part.encoder_shape
@@ -62,27 +62,27 @@ def exportable(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...
         raise RequestError("--pool got cls, but this encoder has no class token: --pool mean")
     encoder = ViT(shape)
     encoder.load_state_dict(part.encoder_weights)
-    return Encoding(encoder, pool).eval(), ("tokens", "features")
+    return EncoderAndPool(encoder, pool).eval(), ("tokens", "features")
 
 
 def left_out(model: StoredModel) -> tuple[str, ...]:
-    """Our names of the weights that `exportable` does not take."""
-    whole = isinstance(model.shape, ClassifierShape)
-    return () if whole else tuple(sorted(name for name in model.weights if not name.startswith(ENCODER)))
+    """Our names of the weights that `exportable_module` does not contain."""
+    is_complete = isinstance(model.shape, ClassifierShape)
+    return () if is_complete else tuple(sorted(name for name in model.weights if not name.startswith(ENCODER)))
 
 
-def some_images(model: StoredModel, batch: int) -> Float[Tensor, "b c h w"]:
-    """Normal noise, as normalised images are: the same each time."""
+def example_images(model: StoredModel, batch: int) -> Float[Tensor, "b c h w"]:
+    """A batch of normal noise in place of normalised images, the same each time."""
     generator = torch.Generator().manual_seed(batch)
     shape = model.encoder_shape
     return torch.randn(batch, shape.channels, *shape.image_size, generator=generator)
 
 
 def metadata(model: StoredModel, outputs: tuple[str, ...], pool: str) -> dict[str, str]:
-    """What a program needs beside the module, each value JSON: the preparation of images, classes, what it is of."""
-    # Numbers come out in their own units: a scale that could be put on them again is no part of what is said.
-    said_elsewhere = ("preprocessing", "classes", "columns", "target_mean", "target_std")
-    description = {k: v for k, v in model.description.items() if k not in said_elsewhere}
+    """What is needed to use the exported module, each value as JSON: preprocessing, classes, description."""
+    # Numbers are already in their own units, so their scale is left out, lest it be applied again.
+    left_out = ("preprocessing", "classes", "columns", "target_mean", "target_std")
+    description = {k: v for k, v in model.description.items() if k not in left_out}
     values: dict[str, Any] = {
         "preprocessing": model.preprocessing.to_dict(),
         "description": description,
@@ -97,20 +97,20 @@ def metadata(model: StoredModel, outputs: tuple[str, ...], pool: str) -> dict[st
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
-def checked_error(what: str, found: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> float:
+def checked_error(name: str, outputs: list[tuple[Tensor, ...]], expected: list[tuple[Tensor, ...]]) -> float:
     """The largest difference relative to the largest value of each output.
 
     Raises:
         Fault: it is beyond the tolerance, not finite, or of another shape.
     """
     worst = 0.0
-    for theirs, ours in zip(found, expected, strict=True):
+    for theirs, ours in zip(outputs, expected, strict=True):
         for got, wanted in zip(theirs, ours, strict=True):
             if got.shape != wanted.shape:
-                raise Fault(f"{what} gives {tuple(got.shape)} where this model gives {tuple(wanted.shape)}")
+                raise Fault(f"{name} gives {tuple(got.shape)} where this model gives {tuple(wanted.shape)}")
             error = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo().tiny))
             if not error <= TOLERANCE:  # NaN, too
-                raise Fault(f"{what} differs from this model by {error:.1e} of the largest value: nothing was written")
+                raise Fault(f"{name} differs from this model by {error:.1e} of the largest value: nothing was written")
             worst = max(worst, error)
     return worst
 

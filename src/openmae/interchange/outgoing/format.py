@@ -1,4 +1,4 @@
-"""What every way out shares: a part of a model, its weights in another program's terms, and what is refused."""
+"""What all exports share: a part of a model, its weights by another program's names, and what is refused."""
 
 import json
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ from openmae.machine.files import make_readable
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
 
-# What the head of a probe is made of beside its matrix; it is folded into that.
+# A probe's BatchNorm, which is folded into its linear head.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A model as another program names it, ready to be written.
+    """A model by another program's names, ready to be written.
 
     Attributes:
         weights: by that program's names.
-        left_out: our names of what the format does not hold.
+        left_out: our names of the weights that the format does not hold.
         configs: JSON files beside the weights, by file name.
-        remarks: what was decided or does not come along, a line each.
+        remarks: lines about decisions, and about what the format does not hold.
     """
 
     weights: dict[str, Tensor]
@@ -47,14 +47,14 @@ class Outgoing:
 
 
 def encoder_part(model: StoredModel) -> StoredModel:
-    """The encoder alone, weights behind `encoder.`; one that is the encoder alone comes back as it is.
+    """The encoder alone, its weights' names with the prefix `encoder.`; a model that is only an encoder is unchanged.
 
     A classifier that norms the mean of its tokens has an encoder without a final norm.
     """
     if isinstance(model.shape, ViTShape):
         return model
     shape = model.shape.encoder
-    if isinstance(model.shape, ClassifierShape) and norms_the_mean(model.shape):
+    if isinstance(model.shape, ClassifierShape) and has_fc_norm(model.shape):
         shape = replace(shape, final_norm=False)
     kept = ("preprocessing", "recipe", "seed", "step")
     description = {name: model.description[name] for name in kept if name in model.description}
@@ -63,17 +63,17 @@ def encoder_part(model: StoredModel) -> StoredModel:
     return replace(model, weights=weights, shape=shape, description=description)
 
 
-def norms_the_mean(shape: ClassifierShape) -> bool:
-    """Whether the mean of the tokens is normed, and the tokens are not (docs/paper.md, fine-tuning)."""
+def has_fc_norm(shape: ClassifierShape) -> bool:
+    """Whether the norm follows the mean over tokens, as timm's `fc_norm`, and tokens are not normed (docs/paper.md)."""
     return shape.head == "fine-tune" and shape.pool == "mean"
 
 
-def without(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names that are not among those kept, sorted."""
+def names_left_out(names: Mapping[str, Any], kept: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sorted names of weights that are not among those kept."""
     return tuple(sorted(names.keys() - kept.keys()))
 
 
-def head_of(model: StoredModel) -> tuple[Tensor, Tensor]:
+def linear_head(model: StoredModel) -> tuple[Tensor, Tensor]:
     """The weight and bias of the linear head, as other programs apply it to pooled features.
 
     A probe's BatchNorm, which has no weights of its own, is folded into it, and so is the scale of numbers to predict:
@@ -91,41 +91,41 @@ def head_of(model: StoredModel) -> tuple[Tensor, Tensor]:
         folded = folded / (variance + PROBE_EPS).sqrt()
         offset = offset - folded @ mean
     if model.scale is not None:
-        of_numbers, deviation = torch.tensor((model.scale.mean, model.scale.std), dtype=torch.float64)
-        folded, offset = folded * deviation[:, None], offset * deviation + of_numbers
+        target_mean, deviation = torch.tensor((model.scale.mean, model.scale.std), dtype=torch.float64)
+        folded, offset = folded * deviation[:, None], offset * deviation + target_mean
     return folded.to(weight.dtype), offset.to(bias.dtype)
 
 
-def check_plain(model: StoredModel, what: str) -> None:
-    """Refuse an encoder that differs from the paper's ViT where `what` cannot hold it.
+def check_plain(model: StoredModel, to: str) -> None:
+    """Refuse an encoder that is no plain ViT, for a format that holds only those.
 
-    An absent final norm passes: whether that fits is for each format to say.
+    A missing final norm is not checked here: each format decides about it.
 
     Raises:
-        RequestError: it differs; the message says in what.
+        RequestError: it differs from a plain ViT; the message says how.
     """
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return
     differs = ", ".join(f"{name} {value}" for name, value in sorted(shape.differences.items()) if name != "norm_eps")
     raise RequestError(
-        f"--to {what} holds a plain ViT only, this encoder has {differs}: --to openmae, onnx and torch-export hold it"
+        f"--to {to} holds a plain ViT only, this encoder has {differs}: --to openmae, onnx and torch-export hold it"
     )
 
 
 def eps_remarks(model: StoredModel, program: str) -> list[str]:
-    """What has to be said where a program's LayerNorms have the eps of 1e-6 and this model's another."""
+    """A remark where the eps of this model's LayerNorms is not the 1e-6 of the program."""
     eps = model.encoder_shape.norm_eps
     if eps == LAYER_NORM_EPS:
         return []
     return [f"its norms have an eps of {eps:g}, {program} has {LAYER_NORM_EPS:g}: features differ from about 1e-5 on"]
 
 
-def check_mask_tokens(model: StoredModel, what: str) -> None:
-    """Raise RequestError where the mask tokens go through the encoder (table 1c), which `what` does not know."""
+def check_mask_tokens(model: StoredModel, to: str) -> None:
+    """Raise RequestError where mask tokens go through the encoder (table 1c), which the format does not support."""
     if isinstance(model.shape, MAEShape) and model.shape.mask_tokens_in_encoder:
         raise RequestError(
-            f"--to {what} has its mask token in the decoder, this model's goes through the encoder "
+            f"--to {to} has its mask token in the decoder, this model's goes through the encoder "
             "(--mask-tokens-in-encoder): --part encoder leaves both out"
         )
 
@@ -137,7 +137,7 @@ def output_names(model: StoredModel) -> list[str]:
 
 
 def number_remarks(model: StoredModel) -> list[str]:
-    """What has to be said of a regression model in another program."""
+    """A remark about a regression model in another program."""
     if model.scale is None:
         return []
     return ["its outputs are the numbers in their own units, no scores of classes: the scale is folded into the head"]

@@ -1,4 +1,4 @@
-"""A folder onto the Hugging Face hub."""
+"""Uploading a folder to the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from openmae.errors import Fault
 
 
 def push(folder: Path, name: str) -> str:
-    """Upload a folder; a repository that does not exist yet is made, private.
+    """Upload a folder to the repository `name`, which is created as private where it does not exist.
 
     Returns:
-        Where it is.
+        Its URL.
 
     Raises:
         Fault: the hub refused it, or cannot be reached.
@@ -20,7 +20,7 @@ def push(folder: Path, name: str) -> str:
         api = huggingface_hub.HfApi()
         api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Converted by openmae")
-    except Exception as error:  # of the network, of the login, of the hub: a class for each
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise Fault(f"{folder} is written, but --push {name} failed: {said}") from error
+    except Exception as error:  # errors of the network, the login, the hub
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise Fault(f"{folder} is written, but --push {name} failed: {reason}") from error
     return f"https://huggingface.co/{name}"

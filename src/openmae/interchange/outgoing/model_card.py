@@ -1,4 +1,4 @@
-"""README.md of a converted model: what it is, how to use it, and nothing that is not recorded."""
+"""The README.md of a converted model: what it is and how to use it, from recorded facts only."""
 
 import json
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from openmae.config import ClassifierShape, MAEShape
 from openmae.interchange.stored import StoredModel
 
 NOT_RECORDED = "not recorded"
-# Of RUN/summary.json, with their names for a person.
-FIGURES = {
+# Metrics in RUN/summary.json, and how the model card names them.
+METRICS = {
     "top1": "top-1, %",
     "top1_low": "its 95 % interval, from",
     "top1_high": "its 95 % interval, to",
@@ -34,8 +34,8 @@ LICENCE_OTHER = (
 )
 
 
-def figures_beside(init: str) -> dict[str, Any]:
-    """What summary.json says, where INIT is a run folder (or its model.safetensors) and the run is complete."""
+def metrics_beside(init: str) -> dict[str, Any]:
+    """The metrics in summary.json, where `init` is the folder of a complete run, or the model.safetensors in it."""
     path = Path(init)
     folder = path if path.is_dir() else path.parent
     try:
@@ -44,17 +44,17 @@ def figures_beside(init: str) -> dict[str, Any]:
         return {}
     if not isinstance(summary, dict) or summary.get("status") != "complete":
         return {}
-    return {name: summary[name] for name in FIGURES if isinstance(summary.get(name), (int, float, str))}
+    return {name: summary[name] for name in METRICS if isinstance(summary.get(name), (int, float, str))}
 
 
-def model_card(model: StoredModel, to: str, licence: str, figures: Mapping[str, Any], remarks: tuple[str, ...]) -> str:
+def model_card(model: StoredModel, to: str, licence: str, metrics: Mapping[str, Any], remarks: tuple[str, ...]) -> str:
     """The text of README.md.
 
     Args:
         to: openmae, timm or transformers.
-        licence: as the hub names it; "other" says where it comes from.
-        figures: of the run, see `figures_beside`.
-        remarks: what the conversion decided.
+        licence: by the hub's name; "other" explains where a licence comes from.
+        metrics: of the run, see `metrics_beside`.
+        remarks: of the conversion.
     """
     classifier = isinstance(model.shape, ClassifierShape)
     tags = ["masked-autoencoder", "mae", "vit", "openmae"]
@@ -64,22 +64,22 @@ def model_card(model: StoredModel, to: str, licence: str, figures: Mapping[str, 
     else:
         front["pipeline_tag"] = "image-classification" if classifier else "image-feature-extraction"
     lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", *(f"- {tag}" for tag in tags)]
-    lines += ["---", "", f"# {what_it_is(model)}", ""]
+    lines += ["---", "", f"# {title_of(model)}", ""]
     paper = "[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377)"
     lines += [f"Written for {to} by openmae, an independent implementation of {paper}."]
-    lines += ["", "## Use", "", "```python", *usage(model, to), "```", ""]
-    lines += table("Model", measures(model)) + table("Training", training(model))
-    if figures:
-        lines += table("Figures of the run", {FIGURES[k]: shown(v) for k, v in figures.items()})
-    lines += table("Images", preparation(model))
+    lines += ["", "## Use", "", "```python", *usage_example(model, to), "```", ""]
+    lines += table("Model", size_rows(model)) + table("Training", training_rows(model))
+    if metrics:
+        lines += table("Figures of the run", {METRICS[k]: table_cell(v) for k, v in metrics.items()})
+    lines += table("Images", preprocessing_rows(model))
     if remarks:
         lines += ["## To know", "", *(f"- {remark}" for remark in remarks), ""]
     lines += ["## Licence", "", LICENCE_OTHER if licence == "other" else f"The weights are given under: {licence}.", ""]
     return "\n".join(lines)
 
 
-def what_it_is(model: StoredModel) -> str:
-    """One line that says what kind of model it is and how large."""
+def title_of(model: StoredModel) -> str:
+    """The title: the kind of model, and its size."""
     shape, encoder = model.shape, model.encoder_shape
     vit = f"Vision Transformer, {encoder.depth} blocks of width {encoder.width}"
     if isinstance(shape, MAEShape):
@@ -92,7 +92,7 @@ def what_it_is(model: StoredModel) -> str:
     return f"An encoder: {vit}"
 
 
-def measures(model: StoredModel) -> dict[str, str]:
+def size_rows(model: StoredModel) -> dict[str, str]:
     """The rows of the model card about sizes: image, patch, width, heads, and what belongs to the kind of model."""
     shape = model.encoder_shape
     values = {
@@ -108,23 +108,28 @@ def measures(model: StoredModel) -> dict[str, str]:
         values["pooling"] = model.shape.pool
     if model.scale is not None:
         for name, mean, std in zip(model.scale.columns, model.scale.mean, model.scale.std, strict=True):
-            values[f"predicts {shown(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
+            values[f"predicts {table_cell(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
     return values
 
 
-def training(model: StoredModel) -> dict[str, str]:
-    """The rows of the model card about how it was trained, as far as the model says."""
-    said = model.description
-    masking = said.get("masking")
+def training_rows(model: StoredModel) -> dict[str, str]:
+    """The rows of the model card about training, as far as the model records it."""
+    description = model.description
+    masking = description.get("masking")
     values = {"data": f"{NOT_RECORDED} (no path is kept in a model)"}
-    values |= {name: shown(said[name]) if said.get(name) is not None else NOT_RECORDED for name in ("recipe", "seed")}
-    values["steps"] = shown(said["step"]) if said.get("step") is not None else NOT_RECORDED
+    values |= {
+        name: table_cell(description[name]) if description.get(name) is not None else NOT_RECORDED
+        for name in ("recipe", "seed")
+    }
+    values["steps"] = table_cell(description["step"]) if description.get("step") is not None else NOT_RECORDED
     if isinstance(masking, dict):
-        values["masks"] = f"{masking.get('kind', NOT_RECORDED)}, {shown(masking.get('ratio', NOT_RECORDED))} hidden"
+        values["masks"] = (
+            f"{masking.get('kind', NOT_RECORDED)}, {table_cell(masking.get('ratio', NOT_RECORDED))} hidden"
+        )
     return values
 
 
-def preparation(model: StoredModel) -> dict[str, str]:
+def preprocessing_rows(model: StoredModel) -> dict[str, str]:
     """The rows of the model card about preprocessing."""
     p = model.preprocessing
     rows = {
@@ -144,17 +149,17 @@ def preparation(model: StoredModel) -> dict[str, str]:
 
 def table(title: str, rows: Mapping[str, str]) -> list[str]:
     """A section of the model card with a table of two columns, as lines of Markdown."""
-    told = [f"| {name} | {value} |" for name, value in rows.items()]
-    return [f"## {title}", "", "| | |", "|---|---|", *told, ""]
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return [f"## {title}", "", "| | |", "|---|---|", *lines, ""]
 
 
-def shown(value: Any) -> str:
+def table_cell(value: Any) -> str:
     """A value in a cell of a Markdown table: one line, `|` escaped, a float to four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else " ".join(str(value).replace("|", r"\|").split())
 
 
-def usage(model: StoredModel, to: str) -> list[str]:
-    """Code that works beside FOLDER and photo.jpg."""
+def usage_example(model: StoredModel, to: str) -> list[str]:
+    """Lines of code that use the model in FOLDER on photo.jpg."""
     classifier, many = isinstance(model.shape, ClassifierShape), bool(model.description.get("is_multi_label"))
     scores = "logits.sigmoid()" if many else "logits.softmax(-1)"
     grey = ".convert('L')" if model.preprocessing.channels == 1 else ".convert('RGB')"
@@ -207,7 +212,7 @@ def usage(model: StoredModel, to: str) -> list[str]:
 
 
 def model_class(model: StoredModel) -> str:
-    """transformers' class."""
+    """The name of transformers' class for the model."""
     if isinstance(model.shape, MAEShape):
         return "ViTMAEForPreTraining"
     return "ViTForImageClassification" if isinstance(model.shape, ClassifierShape) else "ViTModel"

@@ -1,4 +1,4 @@
-"""To ONNX, with a free batch size, checked in onnxruntime before it is kept."""
+"""Export to ONNX with a dynamic batch size, checked in onnxruntime before it is kept."""
 
 import contextlib
 import importlib.util
@@ -12,38 +12,45 @@ import torch
 from torch import Tensor
 
 from openmae.errors import Fault, RequestError
-from openmae.interchange.outgoing.exported import BATCHES, as_tuple, checked_error, exportable, metadata, some_images
+from openmae.interchange.outgoing.exported import (
+    BATCHES,
+    as_tuple,
+    checked_error,
+    example_images,
+    exportable_module,
+    metadata,
+)
 from openmae.interchange.stored import StoredModel
 
 OPSET = 18
 INPUT = "images"
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-MAX_BYTES = 1_900_000_000  # of weights within the file: a protobuf ends at 2 GiB
+REQUIRED = ("onnx", "onnxscript", "onnxruntime")
+MAX_BYTES = 1_900_000_000  # of weights in the file itself, for a protobuf cannot exceed 2 GiB
 
 
 def check_extra() -> None:
-    """Raise RequestError where the extra is not installed."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if absent:
-        raise RequestError(f"--to onnx needs {', '.join(absent)}: pip install 'openmae[onnx]'")
+    """Raise RequestError where the packages of the extra `onnx` are not installed."""
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise RequestError(f"--to onnx needs {', '.join(missing)}: pip install 'openmae[onnx]'")
 
 
 @torch.no_grad()
 def write_onnx(path: Path, model: StoredModel, pool: str) -> float:
-    """Write the file, and beside it NAME.onnx.data where the weights are too large for one.
+    """Write the ONNX file, and NAME.onnx.data beside it where the weights are too large for one file.
 
     Returns:
-        The largest difference to our model's outputs, relative to the largest value, at batches of 1, 2 and 5.
+        The largest difference from our model's outputs, relative to the largest value, at batch sizes 1, 2 and 5.
 
     Raises:
         Fault: it differs, or cannot be exported.
     """
-    module, outputs = exportable(model, pool)
+    module, outputs = exportable_module(model, pool)
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     with quiet():
         program = torch.onnx.export(
             module,
-            (some_images(model, 2),),
+            (example_images(model, 2),),
             input_names=[INPUT],
             output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -54,25 +61,25 @@ def write_onnx(path: Path, model: StoredModel, pool: str) -> float:
         assert program is not None
         program.model.metadata_props.update(metadata(model, outputs, pool))
         program.save(path, external_data=size > MAX_BYTES)
-    expected = [as_tuple(module(some_images(model, batch))) for batch in BATCHES]
-    return checked_error("the ONNX file", [run_onnx(path, some_images(model, batch)) for batch in BATCHES], expected)
+    expected = [as_tuple(module(example_images(model, batch))) for batch in BATCHES]
+    return checked_error("the ONNX file", [run_onnx(path, example_images(model, batch)) for batch in BATCHES], expected)
 
 
 def run_onnx(path: Path, images: Tensor) -> tuple[Tensor, ...]:
-    """The file's outputs in onnxruntime, on the CPU."""
+    """The outputs of an ONNX file, run in onnxruntime on the CPU."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        found = session.run(None, {INPUT: images.numpy()})
-    except Exception as error:  # onnxruntime has a class of its own for every ending
+        outputs = session.run(None, {INPUT: images.numpy()})
+    except Exception as error:  # onnxruntime has many exception classes
         raise Fault(f"onnxruntime does not run the ONNX file: {str(error)[:300]}") from error
-    return tuple(torch.from_numpy(values) for values in found)
+    return tuple(torch.from_numpy(values) for values in outputs)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter's progress and warnings are about its own workings."""
+    """Silence the exporter's progress messages and warnings, which are of no use to a person."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,6 +1,7 @@
 """To the layout of the reference's checkpoints: flat names in a .pth under `model` (docs/interchange.md).
 
-A masked autoencoder comes whole; a classifier with timm's names, `fc_norm` instead of `norm` where the mean is normed.
+A masked autoencoder is written whole; a classifier by timm's names, with `fc_norm` in place of `norm` where the norm
+follows the mean.
 """
 
 import io
@@ -12,7 +13,7 @@ import torch
 
 from openmae.config import ClassifierShape, MAEShape
 from openmae.errors import RequestError
-from openmae.interchange.outgoing.format import Outgoing, check_mask_tokens, check_plain, eps_remarks, without
+from openmae.interchange.outgoing.format import Outgoing, check_mask_tokens, check_plain, eps_remarks, names_left_out
 from openmae.interchange.stored import ENCODER, StoredModel
 
 # Ours → theirs, of the decoder; everything else keeps its name.
@@ -26,11 +27,12 @@ DECODER = (
 )
 
 
-BESIDE = "beside"  # the weights in the .pth: what `--init` reads again and other programs pass over
+# Further entries of the .pth, beside `model`: `--init` reads them again, and other programs ignore them.
+EXTRAS = "extras"
 
 
 def to_reference(model: StoredModel) -> Outgoing:
-    """Names and weights.
+    """The model by the reference's names.
 
     Raises:
         RequestError: the layout cannot hold the model.
@@ -47,20 +49,22 @@ def to_reference(model: StoredModel) -> Outgoing:
     names = {name: reference_name(name) for name in model.weights}
     weights = {theirs: model.weights[ours] for ours, theirs in names.items()}
     heads = model.encoder_shape.num_heads
-    told = f"the layout names no image preparation or classes, and other programs are not told the head count ({heads})"
-    remarks = [f"{told}: tell its reader"]
+    remark = (
+        f"the layout names no image preparation or classes, and other programs are not told the head count ({heads})"
+    )
+    remarks = [f"{remark}: tell its reader"]
     remarks += eps_remarks(model, "the reference")
     if not model.encoder_shape.final_norm:
         remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
-    beside: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
+    extras: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
     if isinstance(model.shape, MAEShape):
-        beside["decoder_num_heads"] = model.shape.decoder.num_heads
-        beside["norm_pix_loss"] = model.shape.target == "norm-pixel"
-    return Outgoing(weights, without(model.weights, names), {BESIDE: beside}, tuple(remarks))
+        extras["decoder_num_heads"] = model.shape.decoder.num_heads
+        extras["norm_pix_loss"] = model.shape.target == "norm-pixel"
+    return Outgoing(weights, names_left_out(model.weights, names), {EXTRAS: extras}, tuple(remarks))
 
 
 def reference_name(ours: str) -> str:
-    """Their name for our weight."""
+    """The reference's name for a weight of ours."""
     for pattern, theirs in DECODER:
         if match := re.fullmatch(pattern, ours):
             return match.expand(theirs)
@@ -68,8 +72,8 @@ def reference_name(ours: str) -> str:
 
 
 def write_reference(path: Path, outgoing: Outgoing) -> None:
-    """Write the .pth, in memory first: torch's own writer says of a full disk "unexpected pos"."""
-    whole = io.BytesIO()
+    """Write the .pth, in memory first: on a full disk torch's own writer fails with "unexpected pos"."""
+    buffer = io.BytesIO()
     weights = {name: value.detach().cpu().contiguous() for name, value in outgoing.weights.items()}
-    torch.save({"model": weights, **outgoing.configs[BESIDE]}, whole)
-    path.write_bytes(whole.getbuffer())
+    torch.save({"model": weights, **outgoing.configs[EXTRAS]}, buffer)
+    path.write_bytes(buffer.getbuffer())

@@ -18,50 +18,52 @@ from openmae.interchange.outgoing.format import (
     Outgoing,
     check_plain,
     eps_remarks,
-    head_of,
-    norms_the_mean,
+    has_fc_norm,
+    linear_head,
+    names_left_out,
     number_remarks,
     output_names,
-    without,
 )
 from openmae.interchange.stored import ENCODER, StoredModel
 
 
 def to_timm(model: StoredModel) -> Outgoing:
-    """Names, weights and config.json.
+    """The model by timm's names, and config.json.
 
     Raises:
         RequestError: the encoder is no plain ViT.
     """
     check_plain(model, "timm")
-    weights, taken = dict(model.encoder_weights), {f"{ENCODER}{name}": name for name in model.encoder_weights}
+    weights, exported = dict(model.encoder_weights), {f"{ENCODER}{name}": name for name in model.encoder_weights}
     remarks = eps_remarks(model, "timm")
     if isinstance(model.shape, ClassifierShape):
-        weights["head.weight"], weights["head.bias"] = head_of(model)
-        taken |= {name: name for name in ("head.weight", "head.bias")}
+        weights["head.weight"], weights["head.bias"] = linear_head(model)
+        exported |= {name: name for name in ("head.weight", "head.bias")}
         if model.shape.head == "probe":
-            taken |= dict.fromkeys(FOLDED, "head")
+            exported |= dict.fromkeys(FOLDED, "head")
             remarks.append("the probe's BatchNorm is folded into the head: the same up to rounding")
-        elif norms_the_mean(model.shape):
+        elif has_fc_norm(model.shape):
             weights |= {name: model.weights[name] for name in ("fc_norm.weight", "fc_norm.bias")}
-            taken |= {name: name for name in ("fc_norm.weight", "fc_norm.bias")}
+            exported |= {name: name for name in ("fc_norm.weight", "fc_norm.bias")}
         remarks += number_remarks(model)
         if model.description.get("is_multi_label"):
             remarks.append("several labels an image: sigmoid, not softmax, of the logits")
     if model.preprocessing.dtype != "uint8":
         remarks.append(f"timm's transforms take 8-bit pictures: prepare {model.preprocessing.dtype} images yourself")
-    return Outgoing(weights, without(model.weights, taken), {"config.json": timm_config(model)}, tuple(remarks))
+    return Outgoing(
+        weights, names_left_out(model.weights, exported), {"config.json": timm_config(model)}, tuple(remarks)
+    )
 
 
 def timm_config(model: StoredModel) -> dict[str, Any]:
-    """config.json: what timm builds, and its `pretrained_cfg`, what it prepares images by."""
+    """config.json: the architecture that timm builds, and `pretrained_cfg`, by which it prepares images."""
     shape, p = model.encoder_shape, model.preprocessing
     mean, std = pixel_statistics(p)
     pool, fc_norm, num_classes = "token", None, 0
     if isinstance(model.shape, ClassifierShape):
         num_classes = model.shape.num_classes
         if model.shape.pool == "mean":
-            pool, fc_norm = "avg", norms_the_mean(model.shape)
+            pool, fc_norm = "avg", has_fc_norm(model.shape)
     arguments: dict[str, Any] = {
         "img_size": list(shape.image_size),
         "patch_size": shape.patch_size,
@@ -100,20 +102,20 @@ def timm_config(model: StoredModel) -> dict[str, Any]:
     if num_classes:
         config["label_names"] = output_names(model)
     if model.scale is not None:
-        config["problem_type"] = REGRESSION  # timm passes it over; whoever reads the file, openmae too, does not
+        config["problem_type"] = REGRESSION  # timm ignores it; openmae reads it again
     return config
 
 
 def architecture(shape: ViTShape) -> str:
-    """The name that timm gives this size; else its Base, whose every measure `model_args` sets."""
-    for name, measures in SIZES.items():
-        if measures == (shape.width, shape.depth, shape.num_heads, shape.patch_size):
+    """timm's name for this size; else its Base, with all sizes overridden by `model_args`."""
+    for name, sizes in SIZES.items():
+        if sizes == (shape.width, shape.depth, shape.num_heads, shape.patch_size):
             return f"vit_{name}_patch{shape.patch_size}_224"
     return "vit_base_patch16_224"
 
 
 def pixel_statistics(p: Preprocessing) -> tuple[list[float], list[float]]:
-    """Mean and deviation of pixels that were divided by 255, whatever becomes 0 and 1 here."""
+    """Mean and standard deviation for pixels divided by 255, whatever the value range is here."""
     low, high = p.value_range
     if p.dtype != "uint8" or (low, high) == (0, 255):
         return list(p.mean), list(p.std)

@@ -4,8 +4,8 @@ The class follows from the content: a masked autoencoder is a `ViTMAEForPreTrain
 `ViTForImageClassification`, an encoder a `ViTModel` (load it with `add_pooling_layer=False`).
 
 Keys are those of 4.57's modules (`encoder.layer.0.attention.attention.query.weight`), which 5 renames while loading and
-writes itself; but for the decoder, where what 5.23 writes (`decoder.decoder_encoder.layer.0`) 4.57 takes for a stranger
-and `decoder.decoder_layers.0` loads in both.
+writes itself; but for the decoder, where 4.57 does not know what 5.23 writes (`decoder.decoder_encoder.layer.0`), and
+`decoder.decoder_layers.0` loads in both.
 """
 
 import re
@@ -22,11 +22,11 @@ from openmae.interchange.outgoing.format import (
     Outgoing,
     check_mask_tokens,
     check_plain,
-    head_of,
-    norms_the_mean,
+    has_fc_norm,
+    linear_head,
+    names_left_out,
     number_remarks,
     output_names,
-    without,
 )
 from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.block import MLP_RATIO
@@ -60,40 +60,40 @@ DECODER = {
 
 
 def to_transformers(model: StoredModel) -> Outgoing:
-    """Weights, config.json and preprocessor_config.json.
+    """The model by transformers' names, config.json and preprocessor_config.json.
 
     Raises:
         RequestError: none of the three classes computes what this model computes.
     """
-    check_held(model)
+    check_supported(model)
     prefix = "" if isinstance(model.shape, ViTShape) else "vit."
     weights = {
-        f"{prefix}{name}": value for name, value in renamed(model.encoder_weights, STEM, "encoder.layer").items()
+        f"{prefix}{name}": value for name, value in rename_weights(model.encoder_weights, STEM, "encoder.layer").items()
     }
-    taken = {f"{ENCODER}{name}": name for name in model.encoder_weights}
+    exported = {f"{ENCODER}{name}": name for name in model.encoder_weights}
     remarks = list(processor_remarks(model.preprocessing))
     if isinstance(model.shape, MAEShape):
         decoder = {
             k.removeprefix("decoder."): v
             for k, v in model.weights.items()
-            if k not in taken and k.startswith("decoder.")
+            if k not in exported and k.startswith("decoder.")
         }
-        weights |= renamed(decoder, DECODER, "decoder.decoder_layers")
-        taken |= {f"decoder.{name}": name for name in decoder}
+        weights |= rename_weights(decoder, DECODER, "decoder.decoder_layers")
+        exported |= {f"decoder.{name}": name for name in decoder}
         if (kind := (model.description.get("masking") or {}).get("kind", "random")) != "random":
             remarks.append(f"trained with {kind} masks: ViTMAE draws random ones")
     if isinstance(model.shape, ClassifierShape):
-        weights["classifier.weight"], weights["classifier.bias"] = head_of(model)
-        taken |= dict.fromkeys(("head.weight", "head.bias", *FOLDED), "classifier")
+        weights["classifier.weight"], weights["classifier.bias"] = linear_head(model)
+        exported |= dict.fromkeys(("head.weight", "head.bias", *FOLDED), "classifier")
         if model.shape.head == "probe":
             remarks.append("the probe's BatchNorm is folded into the head: the same up to rounding")
         remarks += number_remarks(model)
     configs = {CONFIG: transformers_config(model), PROCESSOR: processor_config(model.preprocessing)}
-    return Outgoing(weights, without(model.weights, taken), configs, tuple(remarks))
+    return Outgoing(weights, names_left_out(model.weights, exported), configs, tuple(remarks))
 
 
-def check_held(model: StoredModel) -> None:
-    """Raise RequestError for what transformers' ViT and ViTMAE do not compute."""
+def check_supported(model: StoredModel) -> None:
+    """Raise RequestError for a model that transformers' ViT and ViTMAE cannot hold."""
     check_plain(model, "transformers")
     check_mask_tokens(model, "transformers")
     height, width = model.encoder_shape.image_size
@@ -103,7 +103,7 @@ def check_held(model: StoredModel) -> None:
             "ViTModel, which takes them"
         )
     if isinstance(model.shape, ClassifierShape) and model.shape.pool == "mean":
-        instead = "--to timm or onnx hold it" + ("" if norms_the_mean(model.shape) else ", --part encoder its encoder")
+        instead = "--to timm or onnx hold it" + ("" if has_fc_norm(model.shape) else ", --part encoder its encoder")
         raise RequestError(
             "transformers' ViTForImageClassification classifies by the class token, this model by the mean of the "
             f"patch tokens: {instead}"
@@ -115,21 +115,21 @@ def check_held(model: StoredModel) -> None:
         )
 
 
-def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str], layers: str) -> dict[str, Tensor]:
-    """Weights of one stack by their names; the fused qkv is cut into its three parts."""
-    found: dict[str, Tensor] = {}
+def rename_weights(weights: Mapping[str, Tensor], names: Mapping[str, str], layers: str) -> dict[str, Tensor]:
+    """The weights of one stack by transformers' names; the fused qkv is split into its three parts."""
+    result: dict[str, Tensor] = {}
     for name, value in weights.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", name)
         if block is None:
-            found[names[name]] = value
+            result[names[name]] = value
             continue
         number, module, kind = block.groups()
         if module == "attn.qkv":
             for part, values in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                found[f"{layers}.{number}.attention.attention.{part}.{kind}"] = values
+                result[f"{layers}.{number}.attention.attention.{part}.{kind}"] = values
         else:
-            found[f"{layers}.{number}.{MODULES[module]}.{kind}"] = value
-    return found
+            result[f"{layers}.{number}.{MODULES[module]}.{kind}"] = value
+    return result
 
 
 def transformers_config(model: StoredModel) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def processor_config(p: Preprocessing) -> dict[str, Any]:
 
 
 def processor_remarks(p: Preprocessing) -> list[str]:
-    """Where the image processor differs from `EncoderModel.prepare`."""
+    """Remarks where the image processor differs from `EncoderModel.prepare`."""
     remarks = []
     if p.image_size[0] != p.image_size[1]:
         remarks.append("images of another aspect than the model's: its processor keeps less of them than openmae does")

@@ -21,7 +21,7 @@ from openmae.inference.metrics import (
     losses,
     predicted_labels,
 )
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.pictures.text import DPI
 from openmae.tasks.classification.report_pictures import confusion_picture, most_wrong_picture
 
@@ -66,7 +66,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
     """Write a table whole or not at all."""
     with (
         disk_faults(path),
-        written_aside(path) as partial,
+        atomic_write(path) as partial,
         open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         csv.writer(file).writerows(rows)
@@ -74,7 +74,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
 
 def save_picture(path: Path, figure: "Figure") -> None:
     """Write a picture whole or not at all."""
-    with disk_faults(path), written_aside(path) as partial:
+    with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial, dpi=DPI, facecolor="white")
 
 

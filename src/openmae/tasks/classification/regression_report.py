@@ -10,20 +10,20 @@ from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, check, losses
 from openmae.inference.regression import r2_scores
+from openmae.pictures.captioned import IMAGE_HEIGHT, CaptionedImage, captioned_grid
 from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
     box,
+    draw_heading,
+    draw_text,
     fitted,
+    heading_height,
     headings,
-    headings_height,
     page,
-    width_of,
-    write,
-    write_headings,
+    text_width,
 )
-from openmae.pictures.tiles import TILE, Tile, tiled_picture
 from openmae.tasks.classification.classification_report import save_picture, write_csv
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
@@ -94,9 +94,9 @@ def scatter_picture(predictions: Predictions, title: str) -> "Figure":
     unreadable = f", {len(predictions.bad)} more cannot be read" if predictions.bad else ""
     below = f"{len(targets)} images{unreadable}. On the line what was predicted is what is true."
     lines = headings(f"Predicted against true{part}: {title}", below, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(shown) // across) * high)
-    write_headings(figure, lines)
+    draw_heading(figure, lines)
     for panel, k in enumerate(shown.tolist()):
         row, column = divmod(panel, across)
         x, y = PAD + LEFT + column * wide, top + row * high
@@ -114,10 +114,10 @@ def scatter_picture(predictions: Predictions, title: str) -> "Figure":
         axes.ticklabel_format(useOffset=False)
         r2_text = f"R2 {r2[k]:.3f}" if not np.isnan(r2[k]) else "R2 not defined"
         metrics = f": {r2_text}, mae {np.abs(predicted[:, k] - targets[:, k]).mean():.4g}"
-        name = fitted(columns[k], PANEL - width_of(metrics, 9), 9)
-        write(figure, x, y + 8, name + metrics, 9, INK)
-        write(figure, x + PANEL / 2, y + 18 + PANEL + 28, "true", 8, FAINT, "center")
-        write(figure, x - LEFT + 8, y + 18 + PANEL / 2, "predicted", 8, FAINT, "center", rotation=90)
+        name = fitted(columns[k], PANEL - text_width(metrics, 9), 9)
+        draw_text(figure, x, y + 8, name + metrics, 9, INK)
+        draw_text(figure, x + PANEL / 2, y + 18 + PANEL + 28, "true", 8, FAINT, "center")
+        draw_text(figure, x - LEFT + 8, y + 18 + PANEL / 2, "predicted", 8, FAINT, "center", rotation=90)
     return figure
 
 
@@ -139,10 +139,12 @@ def largest_errors_picture(
     for row in rows:
         k = int(relative[row].argmax())
         name = f"{columns[k]} " if len(columns) > 1 else ""
-        true = fitted(f"{name}true {targets[row, k]:.6g}", TILE, 9)
-        prediction = fitted(f"predicted {predicted[row, k]:.6g} ({predicted[row, k] - targets[row, k]:+.4g})", TILE, 9)
-        tiles.append(Tile(int(predictions.indices[row]), true, prediction, True))
+        true = fitted(f"{name}true {targets[row, k]:.6g}", IMAGE_HEIGHT, 9)
+        prediction = fitted(
+            f"predicted {predicted[row, k]:.6g} ({predicted[row, k] - targets[row, k]:+.4g})", IMAGE_HEIGHT, 9
+        )
+        tiles.append(CaptionedImage(int(predictions.indices[row]), true, prediction, True))
     unreadable = f", {len(predictions.bad)} more cannot be read" if predictions.bad else ""
     several = ", and of it the number that is furthest off" if len(columns) > 1 else ""
     below = f"Of {len(loss)} images{unreadable}, the furthest off first{several}, as a share of the numbers' deviation."
-    return tiled_picture(f"The {len(rows)} images furthest off: {title}", below, tiles, source, preprocessing)
+    return captioned_grid(f"The {len(rows)} images furthest off: {title}", below, tiles, source, preprocessing)

@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, class_counts, confusion_counts, interval, losses, predicted_labels
+from openmae.pictures.captioned import IMAGE_HEIGHT, CaptionedImage, captioned_grid
 from openmae.pictures.text import (
     FAINT,
     INK,
     PAD,
     box,
+    draw_heading,
+    draw_text,
     fitted,
+    heading_height,
     headings,
-    headings_height,
     page,
-    width_of,
-    write,
-    write_headings,
+    text_width,
 )
-from openmae.pictures.tiles import TILE, Tile, tiled_picture
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.colors import Colormap
@@ -48,9 +48,9 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
     cell, size = (max(64, 140 // len(ids)), 10) if len(ids) <= 12 else (50, 9) if has_numbers else (16, 7)
     rows = [f"{fitted(classes[k], MAX_NAME_WIDTH, size)} ({images[k]})" for k in ids]
     columns = [fitted(classes[k], MAX_NAME_WIDTH, size) for k in ids] + ["all other classes"] * is_part
-    is_upright = any(width_of(name, size) > cell - 6 for name in columns)
-    room = 8 + (max(width_of(name, size) for name in columns) if is_upright else 16)
-    left, matrix = PAD + 32 + max(width_of(name, size) for name in rows), (counts.shape[1] * cell, len(ids) * cell)
+    is_upright = any(text_width(name, size) > cell - 6 for name in columns)
+    room = 8 + (max(text_width(name, size) for name in columns) if is_upright else 16)
+    left, matrix = PAD + 32 + max(text_width(name, size) for name in rows), (counts.shape[1] * cell, len(ids) * cell)
     width = max(600, left + matrix[0] + PAD + (0 if has_numbers else 70))
 
     right, count = int(pairs[pairs[:, 0] == pairs[:, 1], 2].sum()), len(predictions.indices)
@@ -65,9 +65,9 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
         + " Grey rows are classes without images." * bool((images[ids] == 0).any()),
         width,
     )
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + matrix[1] + room + 24 + PAD)
-    write_headings(figure, lines)
+    draw_heading(figure, lines)
     axes = figure.add_axes(box(figure, left, top, *matrix))
     from matplotlib.colors import PowerNorm
 
@@ -78,24 +78,24 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
     axes.tick_params(length=0)
     axes.grid(color="#dddddd", lw=0.5)
     for row, name in enumerate(rows):
-        write(figure, left - 8, top + (row + 0.5) * cell, name, size, across="right")
+        draw_text(figure, left - 8, top + (row + 0.5) * cell, name, size, across="right")
     for column, name in enumerate(columns):
         x, turn = left + (column + 0.5) * cell, 90 if is_upright else 0
-        write(figure, x, top + matrix[1] + 8, name, size, across="center", down="top", rotation=turn)
-    write(figure, PAD + 4, top + matrix[1] / 2, "true class (images)", 10, FAINT, "center", rotation=90)
-    write(figure, left + matrix[0] / 2, top + matrix[1] + room + 18, "predicted class", 10, FAINT, "center")
+        draw_text(figure, x, top + matrix[1] + 8, name, size, across="center", down="top", rotation=turn)
+    draw_text(figure, PAD + 4, top + matrix[1] / 2, "true class (images)", 10, FAINT, "center", rotation=90)
+    draw_text(figure, left + matrix[0] / 2, top + matrix[1] + room + 18, "predicted class", 10, FAINT, "center")
     if has_numbers:
         for row, column in np.argwhere(counts).tolist():
             x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
             colour = "white" if shares[row, column] > 0.35 else INK
-            write(figure, x, y - cell * 0.15, _per_cent(shares[row, column]), size, colour, "center")
-            write(figure, x, y + cell * 0.2, _short(counts[row, column]), size - 2, colour, "center")
+            draw_text(figure, x, y - cell * 0.15, _per_cent(shares[row, column]), size, colour, "center")
+            draw_text(figure, x, y + cell * 0.2, _short(counts[row, column]), size - 2, colour, "center")
     else:
         start, length = left + matrix[0] + PAD, min(300, matrix[1])
         bar = figure.add_axes(box(figure, start, top, 12, length), xticks=[], yticks=[])
         bar.imshow(np.linspace(1, 0, length)[:, None] ** 2, cmap=colours, norm=norm, aspect="auto", origin="upper")
         for share in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1):
-            write(figure, start + 18, top + length * (1 - share**0.5), f"{100 * share:.0f} %", 7)
+            draw_text(figure, start + 18, top + length * (1 - share**0.5), f"{100 * share:.0f} %", 7)
     return figure
 
 
@@ -131,7 +131,7 @@ def most_wrong_picture(
     is_wrong = is_wrong.any(1) if predictions.is_multi_label else is_wrong
     candidates = np.flatnonzero(is_wrong) if is_wrong.any() else np.arange(len(loss))
     rows = candidates[np.argsort(-loss[candidates], kind="stable")][:MAX_WRONG].tolist()
-    width = TILE * 3 // 2 if predictions.is_multi_label else TILE  # wide enough for three labels
+    width = IMAGE_HEIGHT * 3 // 2 if predictions.is_multi_label else IMAGE_HEIGHT  # wide enough for three labels
     if is_wrong.any():
         what = f"The {len(rows)} most wrong images" if len(rows) > 1 else "The only wrong image"
         below = (
@@ -141,10 +141,10 @@ def most_wrong_picture(
         what = f"No image is wrong; the {len(rows)} least certain"
         below = f"All {len(loss)} images are right{_unreadable(predictions)}; the highest loss first."
     tiles = [
-        Tile(int(predictions.indices[row]), *_captions(predictions, classes, row, width), bool(is_wrong[row]))
+        CaptionedImage(int(predictions.indices[row]), *_captions(predictions, classes, row, width), bool(is_wrong[row]))
         for row in rows
     ]
-    return tiled_picture(f"{what}: {title}", below, tiles, source, preprocessing, width)
+    return captioned_grid(f"{what}: {title}", below, tiles, source, preprocessing, width)
 
 
 def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, width: int) -> tuple[str, str]:
@@ -167,8 +167,8 @@ def _caption(start: str, names: list[str], end: str, width: int) -> str:
     """`start`, at most three names, shortened evenly where they do not fit, and `end`."""
     end = (f" +{len(names) - 3}" if len(names) > 3 else "") + end
     names = names[:3]
-    room: float = width - width_of(start + ", " * (len(names) - 1) + end, 9)
-    is_roomy = sum(width_of(fitted(name, width, 9), 9) for name in names) <= room
+    room: float = width - text_width(start + ", " * (len(names) - 1) + end, 9)
+    is_roomy = sum(text_width(fitted(name, width, 9), 9) for name in names) <= room
     each = room if is_roomy else room / len(names)
     return start + (", ".join(fitted(name, each, 9) for name in names) or "no label") + end
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.load_weights import load_weights
-from openmae.training.average import Average
+from openmae.training.average import ModelEMA
 from openmae.training.checkpoint import MODEL, OPTIMIZER, Checkpoint, restore_optimizer, save_checkpoint
 
 RAW_WEIGHT = "weight"  # prefix, in optimizer.safetensors, of the weights that training goes on with
 
 
-def averaged(model: nn.Module, average: Average | None) -> AbstractContextManager[None]:
+def averaged(model: nn.Module, average: ModelEMA | None) -> AbstractContextManager[None]:
     """Within the block the model has its averaged weights; without an average nothing changes."""
     return average.applied(model) if average else nullcontext()
 
@@ -30,7 +30,7 @@ def save_averaged(
     state: dict[str, Any],
     keep: int,
     *,
-    average: Average | None,
+    average: ModelEMA | None,
 ) -> None:
     """`save_checkpoint` of the average; the weights that training goes on with lie beside the optimiser's tensors."""
     raw = {f"{RAW_WEIGHT}/{n}": p.detach().cpu().clone() for n, p in model.named_parameters()} if average else {}
@@ -39,7 +39,7 @@ def save_averaged(
 
 
 def restore_state(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, average: ModelEMA | None
 ) -> None:
     """Load a checkpoint's weights, their moving average and the optimiser's state."""
     folder = checkpoint.folder

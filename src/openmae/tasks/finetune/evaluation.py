@@ -12,7 +12,7 @@ from openmae.model.heads import Classifier
 from openmae.planning.finetune import FinetunePlan
 from openmae.tasks.classification.classification import named_metrics
 from openmae.tasks.finetune.averaged_checkpoint import averaged
-from openmae.training.average import Average
+from openmae.training.average import ModelEMA
 
 
 class FinetuneEvaluation:
@@ -27,7 +27,7 @@ class FinetuneEvaluation:
         plan: FinetunePlan,
         data: LabelledData,
         model: Classifier,
-        average: Average | None,
+        average: ModelEMA | None,
         device: torch.device,
         processes: Processes,
         stop: StopRequest,

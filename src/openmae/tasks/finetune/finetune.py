@@ -44,8 +44,8 @@ from openmae.tasks.classification.report import write_report
 from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
 from openmae.tasks.finetune.evaluation import FinetuneEvaluation
 from openmae.tasks.finetune.step import FinetuneStep, train_step
-from openmae.training.average import Average
-from openmae.training.optim import adamw_of, layer_decay_groups
+from openmae.training.average import ModelEMA
+from openmae.training.optim import adamw_from_groups, layer_decay_groups
 from openmae.training.prefetch import StepInputs
 
 
@@ -79,15 +79,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         model = Classifier.from_shape(plan.shape)
-        run.say(*(load_encoder(model.encoder, init) if init is not None else ()))
+        run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
         model.train_only(resolved.blocks)
         model.to(device)
-        average = Average(model, resolved.ema) if resolved.ema else None
+        average = ModelEMA(model, resolved.ema) if resolved.ema else None
         optimizer = make_optimizer(model, resolved)
         schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
-        run.restore(
-            data.fingerprint, restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer, average)
-        )
+        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
         if (summary := run.finished(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
@@ -96,7 +94,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_model(plan.shape, plan.preprocessing, data, resolved.recipe, resolved.seed),
@@ -120,14 +118,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             optimizer=optimizer,
             schedule=schedule,
             batches=run.batches(
-                resolved, stream, task.prepare, is_paired=task.is_paired, size_of_micro_batch=task.even_size
+                resolved, stream, task.prepare, is_paired=task.is_paired, adjust_micro_batch_size=task.even_size
             ),
             take_step=take_step,
             evaluators=lambda: [Evaluator(resolved.evaluate_every, evaluation.evaluate, is_shared=True)],
             bad=facts.bad if facts else None,
             save=partial(save_averaged, average=average),
             finish=lambda: finish(run, model, evaluation, plan, data),
-            closing=lambda summary: result_text(summary, data, run.path),
+            final_message=lambda summary: result_text(summary, data, run.path),
         )
 
 
@@ -161,7 +159,7 @@ def make_optimizer(model: Classifier, config: ResolvedFinetuneConfig) -> torch.o
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
     )
-    return adamw_of(groups, config.betas)
+    return adamw_from_groups(groups, config.betas)
 
 
 def finish(

@@ -88,11 +88,11 @@ def train_step(
     """
     config = task.plan.config
 
-    def loss_of(micro_batch: ModelInput) -> Tensor:
+    def loss_fn(micro_batch: ModelInput) -> Tensor:
         assert micro_batch.labels is not None, "`prepare` gives labels"
         images, targets = task.mixing(micro_batch.images, micro_batch.labels, seed=config.seed, step=step)
         with autocast(task.device, config.precision):
             outputs = model(images, micro_batch.drop_path).float()
         return task.loss(outputs, targets) / config.batch_size
 
-    return accumulated_step(model, optimizer, inputs, loss_of, task.processes)
+    return accumulated_step(model, optimizer, inputs, loss_fn, task.processes)

@@ -19,7 +19,7 @@ from openmae.data.sources.views import axes_of
 from openmae.data.survey.census import examine
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
-from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.requests.inspect import check_out
 from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
@@ -34,7 +34,7 @@ from openmae.tasks.inspect.findings import (
 from openmae.tasks.inspect.pictures import contact_sheet, drawn, pair_sheet
 from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import size_advice, to_mend, would_choose
-from openmae.training.telemetry import Screen
+from openmae.training.telemetry import ProgressBar
 
 NUM_SURVEYED = 256  # images that decide what openmae would choose, as before a run
 MAX_PAIRS = 12
@@ -81,7 +81,7 @@ def _examined(split: str, source: Source, config: InspectConfig) -> SplitFinding
     workers = min(num_cores(), MAX_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
     tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, str(config.dataset), num_cores())
     started = time.monotonic()
-    with Screen(len(indices), 0, f"{split:10}") as screen:
+    with ProgressBar(len(indices), 0, f"{split:10}") as screen:
         census = examine(
             source,
             indices,
@@ -144,7 +144,7 @@ def _write(
     seed: int,
 ) -> None:
     value_range = None if facts is None else (facts.dtype, facts.value_range)
-    with disk_faults(out), folder_written_aside(out) as folder:
+    with disk_faults(out), atomic_write_folder(out) as folder:
         write_json(folder / "inspect.json", report)
         lines = [json.dumps(line) + "\n" for line in report["bad"]]
         (folder / "bad.jsonl").write_text("".join(lines))

@@ -8,11 +8,11 @@ from typing import Any
 from openmae.config import ClassifierShape, InspectConfig, MAEShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
-from openmae.interchange.report import families
+from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
-from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.requests.inspect import check_out
-from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
+from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_checkpoint
 
 CAN = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
@@ -34,7 +34,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     """
     out = check_out(config.out) if config.out is not None else None
     assert config.path is not None
-    init = read_init(config.path, say=False)
+    init = read_init(config.path, verbose=False)
     assert init.report is not None
     found: dict[str, Any] = {
         "kind": "model",
@@ -53,7 +53,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     }
     print("\n".join(lines(init, found)), flush=True)
     if out is not None:
-        with disk_faults(out), folder_written_aside(out) as folder:
+        with disk_faults(out), atomic_write_folder(out) as folder:
             write_json(folder / "inspect.json", found)
     return found
 
@@ -98,10 +98,10 @@ def lines(init: StoredModel, found: dict[str, Any]) -> list[str]:
     said.append(f"history    {', '.join(f'{k} {v}' for k, v in history.items()) or 'not recorded'}")
     said += [f"           {remark}" for remark in init.report.remarks]
     said.append(f"weights    {len(init.report.loaded)} by our names:")
-    said += [f"             {line}" for line in families(init.report.loaded)]
+    said += [f"             {line}" for line in group_blocks(init.report.loaded)]
     if init.report.unused:
         said.append(f"unused     {len(init.report.unused)}:")
-        said += [f"             {line}" for line in families(init.report.unused)]
+        said += [f"             {line}" for line in group_blocks(init.report.unused)]
     said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
     said.append(f"good for   {CAN[type(init.shape)] if init.scale is None else CAN_PREDICT}")
     return [shown(line) for line in said]  # names in a file can be terminal commands
@@ -122,7 +122,7 @@ def checksums(path: str) -> dict[str, str]:
         files = [model]
         if (model.parent / MANIFEST).is_file():
             try:
-                verify(model.parent)
+                verify_checkpoint(model.parent)
             except DamagedCheckpoint as error:
                 raise RequestError(f"{shown(model.parent)} is damaged: {error}") from None
             entries = json.loads((model.parent / MANIFEST).read_bytes())["files"]

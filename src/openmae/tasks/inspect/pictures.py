@@ -10,7 +10,7 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
-from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+from openmae.pictures.text import FAINT, INK, PAD, box, draw_heading, draw_text, fitted, heading_height, headings, page
 from openmae.tasks.inspect.findings import SplitFindings
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
@@ -48,9 +48,9 @@ def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) ->
         "width x height x channels."
     )
     lines = headings(f"Contact sheet: {report['path']}", told, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(places) // across) * height)
-    write_headings(figure, lines)
+    draw_heading(figure, lines)
     for number, place in enumerate(places):
         row, column = divmod(number, across)
         _draw(figure, place, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
@@ -67,16 +67,16 @@ def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: Valu
         f"{report['exact_groups']:,} are equal copies; {len(pairs)} pairs are shown, those of different splits first."
     )
     lines = headings(f"Images that look the same: {report['path']}", told, width)
-    top = headings_height(lines)
+    top = heading_height(lines)
     figure = page(width, top + -(-len(pairs) // across) * height)
-    write_headings(figure, lines)
+    draw_heading(figure, lines)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, across)
         for side, place in enumerate(pair):
             left, upper = PAD + column * wide + side * (PAIR_TILE + 6), top + row * height
             _draw(figure, place, left, upper, PAIR_TILE, value_range)
             crosses = pair[0][0] is not pair[1][0]
-            write(
+            draw_text(
                 figure,
                 left,
                 upper + PAIR_TILE + 2 * LINE + 10,
@@ -97,7 +97,7 @@ def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, va
         for edge in axes.spines.values():
             edge.set_color(WRONG)
         for number, line in enumerate(_broken(str(error), tile - 12)):
-            write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
+            draw_text(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
         picture = np.asarray(pictured(filled(image), tile, value_range))
@@ -107,8 +107,8 @@ def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, va
         axes.axis("off")
         size = f"{image.shape[1]} x {image.shape[0]} x {image.shape[2]}"
         size += "" if image.dtype == np.uint8 else f" {image.dtype}"
-    write(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
-    write(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
+    draw_text(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
+    draw_text(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
 
 
 def pictured(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:

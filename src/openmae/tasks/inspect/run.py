@@ -8,21 +8,21 @@ from typing import Any
 
 from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
 from openmae.errors import shown
-from openmae.machine.files import disk_faults, folder_written_aside, write_json
+from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve
 from openmae.requests.inspect import check_out
 from openmae.run.health import Health
-from openmae.run.lock import is_held
+from openmae.run.lock import is_locked
 from openmae.run.reader import (
     MAX_NUMBER,
     ResolvedConfig,
-    checkpoints_of,
-    measured_of,
-    numbers_of,
-    read_lines_of,
-    read_values,
-    settled_of,
+    finite_numbers,
+    list_checkpoints,
+    parse_resolved_config,
+    read_json_object,
+    read_metrics,
     steps_per_epoch,
+    summarise_metrics,
 )
 from openmae.tasks.inspect.run_screen import run_lines
 from openmae.tasks.inspect.screen import cut
@@ -58,10 +58,10 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
     out = None if config.out is None else check_out(config.out)
     assert config.path is not None
     run = Path(config.path)
-    values, problem = read_values(run / "config.json")
-    settled, why_not = settled_of(values)
-    lines = [line for line in map(numbers_of, read_lines_of(run / "metrics.jsonl")) if line]
-    summary, _ = read_values(run / "summary.json")
+    values, problem = read_json_object(run / "config.json")
+    settled, why_not = parse_resolved_config(values)
+    lines = [line for line in map(finite_numbers, read_metrics(run / "metrics.jsonl")) if line]
+    summary, _ = read_json_object(run / "summary.json")
     report: dict[str, Any] = {
         "kind": "run",
         "path": shown(config.path),
@@ -70,14 +70,14 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "settings": {name: values[name] for name in TOLD if values.get(name) is not None},
         "data": shown(str(settled.dataset)) if settled is not None else None,
         **_state(run, settled, lines, summary),
-        **measured_of(lines, summary),
-        "checkpoints": checkpoints_of(run),
+        **summarise_metrics(lines, summary),
+        "checkpoints": list_checkpoints(run),
     }
     report |= _health(settled, lines, report)
     report["resume"] = resume_command(config.path, settled, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
-        with disk_faults(out), folder_written_aside(out) as folder:
+        with disk_faults(out), atomic_write_folder(out) as folder:
             write_json(folder / "inspect.json", report)
             title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
             label = "loss on masked patches" if isinstance(settled, ResolvedPretrainConfig) else "loss"
@@ -100,7 +100,7 @@ def _state(
         num_steps = max(round(length), step) if length < MAX_NUMBER else None
     status = summary.get("status")
     status = status if status in ("complete", "interrupted", "failed", "running") else "unknown"
-    if is_held(run):
+    if is_locked(run):
         status = "running"
     elif status == "running":  # it was killed: nothing could be written
         status = "ended without a word"

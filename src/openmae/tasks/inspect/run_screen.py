@@ -9,7 +9,7 @@ from typing import Any
 
 from openmae.errors import shown
 from openmae.tasks.inspect.screen import cut, entry, size
-from openmae.training.telemetry import duration
+from openmae.training.telemetry import format_duration
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
 SPARKS = 60  # columns of a curve
@@ -69,9 +69,9 @@ def _status(report: dict[str, Any]) -> str:
     if report["epoch"] is not None:
         text += f", epoch {report['epoch']:.2f}"
     if report["seconds"] is not None:
-        text += f", {duration(report['seconds'])} of work"
+        text += f", {format_duration(report['seconds'])} of work"
     if report["status"] == "running" and report["idle_seconds"] is not None:
-        text += f"; the last line was written {duration(report['idle_seconds'])} ago"
+        text += f"; the last line was written {format_duration(report['idle_seconds'])} ago"
     return text
 
 

@@ -18,11 +18,11 @@ from openmae.data.labels.numbers import kept_numbers
 from openmae.data.sources.open import Source
 from openmae.data.sources.pack import Packed
 from openmae.data.sources.views import images_apart
-from openmae.machine.files import PARTIAL, json_bytes, sync, written_aside
+from openmae.machine.files import PARTIAL_PREFIX, atomic_write, json_bytes, sync
 from openmae.training.telemetry import read_lines
 
 ROW_GROUP = 128  # images; other readers, which know no places, fetch a whole group for one image
-JOURNAL = PARTIAL + "journal.jsonl"
+JOURNAL = PARTIAL_PREFIX + "journal.jsonl"
 
 
 class Journal:
@@ -31,7 +31,7 @@ class Journal:
     def __init__(self, out: Path) -> None:
         self.path = out / JOURNAL
         self.lines = read_lines(self.path)
-        with written_aside(self.path) as partial:  # without the line that a crash cut short
+        with atomic_write(self.path) as partial:  # without the line that a crash cut short
             partial.write_bytes(b"".join(map(_line, self.lines)))
 
     def add(self, **values: Any) -> None:
@@ -180,7 +180,7 @@ class EmptyFile:
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], lines: list[dict[str, Any]]) -> None:
-        self.path, self._partial = path, path.with_name(PARTIAL + path.name)
+        self.path, self._partial = path, path.with_name(PARTIAL_PREFIX + path.name)
         self._width = 8 + -(-int(np.prod(shape)) // 8)
         self._file: RawFile | None = None
         self._new = 0  # images since the journal's last line; floats among them, which are NaN where they are empty
@@ -235,7 +235,7 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         arrays["places"] = places
     if (apart := images_apart(source)) is not None:  # or a split would put tiles of one image on both sides
         arrays["image_numbers"] = apart[kept]
-    with written_aside(path) as partial, open(partial, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -247,6 +247,6 @@ def entry(path: Path) -> dict[str, Any]:
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
     """Write a manifest of a pack aside, rename it, and see it and its folder to the disk."""
-    with written_aside(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(json_bytes(values))
     sync(path.parent)

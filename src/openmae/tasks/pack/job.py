@@ -20,7 +20,7 @@ from openmae.data.sources.pack import Packed, PackedImages, Packing
 from openmae.data.sources.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
 from openmae.machine.device import num_cores
-from openmae.machine.files import PARTIAL, sync
+from openmae.machine.files import PARTIAL_PREFIX, sync
 from openmae.machine.signals import StopRequest
 from openmae.planning.reader_memory import FROM_CORES, workers_that_fit
 from openmae.run.quarantine import QUARANTINE, write_quarantine
@@ -33,7 +33,7 @@ from openmae.tasks.pack.files import (
     write_index,
     write_manifest,
 )
-from openmae.training.telemetry import Screen
+from openmae.training.telemetry import ProgressBar
 
 BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32  # what a reader process sends at a time, at most
 RAW_PART_BYTES = 64 << 20  # between two lines of a raw pack's journal
@@ -59,7 +59,7 @@ class PackJob:
         files: dict[str, Any] = {}
         splits: dict[str, Any] = {}
         done = sum(line["inputs"] for line in self.journal.lines)
-        with Screen(self.inputs, done, "packing") as self.screen:
+        with ProgressBar(self.inputs, done, "packing") as self.screen:
             self.done = done
             for split, source in self.sources.items():
                 write = self._write_raw if self.plan["format"] == "raw" else self._write_jpegs
@@ -107,7 +107,7 @@ class PackJob:
         with closing(self._images(source, missing)) as images:
             for number, part in enumerate(parts):
                 path = self.out / f"{split}-{number:05d}-of-{count:05d}.parquet"
-                places_path = self.out / f"{PARTIAL}{path.stem}.places.npy"
+                places_path = self.out / f"{PARTIAL_PREFIX}{path.stem}.places.npy"
                 if number not in there:
                     bad, num_empty = self._write_jpeg_file(split, source, of_split, part, images, path, places_path)
                     with_empty = {"empty": num_empty} if num_empty else {}
@@ -131,7 +131,7 @@ class PackJob:
         """What was bad, and how many images have empty values."""
         bad: dict[int, str] = {}
         with_empty = 0
-        partial, at = path.with_name(PARTIAL + path.name), part.start
+        partial, at = path.with_name(PARTIAL_PREFIX + path.name), part.start
         with open(partial, "w+b") as file, ExitStack() as cleanup:
             numbers = kept_numbers(source)
             has_labels = of_split["labelled"] or numbers is not None
@@ -160,7 +160,7 @@ class PackJob:
     def _write_raw(self, split: str, source: Source) -> tuple[list[str], None]:
         """Write the .npy of a split: its name."""
         path = self.out / f"{split}.npy"
-        partial = path.with_name(PARTIAL + path.name)
+        partial = path.with_name(PARTIAL_PREFIX + path.name)
         lines = self.journal.of(split)
         first, rows = sum(line["inputs"] for line in lines), sum(line["rows"] for line in lines)
         if first == len(source) and path.exists():

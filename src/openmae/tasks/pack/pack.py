@@ -16,12 +16,12 @@ from openmae.data.sources.reading import reading_of
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
-from openmae.machine.files import PARTIAL, disk_faults, size_words
+from openmae.machine.files import PARTIAL_PREFIX, disk_faults, format_bytes
 from openmae.machine.signals import StopRequest
 from openmae.planning.summary_lines import nodata_lines
 from openmae.requests.pack import check_apart, check_vacant, manifest_of
-from openmae.run.create import make_and_hold
-from openmae.run.lock import check_place
+from openmae.run.create import make_and_lock
+from openmae.run.lock import check_run_folder
 from openmae.run.quarantine import QUARANTINE
 from openmae.tasks.pack.files import (
     write_manifest,
@@ -50,7 +50,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
     with StopRequest() as stop, ExitStack() as lock:
         stop.defer()
         out = Path(config.out)
-        check_place(out, "OUT")
+        check_run_folder(out, "OUT")
         check_apart(config.dataset, out)
         check_vacant(config, out)
         previous, is_finished = read_previous(out)
@@ -60,7 +60,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         check_same(out, plan, previous)
         finished = previous if is_finished else None
         if finished is None:
-            make_and_hold(out, lock, "OUT")
+            make_and_lock(out, lock, "OUT")
             check_disk(out, estimate)
             told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
             print(
@@ -77,7 +77,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         size = sum(file["bytes"] for file in finished["files"].values())
         told = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
         left_out = f"; {' and '.join(told)}, {QUARANTINE} says which and why" if told else ""
-        print(f"packed     {total:,} {what} into {shown(out)}, {size_words(size)}{left_out}")
+        print(f"packed     {total:,} {what} into {shown(out)}, {format_bytes(size)}{left_out}")
         seconds = round(time.monotonic() - started, 1)
         found = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
         return found if config.tiles is None else {**found, "blank_tiles": blank}
@@ -99,7 +99,7 @@ def verify(data: str) -> dict[str, Any]:
         raise RequestError(f"{shown(data)} is damaged: {'; '.join(found[:5])}")
     size = sum(file["bytes"] for file in manifest["files"].values())
     images = sum(split["images"] for split in manifest["splits"].values())
-    print(f"whole      {shown(data)}: {images:,} images, {size_words(size)} in {len(manifest['files'])} files")
+    print(f"whole      {shown(data)}: {images:,} images, {format_bytes(size)} in {len(manifest['files'])} files")
     seconds = round(time.monotonic() - started, 1)
     return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
 
@@ -150,7 +150,7 @@ def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None)
 
 def clean(out: Path) -> None:
     """Remove what only an unfinished pack needs."""
-    for path in sorted(out.glob(PARTIAL + "*")):
+    for path in sorted(out.glob(PARTIAL_PREFIX + "*")):
         path.unlink(missing_ok=True)
 
 

@@ -19,7 +19,7 @@ from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import nodata_in
 from openmae.data.value_scale import EIGHT_BITS, Rescale, match_own_scale, match_scale, value_lines
 from openmae.errors import Fault, RequestError, shown
-from openmae.machine.files import size_words
+from openmae.machine.files import format_bytes
 from openmae.planning.image_size import mean_coverage, pack_image_size
 
 DEFAULT_SIZE = 256
@@ -156,7 +156,7 @@ def check_disk(out: Path, estimate: int) -> None:
     free = shutil.disk_usage(out).free
     if estimate - there > free:
         raise Fault(
-            f"{shown(out)} needs about {size_words(estimate - there)} and {size_words(free)} are free: free some "
+            f"{shown(out)} needs about {format_bytes(estimate - there)} and {format_bytes(free)} are free: free some "
             "space, give a smaller --size or another OUT"
         )
 
@@ -189,4 +189,4 @@ def plan_lines(
             f"{plan['images_per_file']:,} images a file"
         )
     what = "images" if config.tiles is None else "tiles "
-    return [f"{what:10} {counts}", f"pack       {how}{decided}", f"disk       about {size_words(estimate)}"]
+    return [f"{what:10} {counts}", f"pack       {how}{decided}", f"disk       about {format_bytes(estimate)}"]

@@ -15,7 +15,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.init import read_init, read_stored_model
-from openmae.interchange.load_weights import load_weights, start_pretraining
+from openmae.interchange.load_weights import load_for_pretraining, load_weights
 from openmae.interchange.stored import StoredModel
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         requested, device, processes = run.requested, run.device, run.processes
         init = read_start(run)
         data = open_training_data(requested, None if init is None else init.preprocessing)
-        run.say(
+        run.print_lines(
             *(data.source_lines if run.is_new else ())
         )  # before what takes seconds: torch's optimisers bring its compiler
         plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
@@ -71,7 +71,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         model = MAE.from_shape(shape)
-        run.say(*(start_pretraining(model, init) if init is not None else ()))
+        run.print_lines(*(load_for_pretraining(model, init) if init is not None else ()))
         model.to(device)
         model.set_recompute(resolved.recompute)
         model.set_bf16_residual(resolved.bf16_residual)
@@ -85,11 +85,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if (summary := run.finished(num_steps)) is not None:
             return summary
         run.announce(new_run_lines(plan, data, facts, device, masks), checkpoint_bytes(shape), resolved.keep)
-        run.say(*(watch_lines(resolved) if processes.is_first else ()))
+        run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
             resolved,
             preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=data.count,
             description=describe_model(resolved, shape, preprocessing, masks),
@@ -110,7 +110,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
-            closing=lambda summary: (
+            final_message=lambda summary: (
                 f"done       {run.path / MODEL}; look at it: openmae reconstruct IMAGE --init {run.path} "
                 "--out pictures.png"
             ),
@@ -135,8 +135,8 @@ def make_step_model(run: Run[ResolvedPretrainConfig], model: MAE, config: Resolv
         run.device,
         is_compiled=config.compile,
         precision=config.precision,
-        loss_of=loss_of,
-        when_wrong=lambda: remember_no_compile(run.path) if run.processes.is_first else None,
+        loss_fn=loss_fn,
+        on_wrong_gradients=lambda: remember_no_compile(run.path) if run.processes.is_first else None,
     )
 
 
@@ -176,7 +176,7 @@ def prepare(micro_batch: Batch, plan: PretrainPlan, masks: MaskSampler, device: 
     )
 
 
-def loss_of(model: nn.Module, inputs: ModelInput, precision: str) -> Tensor:
+def loss_fn(model: nn.Module, inputs: ModelInput, precision: str) -> Tensor:
     """The mean loss of a micro-batch, over the masked patches that are not empty."""
     with autocast(inputs.images.device, precision):
         output = model(inputs.images, inputs.masking)
@@ -221,12 +221,12 @@ def train_step(
     Args:
         masks: of the run; without it every patch counts.
     """
-    shares = iter(loss_shares(inputs.parts, masks, config, processes))
+    shares = iter(loss_shares(inputs.micro_batches, masks, config, processes))
     return accumulated_step(
         model,
         optimizer,
         inputs,
-        lambda micro_batch: loss_of(model, micro_batch, config.precision) * next(shares),
+        lambda micro_batch: loss_fn(model, micro_batch, config.precision) * next(shares),
         processes,
     )
 

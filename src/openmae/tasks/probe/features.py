@@ -108,7 +108,7 @@ def make_feature_batches(
     share = len(processes.share(config.batch_size))
     return FeatureBatches(
         encoded,
-        run.batches(config, stream, prepare, size_of_micro_batch=lambda size: micro_batch_size_for(share, size)),
+        run.batches(config, stream, prepare, adjust_micro_batch_size=lambda size: micro_batch_size_for(share, size)),
     )
 
 

@@ -15,8 +15,8 @@ from openmae.inference.features import Features, check_readable
 from openmae.inference.models import EncoderModel
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
-from openmae.interchange.stored import hash_of
-from openmae.machine.files import disk_faults, written_aside
+from openmae.interchange.stored import hash_weights
+from openmae.machine.files import atomic_write, disk_faults
 from openmae.machine.parallel import parallelise
 from openmae.model.heads import Classifier
 from openmae.model.probe import Probes
@@ -70,12 +70,12 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         classifier = Classifier.from_shape(plan.shape)
-        run.say(*load_encoder(classifier.encoder, init))
+        run.print_lines(*load_encoder(classifier.encoder, init))
         classifier.requires_grad_(False).eval().to(device)
         probes = Probes(plan.shape, len(resolved.base_lr)).to(device)
         optimizer = make_optimizer(probes, resolved)
         schedule = cosine_schedule(resolved, max(resolved.base_lr), len(data.train), num_steps)
-        encoder_hash = hash_of(init.encoder_weights)
+        encoder_hash = hash_weights(init.encoder_weights)
         run.restore(
             data.fingerprint,
             restore_state=lambda checkpoint: restore_state(checkpoint, probes, optimizer),
@@ -97,7 +97,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            taken=data.taken,
+            split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": resolved.base_lr, "seed": resolved.seed},
@@ -120,7 +120,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             bad={**(facts.bad if facts else {}), **(cached.bad if cached else {})},
             save=save_checkpoint,
             finish=lambda: finish(run, evaluation),
-            closing=lambda summary: result_text(summary, data, run.path),
+            final_message=lambda summary: result_text(summary, data, run.path),
         )
 
 
@@ -175,9 +175,9 @@ def finish(run: Run[ResolvedProbeConfig], evaluation: ProbeEvaluation) -> dict[s
     if run.processes.is_first:
         run.progress.log.quarantine.replace_part(data.final_split, evaluation.final.bad)
         write_rates(run.path / "rates.csv", rates, metrics)
-        evaluation.probes.put_into(evaluation.classifier, best)
+        evaluation.probes.copy_into(evaluation.classifier, best)
         description = describe_model(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
-        with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
+        with disk_faults(run.path), atomic_write(run.path / MODEL) as partial:
             save_model(partial, evaluation.classifier, {**description, "step": run.num_steps})
         title = f"{run.path.name}, {data.final_split}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)

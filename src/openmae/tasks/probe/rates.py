@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from openmae.data.labels.labelled import LabelledData
-from openmae.machine.files import disk_faults, written_aside
+from openmae.machine.files import atomic_write, disk_faults
 
 
 def choice_metric(data: LabelledData) -> str:
@@ -35,7 +35,7 @@ def chosen_by(data: LabelledData) -> str:
 def write_rates(path: Path, rates: tuple[float, ...], metrics: list[dict[str, float]]) -> None:
     """Write every rate and its metrics on the images by which one was chosen, as CSV."""
     names = list(metrics[0])
-    with disk_faults(path), written_aside(path) as partial, partial.open("w", newline="") as file:
+    with disk_faults(path), atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["base_lr", *names])
         writer.writerows(

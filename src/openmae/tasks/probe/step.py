@@ -36,7 +36,7 @@ def train_step(
     A step whose gradients are not finite leaves weights and optimiser as they are.
     """
 
-    def loss_of(micro_batch: ModelInput) -> Tensor:
+    def loss_fn(micro_batch: ModelInput) -> Tensor:
         labels = micro_batch.labels
         assert labels is not None, "a probe's inputs have labels"
         outputs = model(features(micro_batch))  # (heads, B, classes or columns)
@@ -45,7 +45,7 @@ def train_step(
         return loss
 
     num_heads = len(config.base_lr)
-    return accumulated_step(model, optimizer, inputs, loss_of, processes, reported=lambda loss: loss / num_heads)
+    return accumulated_step(model, optimizer, inputs, loss_fn, processes, logged_loss=lambda loss: loss / num_heads)
 
 
 def head_loss(outputs: Tensor, targets: Tensor, data: LabelledData) -> Tensor:

@@ -31,10 +31,10 @@ from openmae.inference.features import default_batch_size, preprocessing_for
 from openmae.inference.load import load
 from openmae.inference.matched import matched_model
 from openmae.inference.models import ClassifierModel, RegressionModel
-from openmae.interchange.stored import hash_of
+from openmae.interchange.stored import hash_weights
 from openmae.machine.device import default_workers, use_device
-from openmae.machine.files import write_json, written_aside
-from openmae.machine.parallel import joined
+from openmae.machine.files import atomic_write, write_json
+from openmae.machine.parallel import join_processes
 from openmae.machine.signals import StopRequest
 from openmae.requests.features import check_run
 from openmae.tasks.robustness.measure import measure
@@ -55,7 +55,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
     """
     config = config.plain()
     run = Path(config.out)
-    with joined() as processes, StopRequest() as stop, ExitStack() as lock:
+    with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up. Nothing is written before all that can be wrong has been looked at.
         check_run(config, run)
         device = use_device(config.device, processes.local_rank)
@@ -66,7 +66,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         model, lines = matched_model(model, first_parts(sets, config, preprocessing), config.value_range)
         preprocessing = preprocessing_for(model, config.size)
         settings = {
-            "model": hash_of(model.classifier.state_dict()),
+            "model": hash_weights(model.classifier.state_dict()),
             "image_size": list(preprocessing.image_size),
             "precision": config.precision,
             "value_range": None if config.value_range is None else list(config.value_range),
@@ -97,7 +97,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
             if processes.is_first:
                 with suppress(OSError):  # what happened first is what must be said
                     if isinstance(error, RequestError) and previous is not None:  # refused: what was measured stands
-                        with written_aside(run / "summary.json") as partial:
+                        with atomic_write(run / "summary.json") as partial:
                             partial.write_bytes(previous)
                         raise
                     status = "interrupted" if isinstance(error, Interrupted) else "failed"

@@ -9,7 +9,7 @@ from typing import Any
 from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
-from openmae.machine.files import disk_faults, write_json, written_aside
+from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.requests.features import ROWS
 from openmae.run.create import create_run
 from openmae.run.quarantine import write_quarantine
@@ -51,7 +51,7 @@ def begin(
 
 def write_rows(run: Path, rows: list[Row]) -> None:
     """Write the rows of all finished parts anew."""
-    with written_aside(run / ROWS) as partial:
+    with atomic_write(run / ROWS) as partial:
         partial.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
@@ -66,7 +66,7 @@ def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[
     """Write robustness.csv, quarantine.jsonl and summary.json, which says that the run is complete."""
     bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
     with disk_faults(run, is_resumable=True):
-        with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
+        with atomic_write(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
             for measured in sets:
