@@ -15,7 +15,7 @@ from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decoding import decode as decoding
 from openmae.data.decoding import strips
-from openmae.data.decoding.decode import BadImage, decode, from_picture
+from openmae.data.decoding.decode import BadImage, decode, from_pil_image
 from openmae.data.decoding.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.sources.folder import FolderSource
@@ -63,9 +63,9 @@ def in_small_strips(monkeypatch):
 @pytest.mark.parametrize("background", [1.0, 0.3])
 def test_every_kind_of_picture_is_the_same_in_strips(in_small_strips, mode, background):
     image = picture(mode)
-    whole = from_picture(image, background)
+    whole = from_pil_image(image, background)
     in_small_strips()
-    np.testing.assert_array_equal(from_picture(image, background), whole)
+    np.testing.assert_array_equal(from_pil_image(image, background), whole)
     assert whole.shape[:2] == RGBA.shape[:2]
 
 

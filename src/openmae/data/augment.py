@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as colour
 
 from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
-from openmae.data.randomness import global_chance
+from openmae.data.randomness import seeded_global_rng
 from openmae.data.resize import LARGE_PIXELS, Pixels, resize, resize_in_strips
 from openmae.errors import RequestError
 
@@ -27,7 +27,7 @@ CROP_ATTEMPTS = 10
 FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
 # The paper names no strengths for its jitter ablation: brightness, contrast, saturation, hue as commonly used.
 JITTER = (0.4, 0.4, 0.4, 0.1)
-NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
+NUM_UNIFORMS = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
 _DECIMAL = r"\d+(?:\.\d+)?"
 # timm passes over what it does not understand; here only what has an effect is let through.
 _POLICY_PARTS = (
@@ -92,7 +92,7 @@ class Augmentation:
         Args:
             image: H × W × C of uint8 or float32.
             size: height and width of the result.
-            chance: (NUM_CHANCES,) uniform numbers, for crop, flip and jitter.
+            chance: (NUM_UNIFORMS,) uniform numbers, for crop, flip and jitter.
             key: the sample's, for RandAugment.
             value_range: black and white, for jitter of float32.
 
@@ -262,7 +262,7 @@ def rand_augment(image: Tensor, policy: str, fill: tuple[int, ...] | None, key: 
     assert image.dtype == torch.uint8
     picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
     transform = _rand_augment_transform(policy, fill)
-    with global_chance(key, "rand-augment"):
+    with seeded_global_rng(key, "rand-augment"):
         picture = transform(picture)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[:channels].contiguous()
 

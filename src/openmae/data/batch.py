@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.data.hand_over import room
+from openmae.data.hand_over import allocate_batch
 from openmae.data.sources.open import Label
 from openmae.errors import RequestError
 
@@ -70,14 +70,14 @@ def stack(images: Sequence[Tensor | NDArray]) -> Tensor:
     """Images of one size and type as a batch: (B, ...); in a reader process straight into what it shares."""
     tensors = [image for image in images if isinstance(image, Tensor)]
     if tensors:
-        return torch.stack(tensors, out=room((len(images), *tensors[0].shape), tensors[0].dtype))
+        return torch.stack(tensors, out=allocate_batch((len(images), *tensors[0].shape), tensors[0].dtype))
     arrays = [image for image in images if isinstance(image, np.ndarray)]
-    batch = room((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    batch = allocate_batch((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
     np.stack(arrays, out=batch.numpy())  # by NumPy, for torch warns of read-only memory, which a pack's pages are
     return batch
 
 
-def stacked(labels: Sequence[Label]) -> Tensor | None:
+def stack_labels(labels: Sequence[Label]) -> Tensor | None:
     """The labels of a batch; None where no image has one.
 
     Raises:

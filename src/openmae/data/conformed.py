@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
-from openmae.data.decoding.nodata import means_of, values_of
+from openmae.data.decoding.nodata import fill_values, values_of
 from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.strips import strips
 from openmae.data.preprocess import conform
@@ -34,10 +34,10 @@ class Conformed:
         return conform(part, self._channels, self._dtype, rescale=self._rescale, fill=self._fill)
 
 
-def fitted_to_model(image: Pixels, preprocessing: Preprocessing, min_side: int = 1) -> Pixels:
+def conform_to_model(image: Pixels, preprocessing: Preprocessing, min_side: int = 1) -> Pixels:
     """`conformed` to what a record says. Raises BadImage as that does."""
     p = preprocessing
-    return conformed(image, p.channels, p.dtype, min_side, Rescale.of(p), means_of(p))
+    return conformed(image, p.channels, p.dtype, min_side, Rescale.of(p), fill_values(p))
 
 
 def conformed(

@@ -11,14 +11,14 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import is_blank
-from openmae.data.sources.views import are_tiles, by_image, root_of
+from openmae.data.sources.views import are_tiles, grouped_by_image, root_of
 
 BITS = (8, 10, 12, 14, 16)  # what cameras, scanners and detectors have
 NUM_SURVEYED = 64  # images of a part of the data
 
 
 @dataclass(frozen=True)
-class Depths:
+class BitDepths:
     """Number types of some images and how far their values reach.
 
     Attributes:
@@ -32,7 +32,7 @@ class Depths:
     bits: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Iterable[NDArray]) -> "Depths":
+    def of(cls, images: Iterable[NDArray]) -> "BitDepths":
         """Of decoded images, H × W × C."""
         counts, highest, bits = Counter[str](), dict[str, float](), Counter[int]()
         for image in images:
@@ -45,17 +45,17 @@ class Depths:
                 bits[bits_for(top)] += 1
         return cls(dict(counts), highest, dict(sorted(bits.items())))
 
-    def __add__(self, other: "Depths") -> "Depths":
+    def __add__(self, other: "BitDepths") -> "BitDepths":
         counts, bits = Counter(self.counts) + Counter(other.counts), Counter(self.bits) + Counter(other.bits)
         highest = {**other.highest, **{k: max(v, other.highest.get(k, v)) for k, v in self.highest.items()}}
-        return Depths(dict(counts), highest, dict(sorted(bits.items())))
+        return BitDepths(dict(counts), highest, dict(sorted(bits.items())))
 
     @property
     def count(self) -> int:
         """Images that were looked at and could be read."""
         return sum(self.counts.values())
 
-    def mixture(self) -> str | None:
+    def describe_mixture(self) -> str | None:
         """That one folder holds several depths, in words; None where it does not."""
         if len(self.counts) > 1:
             kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -70,7 +70,7 @@ class Depths:
         return "" if kind == "uint8" else f" (up to {self.highest[kind]:g})"
 
 
-def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depths:
+def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> BitDepths:
     """Decode up to `limit` images of each source, evenly drawn, and measure their depths; unreadable ones are left out.
 
     Views of one source are looked at once. Blank tiles are left out: they may be what a scanner fills with.
@@ -84,7 +84,7 @@ def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depth
             seen.append(root_of(source))
             chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist()
             is_cut = are_tiles(source)
-            for index in by_image(source, chosen) if is_cut else chosen:
+            for index in grouped_by_image(source, chosen) if is_cut else chosen:
                 try:
                     image = source.read(index)
                 except BadImage:  # whoever reads it for good says so
@@ -92,7 +92,7 @@ def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depth
                 if not (is_cut and is_blank(image)):
                     yield image
 
-    return Depths.of(images())
+    return BitDepths.of(images())
 
 
 def bits_for(highest: float) -> int:

@@ -63,7 +63,7 @@ class _Shares:
         return self._mask[rows_and_columns].astype(np.float32)
 
 
-def stacked_empty(patches: Sequence[Tensor | None]) -> Tensor | None:
+def stack_empty_patches(patches: Sequence[Tensor | None]) -> Tensor | None:
     """(B, N) of a batch's images; None where no patch of any of them is empty."""
     known = next((empty for empty in patches if empty is not None), None)
     if known is None:

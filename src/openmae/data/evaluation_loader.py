@@ -13,18 +13,18 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
-from openmae.data.batch import pinned, stack, stacked
-from openmae.data.conformed import fitted_to_model
+from openmae.data.batch import pinned, stack, stack_labels
+from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.regions import pixels_of
-from openmae.data.empty_patches import empty_patches_of, stacked_empty
-from openmae.data.hand_over import goes_through_pipes
+from openmae.data.decoding.regions import open_pixels
+from openmae.data.empty_patches import empty_patches_of, stack_empty_patches
+from openmae.data.hand_over import needs_pipes
 from openmae.data.readers import make_loader, read
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import BLANK, is_blank
-from openmae.data.sources.views import images_apart
+from openmae.data.sources.views import tile_image_ids
 
-HELD = 2  # batches that the main process has at once: the one that it measures and the next
+NUM_IN_USE = 2  # batches that the main process has at once: the one that it measures and the next
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
         try:
-            decoded = pixels_of(self.source, index)
+            decoded = open_pixels(self.source, index)
             if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
-            image = fitted_to_model(decoded, p, self.min_side)
+            image = conform_to_model(decoded, p, self.min_side)
             box = evaluation_box(image, p.image_size, self.crop_fraction)
             crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
@@ -97,10 +97,10 @@ class _Evaluation(Dataset):
         empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
         return EvaluationBatch(
             stack(images) if images else empty,
-            stacked([sample.label for sample in good]),
+            stack_labels([sample.label for sample in good]),
             torch.tensor([sample.place for sample in good], dtype=torch.int64),
             bad,
-            stacked_empty([sample.empty for sample in good]),
+            stack_empty_patches([sample.empty for sample in good]),
         )
 
 
@@ -132,7 +132,7 @@ def evaluation_batches(
     min_side: int,
     with_labels: bool,
     pin: bool = False,
-    is_given_up: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[EvaluationBatch, None, None]:
     """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
 
@@ -141,7 +141,7 @@ def evaluation_batches(
 
     Args:
         crop_fraction: fraction of the largest centred box that is kept (`evaluation_crop_fraction`).
-        is_given_up: as of `read`: where it says so, there are no more batches.
+        should_stop: as of `read`: where it says so, there are no more batches.
 
     Raises:
         RequestError: some images of a batch have a label and others not.
@@ -149,9 +149,9 @@ def evaluation_batches(
     dataset = _Evaluation(source, preprocessing, crop_fraction, min_side, with_labels)
     batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
     per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
-    is_piped = goes_through_pipes(per_batch, workers, HELD)
-    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, through_pipes=is_piped)
-    return read(loader, is_given_up)
+    is_piped = needs_pipes(per_batch, workers, NUM_IN_USE)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, use_pipes=is_piped)
+    return read(loader, should_stop)
 
 
 def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:
@@ -159,7 +159,7 @@ def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> Eva
 
     Evaluation never replaces an unreadable image: it is left out and named. Blank tiles are left out.
     """
-    with_blank = images_apart(source) is None
+    with_blank = tile_image_ids(source) is None
     dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
     batch = dataset.collate([dataset[index] for index in range(len(source))])
     return replace(batch, bad={name: why for name, why in batch.bad.items() if why != BLANK})

@@ -27,7 +27,7 @@ def free_shared_memory() -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def why_through_pipes(bytes_per_batch: int, workers: int, held: int) -> str | None:
+def pipes_reason(bytes_per_batch: int, workers: int, held: int) -> str | None:
     """The line that says why batches go through pipes; None where shared memory holds them.
 
     Args:
@@ -46,16 +46,16 @@ def why_through_pipes(bytes_per_batch: int, workers: int, held: int) -> str | No
     )
 
 
-def goes_through_pipes(bytes_per_batch: int, workers: int, held: int) -> bool:
+def needs_pipes(bytes_per_batch: int, workers: int, held: int) -> bool:
     """Whether shared memory is too small for what readers make; the first time that it is, a line says why.
 
     Under torchrun all processes of a machine read alike, and the first of all speaks.
 
     Args:
-        bytes_per_batch, workers, held: as of `why_through_pipes`, of this process.
+        bytes_per_batch, workers, held: as of `pipes_reason`, of this process.
     """
     alike = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    reason = why_through_pipes(bytes_per_batch, workers * alike, held * alike)
+    reason = pipes_reason(bytes_per_batch, workers * alike, held * alike)
     if reason is not None and not _said and os.environ.get("RANK", "0") == "0":
         _said.append(reason)
         print(f"readers    {reason}", flush=True)
@@ -65,10 +65,10 @@ def goes_through_pipes(bytes_per_batch: int, workers: int, held: int) -> bool:
 _said = list[str]()
 
 
-def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def allocate_batch(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An empty tensor: in a reader process in memory that it shares, if there is some left."""
     empty = torch.empty(0, dtype=dtype)
-    if torch.utils.data.get_worker_info() is None or _goes_through_pipes:
+    if torch.utils.data.get_worker_info() is None or _uses_pipes:
         return empty.new_empty(shape)
     needed, free = math.prod(shape) * empty.element_size(), free_shared_memory()
     if free is not None and free < needed:
@@ -80,16 +80,16 @@ def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return empty.set_(shared, 0, shape)  # type: ignore[call-overload]
 
 
-_goes_through_pipes = False  # all of this reader process's batches
+_uses_pipes = False  # all of this reader process's batches
 
 
-def hand_over(through_pipes: bool) -> None:
+def hand_over(use_pipes: bool) -> None:
     """How this reader process hands over what it makes: only what lies in shared memory already goes that way.
 
     torch would move every tensor there, in a thread where a failure is a traceback and a batch that never comes.
     """
-    global _goes_through_pipes
-    _goes_through_pipes = through_pipes
+    global _uses_pipes
+    _uses_pipes = use_pipes
     ForkingPickler.register(Tensor, _reduced)
 
 

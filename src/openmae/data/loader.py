@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from openmae.config import Preprocessing
-from openmae.data.augment import NUM_CHANCES, Augmentation, Crop, check_rand_augment
-from openmae.data.batch import Batch, Crops, stack, stacked
-from openmae.data.conformed import fitted_to_model
+from openmae.data.augment import NUM_UNIFORMS, Augmentation, Crop, check_rand_augment
+from openmae.data.batch import Batch, Crops, stack, stack_labels
+from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.regions import pixels_of
-from openmae.data.empty_patches import empty_patches, mask_for, stacked_empty
+from openmae.data.decoding.regions import open_pixels
+from openmae.data.empty_patches import empty_patches, mask_for, stack_empty_patches
 from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
-from openmae.data.reader_process import Shortage
+from openmae.data.reader_process import MemoryShortage
 from openmae.data.readers import make_loader
 from openmae.data.resize import Pixels
 from openmae.data.sources.open import Label, Source
@@ -89,7 +89,7 @@ class Stream(Dataset):
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
         self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
         self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
-        self.shortage = Shortage()  # for as long as the run lasts, however often readers are started
+        self.shortage = MemoryShortage()  # for as long as the run lasts, however often readers are started
 
     @property
     def bytes_per_sample(self) -> int:
@@ -112,7 +112,7 @@ class Stream(Dataset):
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
         """A batch at once: DataLoader's fetcher prefers this, and hashing in bulk is far cheaper."""
         indices, keys = self.locate(positions)
-        chances = uniforms(keys, NUM_CHANCES, "augment")
+        chances = uniforms(keys, NUM_UNIFORMS, "augment")
         before, found, samples = None, None, list[Sample]()
         for index, key, chance in zip(indices.tolist(), keys.tolist(), chances, strict=True):
             if found is None or index != before:
@@ -150,11 +150,11 @@ class Stream(Dataset):
         for candidates in itertools.islice(replacements(self.source, index), MAX_REPLACEMENTS):
             for candidate in candidates:
                 try:
-                    image = self.source.read(candidate) if is_whole else pixels_of(self.source, candidate)
+                    image = self.source.read(candidate) if is_whole else open_pixels(self.source, candidate)
                     if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
-                    brought = fitted_to_model(image, p, self.min_side)
+                    brought = conform_to_model(image, p, self.min_side)
                     label = self.source.label(candidate) if self.with_labels else None
                     brought = brought[:, :] if self.is_whole else brought
                     return _Decoded(brought, bad, label, was_blank, mask_for(image, p.channels))
@@ -179,8 +179,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """A micro-batch of samples."""
     images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
     reasons = {name: reason for found in bad for name, reason in found.items()}
-    rest = (_crops_of(crops), sum(was_blank), stacked_empty(empty))
-    return Batch(stack(images), torch.tensor(keys), reasons, stacked(labels), *rest)
+    rest = (_crops_of(crops), sum(was_blank), stack_empty_patches(empty))
+    return Batch(stack(images), torch.tensor(keys), reasons, stack_labels(labels), *rest)
 
 
 def _crops_of(crops: Sequence[Crop | None]) -> Crops | None:
@@ -213,7 +213,7 @@ def training_loader(
     micro_batch_size: int,
     workers: int,
     pin: bool,
-    through_pipes: bool = False,
+    use_pipes: bool = False,
 ) -> DataLoader:
     """Micro-batches of `steps` in order, whatever the number of workers.
 
@@ -223,4 +223,4 @@ def training_loader(
         micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
     """
     positions = _Positions(steps, batch_size, share, micro_batch_size)
-    return make_loader(stream, positions, collate, workers=workers, pin=pin, through_pipes=through_pipes)
+    return make_loader(stream, positions, collate, workers=workers, pin=pin, use_pipes=use_pipes)

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openmae.config import check_range
-from openmae.data.randomness import global_chance, mix, seeds, uniforms
+from openmae.data.randomness import hash_ints, seeded_global_rng, seeds, uniforms
 from openmae.errors import RequestError
 
-SWITCH = 0.5  # the chance of cutmix where mixup would be possible too
+SWITCH_PROBABILITY = 0.5  # the chance of cutmix where mixup would be possible too
 ERASED_AREA = (0.02, 1 / 3)  # of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 ERASE_ATTEMPTS = 10
@@ -87,11 +87,11 @@ class Mixing:
         """
         from timm.data.mixup import cutmix_bbox_and_lam
 
-        with global_chance(int(mix(seed, step).view(np.int64)[0]), "mix"):
+        with seeded_global_rng(int(hash_ints(seed, step).view(np.int64)[0]), "mix"):
             np.random.rand()  # timm asks here whether to mix at all, with probability 1
             is_cutmix = self.cutmix > 0
             if self.mixup and self.cutmix:
-                is_cutmix = np.random.rand() < SWITCH
+                is_cutmix = np.random.rand() < SWITCH_PROBABILITY
             alpha = self.cutmix if is_cutmix else self.mixup
             kept = float(np.random.beta(alpha, alpha))
             if not is_cutmix or kept == 1:

@@ -13,10 +13,10 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
 from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, values_of
-from openmae.data.depths import Depths, survey_depths
+from openmae.data.depths import BitDepths, survey_depths
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
-from openmae.data.sources.largest import Largest, largest_image
+from openmae.data.sources.largest import LargestImage, largest_image
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled, is_blank
 from openmae.data.sources.views import axes_of, raw_shape, root_of
@@ -58,7 +58,7 @@ def conform(
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise BadImage("values that are not finite")
     image = to_channels(image, channels)
-    if rescale is not None and rescale.is_for(image):
+    if rescale is not None and rescale.applies_to(image):
         return rescale(image, dtype)
     if image.dtype != dtype:
         if "float32" in (str(image.dtype), dtype):
@@ -136,13 +136,13 @@ class DataFacts:
     std: tuple[float, ...]
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
-    depths: Depths = field(default_factory=Depths)
+    depths: BitDepths = field(default_factory=BitDepths)
     stated_range: tuple[float, float] | None = None
     axes: Axes = BY_SHAPE
     raw_shape: tuple[int, int, int] | None = None
     blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
-    largest: Largest | None = None
+    largest: LargestImage | None = None
     with_empty: int = 0
     empty: float = 0.0
 
@@ -152,7 +152,7 @@ class DataFacts:
         return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
-def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> DataFacts:
+def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()) -> DataFacts:
     """Decode up to `limit` images, evenly drawn, and measure them.
 
     Args:
@@ -161,7 +161,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
     Raises:
         RequestError: none of them can be read.
     """
-    images, aspects, bad, depths, blank = [], list[float](), {}, Depths(), 0
+    images, aspects, bad, depths, blank = [], list[float](), {}, BitDepths(), 0
     empty = list[float]()
     chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
     if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
@@ -178,7 +178,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
         images.append((str(image.dtype), min(image.shape[:2]), _small(image)))
         empty.append(0.0 if (mask := mask_of(image)) is None else float(mask.mean()))
         aspects.append(image.shape[1] / image.shape[0])
-        depths += Depths.of([image])
+        depths += BitDepths.of([image])
     if not images and not bad:
         raise RequestError(f"all of {blank} tiles looked at are blank")
     if not images:
@@ -211,7 +211,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
         std=tuple(max(value, smallest) for value in std),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
-        depths=depths + survey_depths(part for part in beside if root_of(part) is not root_of(source)),
+        depths=depths + survey_depths(part for part in other_splits if root_of(part) is not root_of(source)),
         stated_range=stated,
         axes=axes_of([source]),
         raw_shape=raw_shape(source),

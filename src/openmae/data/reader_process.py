@@ -15,11 +15,11 @@ from openmae.errors import Fault, RequestError
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Shortage:
+class MemoryShortage:
     """Whether the system killed a reader for its memory, and how many there may be since then."""
 
     def __init__(self) -> None:
-        self.is_known, self.most_workers = False, sys.maxsize
+        self.is_known, self.max_workers = False, sys.maxsize
 
 
 class Reader(Dataset):
@@ -27,7 +27,7 @@ class Reader(Dataset):
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
-        self.shortage: Shortage = getattr(dataset, "shortage", None) or Shortage()
+        self.shortage: MemoryShortage = getattr(dataset, "shortage", None) or MemoryShortage()
 
     def __getitems__(self, indices: list[int]) -> Any:
         if torch.utils.data.get_worker_info() is None:
@@ -35,21 +35,21 @@ class Reader(Dataset):
         try:
             return self._batch(indices)
         except Exception as error:
-            return Failed(type(error).__name__, str(error), isinstance(error, RequestError))
+            return FailedBatch(type(error).__name__, str(error), isinstance(error, RequestError))
 
     def _batch(self, indices: list[int]) -> Any:
         at_once = getattr(self.dataset, "__getitems__", None)
         return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
 
 
-class Failed(NamedTuple):
+class FailedBatch(NamedTuple):
     """What went wrong in a reader process."""
 
     kind: str
     message: str
     is_request_error: bool
 
-    def pin_memory(self) -> "Failed":
+    def pin_memory(self) -> "FailedBatch":
         return self
 
     @property
@@ -60,12 +60,12 @@ class Failed(NamedTuple):
         return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
 
 
-def as_it_is(batch: Any) -> Any:
+def identity_collate(batch: Any) -> Any:
     """The `collate_fn` of a loader whose data set returns whole batches: nothing is left to do."""
     return batch
 
 
-def start_worker(through_pipes: bool, worker: int) -> None:
+def start_worker(use_pipes: bool, worker: int) -> None:
     """Prepare a reader process: no signals, one thread, no traceback, and the way in which batches are handed over."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -73,4 +73,4 @@ def start_worker(through_pipes: bool, worker: int) -> None:
     # What goes wrong while a batch is made is handed over; this is of the thread that shares memory, when the main
     # process is gone.
     sys.excepthook = lambda *error: None
-    hand_over(through_pipes)
+    hand_over(use_pipes)

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from openmae.data.hand_over import PREFETCHED
-from openmae.data.reader_process import SIGNALS, Failed, Reader, Shortage, as_it_is, start_worker
+from openmae.data.reader_process import SIGNALS, FailedBatch, MemoryShortage, Reader, identity_collate, start_worker
 from openmae.errors import Fault
 
 TIMEOUT = 300  # seconds until a reader that hangs is given up
-LOOK_EVERY = 1  # seconds after which a wait looks whether it is still wanted
+POLL_SECONDS = 1  # seconds after which a wait looks whether it is still wanted
 SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
 _KILLED = (
     "was killed, most likely because the machine is short of memory: give fewer --workers; --workers 0 reads in the "
@@ -35,32 +35,32 @@ def make_loader(
     *,
     workers: int,
     pin: bool,
-    through_pipes: bool = False,
+    use_pipes: bool = False,
 ) -> DataLoader:
     """A loader of `batches` of the data set, in their order, whatever the number of workers.
 
     Args:
-        through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
+        use_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
             so unasked.
     """
     reader = Reader(dataset, collate)
-    workers = min(workers, reader.shortage.most_workers)
+    workers = min(workers, reader.shortage.max_workers)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores: as asked for
         return DataLoader(
             reader,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             pin_memory=pin,
-            timeout=LOOK_EVERY if workers else 0,
-            worker_init_fn=functools.partial(start_worker, through_pipes),
+            timeout=POLL_SECONDS if workers else 0,
+            worker_init_fn=functools.partial(start_worker, use_pipes),
             prefetch_factor=PREFETCHED if workers else None,
             generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
         )
 
 
-def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
+def read(loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
     """Go through a loader once; when the generator is closed, its reader processes are gone.
 
     Where the system kills a reader, half as many go on with the batches that are still to come: the first time.
@@ -68,7 +68,7 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
     Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
 
     Args:
-        is_given_up: asked before each batch and, every second, while one is waited for: if so, there are no more.
+        should_stop: asked before each batch and, every second, while one is waited for: if so, there are no more.
 
     Raises:
         RequestError: as a reader raised it.
@@ -78,7 +78,7 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
     done, shortage = 0, loader.dataset.shortage  # type: ignore[attr-defined]
     while True:
         try:
-            with closing(_read_once(loader, is_given_up)) as batches:
+            with closing(_read_once(loader, should_stop)) as batches:
                 for batch in batches:
                     done += 1
                     yield batch
@@ -88,8 +88,8 @@ def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) ->
             if shortage.is_known:
                 raise
             workers = loader.num_workers
-            shortage.is_known, shortage.most_workers = True, max(1, workers // 2)
-            fewer = f"{shortage.most_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
+            shortage.is_known, shortage.max_workers = True, max(1, workers // 2)
+            fewer = f"{shortage.max_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
             print(f"readers    the system killed one, most likely for lack of memory: now {fewer}", flush=True)
             loader, done = _rest_of(loader, done, shortage), 0
 
@@ -98,17 +98,17 @@ class ReaderKilled(Fault):
     """The system killed a reader process, most likely for its memory."""
 
 
-def _rest_of(loader: DataLoader, done: int, shortage: Shortage) -> DataLoader:
+def _rest_of(loader: DataLoader, done: int, shortage: MemoryShortage) -> DataLoader:
     """A loader of what is left after so many batches, with fewer readers, or with one that does less at a time."""
     return DataLoader(
         loader.dataset,
         batch_sampler=_Rest(loader.batch_sampler, done),  # type: ignore[arg-type]
-        num_workers=shortage.most_workers,
+        num_workers=shortage.max_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        prefetch_factor=loader.prefetch_factor if shortage.most_workers < loader.num_workers else 1,
+        prefetch_factor=loader.prefetch_factor if shortage.max_workers < loader.num_workers else 1,
         generator=torch.Generator(),
     )
 
@@ -123,7 +123,7 @@ class _Rest:
         return itertools.islice(iter(self.batches), self.done, None)
 
 
-def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator[Any, None, None]:
+def _read_once(loader: DataLoader, should_stop: Callable[[], bool]) -> Generator[Any, None, None]:
     before, batches = set(multiprocessing.active_children()), None
     readers: set[Any] = set()
     try:
@@ -135,8 +135,8 @@ def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator
                 readers = set(multiprocessing.active_children()) - before
         if readers:
             _forget_readers(batches)
-        while (batch := _next(batches, readers, is_given_up)) is not _END:
-            if isinstance(batch, Failed):
+        while (batch := _next(batches, readers, should_stop)) is not _END:
+            if isinstance(batch, FailedBatch):
                 raise batch.error
             yield batch
             batch = None
@@ -150,14 +150,14 @@ def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator
 _END = object()
 
 
-def _next(batches: Iterator[Any], readers: set[Any], is_given_up: Callable[[], bool]) -> Any:
+def _next(batches: Iterator[Any], readers: set[Any], should_stop: Callable[[], bool]) -> Any:
     waited = 0
-    while not is_given_up():
+    while not should_stop():
         try:
             with _noticing_deaths(batches, readers):
                 return next(batches, _END)
         except RuntimeError as error:  # raised before anything of the iterator changes: asking again is right
-            waited += LOOK_EVERY
+            waited += POLL_SECONDS
             if "timed out" not in str(error) or waited >= TIMEOUT:
                 raise
     return _END

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from openmae.config import Preprocessing
 from openmae.config.checks import check_value_range
-from openmae.data.depths import Depths, bits_for
+from openmae.data.depths import BitDepths, bits_for
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import root_of
 
@@ -27,7 +27,7 @@ def range_of_bits(bits: int) -> tuple[float, float]:
     return 0.0, float(2**bits - 1)
 
 
-def words(values: tuple[float, float]) -> str:
+def format_range(values: tuple[float, float]) -> str:
     """A range of values for a person: `0 to 4095`."""
     return f"{values[0]:g} to {values[1]:g}"
 
@@ -62,7 +62,7 @@ class Rescale:
         (low, high), (start, end) = values["source"], values["target"]
         return cls(values["dtype"], (float(low), float(high)), (float(start), float(end)))
 
-    def is_for(self, image: NDArray) -> bool:
+    def applies_to(self, image: NDArray) -> bool:
         return self.dtype is None or self.dtype == str(image.dtype)
 
     def __call__(self, image: NDArray, dtype: str) -> NDArray:
@@ -90,13 +90,13 @@ def _table(source: tuple[float, float], target: tuple[float, float], dtype: str,
 
 def match_scale(
     preprocessing: Preprocessing,
-    depths: Depths,
+    depths: BitDepths,
     value_range: tuple[float, float] | None,
     *,
     stated: tuple[float, float] | None = None,
     highest: float | None = None,
     named: str = "the model",
-    can_be_said: bool = True,
+    suggest_flag: bool = True,
 ) -> tuple[Preprocessing, list[str]]:
     """How images of other number types become the model's numbers, and a line about each thing that was understood.
 
@@ -110,13 +110,13 @@ def match_scale(
         stated: what a pack says becomes 0 and 1; nothing where all images have the model's own type.
         highest: of the model's own values, where more is known of them than its record says.
         named: what has the numbers that others are brought to.
-        can_be_said: whether `--value-range` would say otherwise.
+        suggest_flag: whether `--value-range` would say otherwise.
 
     Returns:
         The record, with `source_dtype`, `source_range` and `target_range` where something is mapped.
     """
     p, lines = preprocessing, []
-    if (mixture := depths.mixture()) is not None:
+    if (mixture := depths.describe_mixture()) is not None:
         lines.append(mixture)
     others = sorted((kind for kind in depths.counts if kind != p.dtype), key=lambda kind: -depths.counts[kind])
     who = "--value-range" if value_range is not None else "the pack"
@@ -139,19 +139,19 @@ def match_scale(
         p = replace(p, source_dtype=kind, source_range=range_of_bits(bits), target_range=of_model)
         why = f"{bits} bits hold {top:g}, the highest of {depths.counts[kind]} looked at"
         why = "all that 8 bits hold" if kind == "uint8" else why
-        why += "; --value-range LOW HIGH says otherwise" * can_be_said
+        why += "; --value-range LOW HIGH says otherwise" * suggest_flag
         lines.append(f"{_told(p, named)} ({why})")
     return p, lines
 
 
-def match_own_scale(preprocessing: Preprocessing, depths: Depths) -> tuple[Preprocessing, list[str]]:
+def match_own_scale(preprocessing: Preprocessing, depths: BitDepths) -> tuple[Preprocessing, list[str]]:
     """`match_scale` of data whose most common number type is the record's: the others are brought to it."""
     highest = max(depths.highest.get(preprocessing.dtype, 0.0), preprocessing.value_range[1])
     named = f"the {preprocessing.dtype} images"
-    return match_scale(preprocessing, depths, None, highest=highest, named=named, can_be_said=False)
+    return match_scale(preprocessing, depths, None, highest=highest, named=named, suggest_flag=False)
 
 
-def range_for(preprocessing: Preprocessing) -> tuple[float, float] | None:
+def stored_value_range(preprocessing: Preprocessing) -> tuple[float, float] | None:
     """The `--value-range` that says what the record has stored of other types; None where it has nothing."""
     rescale = Rescale.of(preprocessing)
     if rescale is None:
@@ -189,22 +189,29 @@ def with_value_range(preprocessing: Preprocessing, value_range: tuple[float, flo
     return replace(preprocessing, source_dtype=None, source_range=(low, high), target_range=_whole_range(preprocessing))
 
 
-def scale_doubt(image: NDArray, preprocessing: Preprocessing) -> str | None:
+def scale_warning(image: NDArray, preprocessing: Preprocessing) -> str | None:
     """Why an image may not be what it will be taken for, in words; None where there is no doubt."""
     p, kind = preprocessing, str(image.dtype)
     if kind not in INTEGERS or p.dtype not in INTEGERS:
         return None
     rescale = Rescale.of(p)
-    if rescale is not None and rescale.is_for(image):
+    if rescale is not None and rescale.applies_to(image):
         top = float(image.max())
         above = kind == rescale.dtype and top > rescale.source[1]
-        return f"{kind} values up to {top:g} lie above {words(rescale.source)}, the model's range" if above else None
+        return (
+            f"{kind} values up to {top:g} lie above {format_range(rescale.source)}, the model's range"
+            if above
+            else None
+        )
     if kind == p.dtype:
         return None
     if kind == "uint16" and (bits := bits_for(top := float(image.max()))) < 16:
-        return f"uint16 values up to {top:g}, which {bits} bits hold, are taken for 16 bits ({words(SIXTEEN_BITS)})"
+        return (
+            f"uint16 values up to {top:g}, which {bits} bits hold, are taken for 16 bits ({format_range(SIXTEEN_BITS)})"
+        )
     if kind == "uint8" and (bits := bits_for(p.value_range[1])) < 16:
-        return f"uint8 values become {words(SIXTEEN_BITS)}, and {bits} bits hold the model's {words(p.value_range)}"
+        of_model = format_range(p.value_range)
+        return f"uint8 values become {format_range(SIXTEEN_BITS)}, and {bits} bits hold the model's {of_model}"
     return None
 
 
@@ -216,7 +223,7 @@ def _whole_range(p: Preprocessing) -> tuple[float, float]:
 def _told(p: Preprocessing, named: str) -> str:
     assert p.source_range is not None and p.target_range is not None
     what = "values" if p.source_dtype is None else f"{p.source_dtype} values"
-    return f"{what} of {words(p.source_range)} become {words(p.target_range)} of {named}"
+    return f"{what} of {format_range(p.source_range)} become {format_range(p.target_range)} of {named}"
 
 
 def value_lines(lines: Iterable[str]) -> list[str]:

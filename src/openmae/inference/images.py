@@ -10,7 +10,7 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.sources.axes import decide_axes, shapes_of_files
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.open import Source, open_source
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import RequestError
 from openmae.inference.matched import M, matched_model
 from openmae.inference.models import EncoderModel, ImageLike
@@ -26,10 +26,10 @@ def protect_images(names: tuple[str, ...], out: str) -> None:
 
 def matched_to_images(model: M, config: AttentionConfig | ReconstructConfig) -> tuple[M, list[str]]:
     """`matched_model` for the named files or the named data set."""
-    names, reading = config.images, reading_of(config, model.preprocessing)
+    names, reading = config.images, reading_options(config, model.preprocessing)
     if _are_files(names):
         shapes = shapes_of_files(Path.cwd(), map(os.fsencode, names))
-        reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("usual_axes"))
+        reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("default_axes"))
         return matched_model(model, [FolderSource(Path.cwd(), names, **reading)], config.value_range)
     return matched_model(model, _parts(names[0], reading) if len(names) == 1 else (), config.value_range)
 
@@ -53,7 +53,7 @@ def gather_images(
             except RequestError as error:
                 skipped.append(str(error))
     elif len(names) == 1:
-        source = next(_parts(names[0], reading_of(config, model.preprocessing)))
+        source = next(_parts(names[0], reading_options(config, model.preprocessing)))
         for index in range(len(source)):
             if len(images) == limit:
                 break

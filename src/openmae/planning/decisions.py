@@ -17,7 +17,7 @@ from openmae.config import (
     check_name,
 )
 from openmae.data.preprocess import DataFacts, survey
-from openmae.data.sources.largest import Largest
+from openmae.data.sources.largest import LargestImage
 from openmae.data.sources.open import Source
 from openmae.data.sources.split_names import SPLIT_RULES
 from openmae.errors import RequestError
@@ -90,7 +90,7 @@ class Machine:
     name: str = ""
 
     @classmethod
-    def of(cls, device: torch.device, num_processes: int, largest: Largest | None = None) -> "Machine":
+    def of(cls, device: torch.device, num_processes: int, largest: LargestImage | None = None) -> "Machine":
         """This one, which `num_processes` share.
 
         Args:
@@ -101,7 +101,7 @@ class Machine:
 
 
 def look(
-    config: Any, train: Source, beside: Iterable[Source], device: torch.device, num_processes: int
+    config: Any, train: Source, other_splits: Iterable[Source], device: torch.device, num_processes: int
 ) -> tuple[DataFacts, Machine]:
     """What decisions depend on: a look at the training images, and the machine that `num_processes` share.
 
@@ -109,7 +109,7 @@ def look(
         RequestError: none of the images that are looked at can be read.
     """
     try:
-        facts = survey(train, beside=beside)
+        facts = survey(train, other_splits=other_splits)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     return facts, Machine.of(device, num_processes, facts.largest)

@@ -89,8 +89,8 @@ def plan_pretrain(
     if previous is not None:
         settled = replace(previous.config, device=str(device))
         return PretrainPlan(settled, shape_of(settled, encoder_of(previous)), previous.preprocessing, {}), None
-    beside = () if data.held_out is None else [data.held_out]
-    facts, machine = look(config, data.train, beside, device, num_processes)
+    other_splits = () if data.held_out is None else [data.held_out]
+    facts, machine = look(config, data.train, other_splits, device, num_processes)
     return make_pretrain_plan(config, facts, machine, init, data.num_held_out), facts
 
 

@@ -1,6 +1,6 @@
 """What readers will take of memory for the largest image, and how many of them there is room for."""
 
-from openmae.data.sources.largest import Largest
+from openmae.data.sources.largest import LargestImage
 from openmae.machine.device import free_memory
 
 SHARE = 0.8  # of the memory that is free, that readers may plan to fill
@@ -8,7 +8,7 @@ FROM_CORES = "from the cores"  # why there are so many
 WORTH_SAYING = 500_000_000  # bytes for a reader, from where on the plan speaks of it
 
 
-def workers_that_fit(workers: int, num_processes: int, largest: Largest | None) -> tuple[int, str]:
+def workers_that_fit(workers: int, num_processes: int, largest: LargestImage | None) -> tuple[int, str]:
     """How many readers each of `num_processes` may have, of those that the cores would run, and why."""
     free = free_memory()
     if largest is None or free is None:
@@ -20,7 +20,7 @@ def workers_that_fit(workers: int, num_processes: int, largest: Largest | None) 
     return max(1, room), why
 
 
-def reader_line(largest: Largest | None, workers: int) -> list[str]:
+def reader_line(largest: LargestImage | None, workers: int) -> list[str]:
     """The plan's line about images that are large; none where they are not."""
     if largest is None or largest.reader_bytes < WORTH_SAYING:
         return []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from openmae.data.batch import Batch
-from openmae.data.hand_over import goes_through_pipes
+from openmae.data.hand_over import needs_pipes
 from openmae.data.loader import Stream, training_loader
 from openmae.data.readers import read
 from openmae.machine.parallel import Processes
@@ -55,7 +55,7 @@ def stream_batches(
             processes,
             pin=device.type == "cuda",
             is_paired=is_paired,
-            is_given_up=stop.is_received,
+            should_stop=stop.is_received,
         )
         return inputs_of_steps(steps, prepare, device)
 
@@ -71,13 +71,13 @@ def read_steps(
     processes: Processes,
     pin: bool,
     is_paired: bool = False,
-    is_given_up: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Batch], None, None]:
     """The micro-batches of each of `steps` that are this process's.
 
     Args:
         pin: whether they are brought into page-locked memory.
-        is_given_up: as of `openmae.data.readers.read`: where it says so, there are no more steps.
+        should_stop: as of `openmae.data.readers.read`: where it says so, there are no more steps.
         is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
 
     Raises:
@@ -100,9 +100,9 @@ def read_steps(
         micro_batch_size=micro_batch_size,
         workers=workers,
         pin=pin,
-        through_pipes=goes_through_pipes(per_batch, workers, held),
+        use_pipes=needs_pipes(per_batch, workers, held),
     )
-    with closing(read(loader, is_given_up)) as batches:
+    with closing(read(loader, should_stop)) as batches:
         for batch in batches:
             parts.append(batch)
             if len(parts) == num_parts:

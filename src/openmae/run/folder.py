@@ -23,7 +23,7 @@ from openmae.config import (
     said,
 )
 from openmae.config.finetune import FROM_SCRATCH
-from openmae.data.value_scale import range_for
+from openmae.data.value_scale import stored_value_range
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
@@ -179,7 +179,7 @@ def _read_config(run: Path, config: AnyConfig, settled: type[T]) -> tuple[T, Pre
     for name, value in asked.items():
         before, flag = getattr(saved, name), flag_of(name)
         if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
-            guessed = range_for(preprocessing)  # the config has the model's own range then, not the data's
+            guessed = stored_value_range(preprocessing)  # the config has the model's own range then, not the data's
             before = guessed if guessed is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
             had = f"no {flag}" if before is None else f"{flag} {said(before)}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labels.labelled import LabelledData, open_labelled
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, RequestError, shown
 from openmae.inference.features import (
     Features,
@@ -94,9 +94,9 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         summary = summarise(figures, bank, queries, data, chosen.k[0], round(time.monotonic() - started, 1))
         if processes.is_first:
             if data.scale is not None:
-                title = f"{run.name}, {data.report_name}, k = {chosen.k[0]}"
+                title = f"{run.name}, {data.final_split}, k = {chosen.k[0]}"
                 write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
-            write_config(run, {**chosen.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
+            write_config(run, {**chosen.to_dict(), "parts": data.origins, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
             print("\n".join(result_lines(summary, chosen)))
@@ -114,7 +114,7 @@ def find_features(
         Fault: a feature is not finite.
     """
     run, found, bad = Path(config.out), list[Features](), dict[str, str]()
-    for part, source in (("train", data.train), (data.report_name, data.report)):
+    for part, source in (("train", data.train), (data.final_split, data.report)):
         features = extract(
             model,
             source,
@@ -167,7 +167,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
         label_file=config.label_file,
         held_out=config.held_out,
         seed_of_split=config.seed,
-        **reading_of(config, preprocessing),
+        **reading_options(config, preprocessing),
         task=config.task,
     )
     if data.is_multi_label:
@@ -198,11 +198,11 @@ def check_vacant(run: Path) -> None:
 
 def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> list[str]:
     """What will be done, a line a fact; of settled settings."""
-    report = data.report_name if data.report_name != "split of train" else "a split of train"
+    report = data.final_split if data.final_split != "split of train" else "a split of train"
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
-        *data.told,
+        *data.source_lines,
         f"bank       {len(data.train):,} training images, {target_words(data)}",
         f"queries    {len(data.report):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
@@ -238,7 +238,7 @@ def summarise(
         "unreadable": len(queries.bad),
         "bad_inputs": len(queries.bad) + len(bank.bad),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
-        "report": data.report_name,
+        "report": data.final_split,
         "seconds": seconds,
     }
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openmae.config import TargetScale
-from openmae.data.batch import stacked
+from openmae.data.batch import stack_labels
 from openmae.data.decoding.decode import MAX_PIXELS
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.number_file import read_number_file
@@ -265,13 +265,13 @@ def test_images_without_all_numbers_are_left_out_and_negative_numbers_are_not(tm
     found = measured(tmp_path)
     assert (found.columns, found.num_outputs, found.is_multi_label) == (("depth", "height"), 2, False)
     assert found.unlabelled == 4
-    assert (len(found.train), len(found.report), found.report_name) == (29, 7, "split of train")
+    assert (len(found.train), len(found.report), found.final_split) == (29, 7, "split of train")
     for source in (found.train, found.report):
         for i in range(len(source)):
             number = int(source.name(i).removesuffix(".png"))
             assert source.label(i).tolist() == [number / 2 - 9, 1000 - number]
         assert targets_of(source).tolist() == [source.label(i).tolist() for i in range(len(source))]
-    labels = stacked([found.train.label(i) for i in range(4)])
+    labels = stack_labels([found.train.label(i) for i in range(4)])
     assert labels.shape == (4, 2)
     assert labels.dtype.is_floating_point
     assert labels.element_size() == 8, "numbers are rounded when they are on their scale, not before"
@@ -334,7 +334,7 @@ def test_numbers_from_what_data_says_itself(tmp_path):
     parquet(tmp_path / "p" / "test.parquet", [1, 2, 8], pa.int32())
     found = opened(data.parent, task="regression")
     assert targets_of(found.train)[:, 0].tolist() == [7, -1, 3]
-    assert (found.unlabelled, found.report_name) == (1, "test")
+    assert (found.unlabelled, found.final_split) == (1, "test")
 
 
 def test_a_part_that_hides_its_labels(tmp_path):

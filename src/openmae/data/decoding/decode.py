@@ -19,20 +19,20 @@ from openmae.data.decoding.jpeg_mask import jpeg_mask
 from openmae.data.decoding.nodata import (
     FrameNodata,
     Nodata,
+    attach_mask,
     check_floats,
     contiguous,
-    either,
-    emptied,
     mask_of,
+    mask_union,
     values_of,
-    with_mask,
+    zero_masked,
 )
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
-from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
-from openmae.data.decoding.pixels import BadImage, check_size, upright
+from openmae.data.decoding.pillow import frame_to_array, open_with_pillow, orientation_of, read_with_pillow
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size
 from openmae.data.decoding.tiff import TIFF, read_tiff
 
-__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
+__all__ = ["EXTENSIONS", "MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "to_channels"]
 
 # fmt: off
 EXTENSIONS = frozenset((
@@ -99,7 +99,7 @@ def _decoded(
         else:
             nodata = None if rule is None else FrameNodata(rule)
             (image,) = read_with_pillow(file, background, max_pixels, [(0, nodata)])
-            image = with_mask(values_of(image), mask_of(image))
+            image = attach_mask(values_of(image), mask_of(image))
     check_floats(image, rule)
     return contiguous(image)
 
@@ -121,17 +121,17 @@ def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None 
 def _masked(image: np.ndarray, rule: Nodata | None, own: np.ndarray | None = None) -> np.ndarray:
     """The image without the values that a rule says, and without those known to be none."""
     mask = None if rule is None else rule.mask(image)
-    mask = either(mask, own)
-    return with_mask(emptied(image, mask), mask)
+    mask = mask_union(mask, own)
+    return attach_mask(zero_masked(image, mask), mask)
 
 
-def from_picture(image: Image.Image, background: float = 1.0, nodata: float | str = OFF) -> np.ndarray:
+def from_pil_image(image: Image.Image, background: float = 1.0, nodata: float | str = OFF) -> np.ndarray:
     """An opened Pillow image as `decode` gives it: upright, without palette or alpha, masked. Raises BadImage."""
     rule = Nodata.of(nodata)
     try:
-        pixels = pixels_of(image, background, None if rule is None else FrameNodata(rule))
-        pixels = upright(pixels, orientation_of(image))
-        pixels = contiguous(with_mask(values_of(pixels), mask_of(pixels)))
+        pixels = frame_to_array(image, background, None if rule is None else FrameNodata(rule))
+        pixels = apply_orientation(pixels, orientation_of(image))
+        pixels = contiguous(attach_mask(values_of(pixels), mask_of(pixels)))
         check_floats(pixels, rule)
         return pixels
     except BadImage:
@@ -168,7 +168,7 @@ def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     if orientation is None:
         return None
     image = decode_plain(data, header.components)
-    return None if image is None else np.ascontiguousarray(upright(image, orientation))
+    return None if image is None else np.ascontiguousarray(apply_orientation(image, orientation))
 
 
 def _vouched_orientation(data: bytes, max_pixels: int) -> int | None:

@@ -66,7 +66,7 @@ def claimed_format(name: str) -> str | None:
     return _CLAIMS.get(os.path.splitext(name)[1].lower())
 
 
-def is_turned(data: bytes, form: str) -> bool:
+def has_exif_rotation(data: bytes, form: str) -> bool:
     """Whether the header asks for the pixels to be turned or mirrored (EXIF orientation other than 1)."""
     # Opening costs more than all else here, so only where a header can say it.
     might = form == "TIFF" or b"Exif\0\0" in data[:65536] or b"eXIf" in data[:65536]

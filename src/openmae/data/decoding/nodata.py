@@ -45,7 +45,7 @@ class Nodata:
         Args:
             marked: the value that the file marks.
         """
-        if not self.may_hit(array.dtype, marked):
+        if not self.may_match(array.dtype, marked):
             return None
         values = self._values(array.dtype, marked)
         if array.ndim < 2:
@@ -54,7 +54,7 @@ class Nodata:
             mask = in_strips(array.shape, lambda rows: _is_any(array[rows], values))
         return mask if mask.any() else None
 
-    def may_hit(self, dtype: np.dtype, marked: float | None = None) -> bool:
+    def may_match(self, dtype: np.dtype, marked: float | None = None) -> bool:
         """Whether numbers of this type can be ones that stand for none."""
         return dtype.kind == "f" or bool(self._values(dtype, marked))
 
@@ -76,9 +76,9 @@ class FrameNodata:
     marked: float | None = None
     marked_index: float | None = None
 
-    def may_hit(self, dtype: np.dtype) -> bool:
+    def may_match(self, dtype: np.dtype) -> bool:
         """Whether values of this type can stand for none."""
-        return self.marked_index is not None or self.rule.may_hit(dtype, self.marked)
+        return self.marked_index is not None or self.rule.may_match(dtype, self.marked)
 
     def mask(self, values: NDArray) -> NDArray[np.bool_] | None:
         """Where values of H x W x C, without alpha, stand for none; None where nowhere."""
@@ -111,7 +111,7 @@ def _is_any(array: NDArray, values: list[float]) -> NDArray[np.bool_]:
     return found
 
 
-def emptied(array: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+def zero_masked(array: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     """The array with 0 for what stands for none: nothing else of it is ever computed with."""
     if mask is None:
         return array
@@ -120,17 +120,17 @@ def emptied(array: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     return array
 
 
-def masked(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+def zero_and_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     """The image with 0 beneath its mask; itself where nothing of it is empty."""
-    return image if mask is None or not mask.any() else np.ma.MaskedArray(emptied(image, mask), mask)
+    return image if mask is None or not mask.any() else np.ma.MaskedArray(zero_masked(image, mask), mask)
 
 
-def either(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+def mask_union(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     """Where one mask or the other is; None where neither is."""
     return one if other is None else other if one is None else one | other
 
 
-def with_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
+def attach_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     """An H x W x C image, masked where it is empty. Raises BadImage where it is empty everywhere."""
     if mask is None:
         return image
@@ -193,7 +193,7 @@ def mask_in_channels(mask: NDArray[np.bool_], channels: int) -> NDArray[np.bool_
     return np.repeat(mask, channels, axis=2) if have == 1 else np.asarray(mask.any(axis=2, keepdims=True))
 
 
-def nodata_of(requested: float | str | None, model: Preprocessing | None) -> float | str:
+def resolve_nodata(requested: float | str | None, model: Preprocessing | None) -> float | str:
     """The setting to read images with: what a person says, else what a model's images were read with, else `marked`."""
     return next((way for way in (requested, None if model is None else model.nodata) if way is not None), MARKED)
 
@@ -203,7 +203,7 @@ def stored_nodata(setting: float | str) -> float | str | None:
     return None if setting == MARKED else setting
 
 
-def means_of(preprocessing: Preprocessing) -> tuple[float, ...]:
+def fill_values(preprocessing: Preprocessing) -> tuple[float, ...]:
     """What the model sees where an image is empty: the mean of each channel, in its raw values."""
     low, high = preprocessing.value_range
     return tuple(low + mean * (high - low) for mean in preprocessing.mean)

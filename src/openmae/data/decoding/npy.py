@@ -6,8 +6,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from openmae.data.decoding.nodata import Nodata, emptied, with_mask
-from openmae.data.decoding.pixels import BadImage, as_known_type, check_size
+from openmae.data.decoding.nodata import Nodata, attach_mask, zero_masked
+from openmae.data.decoding.pixels import BadImage, check_size, to_supported_dtype
 
 NPY = b"\x93NUMPY"  # how such a file begins
 CHANNELS_FIRST, CHANNELS_LAST = "CYX", "YXC"
@@ -123,7 +123,7 @@ def read_npy(
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
     array = (array[..., None] if array.ndim == 2 else array).transpose(header.order(axes))
     mask = None if rule is None else rule.mask(array)
-    return with_mask(as_image(emptied(array, mask), header), mask)
+    return attach_mask(as_image(zero_masked(array, mask), header), mask)
 
 
 def as_image(array: np.ndarray, header: NpyHeader) -> np.ndarray:
@@ -132,4 +132,4 @@ def as_image(array: np.ndarray, header: NpyHeader) -> np.ndarray:
         if array.min() < 0 or array.max() > 65535:
             raise BadImage(f"{header.dtype.name} values that do not fit 0..65535: save as uint16 or float32")
         return array.astype(np.uint16)
-    return as_known_type(array)
+    return to_supported_dtype(array)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from openmae.config.checks import MAX_PIXELS
-from openmae.data.decoding.nodata import FrameNodata, either, masked
-from openmae.data.decoding.pixels import BadImage, check_size, composite, upright
+from openmae.data.decoding.nodata import FrameNodata, mask_union, zero_and_mask
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size, composite
 from openmae.data.decoding.strips import in_strips
 from openmae.data.resize import LARGE_PIXELS
 
@@ -22,8 +22,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-_allowing = threading.Lock()
-_allowed: list[int] = []  # Pillow's own limit, then the higher ones of those that are at it
+_limit_lock = threading.Lock()
+_pixel_limits: list[int] = []  # Pillow's own limit, then the higher ones of those that are at it
 
 
 def read_with_pillow(
@@ -46,14 +46,14 @@ def read_with_pillow(
                 image.seek(frame)
             check_size(image.height, image.width, len(image.getbands()), max_pixels)
             image.load()
-            yield upright(pixels_of(image, background, nodata), orientation_of(image))
+            yield apply_orientation(frame_to_array(image, background, nodata), orientation_of(image))
 
 
 @contextlib.contextmanager
 def open_with_pillow(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
     """An image of which the header is read. Raises BadImage for more pixels than are taken."""
     file.seek(0)
-    with allowing(max_pixels):
+    with raised_pixel_limit(max_pixels):
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -68,7 +68,7 @@ def too_many_pixels(error: Image.DecompressionBombError, max_pixels: int) -> Bad
     return BadImage(f"{found[0] if found else 'too many'} pixels, the limit is {max_pixels} pixels (--max-pixels)")
 
 
-def pixels_of(image: Image.Image, background: float, nodata: FrameNodata | None = None) -> np.ndarray:
+def frame_to_array(image: Image.Image, background: float, nodata: FrameNodata | None = None) -> np.ndarray:
     """H x W x C of an opened image as it lies in the file, without palette or alpha; masked where that says so."""
     image.load()
     width, height = image.size
@@ -79,14 +79,14 @@ def pixels_of(image: Image.Image, background: float, nodata: FrameNodata | None 
         return image if is_whole else image.crop((0, rows.start, width, rows.stop))
 
     values = in_strips((height, width), lambda rows: _pixels_of(strip(rows), is_ppm, background))
-    if nodata is None or not nodata.may_hit(values.dtype):
+    if nodata is None or not nodata.may_match(values.dtype):
         return values
     of_palette = nodata.mask_of_indices(np.asarray(image)) if image.mode == "P" else None
     of_palette = None if of_palette is None else np.repeat(of_palette, values.shape[2], axis=2)
     mask = None if image.has_transparency_data else nodata.mask(values)
     if image.has_transparency_data:  # what it was composited to is no value of the file
         mask = in_strips(values.shape, lambda rows: _found(_colours_of(strip(rows)), nodata))
-    return masked(values, either(of_palette, mask))
+    return zero_and_mask(values, mask_union(of_palette, mask))
 
 
 def _found(colours: np.ndarray, nodata: FrameNodata) -> NDArray[np.bool_]:
@@ -167,7 +167,7 @@ def _png(file: BinaryIO, background: float, max_pixels: int, nodata: FrameNodata
     elif isinstance(transparent, int | tuple):
         opened = array
         array = in_strips(opened.shape, lambda rows: _keyed(opened[rows], transparent, background))
-    return upright(masked(array, mask), orientation)
+    return apply_orientation(zero_and_mask(array, mask), orientation)
 
 
 def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:
@@ -179,7 +179,7 @@ def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, for `upright`; 1 where it says none."""
+    """The EXIF orientation of an opened image, for `apply_orientation`; 1 where it says none."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
@@ -187,23 +187,23 @@ def orientation_of(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def allowing(max_pixels: int) -> Iterator[None]:
+def raised_pixel_limit(max_pixels: int) -> Iterator[None]:
     """Within, Pillow takes images of so many pixels, where that is more than it takes unasked.
 
     Its own limit is one number for the whole program: it is back when the last thread that needs more has left.
     """
     own = Image.MAX_IMAGE_PIXELS
-    if max_pixels <= MAX_PIXELS or (own is None and not _allowed):
+    if max_pixels <= MAX_PIXELS or (own is None and not _pixel_limits):
         yield
         return
-    with _allowing:
-        if not _allowed:
-            _allowed.append(Image.MAX_IMAGE_PIXELS or 0)
-        _allowed.append(max_pixels)
-        Image.MAX_IMAGE_PIXELS = max(_allowed)
+    with _limit_lock:
+        if not _pixel_limits:
+            _pixel_limits.append(Image.MAX_IMAGE_PIXELS or 0)
+        _pixel_limits.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_pixel_limits)
     try:
         yield
     finally:
-        with _allowing:
-            _allowed.remove(max_pixels)
-            Image.MAX_IMAGE_PIXELS = max(_allowed) if len(_allowed) > 1 else _allowed.pop()
+        with _limit_lock:
+            _pixel_limits.remove(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(_pixel_limits) if len(_pixel_limits) > 1 else _pixel_limits.pop()

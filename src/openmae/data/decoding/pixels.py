@@ -23,7 +23,7 @@ def check_size(height: int, width: int, channels: int, max_pixels: int) -> None:
         raise BadImage(f"{channels} channels or pages, the limit is {MAX_CHANNELS}")
 
 
-def as_known_type(array: np.ndarray) -> np.ndarray:
+def to_supported_dtype(array: np.ndarray) -> np.ndarray:
     """Any real array -> uint8, uint16 or float32, in the machine's byte order: itself where it is that.
 
     Raises BadImage for other types.
@@ -71,7 +71,7 @@ def _full(array: np.ndarray) -> float:
     return 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
 
 
-def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF or TIFF orientation (1..8; anything else counts as 1)."""
     if orientation in (5, 6, 7, 8):  # rows and columns are exchanged
         array = array.transpose(1, 0, 2)

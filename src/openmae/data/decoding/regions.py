@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from openmae.data.decoding.nodata import Nodata
 from openmae.data.decoding.npy import NPY, read_npy_header
-from openmae.data.decoding.pixels import BadImage, as_known_type
+from openmae.data.decoding.pixels import BadImage, to_supported_dtype
 from openmae.data.decoding.tiff import TIFF, full_pages, is_alpha, mark_of_page, open_tiff
 from openmae.data.resize import LARGE_PIXELS, Pixels
 
@@ -60,7 +60,7 @@ class StoredImage:
         )
         part = np.empty((max(0, bottom - top), max(0, right - left), channels), stored.dtype)
         if not part.size:
-            return as_known_type(part)
+            return to_supported_dtype(part)
         tall, wide = (stored.segment[axis] for axis in stored.order[:2])
         for row in range(top // tall, -(-bottom // tall)):
             for column in range(left // wide, -(-right // wide)):
@@ -71,7 +71,7 @@ class StoredImage:
                 in_file = tuple(box[stored.order.index(axis)] for axis in range(3))
                 found = self._read(int(stored.offsets[row, column]), in_file).transpose(stored.order)
                 part[of_y.start - top : of_y.stop - top, of_x.start - left : of_x.stop - left] = found
-        return as_known_type(part)
+        return to_supported_dtype(part)
 
     def _read(self, start: int, box: tuple[slice, ...]) -> NDArray:
         """A box of the segment that begins at byte `start`."""
@@ -104,22 +104,22 @@ class StoredImage:
 class HasStoredImages(Protocol):
     """A source of images that may lie in files of which a part can be read alone."""
 
-    def stored(self, index: int) -> StoredImage | None:
+    def stored_image(self, index: int) -> StoredImage | None:
         """An image whose parts can be read alone; None where it is small, or must be read whole."""
         ...
 
 
-def has_parts(source: object, index: int) -> bool:
+def can_read_regions(source: object, index: int) -> bool:
     """Whether parts of an image can be read alone."""
     try:
-        return stored_of(source, index) is not None
+        return stored_image_of(source, index) is not None
     except BadImage:  # said when it is read
         return False
 
 
-def stored_of(source: object, index: int) -> StoredImage | None:
+def stored_image_of(source: object, index: int) -> StoredImage | None:
     """An image of any source, if its parts can be read alone."""
-    return source.stored(index) if isinstance(source, HasStoredImages) else None
+    return source.stored_image(index) if isinstance(source, HasStoredImages) else None
 
 
 class Readable(Protocol):
@@ -128,16 +128,16 @@ class Readable(Protocol):
     def read(self, index: int) -> NDArray: ...
 
 
-def pixels_of(source: Readable, index: int) -> Pixels:
+def open_pixels(source: Readable, index: int) -> Pixels:
     """An image to be cut from: its file where parts of it can be read alone, else the decoded whole.
 
     Raises BadImage as reading it does.
     """
-    stored = stored_of(source, index)
+    stored = stored_image_of(source, index)
     return source.read(index) if stored is None else stored
 
 
-def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> StoredImage | None:
+def open_stored_image(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> StoredImage | None:
     """The image of an opened file; None where it is small, or must be read whole.
 
     Args:
@@ -154,7 +154,7 @@ def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata 
 
 def _npy_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:
     header = read_npy_header(file, max_pixels, axes)
-    if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_hit(header.dtype)):
+    if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_match(header.dtype)):
         return None
     (a, b, c), order = (*header.shape, 1)[:3], header.order(axes)
     if header.is_fortran or order[0] > order[1]:  # columns lie in one piece, and resizing goes by rows
@@ -169,7 +169,7 @@ def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata
         if len(pages) > 1 or tiff.is_imagej or not _is_plain(page):
             return None
         dtype = np.dtype(f"{tiff.byteorder}u{bits // 8}")
-        if rule is not None and rule.may_hit(dtype, mark_of_page(page, page)):
+        if rule is not None and rule.may_match(dtype, mark_of_page(page, page)):
             return None
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)

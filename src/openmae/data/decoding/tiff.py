@@ -13,14 +13,14 @@ from openmae.data.decoding.nodata import (
     GDAL_NODATA,
     FrameNodata,
     Nodata,
-    emptied,
+    attach_mask,
     mask_of,
-    masked,
     values_of,
-    with_mask,
+    zero_and_mask,
+    zero_masked,
 )
 from openmae.data.decoding.pillow import read_with_pillow
-from openmae.data.decoding.pixels import BadImage, as_known_type, check_size, composite, upright
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size, composite, to_supported_dtype
 from openmae.data.decoding.strips import in_strips
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
@@ -108,7 +108,7 @@ def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
     whole, empty, at = None, None, 0
     for layer in layers:
         if count == 1:
-            return with_mask(values_of(layer), mask_of(layer))
+            return attach_mask(values_of(layer), mask_of(layer))
         if whole is None:
             whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
         if layer.dtype != whole.dtype:
@@ -123,7 +123,7 @@ def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
     assert whole is not None
     if at != whole.shape[2]:
         raise BadImage("TIFF pages of different shapes")
-    return with_mask(whole, empty)
+    return attach_mask(whole, empty)
 
 
 def _suits_pillow(page: Any) -> bool:
@@ -159,9 +159,9 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
         mask[..., -1] = array[..., -1] != array[..., -1]  # how much shows is no value of the image, but for NaN
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
-    array = as_known_type(emptied(array, mask))
+    array = to_supported_dtype(zero_masked(array, mask))
     if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
     orientation = page.tags.valueof(274, default=1)
-    return upright(masked(array, mask), orientation)
+    return apply_orientation(zero_and_mask(array, mask), orientation)

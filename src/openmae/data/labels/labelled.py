@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from openmae.config import Dataset, TargetScale
 from openmae.config.checks import OFF
+from openmae.data.labels.resolve_labels import ADVICE, resolve_labels
 from openmae.data.labels.subsets import (
     Labels,
     classes_present,
+    indices_by_class,
     is_labelled,
-    members_of,
     parse_labels,
     split_stratified,
     stratified,
 )
-from openmae.data.labels.understood import ADVICE, understood
 from openmae.data.sources.open import Source, open_splits
-from openmae.data.sources.views import IndexedSubset, images_apart
+from openmae.data.sources.views import IndexedSubset, tile_image_ids
 from openmae.errors import RequestError, shown
 
 _MAX_SPLIT = 5000
@@ -48,14 +48,14 @@ class LabelledData:
     classes: tuple[str, ...]
     is_multi_label: bool
     is_validation_split: bool
-    report_name: str  # "test", "val" or "split of train"
+    final_split: str  # "test", "val" or "split of train"
     unlabelled: int
     unmatched: int
     scale: TargetScale | None = None
     note: str = ""
 
-    taken: dict[str, str] = field(default_factory=dict)
-    told: tuple[str, ...] = ()
+    origins: dict[str, str] = field(default_factory=dict)
+    source_lines: tuple[str, ...] = ()
 
     @property
     def task(self) -> str:
@@ -87,7 +87,7 @@ class LabelledData:
         assert source is not None
         return source
 
-    def split_names(self) -> list[str]:
+    def held_out_names(self) -> list[str]:
         """The names of the images that were held out of train."""
         if self.validation is None or not self.is_validation_split:
             return []
@@ -110,7 +110,7 @@ def open_labelled(
     background: float,
     max_pixels: int,
     axes: str | None = None,
-    usual_axes: str | None = None,
+    default_axes: str | None = None,
     nodata: float | str = OFF,
     needs_validation: bool = False,
     task: str | None = None,
@@ -127,16 +127,16 @@ def open_labelled(
         held_out: the size of the split; None for a fifth below 2,500 images, above a tenth, at most 5,000.
         split_rules: how the parts are found, see `open_splits`.
         needs_validation: something is chosen on the way (a rate, the best step); that must not be on the test part.
-        task, advice: see `understood`.
+        task, advice: see `resolve_labels`.
 
     Raises:
         RequestError: DATA or its labels cannot be used, or an option does not fit them.
     """
     data = str(dataset)
     reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels}
-    reading |= {"axes": axes, "usual_axes": usual_axes, "nodata": nodata}
+    reading |= {"axes": axes, "default_axes": default_axes, "nodata": nodata}
     opened = open_splits(dataset, split_rules=split_rules, **reading)
-    found = understood(data, opened.sources, label_file, task, advice)
+    found = resolve_labels(data, opened.sources, label_file, task, advice)
     parts, targets, classes = found.parts, found.targets, found.classes
     check_labelled(data, targets["train"], classes)
     for split in ("val", "test"):
@@ -148,11 +148,11 @@ def open_labelled(
     }
     rest, held = labelled["train"], labelled["train"][:0]
     has_both = len(held_parts) == 2
-    report_name = next((split for split in ("test", "val") if split in held_parts), "split of train")
+    final_split = next((split for split in ("test", "val") if split in held_parts), "split of train")
     if has_both and held_out:
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
     if not has_both and (needs_validation or not held_parts or held_out):
-        apart = images_apart(parts["train"])
+        apart = tile_image_ids(parts["train"])
         rest, held = _hold_out(data, targets["train"], held_out, seed_of_split, apart)
     if labels is not None:
         rest = rest[stratified(targets["train"][rest], parse_labels(labels, len(rest)), seed_of_split)]
@@ -160,17 +160,17 @@ def open_labelled(
     return LabelledData(
         train=_take(parts["train"], rest),
         validation=IndexedSubset(parts["train"], held) if len(held) else held_parts["val"] if has_both else None,
-        test=held_parts.get(report_name),
+        test=held_parts.get(final_split),
         classes=classes,
         is_multi_label=found.is_multi_label,
         is_validation_split=len(held) > 0,
-        report_name=report_name,
+        final_split=final_split,
         unlabelled=sum(len(parts[split]) - len(indices) for split, indices in labelled.items()),
         unmatched=found.unmatched,
         scale=TargetScale.of(found.columns, numbers) if found.columns else None,
         note=found.note,
-        taken=opened.taken,
-        told=tuple(opened.lines),
+        origins=opened.origins,
+        source_lines=tuple(opened.lines),
     )
 
 
@@ -229,7 +229,7 @@ def _hold_out(
         raise RequestError(
             f"--held-out {held_out} leaves nothing to measure on or choose by: {shown(data)} has no val and test parts"
         )
-    groups = members_of(labels)
+    groups = indices_by_class(labels)
     count = sum(map(len, groups))
     most = count - len(groups)
     default = count // 5 if count < 2500 else min(count // 10, _MAX_SPLIT)

@@ -16,7 +16,7 @@ from openmae.errors import RequestError, shown
 
 COLUMN = "label"  # what numbers are called that come without the name of a column
 MISSING = ("", "nan", "na", "n/a", "null", "none")  # cells without a number, whatever their case
-FEW = 3  # that a message names
+MAX_SHOWN = 3  # that a message names
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
@@ -39,7 +39,7 @@ class NumberedSource(SourceView):
     def __len__(self) -> int:
         return len(self.source)
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return index
 
     def label(self, index: int) -> NDArray[np.float64] | None:
@@ -73,35 +73,35 @@ def kind_of_names(names: Iterable[str]) -> str | None:
     return "whole" if known and len(known) == len(numbers) else None
 
 
-def spread_of_names(names: Iterable[str]) -> str:
+def range_of_names(names: Iterable[str]) -> str:
     """`20 to 59`: the least and the largest of the numbers among the names."""
     known = [number for number in map(number_of, names) if number is not None and number == number]
     return f"{min(known):.6g} to {max(known):.6g}"
 
 
-def own_numbers(source: Source) -> NDArray[np.float64] | None:
+def stored_numbers(source: Source) -> NDArray[np.float64] | None:
     """The numbers that a source has as numbers, a tile its image's; None where it has none."""
     if isinstance(source, Tiled):
-        of_images = own_numbers(source.source)
+        of_images = stored_numbers(source.source)
         return None if of_images is None else of_images[source.image_numbers]
     return source.numbers if isinstance(source, Numbered) else None
 
 
-def kept_numbers(source: Source) -> NDArray[np.float64] | None:
+def non_class_numbers(source: Source) -> NDArray[np.float64] | None:
     """The numbers of a source where its classes do not say them: some have a fraction, or lie below -1; else None."""
-    numbers = own_numbers(source)
+    numbers = stored_numbers(source)
     if numbers is None:
         return None
     known = numbers[~np.isnan(numbers)]
     return numbers if ((known < -1) | (known != np.floor(known))).any() else None
 
 
-def numbers_of(source: Source) -> NDArray[np.float64] | None:
+def numeric_labels(source: Source) -> NDArray[np.float64] | None:
     """The numbers that a source's labels are, (n,) with NaN where there is none; None where they are names.
 
     Class names that all are numbers (folders called 20.5, 21) are those; labels without names are numbers themselves.
     """
-    numbers = own_numbers(source)
+    numbers = stored_numbers(source)
     if numbers is not None:
         is_hidden = bool((np.isnan(numbers) | (numbers == -1)).all())  # as on the Hugging Face hub, of a whole part
         return np.full_like(numbers, np.nan) if is_hidden else numbers
@@ -116,13 +116,13 @@ def numbers_of(source: Source) -> NDArray[np.float64] | None:
     return np.array([np.nan if label is None else of_class[int(label)] for label in labels], np.float64)
 
 
-def numbered(data: str, source: Source) -> NumberedSource:
+def with_number_labels(data: str, source: Source) -> NumberedSource:
     """A source with the numbers that its own labels are.
 
     Raises:
         RequestError: they are names, or too large.
     """
-    numbers = numbers_of(source)
+    numbers = numeric_labels(source)
     if numbers is None:
         name = next((n for n in source.classes or () if number_of(n) is None), "several labels an image")
         raise RequestError(
@@ -139,7 +139,7 @@ def check_names(data: str, names: Sequence[str], advice: str) -> None:
     if kind_of_names(names) != "fractional":
         return
     known = sorted((n, name) for name in names if (n := number_of(name)) is not None and n == n)
-    few = ", ".join(shown(name) for _, name in known[:FEW]) + (", …" if len(known) > FEW else "")
+    few = ", ".join(shown(name) for _, name in known[:MAX_SHOWN]) + (", …" if len(known) > MAX_SHOWN else "")
     raise RequestError(
         f"the {len(names)} different labels of {shown(data)} are numbers, some with a fraction ({few}): {advice}"
     )

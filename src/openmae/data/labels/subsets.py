@@ -40,7 +40,7 @@ class Oversampled(SourceView):
     def __len__(self) -> int:
         return self._most * len(self._counts)
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         which, turn = divmod(index, self._most)
         return int(self._members[self._starts[which] + turn % self._counts[which]])
 
@@ -85,7 +85,7 @@ def stratified(labels: Labels, count: int, seed: int = 0) -> NDArray[np.int64]:
     plain random choice, each inside every larger one. Raises RequestError if there are fewer images than that, or more
     classes.
     """
-    groups = members_of(labels)
+    groups = indices_by_class(labels)
     sizes = np.array([len(group) for group in groups], np.int64)
     if count > sizes.sum():
         raise RequestError(f"--labels {count}: there are {sizes.sum()} labelled images to train on; ask for fewer")
@@ -103,7 +103,7 @@ def split_stratified(labels: Labels, held_out: int, seed: int = 0) -> tuple[NDAr
     Images without a label are in neither. Several labels an image, or numbers: a plain random split. Raises
     RequestError if too many are asked for.
     """
-    groups = members_of(labels)
+    groups = indices_by_class(labels)
     sizes = np.array([len(group) for group in groups], np.int64)
     if held_out > (sizes - 1).sum():
         of_each = " of each class" if labels.ndim == 1 else ""
@@ -144,7 +144,7 @@ def classes_present(labels: Labels) -> NDArray[np.int64]:
     return np.unique(labels[labels >= 0]).astype(np.int64)
 
 
-def members_of(labels: Labels) -> list[NDArray[np.int64]]:
+def indices_by_class(labels: Labels) -> list[NDArray[np.int64]]:
     """The labelled images' indices by class, classes without any left out; several labels, numbers: as one class."""
     if labels.ndim == 2:
         return [np.flatnonzero(is_labelled(labels))]

@@ -17,7 +17,7 @@ from openmae.errors import RequestError, shown
 
 NUM_SURVEYED = 256  # files whose headers are read
 HEADER_BYTES = 10_240
-HOW_TO_SAY = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
+AXES_ADVICE = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def decide_axes(named_shapes: Iterable[tuple[str, tuple[int, ...]]], said: str |
     evident = {order: (shape, name) for shape, name in shapes.items() if (order := evident_order(shape)) is not None}
     if len(evident) > 1:
         told = " and ".join(f"{shown(name)} is {_times(shape)}" for shape, name in evident.values())
-        raise RequestError(f"the channels seem to be now first, now last: {told}; {HOW_TO_SAY}")
+        raise RequestError(f"the channels seem to be now first, now last: {told}; {AXES_ADVICE}")
     if evident:
         order, (shape, _) = next(iter(evident.items()))
         which = "first" if order == CHANNELS_FIRST else "last"
@@ -68,7 +68,7 @@ def decide_axes(named_shapes: Iterable[tuple[str, tuple[int, ...]]], said: str |
     shape, name = next(iter(shapes.items()))
     if usual is not None:
         return Axes(usual, f"as the model had them, for {_times(shape)} does not tell (--axes says otherwise)")
-    raise RequestError(f"{shown(name)} is {_times(shape)}: which axis holds the channels is not clear; {HOW_TO_SAY}")
+    raise RequestError(f"{shown(name)} is {_times(shape)}: which axis holds the channels is not clear; {AXES_ADVICE}")
 
 
 def shapes_of_files(root: Path, files: Iterable[bytes]) -> Iterable[tuple[str, tuple[int, ...]]]:

@@ -16,7 +16,7 @@ from openmae.config.checks import OFF
 from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.decoding.headers import Header, read_header
 from openmae.data.decoding.nodata import Nodata
-from openmae.data.decoding.regions import StoredImage, open_stored
+from openmae.data.decoding.regions import StoredImage, open_stored_image
 from openmae.data.resize import LARGE_PIXELS
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.errors import shown
@@ -131,14 +131,14 @@ class FolderSource:
         with self._opened(index) as (file, size):
             return self.decoded(file if size >= STREAMED_BYTES else file.read())
 
-    def stored(self, index: int) -> StoredImage | None:
+    def stored_image(self, index: int) -> StoredImage | None:
         """A large image whose parts can be read alone; None of any other. Raises BadImage as `read` does."""
         path = self._path(index)
         if not path.lower().endswith(_PLAIN) or self._num_bytes(path) <= LARGE_PIXELS:  # most are not even opened
             return None
         with self._opened(index, is_buffered=True) as (file, _):
             _, max_pixels, axes, nodata = self._options
-            return open_stored(file, max_pixels, axes, Nodata.of(nodata))
+            return open_stored_image(file, max_pixels, axes, Nodata.of(nodata))
 
     def decoded(self, data: bytes | BinaryIO) -> np.ndarray:
         """The image that a file, or its bytes, holds. Raises BadImage."""

@@ -55,7 +55,7 @@ class FolderPart:
         return found
 
 
-def trained_on_warnings(parts: Mapping[str, FolderPart]) -> list[str]:
+def leak_warnings(parts: Mapping[str, FolderPart]) -> list[str]:
     """A line for each evaluation part with images that are reached from train, too."""
     if "train" not in parts:
         return []
@@ -66,10 +66,10 @@ def trained_on_warnings(parts: Mapping[str, FolderPart]) -> list[str]:
         count = sum(identity in of_train for identity in of_part)
         if split != "train" and count:
             unit = "tables" if part.is_table else "images"
-            warnings.append(trained_on(split, f"{count:,} of {len(of_part):,} {unit} of {split} are"))
+            warnings.append(leak_warning(split, f"{count:,} of {len(of_part):,} {unit} of {split} are"))
     return warnings
 
 
-def trained_on(split: str, what: str) -> str:
+def leak_warning(split: str, what: str) -> str:
     """The warning that a figure is not what it seems."""
     return f"{what} in train too, through a link or as they were named: a figure on {split} is on training images"

@@ -199,7 +199,7 @@ def open_part(
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
-    usual_axes: str | None = None,
+    default_axes: str | None = None,
     nodata: float | str = OFF,
 ) -> FolderSource:
     """The images of a part; labels count through `classes`.
@@ -220,7 +220,7 @@ def open_part(
         ignored=ignored,
         background=background,
         max_pixels=max_pixels,
-        axes=decide_axes(shapes_of_files(part.folder, files), axes, usual_axes),
+        axes=decide_axes(shapes_of_files(part.folder, files), axes, default_axes),
         nodata=nodata,
     )
 

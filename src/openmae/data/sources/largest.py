@@ -6,17 +6,17 @@ import numpy as np
 
 from openmae.data.decoding.headers import Header
 from openmae.data.decoding.pixels import BadImage
-from openmae.data.decoding.regions import has_parts
+from openmae.data.decoding.regions import can_read_regions
 from openmae.data.randomness import Permutation
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import root_of
 
 MAX_HEADERS = 1000
-DECODED_TIMES = 2.5  # what a reader takes at most, of the decoded bytes of an image (docs/data.md)
+READER_MEMORY_FACTOR = 2.5  # what a reader takes at most, of the decoded bytes of an image (docs/data.md)
 
 
-class Largest(NamedTuple):
+class LargestImage(NamedTuple):
     """The image of a source that takes most memory, as far as headers were read.
 
     Attributes:
@@ -35,10 +35,10 @@ class Largest(NamedTuple):
     @property
     def reader_bytes(self) -> int:
         """Memory that a reader takes for it at most."""
-        return int(DECODED_TIMES * self.decoded_bytes)
+        return int(READER_MEMORY_FACTOR * self.decoded_bytes)
 
 
-def largest_image(source: Source, most: int = MAX_HEADERS, is_cut: bool = True) -> Largest | None:
+def largest_image(source: Source, most: int = MAX_HEADERS, is_cut: bool = True) -> LargestImage | None:
     """The largest among all images, or among `most` that are evenly drawn; None where no header can be read alone.
 
     All files of a folder count, whichever part of them this source is: what is held out has its readers, too.
@@ -57,6 +57,6 @@ def largest_image(source: Source, most: int = MAX_HEADERS, is_cut: bool = True) 
         except BadImage:  # said when it is read
             continue
     for header, index in sorted(headers, key=lambda found: -found[0].decoded_bytes):
-        if not (is_cut and has_parts(files, index)):
-            return Largest(*header.size, header.channels, header.decoded_bytes, len(drawn), count)
+        if not (is_cut and can_read_regions(files, index)):
+            return LargestImage(*header.size, header.channels, header.decoded_bytes, len(drawn), count)
     return None

@@ -22,11 +22,11 @@ from openmae.data.sources.axes import decide_axes, shapes_of_bytes
 from openmae.data.sources.embedded import embedded_source
 from openmae.data.sources.folder import FolderSource as FolderSource
 from openmae.data.sources.folder import Ignored
-from openmae.data.sources.folder_part import FolderPart, trained_on, trained_on_warnings
+from openmae.data.sources.folder_part import FolderPart, leak_warning, leak_warnings
 from openmae.data.sources.packed import PackedSource, read_pack
 from openmae.data.sources.parquet import ParquetSource, first_images, is_parquet
 from openmae.data.sources.scan import Scan, scan, without_repeats
-from openmae.data.sources.split_names import SPLIT_RULES, Layout, branch_of, find_layout, names_of, whole_layout
+from openmae.data.sources.split_names import SPLIT_RULES, Layout, branch_of, find_layout, split_origin, whole_layout
 from openmae.errors import RequestError, shown
 
 # A class; with several for an image, zeros and ones, one for each class; numbers to predict; None where unknown.
@@ -70,7 +70,7 @@ class Splits:
     """
 
     sources: dict[str, Source]
-    taken: dict[str, str]
+    origins: dict[str, str]
     note: str = ""
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Splits:
     def line(self) -> str:
         """What was taken for what, for a person."""
         counts = {s: f" ({len(of):,} image{'s' * (len(of) != 1)})" for s, of in self.sources.items()}
-        told = ", ".join(f"{split} from {what}{counts.get(split, '')}" for split, what in self.taken.items())
+        told = ", ".join(f"{split} from {what}{counts.get(split, '')}" for split, what in self.origins.items())
         return told + self.note
 
     @property
@@ -96,7 +96,7 @@ def open_source(
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
-    usual_axes: str | None = None,
+    default_axes: str | None = None,
     nodata: float | str = OFF,
     split_rules: int | None = None,
 ) -> Source | None:
@@ -104,7 +104,7 @@ def open_source(
     if split not in SPLITS:
         raise RequestError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    options |= {"axes": axes, "usual_axes": usual_axes}
+    options |= {"axes": axes, "default_axes": default_axes}
     return open_splits(data, (split,), split_rules=split_rules, **options).sources.get(split)
 
 
@@ -115,7 +115,7 @@ def open_splits(
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
-    usual_axes: str | None = None,
+    default_axes: str | None = None,
     nodata: float | str = OFF,
     split_rules: int | None = None,
 ) -> Splits:
@@ -127,7 +127,7 @@ def open_splits(
     Args:
         axes: the order of channels, rows and columns in `.npy` files of three dimensions; None decides it for all parts
             alike, wanted or not, by the shapes of some.
-        usual_axes: the order where those do not tell.
+        default_axes: the order where those do not tell.
         nodata: which values stand for none, as of `decode`.
         split_rules: how parts are found, the newest way by default; a run keeps its own (`SPLIT_RULES`).
 
@@ -137,23 +137,23 @@ def open_splits(
     """
     options: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     if isinstance(data, DataParts):
-        return _open_named(data.paths, wanted, options, (axes, usual_axes))
+        return _open_named(data.paths, wanted, options, (axes, default_axes))
     if data.startswith("embedded:"):
         opened = {split: embedded_source(data.removeprefix("embedded:"), split) for split in wanted}
         sources: dict[str, Source] = {split: source for split, source in opened.items() if source is not None}
-        return Splits(sources=sources, taken=dict.fromkeys(sources, shown(data)))
+        return Splits(sources=sources, origins=dict.fromkeys(sources, shown(data)))
     root = Path(data)
     if not _is_folder(data):
         if "train" not in wanted:
-            return Splits(sources={}, taken={"train": shown(root)})
-        options["axes"] = decide_axes(shapes_of_bytes(first_images(root)), axes, usual_axes)
-        return Splits(sources={"train": ParquetSource([root], **options)}, taken={"train": shown(root)})
+            return Splits(sources={}, origins={"train": shown(root)})
+        options["axes"] = decide_axes(shapes_of_bytes(first_images(root)), axes, default_axes)
+        return Splits(sources={"train": ParquetSource([root], **options)}, origins={"train": shown(root)})
     manifest = read_pack(root)
     if manifest is not None:
         there = list(manifest["splits"])
         _check_train(root, there, wanted)
         packs: dict[str, Source] = {s: PackedSource(root, manifest, s, **options) for s in wanted if s in there}
-        return Splits(sources=packs, taken={split: f"the pack {shown(root)}" for split in there})
+        return Splits(sources=packs, origins={split: f"the pack {shown(root)}" for split in there})
     rules = SPLIT_RULES if split_rules is None else split_rules
     files, is_table, found = _scanned(root, by_part=rules >= 2)
     layout = find_layout(root, files, is_table, rules)
@@ -173,13 +173,13 @@ def open_splits(
     classes = sorted({name for part in parts.values() for name in part.class_names})
     if any(split in wanted for split in parts):
         whole = FolderPart(root=root, files=files, depth=0, is_table=is_table, ignored=found.ignored)
-        options["axes"] = decide_axes(whole.shapes(), axes, usual_axes)
+        options["axes"] = decide_axes(whole.shapes(), axes, default_axes)
     return Splits(
         sources={split: part.open(classes, options) for split, part in parts.items() if split in wanted},
-        taken={split: names_of(layout, split, root) for split in layout.groups},
+        origins={split: split_origin(layout, split, root) for split in layout.groups},
         note=_note(layout),
         ignored=(found.ignored.line,) if found.ignored.line else (),
-        warnings=tuple(trained_on_warnings(measured)) if found.has_links else (),
+        warnings=tuple(leak_warnings(measured)) if found.has_links else (),
     )
 
 
@@ -205,14 +205,14 @@ def _open_named(
                 part = _find_part(split, path, options)
                 beside += [part] if isinstance(part, FolderPart) else []
     parts = {split: part for split, part in found.items() if isinstance(part, FolderPart)}
-    warnings = trained_on_warnings(parts)
+    warnings = leak_warnings(parts)
     if parts:
         shapes = chain.from_iterable(part.shapes() for part in (*parts.values(), *beside))
         options = {**options, "axes": decide_axes(shapes, *axes)}
     sources = {split: part for split, part in found.items() if not isinstance(part, FolderPart)}
     for split, source in sources.items():
         if split != "train" and "train" in sources and source.fingerprint() == sources["train"].fingerprint():
-            warnings.append(trained_on(split, f"all images of {split} are"))
+            warnings.append(leak_warning(split, f"all images of {split} are"))
     names = {name for part in parts.values() for name in part.class_names}
     sources |= {split: part.open([], options) for split, part in parts.items() if part.is_table}
     # Names that come with a table or a pack have their order, and their labels follow it.
@@ -221,7 +221,7 @@ def _open_named(
     sources |= {split: part.open(given or sorted(names), options) for split, part in parts.items() if not part.is_table}
     return Splits(
         sources={split: sources[split] for split in found},
-        taken={split: shown(paths[split]) for split in found},
+        origins={split: shown(paths[split]) for split in found},
         ignored=tuple(f"of {split}: {line}" for split in found if (line := sources[split].ignored.line)),
         warnings=tuple(warnings),
     )

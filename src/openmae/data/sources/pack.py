@@ -73,7 +73,7 @@ class Packing:
     def _jpeg(self, image: NDArray, mask: NDArray[np.bool_] | None) -> bytes:
         """The whole image, its short side no longer than `size`; never enlarged."""
         height, width, channels = image.shape
-        if self.rescale is not None and self.rescale.is_for(image):
+        if self.rescale is not None and self.rescale.applies_to(image):
             image = self.rescale(image, "uint8")
         if image.dtype != np.uint8 or channels not in (1, 3):
             raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: {KEEP_OR_RESCALE}")
@@ -113,7 +113,7 @@ class Packing:
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedBatch:
     """A batch of images as a pack holds them, in the source's order from `start` on.
 
     Attributes:
@@ -153,11 +153,11 @@ class PackedImages(Dataset):
         except BadImage as error:
             return _Sample(index, None, str(error))
 
-    def collate(self, samples: list[_Sample]) -> Packed:
+    def collate(self, samples: list[_Sample]) -> PackedBatch:
         images = [sample.data for sample in samples if sample.data is not None]
         bad = {sample.place: sample.reason for sample in samples if sample.data is None}
         empty = {sample.place: sample.empty for sample in samples if sample.empty is not None}
         if self.packing.format == "raw" and images:  # a tensor goes through shared memory, bytes through a pipe
             rows: list[bytes | Tensor] = [torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8)]
-            return Packed(samples[0].place, rows, bad, empty)
-        return Packed(samples[0].place, list(images), bad, empty)
+            return PackedBatch(samples[0].place, rows, bad, empty)
+        return PackedBatch(samples[0].place, list(images), bad, empty)

@@ -93,7 +93,7 @@ def _stated_range(manifest: dict[str, Any]) -> tuple[float, float] | None:
     return None if stated is None else (float(stated[0]), float(stated[1]))
 
 
-def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
+def find_damage(root: Path, manifest: dict[str, Any]) -> list[str]:
     """What of a pack's files is not as its manifest says, each in words; reads every byte."""
     found = []
     for name, entry in manifest["files"].items():

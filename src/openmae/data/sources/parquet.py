@@ -21,7 +21,7 @@ from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.folder import Ignored
 from openmae.errors import RequestError, shown
 
-PEEKED = 8  # rows that are looked at for the order of axes
+NUM_SURVEYED = 8  # rows that are looked at for the order of axes
 
 
 class ParquetSource:
@@ -179,7 +179,7 @@ def first_images(file: Path) -> Generator[tuple[str, bytes], None, None]:
             name = _image_column(table.schema_arrow.names)
             is_struct = pa.types.is_struct(table.schema_arrow.field(name).type)
             wanted = [f"{name}.bytes" if is_struct else name]
-            batch = next(table.iter_batches(batch_size=PEEKED, row_groups=[0], columns=wanted, use_threads=False))
+            batch = next(table.iter_batches(batch_size=NUM_SURVEYED, row_groups=[0], columns=wanted, use_threads=False))
             column = batch.column(0).flatten()[0] if is_struct else batch.column(0)
             for row, value in enumerate(column):
                 if isinstance(data := value.as_py(), bytes):

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from openmae.config import Preprocessing
-from openmae.data.decoding.nodata import nodata_of
+from openmae.data.decoding.nodata import resolve_nodata
 
 
 class ReadingSettings(Protocol):
@@ -17,7 +17,9 @@ class ReadingSettings(Protocol):
     def nodata(self) -> float | str | None: ...
 
 
-def reading_of(config: ReadingSettings, model: Preprocessing | None, background: float | None = None) -> dict[str, Any]:
+def reading_options(
+    config: ReadingSettings, model: Preprocessing | None, background: float | None = None
+) -> dict[str, Any]:
     """The options of `open_source` and `open_splits`.
 
     Args:
@@ -29,6 +31,6 @@ def reading_of(config: ReadingSettings, model: Preprocessing | None, background:
         "background": 1.0 if background is None else background,
         "max_pixels": config.max_pixels,
         "axes": config.axes,
-        "usual_axes": None if model is None else model.axes,
-        "nodata": nodata_of(config.nodata, model),
+        "default_axes": None if model is None else model.axes,
+        "nodata": resolve_nodata(config.nodata, model),
     }

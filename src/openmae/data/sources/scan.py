@@ -64,7 +64,7 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
                 found.ignored.add_unusable(folder.path, "a link to a folder that it lies in")
                 continue
             if key in names:
-                found.ignored.add_unusable(folder.path, read_already(names[key]))
+                found.ignored.add_unusable(folder.path, already_read_reason(names[key]))
                 continue
             names[key] = folder.path
             found.entered.setdefault(identity, []).append(folder.path)
@@ -79,7 +79,7 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
     return found
 
 
-def read_already(name: bytes) -> str:
+def already_read_reason(name: bytes) -> str:
     """Why a folder is passed over that was entered by this name."""
     return f"the same folder as {os.fsdecode(name) or '.'}, which is read"
 
@@ -96,7 +96,7 @@ def without_repeats(files: list[bytes], found: Scan) -> list[bytes]:
         dropped |= dict.fromkeys(others, first)
     for name, first in dropped.items():
         if os.path.dirname(name) not in dropped:
-            found.ignored.add_unusable(name, read_already(first))
+            found.ignored.add_unusable(name, already_read_reason(first))
     return [file for file in files if os.path.dirname(file) not in dropped]
 
 

@@ -115,7 +115,7 @@ def branch_of(folder: bytes) -> frozenset[str]:
     return frozenset(word for name in folder.split(b"/") if (word := _head(name, False, SPLIT_RULES).word) is not None)
 
 
-def names_of(layout: Layout, split: str, root: Path) -> str:
+def split_origin(layout: Layout, split: str, root: Path) -> str:
     """What a part was taken from, for a person."""
     names = layout.names.get(split, [])
     if not names:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from openmae.data.decoding.nodata import contiguous, mask_of, valid_values
 from openmae.data.decoding.pixels import BadImage
-from openmae.data.decoding.regions import pixels_of
+from openmae.data.decoding.regions import open_pixels
 from openmae.data.randomness import Permutation
 from openmae.data.resize import Pixels
 from openmae.data.sources.folder import Ignored
@@ -89,7 +89,7 @@ class Tiled:
         """Which of the source's images each tile is of: (len,)."""
         return np.repeat(np.arange(len(self.sizes)), np.diff(self._starts))
 
-    def place(self, index: int) -> tuple[int, int, int]:
+    def locate(self, index: int) -> tuple[int, int, int]:
         """The image, and the row and column of the tile in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -98,15 +98,15 @@ class Tiled:
         return image, row, column
 
     def name(self, index: int) -> str:
-        image, row, column = self.place(index)
+        image, row, column = self.locate(index)
         name = self.source.name(image)
         return f"{name}#{row},{column}" if self._is_cut(image) else name
 
     def label(self, index: int) -> Label:
-        return self.source.label(self.place(index)[0])
+        return self.source.label(self.locate(index)[0])
 
     def read(self, index: int) -> NDArray:
-        image, row, column = self.place(index)
+        image, row, column = self.locate(index)
         pixels = self._image(image)
         if not self._is_cut(image):
             return pixels[:, :]
@@ -125,7 +125,7 @@ class Tiled:
         An image's tiles come in an order that depends on the index alone: behind a stretch of blank ones, the first
         that is not would else be seen far more often than others.
         """
-        image, _, _ = self.place(index)
+        image, _, _ = self.locate(index)
         for turn in range(len(self.sizes)):
             start, stop = self._starts[(image + turn) % len(self.sizes) :][:2].tolist()
             order = start + Permutation(stop - start, _REPLACEMENT_KEY, index)(np.arange(stop - start))
@@ -138,7 +138,7 @@ class Tiled:
         if self._kept is not None and self._kept[0] == image:
             return self._kept[1]
         self._kept = None  # before the next is decoded: never two in memory
-        pixels: Pixels = pixels_of(self.source, image) if self._is_cut(image) else self.source.read(image)
+        pixels: Pixels = open_pixels(self.source, image) if self._is_cut(image) else self.source.read(image)
         height, width = self.sizes[image].tolist()
         if pixels.shape[:2] != (height, width):
             raise BadImage(f"{pixels.shape[0]} x {pixels.shape[1]} px, its tiles were counted for {height} x {width}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openmae.data.decoding.regions import StoredImage, stored_of
+from openmae.data.decoding.regions import StoredImage, stored_image_of
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.folder import Ignored
@@ -19,7 +19,7 @@ _SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
 
 
 class SourceView(ABC):
-    """Entries of `source` at the places that `place` gives."""
+    """Entries of `source` at the places that `source_index` gives."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -30,7 +30,7 @@ class SourceView(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         """Where in `source` entry 0 <= index < len(self) stands."""
 
     @abstractmethod
@@ -45,13 +45,13 @@ class SourceView(ABC):
     def read(self, index: int) -> np.ndarray:
         return self.source.read(self._checked(index))
 
-    def stored(self, index: int) -> StoredImage | None:
-        return stored_of(self.source, self._checked(index))
+    def stored_image(self, index: int) -> StoredImage | None:
+        return stored_image_of(self.source, self._checked(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.place(index)
+        return self.source_index(index)
 
 
 class IndexedSubset(SourceView):
@@ -65,7 +65,7 @@ class IndexedSubset(SourceView):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return int(self.indices[index])
 
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ class PermutedSubset(SourceView):
     def __len__(self) -> int:
         return self.count
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return int(self.permutation(self.start + index)[0])
 
     def fingerprint(self) -> str:
@@ -96,15 +96,15 @@ def split_held_out(source: Source, held_out: int) -> tuple[PermutedSubset, Permu
     return PermutedSubset(source, held_out, len(source) - held_out), PermutedSubset(source, 0, held_out)
 
 
-def images_apart(source: Source) -> NDArray[np.int64] | None:
+def tile_image_ids(source: Source) -> NDArray[np.int64] | None:
     """Which image each entry is a tile of, (n,); None where every entry is an image of its own."""
     if isinstance(source, Tiled | PackedSource):
         return source.image_numbers
     inner = getattr(source, "source", None)
-    numbers = None if inner is None else images_apart(inner)
+    numbers = None if inner is None else tile_image_ids(inner)
     if numbers is None or not isinstance(source, SourceView):
         return numbers
-    return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
+    return numbers[np.array([source.source_index(i) for i in range(len(source))], np.int64)]
 
 
 def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -131,7 +131,7 @@ def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, So
     return IndexedSubset(source, rest_ids), IndexedSubset(source, held_ids)
 
 
-def drawn(source: Source, count: int) -> Source:
+def subsample(source: Source, count: int) -> Source:
     """At most `count` entries of a source, evenly drawn, in its order."""
     if len(source) <= count:
         return source
@@ -152,11 +152,11 @@ def are_tiles(source: Source) -> bool:
     return isinstance(source, Tiled)
 
 
-def by_image(source: Source, indices: list[int]) -> list[int]:
+def grouped_by_image(source: Source, indices: list[int]) -> list[int]:
     """The same entries, tiles of one image one after the other: read so, they decode it once."""
     places = indices
     while isinstance(source, SourceView):
-        places, source = [source.place(place) for place in places], source.source
+        places, source = [source.source_index(position) for position in places], source.source
     return [index for _, index in sorted(zip(places, indices, strict=True))]
 
 

@@ -16,12 +16,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.formats import claimed_format, format_of, is_transparent, is_turned
+from openmae.data.decoding.formats import claimed_format, format_of, has_exif_rotation, is_transparent
 from openmae.data.decoding.nodata import filled, mask_of, valid_values
 from openmae.data.readers import make_loader, read
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import count_blank
-from openmae.data.survey.perceptual import SIDE, THUMB, look, shrink
+from openmae.data.survey.perceptual import SIDE, THUMB, perceptual_hashes, shrink
 
 BATCH = 64
 # Numbers for names, in the records. Formats that are met later are numbered behind these.
@@ -32,10 +32,10 @@ FORMATS = (
     "HDF5", "PSD", "HTML", "XML", "SVG", "LFS", "empty", "unknown",
 )
 # fmt: on
-GOOD, TURNED, TRANSPARENT, LIES, BLANK, PLAIN = (1 << bit for bit in range(6))
+GOOD, EXIF_ROTATED, TRANSPARENT, WRONG_EXTENSION, BLANK, LOW_DETAIL = (1 << bit for bit in range(6))
 # Detail, in 0..255, below which the hash is that of a soft slope, which many images share: parts of blurred backgrounds
 # have 2 to 3, the plainest of 256 photographs has 6, that of CIFAR-10's 10,000 test images 3.9.
-PLAIN_BELOW = 3.5
+MIN_DETAIL = 3.5
 RECORD = np.dtype(
     [
         ("index", np.int64),  # in the source
@@ -130,9 +130,9 @@ class _Examined(Dataset):
                 shrunk[place] = self._examine(index, records[place], part)
             except BadImage as error:
                 part.bad[index] = str(error)
-        records["hash"], thumbs, detail = look(shrunk)
+        records["hash"], thumbs, detail = perceptual_hashes(shrunk)
         records["thumb"] = thumbs.reshape(len(indices), -1)
-        records["flags"] |= PLAIN * (detail < PLAIN_BELOW).astype(np.uint8)
+        records["flags"] |= LOW_DETAIL * (detail < MIN_DETAIL).astype(np.uint8)
         return part
 
     def _examine(self, index: int, record: NDArray, part: Census) -> NDArray[np.float32]:
@@ -144,7 +144,7 @@ class _Examined(Dataset):
         else:
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
-        own, dtype = measured(image), str(image.dtype)
+        own, dtype = image_sums(image), str(image.dtype)
         record["empty"] = 0.0 if (mask := mask_of(image)) is None else mask.mean()
         _add(part.sums, (image.shape[2], dtype), own)
         if self.tiles is not None:
@@ -163,7 +163,7 @@ def examine(
     *,
     workers: int,
     tiles: int | None = None,
-    tell: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Census:
     """Read the images at `indices` once; the same is found whatever the number of workers.
 
@@ -175,7 +175,7 @@ def examine(
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]
     whole = Census(np.empty(len(indices), RECORD))
     done = 0
-    with closing(read(make_loader(dataset, batches, _as_it_is, workers=workers, pin=False))) as parts:
+    with closing(read(make_loader(dataset, batches, identity_collate, workers=workers, pin=False))) as parts:
         for part in parts:
             whole.records[done : done + len(part.records)] = part.records
             whole.bad |= part.bad
@@ -184,15 +184,15 @@ def examine(
             for kind, sums in part.sums.items():
                 _add(whole.sums, kind, sums)
             done += len(part.records)
-            tell(done)
+            on_progress(done)
     return whole
 
 
-def measured(image: NDArray) -> Sums:
+def image_sums(image: NDArray) -> Sums:
     """The sums of one image. Of uint8 they are exact: they are counted from histograms."""
     channels = image.shape[2]
     if mask_of(image) is not None:
-        return _measured_without_empty(image)
+        return _image_sums_without_nodata(image)
     if image.dtype == np.uint8 and channels in (1, 3):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)
         counts = np.array(picture.histogram(), np.int64).reshape(channels, 256)
@@ -222,7 +222,7 @@ def measured(image: NDArray) -> Sums:
     )
 
 
-def _measured_without_empty(image: NDArray) -> Sums:
+def _image_sums_without_nodata(image: NDArray) -> Sums:
     """The sums of what is not empty; a channel that wholly is has those of all the others."""
     channels = valid_values(image)
     everything = np.concatenate(channels)
@@ -239,10 +239,12 @@ def _describe_file(record: NDArray, data: bytes, name: str) -> None:
     record["bytes"], record["format"], record["digest"] = len(data), FORMATS.index(form), _digest(data)
     claimed = claimed_format(name)
     lies = claimed is not None and claimed != form and form not in ("empty", "unknown")
-    record["flags"] = TURNED * is_turned(data, form) | TRANSPARENT * is_transparent(data, form) | LIES * lies
+    record["flags"] = (
+        EXIF_ROTATED * has_exif_rotation(data, form) | TRANSPARENT * is_transparent(data, form) | WRONG_EXTENSION * lies
+    )
 
 
-def _as_it_is(part: Any) -> Any:
+def identity_collate(part: Any) -> Any:
     return part
 
 

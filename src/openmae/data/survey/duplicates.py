@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-DISTANCE = 4  # bits that may differ
-FURTHEST = 20.0  # mean difference of the tiny pictures, in 0..255: the same shape in other colours is another image
+MAX_HASH_DISTANCE = 4  # bits that may differ
+MAX_THUMB_DIFFERENCE = (
+    20.0  # mean difference of the tiny pictures, in 0..255: the same shape in other colours is another image
+)
 MAX_IN_BAND = 5000  # that share two bands are all compared; of more, each with so many that follow in order
 MAX_EDGES = 4_000_000  # kept before they are merged
 
@@ -27,7 +29,7 @@ def equal_groups(keys: NDArray[np.void]) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Alike:
+class NearDuplicates:
     """Which images look the same.
 
     Attributes:
@@ -43,9 +45,9 @@ class Alike:
     is_complete: bool
 
 
-def alike(
-    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], parts: NDArray[np.uint8], distance: int = DISTANCE
-) -> Alike:
+def find_near_duplicates(
+    hashes: NDArray[np.uint64], thumbs: NDArray[np.uint8], parts: NDArray[np.uint8], distance: int = MAX_HASH_DISTANCE
+) -> NearDuplicates:
     """Find all pairs whose hashes differ in at most `distance` bits and whose tiny pictures are near each other.
 
     Args:
@@ -56,7 +58,7 @@ def alike(
     n = len(hashes)
     if n == 0:
         nothing = np.empty(0, np.int64)
-        return Alike(nothing, nothing.astype(np.uint8), nothing, True)
+        return NearDuplicates(nothing, nothing.astype(np.uint8), nothing, True)
     # Those that are equal in both count once from here on, or a thousand copies would be half a million pairs.
     hashes, flat = np.ascontiguousarray(hashes), thumbs.reshape(n, -1)
     keys = as_keys(np.concatenate([hashes.view(np.uint8).reshape(n, 8), flat], axis=1))
@@ -69,7 +71,7 @@ def alike(
     links = _Links(len(first))
     for one, other in near_pairs(hashes, distance):
         apart = np.abs(flat[one].astype(np.int16) - flat[other]).mean(axis=1)
-        one, other = one[apart <= FURTHEST], other[apart <= FURTHEST]
+        one, other = one[apart <= MAX_THUMB_DIFFERENCE], other[apart <= MAX_THUMB_DIFFERENCE]
         for part in range(members.shape[1]):
             np.maximum.at(beside[:, part], one, members[other, part])
             np.maximum.at(beside[:, part], other, members[one, part])
@@ -80,7 +82,7 @@ def alike(
     partner = np.full(n, -1, np.int64)
     for part in reversed(range(beside.shape[1])):
         partner = np.where(beside[:, part] >= 0, beside[:, part], partner)
-    return Alike(links.groups()[which], seen.astype(np.uint8), partner, not is_crowded(hashes, distance))
+    return NearDuplicates(links.groups()[which], seen.astype(np.uint8), partner, not is_crowded(hashes, distance))
 
 
 def as_keys(rows: NDArray[np.uint8]) -> NDArray[np.void]:

@@ -16,7 +16,7 @@ _IS_SLOPE = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES)).ravel()
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def look(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
+def perceptual_hashes(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
     """Perceptual hashes of images as `shrink` gives them, (n, 32, 32, 3).
 
     Returns:

@@ -10,7 +10,7 @@ from torch import Tensor
 from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.open import open_splits
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import RequestError
 from openmae.inference.metrics import Predictions, figures
 from openmae.machine.files import disk_faults, write_json
@@ -21,28 +21,28 @@ from openmae.training.checkpoint import MODEL
 def open_data(
     config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_validation: bool = False
 ) -> LabelledData:
-    """The labelled parts of DATA, as `reading_of` reads them. Raises RequestError where they cannot be used."""
+    """The labelled parts of DATA, as `reading_options` reads them. Raises RequestError where they cannot be used."""
     return open_labelled(
         config.dataset,
         split_rules=config.split_rules,
         labels=config.labels,
         label_file=config.label_file,
         held_out=config.held_out,
-        **reading_of(config, model, background),
+        **reading_options(config, model, background),
         needs_validation=needs_validation,
         task=config.task,
     )
 
 
-def check_reported(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
+def check_reported(data: Dataset, axes: str | None = None, default_axes: str | None = None) -> None:
     """Raise RequestError where DATA has neither a test nor a val part to measure on."""
-    if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
+    if not open_splits(data, ("test", "val"), axes=axes, default_axes=default_axes).sources:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
 
 
 def without_test(data: LabelledData) -> LabelledData:
     """The same, measured on what things are chosen by: its split of train or its val part."""
-    return replace(data, test=None, report_name="split of train" if data.is_validation_split else "val")
+    return replace(data, test=None, final_split="split of train" if data.is_validation_split else "val")
 
 
 def check_classes(previous: PreviousRun | None, data: LabelledData) -> None:
@@ -76,7 +76,7 @@ def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, w
 def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
     """Write down which images of train were held out and, with `--labels`, which were trained on."""
     split: dict[str, Any] = {}
-    if names := data.split_names():
+    if names := data.held_out_names():
         split["held_out"] = names
     if config.labels is not None:
         split["train"] = [data.train.name(i) for i in range(len(data.train))]
@@ -124,7 +124,7 @@ def number_words(figures: dict[str, Any], end: str, is_mean: bool = False) -> st
 def _closing(figure: str, summary: dict[str, Any], data: LabelledData, run: Path, table: str) -> str:
     unreadable = f"; {summary['unreadable']:.0f} could not be read" if summary.get("unreadable") else ""
     return (
-        f"{figure} on {summary['images']:.0f} images of {data.report_name}{unreadable}\n"
+        f"{figure} on {summary['images']:.0f} images of {data.final_split}{unreadable}\n"
         f"done       {run / MODEL}; see {run / 'pictures'}, {run / table} and {run / 'predictions.csv'}"
     )
 
@@ -137,7 +137,7 @@ def labels_of_run(data: LabelledData) -> dict[str, Any]:
 def counts_of(data: LabelledData) -> dict[str, Any]:
     """What a summary says of the labelled data."""
     return {
-        "report": data.report_name,
+        "report": data.final_split,
         "report_images": len(data.report),
         "train_images": len(data.train),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),

@@ -91,13 +91,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.source_lines, *finetune_lines(plan, data, facts, device, num_steps)]
         copies = 4 if average else 3
         run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), chosen.keep)
         run.begin(
             chosen,
             plan.preprocessing,
-            taken=data.taken,
+            taken=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_tuned(plan.shape, plan.preprocessing, data, chosen.recipe, chosen.seed),
@@ -153,8 +153,8 @@ def report(
     model.eval()
     predictions = figures.reported(run.num_steps)
     if run.processes.is_first:
-        run.progress.log.quarantine.replace_part(data.report_name, predictions.bad)
-        title = f"{run.path.name}, {data.report_name}"
+        run.progress.log.quarantine.replace_part(data.final_split, predictions.bad)
+        title = f"{run.path.name}, {data.final_split}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
     return {**named_figures(predictions), **counts_of(data)}
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import SPLITS
-from openmae.data.survey.census import BLANK, PLAIN
-from openmae.data.survey.duplicates import alike, as_keys, equal_groups
+from openmae.data.survey.census import BLANK, LOW_DETAIL
+from openmae.data.survey.duplicates import as_keys, equal_groups, find_near_duplicates
 from openmae.errors import shown
 from openmae.tasks.inspect.findings import SplitFindings
 
@@ -41,10 +41,10 @@ def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
     rows = np.stack([of_part, np.concatenate([good["index"] for good in goods])], axis=1)
     labels = np.concatenate([part.labels[good["index"]] for part, good in zip(parts, goods, strict=True)])
     equal = equal_groups(as_keys(np.concatenate([good["digest"] for good in goods])))
-    has_look = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & PLAIN) == 0)
+    has_look = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & LOW_DETAIL) == 0)
     hashes = np.concatenate([good["hash"] for good in goods])[has_look]
     thumbs = np.concatenate([good["thumb"] for good in goods])[has_look]
-    near = alike(hashes, thumbs, splits[has_look])
+    near = find_near_duplicates(hashes, thumbs, splits[has_look])
     n = len(rows)
     looks = np.full(n, -1, np.int64)
     looks[has_look] = near.groups

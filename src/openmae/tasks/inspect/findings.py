@@ -10,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.data.depths import bits_for
-from openmae.data.labels.numbers import kept_numbers, kind_of_names, numbers_of
+from openmae.data.labels.numbers import kind_of_names, non_class_numbers, numeric_labels
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled
-from openmae.data.survey.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT, TURNED, Census, Sums
+from openmae.data.survey.census import (
+    BLANK,
+    DTYPES,
+    EXIF_ROTATED,
+    FORMATS,
+    LOW_DETAIL,
+    TRANSPARENT,
+    WRONG_EXTENSION,
+    Census,
+    Sums,
+)
 from openmae.errors import shown
 
 SMALL = (224, 96, 32)  # px: the paper's size, what a CPU is given, a thumbnail
@@ -61,19 +71,19 @@ def part_findings(part: SplitFindings) -> dict[str, Any]:
         ],
         "smaller_than": {str(side): _share(short < side) for side in SMALL},
         "formats": {FORMATS[i]: int(formats[i]) for i in np.argsort(-formats, kind="stable") if i and formats[i]},
-        "wrong_extensions": _flagged(good, LIES),
+        "wrong_extensions": _flagged(good, WRONG_EXTENSION),
         "channels": {str(number): count for number, count in _counted(good["channels"])},
         "number_types": {DTYPES[number]: count for number, count in _counted(good["dtype"])},
         "highest": {
             DTYPES[number]: float(good["top"][good["dtype"] == number].max()) for number, _ in _counted(good["dtype"])
         },
         "bits": {str(bits): count for bits, count in sorted(_bits(good).items())},
-        "turned_by_exif": _flagged(good, TURNED),
+        "turned_by_exif": _flagged(good, EXIF_ROTATED),
         "transparent": _flagged(good, TRANSPARENT),
         "blank": _flagged(good, BLANK),
         "with_empty_values": int((good["empty"] > 0).sum()),
         "empty_share": round(float(good["empty"].mean()), 6) if len(good) else 0.0,
-        "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
+        "nearly_blank": int(((good["flags"] & (BLANK | LOW_DETAIL)) == LOW_DETAIL).sum()),
         "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
         "ignored": {
             "extensions": ignored.extensions,
@@ -143,9 +153,9 @@ def number_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
     Numbers come from a column, or from the names of class folders where some have a fraction.
     """
     names = parts[0].source.classes or ()
-    if all(kept_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
+    if all(non_class_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
         return None
-    found = [numbers for part in parts if (numbers := numbers_of(part.source)) is not None]
+    found = [numbers for part in parts if (numbers := numeric_labels(part.source)) is not None]
     known = np.concatenate([np.empty(0), *found])
     known = known[np.isfinite(known)]
     if not len(known):

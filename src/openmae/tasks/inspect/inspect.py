@@ -8,8 +8,8 @@ from openmae.config import InspectConfig, flag_of
 from openmae.errors import RequestError, shown
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
-PUBLIC = ("hf:", "timm:")
-OF_DATA = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
+PUBLIC_PREFIXES = ("hf:", "timm:")
+DATA_SETTINGS = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     config = config.plain()
     kind = "data" if config.path is None else kind_of(config.path)
     for name in config.explicit() if kind != "data" else ():
-        if name in OF_DATA:
+        if name in DATA_SETTINGS:
             raise RequestError(
                 f"{flag_of(name)} is for a data set, and {shown(str(config.path))} is a {kind}: leave it out"
             )
@@ -47,7 +47,7 @@ def kind_of(path: str) -> str:
     Raises:
         RequestError: it cannot be looked at.
     """
-    if path.startswith(PUBLIC):
+    if path.startswith(PUBLIC_PREFIXES):
         return "model"
     if path.startswith("embedded:"):
         return "data"

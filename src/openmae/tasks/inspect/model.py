@@ -14,13 +14,13 @@ from openmae.machine.files import disk_faults, folder_written_aside, write_json
 from openmae.tasks.inspect.out import check_out
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify
 
-CAN = {
+USES = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
     ClassifierShape: "robustness, finetune, knn, embed, attention, convert; its decoder is gone",
     ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
 }
 
-CAN_PREDICT = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
+USES_OF_REGRESSION = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
 
 
 def inspect_model(config: InspectConfig) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def lines(init: StoredModel, found: dict[str, Any]) -> list[str]:
         said.append(f"unused     {len(init.report.unused)}:")
         said += [f"             {line}" for line in families(init.report.unused)]
     said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
-    said.append(f"good for   {CAN[type(init.shape)] if init.scale is None else CAN_PREDICT}")
+    said.append(f"good for   {USES[type(init.shape)] if init.scale is None else USES_OF_REGRESSION}")
     return [shown(line) for line in said]  # names in a file can be terminal commands
 
 

@@ -22,7 +22,7 @@ Place = tuple[SplitFindings, int]  # an image: which part, and its index in the 
 ValueRange = tuple[str, tuple[float, float]] | None  # of a number type
 
 
-def drawn(parts: list[SplitFindings], seed: int) -> list[Place]:
+def sample_images(parts: list[SplitFindings], seed: int) -> list[Place]:
     """Images drawn evenly from all that were looked at, in their order; behind them some unreadable ones."""
     looked = np.concatenate([part.census.records["index"] for part in parts])
     of_part = np.repeat(np.arange(len(parts)), [len(part.census.records) for part in parts])
@@ -96,7 +96,7 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
             write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
-        picture = np.asarray(pictured(filled(image), tile, value_range))
+        picture = np.asarray(rgb_picture(filled(image), tile, value_range))
         down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
         axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
         axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
@@ -107,7 +107,7 @@ def _draw(figure: Figure, place: Place, left: float, top: float, tile: int, valu
     write(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
 
 
-def pictured(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
+def rgb_picture(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
     """An H × W × C image of any kind as an RGB picture that just fits `side` × `side`; small ones keep hard pixels."""
     step = max(1, min(image.shape[:2]) // (4 * side))
     values = image[::step, ::step]

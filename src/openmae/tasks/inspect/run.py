@@ -25,7 +25,7 @@ from openmae.run.reader import (
 )
 from openmae.tasks.inspect.out import check_out
 from openmae.tasks.inspect.run_screen import run_lines
-from openmae.tasks.inspect.screen import cut
+from openmae.tasks.inspect.screen import shorten
 
 TITLES: dict[type, str] = {
     ResolvedPretrainConfig: "pre-training",
@@ -39,7 +39,7 @@ COMMANDS: dict[type, str] = {
 }
 # What matters of a run's settings, in the order of the screen.
 # fmt: off
-TOLD = (
+SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
     "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer",
     "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
@@ -67,7 +67,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "path": shown(config.path),
         "task": TITLES[type(settled)] if settled is not None else None,
         "problem": problem or why_not,
-        "settings": {name: values[name] for name in TOLD if values.get(name) is not None},
+        "settings": {name: values[name] for name in SHOWN_SETTINGS if values.get(name) is not None},
         "data": shown(str(settled.dataset)) if settled is not None else None,
         **_state(run, settled, lines, summary),
         **measured_of(lines, summary),
@@ -79,7 +79,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
     if out is not None:
         with disk_faults(out), folder_written_aside(out) as folder:
             write_json(folder / "inspect.json", report)
-            title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
+            title = shorten(report["path"], 70).replace("$", r"\$")  # or it would start a formula
             label = "loss on masked patches" if isinstance(settled, ResolvedPretrainConfig) else "loss"
             loss_curve(folder / "curve.png", [line for line in lines if "images_seen" in line], title, label)
         print(f"\nwrote      {shown(out)}: curve.png, inspect.json", flush=True)

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from openmae.errors import shown
-from openmae.tasks.inspect.screen import cut, entry, size
+from openmae.tasks.inspect.screen import format_bytes, labelled_lines, shorten
 from openmae.training.telemetry import duration
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -18,30 +18,30 @@ SPARKS = 60  # columns of a curve
 def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
     """What a person reads."""
     told = [""]
-    told += entry("run", f"{report['path']}: {report['task'] or 'of another kind'}")
+    told += labelled_lines("run", f"{report['path']}: {report['task'] or 'of another kind'}")
     if report["problem"]:
-        told += entry("problem", shown(report["problem"]))
+        told += labelled_lines("problem", shown(report["problem"]))
     if report["data"]:
-        told += entry("data", report["data"])
+        told += labelled_lines("data", report["data"])
     settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report["settings"].items())
     if settings:
-        told += entry("settings", settings)
-    told += entry("status", _status(report))
+        told += labelled_lines("settings", settings)
+    told += labelled_lines("status", _status(report))
     told += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     if held_out:
         told += _curve("held_out_loss", lines, held_out[0], min(held_out), held_out[-1])
     for name, value in report["other_figures"].items():
-        told += entry(name.replace("_", " "), f"{value:.4g}")
+        told += labelled_lines(name.replace("_", " "), f"{value:.4g}")
     if report["lr"] is not None:
-        told += entry("rate", f"{report['lr']:.3g} at the last step")
+        told += labelled_lines("rate", f"{report['lr']:.3g} at the last step")
     if report["images_per_second"] is not None:
         pace = f"{report['images_per_second']:,.0f} images/s (median)"
         if report["data_wait"] is not None:
             pace += f", {report['data_wait']:.0%} of the time waiting for data"
         if report["memory"] is not None:
-            pace += f", at most {size(report['memory'])} of memory"
-        told += entry("pace", pace)
+            pace += f", at most {format_bytes(report['memory'])} of memory"
+        told += labelled_lines("pace", pace)
     unusual = [
         f"{report[name]:,} {words}"
         for name, words in (
@@ -52,12 +52,12 @@ def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[s
         )
         if report.get(name)
     ]
-    told += entry("unusual", "; ".join(unusual) or "nothing")
+    told += labelled_lines("unusual", "; ".join(unusual) or "nothing")
     if report["health"] is not None:
-        told += entry("health", f"{report['health']}: {report['health_reason']}")
+        told += labelled_lines("health", f"{report['health']}: {report['health_reason']}")
     told += _checkpoints(report["checkpoints"])
     resume = report["resume"]
-    told += entry("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
+    told += labelled_lines("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
     if resume["command"]:
         told.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
     return told
@@ -81,7 +81,7 @@ def _curve(name: str, lines: Sequence[dict[str, Any]], first: Any, lowest: Any, 
         return []
     label = {"loss": "loss", "held_out_loss": "held out"}[name]
     return [
-        *entry(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
+        *labelled_lines(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
         *([f"{'':<11}{sparkline(values)}"] if len(values) > 1 else []),
     ]
 
@@ -104,16 +104,16 @@ def sparkline(values: Sequence[float], columns: int = SPARKS, bars: str | None =
 
 def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
     if not found:
-        return entry("saved", "no checkpoint")
+        return labelled_lines("saved", "no checkpoint")
     told: list[str] = []
     for number, checkpoint in enumerate(found[:5]):
-        state = "whole" if checkpoint["is_whole"] else f"damaged: {cut(shown(checkpoint['problem']), 60)}"
-        text = f"{cut(checkpoint['name'], 30)}  {size(checkpoint['bytes'])}  {state}"
-        told += entry("saved" if number == 0 else "", text)
-    return told + (entry("", f"and {len(found) - 5} more") if len(found) > 5 else [])
+        state = "whole" if checkpoint["is_whole"] else f"damaged: {shorten(shown(checkpoint['problem']), 60)}"
+        text = f"{shorten(checkpoint['name'], 30)}  {format_bytes(checkpoint['bytes'])}  {state}"
+        told += labelled_lines("saved" if number == 0 else "", text)
+    return told + (labelled_lines("", f"and {len(found) - 5} more") if len(found) > 5 else [])
 
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " x ".join(map(_short, value[:4]))
-    return f"{value:g}" if isinstance(value, float) else shown(cut(str(value), 40))
+    return f"{value:g}" if isinstance(value, float) else shown(shorten(str(value), 40))

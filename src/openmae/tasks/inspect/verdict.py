@@ -18,7 +18,7 @@ MANY_COPIES = 0.01  # of all images
 FEW_IMAGES = 1000
 
 
-def to_mend(report: dict[str, Any]) -> list[str]:
+def problems_to_fix(report: dict[str, Any]) -> list[str]:
     """What should be looked at before training, the gravest first."""
     looked, lines = max(report["looked_at"], 1), []
     if report["looked_at"] == report["unreadable"]:
@@ -77,7 +77,7 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
+def planned_settings(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
     """What `openmae pretrain` would decide here, with its reasons."""
     if facts is None:
         return []

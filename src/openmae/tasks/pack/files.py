@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.data.labels.numbers import kept_numbers
+from openmae.data.labels.numbers import non_class_numbers
 from openmae.data.sources.open import Source
-from openmae.data.sources.pack import Packed
-from openmae.data.sources.views import images_apart
+from openmae.data.sources.pack import PackedBatch
+from openmae.data.sources.views import tile_image_ids
 from openmae.machine.files import PARTIAL, json_bytes, sync, written_aside
 from openmae.training.telemetry import read_lines
 
@@ -187,7 +187,7 @@ class EmptyFile:
         if (noted := sum(line.get("empty", 0) for line in lines)) and self._partial.exists():
             self._file = RawFile(self._partial, (self._width,), "uint8", noted)
 
-    def add(self, found: Packed, row: int) -> None:
+    def add(self, found: PackedBatch, row: int) -> None:
         """Note what is empty of some images.
 
         Args:
@@ -229,17 +229,17 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         "labels": labels,
     }
-    if (numbers := kept_numbers(source)) is not None:
+    if (numbers := non_class_numbers(source)) is not None:
         arrays["numbers"] = numbers[kept]
     if places is not None:
         arrays["places"] = places
-    if (apart := images_apart(source)) is not None:  # or a split would put tiles of one image on both sides
+    if (apart := tile_image_ids(source)) is not None:  # or a split would put tiles of one image on both sides
         arrays["image_numbers"] = apart[kept]
     with written_aside(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, for the manifest."""
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

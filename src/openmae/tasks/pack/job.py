@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import PackConfig
-from openmae.data.labels.numbers import kept_numbers
+from openmae.data.labels.numbers import non_class_numbers
 from openmae.data.readers import make_loader, read
 from openmae.data.sources.largest import largest_image
 from openmae.data.sources.open import Source
-from openmae.data.sources.pack import Packed, PackedImages, Packing
+from openmae.data.sources.pack import PackedBatch, PackedImages, Packing
 from openmae.data.sources.packed import MANIFEST, WITH_EMPTY
 from openmae.data.sources.tiles import BLANK, Tiled
 from openmae.errors import Interrupted, RequestError, shown
@@ -29,7 +29,7 @@ from openmae.tasks.pack.files import (
     Journal,
     RawFile,
     ShardWriter,
-    entry,
+    file_entry,
     write_index,
     write_manifest,
 )
@@ -70,13 +70,13 @@ class PackJob:
                     raise RequestError(f"none of the {len(source):,} {what} of {split} can be packed")
                 index = f"{split}.index.npz"
                 write_index(self.out / index, source, kept, places)
-                files |= {name: entry(self.out / name) for name in (*names, index)}
+                files |= {name: file_entry(self.out / name) for name in (*names, index)}
                 splits[split] = {**self.plan["splits"][split], "images": len(kept), "data": names, "index": index}
                 if with_empty := sum(line.get("empty", 0) for line in self.journal.of(split)):
                     splits[split]["with_empty"] = with_empty
                     if (self.out / (empty := f"{split}.empty.npy")).exists():
                         splits[split]["empty"] = empty
-                        files[empty] = entry(self.out / empty)
+                        files[empty] = file_entry(self.out / empty)
                 if isinstance(source, Tiled):
                     blank = (name == split and why == BLANK for (name, _), why in self.bad.items())
                     splits[split]["blank_tiles"] = sum(blank)
@@ -124,7 +124,7 @@ class PackJob:
         source: Source,
         of_split: dict[str, Any],
         part: range,
-        images: Iterator[Packed],
+        images: Iterator[PackedBatch],
         path: Path,
         places_path: Path,
     ) -> tuple[dict[int, str], int]:
@@ -133,7 +133,7 @@ class PackJob:
         with_empty = 0
         partial, at = path.with_name(PARTIAL + path.name), part.start
         with open(partial, "w+b") as file, ExitStack() as cleanup:
-            numbers = kept_numbers(source)
+            numbers = non_class_numbers(source)
             has_labels = of_split["labelled"] or numbers is not None
             writer = ShardWriter(file, of_split["classes"], has_labels, numbers is not None)
             cleanup.callback(writer.abandon)
@@ -201,7 +201,7 @@ class PackJob:
         sync(self.out)
         return [path.name], None
 
-    def _images(self, source: Source, parts: list[range]) -> Generator[Packed, None, None]:
+    def _images(self, source: Source, parts: list[range]) -> Generator[PackedBatch, None, None]:
         """The images of some stretches of a source, packed, in order; no batch lies in two of them."""
         size = max(1, min(BATCH_IMAGES, BATCH_BYTES // self.packing.row_bytes)) if self.plan["shape"] else BATCH_IMAGES
         batches = [list(part[start : start + size]) for part in parts for start in range(0, len(part), size)]
@@ -216,7 +216,7 @@ class PackJob:
         loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)
         return read(loader, self.stop.is_received)
 
-    def _next(self, split: str, images: Iterator[Packed]) -> Packed:
+    def _next(self, split: str, images: Iterator[PackedBatch]) -> PackedBatch:
         """The next images, unless it is time to stop."""
         found = next(images, None)
         if self.stop.is_received():

@@ -10,8 +10,8 @@ from typing import Any
 
 from openmae.config import Dataset, PackConfig, flag_of, paths_of, said
 from openmae.data.sources.open import Source, Splits, open_source, open_splits
-from openmae.data.sources.packed import MANIFEST, UNFINISHED, damage, read_pack
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.packed import MANIFEST, UNFINISHED, find_damage, read_pack
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
@@ -25,7 +25,7 @@ from openmae.tasks.pack.files import (
     write_manifest,
 )
 from openmae.tasks.pack.job import PackJob
-from openmae.tasks.pack.plan import LATE, check_disk, make_plan, plan_lines
+from openmae.tasks.pack.plan import OPTIONAL_DEFAULTS, check_disk, make_plan, plan_lines
 
 
 def pack(config: PackConfig) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def pack(config: PackConfig) -> dict[str, Any]:
         stop.defer()
         out = Path(config.out)
         check_place(out, "OUT")
-        check_apart(config.dataset, out)
-        check_vacant(config, out)
+        check_no_overlap(config.dataset, out)
+        check_out_is_free(config, out)
         previous, is_finished = read_previous(out)
-        splits = open_all(config, previous)
+        splits = open_sources(config, previous)
         sources = splits.sources
         plan, packing, estimate, facts, lines = make_plan(config, sources, previous)
-        check_same(out, plan, previous)
+        check_same_settings(out, plan, previous)
         finished = previous if is_finished else None
         if finished is None:
             make_and_hold(out, lock, "OUT")
@@ -91,7 +91,7 @@ def verify(data: str) -> dict[str, Any]:
     manifest = read_pack(root)
     if manifest is None:
         raise RequestError(f"{shown(data)} is no pack: it has no {MANIFEST}")
-    found = damage(root, manifest)
+    found = find_damage(root, manifest)
     for split in manifest["splits"]:
         if not found:
             open_source(data, split)
@@ -104,7 +104,7 @@ def verify(data: str) -> dict[str, Any]:
     return {"status": "complete", "images": images, "unreadable": 0, "bytes": size, "seconds": seconds}
 
 
-def check_apart(data: Dataset, out: Path) -> None:
+def check_no_overlap(data: Dataset, out: Path) -> None:
     """Raise RequestError where the pack would lie among its data, or they in it."""
     for path in paths_of(data):
         there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
@@ -112,7 +112,7 @@ def check_apart(data: Dataset, out: Path) -> None:
             raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
 
 
-def check_vacant(config: PackConfig, out: Path) -> None:
+def check_out_is_free(config: PackConfig, out: Path) -> None:
     """Raise RequestError where something would be lost."""
     there = {path.name for path in out.iterdir()} if out.exists() else set()
     if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
@@ -140,18 +140,18 @@ def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
     return (previous if isinstance(previous, dict) else {}), False
 
 
-def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
+def check_same_settings(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
     """Raise RequestError where what is there was begun with other settings or other data."""
     if previous is None:
         return
-    late = (name for name in LATE if name in previous and name not in plan)
+    late = (name for name in OPTIONAL_DEFAULTS if name in previous and name not in plan)
     for name in dict.fromkeys(
         ("tiles", "nodata", *plan, *late)
     ):  # a pack of tiles is not gone on with as one of images
         if name == "openmae_pack":  # a finished pack of images with empty values is of a later version
             continue
-        value: Any = plan.get(name, LATE.get(name))
-        before: Any = previous.get(name, LATE.get(name))
+        value: Any = plan.get(name, OPTIONAL_DEFAULTS.get(name))
+        before: Any = previous.get(name, OPTIONAL_DEFAULTS.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -174,23 +174,23 @@ def clean(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
+def open_sources(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
     """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
     found = _opened(config, previous)
-    if previous is None or is_of(previous, found.sources):
+    if previous is None or matches(previous, found.sources):
         return found
     with suppress(RequestError):  # what was refused then cannot be what was packed
         as_before = _opened(config, previous, split_rules=1)
-        return as_before if is_of(previous, as_before.sources) else found
+        return as_before if matches(previous, as_before.sources) else found
     return found
 
 
 def _opened(config: PackConfig, previous: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
-    options = reading_of(config, None, config.background)
+    options = reading_options(config, None, config.background)
     if previous is not None and config.axes is None:  # read as the earlier start read it
-        options["axes"] = str(previous.get("axes", LATE["axes"]))
+        options["axes"] = str(previous.get("axes", OPTIONAL_DEFAULTS["axes"]))
     if previous is not None and config.nodata is None:
-        options["nodata"] = previous.get("nodata", LATE["nodata"])
+        options["nodata"] = previous.get("nodata", OPTIONAL_DEFAULTS["nodata"])
     found = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
         return found
@@ -201,7 +201,7 @@ def _opened(config: PackConfig, previous: dict[str, Any] | None, split_rules: in
     return replace(found, sources=cut)
 
 
-def is_of(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
+def matches(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
     """Whether a pack was begun with these parts."""
     splits = previous.get("splits") if isinstance(previous, dict) else None
     return (

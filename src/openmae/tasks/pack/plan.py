@@ -24,11 +24,17 @@ from openmae.planning.image_size import packed_size, share_seen
 
 DEFAULT_SIZE = 256
 # In a manifest only where they say something; and what they were before there was a choice.
-LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST, "nodata": OFF}
-NUM_SURVEYED, PROBED = 64, 32  # images from which the type and the size of the pack are told
+OPTIONAL_DEFAULTS: dict[str, Any] = {
+    "tiles": None,
+    "value_range": None,
+    "rescale": None,
+    "axes": CHANNELS_LAST,
+    "nodata": OFF,
+}
+NUM_SURVEYED, NUM_PROBED = 64, 32  # images from which the type and the size of the pack are told
 
 
-def size_of(previous: dict[str, Any] | None) -> int | tuple[int, int] | None:
+def previous_size(previous: dict[str, Any] | None) -> int | tuple[int, int] | None:
     """The size that a pack was begun with."""
     size = None if previous is None else previous.get("size")
     return tuple(size) if isinstance(size, list) else size
@@ -50,9 +56,9 @@ def make_plan(
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
-    facts = survey(first, NUM_SURVEYED, beside=sources.values())
+    facts = survey(first, NUM_SURVEYED, other_splits=sources.values())
     is_raw = config.format == "raw"
-    size = config.size if config.size is not None else size_of(previous) if config.tiles is None else config.tiles
+    size = config.size if config.size is not None else previous_size(previous) if config.tiles is None else config.tiles
     if size is None:
         size = packed_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
     rescale, lines = scale_of_pack(config, facts, previous)
@@ -71,7 +77,7 @@ def make_plan(
         rescale=rescale,
     )
     num_inputs = sum(map(len, sources.values()))
-    mean_bytes = packing.row_bytes if is_raw else probe(first, packing)
+    mean_bytes = packing.row_bytes if is_raw else mean_packed_bytes(first, packing)
     rows = max(1, round(config.shard_mb * 1e6 / mean_bytes))
     splits = {
         split: {
@@ -136,10 +142,10 @@ def scale_of_pack(
     return Rescale.of(matched), lines
 
 
-def probe(source: Source, packing: Packing) -> float:
+def mean_packed_bytes(source: Source, packing: Packing) -> float:
     """Bytes of a packed image, from some that are drawn evenly."""
     sizes = []
-    chosen = Permutation(len(source), 1)(np.arange(min(PROBED, len(source))))
+    chosen = Permutation(len(source), 1)(np.arange(min(NUM_PROBED, len(source))))
     if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
         chosen.sort()
     for index in chosen.tolist():

@@ -11,10 +11,10 @@ from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.packed import PackedSource
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.tiles import Tiled
-from openmae.data.sources.views import drawn, images_apart, split_held_out, split_tiles
+from openmae.data.sources.views import split_held_out, split_tiles, subsample, tile_image_ids
 from openmae.errors import RequestError
 from openmae.machine.device import num_cores
 from openmae.run.folder import check_outside
@@ -59,11 +59,11 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.dataset, config.out)
-    options = reading_of(config, model, config.background)
+    options = reading_options(config, model, config.background)
     wanted_parts = ("train",) if config.held_out == 0 else ("train", "val")
     splits = open_splits(config.dataset, wanted_parts, split_rules=config.split_rules, **options)
     named = str(config.dataset)
-    told: dict[str, Any] = {"taken": splits.taken, "told": tuple(splits.lines)}
+    told: dict[str, Any] = {"taken": splits.origins, "told": tuple(splits.lines)}
     train = _cut(splits.sources["train"], config.tiles, named)
     if config.held_out == 0:
         return TrainingData(train, None, **told)
@@ -72,7 +72,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
         held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
         return TrainingData(train, held_out, count, **told)
-    numbers = images_apart(train)
+    numbers = tile_image_ids(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
     default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= MIN_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
@@ -82,7 +82,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         return TrainingData(train, None, **told)
     if isinstance(train, Tiled | PackedSource) and numbers is not None:  # no image lies on both sides
         rest, held = split_tiles(train, wanted)
-        return TrainingData(rest, drawn(held, max(HELD_OUT_IMAGES, wanted)), wanted, **told)
+        return TrainingData(rest, subsample(held, max(HELD_OUT_IMAGES, wanted)), wanted, **told)
     return TrainingData(*split_held_out(train, wanted), wanted, **told)
 
 

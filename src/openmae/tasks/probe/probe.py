@@ -80,7 +80,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *probe_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.source_lines, *probe_lines(plan, data, facts, device, num_steps)]
         run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), chosen.keep)
 
         # What the encoder says of images that are looked at as they are: computed once.
@@ -90,12 +90,12 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if kept is not None:
             check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
         reader = make_reader(run, plan, data, kept, classifier)
-        report = features(data.report, f"features of {data.report_name}")
+        report = features(data.report, f"features of {data.final_split}")
         choosing = features(data.validation, "features to choose by") if data.validation is not None else report
         run.begin(
             chosen,
             plan.preprocessing,
-            taken=data.taken,
+            taken=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": chosen.base_lr, "seed": chosen.seed},
@@ -153,13 +153,13 @@ def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
     number = best_of(found, data)
     predictions = predictions_of(outcome.probes, outcome.report, outcome.device, data.scale)[number]
     if run.processes.is_first:
-        run.progress.log.quarantine.replace_part(data.report_name, outcome.report.bad)
+        run.progress.log.quarantine.replace_part(data.final_split, outcome.report.bad)
         write_rates(run.path / "rates.csv", rates, found)
         outcome.probes.put_into(outcome.classifier, number)
         description = describe_tuned(plan.shape, plan.preprocessing, data, run.config.recipe, run.config.seed)
         with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
             save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
-        title = f"{run.path.name}, {data.report_name}"
+        title = f"{run.path.name}, {data.final_split}"
         write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
         print(rate_lines(rates, found, number, data))
     choice = {"chosen_base_lr": rates[number], "chosen_by": chosen_by(data)}

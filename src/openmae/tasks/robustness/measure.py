@@ -15,7 +15,7 @@ from openmae.data.augment import evaluation_crop_fraction
 from openmae.data.readers import ReaderKilled
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.inference.features import crop_fraction_for, default_batch_size
 from openmae.inference.models import ClassifierModel
@@ -23,12 +23,12 @@ from openmae.inference.predict import logits_of
 from openmae.machine.device import is_out_of_memory
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
-from openmae.tasks.robustness.report import Measured, Row
+from openmae.tasks.robustness.report import EvaluationSet, Row
 from openmae.tasks.robustness.run import add_row
 
 
 def measure(
-    sets: list[Measured],
+    sets: list[EvaluationSet],
     model: ClassifierModel,
     synsets: Sequence[str],
     preprocessing: Preprocessing,
@@ -51,7 +51,7 @@ def measure(
         crop_fraction = evaluation_crop_fraction(preprocessing.image_size)
         for part in measured.parts:
             started = time.monotonic()
-            source = open_part(part, measured.classes, **reading_of(config, preprocessing))
+            source = open_part(part, measured.classes, **reading_options(config, preprocessing))
             if part.corruption is not None and part is measured.parts[0]:
                 # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
                 crop_fraction = crop_fraction_for(source, preprocessing.image_size)
@@ -124,7 +124,7 @@ def count_wrong(
         workers=config.workers or 0 if len(share) > batch_size else 0,  # starting readers takes longer than one batch
         crop_fraction=crop_fraction,
         with_labels=True,
-        is_given_up=stop.is_received,
+        should_stop=stop.is_received,
     )
     killed: ReaderKilled | None = None
     try:

@@ -68,7 +68,7 @@ class Row:
         """0..1, if every unreadable image counts as wrong."""
         return (self.wrong + len(self.bad)) / (self.images + len(self.bad))
 
-    def lacking(self, variant: Variant) -> list[str]:
+    def missing_from(self, variant: Variant) -> list[str]:
         """In words, what the part lacks of the released set."""
         wanted, count = len(variant.classes), self.images + len(self.bad)
         lines = [f"{wanted - self.classes} of {wanted} classes"] if self.classes < wanted else []
@@ -78,7 +78,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class EvaluationSet:
     """A set as it is to be measured: its parts, and the classes that compete, in the order of its labels."""
 
     variant: Variant
@@ -86,23 +86,23 @@ class Measured:
     classes: tuple[str, ...]
 
 
-def summarise(sets: list[Measured], rows: dict[str, Row]) -> dict[str, Any]:
+def summarise(sets: list[EvaluationSet], rows: dict[str, Row]) -> dict[str, Any]:
     """All figures by name, in per cent. A figure over less than the released set has `_partial` behind its name."""
     summary: dict[str, Any] = {"status": "complete"}
     for measured in sets:
         own = {part: rows[part.name] for part in measured.parts}
         if measured.variant is IMAGENET_C:
-            summary |= corruption_figures(own)
+            summary |= corruption_metrics(own)
         else:
             (row,) = own.values()
-            summary |= class_figures(measured, row)
+            summary |= class_metrics(measured, row)
     summary["images"] = sum(row.images for row in rows.values())
     summary["unreadable"] = sum(len(row.bad) for row in rows.values())
     summary["seconds"] = round(sum(row.seconds for row in rows.values()), 1)
     return summary
 
 
-def corruption_figures(rows: dict[VariantPart, Row]) -> dict[str, Any]:
+def corruption_metrics(rows: dict[VariantPart, Row]) -> dict[str, Any]:
     """mce, or mce_partial (over the corruptions that have all severities) and what is missing; the errors themselves.
 
     With unreadable images mce_upper_bound too, which counts them as wrong.
@@ -110,7 +110,7 @@ def corruption_figures(rows: dict[VariantPart, Row]) -> dict[str, Any]:
     by_place = {(str(part.corruption), part.severity or 0): row for part, row in rows.items()}
     missing = missing_corruptions(by_place)
     for part, row in rows.items():
-        missing += [f"{part.corruption} {part.severity}: {what}" for what in row.lacking(IMAGENET_C)]
+        missing += [f"{part.corruption} {part.severity}: {what}" for what in row.missing_from(IMAGENET_C)]
     relative = corruption_errors({place: row.error for place, row in by_place.items()})
     figures: dict[str, Any] = {}
     if relative:
@@ -119,7 +119,7 @@ def corruption_figures(rows: dict[VariantPart, Row]) -> dict[str, Any]:
             highest = corruption_errors({place: row.highest_error for place, row in by_place.items()})
             figures["mce_upper_bound"] = sum(highest.values()) / len(highest)
     if missing:
-        figures["mce_missing"] = enumerated(missing)
+        figures["mce_missing"] = shortened(missing)
         figures["mce_corruptions"] = len(relative)
     for corruption in ALEXNET:
         errors = [row.error for (name, _), row in by_place.items() if name == corruption]
@@ -128,10 +128,10 @@ def corruption_figures(rows: dict[VariantPart, Row]) -> dict[str, Any]:
     return figures | {f"ce_{corruption}": value for corruption, value in relative.items()}
 
 
-def class_figures(measured: Measured, row: Row) -> dict[str, Any]:
+def class_metrics(measured: EvaluationSet, row: Row) -> dict[str, Any]:
     """PREFIX_top1 with its 95 % interval, or PREFIX_top1_partial; with unreadable images also a lower bound."""
     prefix = prefix_of(measured.variant)
-    missing = row.lacking(measured.variant)
+    missing = row.missing_from(measured.variant)
     low, high = interval(row.images - row.wrong, row.images)
     figures: dict[str, Any] = {
         f"{prefix}_top1_partial" if missing else f"{prefix}_top1": 100 * (1 - row.error),
@@ -144,11 +144,11 @@ def class_figures(measured: Measured, row: Row) -> dict[str, Any]:
         figures[f"{prefix}_unreadable"] = len(row.bad)
         figures[f"{prefix}_top1_lower_bound"] = 100 * (1 - row.highest_error)
     if missing:
-        figures[f"{prefix}_top1_missing"] = enumerated(missing)
+        figures[f"{prefix}_top1_missing"] = shortened(missing)
     return figures
 
 
-def figure_of(variant: Variant) -> tuple[str, str]:
+def metric_of(variant: Variant) -> tuple[str, str]:
     """The name of a set's figure in summary.json, and in tables."""
     if variant is IMAGENET_C:
         return "mce", f"{variant.title} mCE ↓"
@@ -160,7 +160,7 @@ def prefix_of(variant: Variant) -> str:
     return variant.title.removeprefix("ImageNet-").lower()
 
 
-def enumerated(missing: list[str]) -> str:
+def shortened(missing: list[str]) -> str:
     """The first few in words."""
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     return "; ".join(missing[:NAMED]) + more
@@ -174,7 +174,7 @@ def paper_row(shape: ViTShape, size: tuple[int, int]) -> tuple[str, dict[str, fl
 
 
 def result_lines(
-    sets: list[Measured],
+    sets: list[EvaluationSet],
     rows: dict[str, Row],
     summary: dict[str, Any],
     paper: tuple[str, dict[str, float]] | None,
@@ -185,7 +185,7 @@ def result_lines(
     lines += ["", f"| figure, % | images | ours |{column}", f"|---|---|---|{rule}"]
     notes = []
     for measured in sets:
-        name, title = figure_of(measured.variant)
+        name, title = metric_of(measured.variant)
         images = sum(rows[part.name].images for part in measured.parts)
         value = summary.get(name, summary.get(f"{name}_partial"))
         if name not in summary:
@@ -198,7 +198,7 @@ def result_lines(
     return lines + notes
 
 
-def corruption_table(sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> list[str]:
+def corruption_table(sets: list[EvaluationSet], rows: dict[str, Row], summary: dict[str, Any]) -> list[str]:
     """Errors in per cent by corruption and severity, and relative to AlexNet's; nothing without ImageNet-C."""
     parts = [part for measured in sets for part in measured.parts if part.corruption is not None]
     if not parts:

@@ -25,7 +25,7 @@ from openmae.data.sources.imagenet_variants import (
     open_part,
     synsets_of,
 )
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.inference.features import default_batch_size, preprocessing_for
 from openmae.inference.load import load
@@ -37,8 +37,8 @@ from openmae.machine.files import write_json, written_aside
 from openmae.machine.parallel import joined
 from openmae.machine.signals import StopRequest
 from openmae.tasks.robustness.measure import measure
-from openmae.tasks.robustness.report import Measured, paper_row, result_lines, summarise
-from openmae.tasks.robustness.run import begin, check_run, finish, finished_rows
+from openmae.tasks.robustness.report import EvaluationSet, paper_row, result_lines, summarise
+from openmae.tasks.robustness.run import check_run, finish_run, finished_rows, start_run
 
 
 def robustness(config: RobustnessConfig) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         # From here on the run folder exists.
         previous = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
         if processes.is_first:
-            begin(run, chosen, preprocessing, finished, lock)
+            start_run(run, chosen, preprocessing, finished, lock)
             print("\n".join([*plan_lines(sets, extra, model, is_by_order), *lines]), flush=True)
         stop.defer()
         try:
@@ -104,7 +104,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
             raise
         summary = summarise(sets, rows)
         if processes.is_first:
-            finish(run, sets, rows, summary)
+            finish_run(run, sets, rows, summary)
             paper = paper_row(model.encoder.shape, preprocessing.image_size)
             print("\n".join(result_lines(sets, rows, summary, paper)))
             print(f"wrote {run}")
@@ -123,7 +123,7 @@ def load_classifier(init: str, device: str) -> ClassifierModel:
     return model
 
 
-def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Measured], list[str]]:
+def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[EvaluationSet], list[str]]:
     """The sets to measure, and corruptions that are there but no part of the mean.
 
     Raises:
@@ -142,21 +142,21 @@ def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Me
         if root is not None:
             found.append((variant, class_parts(variant, root)))
     sets = [
-        Measured(variant=variant, parts=parts, classes=known_classes(variant, synsets, parts))
+        EvaluationSet(variant=variant, parts=parts, classes=known_classes(variant, synsets, parts))
         for variant, parts in found
     ]
     return sets, extra
 
 
 def first_parts(
-    sets: list[Measured], config: RobustnessConfig, preprocessing: Preprocessing
+    sets: list[EvaluationSet], config: RobustnessConfig, preprocessing: Preprocessing
 ) -> Generator[FolderSource, None, None]:
     """The first part of each set: its images are like those of the others."""
     for measured in sets:
-        yield open_part(measured.parts[0], measured.classes, **reading_of(config, preprocessing))
+        yield open_part(measured.parts[0], measured.classes, **reading_options(config, preprocessing))
 
 
-def plan_lines(sets: list[Measured], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
+def plan_lines(sets: list[EvaluationSet], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
     """What will be done, a line for each set."""
     lines = []
     if is_by_order:

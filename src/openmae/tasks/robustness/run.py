@@ -14,7 +14,7 @@ from openmae.run.create import create_run
 from openmae.run.folder import check_outside
 from openmae.run.lock import check_place
 from openmae.run.quarantine import write_quarantine
-from openmae.tasks.robustness.report import Measured, Row
+from openmae.tasks.robustness.report import EvaluationSet, Row
 from openmae.training.telemetry import read_lines
 
 ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
@@ -34,7 +34,7 @@ def check_run(config: RobustnessConfig, run: Path) -> None:
         raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
 
 
-def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> dict[str, Row]:
+def finished_rows(run: Path, settings: dict[str, Any], sets: list[EvaluationSet]) -> dict[str, Row]:
     """The rows of an earlier start, by part.
 
     Raises:
@@ -57,7 +57,7 @@ def finished_rows(run: Path, settings: dict[str, Any], sets: list[Measured]) -> 
     return rows
 
 
-def begin(
+def start_run(
     run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
 ) -> None:
     """Make the run folder and hold it until `lock` is left."""
@@ -79,7 +79,7 @@ def add_row(run: Path, row: Row) -> None:
         file.write(json.dumps(row.to_dict()) + "\n")
 
 
-def finish(run: Path, sets: list[Measured], rows: dict[str, Row], summary: dict[str, Any]) -> None:
+def finish_run(run: Path, sets: list[EvaluationSet], rows: dict[str, Row], summary: dict[str, Any]) -> None:
     """Write robustness.csv, quarantine.jsonl and summary.json, which says that the run is complete."""
     bad = {name: reason for row in rows.values() for name, reason in row.bad.items()}
     with disk_faults(run, is_resumable=True):

@@ -7,13 +7,13 @@ import numpy as np
 from openmae.data.labels.label_file import LabelledSource, LabelTable, read_label_file
 from openmae.data.labels.number_file import read_number_file
 from openmae.data.labels.numbers import (
-    FEW,
+    MAX_SHOWN,
     NumberedSource,
     check_names,
     kind_of_names,
-    numbered,
-    own_numbers,
-    spread_of_names,
+    range_of_names,
+    stored_numbers,
+    with_number_labels,
 )
 from openmae.data.labels.subsets import Labels, targets_of
 from openmae.data.sources.open import Source
@@ -24,7 +24,7 @@ _MAX_UNNAMED = 1000  # classes without names that are believed whatever the numb
 
 
 @dataclass(frozen=True, kw_only=True)
-class Understood:
+class ResolvedLabels:
     """The parts of DATA with their labels.
 
     Attributes:
@@ -44,9 +44,9 @@ class Understood:
     note: str = ""
 
 
-def understood(
+def resolve_labels(
     data: str, parts: dict[str, Source], label_file: str | None, task: str | None, advice: str = ADVICE
-) -> Understood:
+) -> ResolvedLabels:
     """Take labels for what `task` says: classification or regression; None: for classes, if that is not in doubt.
 
     Args:
@@ -71,10 +71,10 @@ def understood(
         check_names(data if label_file is None else label_file, classes, ask)
         if kind_of_names(classes) == "whole":
             note = (
-                f"{len(classes)} whole numbers ({spread_of_names(classes)}) are taken for the names of classes; "
+                f"{len(classes)} whole numbers ({range_of_names(classes)}) are taken for the names of classes; "
                 "--task regression would predict them"
             )
-    return Understood(
+    return ResolvedLabels(
         parts=parts,
         targets=targets,
         classes=classes,
@@ -84,18 +84,18 @@ def understood(
     )
 
 
-def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> Understood:
+def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> ResolvedLabels:
     found: dict[str, NumberedSource] = {}
     unmatched = 0
     if label_file is None:
-        found = {split: numbered(data, source) for split, source in parts.items()}
+        found = {split: with_number_labels(data, source) for split, source in parts.items()}
     else:
         table = read_number_file(label_file, _names(parts))
         unmatched = table.unmatched
         targets = np.split(table.targets, np.cumsum([len(source) for source in parts.values()])[:-1])
         for (split, source), own in zip(parts.items(), targets, strict=True):
             found[split] = NumberedSource(source, own, table.columns)
-    return Understood(
+    return ResolvedLabels(
         parts=dict(found),
         targets={split: source.targets for split, source in found.items()},
         classes=(),
@@ -110,7 +110,7 @@ def _named(data: str, source: Source, parts: dict[str, Source], ask: str | None)
     Raises:
         RequestError: there are other numbers than that in some part, and nobody said that they are classes.
     """
-    own, of_parts = own_numbers(source), [own_numbers(part) for part in parts.values()]
+    own, of_parts = stored_numbers(source), [stored_numbers(part) for part in parts.values()]
     if own is None:
         return source
     values = np.unique(np.concatenate([numbers for numbers in of_parts if numbers is not None]))
@@ -120,7 +120,7 @@ def _named(data: str, source: Source, parts: dict[str, Source], ask: str | None)
     is_negative = (values < -1).sum() > 1
     names = [str(int(value)) if value == np.floor(value) else repr(value) for value in values.tolist()]
     if ask is not None and (is_fractional or is_negative):
-        few = ", ".join(names[:FEW]) + (", …" if len(names) > FEW else "")
+        few = ", ".join(names[:MAX_SHOWN]) + (", …" if len(names) > MAX_SHOWN else "")
         what = "with a fraction" if is_fractional else "below 0"
         raise RequestError(
             f"the {len(names)} different labels of {shown(data)} are numbers, some {what} ({few}): {ask}"
