@@ -29,7 +29,7 @@ from openmae.data.augment import (
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.loader import Stream, training_loader
 from openmae.data.randomness import seeded_global_rng, uniforms
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 
@@ -251,7 +251,7 @@ def training(source: Memory, workers: int = 0, with_labels: bool = True):
     augmentation = Augmentation(crop_scale=(0.08, 1.0), rand_augment=POLICY, fill=FILL)
     stream = Stream(source, PREPROCESSING, augmentation, 5, min_side=4, with_labels=with_labels)
     settings = {"steps": range(3), "batch_size": 10, "share": range(10), "micro_batch_size": 5, "pin": False}
-    return list(read(training_loader(stream, workers=workers, **settings)))
+    return list(iterate_batches(training_loader(stream, workers=workers, **settings)))
 
 
 def test_the_label_is_that_of_the_image_read():
@@ -259,7 +259,7 @@ def test_the_label_is_that_of_the_image_read():
     bad = frozenset({3, 4, SIZE - 1})
     stream = Stream(Labelled(bad=bad), PREPROCESSING, Augmentation(), 5, min_side=4, with_labels=True)
     seen = []
-    for batch in read(
+    for batch in iterate_batches(
         training_loader(
             stream, steps=range(5), batch_size=10, share=range(10), micro_batch_size=5, workers=0, pin=False
         )

@@ -17,7 +17,7 @@ from openmae.data import hand_over, readers
 from openmae.data.batch import Batch, Crops, stack
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.hand_over import pipes_reason
-from openmae.data.readers import ReaderKilled, make_loader, read
+from openmae.data.readers import ReaderKilled, iterate_batches, make_loader
 from openmae.data.sources.folder import FolderSource
 from openmae.errors import Fault, RequestError
 
@@ -43,7 +43,9 @@ class Noise(Dataset):
 def batches_of(workers, action=lambda index: None, use_pipes=False):
     dataset = Noise(action)
     batches = [[0, 1, 2], [3, 4], [5, 6, 7]]
-    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, use_pipes=use_pipes))
+    return iterate_batches(
+        make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, use_pipes=use_pipes)
+    )
 
 
 def tensors(batch):
@@ -112,7 +114,7 @@ def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, 
     p = Preprocessing(
         channels=3, value_range=(0, 255), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(8, 8), background=1
     )
-    monkeypatch.setattr(hand_over, "_said", [])
+    monkeypatch.setattr(hand_over, "_printed", [])
     for free, lines in ((6 * 2 * 8 * 8 * 3, 0), (6 * 2 * 8 * 8 * 3 - 1, 1), (1, 0)):
         monkeypatch.setattr(hand_over, "free_shared_memory", lambda free=free: free)
         found = list(evaluation_batches(source, p, range(6), **size))
@@ -196,7 +198,7 @@ def test_small_tensors_do_not_need_shared_memory(monkeypatch):
     """torch would put keys and labels there, in a thread whose failure is a batch that never comes."""
     shared, real = [], hand_over.reduce_tensor
     monkeypatch.setattr(hand_over, "reduce_tensor", lambda tensor: shared.append(tuple(tensor.shape)) or real(tensor))
-    hand_over.hand_over(use_pipes=False)
+    hand_over.configure_transfer(use_pipes=False)
     try:
         batch = next(batches_of(0))
         ForkingPickler.dumps(batch)
@@ -216,7 +218,9 @@ def test_a_wait_is_given_up_within_a_second_or_two():
 
     given_up: list[bool] = []
     dataset = Noise(hang)
-    batches = read(make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up))
+    batches = iterate_batches(
+        make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up)
+    )
     next(batches)
     threading.Timer(0.2, given_up.append, [True]).start()
     before = time.monotonic()

@@ -31,7 +31,7 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
 from openmae.data.randomness import Permutation, hash_ints, sample_keys, seeded_global_rng, seeds, uniforms
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import Ignored
 from openmae.data.sources.views import split_held_out
 from openmae.errors import RequestError
@@ -229,7 +229,7 @@ def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: st
     stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4, crops_per_decode=crops)
     settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
     settings.setdefault("share", range(settings["batch_size"]))
-    return list(read(training_loader(stream, steps=range(first, last), **settings)))
+    return list(iterate_batches(training_loader(stream, steps=range(first, last), **settings)))
 
 
 def indices_in(batches: list[Batch]) -> list[int]:
@@ -408,7 +408,7 @@ def test_readers_are_gone_when_reading_is_over():
         workers=2,
         pin=False,
     )
-    batches = read(loader)
+    batches = iterate_batches(loader)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     batches.close()

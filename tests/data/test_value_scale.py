@@ -26,7 +26,7 @@ ALL_SIXTEEN = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1).repeat(3, a
 def depths(dtype, highest, count=10):
     image = np.zeros((2, 2, 1), dtype)
     image[0, 0] = highest
-    return BitDepths.of([image] * count)
+    return BitDepths.from_images([image] * count)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_record_without_it_is_written_as_it_always_was():
     matched, _ = match_scale(EIGHT, depths("uint16", 4000), None)
     assert matched.to_dict().keys() >= late
     assert Preprocessing.from_dict(matched.to_dict()) == matched
-    assert Rescale.of(EIGHT) is None
+    assert Rescale.from_preprocessing(EIGHT) is None
     # What a record of an older run means: the full ranges of the types.
     assert conform(np.full((1, 1, 1), 0x8081, np.uint16), 1, "uint8").item() == 0x80
 

@@ -1,6 +1,6 @@
-"""Order and chance as pure functions of (seed, epoch, index).
+"""Order and randomness as pure functions of (seed, epoch, index).
 
-Nothing here has a state: which image comes next, how it is cropped and what is masked depend on integers
+Nothing here has state: which image comes next, how it is cropped and what is masked depend on integers
 only, so neither the number of workers or processes nor an interruption changes a run.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# One stream of numbers a purpose: a crop must not be correlated with a mask.
+# Each purpose has its own stream of numbers: a crop must not be correlated with a mask.
 _STREAMS = {"augment": 1, "mask": 2, "rand-augment": 3, "erase": 4, "drop-path": 5, "mix": 6}
 
 
@@ -46,23 +46,27 @@ def crop_keys(keys: ArrayLike, crops: ArrayLike) -> NDArray[np.int64]:
 
 
 def uniforms(keys: ArrayLike, count: int, stream: str) -> NDArray[np.float64]:
-    """`count` numbers, uniform in [0, 1), for each key: (B, count)."""
+    """`count` random numbers, uniform in [0, 1), for each key: (B, count).
+
+    Args:
+        stream: what they are for, a key of `_STREAMS`.
+    """
     start = hash_ints(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     return (_mix(start[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def seeds(keys: ArrayLike, stream: str) -> NDArray[np.uint64]:
-    """A seed for each key, for generators that are not ours: (B,) uint64."""
-    # A constant more than `uniforms` hashes, so that no generator starts from a number that is used itself.
+    """A seed for each key, for other libraries' generators: (B,) uint64."""
+    # One more constant than `uniforms` hashes, so that no seed is a number that `uniforms` uses.
     return hash_ints(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream], 1)
 
 
 @contextmanager
 def seeded_global_rng(key: int, stream: str) -> Iterator[None]:
-    """Within it, Python's and NumPy's global generators follow from the key; afterwards both are as they were.
+    """Within the context, Python's and NumPy's global generators are seeded from the key; afterwards they are restored.
 
-    For libraries that draw from global state. Not for several threads of a process at once.
+    For libraries that draw from global state. Not thread-safe.
     """
     python, numpy = random.getstate(), np.random.get_state()
     seed = int(seeds(key, stream)[0])

@@ -64,7 +64,7 @@ def _shown_as_it_is(image: NDArray, preprocessing: Preprocessing, width: int) ->
     """A decoded image as an RGB picture that just fits `width` × TILE pixels; small ones keep their hard pixels."""
     step = max(1, min(image.shape[0] // (4 * TILE), image.shape[1] // (4 * width)))
     part = filled(image[::step, ::step])
-    values = conform(part, image.shape[2], preprocessing.dtype, rescale=Rescale.of(preprocessing))
+    values = conform(part, image.shape[2], preprocessing.dtype, rescale=Rescale.from_preprocessing(preprocessing))
     low, high = preprocessing.value_range
     picture = to_picture(torch.from_numpy((values.astype(np.float32) - low) / (high - low)).permute(2, 0, 1))
     scale = min(width / picture.width, TILE / picture.height)

@@ -10,7 +10,7 @@ import torch
 from openmae.data.batch import Batch
 from openmae.data.hand_over import needs_pipes
 from openmae.data.loader import Stream, training_loader
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.run.model_input import ModelInput
@@ -77,7 +77,7 @@ def read_steps(
 
     Args:
         pin: whether they are brought into page-locked memory.
-        should_stop: as of `openmae.data.readers.read`: where it says so, there are no more steps.
+        should_stop: see `openmae.data.readers.iterate_batches`: where it says so, there are no more steps.
         is_paired: no micro-batch parts samples 2j and 2j + 1 of a batch, which are mixed with each other.
 
     Raises:
@@ -102,7 +102,7 @@ def read_steps(
         pin=pin,
         use_pipes=needs_pipes(per_batch, workers, held),
     )
-    with closing(read(loader, should_stop)) as batches:
+    with closing(iterate_batches(loader, should_stop)) as batches:
         for batch in batches:
             parts.append(batch)
             if len(parts) == num_parts:

@@ -23,7 +23,7 @@ from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import conform, normalise, survey
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource, read_pack
 from openmae.data.sources.tiles import is_blank
@@ -368,7 +368,7 @@ def batches(stream, workers=0):
     loader = training_loader(
         stream, steps=range(3), batch_size=8, share=range(8), micro_batch_size=4, workers=workers, pin=False
     )
-    return list(read(loader))
+    return list(iterate_batches(loader))
 
 
 def test_a_batch_says_which_patches_are_empty(holes):

@@ -1,12 +1,15 @@
 """All files below a folder: links are followed, loops end, and what is passed over is counted and named."""
 
 import os
+import stat
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from openmae.data.decoding.decode import EXTENSIONS
 from openmae.data.sources.folder import Ignored
+from openmae.data.sources.parquet import is_parquet
+from openmae.errors import RequestError, shown
 
 Identity = tuple[int, int]  # of a file or folder, whatever name it is reached by: device and inode
 
@@ -77,6 +80,27 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
     found.images.sort()
     found.tables.sort()
     return found
+
+
+def is_folder(data: str) -> bool:
+    """Whether DATA is a folder rather than a parquet file. Raises RequestError where it is neither."""
+    try:
+        mode = os.stat(data).st_mode
+    except FileNotFoundError:
+        raise RequestError(f"no such file or folder: {shown(data)}") from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"cannot open {shown(data)}: {getattr(error, 'strerror', None) or error}") from None
+    if stat.S_ISDIR(mode):
+        return True
+    if not stat.S_ISREG(mode):
+        raise RequestError(f"{shown(data)} is neither a folder nor a file: give the folder that holds the images")
+    try:
+        if is_parquet(data):
+            return False
+    except OSError as error:
+        raise RequestError(f"cannot open {shown(data)}: {error.strerror or error}") from None
+    what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
+    raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
 
 
 def already_read_reason(name: bytes) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from openmae.data.decoding.pixels import BadImage
-from openmae.data.readers import make_loader, read
+from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Source
 from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.tiles import Tiled
@@ -41,7 +41,7 @@ def sizes_of(source: Source, workers: int = 0) -> NDArray[np.int32]:
     readers = min(workers, _MAX_READERS) if count >= _PARALLEL_FROM else 0
     batches = [list(range(start, min(start + _AT_ONCE, count))) for start in range(0, count, _AT_ONCE)]
     dataset = _Sizes(source)
-    with closing(read(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:
+    with closing(iterate_batches(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:
         return np.concatenate([np.empty((0, 2), np.int32), *parts])
 
 

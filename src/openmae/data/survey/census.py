@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.formats import claimed_format, format_of, has_exif_rotation, is_transparent
 from openmae.data.decoding.nodata import filled, mask_of, valid_values
-from openmae.data.readers import make_loader, read
+from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import count_blank
 from openmae.data.survey.perceptual import SIDE, THUMB, perceptual_hashes, shrink
@@ -175,7 +175,7 @@ def examine(
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]
     whole = Census(np.empty(len(indices), RECORD))
     done = 0
-    with closing(read(make_loader(dataset, batches, identity_collate, workers=workers, pin=False))) as parts:
+    with closing(iterate_batches(make_loader(dataset, batches, identity_collate, workers=workers, pin=False))) as parts:
         for part in parts:
             whole.records[done : done + len(part.records)] = part.records
             whole.bad |= part.bad

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from openmae.config import PackConfig
 from openmae.data.labels.numbers import non_class_numbers
-from openmae.data.readers import make_loader, read
+from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.largest import largest_image
 from openmae.data.sources.open import Source
 from openmae.data.sources.pack import PackedBatch, PackedImages, Packing
@@ -214,7 +214,7 @@ class PackJob:
                 print(f"readers    {workers}: {why}", flush=True)
         workers = min(workers, len(batches))
         loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)
-        return read(loader, self.stop.is_received)
+        return iterate_batches(loader, self.stop.is_received)
 
     def _next(self, split: str, images: Iterator[PackedBatch]) -> PackedBatch:
         """The next images, unless it is time to stop."""

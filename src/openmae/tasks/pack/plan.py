@@ -136,10 +136,10 @@ def scale_of_pack(
     if config.format == "raw":
         matched, lines = match_own_scale(own, facts.depths)
     elif value_range is not None:
-        matched, lines = match_scale(own, facts.depths, value_range, named="the pack")
+        matched, lines = match_scale(own, facts.depths, value_range, target_name="the pack")
     else:
         return None, []
-    return Rescale.of(matched), lines
+    return Rescale.from_preprocessing(matched), lines
 
 
 def mean_packed_bytes(source: Source, packing: Packing) -> float:
