@@ -180,12 +180,12 @@ def test_a_value_that_the_type_cannot_hold_masks_nothing(value):
 @pytest.mark.parametrize(
     ("array", "nodata", "reason"),
     [
-        (np.full((8, 9), np.nan, np.float32), MARKED, "no values: all of them stand for none"),
+        (np.full((8, 9), np.nan, np.float32), MARKED, "no values: all of them are nodata"),
         (np.full((8, 9), 7, np.uint8), 7.0, "no values"),
         (
             with_hole(np.float32, LOWEST),
             MARKED,
-            r"values of 3.4e\+38 in size: --nodata VALUE says which stand for none",
+            r"values of 3.4e\+38 in size: --nodata VALUE says which are nodata",
         ),
         (with_hole(np.float32, 2e18), MARKED, r"values of 2e\+18 in size: --nodata"),
         (with_hole(np.float32, np.inf), MARKED, "values of inf in size: --nodata"),

@@ -1,4 +1,4 @@
-"""NumPy's `.npy` files, read without the reader that unpickles."""
+"""NumPy's `.npy` files, read without NumPy's own reader, which may unpickle."""
 
 import math
 from ast import literal_eval
@@ -12,11 +12,11 @@ from openmae.data.decoding.pixels import BadImage, check_size, to_supported_dtyp
 NPY = b"\x93NUMPY"  # how such a file begins
 CHANNELS_FIRST, CHANNELS_LAST = "CYX", "YXC"
 MAX_HEADER_LENGTH = 10_000  # NumPy's own bound on a header it parses
-CLEARLY = 4  # times smaller than the others is the axis that holds the channels
+CLEARLY = 4  # the channel axis must be so many times smaller than the others
 
 
 class NpyHeader(NamedTuple):
-    """What the array is, and at which byte it begins."""
+    """Type and shape of the array, and the byte at which it begins."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -29,10 +29,10 @@ class NpyHeader(NamedTuple):
         return self.dtype.kind in "iu" and self.dtype.name not in ("uint8", "uint16")
 
     def order(self, axes: str | None) -> tuple[int, int, int]:
-        """At which axes height, width and channels stand; channels at 2 where there are but two.
+        """Which axes are height, width and channels; channels is 2 where there are only two axes.
 
         Args:
-            axes: C, Y and X in the order of three axes; None: by the shape. Raises BadImage where that does not tell.
+            axes: C, Y and X in the order of three axes; None: inferred from the shape, BadImage where it is ambiguous.
         """
         if len(self.shape) == 2:
             return 0, 1, 2
@@ -49,20 +49,20 @@ class NpyHeader(NamedTuple):
 
 
 def shape_of(head: bytes) -> tuple[int, ...] | None:
-    """The shape that a file's first bytes say; None where they are no header that is read here."""
+    """The shape from a file's first bytes; None where they are no supported header."""
     try:
         return _parsed(head).shape
-    except Exception:  # whoever reads the file says what is wrong with it
+    except Exception:  # reported when the file is read
         return None
 
 
 def read_npy_header(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST) -> NpyHeader:
-    """The checked header of a `.npy` file of two axes or three of real numbers, all of which the file holds.
+    """The checked header of a `.npy` of real numbers with two or three axes; the file is long enough for all of them.
 
     Args:
-        axes: as of `read_npy`.
+        axes: see `read_npy`.
 
-    Raises BadImage for what is not taken, and what the parser raises for all else.
+    Raises BadImage for an unsupported array, and whatever the parser raises.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -110,10 +110,10 @@ def read_npy(
     must fit.
 
     Args:
-        axes: C, Y and X in some order; None: by the shape, where that tells.
-        rule: which numbers, as the file holds them, stand for none.
+        axes: C, Y and X in some order; None: inferred from the shape.
+        rule: which values, as the file holds them, are nodata.
 
-    Raises BadImage for what is not taken, and what the parser or NumPy raises for all else.
+    Raises BadImage for an unsupported array, and whatever the parser or NumPy raises.
     """
     header = read_npy_header(file, max_pixels, axes)
     numbers = np.empty(math.prod(header.shape), header.dtype)

@@ -1,4 +1,4 @@
-"""What DATA's labels are taken for: the names of classes, several of them for an image, or numbers to predict."""
+"""Interpreting DATA's labels: as class names, several class names for an image, or regression targets."""
 
 from dataclasses import dataclass
 
@@ -20,19 +20,20 @@ from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
 ADVICE = "--task regression predicts the numbers, --task classification takes each for the name of a class"
-_MAX_UNNAMED = 1000  # classes without names that are believed whatever the number of images
+_MAX_UNNAMED = 1000  # so many classes without names are accepted even of fewer images
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedLabels:
-    """The parts of DATA with their labels.
+    """The splits of DATA with interpreted labels.
 
     Attributes:
-        targets: of each part, see `targets_of`.
-        classes: their names; none where labels are numbers.
-        columns: the names of the numbers; none of classes.
+        parts: the splits by name.
+        targets: of each split, see `targets_of`.
+        classes: names of the classes; empty for regression.
+        columns: names of the regression targets; empty for classification.
         unmatched: rows of the label file that name no image of DATA.
-        note: what a person has to know of what labels were taken for; empty where there is no doubt.
+        note: a remark on how labels were interpreted; empty where there is no doubt.
     """
 
     parts: dict[str, Source]
@@ -47,19 +48,19 @@ class ResolvedLabels:
 def resolve_labels(
     data: str, parts: dict[str, Source], label_file: str | None, task: str | None, advice: str = ADVICE
 ) -> ResolvedLabels:
-    """Take labels for what `task` says: classification or regression; None: for classes, if that is not in doubt.
+    """Interpret labels by `task`: classification or regression; None: classification, unless labels look like numbers.
 
     Args:
-        advice: what to do about numbers with a fraction.
+        advice: for the error message: what to do about fractional numbers.
 
     Raises:
-        RequestError: labels cannot be used so, or are fractional numbers and nobody said what they are.
+        RequestError: labels do not fit the task, or are fractional numbers and no task is given.
     """
     if task == "regression":
         return _as_numbers(data, parts, label_file)
-    ask = advice if task is None else None
+    advice_if_unsure = advice if task is None else None
     if label_file is None:
-        parts = {split: _named(data, source, parts, ask) for split, source in parts.items()}
+        parts = {split: _with_class_labels(data, source, parts, advice_if_unsure) for split, source in parts.items()}
         table = None
     else:
         table = read_label_file(label_file, _names(parts))
@@ -67,8 +68,8 @@ def resolve_labels(
     targets = {split: targets_of(source) for split, source in parts.items()}
     classes = _class_names(data, parts, targets, advice)
     note = ""
-    if ask is not None and not (table is not None and table.is_of_columns):
-        check_names(data if label_file is None else label_file, classes, ask)
+    if advice_if_unsure is not None and not (table is not None and table.is_of_columns):
+        check_names(data if label_file is None else label_file, classes, advice_if_unsure)
         if kind_of_names(classes) == "whole":
             note = (
                 f"{len(classes)} whole numbers ({range_of_names(classes)}) are taken for the names of classes; "
@@ -104,11 +105,11 @@ def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> 
     )
 
 
-def _named(data: str, source: Source, parts: dict[str, Source], ask: str | None) -> Source:
-    """The source with its fractional numbers for class names; as it is where whole ones number its classes.
+def _with_class_labels(data: str, source: Source, parts: dict[str, Source], advice_if_unsure: str | None) -> Source:
+    """The source with its fractional numbers as class names; unchanged where its numbers are class ids.
 
     Raises:
-        RequestError: there are other numbers than that in some part, and nobody said that they are classes.
+        RequestError: some split has numbers that are no class ids, and classification was not requested.
     """
     own, of_parts = stored_numbers(source), [stored_numbers(part) for part in parts.values()]
     if own is None:
@@ -116,14 +117,14 @@ def _named(data: str, source: Source, parts: dict[str, Source], ask: str | None)
     values = np.unique(np.concatenate([numbers for numbers in of_parts if numbers is not None]))
     values = values[~np.isnan(values)]
     is_fractional = bool((values != np.floor(values)).any())
-    # One negative number, such as -1 on the Hugging Face hub, marks what is hidden; several are numbers.
+    # One negative number, such as -1 on the Hugging Face hub, marks hidden labels; several are regression targets.
     is_negative = (values < -1).sum() > 1
     names = [str(int(value)) if value == np.floor(value) else repr(value) for value in values.tolist()]
-    if ask is not None and (is_fractional or is_negative):
+    if advice_if_unsure is not None and (is_fractional or is_negative):
         few = ", ".join(names[:MAX_SHOWN]) + (", …" if len(names) > MAX_SHOWN else "")
         what = "with a fraction" if is_fractional else "below 0"
         raise RequestError(
-            f"the {len(names)} different labels of {shown(data)} are numbers, some {what} ({few}): {ask}"
+            f"the {len(names)} different labels of {shown(data)} are numbers, some {what} ({few}): {advice_if_unsure}"
         )
     if not is_fractional:
         return source
@@ -145,7 +146,7 @@ def _relabelled(parts: dict[str, Source], table: LabelTable) -> dict[str, Source
 
 
 def _class_names(data: str, parts: dict[str, Source], targets: dict[str, Labels], advice: str) -> tuple[str, ...]:
-    """One list for all parts; numbers where the names are unknown."""
+    """The class names that all splits share; numbers where the names are unknown."""
     known = {source.classes for source in parts.values() if source.classes is not None}
     if len(known) > 1:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""How a command opens its DATA: what a person said, and beside it what the model knows."""
+"""How a command reads the images of DATA: by its settings and, where they are left out, by the model's."""
 
 from typing import Any, Protocol
 
@@ -23,8 +23,8 @@ def reading_options(
     """The options of `open_source` and `open_splits`.
 
     Args:
-        model: what the images are for, where it is known.
-        background: what alpha is composited on, where it is not the model's.
+        model: the model's preprocessing, where there is a model.
+        background: what alpha is composited on; None: the model's, else 1 (white).
     """
     background = background if background is not None or model is None else model.background
     return {

@@ -118,7 +118,7 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
             ("transparent", "with transparency"),
             ("blank", "blank (one value)"),
             ("nearly_blank", "nearly blank"),
-            ("with_empty_values", f"with values that stand for none ({facts['empty_share']:.2%} of all values)"),
+            ("with_empty_values", f"with nodata values ({facts['empty_share']:.2%} of all values)"),
             ("wrong_extensions", "with the extension of another format"),
         )
         if facts[name]

@@ -208,7 +208,7 @@ class PackJob:
         dataset = PackedImages(source, self.packing)
         workers = self.config.workers
         if workers is None:
-            largest = largest_image(source, is_cut=isinstance(source, Tiled))
+            largest = largest_image(source, is_cropped=isinstance(source, Tiled))
             workers, why = workers_that_fit(num_cores(), 1, largest)
             if why != FROM_CORES:
                 print(f"readers    {workers}: {why}", flush=True)
