@@ -1,4 +1,4 @@
-"""`openmae pack`: any data turned into data that is fast to read."""
+"""`openmae pack`: convert a data set into a format that is fast to read."""
 
 import json
 import os
@@ -29,14 +29,14 @@ from openmae.tasks.pack.plan import OPTIONAL_DEFAULTS, check_disk, make_plan, pl
 
 
 def pack(config: PackConfig) -> dict[str, Any]:
-    """Pack DATA into OUT, or check a pack.
+    """Write DATA as a pack into OUT or, with --verify, check an existing pack.
 
     Returns:
         status, images, unreadable, bytes, seconds.
 
     Raises:
         RequestError: a wrong setting, unusable data, OUT exists, too many unreadable files, a damaged pack.
-        Interrupted: a signal; what is packed stays, and `--resume auto` goes on.
+        Interrupted: a signal; finished files are kept, and `--resume auto` continues.
         Fault: the disk is or would be full, or a reader process died.
     """
     started = time.monotonic()
@@ -60,10 +60,9 @@ def pack(config: PackConfig) -> dict[str, Any]:
         if finished is None:
             make_and_hold(out, lock, "OUT")
             check_disk(out, estimate)
-            told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
-            print(
-                "\n".join([*told, *facts.axes.lines, *nodata_lines(facts, "the pack keeps which"), *lines]), flush=True
-            )
+            source_lines = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
+            value_lines = [*facts.axes.lines, *nodata_lines(facts, "the pack keeps which"), *lines]
+            print("\n".join([*source_lines, *value_lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -73,30 +72,30 @@ def pack(config: PackConfig) -> dict[str, Any]:
         blank = sum(split.get("blank_tiles", 0) for split in finished["splits"].values())
         missing = sum(split["inputs"] - split["images"] for split in finished["splits"].values()) - blank
         size = sum(file["bytes"] for file in finished["files"].values())
-        told = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
-        left_out = f"; {' and '.join(told)}, {QUARANTINE} says which and why" if told else ""
+        omitted = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
+        left_out = f"; {' and '.join(omitted)}, {QUARANTINE} says which and why" if omitted else ""
         print(f"packed     {total:,} {what} into {shown(out)}, {size_words(size)}{left_out}")
         seconds = round(time.monotonic() - started, 1)
-        found = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
-        return found if config.tiles is None else {**found, "blank_tiles": blank}
+        summary = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
+        return summary if config.tiles is None else {**summary, "blank_tiles": blank}
 
 
 def verify(data: str) -> dict[str, Any]:
     """Check every byte of a pack.
 
     Raises:
-        RequestError: it is damaged, or none.
+        RequestError: the pack is damaged, or there is none.
     """
     started, root = time.monotonic(), Path(data)
     manifest = read_pack(root)
     if manifest is None:
         raise RequestError(f"{shown(data)} is no pack: it has no {MANIFEST}")
-    found = find_damage(root, manifest)
+    damage = find_damage(root, manifest)
     for split in manifest["splits"]:
-        if not found:
+        if not damage:
             open_source(data, split)
-    if found:
-        raise RequestError(f"{shown(data)} is damaged: {'; '.join(found[:5])}")
+    if damage:
+        raise RequestError(f"{shown(data)} is damaged: {'; '.join(damage[:5])}")
     size = sum(file["bytes"] for file in manifest["files"].values())
     images = sum(split["images"] for split in manifest["splits"].values())
     print(f"whole      {shown(data)}: {images:,} images, {size_words(size)} in {len(manifest['files'])} files")
@@ -105,27 +104,27 @@ def verify(data: str) -> dict[str, Any]:
 
 
 def check_no_overlap(data: Dataset, out: Path) -> None:
-    """Raise RequestError where the pack would lie among its data, or they in it."""
+    """Raise RequestError where OUT and DATA lie inside each other."""
     for path in paths_of(data):
-        there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
-        if here.is_relative_to(there) or there.is_relative_to(here):
+        data_path, out_path = Path(os.path.realpath(path)), Path(os.path.realpath(out))
+        if out_path.is_relative_to(data_path) or data_path.is_relative_to(out_path):
             raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
 
 
 def check_out_is_free(config: PackConfig, out: Path) -> None:
-    """Raise RequestError where something would be lost."""
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    if there <= {PARTIAL + UNFINISHED}:  # it was ended while it wrote the first file
+    """Raise RequestError where OUT holds something else, or a pack that is not to be resumed."""
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names <= {PARTIAL + UNFINISHED}:  # an earlier start was killed while it wrote the first file
         return
-    is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
-    if not is_ours:
+    is_pack = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
+    if not is_pack:
         raise RequestError(f"{shown(out)} exists and holds something else: choose another OUT")
     if config.resume == "never":
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")
 
 
 def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The manifest that an earlier start left, if there was one, and whether it finished.
+    """The manifest of an earlier start, if there was one, and whether it finished.
 
     Raises:
         RequestError: it cannot be read.
@@ -141,14 +140,14 @@ def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
 
 
 def check_same_settings(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
-    """Raise RequestError where what is there was begun with other settings or other data."""
+    """Raise RequestError where the pack in OUT was started with other settings or other data."""
     if previous is None:
         return
-    late = (name for name in OPTIONAL_DEFAULTS if name in previous and name not in plan)
+    optional = (name for name in OPTIONAL_DEFAULTS if name in previous and name not in plan)
     for name in dict.fromkeys(
-        ("tiles", "nodata", *plan, *late)
-    ):  # a pack of tiles is not gone on with as one of images
-        if name == "openmae_pack":  # a finished pack of images with empty values is of a later version
+        ("tiles", "nodata", *plan, *optional)
+    ):  # `tiles` and `nodata` also where they are not in the plan
+        if name == "openmae_pack":  # a finished pack of images with nodata has a later version
             continue
         value: Any = plan.get(name, OPTIONAL_DEFAULTS.get(name))
         before: Any = previous.get(name, OPTIONAL_DEFAULTS.get(name))
@@ -169,40 +168,40 @@ def check_same_settings(out: Path, plan: dict[str, Any], previous: dict[str, Any
 
 
 def clean(out: Path) -> None:
-    """Remove what only an unfinished pack needs."""
+    """Remove the files that only an unfinished pack needs."""
     for path in sorted(out.glob(PARTIAL + "*")):
         path.unlink(missing_ok=True)
 
 
 def open_sources(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
-    """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
-    found = _opened(config, previous)
-    if previous is None or matches(previous, found.sources):
-        return found
-    with suppress(RequestError):  # what was refused then cannot be what was packed
-        as_before = _opened(config, previous, split_rules=1)
-        return as_before if matches(previous, as_before.sources) else found
-    return found
+    """Open all splits of DATA; for an older unfinished pack, with the split rules of its time."""
+    splits = _opened(config, previous)
+    if previous is None or matches(previous, splits.sources):
+        return splits
+    with suppress(RequestError):  # splits that are refused cannot be those that were packed
+        by_old_rules = _opened(config, previous, split_rules=1)
+        return by_old_rules if matches(previous, by_old_rules.sources) else splits
+    return splits
 
 
 def _opened(config: PackConfig, previous: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
     options = reading_options(config, None, config.background)
-    if previous is not None and config.axes is None:  # read as the earlier start read it
+    if previous is not None and config.axes is None:  # read as in the earlier start
         options["axes"] = str(previous.get("axes", OPTIONAL_DEFAULTS["axes"]))
     if previous is not None and config.nodata is None:
         options["nodata"] = previous.get("nodata", OPTIONAL_DEFAULTS["nodata"])
-    found = open_splits(config.dataset, split_rules=split_rules, **options)
+    splits = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
-        return found
-    named, workers = str(config.dataset), num_cores() if config.workers is None else config.workers
+        return splits
+    name, workers = str(config.dataset), num_cores() if config.workers is None else config.workers
     cut: dict[str, Source] = {
-        s: cut_into_tiles(source, config.tiles, named, workers) for s, source in found.sources.items()
+        s: cut_into_tiles(source, config.tiles, name, workers) for s, source in splits.sources.items()
     }
-    return replace(found, sources=cut)
+    return replace(splits, sources=cut)
 
 
 def matches(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
-    """Whether a pack was begun with these parts."""
+    """Whether a pack was started with these splits."""
     splits = previous.get("splits") if isinstance(previous, dict) else None
     return (
         isinstance(splits, dict)
