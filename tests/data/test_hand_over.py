@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data import hand_over, readers
-from openmae.data.batch import Batch, Crops, stack
+from openmae.data.batch import Batch, Crops, stack_images
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.hand_over import pipes_reason
 from openmae.data.readers import ReaderKilled, iterate_batches, make_loader
@@ -37,7 +37,7 @@ class Noise(Dataset):
     def collate(self, images):
         count = len(images)
         crops = Crops(torch.arange(4 * count).view(count, 4), torch.ones(count, dtype=torch.bool))
-        return Batch(stack(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
+        return Batch(stack_images(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
 
 
 def batches_of(workers, action=lambda index: None, use_pipes=False):

@@ -169,7 +169,7 @@ def examine(
 
     Args:
         tiles: count the tiles of this side, and the blank ones among them.
-        tell: called after each batch with the number of images that are done.
+        on_progress: called after each batch with the number of images that are done.
     """
     dataset = _Examined(source, tiles)
     batches = [indices[start : start + BATCH].tolist() for start in range(0, len(indices), BATCH)]

@@ -1,4 +1,4 @@
-"""`openmae inspect DATA`: one pass over every image, and what it says."""
+"""`openmae inspect DATA`: one pass over every image, and a report on it."""
 
 import json
 import time
@@ -24,10 +24,10 @@ from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
     SplitFindings,
     class_findings,
+    count_reasons,
     misfits,
     number_findings,
     part_findings,
-    reasons,
     statistics_findings,
 )
 from openmae.tasks.inspect.out import check_out
@@ -36,7 +36,7 @@ from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import planned_settings, problems_to_fix, size_advice
 from openmae.training.telemetry import Screen
 
-NUM_SURVEYED = 256  # images that decide what openmae would choose, as before a run
+NUM_SURVEYED = 256  # images from which the settings of a run would be chosen, as in `pretrain`
 MAX_PAIRS = 12
 MAX_WORKERS = 16
 SUMMED = (
@@ -61,7 +61,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     started = time.monotonic()
     out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
     opened = open_splits(config.dataset, **reading_options(config, None))
-    parts = [_examined(split, source, config) for split, source in opened.sources.items()]
+    parts = [_examine_split(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)
     duplicates = find_duplicates(parts, MAX_PAIRS)
     report = _report(config, opened, parts, facts, duplicates)
@@ -73,8 +73,8 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     return report
 
 
-def _examined(split: str, source: Source, config: InspectConfig) -> SplitFindings:
-    """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
+def _examine_split(split: str, source: Source, config: InspectConfig) -> SplitFindings:
+    """Read the images of a split or, with --limit, a random sample of them."""
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
@@ -116,7 +116,7 @@ def _report(
         "warnings": list(opened.warnings),
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
-        "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),
+        "unreadable_reasons": count_reasons(reason for part in parts for reason in part.census.bad.values()),
         "misfits": misfits(parts, facts),
         "statistics": statistics_findings(parts[0], facts),
         "classes": class_findings(parts),
@@ -150,6 +150,6 @@ def _write(
         (folder / "bad.jsonl").write_text("".join(lines))
         contact_sheet(sample_images(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
         if duplicates.pairs:
-            places = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
-            pairs = list(zip(places[::2], places[1::2], strict=True))
+            images = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
+            pairs = list(zip(images[::2], images[1::2], strict=True))
             pair_sheet(pairs, report, value_range).savefig(folder / "near-duplicates.png")

@@ -9,17 +9,17 @@ from openmae.errors import RequestError, shown
 
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
 PUBLIC_PREFIXES = ("hf:", "timm:")
-DATA_SETTINGS = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
+DATA_SETTINGS = ("limit", "tiles", "value_range", "axes", "max_pixels")  # settings that apply to data sets only
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Report on what `path` is, on the screen and, with `out`, as JSON and pictures.
+    """Report on the data set, run or model at `path`, on the screen and, with `out`, as JSON and pictures.
 
     Returns:
-        What `inspect.json` holds; `kind` says what it is of: data, run or model.
+        The content of `inspect.json`; its `kind` is data, run or model.
 
     Raises:
-        RequestError: there is nothing of the kind, or --out exists.
+        RequestError: there is no such thing, or --out exists.
     """
     config = config.plain()
     kind = "data" if config.path is None else kind_of(config.path)
@@ -42,22 +42,22 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
 
 
 def kind_of(path: str) -> str:
-    """What is there: "run", "model" or, for all else, "data", which says itself what is wrong with it.
+    """What is at `path`: "run", "model" or, for everything else, "data", whose inspection reports errors.
 
     Raises:
-        RequestError: it cannot be looked at.
+        RequestError: it cannot be read.
     """
     if path.startswith(PUBLIC_PREFIXES):
         return "model"
     if path.startswith("embedded:"):
         return "data"
     try:
-        place = Path(path)
-        if place.is_file():
-            return "model" if place.suffix.lower() in WEIGHTS else "data"
-        if not place.is_dir():
+        location = Path(path)
+        if location.is_file():
+            return "model" if location.suffix.lower() in WEIGHTS else "data"
+        if not location.is_dir():
             return "data"
-        names = set(os.listdir(place))
+        names = set(os.listdir(location))
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise RequestError(f"cannot open {shown(path[:200])}: {why}") from None

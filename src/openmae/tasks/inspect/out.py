@@ -8,13 +8,13 @@ from openmae.run.lock import check_place
 
 
 def check_out(out: str, *protected: str) -> Path:
-    """The folder to make.
+    """The folder to create.
 
     Args:
-        spare: folders of a data set, among whose images no picture must come to lie.
+        protected: folders of a data set, into which no picture may be written.
 
     Raises:
-        RequestError: something is there already, or nothing can be.
+        RequestError: it exists and is not empty, cannot be created, or is among the images.
     """
     path = Path(out)
     check_place(path)

@@ -10,7 +10,7 @@ TINY = 16  # px
 
 
 def data_lines(report: dict[str, Any]) -> list[str]:
-    """What a person reads."""
+    """The lines of the report."""
     lines: list[str] = [""]
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
@@ -51,13 +51,13 @@ def bullet(text: str) -> list[str]:
     return [f"  - {lines[0]}", *(" " * 4 + line for line in lines[1:])]
 
 
-def shorten(name: str, most: int = 60) -> str:
-    """A name of at most so many characters, cut in the middle: names differ at both ends."""
-    return name if len(name) <= most else f"{name[: most * 3 // 5]}...{name[len(name) - most * 2 // 5 + 3 :]}"
+def shorten(name: str, length: int = 60) -> str:
+    """A name of at most `length` characters, cut in the middle, since names differ at both ends."""
+    return name if len(name) <= length else f"{name[: length * 3 // 5]}...{name[len(name) - length * 2 // 5 + 3 :]}"
 
 
 def format_bytes(count: float) -> str:
-    """Bytes in words."""
+    """A number of bytes with a decimal unit."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.3g} {unit}"
@@ -110,10 +110,10 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
         files += f"; files of {least} to {most}, median {median}, together {total}"
     if files:
         lines += labelled_lines("", files)
-    kinds = f"channels {_list(facts['channels'])}; values {_list(facts['number_types'])}{_reach(facts)}"
+    kinds = f"channels {_list(facts['channels'])}; values {_list(facts['number_types'])}{_value_ranges(facts)}"
     others = [
-        f"{facts[name]:,} {words}"
-        for name, words in (
+        f"{facts[name]:,} {label}"
+        for name, label in (
             ("turned_by_exif", "turned by EXIF"),
             ("transparent", "with transparency"),
             ("blank", "blank (one value)"),
@@ -134,18 +134,18 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _reach(facts: dict[str, Any]) -> str:
-    """How far values reach that do not fill their type."""
-    told = [f"{kind} up to {top:g}" for kind, top in facts["highest"].items() if kind != "uint8"]
+def _value_ranges(facts: dict[str, Any]) -> str:
+    """The highest values and bit depths, but for uint8."""
+    texts = [f"{kind} up to {top:g}" for kind, top in facts["highest"].items() if kind != "uint8"]
     if len(facts["bits"]) > 1:
-        told.append("by the highest value " + ", ".join(f"{bits} bits in {n:,}" for bits, n in facts["bits"].items()))
+        texts.append("by the highest value " + ", ".join(f"{bits} bits in {n:,}" for bits, n in facts["bits"].items()))
     elif facts["bits"]:
-        told.append(f"{next(iter(facts['bits']))} bits")
-    return f" ({', '.join(told)})" if told else ""
+        texts.append(f"{next(iter(facts['bits']))} bits")
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _list(counts: dict[str, int]) -> str:
-    """One kind alone by its name, several with their counts."""
+    """A single kind by its name, several with their counts."""
     return next(iter(counts), "") if len(counts) < 2 else ", ".join(f"{name} ({n:,})" for name, n in counts.items())
 
 
@@ -198,8 +198,8 @@ def _duplicates(report: dict[str, Any]) -> list[str]:
         lines += labelled_lines("", f"{where}: {count:,} equal or look the same")
     for leak in report["listed_leaks"][:3]:
         is_or = "is" if leak["is_equal"] else "looks like"
-        told = f"  {leak['split']} {shorten(leak['name'], 34)} {is_or} {leak['in']} {shorten(leak['looks_like'], 34)}"
-        lines.append(" " * INDENT + told)
+        text = f"  {leak['split']} {shorten(leak['name'], 34)} {is_or} {leak['in']} {shorten(leak['looks_like'], 34)}"
+        lines.append(" " * INDENT + text)
     if not report["leaks"]:
         for group in [*report["listed_exact"][:2], *report["listed_near"][:2]]:
             lines.append(" " * INDENT + "  " + ", ".join(shorten(member["name"], 36) for member in group[:2]))

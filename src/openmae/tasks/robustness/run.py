@@ -1,4 +1,4 @@
-"""The run folder of `openmae robustness`: protected, continued behind the parts that are finished, completed."""
+"""The run folder of `openmae robustness`: checks, finished parts for resuming, result files."""
 
 import csv
 import json
@@ -17,11 +17,11 @@ from openmae.run.quarantine import write_quarantine
 from openmae.tasks.robustness.report import EvaluationSet, Row
 from openmae.training.telemetry import read_lines
 
-ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
+ROWS = "robustness.jsonl"  # a line for each finished part, which --resume auto does not repeat
 
 
 def check_run(config: RobustnessConfig, run: Path) -> None:
-    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
+    """Raise RequestError where the run folder cannot be created, is among the images, or is not to be resumed."""
     check_place(run)
     for data in (config.imagenet_c, config.imagenet_a, config.imagenet_r, config.imagenet_sketch):
         if data is not None:
@@ -38,19 +38,19 @@ def finished_rows(run: Path, settings: dict[str, Any], sets: list[EvaluationSet]
     """The rows of an earlier start, by part.
 
     Raises:
-        RequestError: they are of another model or other settings, or of parts that are not given now.
+        RequestError: they are of another model or other settings, or of parts that are not requested now.
     """
     rows = {}
     for line in read_lines(run / ROWS):
         with suppress(TypeError):
             row = Row.from_dict(line)
             rows[row.part] = row
-    names = {part.name for measured in sets for part in measured.parts}
+    names = {part.name for image_set in sets for part in image_set.parts}
     for row in rows.values():
         for name, value in settings.items():
-            before = row.settings.get(name)
-            if before != value:
-                what = "another --init" if name == "model" else f"{flag_of(name)} {before}, not {value}"
+            previous = row.settings.get(name)
+            if previous != value:
+                what = "another --init" if name == "model" else f"{flag_of(name)} {previous}, not {value}"
                 raise RequestError(f"the run in {run} has {what}: start another with a new --out")
         if row.part not in names:
             raise RequestError(f"the run in {run} has measured {row.part}: give that set too, or choose another --out")
@@ -60,20 +60,20 @@ def finished_rows(run: Path, settings: dict[str, Any], sets: list[EvaluationSet]
 def start_run(
     run: Path, config: RobustnessConfig, preprocessing: Preprocessing, finished: dict[str, Row], lock: ExitStack
 ) -> None:
-    """Make the run folder and hold it until `lock` is left."""
+    """Create the run folder and lock it until `lock` is closed."""
     create_run(run, {**config.to_dict(), "preprocessing": preprocessing.to_dict()}, lock)
     with disk_faults(run):
-        write_rows(run, list(finished.values()))  # without a last line that a crash cut short
+        write_rows(run, list(finished.values()))  # without a last line that a crash truncated
 
 
 def write_rows(run: Path, rows: list[Row]) -> None:
-    """Write the rows of all finished parts anew."""
+    """Rewrite the rows of all finished parts."""
     with written_aside(run / ROWS) as partial:
         partial.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
 def add_row(run: Path, row: Row) -> None:
-    """Write down a part as soon as it is measured."""
+    """Append the row of a finished part."""
     path = run / ROWS
     with disk_faults(path, is_resumable=True), path.open("a") as file:
         file.write(json.dumps(row.to_dict()) + "\n")
@@ -86,10 +86,10 @@ def finish_run(run: Path, sets: list[EvaluationSet], rows: dict[str, Row], summa
         with written_aside(run / "robustness.csv") as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["set", "corruption", "severity", "images", "unreadable", "error"])
-            for measured in sets:
-                for part in measured.parts:
+            for image_set in sets:
+                for part in image_set.parts:
                     row = rows[part.name]
-                    place = (measured.variant.title, part.corruption or "", part.severity or "")
-                    writer.writerow([*place, row.images, len(row.bad), 100 * row.error])
+                    cells = (image_set.variant.title, part.corruption or "", part.severity or "")
+                    writer.writerow([*cells, row.images, len(row.bad), 100 * row.error])
         write_quarantine(run, ((name, reason, None) for name, reason in bad.items()))
         write_json(run / "summary.json", summary)  # last: a run that says complete is
