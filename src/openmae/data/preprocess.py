@@ -156,7 +156,7 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
     """Decode a fixed random sample of up to `limit` images and measure them.
 
     Args:
-        beside: other splits of the data set, whose bit depths are measured too.
+        other_splits: other splits of the data set, whose bit depths are measured too.
 
     Raises:
         RequestError: none of them can be read.

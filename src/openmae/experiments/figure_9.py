@@ -94,7 +94,7 @@ class Protocols:
         assert isinstance(classifier, ClassifierModel)
         predictions = predict(
             classifier.classifier,
-            self.data.report,
+            self.data.final_source,
             classifier.preprocessing,
             device=classifier.device,
             precision="fp32",

@@ -95,7 +95,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         if processes.is_first:
             if data.scale is not None:
                 title = f"{run.name}, {data.final_split}, k = {chosen.k[0]}"
-                write_regression_report(run, estimates[chosen.k[0]], data.report, preprocessing, title)
+                write_regression_report(run, estimates[chosen.k[0]], data.final_source, preprocessing, title)
             write_config(run, {**chosen.to_dict(), "parts": data.origins, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
                 write_json(run / "summary.json", summary)  # last: a run that says complete is
@@ -114,7 +114,7 @@ def find_features(
         Fault: a feature is not finite.
     """
     run, found, bad = Path(config.out), list[Features](), dict[str, str]()
-    for part, source in (("train", data.train), (data.final_split, data.report)):
+    for part, source in (("train", data.train), (data.final_split, data.final_source)):
         features = extract(
             model,
             source,
@@ -204,7 +204,7 @@ def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> l
     lines = [
         *data.source_lines,
         f"bank       {len(data.train):,} training images, {target_words(data)}",
-        f"queries    {len(data.report):,} images of {report}",
+        f"queries    {len(data.final_source):,} images of {report}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]

@@ -265,8 +265,8 @@ def test_images_without_all_numbers_are_left_out_and_negative_numbers_are_not(tm
     found = measured(tmp_path)
     assert (found.columns, found.num_outputs, found.is_multi_label) == (("depth", "height"), 2, False)
     assert found.unlabelled == 4
-    assert (len(found.train), len(found.report), found.final_split) == (29, 7, "split of train")
-    for source in (found.train, found.report):
+    assert (len(found.train), len(found.final_source), found.final_split) == (29, 7, "split of train")
+    for source in (found.train, found.final_source):
         for i in range(len(source)):
             number = int(source.name(i).removesuffix(".png"))
             assert source.label(i).tolist() == [number / 2 - 9, 1000 - number]

@@ -225,7 +225,7 @@ def test_labels_of_parts_from_different_places(tmp_path):
     parts = DataParts(train=str(tmp_path / "a/first"), test=str(tmp_path / "b/second"))
     options = {"labels": None, "label_file": str(file), "held_out": None, "background": 1.0, "max_pixels": 100}
     data = open_labelled(parts, **options)
-    assert (labels_of(data.train).tolist(), labels_of(data.report).tolist()) == ([0, 1], [0])
+    assert (labels_of(data.train).tolist(), labels_of(data.final_source).tolist()) == ([0, 1], [0])
     assert data.source_lines[0].startswith("parts      train from ")
     with pytest.raises(RequestError, match=r"line 2: several images are called first/1\.png"):
         open_labelled(DataParts(train=str(tmp_path / "a/first"), test=str(tmp_path / "c/first")), **options)

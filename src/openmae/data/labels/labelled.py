@@ -43,7 +43,6 @@ class LabelledData:
         unlabelled: how many images of all splits were left out because they have no label.
         unmatched: rows of the label file that name no image of DATA.
         origins, source_lines: where the splits were found: `origins` and `lines` of `openmae.data.sources.open.Splits`.
-        taken, told: what was taken for what, and all that is said of it: see `openmae.data.sources.open.Splits`.
     """
 
     train: Source
@@ -85,7 +84,7 @@ class LabelledData:
         return tuple(part for part in (self.train, self.validation, self.test) if part is not None)
 
     @property
-    def report(self) -> Source:
+    def final_source(self) -> Source:
         """The split that the final metrics are of."""
         source = self.test if self.test is not None else self.validation
         assert source is not None

@@ -138,7 +138,7 @@ def counts_of(data: LabelledData) -> dict[str, Any]:
     """What a summary says of the labelled data."""
     return {
         "report": data.final_split,
-        "report_images": len(data.report),
+        "report_images": len(data.final_source),
         "train_images": len(data.train),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
     }

@@ -38,7 +38,7 @@ class FinetuneMetrics:
     def evaluated(self, step: int) -> dict[str, float]:
         """Figures by name after a step; their names begin with `val_` where others are reported."""
         data = self.data
-        predictions = self._look(data.validation if data.validation is not None else data.report)
+        predictions = self._look(data.validation if data.validation is not None else data.final_source)
         if data.validation is None or data.test is None:
             self.seen = step, predictions
             return named_figures(predictions)
@@ -48,7 +48,7 @@ class FinetuneMetrics:
         """What the final figure, after the last step, is made of."""
         if self.seen is not None and self.seen[0] == step:
             return self.seen[1]
-        return self._look(self.data.report)
+        return self._look(self.data.final_source)
 
     def _look(self, source: Source) -> Predictions:
         config = self.tuned.config

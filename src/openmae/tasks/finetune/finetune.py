@@ -155,7 +155,7 @@ def report(
     if run.processes.is_first:
         run.progress.log.quarantine.replace_part(data.final_split, predictions.bad)
         title = f"{run.path.name}, {data.final_split}"
-        write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
+        write_report(run.path, predictions, data.final_source, data.classes, plan.preprocessing, title)
     return {**named_figures(predictions), **counts_of(data)}
 
 

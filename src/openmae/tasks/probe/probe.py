@@ -90,7 +90,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         if kept is not None:
             check_readable(kept.bad, len(data.train), chosen.max_bad, "training images")
         reader = make_reader(run, plan, data, kept, classifier)
-        report = features(data.report, f"features of {data.final_split}")
+        report = features(data.final_source, f"features of {data.final_split}")
         choosing = features(data.validation, "features to choose by") if data.validation is not None else report
         run.begin(
             chosen,
@@ -160,7 +160,7 @@ def finish(run: Run[ResolvedProbeConfig], outcome: Outcome) -> dict[str, Any]:
         with disk_faults(run.path), written_aside(run.path / MODEL) as partial:
             save_model(partial, outcome.classifier, {**description, "step": run.num_steps})
         title = f"{run.path.name}, {data.final_split}"
-        write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
+        write_report(run.path, predictions, data.final_source, data.classes, plan.preprocessing, title)
         print(rate_lines(rates, found, number, data))
     choice = {"chosen_base_lr": rates[number], "chosen_by": chosen_by(data)}
     return {**named_figures(predictions), **choice, **counts_of(data)}
