@@ -108,9 +108,9 @@ def test_tiles_read_in_order_decode_each_image_once_and_keep_one():
     for i in range(len(source) - 1):
         source.read(i)
     assert source.source.reads == [1, 1, 0]
-    assert source._kept is not None
-    assert source._kept[0] == 1
-    assert pickle.loads(pickle.dumps(source))._kept is None
+    assert source._cached is not None
+    assert source._cached[0] == 1
+    assert pickle.loads(pickle.dumps(source))._cached is None
     assert source.read(0).base is None  # a tile alone does not hold the whole image in memory
 
 
