@@ -144,10 +144,7 @@ def class_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
 
 
 def number_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
-    """The count and range of numeric labels; None where labels are class names or ids.
-
-    Numbers come from a column, or from the names of class folders if some are fractional.
-    """
+    """Count and range of numeric labels (a column, or fractional folder names); None for class names or ids."""
     names = parts[0].source.classes or ()
     if all(non_class_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
         return None

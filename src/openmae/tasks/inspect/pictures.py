@@ -2,24 +2,34 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
-from openmae.pictures.text import FAINT, INK, PAD, box, fitted, headings, headings_height, page, write, write_headings
+from openmae.pictures.sheet import ValueRange, rgb_picture
+from openmae.pictures.text import (
+    FAINT,
+    INK,
+    PAD,
+    box,
+    fitted,
+    headings,
+    headings_height,
+    page,
+    wrapped_lines,
+    write,
+    write_headings,
+)
 from openmae.tasks.inspect.findings import SplitFindings
 
 SHEET, ACROSS, TILE = 48, 8, 150
-MAX_BAD_SHARE = 8  # unreadable images that are shown in addition
+MAX_BAD_SHOWN = 8  # unreadable images that are shown in addition
 PAIR_TILE = 210
 WRONG = "#b3261e"
 LINE = 15
 
 ImageRef = tuple[SplitFindings, int]  # an image: its split, and its index in the source
-ValueRange = tuple[str, tuple[float, float]] | None  # of a number type
 
 
 def sample_images(parts: list[SplitFindings], seed: int) -> list[ImageRef]:
@@ -29,8 +39,8 @@ def sample_images(parts: list[SplitFindings], seed: int) -> list[ImageRef]:
     rows = np.sort(Permutation(len(looked), seed)(np.arange(min(SHEET, len(looked)))))
     images = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
     sampled = {(part.split, index) for part, index in images}
-    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHARE]]
-    return images + [(part, index) for part, index in bad if (part.split, index) not in sampled][:MAX_BAD_SHARE]
+    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHOWN]]
+    return images + [(part, index) for part, index in bad if (part.split, index) not in sampled][:MAX_BAD_SHOWN]
 
 
 def contact_sheet(images: list[ImageRef], report: dict, value_range: ValueRange) -> Figure:
@@ -92,7 +102,7 @@ def _draw(figure: Figure, image_ref: ImageRef, left: float, top: float, tile: in
         axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
         for edge in axes.spines.values():
             edge.set_color(WRONG)
-        for number, line in enumerate(_wrap(str(error), tile - 12)):
+        for number, line in enumerate(wrapped_lines(str(error), tile - 12)):
             write(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
@@ -105,34 +115,3 @@ def _draw(figure: Figure, image_ref: ImageRef, left: float, top: float, tile: in
         size += "" if image.dtype == np.uint8 else f" {image.dtype}"
     write(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
     write(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
-
-
-def rgb_picture(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
-    """An H × W × C image as an RGB picture that fits `side` × `side`; small ones are enlarged without smoothing."""
-    step = max(1, min(image.shape[:2]) // (4 * side))
-    values = image[::step, ::step]
-    values = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
-    if values.dtype != np.uint8:
-        known = value_range is not None and value_range[0] == str(values.dtype)
-        low, high = value_range[1] if known and value_range else np.percentile(values, [0.1, 99.9])
-        scaled = (values.astype(np.float32) - low) / max(high - low, 1e-12)
-        values = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
-    if values.shape[2] == 1:
-        values = np.repeat(values, 3, axis=2)
-    picture = Image.fromarray(np.ascontiguousarray(values))
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
-
-
-def _wrap(text: str, width: float) -> list[str]:
-    """A reason wrapped to at most three lines."""
-    lines, words = [""], text.split()
-    for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and len(longer) * 5.2 > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    shown_lines = lines[:3] if len(lines) <= 3 else [*lines[:2], " ".join(lines[2:])]
-    return [fitted(line, width, 8) for line in shown_lines]

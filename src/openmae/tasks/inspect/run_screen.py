@@ -16,11 +16,7 @@ SPARKS = 60  # columns of a curve
 
 
 def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines of the report.
-
-    Args:
-        lines: of metrics.jsonl.
-    """
+    """The lines of the report; `lines` are those of metrics.jsonl."""
     rows = [""]
     rows += labelled_lines("run", f"{report['path']}: {report['task'] or 'of another kind'}")
     if report["problem"]:

@@ -104,9 +104,8 @@ def _split(split: str, facts: dict[str, Any]) -> list[str]:
     lines += labelled_lines("", f"{facts['sizes']:,} size{'s' * (facts['sizes'] != 1)}, most often {common}")
     files = _list(facts["formats"])
     if facts["file_bytes"] is not None:
-        least, most, median, total = (
-            format_bytes(facts["file_bytes"][name]) for name in ("least", "most", "median", "total")
-        )
+        sizes = facts["file_bytes"]
+        least, most, median, total = (format_bytes(sizes[name]) for name in ("least", "most", "median", "total"))
         files += f"; files of {least} to {most}, median {median}, together {total}"
     if files:
         lines += labelled_lines("", files)
