@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedC
 from openmae.config import Preprocessing
 from openmae.data.augment import (
     CROP_ATTEMPTS,
-    NUM_CHANCES,
+    NUM_UNIFORMS,
     Augmentation,
     centre_box,
     check_rand_augment,
@@ -28,8 +28,8 @@ from openmae.data.augment import (
 )
 from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.loader import Stream, training_loader
-from openmae.data.randomness import global_chance, uniforms
-from openmae.data.readers import read
+from openmae.data.randomness import seeded_global_rng, uniforms
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 
@@ -68,7 +68,7 @@ def by_timm(image: torch.Tensor, key: int, policy: str = POLICY, **changes) -> t
         "interpolation": Image.Resampling.BICUBIC,
     }
     transform = rand_augment_transform(policy, settings | changes)
-    with global_chance(key, "rand-augment"):
+    with seeded_global_rng(key, "rand-augment"):
         result = transform(Image.fromarray(image.permute(1, 2, 0).numpy()))
     return torch.from_numpy(np.array(result)).permute(2, 0, 1)
 
@@ -197,7 +197,7 @@ IMAGE = picture(side=64).permute(1, 2, 0).numpy()
 
 
 def test_the_order_is_crop_flip_rand_augment():
-    for key, chance in enumerate(uniforms(range(20), NUM_CHANCES, "augment")):
+    for key, chance in enumerate(uniforms(range(20), NUM_UNIFORMS, "augment")):
         plain = Augmentation(crop_scale=(0.08, 1.0))(IMAGE, (32, 32), chance, key, BYTES)
         both = Augmentation(crop_scale=(0.08, 1.0), rand_augment=POLICY, fill=FILL)(IMAGE, (32, 32), chance, key, BYTES)
         assert torch.equal(both, by_timm(plain, key))
@@ -219,7 +219,7 @@ def test_the_crops_area_is_the_one_asked_for(scale: tuple[float, float]):
 
 
 def test_the_scale_reaches_the_crop():
-    chance = uniforms(5, NUM_CHANCES, "augment")[0]
+    chance = uniforms(5, NUM_UNIFORMS, "augment")[0]
     wide, narrow = (Augmentation(crop_scale=s)(IMAGE, (32, 32), chance, 0, BYTES) for s in ((0.2, 1.0), (0.2, 0.3)))
     assert not torch.equal(wide, narrow)
     assert torch.equal(wide, Augmentation()(IMAGE, (32, 32), chance, 0, BYTES))
@@ -227,7 +227,7 @@ def test_the_scale_reaches_the_crop():
 
 def test_an_augmentation_can_be_sent_to_a_worker_and_compared():
     augmentation = Augmentation(kind="crop", rand_augment=POLICY, fill=FILL)
-    augmentation(IMAGE, (32, 32), uniforms(5, NUM_CHANCES, "augment")[0], 5, BYTES)
+    augmentation(IMAGE, (32, 32), uniforms(5, NUM_UNIFORMS, "augment")[0], 5, BYTES)
     assert pickle.loads(pickle.dumps(augmentation)) == augmentation
 
 
@@ -251,7 +251,7 @@ def training(source: Memory, workers: int = 0, with_labels: bool = True):
     augmentation = Augmentation(crop_scale=(0.08, 1.0), rand_augment=POLICY, fill=FILL)
     stream = Stream(source, PREPROCESSING, augmentation, 5, min_side=4, with_labels=with_labels)
     settings = {"steps": range(3), "batch_size": 10, "share": range(10), "micro_batch_size": 5, "pin": False}
-    return list(read(training_loader(stream, workers=workers, **settings)))
+    return list(iterate_batches(training_loader(stream, workers=workers, **settings)))
 
 
 def test_the_label_is_that_of_the_image_read():
@@ -259,7 +259,7 @@ def test_the_label_is_that_of_the_image_read():
     bad = frozenset({3, 4, SIZE - 1})
     stream = Stream(Labelled(bad=bad), PREPROCESSING, Augmentation(), 5, min_side=4, with_labels=True)
     seen = []
-    for batch in read(
+    for batch in iterate_batches(
         training_loader(
             stream, steps=range(5), batch_size=10, share=range(10), micro_batch_size=5, workers=0, pin=False
         )

@@ -13,7 +13,7 @@ from openmae.config import Preprocessing
 from openmae.data.augment import (
     CROP_ATTEMPTS,
     CROP_RATIO,
-    NUM_CHANCES,
+    NUM_UNIFORMS,
     Augmentation,
     Box,
     evaluation_box,
@@ -122,7 +122,7 @@ def test_long_images_are_seen_from_end_to_end(image, model, stretch_before, seen
 
 def test_the_setting_reaches_the_crop():
     image = np.random.default_rng(0).integers(0, 256, (48, 160, 3), dtype=np.uint8)
-    for chance in uniforms(range(50), NUM_CHANCES, "augment"):
+    for chance in uniforms(range(50), NUM_UNIFORMS, "augment"):
         crops = [Augmentation(crop_aspect=kind).crop(image, (32, 96), chance) for kind in ("model", "square")]
         numbers = chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
         for crop, aspect in zip(crops, (3.0, None), strict=True):

@@ -17,7 +17,7 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.device_crop import crop_and_normalise, model_input, resize_weights
 from openmae.data.loader import Stream, collate, training_loader
 from openmae.data.preprocess import normalise, survey
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.open import open_source
 from openmae.data.sources.views import raw_shape, split_held_out
@@ -285,7 +285,7 @@ def batches_of(source, is_whole, steps=6, kind="crop", crops=1, dtype="uint8", *
     stream = Stream(source, p, Augmentation(kind=kind), 5, min_side=4, crops_per_decode=crops, is_whole=is_whole,
                     with_labels=True)  # fmt: skip
     options = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False, "share": range(10)} | changes
-    return list(read(training_loader(stream, steps=range(steps), **options)))
+    return list(iterate_batches(training_loader(stream, steps=range(steps), **options)))
 
 
 def assert_equal(some, others):

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data import hand_over, readers
-from openmae.data.batch import Batch, Crops, stack
+from openmae.data.batch import Batch, Crops, stack_images
 from openmae.data.evaluation_loader import evaluation_batches
-from openmae.data.hand_over import why_through_pipes
-from openmae.data.readers import ReaderKilled, make_loader, read
+from openmae.data.hand_over import pipes_reason
+from openmae.data.readers import ReaderKilled, iterate_batches, make_loader
 from openmae.data.sources.folder import FolderSource
 from openmae.errors import Fault, RequestError
 
@@ -37,13 +37,15 @@ class Noise(Dataset):
     def collate(self, images):
         count = len(images)
         crops = Crops(torch.arange(4 * count).view(count, 4), torch.ones(count, dtype=torch.bool))
-        return Batch(stack(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
+        return Batch(stack_images(images), torch.arange(count), {"a name": "a reason"}, torch.ones(count, 5), crops)
 
 
-def batches_of(workers, action=lambda index: None, through_pipes=False):
+def batches_of(workers, action=lambda index: None, use_pipes=False):
     dataset = Noise(action)
     batches = [[0, 1, 2], [3, 4], [5, 6, 7]]
-    return read(make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, through_pipes=through_pipes))
+    return iterate_batches(
+        make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, use_pipes=use_pipes)
+    )
 
 
 def tensors(batch):
@@ -57,7 +59,7 @@ def is_shared(batch):
 @pytest.mark.parametrize("way", ["shared", "pipe"])
 def test_a_batch_arrives_as_it_was_made(way):
     wanted = list(batches_of(0))
-    found = list(batches_of(2, through_pipes=way == "pipe"))
+    found = list(batches_of(2, use_pipes=way == "pipe"))
     assert [is_shared(batch) for batch in found] == [way == "shared"] * 3
     for one, other in zip(wanted, found, strict=True):
         assert one.bad == other.bad
@@ -88,7 +90,7 @@ def test_shared_memory_that_another_process_took_in_between(monkeypatch):
 )
 def test_what_readers_will_need_is_known_before(monkeypatch, free, bytes_per_batch, workers, needed):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
-    reason = why_through_pipes(bytes_per_batch, workers, 2)
+    reason = pipes_reason(bytes_per_batch, workers, 2)
     assert needed in reason
     assert "--shm-size" in reason
 
@@ -96,12 +98,12 @@ def test_what_readers_will_need_is_known_before(monkeypatch, free, bytes_per_bat
 @pytest.mark.parametrize("free", [None, 8 * GIB, (2 * 4 + 2) * (25 << 20)])
 def test_where_there_is_room_nothing_is_said(monkeypatch, free):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: free)
-    assert why_through_pipes(25 << 20, 4, 2) is None
+    assert pipes_reason(25 << 20, 4, 2) is None
 
 
 def test_without_readers_nothing_is_handed_over(monkeypatch):
     monkeypatch.setattr(hand_over, "free_shared_memory", lambda: 0)
-    assert why_through_pipes(25 << 20, 0, 2) is None
+    assert pipes_reason(25 << 20, 0, 2) is None
 
 
 def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, capsys):
@@ -112,7 +114,7 @@ def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, 
     p = Preprocessing(
         channels=3, value_range=(0, 255), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(8, 8), background=1
     )
-    monkeypatch.setattr(hand_over, "_said", [])
+    monkeypatch.setattr(hand_over, "_printed", [])
     for free, lines in ((6 * 2 * 8 * 8 * 3, 0), (6 * 2 * 8 * 8 * 3 - 1, 1), (1, 0)):
         monkeypatch.setattr(hand_over, "free_shared_memory", lambda free=free: free)
         found = list(evaluation_batches(source, p, range(6), **size))
@@ -196,7 +198,7 @@ def test_small_tensors_do_not_need_shared_memory(monkeypatch):
     """torch would put keys and labels there, in a thread whose failure is a batch that never comes."""
     shared, real = [], hand_over.reduce_tensor
     monkeypatch.setattr(hand_over, "reduce_tensor", lambda tensor: shared.append(tuple(tensor.shape)) or real(tensor))
-    hand_over.hand_over(through_pipes=False)
+    hand_over.configure_transfer(use_pipes=False)
     try:
         batch = next(batches_of(0))
         ForkingPickler.dumps(batch)
@@ -216,12 +218,14 @@ def test_a_wait_is_given_up_within_a_second_or_two():
 
     given_up: list[bool] = []
     dataset = Noise(hang)
-    batches = read(make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up))
+    batches = iterate_batches(
+        make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up)
+    )
     next(batches)
     threading.Timer(0.2, given_up.append, [True]).start()
     before = time.monotonic()
     assert next(batches, "no more") == "no more"
-    assert time.monotonic() - before < 2 * readers.LOOK_EVERY + readers.SHUTDOWN_SECONDS + 3
+    assert time.monotonic() - before < 2 * readers.POLL_SECONDS + readers.SHUTDOWN_SECONDS + 3
 
 
 def test_a_hung_reader_meets_its_timeout(monkeypatch):

@@ -15,7 +15,7 @@ from openmae.data.augment import resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decoding import decode as decoding
 from openmae.data.decoding import strips
-from openmae.data.decoding.decode import BadImage, decode, from_picture
+from openmae.data.decoding.decode import BadImage, decode, from_pil_image
 from openmae.data.decoding.pixels import composite
 from openmae.data.preprocess import conform
 from openmae.data.sources.folder import FolderSource
@@ -63,9 +63,9 @@ def in_small_strips(monkeypatch):
 @pytest.mark.parametrize("background", [1.0, 0.3])
 def test_every_kind_of_picture_is_the_same_in_strips(in_small_strips, mode, background):
     image = picture(mode)
-    whole = from_picture(image, background)
+    whole = from_pil_image(image, background)
     in_small_strips()
-    np.testing.assert_array_equal(from_picture(image, background), whole)
+    np.testing.assert_array_equal(from_pil_image(image, background), whole)
     assert whole.shape[:2] == RGBA.shape[:2]
 
 
@@ -241,7 +241,7 @@ def test_the_largest_image_is_known_from_headers(tmp_path):
     assert largest("c.npy") == (41, 57, 2, 41 * 57 * 2 * 4, 5, 5)
     tifffile.imwrite(folder / "d.tif", np.zeros((5, 50, 57), np.uint16), photometric="minisblack")
     assert largest("c.npy", "d.tif") == (50, 57, 5, 50 * 57 * 5 * 2, 6, 6)
-    assert largest("c.npy", "d.tif", most=3).num_seen == 3
+    assert largest("c.npy", "d.tif", max_headers=3).num_seen == 3
     part = split_held_out(FolderSource(folder, files, max_pixels=limit), 1)[0]
     assert largest_image(part).num_images == 4
 
@@ -256,7 +256,7 @@ def test_files_of_which_parts_are_read_alone_are_not_the_largest(tmp_path, monke
     (tmp_path / "b.png").write_bytes(png(picture("RGB")))
     source = FolderSource(tmp_path, ["a.npy", "b.png"])
     assert largest_image(source)[:3] == (41, 57, 3)
-    assert largest_image(source, is_cut=False)[:3] == (90, 90, 3)
+    assert largest_image(source, is_cropped=False)[:3] == (90, 90, 3)
 
 
 def test_headers_alone_are_read(tmp_path, monkeypatch):

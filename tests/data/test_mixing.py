@@ -10,7 +10,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 
 from openmae.data.mixing import ERASE_ATTEMPTS, Mixing, drop_path_masks, erase, erased_box
-from openmae.data.randomness import global_chance, mix, sample_keys, uniforms
+from openmae.data.randomness import hash_ints, sample_keys, seeded_global_rng, uniforms
 from openmae.errors import RequestError
 
 
@@ -45,7 +45,7 @@ def by_timm(images, labels, seed: int, step: int, *, mixup=0.8, cutmix=1.0, labe
     order = torch.tensor([2 * j for j in range(half)] + [2 * j + 1 for j in reversed(range(half))])
     settings = {"mode": "batch", "prob": 1.0, "switch_prob": 0.5, "num_classes": K}
     timm = Mixup(mixup, cutmix, label_smoothing=label_smoothing, **settings)
-    with global_chance(int(mix(seed, step).view(np.int64)[0]), "mix"):
+    with seeded_global_rng(int(hash_ints(seed, step).view(np.int64)[0]), "mix"):
         mixed, targets = timm(images[order].clone(), labels[order])
     back = order.argsort()
     return mixed[back], targets[back]
@@ -153,7 +153,7 @@ def boxes_of(images: torch.Tensor, still: float) -> np.ndarray:
 def test_erasing_is_distributed_as_timms(size: tuple[int, int]):
     """Mean and spread of area, log aspect and centre over 3000 images each, within 5 deviations and 6 %."""
     ours = boxes_of(erase(torch.full((3000, 1, *size), 9.0), KEYS, 1.0), 9.0)
-    with global_chance(0, "erase"), torch.random.fork_rng(devices=[]):
+    with seeded_global_rng(0, "erase"), torch.random.fork_rng(devices=[]):
         timm = RandomErasing(probability=1.0, mode="pixel", device="cpu")
         theirs = boxes_of(timm(torch.full((3000, 1, *size), 9.0)), 9.0)
     assert len(ours) == pytest.approx(len(theirs), abs=5)

@@ -19,7 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 from openmae.config import AUGMENTS, Preprocessing
 from openmae.data.augment import (
     CROP_ATTEMPTS,
-    NUM_CHANCES,
+    NUM_UNIFORMS,
     Augmentation,
     centre_box,
     fixed_size_box,
@@ -30,8 +30,8 @@ from openmae.data.batch import Batch
 from openmae.data.decoding.decode import BadImage
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
-from openmae.data.randomness import Permutation, global_chance, mix, sample_keys, seeds, uniforms
-from openmae.data.readers import read
+from openmae.data.randomness import Permutation, hash_ints, sample_keys, seeded_global_rng, seeds, uniforms
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import Ignored
 from openmae.data.sources.views import split_held_out
 from openmae.errors import RequestError
@@ -158,15 +158,15 @@ def test_uniforms_are_uniform_and_independent():
 
 def test_no_two_samples_share_a_key():
     seeds, epochs, indices = np.meshgrid(np.arange(5), np.arange(20), np.arange(2000))
-    keys = mix(seeds.ravel(), epochs.ravel(), indices.ravel())
+    keys = hash_ints(seeds.ravel(), epochs.ravel(), indices.ravel())
     assert len(np.unique(keys)) == keys.size
 
 
 def test_golden_values():
     """These may never change: an interrupted run would go on with other images, other crops and other masks."""
-    assert mix(0).tolist() == [16294208416658607535]
-    assert mix(1, 2, 3).tolist() == [15020427595393229491]
-    assert mix(2**63 - 1).tolist() == [3055647633038352039]
+    assert hash_ints(0).tolist() == [16294208416658607535]
+    assert hash_ints(1, 2, 3).tolist() == [15020427595393229491]
+    assert hash_ints(2**63 - 1).tolist() == [3055647633038352039]
     assert sample_keys(0, 0, [0, 1, 2]).tolist() == [2558736989570252433, 3400964856525257824, -5581002065636601042]
     assert sample_keys(7, 3, 123).tolist() == [7724957168462271598]
     key = sample_keys(0, 0, 0)
@@ -178,7 +178,7 @@ def test_golden_values():
         0.031343561862059444,
         0.36817629986493927,
     ]
-    with global_chance(int(key[0]), "mix"):
+    with seeded_global_rng(int(key[0]), "mix"):
         assert (random.random(), np.random.rand()) == (0.3090307851704319, 0.3090307851704319)
     assert uniforms(key, 3, "mask")[0].tolist() == [0.8287264069146568, 0.7350740365577708, 0.1533196996501236]
     assert Permutation(10, 0, 0)(range(10)).tolist() == [3, 8, 0, 6, 7, 5, 2, 9, 4, 1]
@@ -229,7 +229,7 @@ def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: st
     stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4, crops_per_decode=crops)
     settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
     settings.setdefault("share", range(settings["batch_size"]))
-    return list(read(training_loader(stream, steps=range(first, last), **settings)))
+    return list(iterate_batches(training_loader(stream, steps=range(first, last), **settings)))
 
 
 def indices_in(batches: list[Batch]) -> list[int]:
@@ -408,7 +408,7 @@ def test_readers_are_gone_when_reading_is_over():
         workers=2,
         pin=False,
     )
-    batches = read(loader)
+    batches = iterate_batches(loader)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     batches.close()
@@ -526,7 +526,7 @@ def test_half_of_the_images_are_flipped(kind: str):
     draws = 1000
     ramp = np.repeat(np.linspace(40, 200, 32).astype(np.uint8)[None, :, None], 24, axis=0)
     is_flipped, tops = [], []
-    for chance in uniforms(np.arange(draws), NUM_CHANCES, "augment"):
+    for chance in uniforms(np.arange(draws), NUM_UNIFORMS, "augment"):
         row = augment(ramp, kind, (6, 8), chance)[0, 0].float()
         is_flipped.append(bool(row[-1] < row[0]))
         tops.append(random_size_box(24, 32, SCALE, chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4))[0])
@@ -536,7 +536,7 @@ def test_half_of_the_images_are_flipped(kind: str):
 
 def test_none_takes_the_centre_and_no_chance():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    first, second = (augment(image, "none", (20, 20), np.full(NUM_CHANCES, c)) for c in (0.0, 0.9))
+    first, second = (augment(image, "none", (20, 20), np.full(NUM_UNIFORMS, c)) for c in (0.0, 0.9))
     assert torch.equal(first, second)
     assert torch.equal(first, torch.from_numpy(image[:, 5:25]).permute(2, 0, 1))
 
@@ -556,7 +556,7 @@ def test_every_augmentation_works_for_every_kind_of_image(kind: str, dtype: type
     """16-bit images arrive as float32 with their raw values: no augmentation may press them into 0..1."""
     largest = 255 if dtype is np.uint8 else 60_000
     image = (np.random.default_rng(0).random((24, 32, channels)) * largest).astype(dtype)
-    for chance in uniforms(range(8), NUM_CHANCES, "augment"):
+    for chance in uniforms(range(8), NUM_UNIFORMS, "augment"):
         result = augment(image, kind, (10, 14), chance, (0.0, float(largest)))
         assert result.shape == (channels, 10, 14)
         assert result.dtype == (torch.uint8 if dtype is np.uint8 else torch.float32)
@@ -567,7 +567,7 @@ def test_every_augmentation_works_for_every_kind_of_image(kind: str, dtype: type
 
 def test_jitter_changes_colours_and_nothing_else():
     image = np.random.default_rng(0).integers(60, 190, (24, 32, 3), dtype=np.uint8)
-    chance = uniforms(4, NUM_CHANCES, "augment")[0]
+    chance = uniforms(4, NUM_UNIFORMS, "augment")[0]
     plain, jittered = (augment(image, kind, (12, 16), chance) for kind in ("crop", "crop-jitter"))
     assert not torch.equal(plain, jittered)
     middle = chance.copy()

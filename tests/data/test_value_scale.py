@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.config.preprocessing import STORED_AS
-from openmae.data.conformed import fitted_to_model
+from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.depths import Depths, bits_for
+from openmae.data.depths import BitDepths, bits_for
 from openmae.data.preprocess import conform
-from openmae.data.value_scale import Rescale, match_own_scale, match_scale, range_for, scale_doubt
+from openmae.data.value_scale import Rescale, match_own_scale, match_scale, scale_warning, stored_value_range
 from openmae.errors import RequestError
 
 EIGHT = Preprocessing(
@@ -27,7 +27,7 @@ ALL_SIXTEEN = np.arange(65536, dtype=np.uint16).reshape(256, 256, 1).repeat(3, a
 def depths(dtype, highest, count=10):
     image = np.zeros((2, 2, 1), dtype)
     image[0, 0] = highest
-    return Depths.of([image] * count)
+    return BitDepths.from_images([image] * count)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_pictures_in_more_bits_become_what_they_are_in_eight(bits, highest):
     wide = np.rint(ALL_EIGHT * (most / 255)).astype(np.uint16)
     matched, lines = match_scale(EIGHT, depths("uint16", highest), None)
     assert (matched.source_dtype, matched.source_range, matched.target_range) == ("uint16", (0, most), (0, 255))
-    assert np.array_equal(fitted_to_model(wide, matched), ALL_EIGHT)
-    assert fitted_to_model(wide, matched).dtype == np.uint8
+    assert np.array_equal(conform_to_model(wide, matched), ALL_EIGHT)
+    assert conform_to_model(wide, matched).dtype == np.uint8
     assert f"uint16 values of 0 to {most} become 0 to 255" in lines[0]
     assert f"{bits} bits hold {highest}" in lines[0]
     assert "--value-range" in lines[0]
@@ -65,40 +65,39 @@ def test_pictures_in_more_bits_become_what_they_are_in_eight(bits, highest):
 def test_sixteen_bits_that_are_used_keep_their_bytes():
     matched, _ = match_scale(EIGHT, depths("uint16", 65000), None)
     assert matched.source_range == (0.0, 65535.0)
-    assert np.array_equal(fitted_to_model(ALL_SIXTEEN, matched), (ALL_SIXTEEN >> 8).astype(np.uint8))
+    assert np.array_equal(conform_to_model(ALL_SIXTEEN, matched), (ALL_SIXTEEN >> 8).astype(np.uint8))
     sixteen = replace(EIGHT, value_range=(90.0, 64000.0), dtype="uint16")
     matched, _ = match_scale(sixteen, depths("uint8", 255), None)
-    assert np.array_equal(fitted_to_model(ALL_EIGHT, matched), ALL_EIGHT.astype(np.float32) * 257)
+    assert np.array_equal(conform_to_model(ALL_EIGHT, matched), ALL_EIGHT.astype(np.float32) * 257)
 
 
 def test_eight_bits_become_twelve_for_a_model_of_twelve():
     matched, lines = match_scale(TWELVE, depths("uint8", 200), None)
-    found = fitted_to_model(ALL_EIGHT, matched)
+    found = conform_to_model(ALL_EIGHT, matched)
     assert found.dtype == np.float32
     assert np.allclose(found, ALL_EIGHT * (4095 / 255), atol=1e-3)
     assert "uint8 values of 0 to 255 become 0 to 4095" in lines[0]
 
 
 def test_equal_types_are_left_alone():
-    for record, seen in ((EIGHT, depths("uint8", 3)), (TWELVE, depths("uint16", 65535)), (EIGHT, Depths())):
+    for record, seen in ((EIGHT, depths("uint8", 3)), (TWELVE, depths("uint16", 65535)), (EIGHT, BitDepths())):
         assert match_scale(record, seen, None) == (record, [])
         assert match_scale(record, seen, record.value_range) == (record, [])
-    assert np.array_equal(fitted_to_model(ALL_EIGHT, EIGHT), ALL_EIGHT)
+    assert np.array_equal(conform_to_model(ALL_EIGHT, EIGHT), ALL_EIGHT)
 
 
 def test_a_person_is_believed_also_of_equal_types_and_of_floats():
     matched, lines = match_scale(EIGHT, depths("uint16", 9000), (1000.0, 3000.0))
-    assert fitted_to_model(np.array([[[0], [1000], [2000], [3000], [9000]]], np.uint16), matched)[0, :, 0].tolist() == [
-        0, 0, 128, 255, 255,
-    ]  # fmt: skip
+    pixels = conform_to_model(np.array([[[0], [1000], [2000], [3000], [9000]]], np.uint16), matched)
+    assert pixels[0, :, 0].tolist() == [0, 0, 128, 255, 255]
     assert lines == ["uint16 values of 1000 to 3000 become 0 to 255 of the model, as --value-range says"]
     matched, _ = match_scale(TWELVE, depths("uint16", 16000), (0.0, 16383.0))
-    assert fitted_to_model(np.full((1, 1, 3), 16383, np.uint16), matched).tolist() == [[[4095.0] * 3]]
+    assert conform_to_model(np.full((1, 1, 3), 16383, np.uint16), matched).tolist() == [[[4095.0] * 3]]
     matched, _ = match_scale(EIGHT, depths("float32", 1), (0.0, 1.0))
-    assert fitted_to_model(np.array([[[-1.0], [0.5], [7.0]]], np.float32), matched)[0, :, 0].tolist() == [0, 128, 255]
+    assert conform_to_model(np.array([[[-1.0], [0.5], [7.0]]], np.float32), matched)[0, :, 0].tolist() == [0, 128, 255]
     floats = replace(EIGHT, value_range=(-1.0, 1.0), dtype="float32")
     matched, _ = match_scale(floats, depths("uint16", 4000), (0.0, 4095.0))
-    assert fitted_to_model(np.full((1, 1, 3), 4095, np.uint16), matched).tolist() == [[[1.0] * 3]]
+    assert conform_to_model(np.full((1, 1, 3), 4095, np.uint16), matched).tolist() == [[[1.0] * 3]]
 
 
 def test_floats_among_integers_are_not_guessed():
@@ -109,7 +108,7 @@ def test_floats_among_integers_are_not_guessed():
         matched, _ = match_scale(record, seen, None)
         assert matched == record
         with pytest.raises(BadImage, match="--value-range"):
-            fitted_to_model(image, matched)
+            conform_to_model(image, matched)
 
 
 def test_what_is_stored_is_used_again_whatever_the_look_says():
@@ -148,22 +147,22 @@ def test_several_depths_are_measured_and_said():
 def test_the_scale_of_a_folder_of_twelve_bits_holds_its_eight_bit_images():
     mixed = depths("uint16", 4000, 9) + depths("uint8", 255, 2)
     own, _ = match_own_scale(replace(TWELVE, value_range=(10.0, 900.0)), mixed)  # percentiles, as they are measured
-    assert fitted_to_model(np.full((1, 1, 3), 255, np.uint8), own).tolist() == [[[4095.0] * 3]]
+    assert conform_to_model(np.full((1, 1, 3), 255, np.uint8), own).tolist() == [[[4095.0] * 3]]
 
 
 def test_a_range_that_says_what_is_stored():
     stored, _ = match_scale(replace(EIGHT, value_range=(50.0, 850.0), dtype="uint16"), depths("uint8", 255), None)
     said, _ = match_scale(
-        replace(stored, source_range=None, target_range=None), depths("uint8", 255), range_for(stored)
+        replace(stored, source_range=None, target_range=None), depths("uint8", 255), stored_value_range(stored)
     )
-    assert np.allclose(fitted_to_model(ALL_EIGHT, said), fitted_to_model(ALL_EIGHT, stored), atol=1e-3)
-    assert range_for(EIGHT) is None
+    assert np.allclose(conform_to_model(ALL_EIGHT, said), conform_to_model(ALL_EIGHT, stored), atol=1e-3)
+    assert stored_value_range(EIGHT) is None
 
 
 def test_a_foreign_model_that_scales_nothing_takes_eight_bits():
     unscaled = replace(EIGHT, value_range=(0.0, 1.0))
     matched, _ = match_scale(unscaled, depths("uint16", 4000), (0.0, 4095.0))
-    assert fitted_to_model(np.full((1, 1, 3), 4095, np.uint16), matched).tolist() == [[[255] * 3]]
+    assert conform_to_model(np.full((1, 1, 3), 4095, np.uint16), matched).tolist() == [[[255] * 3]]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_a_foreign_model_that_scales_nothing_takes_eight_bits():
     ],
 )
 def test_what_may_be_taken_for_another_scale_is_doubted(image, record, doubt):
-    found = scale_doubt(image, record)
+    found = scale_warning(image, record)
     assert found is None if doubt is None else doubt in found
 
 
@@ -202,7 +201,7 @@ def test_a_record_without_it_is_written_as_it_always_was():
     matched, _ = match_scale(EIGHT, depths("uint16", 4000), None)
     assert matched.to_dict().keys() >= late
     assert Preprocessing.from_dict(matched.to_dict()) == matched
-    assert Rescale.of(EIGHT) is None
+    assert Rescale.from_preprocessing(EIGHT) is None
     # What a record of an older run means: the full ranges of the types.
     assert conform(np.full((1, 1, 1), 0x8081, np.uint16), 1, "uint8").item() == 0x80
 

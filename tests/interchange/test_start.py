@@ -16,7 +16,7 @@ from openmae.config import ViTShape
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import normalise
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import open_source
 from openmae.errors import RequestError
 from openmae.inference.load import ClassifierModel
@@ -107,7 +107,7 @@ def test_vitdet_is_probed_with_all_its_patches(settings: Any, tmp_path: Path) ->
         source, model.preprocessing, Augmentation(kind="crop", crop_scale=(0.08, 1.0)), 0, 16, with_labels=True
     )
     whole: dict[str, Any] = {"share": range(8), "micro_batch_size": 8, "workers": 0, "pin": False}
-    (batch,) = read(training_loader(stream, steps=range(1), batch_size=8, **whole))
+    (batch,) = iterate_batches(training_loader(stream, steps=range(1), batch_size=8, **whole))
     features = model.features(normalise(batch.images, model.preprocessing), pool="mean")
     torch.testing.assert_close(model.classifier.fc_norm.running_mean, 0.1 * features.mean(0))
 

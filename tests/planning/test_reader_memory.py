@@ -3,7 +3,7 @@
 import pytest
 
 from openmae.config import PackConfig
-from openmae.data.sources.largest import Largest
+from openmae.data.sources.largest import LargestImage
 from openmae.machine import device
 from openmae.planning import reader_memory
 from openmae.planning.reader_memory import reader_lines, workers_that_fit
@@ -12,7 +12,7 @@ from openmae.tasks.pretrain.pretrain import pretrain
 
 from ..shared import gradients_config
 
-CLIP_ART = Largest(16_000, 10_562, 4, 16_000 * 10_562 * 4, 1000, 50_000)  # 676 MB; a reader takes 1.69 GB
+CLIP_ART = LargestImage(16_000, 10_562, 4, 16_000 * 10_562 * 4, 1000, 50_000)  # 676 MB; a reader takes 1.69 GB
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_plan_names_the_largest_image_and_what_readers_take(monkeypatch):
     )
     assert "headers of all 7)" in reader_lines(CLIP_ART._replace(num_seen=7, num_images=7), 4)[0]
     assert "8 at a time may take 13.5 GB, and 9 GB are free: give fewer --workers" in reader_lines(CLIP_ART, 8)[1]
-    assert reader_lines(Largest(500, 500, 3, 750_000, 7, 7), 4) == []
+    assert reader_lines(LargestImage(500, 500, 3, 750_000, 7, 7), 4) == []
     assert reader_lines(None, 4) == []
 
 

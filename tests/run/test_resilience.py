@@ -27,7 +27,7 @@ import openmae.cli
 from openmae.config import Preprocessing
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream, training_loader
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources import folder as folder_module
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.inference.mask_sampler import MaskSampler
@@ -370,7 +370,7 @@ def test_any_number_of_processes_sees_the_same_samples_and_masks(digits_config, 
             workers=0,
             pin=False,
         )
-        parts = list(read(loader))
+        parts = list(iterate_batches(loader))
         per_step = len(parts) // 3
         for step in range(3):
             of_step = parts[step * per_step : (step + 1) * per_step]

@@ -312,7 +312,7 @@ def test_inspect_counts(data, tmp_path, capsys):
     expected = np.mean([(tifffile.imread(path) == -9999).mean() for path in data.rglob("*.tif")])
     assert report["splits"]["train"]["empty_share"] == pytest.approx(expected, rel=1e-4)
     assert report["statistics"]["lowest"][0] > -10
-    assert "24 with values that stand for none" in capsys.readouterr().out.replace("\n" + " " * 12, " ")
+    assert "24 with nodata values" in capsys.readouterr().out.replace("\n" + " " * 12, " ")
 
 
 def test_a_fill_value_that_nobody_marked_is_named(tmp_path, capsys):
@@ -324,7 +324,7 @@ def test_a_fill_value_that_nobody_marked_is_named(tmp_path, capsys):
         np.save(root / f"{number}.npy", image)
     arguments = ["pretrain", str(root), "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]
     assert openmae_run(arguments) == 2
-    assert "values of 3.4e+38 in size: --nodata VALUE says which stand for none" in capsys.readouterr().err
+    assert "values of 3.4e+38 in size: --nodata VALUE says which are nodata" in capsys.readouterr().err
     assert openmae_run([*arguments, "--nodata", "-3.4e38", "--workers", "0", *FLAGS.split()]) == 0
 
 

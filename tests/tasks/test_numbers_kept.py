@@ -44,7 +44,7 @@ def ages(tmp_path_factory):
 def numbers_in(data):
     settings = {"labels": None, "label_file": None, "held_out": 3, "background": 1.0, "max_pixels": 10**6}
     found = open_labelled(str(data), **settings, task="regression")
-    parts = [(part.name(i), part.label(i)[0]) for part in (found.train, found.report) for i in range(len(part))]
+    parts = [(part.name(i), part.label(i)[0]) for part in (found.train, found.final_source) for i in range(len(part))]
     return dict(parts)
 
 

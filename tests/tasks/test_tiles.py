@@ -14,7 +14,7 @@ from openmae.cli import run
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.sources.manifest import read_pack
 from openmae.data.sources.open import open_source
-from openmae.data.sources.views import images_apart
+from openmae.data.sources.views import tile_image_ids
 from openmae.errors import Interrupted, RequestError
 from openmae.tasks.pack.job import PackJob
 from openmae.tasks.pretrain.data import open_training_data
@@ -184,7 +184,7 @@ def test_a_pack_of_tiles_holds_the_tiles(data, pack_of_tiles, tmp_path):
     image = np.asarray(Image.open(data / "b" / "01.png"))
     assert np.array_equal(source.read(place), image[16:32, 32:48])
     assert source.label(place) == 1
-    numbers, names = images_apart(source).tolist(), [source.name(i).split("#")[0] for i in range(len(source))]
+    numbers, names = tile_image_ids(source).tolist(), [source.name(i).split("#")[0] for i in range(len(source))]
     assert len(set(numbers)) == len(set(names)) == len(set(zip(numbers, names, strict=True))) == 24
     manifest = read_pack(pack_of_tiles)
     assert manifest["tiles"] == TILE
@@ -239,7 +239,7 @@ def test_what_is_held_out_of_a_labelled_pack_of_tiles_is_held_out_by_image(pack_
 
 def test_a_pack_of_a_pack_of_tiles_knows_what_image_each_is_of(pack_of_tiles, tmp_path):
     openmae.pack(PackConfig(data=str(pack_of_tiles), out=str(tmp_path / "again"), format="raw", workers=0))
-    of_tiles, again = (images_apart(open_source(str(path))) for path in (pack_of_tiles, tmp_path / "again"))
+    of_tiles, again = (tile_image_ids(open_source(str(path))) for path in (pack_of_tiles, tmp_path / "again"))
     assert np.array_equal(of_tiles, again)
     data = open_training_data(PretrainConfig(data=str(tmp_path / "again"), out=str(tmp_path / "run"), held_out=3))
     assert len(images_of(data.held_out)) == 3

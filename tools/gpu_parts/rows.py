@@ -105,7 +105,7 @@ def whole_batch(device: Any, *, batch: int, side: int, size: int) -> Callable[[]
     import torch
 
     from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-    from openmae.data.augment import NUM_CHANCES, Augmentation
+    from openmae.data.augment import NUM_UNIFORMS, Augmentation
     from openmae.data.batch import Crops
     from openmae.data.device_crop import crop_and_normalise
 
@@ -114,7 +114,7 @@ def whole_batch(device: Any, *, batch: int, side: int, size: int) -> Callable[[]
     )
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
-    found = [Augmentation().crop(image, (size, size), rng.uniform(size=NUM_CHANCES)) for image in images]
+    found = [Augmentation().crop(image, (size, size), rng.uniform(size=NUM_UNIFORMS)) for image in images]
     crops = Crops(torch.tensor([crop.box for crop in found]), torch.tensor([crop.is_flipped for crop in found]))
     on_device, crops = torch.from_numpy(images).to(device), crops.to(device)
     return lambda: crop_and_normalise(on_device, crops, preprocessing)

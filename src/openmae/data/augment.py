@@ -1,4 +1,4 @@
-"""Crops, flips, jitter and RandAugment of one image. All chance comes from the sample's key.
+"""Crops, flips, jitter and RandAugment of one image. All randomness derives from the sample's key.
 
 Pre-training crops and flips (paper, table 1e); fine-tuning crops more widely and adds RandAugment (table 9).
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from openmae.config import AUGMENTS, CROP_ASPECTS, Preprocessing, check_name
 from openmae.data.jitter import JITTER, colour_operations, jitter
-from openmae.data.randomness import global_chance
+from openmae.data.randomness import seeded_global_rng
 from openmae.data.resize import LARGE_PIXELS, Pixels, resize, resize_in_strips
 from openmae.errors import RequestError
 
 CROP_SCALE = (0.2, 1.0)  # of the area, in pre-training
-CROP_RATIO = (3 / 4, 4 / 3)  # width over height, of the model's
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height, relative to the model's
 CROP_ATTEMPTS = 10
-FIXED_CROP = 224 / 256  # of the side, for `crop-fixed`
-NUM_CHANCES = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # the crop's, the flip's, the jitter's
+FIXED_CROP = 224 / 256  # of the short side, for `crop-fixed`
+NUM_UNIFORMS = 4 * CROP_ATTEMPTS + 1 + len(JITTER)  # for crop, flip and jitter
 _DECIMAL = r"\d+(?:\.\d+)?"
-# timm passes over what it does not understand; here only what has an effect is let through.
+# timm silently ignores parts of a policy that it does not know; here only parts that have an effect are accepted.
 _POLICY_PARTS = (
     rf"(m)\d+|(n)[1-9]|(p)(?:0(?:\.\d+)?|1(?:\.0+)?)|(mstd){_DECIMAL}|(mmax)[1-9]\d*|(inc)[01]|(t)(?:weights|3aw?)"
 )
@@ -36,7 +36,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 class Crop(NamedTuple):
-    """What of an image a sample shows: the box, resized and then perhaps mirrored left to right."""
+    """A crop of an image: the box, which is resized and then perhaps mirrored left to right."""
 
     box: Box
     is_flipped: bool
@@ -44,18 +44,18 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What happens to an image on its way into a training batch: crop, flip, perhaps jitter, perhaps RandAugment.
+    """The augmentation of a training image: crop, flip, optionally jitter, optionally RandAugment.
 
     Attributes:
         kind: none (centre crop, no flip), crop-fixed, crop or crop-jitter.
-        crop_scale: smallest and largest area of a random crop, of the image's (crop and crop-jitter).
-        crop_aspect: model: random crops have the model's aspect give or take a third, wherever they lie; square: as in
-            older runs, which stretched for models that are not square and saw the centre of images too long to crop.
-        rand_augment: timm's policy, like rand-m9-mstd0.5-inc1, on top of `kind`; for uint8 images, grey or RGB.
-        fill: 0..255 for each channel, where RandAugment moves pixels in from outside; None is a middle grey.
+        crop_scale: smallest and largest area of a random crop, as a fraction of the image's (crop and crop-jitter).
+        crop_aspect: model: random crops have the model's aspect, times `CROP_RATIO`, and lie anywhere; square: as in
+            older runs, which stretched crops for models that are not square, and centred those of very long images.
+        rand_augment: timm's policy, like rand-m9-mstd0.5-inc1, after `kind`; for uint8 images, grey or RGB.
+        fill: 0..255 for each channel, for pixels that RandAugment moves in from outside; None: timm's grey.
 
     Raises:
-        RequestError: an unknown kind, a scale that is none, a policy timm would not understand wholly.
+        RequestError: an unknown kind, an impossible scale, or a policy of which timm would ignore a part.
     """
 
     kind: str = "crop"
@@ -81,7 +81,7 @@ class Augmentation:
         self,
         image: Pixels,
         size: tuple[int, int],
-        chance: NDArray[np.float64],
+        uniforms: NDArray[np.float64],
         key: int,
         value_range: tuple[float, float],
     ) -> Tensor:
@@ -90,18 +90,18 @@ class Augmentation:
         Args:
             image: H × W × C of uint8 or float32.
             size: height and width of the result.
-            chance: (NUM_CHANCES,) uniform numbers, for crop, flip and jitter.
-            key: the sample's, for RandAugment.
-            value_range: black and white, for jitter of float32.
+            uniforms: (NUM_UNIFORMS,) uniform random numbers, for crop, flip and jitter.
+            key: the sample's key, which seeds RandAugment.
+            value_range: black and white of float32 images, for jitter.
 
         Returns:
             (C, height, width), uint8 for uint8 input, else float32.
         """
-        crop = self.crop(image, size, chance)
+        crop = self.crop(image, size, uniforms)
         result = resized_crop(image, crop.box, size)
         result = result.flip(-1) if crop.is_flipped else result
         if self.kind == "crop-jitter":
-            result = jitter(result, chance[4 * CROP_ATTEMPTS + 1 :].tolist(), value_range)
+            result = jitter(result, uniforms[4 * CROP_ATTEMPTS + 1 :].tolist(), value_range)
         return result if self.rand_augment is None else rand_augment(result, self.rand_augment, self.fill, key)
 
     def load(self) -> None:
@@ -113,21 +113,21 @@ class Augmentation:
 
     @property
     def only_crops(self) -> bool:
-        """Whether crop and flip are all that happens: then it matters not where they are made."""
+        """Whether crop and flip are all: then they may also be made on the device (`crop_and_normalise`)."""
         return self.kind != "crop-jitter" and self.rand_augment is None
 
-    def crop(self, image: Pixels, size: tuple[int, int], chance: NDArray[np.float64]) -> Crop:
-        """Which crop of an H × W × C image the chances give, for a result of `size`."""
+    def crop(self, image: Pixels, size: tuple[int, int], uniforms: NDArray[np.float64]) -> Crop:
+        """The crop of an H × W × C image for a result of `size`, from (NUM_UNIFORMS,) uniform random numbers."""
         if self.kind == "none":
             return Crop(centre_box(image, size), False)
         height, width = image.shape[:2]
         if self.kind == "crop-fixed":
-            box = fixed_size_box(height, width, size, chance[0], chance[1])
+            box = fixed_size_box(height, width, size, uniforms[0], uniforms[1])
         else:
-            attempts = chance[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
+            attempts = uniforms[: 4 * CROP_ATTEMPTS].reshape(CROP_ATTEMPTS, 4)
             aspect = None if self.crop_aspect == "square" else size[1] / size[0]
             box = random_size_box(height, width, self.crop_scale, attempts, aspect)
-        return Crop(box, bool(chance[4 * CROP_ATTEMPTS] < 0.5))
+        return Crop(box, bool(uniforms[4 * CROP_ATTEMPTS] < 0.5))
 
 
 def centre_box(image: Pixels, size: tuple[int, int]) -> Box:
@@ -136,9 +136,9 @@ def centre_box(image: Pixels, size: tuple[int, int]) -> Box:
 
 
 def evaluation_box(image: Pixels, size: tuple[int, int], crop_fraction: float) -> Box:
-    """The centred box that is `crop_fraction` of the largest one with the aspect of `size`, by its sides.
+    """The centred box of the aspect of `size`, its sides `crop_fraction` of the largest such box's.
 
-    Cut out and resized to `size`, it shows what a centre crop of a resized image shows (docs/paper.md, evaluation).
+    Cropped and resized to `size`, it shows what a centre crop of the resized image shows (docs/paper.md, evaluation).
     """
     assert 0 < crop_fraction <= 1
     height, width = image.shape[:2]
@@ -148,9 +148,9 @@ def evaluation_box(image: Pixels, size: tuple[int, int], crop_fraction: float) -
 
 
 def evaluation_crop_fraction(size: tuple[int, int]) -> float:
-    """What an evaluation keeps of the short side: 224/256 up to a size of 224, above that all (docs/paper.md).
+    """The fraction of the short side that evaluation keeps (timm's `crop_pct`): 224/256 up to a size of 224, else 1.
 
-    For images hardly larger than `size` it only throws pixels away: there `crop_fraction_of` keeps all.
+    Of images hardly larger than `size` that would only lose pixels: see `crop_fraction_of` (docs/paper.md).
     """
     return 224 / 256 if max(size) <= 224 else 1.0
 
@@ -166,46 +166,46 @@ def crop_fraction_of(size: tuple[int, int], short_side: float) -> float:
 
 
 def fixed_size_box(height: int, width: int, size: tuple[int, int], top: float, left: float) -> Box:
-    """A box of fixed size at a random place: what a crop of 224 from a short side of 256 sees (table 1e)."""
+    """A box of fixed size, at a position from two uniform numbers: 224 px out of a short side of 256 px (table 1e)."""
     scale = min(height / size[0], width / size[1]) * FIXED_CROP
     box_height, box_width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     return int(top * (height - box_height + 1)), int(left * (width - box_width + 1)), box_height, box_width
 
 
 def random_size_box(
-    height: int, width: int, scale: tuple[float, float], chance: NDArray[np.float64], aspect: float | None = None
+    height: int, width: int, scale: tuple[float, float], uniforms: NDArray[np.float64], aspect: float | None = None
 ) -> Box:
-    """A box of random area and aspect; where no attempt fits the image, the largest that may be, at a random place.
+    """A box of random area and aspect; where no attempt fits the image, the largest allowed one, at a random position.
 
-    torchvision's algorithm, but for two things: the aspect is about the model's, or resizing would stretch what
-    evaluation shows as it is; and that largest box lies where the last attempt would have lain, not in the centre, or
-    the ends of a long image would never be seen.
+    torchvision's `RandomResizedCrop` with two differences: aspects are relative to the model's, or resizing would
+    stretch what evaluation does not; and the fallback box lies where the last attempt would have, not in the centre,
+    or the ends of a long image would never be seen.
 
     Args:
-        scale: smallest and largest area, of the image's.
-        chance: (attempts, 4) uniform numbers: area, aspect, top, left.
-        aspect: width over height of what the box is resized to; None: torchvision's algorithm as it is.
+        scale: smallest and largest area, as fractions of the image's.
+        uniforms: (attempts, 4) uniform random numbers: area, aspect, top, left.
+        aspect: width over height of what the box is resized to; None: exactly torchvision's algorithm.
     """
     low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
-    of_model = 1.0 if aspect is None else aspect
-    for area_chance, ratio_chance, top_chance, left_chance in chance.tolist():
-        area = height * width * (scale[0] + area_chance * (scale[1] - scale[0]))
-        ratio = math.exp(low + ratio_chance * (high - low)) * of_model
+    model_aspect = 1.0 if aspect is None else aspect
+    for u_area, u_ratio, u_top, u_left in uniforms.tolist():
+        area = height * width * (scale[0] + u_area * (scale[1] - scale[0]))
+        ratio = math.exp(low + u_ratio * (high - low)) * model_aspect
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = int(top_chance * (height - box_height + 1)), int(left_chance * (width - box_width + 1))
+            top, left = int(u_top * (height - box_height + 1)), int(u_left * (width - box_width + 1))
             return top, left, box_height, box_width
-    ratio = min(max(width / height, CROP_RATIO[0] * of_model), CROP_RATIO[1] * of_model)
+    ratio = min(max(width / height, CROP_RATIO[0] * model_aspect), CROP_RATIO[1] * model_aspect)
     box_height, box_width = min(height, round(width / ratio)), min(width, round(height * ratio))
     box_height, box_width = max(1, box_height), max(1, box_width)
     if aspect is None:
         return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-    top, left = int(top_chance * (height - box_height + 1)), int(left_chance * (width - box_width + 1))
+    top, left = int(u_top * (height - box_height + 1)), int(u_left * (width - box_width + 1))
     return top, left, box_height, box_width
 
 
 def resized_crop(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
-    """Cut `box` out of an H × W × C image and resize it (bicubic, antialiased) to (C, *size)."""
+    """Crop `box` from an H × W × C image and resize it (bicubic, antialiased) to (C, *size)."""
     top, left, height, width = box
     if height * width > LARGE_PIXELS:
         return resize_in_strips(image, box, size)
@@ -213,7 +213,7 @@ def resized_crop(image: Pixels, box: Box, size: tuple[int, int]) -> Tensor:
 
 
 def check_rand_augment(channels: int, dtype: str) -> None:
-    """RandAugment's operations are Pillow's.
+    """Check that RandAugment, whose operations are Pillow's, can be applied.
 
     Raises:
         RequestError: the images are not uint8, or neither grey nor RGB.
@@ -226,7 +226,7 @@ def check_rand_augment(channels: int, dtype: str) -> None:
 
 
 def fill_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
-    """The mean colour of 8-bit images, 0..255 for each channel: what RandAugment fills with."""
+    """The mean colour of 8-bit images, 0..255 for each channel, with which RandAugment fills."""
     low, high = preprocessing.value_range
     return tuple(min(255, max(0, round(low + mean * (high - low)))) for mean in preprocessing.mean)
 
@@ -234,7 +234,7 @@ def fill_colour(preprocessing: Preprocessing) -> tuple[int, ...]:
 def rand_augment(image: Tensor, policy: str, fill: tuple[int, ...] | None, key: int) -> Tensor:
     """timm's RandAugment of a (1 or 3, H, W) uint8 image; equal keys give equal images.
 
-    Grey images go through it as RGB ones.
+    Grey images are augmented as RGB ones.
     """
     from PIL import Image
 
@@ -242,36 +242,36 @@ def rand_augment(image: Tensor, policy: str, fill: tuple[int, ...] | None, key: 
     assert image.dtype == torch.uint8
     picture = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
     transform = _rand_augment_transform(policy, fill)
-    with global_chance(key, "rand-augment"):
+    with seeded_global_rng(key, "rand-augment"):
         picture = transform(picture)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[:channels].contiguous()
 
 
 @cache
 def _rand_augment_transform(policy: str, fill: tuple[int, ...] | None) -> Callable[[Any], Any]:
-    """timm's transform, built once a process: it imports timm, and is no part of what is sent to a worker."""
+    """timm's transform, built once per process: it imports timm and need not be pickled for workers."""
     from PIL import Image
     from timm.data.auto_augment import posterize, rand_augment_transform
 
-    def posterize_to_black_too(picture: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
-        # Magnitude 10 keeps no bit, which once gave a black picture; Pillow 12 refuses it, and timm 1.0.31 still asks.
+    def posterize_to_black(picture: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+        # Magnitude 10 keeps 0 bits: older Pillow made that black, Pillow 12 raises, and timm 1.0.31 still asks for it.
         return posterize(picture, bits_to_keep, **options) if bits_to_keep else Image.new(picture.mode, picture.size)
 
-    # timm's `translate_const` reaches nothing here: all of its RandAugment sets shift by a share of the sides.
+    # timm's `translate_const` is not needed: all of its RandAugment sets translate by a fraction of the sides.
     settings: dict[str, Any] = {"interpolation": Image.Resampling.BICUBIC}
     if fill is not None:
         settings["img_mean"] = fill * 3 if len(fill) == 1 else fill
     transform = rand_augment_transform(policy, settings)
     for operation in transform.ops:
         if operation.aug_fn is posterize:
-            operation.aug_fn = posterize_to_black_too
+            operation.aug_fn = posterize_to_black
     return transform
 
 
 def _check_policy(policy: str) -> None:
     head, *parts = policy.split("-")
-    found = [re.fullmatch(_POLICY_PARTS, part) for part in parts]
-    names = [next(filter(None, match.groups())) for match in found if match]
+    matches = [re.fullmatch(_POLICY_PARTS, part) for part in parts]
+    names = [next(filter(None, match.groups())) for match in matches if match]
     if head == "rand" and len(names) == len(parts) == len(set(names)):
         return
     raise RequestError(

@@ -1,4 +1,4 @@
-"""A batch of training samples as readers hand it over, and how it is stacked."""
+"""A micro-batch of training samples, and how samples are stacked into one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.data.hand_over import room
+from openmae.data.hand_over import allocate_batch
 from openmae.data.sources.open import Label
 from openmae.errors import RequestError
 
 
 @dataclass(frozen=True)
 class Crops:
-    """What of each image of a batch a training step is to see.
+    """Crops of the images of a batch that are still to be made, on the device.
 
     Attributes:
         boxes: (B, 4) int64: top, left, height, width in pixels.
-        is_flipped: (B,) bool: mirrored left to right afterwards.
+        is_flipped: (B,) bool: whether the crop is mirrored left to right.
     """
 
     boxes: Tensor
@@ -38,13 +38,13 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
-        keys: (B,) int64, one for each sample: seed, epoch and index, hashed.
+        keys: (B,) int64, a hash of (seed, epoch, index) for each sample, from which its randomness derives.
         bad: name and reason of each input that could not be read and was replaced.
-        labels: (B,) int64 or, with several for an image, (B, classes) float32; of numbers (B, columns) float64, in
-            their own units; None where not asked for or unknown.
+        labels: (B,) int64 class ids; multi-label: (B, classes) float32; regression: (B, columns) float64, in their own
+            units; None where not requested or unknown.
         crops: what is still to be cut out of the images; None where they are cropped.
-        blank: how many of the samples were blank tiles and replaced.
-        empty: (B, N) bool: patches whose values stand for none, mostly (nodata); None where there are no such.
+        blank: how many samples were blank tiles and replaced.
+        empty: (B, N) bool: patches that are mostly nodata; None where no patch is.
     """
 
     images: Tensor
@@ -62,23 +62,23 @@ class Batch:
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
-    """In page-locked memory, from where a GPU copies without the CPU's help."""
+    """The tensor in page-locked memory, from which a GPU copies asynchronously."""
     return None if tensor is None else tensor.pin_memory()
 
 
-def stack(images: Sequence[Tensor | NDArray]) -> Tensor:
-    """Images of one size and type as a batch: (B, ...); in a reader process straight into what it shares."""
+def stack_images(images: Sequence[Tensor | NDArray]) -> Tensor:
+    """Stack images of one shape and type: (B, ...); a reader process writes straight into shared memory."""
     tensors = [image for image in images if isinstance(image, Tensor)]
     if tensors:
-        return torch.stack(tensors, out=room((len(images), *tensors[0].shape), tensors[0].dtype))
+        return torch.stack(tensors, out=allocate_batch((len(images), *tensors[0].shape), tensors[0].dtype))
     arrays = [image for image in images if isinstance(image, np.ndarray)]
-    batch = room((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
-    np.stack(arrays, out=batch.numpy())  # by NumPy, for torch warns of read-only memory, which a pack's pages are
+    batch = allocate_batch((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    np.stack(arrays, out=batch.numpy())  # not by torch, which warns about read-only memory such as a pack's pages
     return batch
 
 
-def stacked(labels: Sequence[Label]) -> Tensor | None:
-    """The labels of a batch; None where no image has one.
+def stack_labels(labels: Sequence[Label]) -> Tensor | None:
+    """Stack the labels of a batch; None where no image has one.
 
     Raises:
         RequestError: some have one and others not.
@@ -89,6 +89,6 @@ def stacked(labels: Sequence[Label]) -> Tensor | None:
     if missing := len(labels) - len(known):
         raise RequestError(f"{missing} of {len(labels)} images of a batch have no label: give them one")
     values = np.stack([np.asarray(label) for label in known])
-    if values.dtype == np.float64:  # numbers: rounded when they are on their scale, not before
+    if values.dtype == np.float64:  # regression: in float64 until they are standardised
         return torch.from_numpy(values)
     return torch.from_numpy(values.astype(np.int64 if values.ndim == 1 else np.float32))

@@ -1,4 +1,4 @@
-"""How many bits the images of a data set use, by number type."""
+"""The number types of a data set's images, and how many bits their values use."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,20 +11,20 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import is_blank
-from openmae.data.sources.views import are_tiles, by_image, root_of
+from openmae.data.sources.views import are_tiles, grouped_by_image, root_of
 
-BITS = (8, 10, 12, 14, 16)  # what cameras, scanners and detectors have
-NUM_SURVEYED = 64  # images of a part of the data
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # of cameras, scanners and detectors
+NUM_SURVEYED = 64  # images of each source
 
 
 @dataclass(frozen=True)
-class Depths:
-    """Number types of some images and how far their values reach.
+class BitDepths:
+    """Number types and bit depths of some images.
 
     Attributes:
         counts: images of each number type.
         highest: the highest value of each type.
-        bits: how many uint16 images need so many bits for their own highest value.
+        bits: how many uint16 images need each number of bits for their highest value.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -32,12 +32,12 @@ class Depths:
     bits: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images: Iterable[NDArray]) -> "Depths":
-        """Of decoded images, H × W × C."""
+    def from_images(cls, images: Iterable[NDArray]) -> "BitDepths":
+        """Measure decoded images, H × W × C."""
         counts, highest, bits = Counter[str](), dict[str, float](), Counter[int]()
         for image in images:
             kind = str(image.dtype)
-            # The highest of 8 bits decides nothing, and most images have 8.
+            # Most images have 8 bits, and their highest value decides nothing, so it is not computed.
             top = 255.0 if kind == "uint8" else float(image.max())
             counts[kind] += 1
             highest[kind] = max(highest.get(kind, top), top)
@@ -45,35 +45,35 @@ class Depths:
                 bits[bits_for(top)] += 1
         return cls(dict(counts), highest, dict(sorted(bits.items())))
 
-    def __add__(self, other: "Depths") -> "Depths":
+    def __add__(self, other: "BitDepths") -> "BitDepths":
         counts, bits = Counter(self.counts) + Counter(other.counts), Counter(self.bits) + Counter(other.bits)
         highest = {**other.highest, **{k: max(v, other.highest.get(k, v)) for k, v in self.highest.items()}}
-        return Depths(dict(counts), highest, dict(sorted(bits.items())))
+        return BitDepths(dict(counts), highest, dict(sorted(bits.items())))
 
     @property
     def count(self) -> int:
-        """Images that were looked at and could be read."""
+        """How many images were measured."""
         return sum(self.counts.values())
 
-    def mixture(self) -> str | None:
-        """That one folder holds several depths, in words; None where it does not."""
+    def describe_mixture(self) -> str | None:
+        """A line about several number types or bit depths in one data set; None where all are alike."""
         if len(self.counts) > 1:
             kinds = sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
-            told = ", ".join(f"{n} {kind}{self._reach(kind)}" for kind, n in kinds)
-            return f"of {self.count} images looked at {told}"
+            text = ", ".join(f"{n} {kind}{self._highest_text(kind)}" for kind, n in kinds)
+            return f"of {self.count} images looked at {text}"
         if len(self.bits) > 1:
-            told = ", ".join(f"{bits} bits in {n}" for bits, n in self.bits.items())
-            return f"uint16 images of several depths, by the highest value of each: {told}"
+            text = ", ".join(f"{bits} bits in {n}" for bits, n in self.bits.items())
+            return f"uint16 images of several depths, by the highest value of each: {text}"
         return None
 
-    def _reach(self, kind: str) -> str:
+    def _highest_text(self, kind: str) -> str:
         return "" if kind == "uint8" else f" (up to {self.highest[kind]:g})"
 
 
-def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depths:
-    """Decode up to `limit` images of each source, evenly drawn, and measure their depths; unreadable ones are left out.
+def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> BitDepths:
+    """Measure the bit depths of up to `limit` images of each source, randomly drawn; unreadable ones are left out.
 
-    Views of one source are looked at once. Blank tiles are left out: they may be what a scanner fills with.
+    Several views of one source count once. Blank tiles are left out: they may hold a scanner's fill value.
     """
 
     def images() -> Iterable[NDArray]:
@@ -82,19 +82,19 @@ def survey_depths(sources: Iterable[Source], limit: int = NUM_SURVEYED) -> Depth
             if any(root_of(source) is root for root in seen):
                 continue
             seen.append(root_of(source))
-            chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist()
-            is_cut = are_tiles(source)
-            for index in by_image(source, chosen) if is_cut else chosen:
+            indices = Permutation(len(source), 0)(np.arange(min(limit, len(source)))).tolist()
+            is_tiled = are_tiles(source)
+            for index in grouped_by_image(source, indices) if is_tiled else indices:
                 try:
                     image = source.read(index)
-                except BadImage:  # whoever reads it for good says so
+                except BadImage:  # reported when it is read for training
                     continue
-                if not (is_cut and is_blank(image)):
+                if not (is_tiled and is_blank(image)):
                     yield image
 
-    return Depths.of(images())
+    return BitDepths.from_images(images())
 
 
 def bits_for(highest: float) -> int:
-    """The smallest usual number of bits that holds a value."""
-    return next((bits for bits in BITS if highest <= 2**bits - 1), BITS[-1])
+    """The smallest of `BIT_DEPTHS` that holds a value."""
+    return next((bits for bits in BIT_DEPTHS if highest <= 2**bits - 1), BIT_DEPTHS[-1])

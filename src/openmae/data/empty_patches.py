@@ -1,4 +1,4 @@
-"""Which patches of a training crop are empty: they leave the loss (`--nodata`)."""
+"""Which patches of a training crop are empty, i.e. mostly nodata: they are left out of the loss (`--nodata`)."""
 
 from collections.abc import Sequence
 
@@ -11,19 +11,19 @@ from openmae.data.augment import Box, resized_crop
 from openmae.data.decoding.nodata import mask_in_channels, mask_of
 from openmae.data.resize import Pixels
 
-EMPTY_SHARE = 0.5  # of a patch's values, above which it leaves the loss
+EMPTY_SHARE = 0.5  # a patch is empty if more of its values than this are nodata
 
 
 def empty_patches_of(
     image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor | None:
-    """`empty_patches` of a decoded image as a model of so many channels sees it; None where it is empty nowhere."""
+    """`empty_patches` of a decoded image for a model of so many channels; None where it has no nodata values."""
     mask = mask_for(image, channels)
     return None if mask is None else empty_patches(mask, box, size, patch_size, is_flipped)
 
 
 def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
-    """Where a decoded image is empty to a model of so many channels, grey for all of them; None where nowhere."""
+    """The nodata mask of a decoded image for a model of so many channels (grey: 1 for all); None where it has none."""
     mask = mask_of(image)
     return mask if mask is None or mask.shape[2] == 1 else mask_in_channels(mask, channels)
 
@@ -31,11 +31,11 @@ def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None
 def empty_patches(
     mask: NDArray[np.bool_], box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor:
-    """Which patches of a resized box of an image are empty for more than half of their values: (N,) bool.
+    """Which patches of a resized crop have more nodata than other values: (N,) bool.
 
     Args:
-        mask: H x W x C, where the image is empty.
-        box: what is cut out of it, then resized to `size` and perhaps mirrored.
+        mask: H x W x C, the image's nodata mask.
+        box: the crop, which is resized to `size` and perhaps mirrored.
     """
     share = _shares(mask, box, size)
     share = share.flip(-1) if is_flipped else share
@@ -45,16 +45,17 @@ def empty_patches(
 
 
 def empty_values(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which values of a resized box are made of empty ones for the greater part: (*size, C)."""
+    """Which values of a resized crop come from nodata values for the greater part: (*size, C)."""
     return np.asarray(_shares(mask, box, size).permute(1, 2, 0).numpy() > EMPTY_SHARE)
 
 
 def _shares(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> Tensor:
-    return resized_crop(_Shares(mask), box, size)  # (C, h, w)
+    """The fraction of nodata in each value of a resized crop: (C, h, w)."""
+    return resized_crop(_FloatMask(mask), box, size)
 
 
-class _Shares:
-    """A mask as numbers, made of the parts that are cut out."""
+class _FloatMask:
+    """A mask as float32, converted when a part is cut out (`Pixels`)."""
 
     def __init__(self, mask: Pixels) -> None:
         self._mask, self.shape = mask, mask.shape
@@ -63,8 +64,8 @@ class _Shares:
         return self._mask[rows_and_columns].astype(np.float32)
 
 
-def stacked_empty(patches: Sequence[Tensor | None]) -> Tensor | None:
-    """(B, N) of a batch's images; None where no patch of any of them is empty."""
+def stack_empty_patches(patches: Sequence[Tensor | None]) -> Tensor | None:
+    """Stack the empty patches of a batch's images: (B, N) bool; None where no image has one."""
     known = next((empty for empty in patches if empty is not None), None)
     if known is None:
         return None

@@ -1,4 +1,4 @@
-"""Batches for measuring: every image once, in order, centre-cropped, never replaced by another."""
+"""Batches for evaluation: every image once, in order, centre-cropped, never replaced by another."""
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,30 +13,30 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
-from openmae.data.batch import pinned, stack, stacked
-from openmae.data.conformed import fitted_to_model
+from openmae.data.batch import pinned, stack_images, stack_labels
+from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.regions import pixels_of
-from openmae.data.empty_patches import empty_patches_of, stacked_empty
-from openmae.data.hand_over import goes_through_pipes
-from openmae.data.readers import make_loader, read
+from openmae.data.decoding.regions import open_pixels
+from openmae.data.empty_patches import empty_patches_of, stack_empty_patches
+from openmae.data.hand_over import needs_pipes
+from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import BLANK, is_blank
-from openmae.data.sources.views import images_apart
+from openmae.data.sources.views import tile_image_ids
 
-HELD = 2  # batches that the main process has at once: the one that it measures and the next
+NUM_IN_USE = 2  # batches that the main process keeps at once: the current one and the next
 
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of centre-cropped images to evaluate on, with their places in the source; nothing is random.
+    """A batch of centre-cropped images to evaluate on, with their indices in the source; nothing is random.
 
     Attributes:
-        images: (B, C, H, W), uint8 or float32, not normalised; those that could not be read are missing.
-        labels: as in `Batch`.
-        indices: (B,) int64, where in the source each image stands.
+        images: (B, C, H, W), uint8 or float32, not normalised; unreadable ones are left out.
+        labels: see `Batch`.
+        indices: (B,) int64, each image's index in the source.
         bad: name and reason of each input that could not be read.
-        empty: (B, N) bool, as of `Batch`.
+        empty: (B, N) bool, see `Batch`.
     """
 
     images: Tensor
@@ -51,16 +51,16 @@ class EvaluationBatch:
 
 
 class _Sample(NamedTuple):
-    """An image and its place in the source, or the reason why there is none."""
+    """An image and its position in the source, or the reason why it could not be read."""
 
-    place: int
+    position: int
     image: Tensor | str
     label: Label = None
     empty: Tensor | None = None
 
 
 class _Evaluation(Dataset):
-    """Images by their index in the source, never replaced: a reason instead of an image that cannot be read."""
+    """Images by their index in the source; instead of an unreadable image, the reason."""
 
     def __init__(
         self,
@@ -77,10 +77,10 @@ class _Evaluation(Dataset):
     def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
         try:
-            decoded = pixels_of(self.source, index)
+            decoded = open_pixels(self.source, index)
             if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
-            image = fitted_to_model(decoded, p, self.min_side)
+            image = conform_to_model(decoded, p, self.min_side)
             box = evaluation_box(image, p.image_size, self.crop_fraction)
             crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
@@ -91,21 +91,21 @@ class _Evaluation(Dataset):
 
     def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
         good = [sample for sample in samples if isinstance(sample.image, Tensor)]
-        bad = {self.source.name(sample.place): sample.image for sample in samples if isinstance(sample.image, str)}
+        bad = {self.source.name(sample.position): sample.image for sample in samples if isinstance(sample.image, str)}
         images = [sample.image for sample in good if isinstance(sample.image, Tensor)]
         dtype = torch.uint8 if self.preprocessing.dtype == "uint8" else torch.float32
         empty = torch.empty(0, self.preprocessing.channels, *self.preprocessing.image_size, dtype=dtype)
         return EvaluationBatch(
-            stack(images) if images else empty,
-            stacked([sample.label for sample in good]),
-            torch.tensor([sample.place for sample in good], dtype=torch.int64),
+            stack_images(images) if images else empty,
+            stack_labels([sample.label for sample in good]),
+            torch.tensor([sample.position for sample in good], dtype=torch.int64),
             bad,
-            stacked_empty([sample.empty for sample in good]),
+            stack_empty_patches([sample.empty for sample in good]),
         )
 
 
-class _Parts:
-    """Indices in order, `size` at a time; the last part may be smaller."""
+class _IndexBatches:
+    """Batch sampler: indices in order, `size` at a time; the last batch may be smaller."""
 
     def __init__(self, indices: range | NDArray[np.int64], size: int) -> None:
         self.indices, self.size = indices, size
@@ -132,34 +132,34 @@ def evaluation_batches(
     min_side: int,
     with_labels: bool,
     pin: bool = False,
-    is_given_up: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[EvaluationBatch, None, None]:
     """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
 
     An unreadable image is left out and named, so a batch may be smaller, even empty (its labels are None then). With
-    several processes each gives its own part of the indices: nothing is padded, every image counts once.
+    several processes each passes its own share of the indices: nothing is padded, every image counts once.
 
     Args:
         crop_fraction: fraction of the largest centred box that is kept (`evaluation_crop_fraction`).
-        is_given_up: as of `read`: where it says so, there are no more batches.
+        should_stop: see `iterate_batches`: once it is true there are no more batches.
 
     Raises:
         RequestError: some images of a batch have a label and others not.
     """
     dataset = _Evaluation(source, preprocessing, crop_fraction, min_side, with_labels)
-    batches, size = _Parts(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
-    per_batch = min(batch_size, len(indices)) * preprocessing.channels * math.prod(preprocessing.image_size) * size
-    is_piped = goes_through_pipes(per_batch, workers, HELD)
-    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, through_pipes=is_piped)
-    return read(loader, is_given_up)
+    batches, itemsize = _IndexBatches(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
+    bytes_per_image = preprocessing.channels * math.prod(preprocessing.image_size) * itemsize
+    use_pipes = needs_pipes(min(batch_size, len(indices)) * bytes_per_image, workers, NUM_IN_USE)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, use_pipes=use_pipes)
+    return iterate_batches(loader, should_stop)
 
 
 def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:
-    """Read a small source whole, centre-cropped.
+    """Read all images of a small source as one batch, centre-cropped.
 
-    Evaluation never replaces an unreadable image: it is left out and named. Blank tiles are left out.
+    Unreadable images are left out and named; blank tiles are left out.
     """
-    with_blank = images_apart(source) is None
+    with_blank = tile_image_ids(source) is None
     dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
     batch = dataset.collate([dataset[index] for index in range(len(source))])
     return replace(batch, bad={name: why for name, why in batch.bad.items() if why != BLANK})

@@ -1,4 +1,4 @@
-"""From a decoded image of any kind to the model's numbers and back, as a `Preprocessing` record says."""
+"""From a decoded image to the model's input and back, by its `Preprocessing`; and the statistics of a data set."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -13,17 +13,17 @@ from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
 from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, values_of
-from openmae.data.depths import Depths, survey_depths
+from openmae.data.depths import BitDepths, survey_depths
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
-from openmae.data.sources.largest import Largest, largest_image
+from openmae.data.sources.largest import LargestImage, largest_image
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled, is_blank
 from openmae.data.sources.views import axes_of, raw_shape, root_of
 from openmae.data.value_scale import Rescale, stated_range
 from openmae.errors import RequestError
 
-PROBE_SIZE = (64, 64)  # pixels are measured on centre crops of this size
+PROBE_SIZE = (64, 64)  # statistics are of centre crops of this size
 
 
 def conform(
@@ -39,16 +39,16 @@ def conform(
     Args:
         image: H × W × C of uint8, uint16 or float32.
         channels: 1, 3 or as many as the model takes.
-        dtype: the model's; integers of the other width are brought to it by the full ranges of the two.
-        min_side: images with a smaller side are refused.
-        rescale: what else is known of the values of other data, which goes before that.
-        fill: what to put where the image is empty, in the model's numbers, by channel; None: 0.
+        dtype: the model's; integers of the other width are scaled to it, full range to full range.
+        min_side: images with a smaller side, in pixels, are refused.
+        rescale: a mapping of values that takes precedence over that.
+        fill: what replaces nodata values, on the model's scale, by channel; None: 0.
 
     Returns:
         H × W × channels of uint8 (dtype uint8) or float32 (else).
 
     Raises:
-        BadImage: the channels do not fit, floats meet integers and nobody says how, or the image is too small.
+        BadImage: the channels do not fit, no mapping between floats and integers is given, or the image is too small.
     """
     if min(image.shape[:2]) < min_side:
         raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
@@ -58,7 +58,7 @@ def conform(
     if image.dtype == np.float32 and not np.isfinite(image).all():
         raise BadImage("values that are not finite")
     image = to_channels(image, channels)
-    if rescale is not None and rescale.is_for(image):
+    if rescale is not None and rescale.applies_to(image):
         return rescale(image, dtype)
     if image.dtype != dtype:
         if "float32" in (str(image.dtype), dtype):
@@ -70,12 +70,12 @@ def conform(
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Raw values → the model's input: (B, C, H, W) → float32, scaled, mean 0 and deviation 1 by channel."""
+    """(B, C, H, W) raw values → the model's input: float32, standardised to mean 0 and deviation 1 by channel."""
     return normalise_(images.to(torch.float32, copy=True), preprocessing)
 
 
 def normalise_(values: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """`normalise` of float32 values, in place: on a CPU fetching memory for two more takes longer than the arithmetic.
+    """`normalise` of float32 values, in place: on a CPU two more allocations take longer than the arithmetic.
 
     Returns:
         The same tensor.
@@ -86,7 +86,7 @@ def normalise_(values: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def to_unit(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """The model's input → values where 0..1 is the range that can be shown: the inverse, not clipped."""
+    """The inverse of `normalise`: the model's input → values where 0..1 is black to white, not clipped."""
     mean, std = _columns(preprocessing, images.device)
     return images.float() * std + mean
 
@@ -96,7 +96,7 @@ def _columns(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor
 
 
 def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A value for each channel: (1, C, 1, 1). Filled in there: to copy numbers to a GPU is to wait for it."""
+    """A value for each channel: (1, C, 1, 1). Filled on the device, since a copy from the CPU would synchronise."""
     column = torch.empty(1, len(values), 1, 1, device=device)
     for channel, value in enumerate(values):
         column[:, channel].fill_(value)
@@ -105,26 +105,26 @@ def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a look at some of the images says about all of them.
+    """Statistics of a data set, from a sample of its images (`survey`).
 
     Attributes:
         count: images in the source.
-        channels, dtype: of most images.
+        channels, dtype: those of most images.
         short_side: the median of the shorter sides in pixels.
-        value_range: what becomes 0 and 1: what a pack says, the type's range for uint8, else the 0.1 and 99.9
-            percentiles.
+        value_range: the raw values that become 0 and 1: those stated in a pack, the type's range for uint8, else the
+            0.1 and 99.9 percentiles.
         mean, std: by channel, of raw values.
-        bad: name and reason of each image of the look that could not be read.
-        other_dtypes: how many images of the look have another number type.
-        depths: how far the values of each number type reach.
-        stated_range: what a pack says becomes 0 and 1.
+        bad: name and reason of each sampled image that could not be read.
+        other_dtypes: how many sampled images have another number type.
+        depths: the highest values and bit depths of each number type.
+        stated_range: the value range that a pack states; None where there is none.
         axes: what was decided about the axes of `.npy` files.
-        raw_shape: height, width and channels of all images, where they lie undecoded in a raw pack; else None.
-        blank: tiles of the look that are blank; nothing else of them is in these facts.
-        aspects: width over height of each image of the look.
-        largest: the image that takes most memory, of all or of some; None where no header can be read alone.
-        with_empty, empty: how many images of the look have values that stand for none (nodata), and the share of such
-            values among all of the look's.
+        raw_shape: height, width and channels of all images of a raw pack; None for other sources.
+        blank: sampled tiles that are blank; they count nowhere else here.
+        aspects: width over height of each sampled image.
+        largest: the image that takes most memory, as far as headers were read; None where there are no headers.
+        with_empty: how many sampled images have nodata values.
+        empty: the fraction of nodata values, the mean over the sampled images.
     """
 
     count: int
@@ -136,13 +136,13 @@ class DataFacts:
     std: tuple[float, ...]
     bad: dict[str, str] = field(default_factory=dict)
     other_dtypes: dict[str, int] = field(default_factory=dict)
-    depths: Depths = field(default_factory=Depths)
+    depths: BitDepths = field(default_factory=BitDepths)
     stated_range: tuple[float, float] | None = None
     axes: Axes = BY_SHAPE
     raw_shape: tuple[int, int, int] | None = None
     blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
-    largest: Largest | None = None
+    largest: LargestImage | None = None
     with_empty: int = 0
     empty: float = 0.0
 
@@ -152,21 +152,21 @@ class DataFacts:
         return round(float(np.exp(np.median(np.log(self.aspects)))), 6)
 
 
-def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> DataFacts:
-    """Decode up to `limit` images, evenly drawn, and measure them.
+def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()) -> DataFacts:
+    """Decode a fixed random sample of up to `limit` images and measure them.
 
     Args:
-        beside: other parts of the data, of which the depths are looked at too.
+        other_splits: other splits of the data set, whose bit depths are measured too.
 
     Raises:
         RequestError: none of them can be read.
     """
-    images, aspects, bad, depths, blank = [], list[float](), {}, Depths(), 0
+    images, aspects, bad, depths, blank = [], list[float](), {}, BitDepths(), 0
     empty = list[float]()
-    chosen = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
-    if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
-        chosen.sort()
-    for index in chosen.tolist():
+    indices = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
+    if isinstance(source, Tiled):  # in order, so that each image is decoded once for all of its tiles
+        indices.sort()
+    for index in indices.tolist():
         try:
             image = source.read(index)
         except BadImage as error:
@@ -178,7 +178,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
         images.append((str(image.dtype), min(image.shape[:2]), _small(image)))
         empty.append(0.0 if (mask := mask_of(image)) is None else float(mask.mean()))
         aspects.append(image.shape[1] / image.shape[0])
-        depths += Depths.of([image])
+        depths += BitDepths.from_images([image])
     if not images and not bad:
         raise RequestError(f"all of {blank} tiles looked at are blank")
     if not images:
@@ -189,8 +189,8 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
     by_channels = Counter(len(pixels) for pixels in of_type)
     # A few colour pictures among grey ones make the set a colour set: grey fits into RGB, not the reverse.
     channels = 3 if set(by_channels) == {1, 3} else by_channels.most_common(1)[0][0]
-    fitting = [pixels for pixels in of_type if len(pixels) in (channels, 1 if channels == 3 else channels)]
-    pixels = torch.stack([p.expand(channels, -1, -1) for p in fitting]).transpose(0, 1).flatten(1)
+    matching = [pixels for pixels in of_type if len(pixels) in (channels, 1 if channels == 3 else channels)]
+    pixels = torch.stack([p.expand(channels, -1, -1) for p in matching]).transpose(0, 1).flatten(1)
     mean, std = _statistics(pixels)
     value_range = (0.0, 255.0)
     if dtype != "uint8":
@@ -200,7 +200,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
         value_range = (low, high if high > low else low + 1.0)
     stated = stated_range([source])
     value_range = value_range if stated is None else stated
-    smallest = 0.01 * (value_range[1] - value_range[0])  # a constant channel must not blow up
+    min_std = 0.01 * (value_range[1] - value_range[0])  # or a constant channel would be divided by almost 0
     return DataFacts(
         count=len(source),
         channels=channels,
@@ -208,10 +208,10 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
         short_side=int(np.median([side for _, side, _ in images])),
         value_range=value_range,
         mean=mean,
-        std=tuple(max(value, smallest) for value in std),
+        std=tuple(max(value, min_std) for value in std),
         bad=bad,
         other_dtypes={kind: n for kind, n in Counter(kind for kind, _, _ in images).items() if kind != dtype},
-        depths=depths + survey_depths(part for part in beside if root_of(part) is not root_of(source)),
+        depths=depths + survey_depths(other for other in other_splits if root_of(other) is not root_of(source)),
         stated_range=stated,
         axes=axes_of([source]),
         raw_shape=raw_shape(source),
@@ -224,7 +224,7 @@ def survey(source: Source, limit: int = 256, beside: Iterable[Source] = ()) -> D
 
 
 def _small(image: NDArray) -> Tensor:
-    """The centre of an image as (C, *PROBE_SIZE) float32, NaN where a value that stands for none had a part in it."""
+    """The centre of an image as (C, *PROBE_SIZE) float32, NaN where a nodata value contributed."""
     mask, image = mask_of(image), filled(image)
     image = image if image.dtype == np.uint8 else image.astype(np.float32)
     box = centre_box(image, PROBE_SIZE)
@@ -235,7 +235,7 @@ def _small(image: NDArray) -> Tensor:
 
 
 def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each row of (C, n) values, those that are NaN left out."""
+    """Mean and standard deviation of each row of (C, n) values, without NaN."""
     if not pixels.isnan().any():
         return tuple(float(v) for v in pixels.mean(1)), tuple(float(v) for v in pixels.std(1))
     rows = [row[~row.isnan()] for row in pixels]
@@ -244,8 +244,8 @@ def _statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def facts_in_scale(facts: DataFacts, preprocessing: Preprocessing) -> DataFacts:
-    """The same with mean and deviation of what a model sees, where its record brings such images to its own numbers."""
-    rescale = Rescale.of(preprocessing)
+    """The facts with mean and deviation on the model's scale, where its preprocessing rescales such images."""
+    rescale = Rescale.from_preprocessing(preprocessing)
     if rescale is None or rescale.dtype not in (None, facts.dtype):
         return facts
     slope = (rescale.target[1] - rescale.target[0]) / (rescale.source[1] - rescale.source[0])

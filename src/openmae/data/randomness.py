@@ -1,6 +1,6 @@
-"""Order and chance as pure functions of (seed, epoch, index).
+"""Order and randomness as pure functions of (seed, epoch, index).
 
-Nothing here has a state: which image comes next, how it is cropped and what is masked depend on integers
+Nothing here has state: which image comes next, how it is cropped and what is masked depend on integers
 only, so neither the number of workers or processes nor an interruption changes a run.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# One stream of numbers a purpose: a crop must not be correlated with a mask.
+# Each purpose has its own stream of numbers: a crop must not be correlated with a mask.
 _STREAMS = {"augment": 1, "mask": 2, "rand-augment": 3, "erase": 4, "drop-path": 5, "mix": 6}
 
 
@@ -23,7 +23,7 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def mix(*parts: ArrayLike) -> NDArray[np.uint64]:
+def hash_ints(*parts: ArrayLike) -> NDArray[np.uint64]:
     """Hash integers (or arrays of them, broadcast together) to an array of 64-bit keys."""
     key = np.zeros(1, np.uint64)
     for part in parts:
@@ -33,7 +33,7 @@ def mix(*parts: ArrayLike) -> NDArray[np.uint64]:
 
 def sample_keys(seed: int, epoch: ArrayLike, index: ArrayLike) -> NDArray[np.int64]:
     """The key of each sample, from which all its randomness derives: (B,) int64."""
-    return mix(seed, epoch, index).view(np.int64)
+    return hash_ints(seed, epoch, index).view(np.int64)
 
 
 def crop_keys(keys: ArrayLike, crops: ArrayLike) -> NDArray[np.int64]:
@@ -42,27 +42,31 @@ def crop_keys(keys: ArrayLike, crops: ArrayLike) -> NDArray[np.int64]:
     The first crop's is the sample's own.
     """
     keys, crops = np.asarray(keys, np.int64), np.asarray(crops)
-    return np.where(crops == 0, keys, mix(keys.view(np.uint64), crops).view(np.int64))
+    return np.where(crops == 0, keys, hash_ints(keys.view(np.uint64), crops).view(np.int64))
 
 
 def uniforms(keys: ArrayLike, count: int, stream: str) -> NDArray[np.float64]:
-    """`count` numbers, uniform in [0, 1), for each key: (B, count)."""
-    start = mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])
+    """`count` random numbers, uniform in [0, 1), for each key: (B, count).
+
+    Args:
+        stream: what they are for, a key of `_STREAMS`.
+    """
+    start = hash_ints(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream])
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     return (_mix(start[:, None] + steps[None, :]) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def seeds(keys: ArrayLike, stream: str) -> NDArray[np.uint64]:
-    """A seed for each key, for generators that are not ours: (B,) uint64."""
-    # A constant more than `uniforms` hashes, so that no generator starts from a number that is used itself.
-    return mix(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream], 1)
+    """A seed for each key, for other libraries' generators: (B,) uint64."""
+    # One more constant than `uniforms` hashes, so that no seed is a number that `uniforms` uses.
+    return hash_ints(np.atleast_1d(np.asarray(keys)).astype(np.int64).view(np.uint64), _STREAMS[stream], 1)
 
 
 @contextmanager
-def global_chance(key: int, stream: str) -> Iterator[None]:
-    """Within it, Python's and NumPy's global generators follow from the key; afterwards both are as they were.
+def seeded_global_rng(key: int, stream: str) -> Iterator[None]:
+    """Within the context, Python's and NumPy's global generators are seeded from the key; afterwards they are restored.
 
-    For libraries that draw from global state. Not for several threads of a process at once.
+    For libraries that draw from global state. Not thread-safe.
     """
     python, numpy = random.getstate(), np.random.get_state()
     seed = int(seeds(key, stream)[0])
@@ -88,7 +92,7 @@ class Permutation:
         self.size = size
         self.half_bits = np.uint64(max(1, -(-(size - 1).bit_length() // 2)))
         self.low_mask = np.uint64((1 << int(self.half_bits)) - 1)
-        self.round_keys = [mix(*key, i) for i in range(self.ROUNDS)]
+        self.round_keys = [hash_ints(*key, i) for i in range(self.ROUNDS)]
 
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = values >> self.half_bits, values & self.low_mask

@@ -1,4 +1,4 @@
-"""What runs in a reader process: a data set read in whole batches, and what goes wrong as a message."""
+"""What runs in a reader process (a DataLoader worker): whole batches, and errors as messages."""
 
 import signal
 import sys
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from openmae.data.hand_over import hand_over
+from openmae.data.hand_over import configure_transfer
 from openmae.errors import Fault, RequestError
 
-# What a person or a cluster ends a run with. Readers never see them: the main process decides when they stop.
+# Signals with which a person or a cluster stops a run. Readers ignore them: the main process decides when they stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Shortage:
-    """Whether the system killed a reader for its memory, and how many there may be since then."""
+class MemoryShortage:
+    """Whether the system has killed a reader for its memory, and how many readers are allowed since then."""
 
     def __init__(self) -> None:
-        self.is_known, self.most_workers = False, sys.maxsize
+        self.has_occurred, self.max_workers = False, sys.maxsize
 
 
 class Reader(Dataset):
-    """A data set read in whole batches, whose errors come back as what they say and not as a traceback."""
+    """A data set that returns whole batches; in a worker process an error comes back as a `FailedBatch`."""
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
-        self.shortage: Shortage = getattr(dataset, "shortage", None) or Shortage()
+        self.shortage: MemoryShortage = getattr(dataset, "shortage", None) or MemoryShortage()
 
     def __getitems__(self, indices: list[int]) -> Any:
         if torch.utils.data.get_worker_info() is None:
@@ -35,42 +35,42 @@ class Reader(Dataset):
         try:
             return self._batch(indices)
         except Exception as error:
-            return Failed(type(error).__name__, str(error), isinstance(error, RequestError))
+            return FailedBatch(type(error).__name__, str(error), isinstance(error, RequestError))
 
     def _batch(self, indices: list[int]) -> Any:
-        at_once = getattr(self.dataset, "__getitems__", None)
-        return self.collate(at_once(indices) if at_once else [self.dataset[index] for index in indices])
+        get_batch = getattr(self.dataset, "__getitems__", None)
+        return self.collate(get_batch(indices) if get_batch else [self.dataset[index] for index in indices])
 
 
-class Failed(NamedTuple):
-    """What went wrong in a reader process."""
+class FailedBatch(NamedTuple):
+    """What a reader process returns in place of a batch where it raised an error."""
 
     kind: str
     message: str
     is_request_error: bool
 
-    def pin_memory(self) -> "Failed":
+    def pin_memory(self) -> "FailedBatch":
         return self
 
     @property
     def error(self) -> RequestError | Fault:
         if self.is_request_error:
             return RequestError(self.message)
-        said = self.message.strip().splitlines()[-1:] or [""]
-        return Fault(f"a reader process failed: {self.kind}: {said[0]}; --workers 0 reads in the main process")
+        (last_line,) = self.message.strip().splitlines()[-1:] or [""]
+        return Fault(f"a reader process failed: {self.kind}: {last_line}; --workers 0 reads in the main process")
 
 
-def as_it_is(batch: Any) -> Any:
-    """The `collate_fn` of a loader whose data set returns whole batches: nothing is left to do."""
+def identity_collate(batch: Any) -> Any:
+    """The `collate_fn` of a loader whose data set returns whole batches already."""
     return batch
 
 
-def start_worker(through_pipes: bool, worker: int) -> None:
-    """Prepare a reader process: no signals, one thread, no traceback, and the way in which batches are handed over."""
+def start_worker(use_pipes: bool, worker: int) -> None:
+    """Set up a reader process: no signals, one thread, no tracebacks, shared memory or pipes (`worker_init_fn`)."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    # What goes wrong while a batch is made is handed over; this is of the thread that shares memory, when the main
-    # process is gone.
+    # Errors while a batch is made come back as a FailedBatch; what is left is noise of torch's sharing thread when the
+    # main process is gone.
     sys.excepthook = lambda *error: None
-    hand_over(through_pipes)
+    configure_transfer(use_pipes)

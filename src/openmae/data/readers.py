@@ -1,4 +1,4 @@
-"""Reader processes: started, asked for batches, given up, ended; what goes wrong in one, in a line."""
+"""DataLoader worker processes ("readers"): start, batches, timeouts, shutdown, and one-line errors."""
 
 import functools
 import itertools
@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils import signal_handling
 
 from openmae.data.hand_over import PREFETCHED
-from openmae.data.reader_process import SIGNALS, Failed, Reader, Shortage, as_it_is, start_worker
+from openmae.data.reader_process import SIGNALS, FailedBatch, MemoryShortage, Reader, identity_collate, start_worker
 from openmae.errors import Fault
 
-TIMEOUT = 300  # seconds until a reader that hangs is given up
-LOOK_EVERY = 1  # seconds after which a wait looks whether it is still wanted
-SHUTDOWN_SECONDS = 3  # that readers get to end by themselves
+TIMEOUT = 300  # seconds without a batch after which a reader counts as hung
+POLL_SECONDS = 1  # how often `should_stop` is asked while a batch is waited for
+SHUTDOWN_SECONDS = 3  # that readers get to exit by themselves
 _KILLED = (
     "was killed, most likely because the machine is short of memory: give fewer --workers; --workers 0 reads in the "
     "main process"
@@ -35,86 +35,91 @@ def make_loader(
     *,
     workers: int,
     pin: bool,
-    through_pipes: bool = False,
+    use_pipes: bool = False,
 ) -> DataLoader:
     """A loader of `batches` of the data set, in their order, whatever the number of workers.
 
     Args:
-        through_pipes: hand batches over through pipes, not in shared memory; a reader that finds no room there does
-            so unasked.
+        batches: the indices of each batch, like a batch sampler.
+        collate: stacks the items of a batch.
+        workers: reader processes; 0 reads in the main process.
+        pin: copy batches to page-locked memory.
+        use_pipes: send batches through pipes instead of shared memory; a reader that finds no free shared memory does
+            so by itself.
     """
     reader = Reader(dataset, collate)
-    workers = min(workers, reader.shortage.most_workers)
+    workers = min(workers, reader.shortage.max_workers)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores: as asked for
+        warnings.filterwarnings(
+            "ignore", message="This DataLoader will create"
+        )  # more workers than cores: as requested
         return DataLoader(
             reader,
             batch_sampler=batches,
             num_workers=workers,
-            collate_fn=as_it_is,
+            collate_fn=identity_collate,
             pin_memory=pin,
-            timeout=LOOK_EVERY if workers else 0,
-            worker_init_fn=functools.partial(start_worker, through_pipes),
+            timeout=POLL_SECONDS if workers else 0,
+            worker_init_fn=functools.partial(start_worker, use_pipes),
             prefetch_factor=PREFETCHED if workers else None,
-            generator=torch.Generator(),  # or it would draw from the global one, though nothing here uses its numbers
+            generator=torch.Generator(),  # or DataLoader would draw a seed from the global generator
         )
 
 
-def read(loader: DataLoader, is_given_up: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
-    """Go through a loader once; when the generator is closed, its reader processes are gone.
+def iterate_batches(loader: DataLoader, should_stop: Callable[[], bool] = lambda: False) -> Generator[Any, None, None]:
+    """Iterate over a loader once; closing the generator ends its reader processes.
 
-    Where the system kills a reader, half as many go on with the batches that are still to come: the first time.
-
-    Readers ignore SIGTERM, and Python waits for its children at exit: one that hangs would hang the program.
+    The first time that the system kills a reader (out of memory), half as many readers go on with the remaining
+    batches. Readers ignore SIGTERM, and Python waits for its children at exit, so a hung reader must be killed here.
 
     Args:
-        is_given_up: asked before each batch and, every second, while one is waited for: if so, there are no more.
+        should_stop: called before each batch and every second while one is waited for; once true, iteration ends.
 
     Raises:
-        RequestError: as a reader raised it.
-        ReaderKilled: the system killed a reader, the second time.
+        RequestError: a reader raised it.
+        ReaderKilled: the system killed a reader for the second time.
         Fault: a reader failed, died or hung.
     """
     done, shortage = 0, loader.dataset.shortage  # type: ignore[attr-defined]
     while True:
         try:
-            with closing(_read_once(loader, is_given_up)) as batches:
+            with closing(_read_once(loader, should_stop)) as batches:
                 for batch in batches:
                     done += 1
                     yield batch
-                    batch = None  # or a batch in shared memory would stay while the next is waited for
+                    batch = None  # frees its shared memory while the next is waited for
             return
         except ReaderKilled:
-            if shortage.is_known:
+            if shortage.has_occurred:
                 raise
             workers = loader.num_workers
-            shortage.is_known, shortage.most_workers = True, max(1, workers // 2)
-            fewer = f"{shortage.most_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
-            print(f"readers    the system killed one, most likely for lack of memory: now {fewer}", flush=True)
-            loader, done = _rest_of(loader, done, shortage), 0
+            shortage.has_occurred, shortage.max_workers = True, max(1, workers // 2)
+            remedy = f"{shortage.max_workers} instead of {workers}" if workers > 1 else "one that reads no batch ahead"
+            print(f"readers    the system killed one, most likely for lack of memory: now {remedy}", flush=True)
+            loader, done = _remaining_loader(loader, done, shortage), 0
 
 
 class ReaderKilled(Fault):
-    """The system killed a reader process, most likely for its memory."""
+    """The system killed a reader process (SIGKILL), most likely because it ran out of memory."""
 
 
-def _rest_of(loader: DataLoader, done: int, shortage: Shortage) -> DataLoader:
-    """A loader of what is left after so many batches, with fewer readers, or with one that does less at a time."""
+def _remaining_loader(loader: DataLoader, done: int, shortage: MemoryShortage) -> DataLoader:
+    """A loader of the batches after the first `done`, with fewer readers or, if it has only one, less prefetching."""
     return DataLoader(
         loader.dataset,
-        batch_sampler=_Rest(loader.batch_sampler, done),  # type: ignore[arg-type]
-        num_workers=shortage.most_workers,
+        batch_sampler=_RemainingBatches(loader.batch_sampler, done),  # type: ignore[arg-type]
+        num_workers=shortage.max_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn,
-        prefetch_factor=loader.prefetch_factor if shortage.most_workers < loader.num_workers else 1,
+        prefetch_factor=loader.prefetch_factor if shortage.max_workers < loader.num_workers else 1,
         generator=torch.Generator(),
     )
 
 
-class _Rest:
-    """The batches behind the first `done`."""
+class _RemainingBatches:
+    """The batches after the first `done`."""
 
     def __init__(self, batches: Iterable[list[int]], done: int) -> None:
         self.batches, self.done = batches, done
@@ -123,20 +128,20 @@ class _Rest:
         return itertools.islice(iter(self.batches), self.done, None)
 
 
-def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator[Any, None, None]:
-    before, batches = set(multiprocessing.active_children()), None
+def _read_once(loader: DataLoader, should_stop: Callable[[], bool]) -> Generator[Any, None, None]:
+    existing, batches = set(multiprocessing.active_children()), None
     readers: set[Any] = set()
     try:
-        with _signals_kept_from_children(), warnings.catch_warnings():
+        with _signals_blocked(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             try:
                 batches = iter(loader)
             finally:
-                readers = set(multiprocessing.active_children()) - before
+                readers = set(multiprocessing.active_children()) - existing
         if readers:
-            _forget_readers(batches)
-        while (batch := _next(batches, readers, is_given_up)) is not _END:
-            if isinstance(batch, Failed):
+            _stop_watching(batches)
+        while (batch := _next(batches, readers, should_stop)) is not _END:
+            if isinstance(batch, FailedBatch):
                 raise batch.error
             yield batch
             batch = None
@@ -144,31 +149,32 @@ def _read_once(loader: DataLoader, is_given_up: Callable[[], bool]) -> Generator
         raise _fault_of(error, readers) or error from None
     finally:
         if readers:
-            _end(batches, readers)
+            _shut_down(batches, readers)
 
 
 _END = object()
 
 
-def _next(batches: Iterator[Any], readers: set[Any], is_given_up: Callable[[], bool]) -> Any:
+def _next(batches: Iterator[Any], readers: set[Any], should_stop: Callable[[], bool]) -> Any:
+    """The next batch; `_END` where there is none, or where `should_stop`."""
     waited = 0
-    while not is_given_up():
+    while not should_stop():
         try:
-            with _noticing_deaths(batches, readers):
+            with _watching_readers(batches, readers):
                 return next(batches, _END)
-        except RuntimeError as error:  # raised before anything of the iterator changes: asking again is right
-            waited += LOOK_EVERY
+        except RuntimeError as error:  # a timeout leaves the iterator as it was, so `next` may be called again
+            waited += POLL_SECONDS
             if "timed out" not in str(error) or waited >= TIMEOUT:
                 raise
     return _END
 
 
 @contextmanager
-def _noticing_deaths(batches: Any, readers: set[Any]) -> Iterator[None]:
-    """Within, a reader that dies or is dead is an error at once.
+def _watching_readers(batches: Any, readers: set[Any]) -> Iterator[None]:
+    """Within the context, a reader that dies raises RuntimeError at once.
 
-    DataLoader's handler raises wherever the main process happens to be: in the middle of an optimiser's step, say,
-    after which no run can go on. So it is told of the readers only while they are waited for.
+    DataLoader's SIGCHLD handler raises wherever the main process happens to be, such as in the middle of an optimiser
+    step, after which no run can continue. So readers are registered with it only while a batch is waited for.
     """
     if not readers:
         yield
@@ -181,23 +187,23 @@ def _noticing_deaths(batches: Any, readers: set[Any]) -> Iterator[None]:
             raise RuntimeError(f"DataLoader worker (pid {dead[0].pid}) exited with code {dead[0].exitcode}")
         yield
     finally:
-        _forget_readers(batches)
+        _stop_watching(batches)
 
 
-def _forget_readers(batches: Any) -> None:
+def _stop_watching(batches: Any) -> None:
     if batches is not None and batches._worker_pids_set:
         signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
         batches._worker_pids_set = False
 
 
 def _fault_of(error: RuntimeError | OSError | EOFError, readers: set[Any]) -> Fault | None:
-    """What became of a reader; None where the error is another."""
+    """The fault of a reader that caused the error; None where another error is meant."""
     fault = reader_fault(error)
-    if isinstance(error, OSError | EOFError):  # perhaps a batch that one made before it died
-        ending = wait([reader.sentinel for reader in readers], timeout=1)
-        dead = [reader for reader in readers if reader.sentinel in ending]
+    if isinstance(error, OSError | EOFError):  # perhaps of a batch whose reader died after making it
+        exited = wait([reader.sentinel for reader in readers], timeout=1)
+        dead = [reader for reader in readers if reader.sentinel in exited]
         for reader in dead:
-            reader.join(SHUTDOWN_SECONDS)  # its files are closed some time before it is gone
+            reader.join(SHUTDOWN_SECONDS)  # a process closes its files some time before it exits
         fault = Fault(f"a reader process died ({type(error).__name__})") if dead else None
     if fault is not None and any(reader.exitcode == -signal.SIGKILL for reader in readers):
         return ReaderKilled(f"a reader process {_KILLED}")
@@ -205,31 +211,31 @@ def _fault_of(error: RuntimeError | OSError | EOFError, readers: set[Any]) -> Fa
 
 
 def reader_fault(error: BaseException) -> Fault | None:
-    """What DataLoader says of a reader that died or hung, as a person needs it; None where it is another error.
+    """DataLoader's error about a reader that died or hung, in plain words; None for any other error.
 
-    DataLoader's own signal handler raises it wherever the main process happens to be.
+    DataLoader's own signal handler may raise it anywhere in the main process.
     """
-    said = str(error).strip()
+    message = str(error).strip()
     if not isinstance(error, RuntimeError) or isinstance(error, Fault):
         return None
-    if "DataLoader" not in said and "in pin memory thread" not in said:
+    if "DataLoader" not in message and "in pin memory thread" not in message:
         return None
-    if "timed out" in said:
+    if "timed out" in message:
         what = f"hung: no batch came for {TIMEOUT} s (a disk or server that does not answer?)"
-    elif "Bus error" in said:
+    elif "Bus error" in message:
         what = "met the end of its memory or of a file (shared memory: docker run --shm-size; a file cut short?)"
-    elif "Killed" in said:
+    elif "Killed" in message:
         return ReaderKilled(f"a reader process {_KILLED}")
-    elif "Original Traceback" in said:
-        what = f"failed: {said.splitlines()[-1]}"
+    elif "Original Traceback" in message:
+        what = f"failed: {message.splitlines()[-1]}"
     else:
-        what = f"died ({' '.join(said.split())})"
+        what = f"died ({' '.join(message.split())})"
     return Fault(f"a reader process {what}; --workers 0 reads in the main process")
 
 
 @contextmanager
-def _signals_kept_from_children() -> Iterator[None]:
-    """What is started within never gets them: not even before it can say that it ignores them."""
+def _signals_blocked() -> Iterator[None]:
+    """Processes started within the context never receive `SIGNALS`, not even before they can ignore them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -237,17 +243,17 @@ def _signals_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(batches: Any, readers: set[Any]) -> None:
-    """End the readers: in order if they do so at once, else by force.
+def _shut_down(batches: Any, readers: set[Any]) -> None:
+    """End the readers: orderly where that is quick, else by SIGKILL.
 
-    Private, but a traceback may keep `batches` alive, and then nothing else ends them. In a thread, for with many
-    readers, or one that hangs, it waits for each in turn, and for its own thread without an end.
+    `_shutdown_workers` is private, but a traceback may keep `batches` alive, and then nothing else ends the readers. It
+    runs in a thread because it waits for each reader in turn, and for its own pinning thread without a timeout.
     """
-    ending = threading.Thread(target=batches._shutdown_workers if batches is not None else bool, daemon=True)
-    ending.start()
-    ending.join(SHUTDOWN_SECONDS)
-    _forget_readers(batches)  # or their death would be reported as a failure
+    shutdown = threading.Thread(target=batches._shutdown_workers if batches is not None else bool, daemon=True)
+    shutdown.start()
+    shutdown.join(SHUTDOWN_SECONDS)
+    _stop_watching(batches)  # or their exit would be reported as a failure
     for reader in readers:
         if reader.is_alive():
             reader.kill()
-    ending.join(SHUTDOWN_SECONDS)
+    shutdown.join(SHUTDOWN_SECONDS)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig, FinetuneConfig, KnnConfig, Preprocessing, ProbeConfig
-from openmae.data.decoding.nodata import nodata_of
+from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.depths import survey_depths
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.views import axes_of
-from openmae.data.value_scale import match_scale, range_for, stated_range, value_lines
+from openmae.data.value_scale import match_scale, stated_range, stored_value_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.ledger import Ledger, ProtocolResult, Row
 from openmae.experiments.start import create_experiment, read_finished_rows
@@ -98,7 +98,7 @@ class Protocols:
         assert isinstance(classifier, ClassifierModel)
         predictions = predict(
             classifier.classifier,
-            self.data.report,
+            self.data.final_source,
             classifier.preprocessing,
             device=classifier.device,
             precision="fp32",
@@ -210,7 +210,7 @@ def prepare(config: ExperimentConfig) -> Protocols:
     axes = axes_of(data.parts)
     for line in [*axes.lines, *value_lines(lines)]:
         print(line, flush=True)
-    value_range = config.value_range or (range_for(matched) if matched.source_dtype in depths.counts else None)
+    value_range = config.value_range or (stored_value_range(matched) if matched.source_dtype in depths.counts else None)
     most_common = max(depths.counts, key=lambda kind: depths.counts[kind], default=None)
     own_range = value_range if value_range and matched.source_dtype == most_common else model.preprocessing.value_range
     return Protocols(
@@ -235,8 +235,8 @@ def _open_data(config: ExperimentConfig, p: Preprocessing, labels: str | None, h
         background=p.background,
         max_pixels=FinetuneConfig.max_pixels,
         axes=config.axes,
-        usual_axes=p.axes,
-        nodata=nodata_of(config.nodata, p),
+        default_axes=p.axes,
+        nodata=resolve_nodata(config.nodata, p),
     )
 
 

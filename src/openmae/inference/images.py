@@ -11,7 +11,7 @@ from openmae.data.sources.axes import decide_axes, shapes_of_files
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.named import are_files, check_images
 from openmae.data.sources.open import Source, open_source
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import RequestError
 from openmae.inference.matched import M, matched_model
 from openmae.inference.models import EncoderModel, ImageLike
@@ -19,10 +19,10 @@ from openmae.inference.models import EncoderModel, ImageLike
 
 def matched_to_images(model: M, config: AttentionConfig | ReconstructConfig) -> tuple[M, list[str]]:
     """`matched_model`, for the image files or the data set that the config names."""
-    names, reading = config.images, reading_of(config, model.preprocessing)
+    names, reading = config.images, reading_options(config, model.preprocessing)
     if are_files(names):
         shapes = shapes_of_files(Path.cwd(), map(os.fsencode, names))
-        reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("usual_axes"))
+        reading["axes"] = decide_axes(shapes, reading["axes"], reading.pop("default_axes"))
         return matched_model(model, [FolderSource(Path.cwd(), names, **reading)], config.value_range)
     return matched_model(model, _splits(names[0], reading) if len(names) == 1 else (), config.value_range)
 
@@ -47,7 +47,7 @@ def gather_images(
                 skipped.append(str(error))
     else:
         check_images(names)
-        source = next(_splits(names[0], reading_of(config, model.preprocessing)))
+        source = next(_splits(names[0], reading_options(config, model.preprocessing)))
         for index in range(len(source)):
             if len(images) == limit:
                 break

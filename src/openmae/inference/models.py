@@ -13,13 +13,13 @@ from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, MASKS, POOLS, Preprocessing, TargetScale, check_name, check_range, grid_of
 from openmae.data.augment import evaluation_box, resized_crop
-from openmae.data.conformed import fitted_to_model
-from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, from_picture, masked_array
-from openmae.data.decoding.nodata import contiguous, nodata_of
-from openmae.data.empty_patches import empty_patches_of, stacked_empty
+from openmae.data.conformed import conform_to_model
+from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode, from_pil_image, masked_array
+from openmae.data.decoding.nodata import contiguous, resolve_nodata
+from openmae.data.empty_patches import empty_patches_of, stack_empty_patches
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
-from openmae.data.value_scale import scale_doubt
+from openmae.data.value_scale import scale_warning
 from openmae.errors import RequestError, shown
 from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
 from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
@@ -91,7 +91,7 @@ class EncoderModel:
         if doubts:
             warnings.warn(f"{len(doubts)} of {len(items)} images, the first: {doubts[0]}", stacklevel=4)
         stack = torch.stack([pixels for pixels, _ in pairs]).to(self.device)
-        return normalise(stack, self.preprocessing), stacked_empty([empty for _, empty in pairs])
+        return normalise(stack, self.preprocessing), stack_empty_patches([empty for _, empty in pairs])
 
     def _prepare(
         self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]
@@ -99,19 +99,19 @@ class EncoderModel:
         p, side = self.preprocessing, self.encoder.shape.patch_size
         try:
             if isinstance(item, (str, Path)):
-                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, nodata_of(None, p))
+                array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, resolve_nodata(None, p))
             elif isinstance(item, Image.Image):
-                array = from_picture(item, p.background, nodata_of(None, p))
+                array = from_pil_image(item, p.background, resolve_nodata(None, p))
             elif not isinstance(item, np.ndarray):
                 raise BadImage("not a path, a PIL image or an array")
             else:
                 array = contiguous(item[..., None] if item.ndim == 2 else item)
                 if array.ndim != 3 or array.dtype not in (np.uint8, np.uint16, np.float32):
                     raise BadImage(f"{item.shape} of {item.dtype}, not H x W x C of uint8, uint16 or float32")
-                array = masked_array(array, nodata_of(None, p))
-            if (doubt := scale_doubt(array, p)) is not None:
+                array = masked_array(array, resolve_nodata(None, p))
+            if (doubt := scale_warning(array, p)) is not None:
                 doubts.append(f"{doubt}; openmae.load(…, value_range=(LOW, HIGH)) says otherwise")
-            pixels = fitted_to_model(array, p, side)
+            pixels = conform_to_model(array, p, side)
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None

@@ -35,7 +35,7 @@ def logits_of(
     workers: int,
     crop_fraction: float,
     with_labels: bool,
-    is_given_up: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[tuple[EvaluationBatch, Tensor], None, None]:
     """Yield the images of a share of a source batch by batch, with their float32 logits on the device.
 
@@ -43,7 +43,7 @@ def logits_of(
 
     Args:
         share: indices of the images.
-        crop_fraction, with_labels, is_given_up: as of `evaluation_batches`.
+        crop_fraction, with_labels, should_stop: as of `evaluation_batches`.
 
     Raises:
         ReaderKilled: the operating system killed reader processes, twice.
@@ -58,7 +58,7 @@ def logits_of(
         min_side=model.shape.encoder.patch_size,
         with_labels=with_labels,
         pin=device.type == "cuda",
-        is_given_up=is_given_up,
+        should_stop=should_stop,
     )
     with closing(batches):
         for batch in batches:
@@ -107,7 +107,7 @@ def predict(
         workers=workers if len(share) > MAX_BATCH else 0,
         crop_fraction=preprocessing.crop_fraction,
         with_labels=False,
-        is_given_up=(lambda: False) if stop is None else stop.is_received,
+        should_stop=(lambda: False) if stop is None else stop.is_received,
     )
     killed: ReaderKilled | None = None
     try:

@@ -83,7 +83,7 @@ def _thumbnail(image: NDArray, preprocessing: Preprocessing, width: int) -> Imag
     """A decoded image as an RGB picture that just fits `width` × TILE pixels; small ones are enlarged unsmoothed."""
     step = max(1, min(image.shape[0] // (4 * IMAGE_HEIGHT), image.shape[1] // (4 * width)))
     subsampled = filled(image[::step, ::step])
-    values = conform(subsampled, image.shape[2], preprocessing.dtype, rescale=Rescale.of(preprocessing))
+    values = conform(subsampled, image.shape[2], preprocessing.dtype, rescale=Rescale.from_preprocessing(preprocessing))
     low, high = preprocessing.value_range
     picture = to_picture(torch.from_numpy((values.astype(np.float32) - low) / (high - low)).permute(2, 0, 1))
     scale = min(width / picture.width, IMAGE_HEIGHT / picture.height)

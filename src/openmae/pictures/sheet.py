@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -12,6 +13,8 @@ CELL = 160  # minimal width of an image on a sheet, in pixels
 GAP = 6
 LINE = 17  # height of a line of a header
 INK, BACKGROUND = (40, 40, 40), (255, 255, 255)
+
+ValueRange = tuple[str, tuple[float, float]] | None  # black and white of a number type
 
 
 def sheet(rows: list[list[Tensor]], headers: list[str], blocks: int = 1) -> Image.Image:
@@ -90,3 +93,21 @@ def loss_curve(path: Path, lines: list[dict], title: str, label: str = "loss on 
     figure.tight_layout()
     with disk_faults(path), atomic_write(path) as partial:
         figure.savefig(partial)
+
+
+def rgb_picture(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
+    """An H × W × C image as an RGB picture that fits `side` × `side`; small ones are enlarged without smoothing."""
+    step = max(1, min(image.shape[:2]) // (4 * side))
+    values = image[::step, ::step]
+    values = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
+    if values.dtype != np.uint8:
+        known = value_range is not None and value_range[0] == str(values.dtype)
+        low, high = value_range[1] if known and value_range else np.percentile(values, [0.1, 99.9])
+        scaled = (values.astype(np.float32) - low) / max(high - low, 1e-12)
+        values = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
+    if values.shape[2] == 1:
+        values = np.repeat(values, 3, axis=2)
+    picture = Image.fromarray(np.ascontiguousarray(values))
+    scale = side / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)

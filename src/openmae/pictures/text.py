@@ -71,6 +71,19 @@ def fitted(text: str, width: float, size: float) -> str:
     return _cut(text, low)
 
 
+def wrapped_lines(text: str, width: float) -> list[str]:
+    """A text of size 8 in at most three lines of a width in pixels."""
+    lines, words = [""], text.split()
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and len(longer) * 5.2 > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    shown_lines = lines[:3] if len(lines) <= 3 else [*lines[:2], " ".join(lines[2:])]
+    return [fitted(line, width, 8) for line in shown_lines]
+
+
 def _cut(text: str, keep: int) -> str:
     head = -(-keep * 3 // 5)
     return text[:head] + "…" + text[len(text) - (keep - head) :]

@@ -17,7 +17,7 @@ from openmae.config import (
     check_name,
 )
 from openmae.data.preprocess import DataFacts, survey
-from openmae.data.sources.largest import Largest
+from openmae.data.sources.largest import LargestImage
 from openmae.data.sources.open import Source
 from openmae.data.sources.split_names import SPLIT_RULES
 from openmae.errors import RequestError
@@ -91,7 +91,7 @@ class Machine:
     name: str = ""
 
     @classmethod
-    def of(cls, device: torch.device, num_processes: int, largest: Largest | None = None) -> "Machine":
+    def of(cls, device: torch.device, num_processes: int, largest: LargestImage | None = None) -> "Machine":
         """The machine that this program runs on, shared by `num_processes` processes.
 
         Args:
@@ -114,7 +114,7 @@ def survey_data_and_machine(
         RequestError: none of the sampled images can be read.
     """
     try:
-        facts = survey(train, beside=others)
+        facts = survey(train, other_splits=others)
     except RequestError as error:
         raise RequestError(f"{config.dataset}: {error}") from None
     return facts, Machine.of(device, num_processes, facts.largest)

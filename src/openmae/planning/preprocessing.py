@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig
 from openmae.config.checks import MARKED
-from openmae.data.decoding.nodata import nodata_of, stored_nodata
+from openmae.data.decoding.nodata import resolve_nodata, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.errors import RequestError
@@ -47,7 +47,7 @@ def choose_axes(facts: DataFacts, decisions: Decisions) -> None:
 
 def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
     """Record which values stand for no data, as the images were read."""
-    setting = nodata_of(decisions.config.nodata, model)
+    setting = resolve_nodata(decisions.config.nodata, model)
     decisions.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
 

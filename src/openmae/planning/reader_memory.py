@@ -1,6 +1,6 @@
 """How much memory reader processes take for the largest image, and how many of them there is room for."""
 
-from openmae.data.sources.largest import Largest
+from openmae.data.sources.largest import LargestImage
 from openmae.machine.device import free_memory
 
 READER_MEMORY_SHARE = 0.8  # of the free memory, up to which readers are planned
@@ -8,7 +8,7 @@ FROM_CORES = "from the cores"  # the reason for the number of readers
 MIN_REPORTED_BYTES = 500_000_000  # of a reader; the plan has no line about less
 
 
-def workers_that_fit(workers: int, num_processes: int, largest: Largest | None) -> tuple[int, str]:
+def workers_that_fit(workers: int, num_processes: int, largest: LargestImage | None) -> tuple[int, str]:
     """How many readers each of `num_processes` may have, at most `workers`, and the reason."""
     free = free_memory()
     if largest is None or free is None:
@@ -20,7 +20,7 @@ def workers_that_fit(workers: int, num_processes: int, largest: Largest | None) 
     return max(1, room), why
 
 
-def reader_lines(largest: Largest | None, workers: int) -> list[str]:
+def reader_lines(largest: LargestImage | None, workers: int) -> list[str]:
     """The plan's lines about readers of large images; none where images are not large."""
     if largest is None or largest.reader_bytes < MIN_REPORTED_BYTES:
         return []

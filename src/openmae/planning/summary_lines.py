@@ -103,7 +103,7 @@ def finetune_lines(
         + (", several labels an image" if data.is_multi_label else "")
         + f"; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"seen       {coverage_text(facts, encoder.image_size, plan.preprocessing.crop_fraction)}",
-        f"measured   on {len(data.report):,} images of {data.final_split}"
+        f"measured   on {len(data.final_source):,} images of {data.final_split}"
         + (" (made here, see split.json)" if data.is_validation_split else ""),
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), "
         + (f"from {c.init}" if not c.is_from_scratch else "from scratch")
@@ -174,7 +174,7 @@ def probe_lines(
         f"data       {count:,} labelled images to train on, {target_text(data)}; short side about "
         f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"seen       {coverage_text(facts, encoder.image_size, plan.preprocessing.crop_fraction)}",
-        f"measured   on {len(data.report):,} images of {data.final_split}",
+        f"measured   on {len(data.final_source):,} images of {data.final_split}",
         f"model      {c.init}: {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), frozen; "
         f"{'class token' if c.pool == 'cls' else 'mean of the patch tokens'}; features {how}",
         f"steps      {num_steps:,} of {c.batch_size} images: {num_steps * c.batch_size / count:.4g} epochs",

@@ -65,14 +65,14 @@ def kind_of(path: str) -> str:
     return "model" if "config.json" in names and has_weights else "data"
 
 
-def check_out(out: str, *spare: str) -> Path:
-    """The folder to make.
+def check_out(out: str, *protected: str) -> Path:
+    """The folder to create.
 
     Args:
-        spare: folders of a data set, among whose images no picture must come to lie.
+        protected: folders of a data set, into which no picture may be written.
 
     Raises:
-        RequestError: something is there already, or nothing can be.
+        RequestError: it exists and is not empty, cannot be created, or is among the images.
     """
     path = Path(out)
     check_run_folder(path)
@@ -81,6 +81,6 @@ def check_out(out: str, *spare: str) -> Path:
             raise RequestError(f"--out {shown(out)} exists already and is not empty: choose another")
     except OSError as error:
         raise RequestError(f"--out {shown(out)} cannot be looked into: {error.strerror}") from None
-    if any(Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)) for folder in spare):
+    if any(Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)) for folder in protected):
         raise RequestError(f"--out {shown(out)} lies among the images to inspect: choose another")
     return path

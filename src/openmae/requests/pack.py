@@ -22,7 +22,7 @@ def check_pack(config: PackConfig) -> None:
     assert config.out is not None
     out = Path(config.out)
     check_run_folder(out, "OUT")
-    check_apart(config.dataset, out)
+    check_no_overlap(config.dataset, out)
     check_vacant(config, out)
     check_named(config.dataset)
 
@@ -35,7 +35,7 @@ def manifest_of(data: str) -> dict[str, Any]:
     return manifest
 
 
-def check_apart(data: Dataset, out: Path) -> None:
+def check_no_overlap(data: Dataset, out: Path) -> None:
     """Raise RequestError where the pack would lie among its data, or they in it."""
     for path in paths_of(data):
         there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))

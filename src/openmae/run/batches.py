@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from openmae.data.batch import Batch
-from openmae.data.hand_over import goes_through_pipes
+from openmae.data.hand_over import needs_pipes
 from openmae.data.loader import Stream, training_loader
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.run.model_input import ModelInput
@@ -61,7 +61,7 @@ def stream_batches(
             processes,
             pin=device.type == "cuda",
             is_paired=is_paired,
-            is_given_up=stop.is_received,
+            should_stop=stop.is_received,
         )
         return inputs_of_steps(steps, prepare, device)
 
@@ -77,14 +77,14 @@ def read_steps(
     processes: Processes,
     pin: bool,
     is_paired: bool = False,
-    is_given_up: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Batch], None, None]:
     """This process's micro-batches of each of `steps`.
 
     Args:
         pin: whether they are copied into page-locked memory.
         is_paired: samples 2j and 2j + 1 of a batch, which are mixed with each other, stay in one micro-batch.
-        is_given_up: see `openmae.data.readers.read`: once it returns True, there are no more steps.
+        should_stop: see `openmae.data.readers.iterate_batches`: once it returns True, there are no more steps.
 
     Raises:
         RequestError: hardly anything can be read.
@@ -106,9 +106,9 @@ def read_steps(
         micro_batch_size=micro_batch_size,
         workers=workers,
         pin=pin,
-        through_pipes=goes_through_pipes(bytes_per_batch, workers, num_alive),
+        use_pipes=needs_pipes(bytes_per_batch, workers, num_alive),
     )
-    with closing(read(loader, is_given_up)) as batches:
+    with closing(iterate_batches(loader, should_stop)) as batches:
         for batch in batches:
             micro_batches.append(batch)
             if len(micro_batches) == num_micro_batches:

@@ -20,7 +20,7 @@ from openmae.config import (
     format_value,
 )
 from openmae.config.finetune import FROM_SCRATCH
-from openmae.data.value_scale import range_for
+from openmae.data.value_scale import stored_value_range
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
@@ -167,7 +167,9 @@ def _read_config(
     for name, value in requested.items():
         before, flag = getattr(saved, name), flag_of(name)
         if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
-            data_range = range_for(preprocessing)  # with --init the config has the model's range, not the data's
+            data_range = stored_value_range(
+                preprocessing
+            )  # with --init the config has the model's range, not the data's
             before = data_range if data_range is not None and value != before else before
         if name not in MAY_CHANGE and value != before and not _same_size(name, value, before):
             had = f"no {flag}" if before is None else f"{flag} {format_value(before)}"
@@ -208,7 +210,7 @@ def start_run(
     folder stays locked until `lock` is closed.
 
     Args:
-        split_sources: see `Run.begin`; stored as `parts`.
+        split_sources: see `Run.start_run`; stored as `parts`.
     """
     run = Path(config.out)
     record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}

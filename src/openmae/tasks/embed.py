@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from openmae.config import SPLITS, Preprocessing
 from openmae.config.checks import check_tiles
 from openmae.config.features import EmbedConfig
-from openmae.data.labels.numbers import kept_numbers, numbers_of
+from openmae.data.labels.numbers import non_class_numbers, numeric_labels
 from openmae.data.labels.subsets import labels_of
 from openmae.data.sources.open import Source, Splits, open_splits
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
 from openmae.inference.features import Features, check_readable, default_batch_size, extract, preprocessing_for
@@ -140,7 +140,7 @@ def describe_table(
 def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:
     """Open the splits of DATA that `--split` names. Raises RequestError where there is no such split."""
     requested = SPLITS if config.split == "all" else (config.split,)
-    splits = open_splits(config.dataset, requested, **reading_of(config, model))
+    splits = open_splits(config.dataset, requested, **reading_options(config, model))
     named = str(config.dataset)
     if not splits.sources:
         raise RequestError(f"--split got {config.split}, but {shown(named)} has no such part: --split all")
@@ -154,8 +154,8 @@ def open_parts(config: EmbedConfig, model: Preprocessing) -> Splits:
 
 def labels_to_write(parts: list[Source], features_of_parts: list[Features]) -> NDArray:
     """The classes of the images of all splits, (n,) int64; where labels are fractional numbers, these: (n,) float64."""
-    has_numbers = any(kept_numbers(source) is not None for source in parts)
-    labels = [numbers_of(source) if has_numbers else labels_of(source) for source in parts]
+    has_numbers = any(non_class_numbers(source) is not None for source in parts)
+    labels = [numeric_labels(source) if has_numbers else labels_of(source) for source in parts]
     return np.concatenate([own[f.indices] for own, f in zip(labels, features_of_parts, strict=True) if own is not None])
 
 

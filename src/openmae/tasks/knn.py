@@ -13,7 +13,7 @@ from torch import Tensor
 from openmae.config import Preprocessing, check_range
 from openmae.config.features import KnnConfig
 from openmae.data.labels.labelled import LabelledData, open_labelled
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, RequestError
 from openmae.inference.features import (
     Features,
@@ -98,8 +98,8 @@ def knn(config: KnnConfig) -> dict[str, Any]:
         if processes.is_first:
             if data.scale is not None:
                 title = f"{run.name}, {data.final_split}, k = {resolved.k[0]}"
-                write_regression_report(run, estimates[resolved.k[0]], data.report, preprocessing, title)
-            write_config(run, {**resolved.to_dict(), "parts": data.taken, "preprocessing": preprocessing.to_dict()})
+                write_regression_report(run, estimates[resolved.k[0]], data.final_source, preprocessing, title)
+            write_config(run, {**resolved.to_dict(), "parts": data.origins, "preprocessing": preprocessing.to_dict()})
             with disk_faults(run):
                 write_json(run / "summary.json", summary)  # last, so that a run that says complete is
             print("\n".join(result_lines(summary, resolved)))
@@ -117,7 +117,7 @@ def find_features(
         Fault: a feature is not finite.
     """
     run, both, bad = Path(config.out), list[Features](), dict[str, str]()
-    for split, source in (("train", data.train), (data.final_split, data.report)):
+    for split, source in (("train", data.train), (data.final_split, data.final_source)):
         features = extract(
             model,
             source,
@@ -174,7 +174,7 @@ def open_data(config: KnnConfig, preprocessing: Preprocessing) -> LabelledData:
         label_file=config.label_file,
         held_out=config.held_out,
         seed_of_split=config.seed,
-        **reading_of(config, preprocessing),
+        **reading_options(config, preprocessing),
         task=config.task,
     )
     if data.is_multi_label:
@@ -196,9 +196,9 @@ def plan_lines(data: LabelledData, config: KnnConfig, crop_fraction: float) -> l
     layer = "last block, normed" if config.layer is None else f"block {config.layer}"
     height, width = config.size or (0, 0)
     lines = [
-        *data.told,
+        *data.source_lines,
         f"bank       {len(data.train):,} training images, {target_text(data)}",
-        f"queries    {len(data.report):,} images of {queries}",
+        f"queries    {len(data.final_source):,} images of {queries}",
         f"features   {config.pool} of the {layer}, {height}x{width} px, {crop_fraction:.3g} of the centre crop, "
         f"{config.precision} on {config.device}",
     ]

@@ -14,16 +14,16 @@ from openmae import PackConfig, pack
 from openmae.config import Preprocessing
 from openmae.config.checks import MARKED, OFF, nodata_setting
 from openmae.data.augment import Augmentation
-from openmae.data.conformed import fitted_to_model
-from openmae.data.decoding.decode import BadImage, decode, from_picture, masked_array
+from openmae.data.conformed import conform_to_model
+from openmae.data.decoding.decode import BadImage, decode, from_pil_image, masked_array
 from openmae.data.decoding.jpeg_mask import jpeg_mask, with_jpeg_mask
-from openmae.data.decoding.nodata import filled, mask_of, means_of, valid_values
+from openmae.data.decoding.nodata import fill_values, filled, mask_of, valid_values
 from openmae.data.device_crop import crop_and_normalise
 from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
 from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import conform, normalise, survey
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.manifest import read_pack
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource
@@ -163,7 +163,7 @@ def test_the_hole_is_turned_with_the_image(orientation):
 def test_a_picture_that_was_opened_is_masked_as_its_file():
     data = as_png(with_alpha(np.uint8, 0))
     with Image.open(io.BytesIO(data)) as image:
-        found, expected = from_picture(image, nodata=0.0), decode(data, nodata=0.0)
+        found, expected = from_pil_image(image, nodata=0.0), decode(data, nodata=0.0)
     np.testing.assert_array_equal(mask_of(found), mask_of(expected))
     np.testing.assert_array_equal(found.data, expected.data)
 
@@ -181,12 +181,12 @@ def test_a_value_that_the_type_cannot_hold_masks_nothing(value):
 @pytest.mark.parametrize(
     ("array", "nodata", "reason"),
     [
-        (np.full((8, 9), np.nan, np.float32), MARKED, "no values: all of them stand for none"),
+        (np.full((8, 9), np.nan, np.float32), MARKED, "no values: all of them are nodata"),
         (np.full((8, 9), 7, np.uint8), 7.0, "no values"),
         (
             with_hole(np.float32, LOWEST),
             MARKED,
-            r"values of 3.4e\+38 in size: --nodata VALUE says which stand for none",
+            r"values of 3.4e\+38 in size: --nodata VALUE says which are nodata",
         ),
         (with_hole(np.float32, 2e18), MARKED, r"values of 2e\+18 in size: --nodata"),
         (with_hole(np.float32, np.inf), MARKED, "values of inf in size: --nodata"),
@@ -228,8 +228,8 @@ PREPROCESSING = Preprocessing(
 
 def test_the_model_sees_the_mean_of_each_channel():
     image = masked_array(with_hole(np.float32, np.nan, 3), MARKED)
-    seen = fitted_to_model(image, PREPROCESSING)
-    assert means_of(PREPROCESSING) == (100.0, 50.0, 150.0)
+    seen = conform_to_model(image, PREPROCESSING)
+    assert fill_values(PREPROCESSING) == (100.0, 50.0, 150.0)
     np.testing.assert_array_equal(seen[HOLE], np.broadcast_to(np.float32([100, 50, 150]), (3, 5, 3)))
     np.testing.assert_array_equal(seen[~hole(3)], image.data[~hole(3)])
     assert not isinstance(seen, np.ma.MaskedArray)
@@ -279,7 +279,7 @@ def test_a_large_image_may_have_rows_without_any_value():
     """Rows are looked at a strip at a time, and one may be empty throughout."""
     values = np.ones((2100, 2100, 1), np.float32)
     values[:300] = np.nan
-    image = fitted_to_model(
+    image = conform_to_model(
         masked_array(values, MARKED),
         Preprocessing(
             channels=1, value_range=(0.0, 8.0), mean=(0.5,), std=(0.2,), image_size=(16, 16), dtype="float32"
@@ -369,7 +369,7 @@ def batches(stream, workers=0):
     loader = training_loader(
         stream, steps=range(3), batch_size=8, share=range(8), micro_batch_size=4, workers=workers, pin=False
     )
-    return list(read(loader))
+    return list(iterate_batches(loader))
 
 
 def test_a_batch_says_which_patches_are_empty(holes):

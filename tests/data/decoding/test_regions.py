@@ -47,7 +47,7 @@ def boxes(height, width, count=40):
 
 
 def check(source, index=0):
-    stored, whole = source.stored(index), source.read(index)
+    stored, whole = source.stored_image(index), source.read(index)
     assert stored is not None
     assert stored.shape == whole.shape
     for box in boxes(*whole.shape[:2]):
@@ -111,21 +111,21 @@ def test_what_is_not_number_by_number_in_the_file_is_read_whole(tmp_path, kind):
     values, options = WHOLE[kind]
     tifffile.imwrite(tmp_path / "a.tif", values, **options)
     source = source_of(tmp_path, "a.tif", nodata="marked")
-    assert source.stored(0) is None
+    assert source.stored_image(0) is None
     source.read(0)
 
 
 def test_what_stands_for_none_decides_whether_numbers_are_read_whole(tmp_path):
     np.save(tmp_path / "a.npy", GREY)
     for nodata, is_stored in (("off", True), ("marked", True), (0.0, False), (-9999.0, True), (0.5, True)):
-        assert (source_of(tmp_path, "a.npy", nodata=nodata).stored(0) is not None) == is_stored
+        assert (source_of(tmp_path, "a.npy", nodata=nodata).stored_image(0) is not None) == is_stored
 
 
 @pytest.mark.parametrize("values", [GREY.astype(np.int32), GREY.astype(np.float32), np.asfortranarray(GREY)])
 def test_npys_that_are_read_whole(tmp_path, values):
     """Which may not fit into 16 bits, may not be finite, or lie in the file column by column."""
     np.save(tmp_path / "a.npy", values)
-    assert source_of(tmp_path, "a.npy").stored(0) is None
+    assert source_of(tmp_path, "a.npy").stored_image(0) is None
 
 
 def test_a_marked_value_that_numbers_cannot_be_changes_nothing(tmp_path):
@@ -145,7 +145,7 @@ def test_a_file_that_is_cut_off_is_bad_whatever_is_cut_out(tmp_path, form):
     for length in (start, start + 1, start + GREY.size // 2, start + GREY.size - 1):
         (tmp_path / form).write_bytes(data[:length])
         source = source_of(tmp_path, form)
-        assert source.stored(0) is None
+        assert source.stored_image(0) is None
         with pytest.raises(BadImage):
             source.read(0)
 
@@ -156,14 +156,14 @@ def test_a_segment_beyond_the_end_of_the_file_is_seen_from_the_header(tmp_path):
         tag = tiff.pages[0].tags[324]
         tag.overwrite([*tag.value[:-1], (tmp_path / "a.tif").stat().st_size - 8])
     source = source_of(tmp_path, "a.tif")
-    assert source.stored(0) is None
+    assert source.stored_image(0) is None
     with pytest.raises(BadImage):
         source.read(0)
 
 
 def test_a_file_that_is_cut_off_behind_our_back(tmp_path):
     np.save(tmp_path / "a.npy", GREY)
-    stored = source_of(tmp_path, "a.npy").stored(0)
+    stored = source_of(tmp_path, "a.npy").stored_image(0)
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(BadImage, match="cut off while it was read"):
@@ -189,7 +189,7 @@ def both_ways(monkeypatch, make):
         patch.setattr(FolderSource, "read", lambda *arguments: pytest.fail("read whole"))
         parts = make()
     with monkeypatch.context() as patch:
-        patch.setattr(FolderSource, "stored", lambda *arguments: None)
+        patch.setattr(FolderSource, "stored_image", lambda *arguments: None)
         return parts, make()
 
 
@@ -198,7 +198,7 @@ def test_a_file_that_breaks_since_it_was_opened_is_replaced(pictures, monkeypatc
     stream = Stream(pictures, preprocessing(), Augmentation(), 0, 1)
     size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "min_side": 1, "with_labels": False}
     name = pictures.source._root + b"/b.tif"
-    real = regions.open_stored
+    real = regions.open_stored_image
 
     def open_and_break(file, *options):
         found = real(file, *options)
@@ -206,7 +206,7 @@ def test_a_file_that_breaks_since_it_was_opened_is_replaced(pictures, monkeypatc
             os.truncate(name, 2000)
         return found
 
-    monkeypatch.setattr(folder, "open_stored", open_and_break)
+    monkeypatch.setattr(folder, "open_stored_image", open_and_break)
     indices = stream.locate(range(3))[0].tolist()
     samples = stream.__getitems__(range(3))
     assert [list(sample.bad) for sample in samples] == [["b.tif"] if index == 1 else [] for index in indices]
@@ -248,8 +248,8 @@ def test_a_tile_reads_no_more_than_itself(tmp_path, monkeypatch):
 def test_small_images_are_read_whole(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", GREY)
     monkeypatch.setattr(regions, "LARGE_PIXELS", GREY.size)
-    assert source_of(tmp_path, "a.npy").stored(0) is None
+    assert source_of(tmp_path, "a.npy").stored_image(0) is None
     monkeypatch.setattr(regions, "LARGE_PIXELS", GREY.size - 1)
-    assert source_of(tmp_path, "a.npy").stored(0) is not None
+    assert source_of(tmp_path, "a.npy").stored_image(0) is not None
     monkeypatch.setattr(npy_module, "MAX_HEADER_LENGTH", 20)
-    assert source_of(tmp_path, "a.npy").stored(0) is None
+    assert source_of(tmp_path, "a.npy").stored_image(0) is None

@@ -390,10 +390,10 @@ def test_folders_without_a_held_out_part(tmp_path):
     put_classes(tmp_path, cat=30, dog=20)
     data = opened(tmp_path)
     assert (data.test, data.final_split, data.num_classes, data.classes) == (None, "split of train", 2, ("cat", "dog"))
-    assert data.report is data.validation
+    assert data.final_source is data.validation
     assert classes_in(data.train) == {0: 24, 1: 16}  # a fifth is held out
     assert classes_in(data.validation) == {0: 6, 1: 4}
-    assert set(data.split_names()) == set(names(data.validation))
+    assert set(data.held_out_names()) == set(names(data.validation))
     assert not set(names(data.train)) & set(names(data.validation))
     assert (data.is_multi_label, data.unlabelled, data.unmatched) == (False, 0, 0)
 
@@ -420,17 +420,17 @@ def test_subsets_share_the_split(tmp_path):
 def test_one_held_out_part_gives_the_figure(tmp_path, part):
     put_classes(tmp_path, train_cat=10, train_dog=10, **{f"{part}_cat": 2, f"{part}_dog": 3})
     data = opened(tmp_path)
-    assert (data.validation, data.final_split, data.split_names()) == (None, part, [])
-    assert classes_in(data.report) == {0: 2, 1: 3}
+    assert (data.validation, data.final_split, data.held_out_names()) == (None, part, [])
+    assert classes_in(data.final_source) == {0: 2, 1: 3}
     assert len(data.train) == 20
     data = opened(tmp_path, needs_validation=True)  # never chosen by what the figure is of
-    assert names(data.report) == [
+    assert names(data.final_source) == [
         f"{part}/cat/000.png", f"{part}/cat/001.png", *(f"{part}/dog/00{i}.png" for i in range(3))
     ]  # fmt: skip
     assert classes_in(data.validation) == {0: 2, 1: 2}
     assert classes_in(data.train) == {0: 8, 1: 8}
-    assert data.split_names() == names(data.validation)
-    assert all(name.startswith("train/") for name in data.split_names())
+    assert data.held_out_names() == names(data.validation)
+    assert all(name.startswith("train/") for name in data.held_out_names())
     assert len(opened(tmp_path, held_out=6).validation) == 6
     assert opened(tmp_path, held_out=0).validation is None
     refused("--held-out 0 leaves nothing", opened, tmp_path, held_out=0, needs_validation=True)
@@ -440,8 +440,8 @@ def test_val_and_test_take_nothing_from_train(tmp_path):
     put_classes(tmp_path, train_cat=10, train_dog=10, val_cat=1, val_dog=1, test_cat=2, test_dog=3)
     data = opened(tmp_path, needs_validation=True)
     assert [len(data.train), len(data.validation), len(data.test)] == [20, 2, 5]
-    assert (data.final_split, data.split_names()) == ("test", [])
-    assert data.report is data.test
+    assert (data.final_split, data.held_out_names()) == ("test", [])
+    assert data.final_source is data.test
     refused("--held-out 5 splits train, but .* has a val part", opened, tmp_path, held_out=5)
 
 
@@ -484,7 +484,7 @@ def test_the_default_size_of_the_split(tmp_path, monkeypatch, count, held_out):
         def label(self, index):
             return index % 3
 
-    splits = Splits(sources={"train": Numbers()}, taken={})
+    splits = Splits(sources={"train": Numbers()}, origins={})
     monkeypatch.setattr("openmae.data.labels.labelled.open_splits", lambda _, **__: splits)
     data = opened("anything")
     assert (len(data.validation), len(data.train)) == (held_out, count - held_out)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from openmae.config import TargetScale
-from openmae.data.batch import stacked
+from openmae.data.batch import stack_labels
 from openmae.data.decoding.decode import MAX_PIXELS
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.number_file import read_number_file
@@ -172,7 +172,8 @@ def test_several_negative_numbers_are_no_classes_and_one_is_what_is_hidden(tmp_p
     data = parquet(tmp_path / "cold.parquet", [-5, 3, -2, 4, -7, 3, 4, 3], pa.int64())
     refused(r"are numbers, some below 0 \(-7, -5, -2, …\)", opened, data)
     numbers = opened(data, task="regression", held_out=2)
-    assert sorted([*targets_of(numbers.train)[:, 0], *targets_of(numbers.report)[:, 0]]) == [-7, -5, -2, 3, 3, 3, 4, 4]
+    targets = [*targets_of(numbers.train)[:, 0], *targets_of(numbers.final_source)[:, 0]]
+    assert sorted(targets) == [-7, -5, -2, 3, 3, 3, 4, 4]
     hidden = parquet(tmp_path / "hidden.parquet", [0, 1, -1, 0, 1, 0, 1, -1], pa.int64())
     assert (opened(hidden).classes, opened(hidden).unlabelled) == (("0", "1"), 2)
 
@@ -265,13 +266,13 @@ def test_images_without_all_numbers_are_left_out_and_negative_numbers_are_not(tm
     found = measured(tmp_path)
     assert (found.columns, found.num_outputs, found.is_multi_label) == (("depth", "height"), 2, False)
     assert found.unlabelled == 4
-    assert (len(found.train), len(found.report), found.final_split) == (29, 7, "split of train")
-    for source in (found.train, found.report):
+    assert (len(found.train), len(found.final_source), found.final_split) == (29, 7, "split of train")
+    for source in (found.train, found.final_source):
         for i in range(len(source)):
             number = int(source.name(i).removesuffix(".png"))
             assert source.label(i).tolist() == [number / 2 - 9, 1000 - number]
         assert targets_of(source).tolist() == [source.label(i).tolist() for i in range(len(source))]
-    labels = stacked([found.train.label(i) for i in range(4)])
+    labels = stack_labels([found.train.label(i) for i in range(4)])
     assert labels.shape == (4, 2)
     assert labels.dtype.is_floating_point
     assert labels.element_size() == 8, "numbers are rounded when they are on their scale, not before"
@@ -286,7 +287,7 @@ def test_the_scale_is_of_the_images_that_train(tmp_path):
         np.testing.assert_allclose(found.scale.mean, numbers.mean(0), rtol=1e-14)
         np.testing.assert_allclose(found.scale.std, numbers.std(0), rtol=1e-14)
     assert few.scale != whole.scale
-    assert [few.report.name(i) for i in range(7)] == [whole.report.name(i) for i in range(7)]
+    assert [few.final_source.name(i) for i in range(7)] == [whole.final_source.name(i) for i in range(7)]
     assert {few.train.name(i) for i in range(8)} <= {whole.train.name(i) for i in range(29)}
 
 
@@ -327,7 +328,7 @@ def test_numbers_from_what_data_says_itself(tmp_path):
     assert found.columns == ("label",)
     for i in range(len(found.train)):
         assert found.train.label(i).tolist() == [float(found.train.name(i).split("/")[0])]
-    assert opened("embedded:digits", task="regression").report.label(3).tolist() == [
+    assert opened("embedded:digits", task="regression").final_source.label(3).tolist() == [
         float(open_source("embedded:digits", "val").label(3))
     ]
     data = parquet(tmp_path / "p" / "train.parquet", [7, None, -1, 3], pa.int32())

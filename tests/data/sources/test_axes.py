@@ -130,9 +130,9 @@ def test_what_does_not_tell_is_asked_and_a_person_is_believed(tmp_path):
         source = open_source(data, axes=axes)
         assert source.read(0).shape == size
         assert source.axes.lines == [f"axes       {axes}: as --axes says"]
-        assert open_source(data, usual_axes=axes).read(0).shape == size
+        assert open_source(data, default_axes=axes).read(0).shape == size
     clear = str(save(tmp_path / "clear", (12, 64, 64)))
-    assert open_source(clear, usual_axes="YXC").axes.order == "CYX"  # what the data tells itself comes first
+    assert open_source(clear, default_axes="YXC").axes.order == "CYX"  # what the data tells itself comes first
     assert open_source(clear, axes="YXC").read(0).shape == (12, 64, 64)
 
 

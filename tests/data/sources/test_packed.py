@@ -15,7 +15,7 @@ from openmae.config import Preprocessing
 from openmae.data.augment import Augmentation
 from openmae.data.decoding.decode import BadImage
 from openmae.data.loader import Stream, training_loader
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources import manifest
 from openmae.data.sources.open import open_source
 from openmae.data.sources.packed import PackedSource
@@ -131,7 +131,7 @@ def test_training_batches_are_the_same_with_and_without_workers(packs, form):
 
     def batches(workers):
         options = {"batch_size": 6, "share": range(6), "micro_batch_size": 6, "pin": False}
-        return list(read(training_loader(stream, steps=range(5), workers=workers, **options)))
+        return list(iterate_batches(training_loader(stream, steps=range(5), workers=workers, **options)))
 
     for alone, together in zip(batches(0), batches(2), strict=True):
         assert torch.equal(alone.images, together.images)

@@ -22,7 +22,7 @@ def refused(match, data, *wanted):
 
 def taken(root, **options):
     """By part, the folders that it was taken from."""
-    return open_splits(str(root), **options).taken
+    return open_splits(str(root), **options).origins
 
 
 # --- by name ---
@@ -225,8 +225,8 @@ def test_labels_of_parts_from_different_places(tmp_path):
     parts = SplitPaths(train=str(tmp_path / "a/first"), test=str(tmp_path / "b/second"))
     options = {"labels": None, "label_file": str(file), "held_out": None, "background": 1.0, "max_pixels": 100}
     data = open_labelled(parts, **options)
-    assert (labels_of(data.train).tolist(), labels_of(data.report).tolist()) == ([0, 1], [0])
-    assert data.told[0].startswith("parts      train from ")
+    assert (labels_of(data.train).tolist(), labels_of(data.final_source).tolist()) == ([0, 1], [0])
+    assert data.source_lines[0].startswith("parts      train from ")
     with pytest.raises(RequestError, match=r"line 2: several images are called first/1\.png"):
         open_labelled(SplitPaths(train=str(tmp_path / "a/first"), test=str(tmp_path / "c/first")), **options)
     file.write_text("path,label\n1.png,x\n")

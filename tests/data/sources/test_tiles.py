@@ -19,7 +19,7 @@ from openmae.data.preprocess import survey
 from openmae.data.sources.open import open_source
 from openmae.data.sources.sizes import cut_into_tiles, sizes_of
 from openmae.data.sources.tiles import Tiled, count_blank, is_blank, span, tiles_along
-from openmae.data.sources.views import IndexedSubset, images_apart, raw_shape, split_by_image
+from openmae.data.sources.views import IndexedSubset, raw_shape, split_by_image, tile_image_ids
 from openmae.errors import RequestError
 
 
@@ -72,7 +72,7 @@ def test_tiles_cover_their_image_lie_within_it_and_are_equal(height, width, size
     assert {int(value) for tile in tiles for value in tile.flat} == set(range(height * width))
     assert len(tiles) == -(-height // size) * -(-width // size)
     rows, columns = tiles_along(np.array([height, width]), size).tolist()
-    assert [source.place(i)[1:] for i in range(len(source))] == [(r, c) for r in range(rows) for c in range(columns)]
+    assert [source.locate(i)[1:] for i in range(len(source))] == [(r, c) for r in range(rows) for c in range(columns)]
     for length, count in ((height, rows), (width, columns)):
         spans = [span(length, size, number) for number in range(count)]
         assert spans[0][0] == 0
@@ -108,9 +108,9 @@ def test_tiles_read_in_order_decode_each_image_once_and_keep_one():
     for i in range(len(source) - 1):
         source.read(i)
     assert source.source.reads == [1, 1, 0]
-    assert source._kept is not None
-    assert source._kept[0] == 1
-    assert pickle.loads(pickle.dumps(source))._kept is None
+    assert source._cached is not None
+    assert source._cached[0] == 1
+    assert pickle.loads(pickle.dumps(source))._cached is None
     assert source.read(0).base is None  # a tile alone does not hold the whole image in memory
 
 
@@ -251,8 +251,8 @@ def test_no_image_lies_on_both_sides_of_a_split(counts, data):
 
 def test_what_image_a_tile_is_of_shows_through_parts():
     source = tiled(10, noise(20, 10), noise(20, 20))
-    assert images_apart(IndexedSubset(source, [5, 0, 1])).tolist() == [1, 0, 0]
-    assert images_apart(IndexedSubset(Arrays(noise(4, 4)), [0])) is None
+    assert tile_image_ids(IndexedSubset(source, [5, 0, 1])).tolist() == [1, 0, 0]
+    assert tile_image_ids(IndexedSubset(Arrays(noise(4, 4)), [0])) is None
     assert raw_shape(IndexedSubset(source, [0])) is None
 
 

@@ -44,7 +44,10 @@ def test_a_probe_is_scikit_learns_ridge(pretrained, greys, tmp_path):
     from sklearn.preprocessing import StandardScaler
 
     decay, data = 0.05, opened(greys)
-    (values, numbers), (test_values, test_numbers) = features(pretrained, data.train), features(pretrained, data.report)
+    (values, numbers), (test_values, test_numbers) = (
+        features(pretrained, data.train),
+        features(pretrained, data.final_source),
+    )
     scaler = StandardScaler().fit(values)
     standard = (numbers - data.scale.mean) / data.scale.std
     ridge = Ridge(alpha=len(values) * decay / 2 * 2).fit(scaler.transform(values), standard)
@@ -56,7 +59,7 @@ def test_a_probe_is_scikit_learns_ridge(pretrained, greys, tmp_path):
     settings = {"optimizer": "sgd", "base_lr": (0.1 * 256 / count,), "weight_decay": decay, "batch_size": count}
     summary = probe(config(probe, greys, out, pretrained, **settings, steps=1500, log_every=1500))
     model = openmae.load(str(out), "cpu")
-    found = model.predict([data.report.read(i) for i in range(len(data.report))]).numpy()
+    found = model.predict([data.final_source.read(i) for i in range(len(data.final_source))]).numpy()
     error = (np.abs(found - expected) / data.scale.std).max()
     coefficients = model.regressor.head.weight.detach().numpy()
     differs = np.abs(coefficients - ridge.coef_).max() / np.abs(ridge.coef_).max()

@@ -19,11 +19,11 @@ import openmae
 from openmae import InspectConfig, RequestError
 from openmae.cli import run
 from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.formats import format_of, is_turned
+from openmae.data.decoding.formats import format_of, has_exif_rotation
 from openmae.data.sources.open import open_source
-from openmae.data.survey.census import RECORD, examine, measured
-from openmae.data.survey.duplicates import alike, near_pairs
-from openmae.data.survey.perceptual import look, shrink
+from openmae.data.survey.census import RECORD, examine, image_sums
+from openmae.data.survey.duplicates import find_near_duplicates, near_pairs
+from openmae.data.survey.perceptual import perceptual_hashes, shrink
 from openmae.requests.inspect import kind_of
 from openmae.tasks.inspect.screen import WIDTH
 
@@ -177,7 +177,7 @@ def test_statistics_are_those_of_every_pixel_each_image_counting_alike(report, z
 )
 def test_sums_of_one_image_equal_numpys(channels, dtype):
     image = (np.random.default_rng(1).random((37, 23, channels)) * 250).astype(dtype)
-    sums = measured(image)
+    sums = image_sums(image)
     wide = image.astype(np.float64)
     mean, deviation = sums.statistics()
     np.testing.assert_allclose(mean, wide.mean((0, 1)), rtol=1e-12)  # measured: 4e-16
@@ -214,7 +214,7 @@ def test_groups_are_linked_and_colours_tell_shapes_apart():
     thumbs = np.full((5, 48), 100, np.uint8)
     thumbs[3] = 200  # the shape of the first in another colour
     thumbs[4] = 200
-    found = alike(hashes, thumbs, np.array([0, 0, 2, 0, 1], np.uint8))
+    found = find_near_duplicates(hashes, thumbs, np.array([0, 0, 2, 0, 1], np.uint8))
     assert found.groups[0] == found.groups[1] == found.groups[2] != found.groups[3]
     assert found.groups[3] == found.groups[4]
     assert found.partner.tolist() == [-1, 2, 1, 4, 3]  # 0 and 2 are linked, but differ in eight bits
@@ -225,7 +225,7 @@ def test_groups_are_linked_and_colours_tell_shapes_apart():
 def test_too_many_that_look_alike_are_said_to_be_incomplete(monkeypatch):
     monkeypatch.setattr("openmae.data.survey.duplicates.MAX_IN_BAND", 3)
     thumbs, parts = np.zeros((16, 48), np.uint8), np.zeros(16, np.uint8)
-    assert not alike(np.arange(16, dtype=np.uint64), thumbs, parts).is_complete
+    assert not find_near_duplicates(np.arange(16, dtype=np.uint64), thumbs, parts).is_complete
 
 
 def test_the_hash_outlives_size_compression_and_brightness_but_not_a_flip():
@@ -242,7 +242,7 @@ def test_the_hash_outlives_size_compression_and_brightness_but_not_a_flip():
             image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
             photograph(seed + 100, 120, 160),
         ]
-        hashes = look(np.stack([shrink(np.asarray(each)) for each in (image, *others)]))[0]
+        hashes = perceptual_hashes(np.stack([shrink(np.asarray(each)) for each in (image, *others)]))[0]
         apart = np.bitwise_count(hashes[1:] ^ hashes[0])
         kept += apart[:4].tolist()
         flipped.append(apart[4])
@@ -358,8 +358,8 @@ def test_a_fault_while_writing_leaves_nothing(zoo, tmp_path, monkeypatch):
 
 
 def test_an_interruption_ends_the_readers_and_leaves_nothing(zoo, tmp_path, monkeypatch, capsys):
-    def interrupted(*arguments, tell, **options):
-        return examine(*arguments, tell=lambda done: os.kill(os.getpid(), signal.SIGINT), **options)
+    def interrupted(*arguments, on_progress, **options):
+        return examine(*arguments, on_progress=lambda done: os.kill(os.getpid(), signal.SIGINT), **options)
 
     monkeypatch.setattr("openmae.tasks.inspect.data.examine", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -412,5 +412,5 @@ def test_formats_are_told_by_content():
     exif = Image.Exif()
     exif[274] = 3
     for form in ("JPEG", "PNG", "WEBP", "TIFF"):
-        assert is_turned(encoded(picture, form, exif=exif), form)
-        assert not is_turned(encoded(picture, form), form)
+        assert has_exif_rotation(encoded(picture, form, exif=exif), form)
+        assert not has_exif_rotation(encoded(picture, form), form)

@@ -23,7 +23,7 @@ from openmae.config import ClassifierShape, Preprocessing, ProbeConfig, ViTShape
 from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream, training_loader
 from openmae.data.preprocess import DataFacts
-from openmae.data.readers import read
+from openmae.data.readers import iterate_batches
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
 from openmae.model.probe import Probes
@@ -200,7 +200,7 @@ def test_a_run_by_hand(pretrained, tmp_path, optimizer, augment):
     peak = settings["base_lr"][0] * 8 / 256
     mean, variance, velocity, expected = torch.zeros(16), torch.ones(16), {}, []
     whole = {"steps": range(6), "batch_size": 8, "share": range(8), "micro_batch_size": 8, "workers": 0, "pin": False}
-    for step, batch in enumerate(read(training_loader(stream, **whole))):
+    for step, batch in enumerate(iterate_batches(training_loader(stream, **whole))):
         features = model.features((batch.images / 255 - preprocessing.mean[0]) / preprocessing.std[0], pool="cls")
         normed = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
         mean, variance = 0.9 * mean + 0.1 * features.mean(0), 0.9 * variance + 0.1 * features.var(0)

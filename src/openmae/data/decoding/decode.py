@@ -1,8 +1,8 @@
-"""Bytes of an image file -> H x W x C, or a named reason why not.
+"""Decode the bytes of an image file to an H x W x C array, or raise `BadImage` with the reason.
 
-Four readers, a file each: Pillow for the common formats, libjpeg-turbo for plain JPEGs, of which there are most,
-tifffile for what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats), NumPy for `.npy`. Whatever
-a reader raises becomes `BadImage`; half an image is never returned.
+Four decoders, each in its own file: Pillow for the common formats, libjpeg-turbo for plain JPEGs, which are the most
+frequent, tifffile for what Pillow would reduce or refuse (stacks, many channels, 16-bit RGB, floats), NumPy for `.npy`.
+Whatever they raise becomes `BadImage`; a truncated image is never returned.
 """
 
 import io
@@ -19,20 +19,20 @@ from openmae.data.decoding.jpeg_mask import jpeg_mask
 from openmae.data.decoding.nodata import (
     FrameNodata,
     Nodata,
+    attach_mask,
     check_floats,
     contiguous,
-    either,
-    emptied,
     mask_of,
+    mask_union,
     values_of,
-    with_mask,
+    zero_masked,
 )
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
-from openmae.data.decoding.pillow import open_with_pillow, orientation_of, pixels_of, read_with_pillow
-from openmae.data.decoding.pixels import BadImage, check_size, upright
+from openmae.data.decoding.pillow import frame_to_array, open_with_pillow, orientation_of, read_with_pillow
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size
 from openmae.data.decoding.tiff import TIFF, read_tiff
 
-__all__ = ["MAX_PIXELS", "BadImage", "decode", "from_picture", "masked_array", "to_channels"]
+__all__ = ["MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "to_channels"]
 
 
 def decode(
@@ -44,7 +44,7 @@ def decode(
 ) -> np.ndarray:
     """Decode one image file to H x W x C of uint8, uint16 or float32, C-contiguous, perhaps read-only.
 
-    An opened file takes less memory than its bytes: with what is decoded, at most 2.5 times the image's numbers.
+    Reading from an open file takes less memory than from bytes: at most 2.5 times the decoded array, that included.
 
     The EXIF orientation is applied; an animation gives its first frame; palettes and CMYK, YCbCr and LAB become RGB;
     grey stays one channel; alpha is composited on `background`, a fraction of the full range (1.0 is white). TIFF pages
@@ -53,18 +53,19 @@ def decode(
 
     `max_pixels` bounds H x W, and 4 times it H x W x C, both read from headers before any pixel.
 
-    `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: what its shape tells.
+    `axes` is the order of channels, rows and columns in a `.npy` of three dimensions; None: inferred from its shape.
 
-    `nodata` says which values stand for none: `marked` are NaN and those that a TIFF marks, a number is one more. An
-    image with such values is a masked array, 0 beneath its mask; floats beyond 1e18 are then refused. `off`: none are.
+    `nodata` says which values are nodata (missing): `marked` for NaN and the value that a TIFF states, a number for
+    that value too, `off` for none. An image with nodata is a masked array, 0 beneath its mask; unless `off`, floats
+    beyond 1e18 are refused.
 
     Raises BadImage for everything that is wrong with the data, and nothing else.
     """
     try:
-        return _decoded(data, background, max_pixels, axes, Nodata.of(nodata))
+        return _decoded(data, background, max_pixels, axes, Nodata.from_setting(nodata))
     except BadImage:
         raise
-    except Exception as error:  # the readers raise OSError, ValueError, SyntaxError, struct.error and many more
+    except Exception as error:  # the decoders raise OSError, ValueError, SyntaxError, struct.error and many more
         raise BadImage(_reason(error)) from error
 
 
@@ -83,7 +84,7 @@ def _decoded(
             return plain if rule is None else _masked(plain, rule, jpeg_mask(data, plain.shape))
     with warnings.catch_warnings():
         # Only the decoders' own modules, so that threads that interleave here cannot silence the whole program.
-        # A DecompressionBombWarning needs no ear: our limit is checked first, and may have been raised on purpose.
+        # A DecompressionBombWarning is not needed: our limit is checked first, and may have been raised on purpose.
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
         if head.startswith(NPY):
             image = read_npy(file, max_pixels, axes, rule)
@@ -92,80 +93,80 @@ def _decoded(
         else:
             nodata = None if rule is None else FrameNodata(rule)
             (image,) = read_with_pillow(file, background, max_pixels, [(0, nodata)])
-            image = with_mask(values_of(image), mask_of(image))
+            image = attach_mask(values_of(image), mask_of(image))
     check_floats(image, rule)
     return contiguous(image)
 
 
 def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None = None) -> np.ndarray:
-    """An array of numbers, H x W x C, masked as `decode` masks a file.
+    """An H x W x C array masked as `decode` masks a file.
 
-    `own` is where it is known to be empty, beside where it is masked already.
+    `own` is a further mask of known nodata, beside the array's own if it is a masked array.
 
-    Raises BadImage for floats that no model can take.
+    Raises BadImage for floats that are not finite or, with `nodata`, beyond 1e18.
     """
-    rule, before = Nodata.of(nodata), mask_of(image)
+    rule, before = Nodata.from_setting(nodata), mask_of(image)
     own = before if own is None else own if before is None else own | before
-    image = _masked(values_of(image).view(), rule, own)  # a view: the array is someone else's, and is not written to
+    image = _masked(values_of(image).view(), rule, own)  # a view, so that the caller's array is not written to
     check_floats(image, rule)
     return image
 
 
 def _masked(image: np.ndarray, rule: Nodata | None, own: np.ndarray | None = None) -> np.ndarray:
-    """The image without the values that a rule says, and without those known to be none."""
+    """The image with the nodata of `rule` and of the mask `own` masked."""
     mask = None if rule is None else rule.mask(image)
-    mask = either(mask, own)
-    return with_mask(emptied(image, mask), mask)
+    mask = mask_union(mask, own)
+    return attach_mask(zero_masked(image, mask), mask)
 
 
-def from_picture(image: Image.Image, background: float = 1.0, nodata: float | str = OFF) -> np.ndarray:
-    """An opened Pillow image as `decode` gives it: upright, without palette or alpha, masked. Raises BadImage."""
-    rule = Nodata.of(nodata)
+def from_pil_image(image: Image.Image, background: float = 1.0, nodata: float | str = OFF) -> np.ndarray:
+    """A PIL image as `decode` returns it: upright, without palette or alpha, masked. Raises BadImage."""
+    rule = Nodata.from_setting(nodata)
     try:
-        pixels = pixels_of(image, background, None if rule is None else FrameNodata(rule))
-        pixels = upright(pixels, orientation_of(image))
-        pixels = contiguous(with_mask(values_of(pixels), mask_of(pixels)))
+        pixels = frame_to_array(image, background, None if rule is None else FrameNodata(rule))
+        pixels = apply_orientation(pixels, orientation_of(image))
+        pixels = contiguous(attach_mask(values_of(pixels), mask_of(pixels)))
         check_floats(pixels, rule)
         return pixels
     except BadImage:
         raise
-    except Exception as error:  # its pixels may be read only now
+    except Exception as error:  # PIL images are lazy: the file may be read only now
         raise BadImage(_reason(error)) from error
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Give an H x W x C image `channels` channels: the same, grey repeated to 3, or RGB to luma (ITU-R 601, rounded).
 
-    The dtype is kept. Raises BadImage for every other pair: which channels to drop or invent is not ours to guess.
+    The dtype is kept. Raises BadImage for every other combination: which channels to use is not guessed.
     """
-    have = image.shape[2]
-    if have == channels:
+    existing = image.shape[2]
+    if existing == channels:
         return image
-    if (have, channels) == (1, 3):
+    if (existing, channels) == (1, 3):
         return np.repeat(image, 3, axis=2)
-    if (have, channels) == (3, 1):
+    if (existing, channels) == (3, 1):
         if image.dtype == np.float32:
             return image @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)
         luma = image.astype(np.uint32) @ np.array([[299], [587], [114]], dtype=np.uint32)
         return ((luma + 500) // 1000).astype(image.dtype)
-    raise BadImage(f"{have} channel{'s' * (have != 1)}, the model takes {channels}")
+    raise BadImage(f"{existing} channel{'s' * (existing != 1)}, the model takes {channels}")
 
 
 def _read_plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
-    """A JPEG without the way through Pillow, or None where that must look at it."""
+    """Decode a plain JPEG without Pillow; None where Pillow must decode it."""
     header = read_header(data)
     if header is None:
         return None
     check_size(header.height, header.width, header.components, max_pixels)
-    orientation = 1 if header.is_bare else _vouched_orientation(data, max_pixels)
+    orientation = 1 if header.is_bare else _pillow_orientation(data, max_pixels)
     if orientation is None:
         return None
     image = decode_plain(data, header.components)
-    return None if image is None else np.ascontiguousarray(upright(image, orientation))
+    return None if image is None else np.ascontiguousarray(apply_orientation(image, orientation))
 
 
-def _vouched_orientation(data: bytes, max_pixels: int) -> int | None:
-    """Which side of a JPEG is up, as Pillow reads its EXIF and XMP; None where Pillow takes it for something else."""
+def _pillow_orientation(data: bytes, max_pixels: int) -> int | None:
+    """The EXIF orientation of a JPEG as Pillow reads it (EXIF, XMP); None where Pillow sees no grey or RGB JPEG."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"PIL\b")
@@ -173,7 +174,7 @@ def _vouched_orientation(data: bytes, max_pixels: int) -> int | None:
                 if image.format != "JPEG" or image.mode not in ("L", "RGB"):
                     return None
                 return orientation_of(image)
-    except Exception:  # Pillow, reading it whole, will say what is wrong
+    except Exception:  # Pillow reports what is wrong when it decodes the image
         return None
 
 

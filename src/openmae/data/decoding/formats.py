@@ -1,4 +1,4 @@
-"""What an image file is by its first bytes, whatever its name says; and what its header says beside the pixels."""
+"""The format of an image file by its first bytes, whatever its extension; orientation and transparency flags."""
 
 import io
 import os
@@ -22,7 +22,7 @@ _MAGIC = (
     (b"BM", "BMP"),
     (b"\0\0\0\x0cjP  ", "JPEG2000"),
     (b"\xff\x4f\xff\x51", "JPEG2000"),
-    # Not read here, but worth a name: downloads that went wrong, and what cameras and scanners write.
+    # Unsupported formats that occur: failed downloads, and what cameras and scanners write.
     (b"%PDF", "PDF"),
     (b"PK\x03\x04", "ZIP"),
     (b"\x1f\x8b", "GZIP"),
@@ -42,7 +42,7 @@ _CLAIMS = {
 
 
 def format_of(data: bytes) -> str:
-    """The format that the first bytes announce; `unknown` for none of those that are known here.
+    """The format by the first bytes; `unknown` where it is none of those above.
 
     "LFS" is a pointer of git's large-file storage that stands where the image should be.
     """
@@ -62,22 +62,22 @@ def format_of(data: bytes) -> str:
 
 
 def claimed_format(name: str) -> str | None:
-    """The format that a file's extension announces; None where it says nothing."""
+    """The format by a file's extension; None for other extensions."""
     return _CLAIMS.get(os.path.splitext(name)[1].lower())
 
 
-def is_turned(data: bytes, form: str) -> bool:
-    """Whether the header asks for the pixels to be turned or mirrored (EXIF orientation other than 1)."""
-    # Opening costs more than all else here, so only where a header can say it.
-    might = form == "TIFF" or b"Exif\0\0" in data[:65536] or b"eXIf" in data[:65536]
-    if not might and not (form == "WEBP" and b"EXIF" in data):
+def has_exif_rotation(data: bytes, form: str) -> bool:
+    """Whether the EXIF orientation is other than 1: the pixels must be rotated or mirrored."""
+    # Opening is slow, so only files that can have an orientation are opened.
+    may_have_exif = form == "TIFF" or b"Exif\0\0" in data[:65536] or b"eXIf" in data[:65536]
+    if not may_have_exif and not (form == "WEBP" and b"EXIF" in data):
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return int(image.getexif().get(ExifTags.Base.Orientation, 1)) in range(2, 9)
-    except Exception:  # whatever a damaged header raises: it says nothing then
+    except Exception:  # a damaged header
         return False
 
 

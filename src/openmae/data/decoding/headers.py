@@ -1,4 +1,4 @@
-"""How large an image is, and what its pixels take, from the header of its file: no pixel is decoded."""
+"""Size and number type of an image from the header of its file, without decoding."""
 
 import io
 import math
@@ -19,21 +19,21 @@ from openmae.data.decoding.tiff import TIFF, open_tiff
 
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND"
-_PNG_SAYS = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks in which Pillow looks for an orientation
+_PNG_METADATA = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks in which Pillow looks for an orientation
 _MAX_CHUNK = 16 << 20
 _NO_PIXELS = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange rows and columns
-_BYTES = {"I": 4, "F": 4}  # of a value, by Pillow's mode; those that begin with I;16 have 2
+_BYTES = {"I": 4, "F": 4}  # of a value, by Pillow's mode; modes that begin with I;16 have 2
 
 
 class Header(NamedTuple):
     """Size and number type of an image, as the header of its file gives them.
 
     Attributes:
-        height, width: in pixels, of the image as it lies in the file.
-        channels: alpha is one; of a palette, those of its colours.
+        height, width: in pixels, before the orientation is applied.
+        channels: alpha counts; of a palette image, those of its colours.
         value_bytes: bytes of a decoded value.
-        orientation: which side is up, 1..8 as in EXIF.
+        orientation: EXIF orientation, 1..8.
     """
 
     height: int
@@ -58,12 +58,12 @@ def read_size(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = C
 
 
 def read_header(file: BinaryIO, max_pixels: int = MAX_PIXELS, axes: str | None = CHANNELS_LAST) -> Header:
-    """What the header of a file, which is read from its start, says of the image that `decode` would give.
+    """The header of the image that `decode` would return; the file is read from its start.
 
     Args:
-        axes: as of `decode`.
+        axes: see `decode`.
 
-    Raises BadImage where the header says none, or one that is not taken.
+    Raises BadImage where the header cannot be read, or its size is beyond the limit.
     """
     try:
         with warnings.catch_warnings():
@@ -81,11 +81,11 @@ def _read(file: BinaryIO, axes: str | None) -> Header:
     head = file.read(_HEAD)
     file.seek(0)
     if head.startswith(NPY):
-        header = read_npy_header(file, sys.maxsize, axes)  # who asks checks the size
+        header = read_npy_header(file, sys.maxsize, axes)  # the caller checks the size
         return Header(*header.sides(axes), header.dtype.itemsize)
     if head.startswith(TIFF):
         with open_tiff(file) as tiff:
-            pages: Any = islice(tiff.pages, MAX_CHANNELS + 1)  # of more none is decoded
+            pages: Any = islice(tiff.pages, MAX_CHANNELS + 1)  # an image of more is not decoded
             full = [page for page in pages if not page.is_reduced]  # no thumbnail
             if not full:
                 raise BadImage("TIFF without a full-size page")
@@ -105,21 +105,21 @@ def _read(file: BinaryIO, axes: str | None) -> Header:
 
 
 def _png_orientation(file: BinaryIO) -> int:
-    """Where Pillow finds it, also behind the pixels, which it would decode to get there: here they are stepped over."""
+    """The orientation that Pillow finds, also behind the pixels, which are skipped here and not decoded."""
     file.seek(len(_PNG))
-    said = list[bytes]()
+    chunks = list[bytes]()
     while len(start := file.read(8)) == 8:
         length, kind = int.from_bytes(start[:4], "big"), start[4:]
-        if kind in _PNG_SAYS and length <= _MAX_CHUNK:
-            said.append(start + file.read(length + 4))
+        if kind in _PNG_METADATA and length <= _MAX_CHUNK:
+            chunks.append(start + file.read(length + 4))
         elif kind == _END:
             break
         else:
             file.seek(length + 4, os.SEEK_CUR)
-    if len(said) < 2:  # the IHDR alone, as of most
+    if len(chunks) < 2:  # only IHDR, as in most files
         return 1
     try:
-        with Image.open(io.BytesIO(b"".join([_PNG, *said, _NO_PIXELS])), formats=("PNG",)) as image:
+        with Image.open(io.BytesIO(b"".join([_PNG, *chunks, _NO_PIXELS])), formats=("PNG",)) as image:
             return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))  # PNG's own would load pixels
     except Exception:  # as in `orientation_of`: a damaged block says nothing
         return 1

@@ -1,6 +1,6 @@
-"""Plain JPEGs, decoded by libjpeg-turbo without the way through Pillow: the same pixels in three quarters of the time.
+"""Plain JPEGs, decoded by libjpeg-turbo without Pillow: the same pixels in three quarters of the time.
 
-What is not wholly ordinary is left to Pillow, which then also says what is wrong with it: None is never a verdict.
+Everything unusual is left to Pillow, which also reports errors: None never means that an image is bad.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,16 @@ import simplejpeg
 JPEG = b"\xff\xd8\xff"  # how such a file begins
 _SOI, _SOS, _SOF_BASELINE, _SOF_PROGRESSIVE, _APP0 = 0xD8, 0xDA, 0xC0, 0xC2, 0xE0
 _QUANTISATION, _HUFFMAN, _RESTART, _COMMENT = 0xDB, 0xC4, 0xDD, 0xFE
-# Segments of which nothing but the pixels depends; an ICC profile (APP2) is carried by many and applied by no loader.
+# Segments that affect only the pixels; ICC profiles (APP2) are frequent, and no loader applies them.
 _PLAIN = frozenset((_QUANTISATION, _HUFFMAN, _RESTART, _COMMENT))
 _ICC = b"ICC_PROFILE\0"
 
 
 class JpegHeader(NamedTuple):
-    """What the segments before the first scan say.
+    """The segments before the first scan.
 
     `is_bare`: there is no segment (EXIF, XMP, Photoshop, Adobe) that may turn or recolour the image, so that Pillow
-    need not be asked about it.
+    is not needed for it.
     """
 
     height: int
@@ -36,13 +36,13 @@ def read_header(data: bytes) -> JpegHeader | None:
     """
     if not data.startswith(JPEG):
         return None
-    at, frame, is_bare = 2, None, True
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], (data[at + 2] << 8) + data[at + 3]
-        body = at + 4
+    offset, frame, is_bare = 2, None, True
+    while offset + 4 <= len(data) and data[offset] == 0xFF:
+        marker, length = data[offset + 1], (data[offset + 2] << 8) + data[offset + 3]
+        body = offset + 4
         if marker == _SOS:
             return None if frame is None else JpegHeader(*frame, is_bare)
-        if length < 2 or at + 2 + length > len(data):
+        if length < 2 or offset + 2 + length > len(data):
             return None
         if marker in (_SOF_BASELINE, _SOF_PROGRESSIVE):
             if frame is not None or length < 8 or data[body] != 8 or data[body + 5] not in (1, 3):
@@ -60,14 +60,14 @@ def read_header(data: bytes) -> JpegHeader | None:
             is_bare = False
         elif marker not in _PLAIN:
             return None
-        at += 2 + length
+        offset += 2 + length
     return None
 
 
 def decode_plain(data: bytes, components: int) -> np.ndarray | None:
     """H x W x C uint8 of a JPEG with a `read_header`; equal to Pillow's, bit for bit. C is 1 or 3.
 
-    None where libjpeg has so much as a warning (cut off, damaged), or where it takes the colours for other than YCbCr.
+    None where libjpeg warns (truncated, damaged), or where it takes the colours for other than YCbCr.
     """
     try:
         if simplejpeg.decode_jpeg_header(data, strict=True)[2] != ("Gray" if components == 1 else "YCbCr"):

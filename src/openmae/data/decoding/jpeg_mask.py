@@ -1,4 +1,4 @@
-"""Which values of a packed JPEG stand for none: a mask of bits in comment segments, which every other reader skips."""
+"""The nodata mask of a packed JPEG: bits in comment segments, which all other decoders ignore."""
 
 import zlib
 
@@ -13,7 +13,7 @@ _MAX_LENGTH = 65_533 - len(_NAME)  # bytes in a segment
 
 
 def with_jpeg_mask(data: bytes, mask: NDArray[np.bool_]) -> bytes:
-    """A JPEG with the mask of its H x W x C values behind its first marker."""
+    """The JPEG with the mask of its H x W x C values inserted after its first marker."""
     packed = zlib.compress(np.packbits(mask).tobytes(), 9)
     pieces = [packed[start : start + _MAX_LENGTH] for start in range(0, len(packed), _MAX_LENGTH)]
     segments = [_COMMENT + (2 + len(_NAME) + len(piece)).to_bytes(2, "big") + _NAME + piece for piece in pieces]
@@ -28,13 +28,13 @@ def has_jpeg_mask(data: bytes) -> bool:
 def jpeg_mask(data: bytes, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
     """The mask in a JPEG's comments for an image of this shape; None where it has none.
 
-    Raises BadImage where it has another size.
+    Raises BadImage where the mask is damaged or of another size.
     """
-    packed, at = bytearray(), len(_SOI)
-    while data[at : at + 2] == _COMMENT and data[at + 4 : at + 4 + len(_NAME)] == _NAME:
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        packed += data[at + 4 + len(_NAME) : at + 2 + length]
-        at += 2 + length
+    packed, start = bytearray(), len(_SOI)
+    while data[start : start + 2] == _COMMENT and data[start + 4 : start + 4 + len(_NAME)] == _NAME:
+        length = int.from_bytes(data[start + 2 : start + 4], "big")
+        packed += data[start + 4 + len(_NAME) : start + 2 + length]
+        start += 2 + length
     if not packed:
         return None
     count = int(np.prod(shape))

@@ -1,4 +1,4 @@
-"""NumPy's `.npy` files, read without the reader that unpickles."""
+"""NumPy's `.npy` files, read without NumPy's own reader, which may unpickle."""
 
 import math
 from ast import literal_eval
@@ -6,17 +6,17 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from openmae.data.decoding.nodata import Nodata, emptied, with_mask
-from openmae.data.decoding.pixels import BadImage, as_known_type, check_size
+from openmae.data.decoding.nodata import Nodata, attach_mask, zero_masked
+from openmae.data.decoding.pixels import BadImage, check_size, to_supported_dtype
 
 NPY = b"\x93NUMPY"  # how such a file begins
 CHANNELS_FIRST, CHANNELS_LAST = "CYX", "YXC"
 MAX_HEADER_LENGTH = 10_000  # NumPy's own bound on a header it parses
-CLEARLY = 4  # times smaller than the others is the axis that holds the channels
+CLEARLY = 4  # the channel axis must be so many times smaller than the others
 
 
 class NpyHeader(NamedTuple):
-    """What the array is, and at which byte it begins."""
+    """Type and shape of the array, and the byte at which it begins."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -29,10 +29,10 @@ class NpyHeader(NamedTuple):
         return self.dtype.kind in "iu" and self.dtype.name not in ("uint8", "uint16")
 
     def order(self, axes: str | None) -> tuple[int, int, int]:
-        """At which axes height, width and channels stand; channels at 2 where there are but two.
+        """Which axes are height, width and channels; channels is 2 where there are only two axes.
 
         Args:
-            axes: C, Y and X in the order of three axes; None: by the shape. Raises BadImage where that does not tell.
+            axes: C, Y and X in the order of three axes; None: inferred from the shape, BadImage where it is ambiguous.
         """
         if len(self.shape) == 2:
             return 0, 1, 2
@@ -49,20 +49,20 @@ class NpyHeader(NamedTuple):
 
 
 def shape_of(head: bytes) -> tuple[int, ...] | None:
-    """The shape that a file's first bytes say; None where they are no header that is read here."""
+    """The shape from a file's first bytes; None where they are no supported header."""
     try:
         return _parsed(head).shape
-    except Exception:  # whoever reads the file says what is wrong with it
+    except Exception:  # reported when the file is read
         return None
 
 
 def read_npy_header(file: BinaryIO, max_pixels: int, axes: str | None = CHANNELS_LAST) -> NpyHeader:
-    """The checked header of a `.npy` file of two axes or three of real numbers, all of which the file holds.
+    """The checked header of a `.npy` of real numbers with two or three axes; the file is long enough for all of them.
 
     Args:
-        axes: as of `read_npy`.
+        axes: see `read_npy`.
 
-    Raises BadImage for what is not taken, and what the parser raises for all else.
+    Raises BadImage for an unsupported array, and whatever the parser raises.
     """
     size = file.seek(0, 2)
     file.seek(0)
@@ -110,10 +110,10 @@ def read_npy(
     must fit.
 
     Args:
-        axes: C, Y and X in some order; None: by the shape, where that tells.
-        rule: which numbers, as the file holds them, stand for none.
+        axes: C, Y and X in some order; None: inferred from the shape.
+        rule: which values, as the file holds them, are nodata.
 
-    Raises BadImage for what is not taken, and what the parser or NumPy raises for all else.
+    Raises BadImage for an unsupported array, and whatever the parser or NumPy raises.
     """
     header = read_npy_header(file, max_pixels, axes)
     numbers = np.empty(math.prod(header.shape), header.dtype)
@@ -123,7 +123,7 @@ def read_npy(
     array = numbers.reshape(header.shape, order="F" if header.is_fortran else "C")
     array = (array[..., None] if array.ndim == 2 else array).transpose(header.order(axes))
     mask = None if rule is None else rule.mask(array)
-    return with_mask(as_image(emptied(array, mask), header), mask)
+    return attach_mask(as_image(zero_masked(array, mask), header), mask)
 
 
 def as_image(array: np.ndarray, header: NpyHeader) -> np.ndarray:
@@ -132,4 +132,4 @@ def as_image(array: np.ndarray, header: NpyHeader) -> np.ndarray:
         if array.min() < 0 or array.max() > 65535:
             raise BadImage(f"{header.dtype.name} values that do not fit 0..65535: save as uint16 or float32")
         return array.astype(np.uint16)
-    return as_known_type(array)
+    return to_supported_dtype(array)

@@ -1,4 +1,4 @@
-"""The common formats, read with Pillow; what it would narrow without a word is decoded by torchvision."""
+"""The common formats, decoded with Pillow; PNGs that it would silently reduce to 8 bits with torchvision."""
 
 import contextlib
 import re
@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from openmae.config.checks import MAX_PIXELS
-from openmae.data.decoding.nodata import FrameNodata, either, masked
-from openmae.data.decoding.pixels import BadImage, check_size, composite, upright
+from openmae.data.decoding.nodata import FrameNodata, mask_union, zero_and_mask
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size, composite
 from openmae.data.decoding.strips import in_strips
 from openmae.data.resize import LARGE_PIXELS
 
-# An explicit list: Image.open would otherwise offer the bytes to every plugin it has, Ghostscript's among them. MPO is
-# opened as JPEG.
+# An explicit list, or Image.open would try all plugins, Ghostscript's among them. MPO is opened as JPEG.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB", "JPEG2000", "AVIF")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
-_allowing = threading.Lock()
-_allowed: list[int] = []  # Pillow's own limit, then the higher ones of those that are at it
+_limit_lock = threading.Lock()
+_pixel_limits: list[int] = []  # Pillow's own limit, then the raised ones in use
 
 
 def read_with_pillow(
@@ -32,9 +31,9 @@ def read_with_pillow(
     max_pixels: int,
     frames: Iterable[tuple[int, FrameNodata | None]] = ((0, None),),
 ) -> Iterator[np.ndarray]:
-    """Frames of a file, upright and H x W x C each; masked where their values stand for none.
+    """Frames of a file, each upright and H x W x C, with nodata masked.
 
-    Raises BadImage for a size that is not taken, and what Pillow raises for all else.
+    Raises BadImage for a size beyond the limits, and whatever Pillow raises.
     """
     if is_deep_png(file) or _is_large_grey_with_alpha(file):
         ((_, nodata),) = frames
@@ -46,14 +45,14 @@ def read_with_pillow(
                 image.seek(frame)
             check_size(image.height, image.width, len(image.getbands()), max_pixels)
             image.load()
-            yield upright(pixels_of(image, background, nodata), orientation_of(image))
+            yield apply_orientation(frame_to_array(image, background, nodata), orientation_of(image))
 
 
 @contextlib.contextmanager
 def open_with_pillow(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
-    """An image of which the header is read. Raises BadImage for more pixels than are taken."""
+    """Open an image and read its header. Raises BadImage for more than `max_pixels`."""
     file.seek(0)
-    with allowing(max_pixels):
+    with raised_pixel_limit(max_pixels):
         try:
             image = Image.open(file, formats=FORMATS)
         except Image.DecompressionBombError as error:
@@ -63,33 +62,33 @@ def open_with_pillow(file: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
 
 
 def too_many_pixels(error: Image.DecompressionBombError, max_pixels: int) -> BadImage:
-    """Pillow's refusal, as it concerns the person."""
+    """Pillow's DecompressionBombError in our words."""
     found = re.search(r"\d+", str(error))
     return BadImage(f"{found[0] if found else 'too many'} pixels, the limit is {max_pixels} pixels (--max-pixels)")
 
 
-def pixels_of(image: Image.Image, background: float, nodata: FrameNodata | None = None) -> np.ndarray:
-    """H x W x C of an opened image as it lies in the file, without palette or alpha; masked where that says so."""
+def frame_to_array(image: Image.Image, background: float, nodata: FrameNodata | None = None) -> np.ndarray:
+    """H x W x C of an opened PIL image, not yet upright, without palette or alpha; nodata masked."""
     image.load()
     width, height = image.size
-    is_ppm = image.format == "PPM"  # which a part of it no longer knows
+    is_ppm = image.format == "PPM"  # a crop of it has no format
 
     def strip(rows: slice) -> Image.Image:
         is_whole = rows.stop - rows.start == height
         return image if is_whole else image.crop((0, rows.start, width, rows.stop))
 
     values = in_strips((height, width), lambda rows: _pixels_of(strip(rows), is_ppm, background))
-    if nodata is None or not nodata.may_hit(values.dtype):
+    if nodata is None or not nodata.may_match(values.dtype):
         return values
     of_palette = nodata.mask_of_indices(np.asarray(image)) if image.mode == "P" else None
     of_palette = None if of_palette is None else np.repeat(of_palette, values.shape[2], axis=2)
     mask = None if image.has_transparency_data else nodata.mask(values)
-    if image.has_transparency_data:  # what it was composited to is no value of the file
-        mask = in_strips(values.shape, lambda rows: _found(_colours_of(strip(rows)), nodata))
-    return masked(values, either(of_palette, mask))
+    if image.has_transparency_data:  # compositing changes values, so they are compared before it
+        mask = in_strips(values.shape, lambda rows: _frame_mask(_colours_of(strip(rows)), nodata))
+    return zero_and_mask(values, mask_union(of_palette, mask))
 
 
-def _found(colours: np.ndarray, nodata: FrameNodata) -> NDArray[np.bool_]:
+def _frame_mask(colours: np.ndarray, nodata: FrameNodata) -> NDArray[np.bool_]:
     mask = nodata.mask(colours)
     return np.zeros(colours.shape, bool) if mask is None else mask
 
@@ -109,7 +108,7 @@ def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarra
     mode = image.mode
     if mode.startswith("I;16"):
         array = np.asarray(image).astype(np.uint16)[..., None]  # astype: some files are big-endian
-        return _keyed(array, image.info.get("transparency"), background)
+        return _composite_transparent_colour(array, image.info.get("transparency"), background)
     if mode == "I" and is_ppm:  # a 16-bit PGM, which Pillow scales to 0..65535
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode in ("I", "F"):
@@ -125,19 +124,19 @@ def _pixels_of(image: Image.Image, is_ppm: bool, background: float) -> np.ndarra
 
 
 def is_deep_png(file: BinaryIO) -> bool:
-    """Whether this is a PNG of 16 bits and several channels, which Pillow narrows to 8 bits without a word."""
+    """Whether this is a PNG of 16 bits and several channels, which Pillow silently reduces to 8 bits."""
     _, bits, colour = _png_header(file)
     return bits == 16 and colour in (2, 4, 6)
 
 
 def _is_large_grey_with_alpha(file: BinaryIO) -> bool:
-    """Whether this is a large PNG of grey and alpha in 8 bits, of which Pillow makes 4 bytes a pixel, not 2."""
+    """Whether this is a large 8-bit PNG of grey and alpha, for which Pillow takes 4 bytes a pixel instead of 2."""
     pixels, bits, colour = _png_header(file)
     return pixels > LARGE_PIXELS and (bits, colour) == (8, 4)
 
 
 def _png_header(file: BinaryIO) -> tuple[int, int, int]:
-    """Pixels, bits of a value and PNG's number of what a pixel is; zeros of another file."""
+    """Number of pixels, bit depth and colour type of a PNG; zeros for other files."""
     file.seek(0)
     head = file.read(26)
     if not head.startswith(_PNG) or head[12:16] != b"IHDR" or len(head) < 26:
@@ -146,7 +145,7 @@ def _png_header(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def _png(file: BinaryIO, background: float, max_pixels: int, nodata: FrameNodata | None) -> np.ndarray:
-    """Decode with torchvision what Pillow, having just read it whole, has vouched for."""
+    """Decode a PNG with torchvision, after Pillow has decoded it without an error."""
     import torch
     from torchvision.io import ImageReadMode, decode_png
 
@@ -154,7 +153,7 @@ def _png(file: BinaryIO, background: float, max_pixels: int, nodata: FrameNodata
         check_size(image.height, image.width, len(image.getbands()), max_pixels)
         image.load()
         transparent, orientation = image.info.get("transparency"), orientation_of(image)
-    del image  # and its memory
+    del image  # frees its memory
     data = torch.empty(file.seek(0, 2), dtype=torch.uint8)
     file.seek(0)
     file.readinto(data.numpy())  # type: ignore[attr-defined]
@@ -166,12 +165,14 @@ def _png(file: BinaryIO, background: float, max_pixels: int, nodata: FrameNodata
         array = composite(array, background)
     elif isinstance(transparent, int | tuple):
         opened = array
-        array = in_strips(opened.shape, lambda rows: _keyed(opened[rows], transparent, background))
-    return upright(masked(array, mask), orientation)
+        array = in_strips(
+            opened.shape, lambda rows: _composite_transparent_colour(opened[rows], transparent, background)
+        )
+    return apply_orientation(zero_and_mask(array, mask), orientation)
 
 
-def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:
-    """Composite an image that declares one colour transparent (PNG's tRNS); `transparent` is that colour or None."""
+def _composite_transparent_colour(array: np.ndarray, transparent: Any, background: float) -> np.ndarray:
+    """Composite an image that declares one colour transparent (PNG's tRNS chunk); `transparent`: it, or None."""
     if not isinstance(transparent, int | tuple):
         return array
     opaque = (array != np.asarray(transparent)).any(axis=2, keepdims=True)
@@ -179,7 +180,7 @@ def _keyed(array: np.ndarray, transparent: Any, background: float) -> np.ndarray
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, for `upright`; 1 where it says none."""
+    """The EXIF orientation of an opened image, for `apply_orientation`; 1 where there is none."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels
@@ -187,23 +188,23 @@ def orientation_of(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def allowing(max_pixels: int) -> Iterator[None]:
-    """Within, Pillow takes images of so many pixels, where that is more than it takes unasked.
+def raised_pixel_limit(max_pixels: int) -> Iterator[None]:
+    """Within the context, Pillow opens images of up to `max_pixels`, if that is more than by default.
 
-    Its own limit is one number for the whole program: it is back when the last thread that needs more has left.
+    Pillow's limit is global to the process: it is restored when the last thread that raised it has left.
     """
     own = Image.MAX_IMAGE_PIXELS
-    if max_pixels <= MAX_PIXELS or (own is None and not _allowed):
+    if max_pixels <= MAX_PIXELS or (own is None and not _pixel_limits):
         yield
         return
-    with _allowing:
-        if not _allowed:
-            _allowed.append(Image.MAX_IMAGE_PIXELS or 0)
-        _allowed.append(max_pixels)
-        Image.MAX_IMAGE_PIXELS = max(_allowed)
+    with _limit_lock:
+        if not _pixel_limits:
+            _pixel_limits.append(Image.MAX_IMAGE_PIXELS or 0)
+        _pixel_limits.append(max_pixels)
+        Image.MAX_IMAGE_PIXELS = max(_pixel_limits)
     try:
         yield
     finally:
-        with _allowing:
-            _allowed.remove(max_pixels)
-            Image.MAX_IMAGE_PIXELS = max(_allowed) if len(_allowed) > 1 else _allowed.pop()
+        with _limit_lock:
+            _pixel_limits.remove(max_pixels)
+            Image.MAX_IMAGE_PIXELS = max(_pixel_limits) if len(_pixel_limits) > 1 else _pixel_limits.pop()

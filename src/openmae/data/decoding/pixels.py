@@ -1,4 +1,4 @@
-"""What every reader of images does with an array: sizes and number types that are taken, alpha, which side is up."""
+"""What all decoders share: size limits, supported number types, alpha compositing, orientation."""
 
 from functools import cache
 
@@ -10,11 +10,11 @@ MAX_CHANNELS = 64
 
 
 class BadImage(Exception):
-    """Why an input cannot be used: one short line without the file's path, fit for a table of counts."""
+    """An input cannot be used. The message is one short line without the path, so that equal reasons can be counted."""
 
 
 def check_size(height: int, width: int, channels: int, max_pixels: int) -> None:
-    """Raise BadImage for an image without pixels or beyond the limits, before any memory is taken for it."""
+    """Raise BadImage for an image without pixels or beyond the limits, before memory for it is allocated."""
     if min(height, width, channels) < 1:
         raise BadImage(f"no pixels: {height} x {width} x {channels}")
     if height * width > max_pixels or height * width * channels > 4 * max_pixels:
@@ -23,8 +23,8 @@ def check_size(height: int, width: int, channels: int, max_pixels: int) -> None:
         raise BadImage(f"{channels} channels or pages, the limit is {MAX_CHANNELS}")
 
 
-def as_known_type(array: np.ndarray) -> np.ndarray:
-    """Any real array -> uint8, uint16 or float32, in the machine's byte order: itself where it is that.
+def to_supported_dtype(array: np.ndarray) -> np.ndarray:
+    """Convert a real array to uint8, uint16 or float32 in native byte order; no copy where it is that already.
 
     Raises BadImage for other types.
     """
@@ -38,21 +38,26 @@ def as_known_type(array: np.ndarray) -> np.ndarray:
 
 
 def composite(array: np.ndarray, background: float, premultiplied: bool = False) -> np.ndarray:
-    """H x W x (C + 1), alpha last -> H x W x C of the same dtype."""
+    """Composite H x W x (C + 1), alpha last, on a background: H x W x C of the same dtype.
+
+    Args:
+        background: a fraction of the full range.
+        premultiplied: the colours are multiplied by alpha already.
+    """
     if array[..., -1].min() == _full(array):
         return array[..., :-1]
-    return in_strips(array.shape, lambda rows: _mixed(array[rows], background, premultiplied))
+    return in_strips(array.shape, lambda rows: _composite_rows(array[rows], background, premultiplied))
 
 
-def _mixed(array: np.ndarray, background: float, premultiplied: bool) -> np.ndarray:
-    if array.dtype == np.uint8:  # all that can happen is in a table: a quarter of the time
-        places = array[..., :-1].astype(np.intp)
-        places += array[..., -1:].astype(np.intp) << 8
-        return _table(background, premultiplied).take(places)
-    return _mix(array[..., :-1], array[..., -1:], background, premultiplied)
+def _composite_rows(array: np.ndarray, background: float, premultiplied: bool) -> np.ndarray:
+    if array.dtype == np.uint8:  # a lookup table of all combinations takes a quarter of the time
+        indices = array[..., :-1].astype(np.intp)
+        indices += array[..., -1:].astype(np.intp) << 8
+        return _table(background, premultiplied).take(indices)
+    return _blend(array[..., :-1], array[..., -1:], background, premultiplied)
 
 
-def _mix(colour: np.ndarray, alpha: np.ndarray, background: float, premultiplied: bool) -> np.ndarray:
+def _blend(colour: np.ndarray, alpha: np.ndarray, background: float, premultiplied: bool) -> np.ndarray:
     full = _full(colour)
     alpha = alpha.astype(np.float32) / full
     mixed = (colour if premultiplied else colour * alpha) + np.float32(background * full) * (1 - alpha)
@@ -61,17 +66,17 @@ def _mix(colour: np.ndarray, alpha: np.ndarray, background: float, premultiplied
 
 @cache
 def _table(background: float, premultiplied: bool) -> np.ndarray:
-    """What becomes of 8-bit colour c under alpha a, at 256 a + c."""
+    """The blend of 8-bit colour c with alpha a, at index 256 a + c."""
     values = np.arange(256, dtype=np.uint8)
     colour, alpha = np.broadcast_arrays(values, values[:, None])
-    return _mix(colour, alpha, background, premultiplied).ravel()
+    return _blend(colour, alpha, background, premultiplied).ravel()
 
 
 def _full(array: np.ndarray) -> float:
     return 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
 
 
-def upright(array: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(array: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF or TIFF orientation (1..8; anything else counts as 1)."""
     if orientation in (5, 6, 7, 8):  # rows and columns are exchanged
         array = array.transpose(1, 0, 2)

@@ -1,10 +1,9 @@
-"""Large images of which only what is cut out is read: plain integers of a `.npy`, or of a TIFF without compression.
+"""Reading crops of large images without decoding the whole: integers of a `.npy` or of an uncompressed TIFF.
 
-What is read whole, though it need not be: floats, each of which must be looked at (NaN, infinities, sizes beyond 1e18);
-integers that might not fit into 16 bits; and whatever is compressed. A damaged segment outside of a crop would not be
-noticed then, and whether an image is replaced would depend on the crops of a run, where it must depend on the file
-alone. Plain numbers have no such damage: all of them lie within the file, which the header tells, or the image is read
-whole, which says what is wrong with it.
+Always read whole are floats, all of which must be checked (NaN, infinities, values beyond 1e18), integers that may not
+fit into 16 bits, and whatever is compressed: a damaged segment outside of a crop would not be noticed, and whether an
+image is replaced would depend on the crops of a run, where it must depend on the file alone. Uncompressed integers
+cannot be damaged in that way: the header shows whether the file holds all of them.
 """
 
 import math
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from openmae.data.decoding.nodata import Nodata
 from openmae.data.decoding.npy import NPY, read_npy_header
-from openmae.data.decoding.pixels import BadImage, as_known_type
+from openmae.data.decoding.pixels import BadImage, to_supported_dtype
 from openmae.data.decoding.tiff import TIFF, full_pages, is_alpha, mark_of_page, open_tiff
 from openmae.data.resize import LARGE_PIXELS, Pixels
 
@@ -25,7 +24,7 @@ _GREY, _RGB = 1, 2
 
 
 class Layout(NamedTuple):
-    """Where the numbers of an image lie in its file.
+    """Where the values of an image are in its file.
 
     Attributes:
         dtype: of the numbers, in the byte order of the file.
@@ -43,24 +42,26 @@ class Layout(NamedTuple):
 
 
 class StoredImage:
-    """An H x W x C image in its file; the equal of the decoded one, of which parts are read when they are cut out."""
+    """An H x W x C image in its file: slicing reads only the slice; equal to the decoded image."""
 
     def __init__(self, file: BinaryIO, layout: Layout) -> None:
         self._layout, self.shape = layout, layout.shape
-        self._descriptor = os.dup(file.fileno())  # a file that is replaced or gone meanwhile stays what it was
+        self._descriptor = os.dup(
+            file.fileno()
+        )  # so that the content stays available if the file is replaced or deleted
 
     def __del__(self) -> None:
         os.close(self._descriptor)
 
     def __getitem__(self, rows_and_columns: tuple[slice, slice]) -> NDArray:
-        """A part, of uint8 or uint16. Raises BadImage where the file was cut off since its header was read."""
+        """A slice, of uint8 or uint16. Raises BadImage where the file was truncated since its header was read."""
         stored, (height, width, channels) = self._layout, self.shape
         (top, bottom, _), (left, right, _) = (
             side.indices(length) for side, length in zip(rows_and_columns, (height, width), strict=True)
         )
         part = np.empty((max(0, bottom - top), max(0, right - left), channels), stored.dtype)
         if not part.size:
-            return as_known_type(part)
+            return to_supported_dtype(part)
         tall, wide = (stored.segment[axis] for axis in stored.order[:2])
         for row in range(top // tall, -(-bottom // tall)):
             for column in range(left // wide, -(-right // wide)):
@@ -71,21 +72,21 @@ class StoredImage:
                 in_file = tuple(box[stored.order.index(axis)] for axis in range(3))
                 found = self._read(int(stored.offsets[row, column]), in_file).transpose(stored.order)
                 part[of_y.start - top : of_y.stop - top, of_x.start - left : of_x.stop - left] = found
-        return as_known_type(part)
+        return to_supported_dtype(part)
 
     def _read(self, start: int, box: tuple[slice, ...]) -> NDArray:
         """A box of the segment that begins at byte `start`."""
         dtype, sides = self._layout.dtype, self._layout.segment
         lengths = [side.stop - side.start for side in box]
         part = np.empty(lengths, dtype)
-        axis = 2  # behind it all is taken, so that what is taken along it lies in one piece
+        axis = 2  # the box spans all axes after this one, so along it the bytes are contiguous
         while axis > 0 and lengths[axis] == sides[axis]:
             axis -= 1
         steps = [dtype.itemsize * math.prod(sides[a + 1 :]) for a in range(3)]
         first = start + sum(side.start * step for side, step in zip(box, steps, strict=True))
         numbers, size = memoryview(part.reshape(-1).view(np.uint8).data), dtype.itemsize * math.prod(lengths[axis:])
-        for number, place in enumerate(np.ndindex(*lengths[:axis])):
-            offset = first + sum(a * step for a, step in zip(place, steps, strict=False))
+        for number, position in enumerate(np.ndindex(*lengths[:axis])):
+            offset = first + sum(a * step for a, step in zip(position, steps, strict=False))
             self._fill(numbers[number * size : (number + 1) * size], offset)
         return part
 
@@ -93,7 +94,7 @@ class StoredImage:
         while len(piece):
             try:
                 count = os.preadv(self._descriptor, [piece], offset)
-            except OSError as error:  # of a disk or server
+            except OSError as error:  # an I/O error of a disk or server
                 raise BadImage(error.strerror or type(error).__name__) from error
             if count <= 0:
                 raise BadImage("cut off while it was read")
@@ -102,24 +103,24 @@ class StoredImage:
 
 @runtime_checkable
 class HasStoredImages(Protocol):
-    """A source of images that may lie in files of which a part can be read alone."""
+    """A source with images of which a crop may be readable without decoding the whole."""
 
-    def stored(self, index: int) -> StoredImage | None:
-        """An image whose parts can be read alone; None where it is small, or must be read whole."""
+    def stored_image(self, index: int) -> StoredImage | None:
+        """The image in its file; None where it is small, or must be decoded whole. Raises BadImage."""
         ...
 
 
-def has_parts(source: object, index: int) -> bool:
-    """Whether parts of an image can be read alone."""
+def can_read_regions(source: object, index: int) -> bool:
+    """Whether crops of an image can be read without decoding the whole."""
     try:
-        return stored_of(source, index) is not None
-    except BadImage:  # said when it is read
+        return stored_image_of(source, index) is not None
+    except BadImage:  # reported when it is read
         return False
 
 
-def stored_of(source: object, index: int) -> StoredImage | None:
-    """An image of any source, if its parts can be read alone."""
-    return source.stored(index) if isinstance(source, HasStoredImages) else None
+def stored_image_of(source: object, index: int) -> StoredImage | None:
+    """`stored_image` of any source; None where it has no such images."""
+    return source.stored_image(index) if isinstance(source, HasStoredImages) else None
 
 
 class Readable(Protocol):
@@ -128,33 +129,33 @@ class Readable(Protocol):
     def read(self, index: int) -> NDArray: ...
 
 
-def pixels_of(source: Readable, index: int) -> Pixels:
-    """An image to be cut from: its file where parts of it can be read alone, else the decoded whole.
+def open_pixels(source: Readable, index: int) -> Pixels:
+    """An image to crop from: lazily read where that is possible, else decoded.
 
-    Raises BadImage as reading it does.
+    Raises BadImage, see `Source.read`.
     """
-    stored = stored_of(source, index)
+    stored = stored_image_of(source, index)
     return source.read(index) if stored is None else stored
 
 
-def open_stored(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> StoredImage | None:
-    """The image of an opened file; None where it is small, or must be read whole.
+def open_stored_image(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> StoredImage | None:
+    """The image of an opened file; None where it is small, or must be decoded whole.
 
     Args:
-        axes, rule: as of `read_npy`.
+        axes, rule: see `read_npy`.
     """
     try:
         head = file.read(len(NPY))
         find = _npy_layout if head.startswith(NPY) else _tiff_layout if head.startswith(TIFF) else None
         layout = None if find is None else find(file, max_pixels, axes, rule)
-    except Exception:  # read whole, it says what is wrong with it
+    except Exception:  # decoding the whole image reports what is wrong
         return None
     return None if layout is None or math.prod(layout.shape[:2]) <= LARGE_PIXELS else StoredImage(file, layout)
 
 
 def _npy_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata | None) -> Layout | None:
     header = read_npy_header(file, max_pixels, axes)
-    if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_hit(header.dtype)):
+    if header.dtype.name not in ("uint8", "uint16") or (rule is not None and rule.may_match(header.dtype)):
         return None
     (a, b, c), order = (*header.shape, 1)[:3], header.order(axes)
     if header.is_fortran or order[0] > order[1]:  # columns lie in one piece, and resizing goes by rows
@@ -169,7 +170,7 @@ def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata
         if len(pages) > 1 or tiff.is_imagej or not _is_plain(page):
             return None
         dtype = np.dtype(f"{tiff.byteorder}u{bits // 8}")
-        if rule is not None and rule.may_hit(dtype, mark_of_page(page, page)):
+        if rule is not None and rule.may_match(dtype, mark_of_page(page, page)):
             return None
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
@@ -187,7 +188,7 @@ def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata
 
 
 def _is_plain(page: Any) -> bool:
-    """Whether the image is what lies in the file, number by number."""
+    """Whether the values in the file are the image's: integers without compression, alpha or another orientation."""
     return (
         page.compression == _UNCOMPRESSED
         and page.predictor == _UNCOMPRESSED

@@ -1,4 +1,4 @@
-"""Work on one pixel after another, a strip of rows at a time: the same numbers in a fraction of the memory."""
+"""Pixelwise operations in strips of rows: the same result in a fraction of the memory."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -9,16 +9,20 @@ STRIP_PIXELS = 1 << 17  # few enough that a strip's intermediate numbers stay in
 
 
 def strips(height: int, width: int) -> Iterator[slice]:
-    """The rows of an image, some at a time, in order; at least one."""
+    """The rows of an image in consecutive slices of at least one row."""
     rows = max(1, STRIP_PIXELS // max(1, width))
     return (slice(start, min(start + rows, height)) for start in range(0, height, rows))
 
 
-def in_strips(shape: Sequence[int], of_rows: Callable[[slice], NDArray]) -> NDArray:
-    """An image of a height and a width, made of what `of_rows` makes of each strip: (rows, W, C) -> (H, W, C)."""
+def in_strips(shape: Sequence[int], function: Callable[[slice], NDArray]) -> NDArray:
+    """Concatenate what `function` returns for the rows of each strip, (rows, W, C): (H, W, C).
+
+    Args:
+        shape: height and width, what follows is ignored.
+    """
     (height, width), whole = shape[:2], None
     for rows in strips(height, width):
-        strip = of_rows(rows)
+        strip = function(rows)
         if rows.stop - rows.start == height:
             return strip
         if whole is None:

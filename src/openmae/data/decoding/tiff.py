@@ -1,4 +1,4 @@
-"""TIFF: what Pillow would narrow or refuse (stacks, many channels, 16-bit RGB, floats) with tifffile."""
+"""TIFF: what Pillow would reduce or refuse (stacks, many channels, 16-bit RGB, floats) with tifffile."""
 
 import logging
 import math
@@ -13,14 +13,14 @@ from openmae.data.decoding.nodata import (
     GDAL_NODATA,
     FrameNodata,
     Nodata,
-    emptied,
+    attach_mask,
     mask_of,
-    masked,
     values_of,
-    with_mask,
+    zero_and_mask,
+    zero_masked,
 )
 from openmae.data.decoding.pillow import read_with_pillow
-from openmae.data.decoding.pixels import BadImage, as_known_type, check_size, composite, upright
+from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size, composite, to_supported_dtype
 from openmae.data.decoding.strips import in_strips
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
@@ -28,12 +28,12 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 _RGB, _PALETTE, _YCBCR = 2, 3, 6  # TIFF's PhotometricInterpretation; 0 and 1 are grey, white or black at 0
 _ALPHA = (1, 2)  # TIFF ExtraSamples: 1 colour premultiplied, 2 not; 0 is a channel like any other (near infrared, say)
 
-# tifffile logs each damaged tag; what matters of it becomes a BadImage. Without a handler it would go to stderr.
+# tifffile logs each damaged tag, to stderr without a handler; what matters becomes a BadImage.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 
 def open_tiff(file: BinaryIO) -> Any:
-    """A TIFF of which tifffile parsed the header; by its content alone, for that stumbles over a name in bytes."""
+    """Open a TIFF with tifffile; under a fixed name, since tifffile fails for file names of bytes."""
     from tifffile import TiffFile
 
     file.seek(0)
@@ -41,7 +41,7 @@ def open_tiff(file: BinaryIO) -> Any:
 
 
 def full_pages(tiff: Any, max_pixels: int) -> list[Any]:
-    """The pages of an opened TIFF without thumbnails and pyramid levels. Raises BadImage for more than is taken."""
+    """The pages of a TIFF without thumbnails and pyramid levels. Raises BadImage for a size beyond the limits."""
     pages: list[Any] = []
     for page in tiff.pages:  # one directory at a time, so that a chain without end stops here
         if not page.is_reduced:
@@ -56,9 +56,9 @@ def is_alpha(extra: tuple[int, ...]) -> bool:
 
 
 def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata | None = None) -> np.ndarray:
-    """Pages of one shape and type, stacked as channels; masked where `rule` or a page's own mark says so.
+    """Pages of one shape and type, stacked as channels; nodata, by `rule` and the pages' own tags, is masked.
 
-    Raises BadImage for what is not taken, and what the two libraries raise for all else.
+    Raises BadImage for an unsupported image, and whatever the two libraries raise.
     """
     # Pages and never `series`: for that tifffile parses OME's XML, which may name other files, and opens them.
     with open_tiff(file) as tiff:
@@ -66,9 +66,9 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
         if not pages or any(page.shape != pages[0].shape for page in pages):
             shapes = ", ".join(sorted({str(page.shape) for page in pages}))
             raise BadImage(f"TIFF pages of different shapes: {shapes}" if pages else "TIFF without a full-size page")
-        said = re.search(r"^images=(\d+)", pages[0].description or "", re.MULTILINE)
-        if said and tiff.is_imagej and int(said[1]) > len(tiff.pages):
-            raise BadImage(f"ImageJ stack of {said[1]} images with {len(tiff.pages)} directories: save them as pages")
+        imagej = re.search(r"^images=(\d+)", pages[0].description or "", re.MULTILINE)
+        if imagej and tiff.is_imagej and int(imagej[1]) > len(tiff.pages):
+            raise BadImage(f"ImageJ stack of {imagej[1]} images with {len(tiff.pages)} directories: save them as pages")
         if all(map(_suits_pillow, pages)):  # it has codecs (LZW, JPEG) that tifffile alone lacks
             frames = [(page.index, _nodata_of(page, mark_of_page(page, pages[0]), rule)) for page in pages]
             layers: Iterable[np.ndarray] = read_with_pillow(file, background, max_pixels, frames)
@@ -78,16 +78,16 @@ def read_tiff(file: BinaryIO, background: float, max_pixels: int, rule: Nodata |
 
 
 def mark_of_page(page: Any, first: Any) -> float | None:
-    """The value that stands for none, as GDAL notes it for a page or for all in the first; None where none is noted."""
+    """The nodata value in GDAL's tag of a page, or of the first page for all; None where there is none."""
     text = page.tags.valueof(GDAL_NODATA, default=first.tags.valueof(GDAL_NODATA))
     try:
-        return float(str(text).strip("\0 ").replace(",", "."))  # GDAL once wrote numbers as people of a place do
+        return float(str(text).strip("\0 ").replace(",", "."))  # GDAL once wrote decimal commas in some locales
     except ValueError:  # no such tag, or a word in it
         return None
 
 
 def _nodata_of(page: Any, mark: float | None, rule: Nodata | None) -> FrameNodata | None:
-    """What stands for none in what Pillow makes of a page."""
+    """The nodata rule of a page as Pillow decodes it."""
     if rule is None:
         return None
     if page.photometric == _PALETTE:
@@ -95,7 +95,7 @@ def _nodata_of(page: Any, mark: float | None, rule: Nodata | None) -> FrameNodat
     if page.photometric not in (0, 1):
         return FrameNodata(rule, mark if page.photometric in (_RGB, _YCBCR) else None)
     bits = page.bitspersample
-    full, scale = (65535, 1) if bits == 16 else (255, 255 // (2**bits - 1))  # Pillow's numbers of fewer than 8 bits
+    full, scale = (65535, 1) if bits == 16 else (255, 255 // (2**bits - 1))  # how Pillow scales fewer than 8 bits
     mark = None if mark is None else mark * scale
     if page.photometric == 1:
         return FrameNodata(rule, mark)
@@ -104,26 +104,26 @@ def _nodata_of(page: Any, mark: float | None, rule: Nodata | None) -> FrameNodat
 
 
 def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """H x W x C each -> H x W x all of them, with no more than one of them beside the result."""
-    whole, empty, at = None, None, 0
+    """Concatenate H x W x C layers along the channels, with only one layer in memory beside the result."""
+    whole, empty, start = None, None, 0
     for layer in layers:
         if count == 1:
-            return with_mask(values_of(layer), mask_of(layer))
+            return attach_mask(values_of(layer), mask_of(layer))
         if whole is None:
             whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
         if layer.dtype != whole.dtype:
             raise BadImage("TIFF pages of different types")
-        if layer.shape[:2] != whole.shape[:2] or at + layer.shape[2] > whole.shape[2]:
+        if layer.shape[:2] != whole.shape[:2] or start + layer.shape[2] > whole.shape[2]:
             raise BadImage("TIFF pages of different shapes")
-        whole[..., at : at + layer.shape[2]] = values_of(layer)
+        whole[..., start : start + layer.shape[2]] = values_of(layer)
         if (mask := mask_of(layer)) is not None:
             empty = np.zeros(whole.shape, bool) if empty is None else empty
-            empty[..., at : at + layer.shape[2]] = mask
-        at += layer.shape[2]
+            empty[..., start : start + layer.shape[2]] = mask
+        start += layer.shape[2]
     assert whole is not None
-    if at != whole.shape[2]:
+    if start != whole.shape[2]:
         raise BadImage("TIFF pages of different shapes")
-    return with_mask(whole, empty)
+    return attach_mask(whole, empty)
 
 
 def _suits_pillow(page: Any) -> bool:
@@ -156,12 +156,12 @@ def _tiff_page(page: Any, file: BinaryIO, background: float, rule: Nodata | None
     array = np.moveaxis(array, 0, 2) if page.axes == "SYX" else array.reshape(*array.shape[:2], -1)
     mask, extra = None if rule is None else rule.mask(array, mark), page.extrasamples
     if mask is not None and is_alpha(extra):
-        mask[..., -1] = array[..., -1] != array[..., -1]  # how much shows is no value of the image, but for NaN
+        mask[..., -1] = array[..., -1] != array[..., -1]  # alpha is never nodata, unless it is NaN
     if page.photometric == 0 and array.dtype.kind == "u":  # white is zero
         array = in_strips(array.shape, lambda rows: np.iinfo(array.dtype).max - array[rows])
-    array = as_known_type(emptied(array, mask))
+    array = to_supported_dtype(zero_masked(array, mask))
     if is_alpha(extra):
         array = composite(array, background, premultiplied=extra[0] == 1)
         mask = None if mask is None else mask[..., :-1]
     orientation = page.tags.valueof(274, default=1)
-    return upright(masked(array, mask), orientation)
+    return apply_orientation(zero_and_mask(array, mask), orientation)

@@ -1,4 +1,4 @@
-"""Labels from a CSV beside the images: one class, several, or a 0/1 column for each class."""
+"""Labels from a CSV file: one class, several classes, or a 0/1 column for each class."""
 
 import csv
 import hashlib
@@ -15,7 +15,7 @@ from openmae.data.labels.numbers import number_of
 from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
-MAX_TABLE_BYTES = 4 << 30  # a label column that is really an id would make a class of every image
+MAX_TABLE_BYTES = 4 << 30  # or a label column of unique ids would make a class of every image
 PATH_COLUMNS = ("path", "file", "filename", "image", "name")
 _EXPECTED = "expected columns path,label or path,labels (names separated by ;) or path and a 0/1 column for each class"
 _NUMBERS = "; --task regression takes columns of numbers"
@@ -26,12 +26,12 @@ Target = int | tuple[int, ...]  # ids of the columns or names in order of appear
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """What a label file says about n images.
+    """The labels of n images from a label file.
 
     Attributes:
         classes: the names, sorted.
         targets: (n,) int64, or (n, classes) float32 of 0 and 1 if `is_multi_label`; -1 where there is no label.
-        is_of_columns: the names are those of columns, in the header.
+        is_of_columns: the classes are the columns of the header.
         unlisted: images without a label.
         unmatched: rows that name no image of the data.
     """
@@ -45,7 +45,7 @@ class LabelTable:
 
 
 class LabelledSource:
-    """A source whose labels come from elsewhere: `targets` (n,) int64 or (n, K) float32, -1 where there is none.
+    """A source whose labels are replaced: `targets` (n,) int64 or (n, K) float32, -1 where there is none.
 
     With several labels an image, a label is a (K,) row of zeros and ones.
     """
@@ -82,8 +82,7 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
     """Read the labels of the images called `names` (as `Source.name` gives them) from a CSV.
 
     A row's path is relative to DATA; where no image has that name, more or fewer leading folders may be given as long
-    as one image only fits. Raises RequestError, one line, for a file that cannot be used, says two things of one image
-    or names none of them.
+    as only one image matches. Raises RequestError for a file that cannot be used, contradicts itself or names no image.
     """
     rows = rows_of(path)
     _, header = next(rows, (0, []))
@@ -113,7 +112,7 @@ def read_label_file(path: str, names: Sequence[str]) -> LabelTable:
 
 
 def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
-    """The number of the line and the cells of each row that is not blank."""
+    """Line number and cells of each row that is not blank. Raises RequestError, see `read_label_file`."""
     check_label_file(path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -128,7 +127,7 @@ def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _kind(path: str, header: list[str]) -> str:
-    """What the header announces: `label`, `labels` or `columns`."""
+    """The kind of label file by its header: `label`, `labels` or `columns`."""
     if not header:
         raise RequestError(f"{shown(path)} is empty: {_EXPECTED}")
     first, *rest = (name.strip().lower() for name in header)
@@ -157,9 +156,9 @@ def _flags(where: str, row: list[str], columns: list[str]) -> tuple[int, ...]:
 
 
 def _table(
-    path: str, found: dict[int, Target], ids: dict[str, int], count: int, kind: str, unmatched: int
+    path: str, grouped_by_image: dict[int, Target], ids: dict[str, int], count: int, kind: str, unmatched: int
 ) -> LabelTable:
-    """Ids in order of appearance become ids in order of the names."""
+    """Renumber classes from order of appearance to alphabetical order."""
     classes, is_multi_label = sorted(ids), kind != "label"
     new_ids = {ids[name]: i for i, name in enumerate(classes)} | {-1: -1}
     targets: NDArray[np.int64] | NDArray[np.float32]
@@ -169,14 +168,14 @@ def _table(
         if count * len(classes) * 4 > MAX_TABLE_BYTES:
             raise RequestError(f"{shown(path)} names {len(classes)} classes for {count} images: is that column labels?")
         targets = np.full((count, len(classes)), -1, np.float32)
-        for image, target in found.items():
+        for image, target in grouped_by_image.items():
             targets[image] = 0
             assert isinstance(target, tuple)
             targets[image, [new_ids[i] for i in target]] = 1
-        unlisted = count - len(found)
+        unlisted = count - len(grouped_by_image)
     else:
         targets = np.full(count, -1, np.int64)
-        for image, target in found.items():
+        for image, target in grouped_by_image.items():
             assert isinstance(target, int)
             targets[image] = new_ids[target]
         unlisted = int((targets < 0).sum())
@@ -193,7 +192,7 @@ def _table(
 def rows_with_images(
     path: str, rows: Iterable[tuple[int, list[str]]], num_cells: int, names: Sequence[str]
 ) -> Iterator[tuple[str, list[str], int | None]]:
-    """Of each row: where it stands, for a message; its cells; the index of the image it names, None if there is none.
+    """For each row: its position, for messages; its cells; the index of the image that it names, None for no image.
 
     Raises:
         RequestError: a row has more or fewer cells than the header, or names several images.
@@ -216,10 +215,12 @@ class ImageNames:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names: dict[str, int] = {}
-        for i, name in enumerate(names):  # parts of one name, from different places, may hold files of one name
+        for i, name in enumerate(
+            names
+        ):  # splits from different folders of the same name may have files of the same name
             self._names[name] = AMBIGUOUS if name in self._names else i
         self._depth = max((name.count("/") for name in names), default=0)
-        self._ends: dict[str, int] | None = None  # all ends of all paths; seldom needed
+        self._ends: dict[str, int] | None = None  # all trailing parts of all paths; built when first needed
 
     def find(self, text: str) -> int | None:
         """The image's index; None if there is no such image; AMBIGUOUS if there are several."""
@@ -243,5 +244,5 @@ class ImageNames:
 
 
 def shown_cell(text: str) -> str:
-    """A cell of a table as messages show it: one line, cut at 80 characters."""
+    """A cell of a table for messages: one line of at most 80 characters."""
     return shown(text if len(text) <= 80 else text[:77] + "...")

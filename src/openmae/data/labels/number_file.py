@@ -1,4 +1,4 @@
-"""Numbers to predict from a CSV beside the images: a path and a column of numbers, or several."""
+"""Regression targets from a CSV file: a path and one or more columns of numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _EXPECTED = f"with --task regression expected path (or {', '.join(PATH_COLUMNS[1
 
 @dataclass(frozen=True, kw_only=True)
 class NumberTable:
-    """What a file of numbers says about n images.
+    """The regression targets of n images from a CSV.
 
     Attributes:
-        columns: their names, as in the header.
+        columns: names of the targets, as in the header.
         targets: (n, columns) float64; a row of NaN where a number is missing.
         unmatched: rows that name no image of the data.
     """
@@ -30,12 +30,12 @@ class NumberTable:
 
 
 def read_number_file(path: str, names: Sequence[str]) -> NumberTable:
-    """Read the numbers of the images called `names` (as `Source.name` gives them) from a CSV.
+    """Read the targets of the images called `names` (as `Source.name` gives them) from a CSV.
 
     Paths are as in `read_label_file`. An empty cell, or nan, na, null or none in it, is a missing number.
 
-    Raises RequestError, one line, for a file that cannot be used, holds something other than numbers, says two things
-    of one image or names none of them.
+    Raises RequestError for a file that cannot be used, has cells that are not numbers, contradicts itself or names no
+    image.
     """
     rows = rows_of(path)
     _, header = next(rows, (0, []))
@@ -67,12 +67,12 @@ def read_number_file(path: str, names: Sequence[str]) -> NumberTable:
 def _columns(path: str, header: list[str]) -> tuple[str, ...]:
     if not header:
         raise RequestError(f"{shown(path)} is empty: {_EXPECTED}")
-    told = ",".join(map(shown_cell, header[:5]))
+    found = ",".join(map(shown_cell, header[:5]))
     columns = tuple(name.strip() for name in header[1:])
     if header[0].strip().lower() not in PATH_COLUMNS or not columns:
-        raise RequestError(f"{shown(path)} begins with {told}; {_EXPECTED}")
+        raise RequestError(f"{shown(path)} begins with {found}; {_EXPECTED}")
     if "" in columns or len(set(columns)) < len(columns):
-        raise RequestError(f"{shown(path)}: each column needs a name of its own, got {told}")
+        raise RequestError(f"{shown(path)}: each column needs a name of its own, got {found}")
     return columns
 
 

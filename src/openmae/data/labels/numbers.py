@@ -1,4 +1,4 @@
-"""Labels that are numbers: told from class names, read from what a source has, and kept as targets to predict."""
+"""Numeric labels: telling them from class names, reading them from a source, and using them as regression targets."""
 
 import hashlib
 import re
@@ -14,21 +14,21 @@ from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import SourceView
 from openmae.errors import RequestError, shown
 
-COLUMN = "label"  # what numbers are called that come without the name of a column
-MISSING = ("", "nan", "na", "n/a", "null", "none")  # cells without a number, whatever their case
-FEW = 3  # that a message names
+COLUMN = "label"  # the name of regression targets that come without one
+MISSING = ("", "nan", "na", "n/a", "null", "none")  # cells of missing numbers, in any case
+MAX_SHOWN = 3  # examples in a message
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 @runtime_checkable
 class Numbered(Protocol):
-    """A source that has numbers beside, or instead of, classes: (n,) float64, NaN where there is none."""
+    """A source with numeric labels beside, or instead of, classes: (n,) float64, NaN where there is none."""
 
     numbers: NDArray[np.float64] | None
 
 
 class NumberedSource(SourceView):
-    """A source whose labels are numbers to predict: `targets` (n, T) float64, a row of NaN where one is missing."""
+    """A source whose labels are regression targets: `targets` (n, T) float64, a row of NaN where one is missing."""
 
     def __init__(self, source: Source, targets: NDArray[np.float64], columns: Sequence[str]) -> None:
         assert targets.dtype == np.float64 and targets.shape == (len(source), len(columns))
@@ -39,7 +39,7 @@ class NumberedSource(SourceView):
     def __len__(self) -> int:
         return len(self.source)
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return index
 
     def label(self, index: int) -> NDArray[np.float64] | None:
@@ -52,7 +52,7 @@ class NumberedSource(SourceView):
 
 
 def number_of(text: str) -> float | None:
-    """The number that a cell or a name is; NaN for one of the usual words for a missing one, None for anything else."""
+    """A cell or class name as a number; NaN for a word of `MISSING`, None for anything else."""
     text = text.strip()
     if text.lower() in MISSING:
         return float("nan")
@@ -64,7 +64,7 @@ def kind_of_names(names: Iterable[str]) -> str | None:
 
     Returns:
         "fractional" where most are numbers and some have a fraction; "whole" where all are whole numbers; None where
-        they are names. Words for a missing number say nothing.
+        they are names. Words of `MISSING` are ignored.
     """
     numbers = [number for number in map(number_of, names) if number is None or number == number]
     known = [number for number in numbers if number is not None]
@@ -73,37 +73,39 @@ def kind_of_names(names: Iterable[str]) -> str | None:
     return "whole" if known and len(known) == len(numbers) else None
 
 
-def spread_of_names(names: Iterable[str]) -> str:
-    """`20 to 59`: the least and the largest of the numbers among the names."""
+def range_of_names(names: Iterable[str]) -> str:
+    """`20 to 59`: the lowest and the highest of the names that are numbers."""
     known = [number for number in map(number_of, names) if number is not None and number == number]
     return f"{min(known):.6g} to {max(known):.6g}"
 
 
-def own_numbers(source: Source) -> NDArray[np.float64] | None:
-    """The numbers that a source has as numbers, a tile its image's; None where it has none."""
+def stored_numbers(source: Source) -> NDArray[np.float64] | None:
+    """The numeric labels of a source's table or index (of a tile its image's), see `Numbered`; None without any."""
     if isinstance(source, Tiled):
-        of_images = own_numbers(source.source)
+        of_images = stored_numbers(source.source)
         return None if of_images is None else of_images[source.image_numbers]
     return source.numbers if isinstance(source, Numbered) else None
 
 
-def kept_numbers(source: Source) -> NDArray[np.float64] | None:
-    """The numbers of a source where its classes do not say them: some have a fraction, or lie below -1; else None."""
-    numbers = own_numbers(source)
+def non_class_numbers(source: Source) -> NDArray[np.float64] | None:
+    """The `stored_numbers` of a source if they cannot be class ids: some are fractional or below -1; else None."""
+    numbers = stored_numbers(source)
     if numbers is None:
         return None
     known = numbers[~np.isnan(numbers)]
     return numbers if ((known < -1) | (known != np.floor(known))).any() else None
 
 
-def numbers_of(source: Source) -> NDArray[np.float64] | None:
-    """The numbers that a source's labels are, (n,) with NaN where there is none; None where they are names.
+def numeric_labels(source: Source) -> NDArray[np.float64] | None:
+    """A source's labels as numbers, (n,) with NaN where there is none; None where they are class names.
 
-    Class names that all are numbers (folders called 20.5, 21) are those; labels without names are numbers themselves.
+    Class names that are all numeric (folders 20.5, 21) count as numbers; labels without class names are numbers.
     """
-    numbers = own_numbers(source)
+    numbers = stored_numbers(source)
     if numbers is not None:
-        is_hidden = bool((np.isnan(numbers) | (numbers == -1)).all())  # as on the Hugging Face hub, of a whole part
+        is_hidden = bool(
+            (np.isnan(numbers) | (numbers == -1)).all()
+        )  # -1 throughout: hidden labels, as of test splits on the Hugging Face hub
         return np.full_like(numbers, np.nan) if is_hidden else numbers
     labels = [source.label(index) for index in range(len(source))]
     if not all(label is None or isinstance(label, int) for label in labels):
@@ -116,13 +118,13 @@ def numbers_of(source: Source) -> NDArray[np.float64] | None:
     return np.array([np.nan if label is None else of_class[int(label)] for label in labels], np.float64)
 
 
-def numbered(data: str, source: Source) -> NumberedSource:
-    """A source with the numbers that its own labels are.
+def with_number_labels(data: str, source: Source) -> NumberedSource:
+    """The source with its labels as regression targets.
 
     Raises:
         RequestError: they are names, or too large.
     """
-    numbers = numbers_of(source)
+    numbers = numeric_labels(source)
     if numbers is None:
         name = next((n for n in source.classes or () if number_of(n) is None), "several labels an image")
         raise RequestError(
@@ -135,11 +137,11 @@ def numbered(data: str, source: Source) -> NumberedSource:
 
 
 def check_names(data: str, names: Sequence[str], advice: str) -> None:
-    """Raise RequestError where class names are numbers, some of them with a fraction."""
+    """Raise RequestError where most class names are numbers, some of them fractional."""
     if kind_of_names(names) != "fractional":
         return
     known = sorted((n, name) for name in names if (n := number_of(name)) is not None and n == n)
-    few = ", ".join(shown(name) for _, name in known[:FEW]) + (", …" if len(known) > FEW else "")
+    few = ", ".join(shown(name) for _, name in known[:MAX_SHOWN]) + (", …" if len(known) > MAX_SHOWN else "")
     raise RequestError(
         f"the {len(names)} different labels of {shown(data)} are numbers, some with a fraction ({few}): {advice}"
     )

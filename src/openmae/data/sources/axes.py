@@ -1,7 +1,7 @@
-"""Which axis of a `.npy` of three dimensions holds the channels: decided once for a data set, or asked for.
+"""Which axis of a three-dimensional `.npy` holds the channels: decided once for a data set, or given by `--axes`.
 
-TIFF says it itself. NumPy's files do not: 12 × 64 × 64 are 12 channels of 64 × 64 pixels to most who write them so, and
-were 12 × 64 pixels of 64 channels to those who wrote them otherwise.
+TIFF states it. NumPy's files do not: 12 × 64 × 64 is most likely 12 channels of 64 × 64 pixels, but may be
+12 × 64 pixels of 64 channels.
 """
 
 import os
@@ -17,16 +17,16 @@ from openmae.errors import RequestError, shown
 
 NUM_SURVEYED = 256  # files whose headers are read
 HEADER_BYTES = 10_240
-HOW_TO_SAY = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
+AXES_ADVICE = f"--axes {CHANNELS_FIRST} (channels first) or --axes {CHANNELS_LAST} (channels last) says it"
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The order of axes in a data set's `.npy` files, and why it was taken.
+    """The order of axes in a data set's `.npy` files, and the reason for it.
 
     Attributes:
-        order: C, Y and X in the order of the axes; None where no file of three dimensions was seen.
-        why: for the plan; None where no such file was seen.
+        order: C, Y and X in the order of the axes; None where there is no file of three dimensions.
+        why: the reason; None where there is no such file.
     """
 
     order: str | None
@@ -34,45 +34,47 @@ class Axes:
 
     @property
     def lines(self) -> list[str]:
-        """What a plan says of it."""
+        """The line about it in a plan."""
         return [] if self.why is None else [f"axes       {self.order}: {self.why}"]
 
 
 BY_SHAPE = Axes(None)
 
 
-def decide_axes(named_shapes: Iterable[tuple[str, tuple[int, ...]]], said: str | None, usual: str | None) -> Axes:
-    """The order of axes of a data set.
+def decide_axes(
+    named_shapes: Iterable[tuple[str, tuple[int, ...]]], requested: str | None, default: str | None
+) -> Axes:
+    """Decide the order of axes of a data set.
 
     Args:
-        named_shapes: some files and their shapes; those of other than three dimensions do not count.
-        said: by a person, who is believed.
-        usual: what a model had, for shapes that do not tell.
+        named_shapes: names and shapes of some files; only those of three dimensions count.
+        requested: by `--axes`; it always wins.
+        default: the order of a model's training data, where the shapes are ambiguous.
 
     Raises:
-        RequestError: the shapes contradict each other, or none tells and nobody says.
+        RequestError: the shapes contradict each other, or are ambiguous without `requested` and `default`.
     """
     shapes = {shape: name for name, shape in named_shapes if len(shape) == 3}
     if not shapes:
-        return Axes(said)
-    if said is not None:
-        return Axes(said, "as --axes says")
+        return Axes(requested)
+    if requested is not None:
+        return Axes(requested, "as --axes says")
     evident = {order: (shape, name) for shape, name in shapes.items() if (order := evident_order(shape)) is not None}
     if len(evident) > 1:
-        told = " and ".join(f"{shown(name)} is {_times(shape)}" for shape, name in evident.values())
-        raise RequestError(f"the channels seem to be now first, now last: {told}; {HOW_TO_SAY}")
+        examples = " and ".join(f"{shown(name)} is {_times(shape)}" for shape, name in evident.values())
+        raise RequestError(f"the channels seem to be now first, now last: {examples}; {AXES_ADVICE}")
     if evident:
         order, (shape, _) = next(iter(evident.items()))
         which = "first" if order == CHANNELS_FIRST else "last"
         return Axes(order, f"the {which} axis of {_times(shape)} is the smallest (--axes says otherwise)")
     shape, name = next(iter(shapes.items()))
-    if usual is not None:
-        return Axes(usual, f"as the model had them, for {_times(shape)} does not tell (--axes says otherwise)")
-    raise RequestError(f"{shown(name)} is {_times(shape)}: which axis holds the channels is not clear; {HOW_TO_SAY}")
+    if default is not None:
+        return Axes(default, f"as the model had them, for {_times(shape)} does not tell (--axes says otherwise)")
+    raise RequestError(f"{shown(name)} is {_times(shape)}: which axis holds the channels is not clear; {AXES_ADVICE}")
 
 
 def shapes_of_files(root: Path, files: Iterable[bytes]) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of some `.npy` files, evenly drawn, from their headers; what cannot be read says nothing."""
+    """Names and shapes of a random sample of `.npy` files, from their headers; unreadable ones are left out."""
     arrays = [file for file in files if file.lower().endswith(b".npy")]
     count = min(NUM_SURVEYED, len(arrays))
     for index in Permutation(len(arrays), 0)(np.arange(count)).tolist() if count else ():
@@ -86,7 +88,7 @@ def shapes_of_files(root: Path, files: Iterable[bytes]) -> Iterable[tuple[str, t
 
 
 def shapes_of_bytes(named: Iterable[tuple[str, bytes]]) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """The same of files that are in memory."""
+    """Names and shapes of `.npy` files in memory, given by name and bytes."""
     for name, data in named:
         shape = shape_of(data[:HEADER_BYTES]) if data.startswith(NPY) else None
         if shape is not None:

@@ -1,4 +1,4 @@
-"""Data that comes inside the wheels of scikit-image and scikit-learn: nothing to download, real enough for a demo."""
+"""Data inside the wheels of scikit-image and scikit-learn: for a demo without a download."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ from openmae.data.sources.named import check_embedded
 from openmae.errors import RequestError
 
 _SKIMAGE, _SKLEARN = ("skimage", "data"), ("sklearn", "datasets/images")
-# Each photograph, and which part of it is held out: a band of 28 % on the side that shows most.
+# Each photograph, and the side on which a band of 28 % is held out: the one that shows most.
 _PHOTOS = (
     (*_SKIMAGE, "astronaut.png", "right"),
     (*_SKIMAGE, "chelsea.png", "left"),

@@ -1,4 +1,4 @@
-"""Image files below a folder: which they are, and reading them. User files are never changed."""
+"""Image files below a folder as a source. User files are never changed."""
 
 import contextlib
 import hashlib
@@ -16,26 +16,26 @@ from openmae.config.checks import OFF
 from openmae.data.decoding.decode import MAX_PIXELS, BadImage, decode
 from openmae.data.decoding.headers import Header, read_header
 from openmae.data.decoding.nodata import Nodata
-from openmae.data.decoding.regions import StoredImage, open_stored
+from openmae.data.decoding.regions import StoredImage, open_stored_image
 from openmae.data.resize import LARGE_PIXELS
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.errors import shown
 
 MAX_FILE_BYTES = 4 << 30
-STREAMED_BYTES = 8 << 20  # files from this size on are not held in memory while they are decoded
-_PLAIN = (b".npy", b".tif", b".tiff")  # names of files of which parts may be read alone
-_MAX_NAMED = 100  # kinds of ignored files, and unusable ones, that are named; the rest is counted
+STREAMED_BYTES = 8 << 20  # larger files are decoded from the open file, not from their bytes in memory
+_PLAIN = (b".npy", b".tif", b".tiff")  # files of which crops may be readable alone
+_MAX_NAMED = 100  # extensions and unusable files that are named; more are only counted
 
 
 @dataclass(kw_only=True)
 class Ignored:
-    """What a scan left out: files by extension, and names that cannot be used with the reason why.
+    """What a scan of a folder left out.
 
     Attributes:
-        extensions: files that are no images, counted.
-        unusable: folders, pipes, dangling links … with the reason.
-        unnamed: how many more are unusable than `unusable` names.
-        hidden: files and folders whose names start with a dot.
+        extensions: how many files of each other extension.
+        unusable: the reason, by path, for folders, pipes, dangling links …
+        unnamed: how many more are unusable than `unusable` lists.
+        hidden: how many files and folders have names that start with a dot.
     """
 
     extensions: dict[str, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Ignored:
 
     @property
     def count(self) -> int:
-        """Of all but hidden ones."""
+        """How many files were left out, without hidden ones."""
         return sum(self.extensions.values()) + len(self.unusable) + self.unnamed
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Ignored:
 
     @property
     def line(self) -> str:
-        """All of it, hidden names too, for a person; empty where nothing was left out."""
+        """All of it as text, hidden names too; empty where nothing was left out."""
         parts = [str(self)] if self.count else []
         parts += [f"{self.hidden} hidden (their names start with a dot)"] if self.hidden else []
         return ", ".join(parts)
@@ -131,30 +131,30 @@ class FolderSource:
         with self._opened(index) as (file, size):
             return self.decoded(file if size >= STREAMED_BYTES else file.read())
 
-    def stored(self, index: int) -> StoredImage | None:
-        """A large image whose parts can be read alone; None of any other. Raises BadImage as `read` does."""
+    def stored_image(self, index: int) -> StoredImage | None:
+        """A large image whose crops can be read alone, else None. Raises BadImage, see `read`."""
         path = self._path(index)
-        if not path.lower().endswith(_PLAIN) or self._num_bytes(path) <= LARGE_PIXELS:  # most are not even opened
+        if not path.lower().endswith(_PLAIN) or self._num_bytes(path) <= LARGE_PIXELS:  # saves opening most files
             return None
         with self._opened(index, is_buffered=True) as (file, _):
             _, max_pixels, axes, nodata = self._options
-            return open_stored(file, max_pixels, axes, Nodata.of(nodata))
+            return open_stored_image(file, max_pixels, axes, Nodata.from_setting(nodata))
 
     def decoded(self, data: bytes | BinaryIO) -> np.ndarray:
-        """The image that a file, or its bytes, holds. Raises BadImage."""
+        """Decode a file or its bytes. Raises BadImage."""
         return decode(data, *self._options)
 
     def encoded(self, index: int) -> bytes:
-        """The file's bytes. Raises BadImage where they cannot be had."""
+        """The file's bytes. Raises BadImage where it cannot be read."""
         with self._opened(index) as (file, _):
             return file.read()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels, from the file's header. Raises BadImage where it does not say."""
+        """Height and width in pixels, from the file's header. Raises BadImage where it cannot be read."""
         return self.header(index).size
 
     def header(self, index: int) -> Header:
-        """What the file's header says. Raises BadImage where that is nothing, or what is not taken."""
+        """The file's header. Raises BadImage where it cannot be read, or its size is beyond the limit."""
         with self._opened(index, is_buffered=True) as (file, _):
             return read_header(file, *self._options[1:3])
 
@@ -163,13 +163,13 @@ class FolderSource:
         """The file and its size in bytes. Raises BadImage where it cannot be read."""
         path = os.path.join(self._root, self._path(index))
         try:
-            found = os.stat(path)
-            if not stat.S_ISREG(found.st_mode):  # it was when the folder was read; opening a pipe would wait for ever
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # it was one when the folder was scanned; opening a pipe would block
                 raise BadImage("not a regular file")
-            if found.st_size > MAX_FILE_BYTES:
-                raise BadImage(f"a file of {found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
-            with open(path, "rb", buffering=-1 if is_buffered or found.st_size >= STREAMED_BYTES else 0) as file:
-                yield file, found.st_size
+            if status.st_size > MAX_FILE_BYTES:
+                raise BadImage(f"a file of {status.st_size} bytes, the limit is {MAX_FILE_BYTES}")
+            with open(path, "rb", buffering=-1 if is_buffered or status.st_size >= STREAMED_BYTES else 0) as file:
+                yield file, status.st_size
         except OSError as error:
             raise BadImage(error.strerror or type(error).__name__) from error
 
@@ -181,7 +181,7 @@ class FolderSource:
         return digest.hexdigest()
 
     def _num_bytes(self, path: bytes) -> int:
-        """Of a file; -1 of one that is not there."""
+        """The size of a file; -1 where it does not exist."""
         try:
             return os.stat(os.path.join(self._root, path)).st_size
         except OSError:

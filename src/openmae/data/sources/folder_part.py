@@ -1,4 +1,4 @@
-"""A part of a data set that lies in files: known by its paths, not yet opened."""
+"""A split of a data set by its paths, not yet opened; and warnings about training images in other splits."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,13 @@ from openmae.data.sources.scan import Identity
 
 @dataclass(frozen=True, kw_only=True)
 class FolderPart:
-    """Images or tables below a folder, with the depth of their class folders."""
+    """A split: image files or parquet files below a folder.
+
+    Attributes:
+        files: paths relative to `root`.
+        depth: which component of the paths is the class.
+        is_table: the files are parquet files.
+    """
 
     root: Path
     files: list[bytes]
@@ -24,7 +30,7 @@ class FolderPart:
 
     @property
     def class_names(self) -> set[str]:
-        """Those of its folders; none where some image lies in no class folder, and of tables."""
+        """The names of the class folders; empty where some image lies outside of one, and for parquet files."""
         return set() if self.is_table else class_names(self.files, self.depth) or set()
 
     def shapes(self) -> Iterable[tuple[str, tuple[int, ...]]]:
@@ -34,7 +40,7 @@ class FolderPart:
         return shapes_of_files(self.root, self.files)
 
     def open(self, classes: list[str], options: dict[str, Any]) -> FolderSource | ParquetSource:
-        """Open it, with one list of classes for all parts. Raises RequestError for a table that cannot be used."""
+        """Open the split, with the classes of all splits. Raises RequestError for a table that cannot be used."""
         if not self.is_table:
             return FolderSource(
                 self.root, self.files, class_depth=self.depth, classes=classes or None, ignored=self.ignored, **options
@@ -44,32 +50,32 @@ class FolderPart:
         return source
 
     def identities(self) -> list[Identity]:
-        """Of its files, whatever name they are reached by; without those that are gone."""
-        found = []
+        """Device and inode of its files, which links do not change; files that no longer exist are left out."""
+        identities = []
         for file in self.files:
             try:
                 status = os.stat(os.path.join(os.fsencode(self.root), file))
             except OSError:
                 continue
-            found.append((status.st_dev, status.st_ino))
-        return found
+            identities.append((status.st_dev, status.st_ino))
+        return identities
 
 
-def trained_on_warnings(parts: Mapping[str, FolderPart]) -> list[str]:
-    """A line for each evaluation part with images that are reached from train, too."""
+def leak_warnings(parts: Mapping[str, FolderPart]) -> list[str]:
+    """A line for each evaluation split with images that are in the train split, too."""
     if "train" not in parts:
         return []
-    of_train = set(parts["train"].identities())
+    train_ids = set(parts["train"].identities())
     warnings = []
     for split, part in parts.items():
-        of_part = part.identities()
-        count = sum(identity in of_train for identity in of_part)
+        split_ids = part.identities()
+        count = sum(identity in train_ids for identity in split_ids)
         if split != "train" and count:
             unit = "tables" if part.is_table else "images"
-            warnings.append(trained_on(split, f"{count:,} of {len(of_part):,} {unit} of {split} are"))
+            warnings.append(leak_warning(split, f"{count:,} of {len(split_ids):,} {unit} of {split} are"))
     return warnings
 
 
-def trained_on(split: str, what: str) -> str:
-    """The warning that a figure is not what it seems."""
+def leak_warning(split: str, what: str) -> str:
+    """The warning that a metric on `split` would be measured on training images."""
     return f"{what} in train too, through a link or as they were named: a figure on {split} is on training images"

@@ -37,9 +37,9 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # for tuning on; no part of the mean
+EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")  # for tuning; not part of the mean
 GROUPS = ("noise", "blur", "weather", "digital", "extra")  # as the archives are named
-NAMED = 5  # of several, in a message
+MAX_NAMED = 5  # examples in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ IMAGENET_SKETCH = Variant(flag="--imagenet-sketch", title="ImageNet-Sketch", syn
 
 @dataclass(frozen=True, kw_only=True)
 class VariantPart:
-    """Class folders that are measured together: a set, or one corruption and severity of ImageNet-C."""
+    """Class folders that are evaluated together: a set, or one corruption and severity of ImageNet-C."""
 
     variant: Variant
     folder: Path
@@ -89,12 +89,12 @@ class VariantPart:
 
 @cache
 def standard_classes(synsets: str) -> tuple[str, ...]:
-    """A list of WordNet ids out of timm, which is looked for but not imported. Raises Fault: it is not there."""
-    found = importlib.util.find_spec("timm")
+    """A list of WordNet ids from timm's files, without importing timm. Raises Fault where timm is not installed."""
+    spec = importlib.util.find_spec("timm")
     try:
-        if found is None or found.origin is None:
+        if spec is None or spec.origin is None:
             raise FileNotFoundError("timm is not installed")
-        names = tuple((Path(found.origin).parent / "data" / "_info" / synsets).read_text().split())
+        names = tuple((Path(spec.origin).parent / "data" / "_info" / synsets).read_text().split())
     except OSError as error:
         raise Fault(f"the classes of ImageNet come with timm, and are not there ({error}): install timm") from None
     assert names and all(SYNSET.fullmatch(name) for name in names), synsets
@@ -102,12 +102,12 @@ def standard_classes(synsets: str) -> tuple[str, ...]:
 
 
 def synsets_of(classes: Sequence[str]) -> tuple[tuple[str, ...], bool]:
-    """The WordNet id of each of a classifier's classes, and whether that is by their order only.
+    """The WordNet id of each of a classifier's classes, and whether it follows from their order only.
 
-    1000 classes with other names are taken to be ImageNet's in the standard order.
+    1000 classes with other names are assumed to be ImageNet's in the standard order.
 
     Raises:
-        RequestError: the classes are not ImageNet's, or one is there twice.
+        RequestError: the classes are not ImageNet's, or one occurs twice.
     """
     if len(set(classes)) < len(classes):
         raise RequestError("--init has a class twice: a classifier whose classes are WordNet ids is needed")
@@ -116,51 +116,53 @@ def synsets_of(classes: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     standard = standard_classes(IMAGENET)
     if len(classes) == len(standard) and not any(SYNSET.fullmatch(name) for name in classes):
         return standard, True
-    strange = next(name for name in classes if not SYNSET.fullmatch(name))
+    unknown = next(name for name in classes if not SYNSET.fullmatch(name))
     raise RequestError(
-        f"--init has {len(classes)} classes, one named {shown(strange)!r}: a classifier is needed that was trained on "
+        f"--init has {len(classes)} classes, one named {shown(unknown)!r}: a classifier is needed that was trained on "
         "class folders named by WordNet ids (n01440764 ...), or one of ImageNet's 1000 classes in their order"
     )
 
 
 def known_classes(variant: Variant, synsets: Sequence[str], parts: Sequence[VariantPart]) -> tuple[str, ...]:
-    """The set's classes that a classifier of these synsets knows: what its answers are restricted to.
+    """The set's classes that a classifier of these synsets knows, to which predictions are restricted.
 
     Raises:
-        RequestError: a class folder is none of the set's classes, or unknown to the classifier.
+        RequestError: a class folder is not a class of the set, or not of the classifier.
     """
-    of_set, of_model = set(variant.classes), set(synsets)
-    known = tuple(name for name in variant.classes if name in of_model)
+    set_classes, model_classes = set(variant.classes), set(synsets)
+    known = tuple(name for name in variant.classes if name in model_classes)
     for part in parts:
         for name in part.classes:
             where = f"{variant.flag} holds {shown(part.folder / name)}"
-            if name not in of_set:
+            if name not in set_classes:
                 raise RequestError(
-                    f"{where}, which is none of {variant.title}'s {len(of_set)} classes: is it another set's folder?"
+                    f"{where}, which is none of {variant.title}'s {len(set_classes)} classes: is it another set's "
+                    "folder?"
                 )
-            if name not in of_model:
+            if name not in model_classes:
                 raise RequestError(
                     f"{where}, a class that the classifier was not trained on (it knows {len(known)} of the set's "
-                    f"{len(of_set)}): take a classifier of all of them, or leave such folders out of a copy of the set"
+                    f"{len(set_classes)}): take a classifier of all of them, or leave such folders out of a copy of "
+                    "the set"
                 )
     return known
 
 
 def class_parts(variant: Variant, root: str) -> list[VariantPart]:
-    """A set that is one folder of class folders, as the one part that it is.
+    """A set that is one folder of class folders, as a single part.
 
     Raises:
-        RequestError: there are no class folders, or images lie beside them.
+        RequestError: there are no class folders, or there are images beside them.
     """
     folder = _unwrapped(Path(root), variant, lambda name: SYNSET.fullmatch(name) is not None)
     return [VariantPart(variant=variant, folder=folder, classes=_class_folders(folder, variant))]
 
 
 def corruption_parts(root: str, variant: Variant = IMAGENET_C) -> tuple[list[VariantPart], list[str]]:
-    """The corruptions and severities of ImageNet-C in the table's order, and the extra ones, which are left out.
+    """The corruptions and severities of ImageNet-C in the order of `ALEXNET`, and the names of extra ones.
 
     Raises:
-        RequestError: a folder is no corruption, group or severity, or a corruption is there twice.
+        RequestError: a folder is no corruption, group or severity, or a corruption occurs twice.
     """
     known = (*ALEXNET, *EXTRA)
     top = _unwrapped(Path(root), variant, lambda name: name in (*known, *GROUPS))
@@ -200,16 +202,16 @@ def open_part(
     background: float = 1.0,
     max_pixels: int = MAX_PIXELS,
     axes: str | None = None,
-    usual_axes: str | None = None,
+    default_axes: str | None = None,
     nodata: float | str = OFF,
 ) -> FolderSource:
-    """The images of a part; labels count through `classes`.
+    """The images of a part; labels index `classes`.
 
     Raises:
-        RequestError: there are none, or the folders are no longer those that were found.
+        RequestError: there are no images, or the class folders have changed since they were listed.
     """
-    found = scan(part.folder)
-    files, ignored = found.images, found.ignored
+    scanned = scan(part.folder)
+    files, ignored = scanned.images, scanned.ignored
     if not files:
         raise RequestError(f"no images in {shown(part.folder)}: found {ignored}")
     if not (class_names(files, 0) or {""}) <= set(part.classes):
@@ -221,13 +223,13 @@ def open_part(
         ignored=ignored,
         background=background,
         max_pixels=max_pixels,
-        axes=decide_axes(shapes_of_files(part.folder, files), axes, usual_axes),
+        axes=decide_axes(shapes_of_files(part.folder, files), axes, default_axes),
         nodata=nodata,
     )
 
 
 def corruption_errors(errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """Each corruption's error relative to AlexNet's, in per cent, of those whose five severities are all there.
+    """The corruption error (CE) in per cent, of each corruption for which all five severities are given.
 
     CE = Σ error / Σ AlexNet's error over the severities; the mean of the fifteen is the mCE (Hendrycks & Dietterich).
 
@@ -242,7 +244,7 @@ def corruption_errors(errors: Mapping[tuple[str, int], float]) -> dict[str, floa
 
 
 def missing_corruptions(found: Mapping[tuple[str, int], object]) -> list[str]:
-    """What of the 15 × 5 is not there: `fog` or `fog 3 5`."""
+    """The missing corruptions and severities: `fog` or `fog 3 5`."""
     lines = []
     for corruption in ALEXNET:
         absent = [severity for severity in SEVERITIES if (corruption, severity) not in found]
@@ -262,7 +264,7 @@ def _class_folders(folder: Path, variant: Variant) -> tuple[str, ...]:
 
 
 def _unwrapped(root: Path, variant: Variant, is_known: Callable[[str], bool]) -> Path:
-    """Look through a folder that holds nothing but one folder, as an unpacked archive does."""
+    """Skip folders that contain nothing but one folder, as unpacked archives do."""
     while len(inside := _folders(root, variant)) == 1 and not is_known(inside[0].name):
         root = inside[0]
     return root

@@ -1,4 +1,4 @@
-"""The largest image of a source, from the headers of its files: what a reader must have memory for is known before."""
+"""The largest image of a source, from the headers of its files: tells how much memory readers will need."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,23 @@ import numpy as np
 
 from openmae.data.decoding.headers import Header
 from openmae.data.decoding.pixels import BadImage
-from openmae.data.decoding.regions import has_parts
+from openmae.data.decoding.regions import can_read_regions
 from openmae.data.randomness import Permutation
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import root_of
 
 MAX_HEADERS = 1000
-DECODED_TIMES = 2.5  # what a reader takes at most, of the decoded bytes of an image (docs/data.md)
+READER_MEMORY_FACTOR = 2.5  # peak memory of a reader over the decoded size of an image (docs/data.md)
 
 
-class Largest(NamedTuple):
-    """The image of a source that takes most memory, as far as headers were read.
+class LargestImage(NamedTuple):
+    """The image of a source that takes the most memory, as far as headers were read.
 
     Attributes:
         height, width, channels: of that image, upright.
         decoded_bytes: what its decoded values take.
-        num_seen, num_images: headers that were asked for, of so many images.
+        num_seen, num_images: how many headers were read, of how many images.
     """
 
     height: int
@@ -34,29 +34,29 @@ class Largest(NamedTuple):
 
     @property
     def reader_bytes(self) -> int:
-        """Memory that a reader takes for it at most."""
-        return int(DECODED_TIMES * self.decoded_bytes)
+        """Peak memory of a reader for this image."""
+        return int(READER_MEMORY_FACTOR * self.decoded_bytes)
 
 
-def largest_image(source: Source, most: int = MAX_HEADERS, is_cut: bool = True) -> Largest | None:
-    """The largest among all images, or among `most` that are evenly drawn; None where no header can be read alone.
+def largest_image(source: Source, max_headers: int = MAX_HEADERS, is_cropped: bool = True) -> LargestImage | None:
+    """The largest image, from at most `max_headers` randomly drawn headers; None for sources other than folders.
 
-    All files of a folder count, whichever part of them this source is: what is held out has its readers, too.
+    All files of a folder count, also those of other views of it: held-out images have readers, too.
 
     Args:
-        is_cut: parts of images are what is read: those of which a part can be read alone do not count.
+        is_cropped: only crops of images are read, so images whose crops can be read alone do not count.
     """
     files = root_of(source)
     if not isinstance(files, FolderSource):
         return None
     count, headers = len(files), list[tuple[Header, int]]()
-    drawn = range(count) if count <= most else Permutation(count, 0)(np.arange(most)).tolist()
-    for index in drawn:
+    indices = range(count) if count <= max_headers else Permutation(count, 0)(np.arange(max_headers)).tolist()
+    for index in indices:
         try:
             headers.append((files.header(index), index))
-        except BadImage:  # said when it is read
+        except BadImage:  # reported when it is read
             continue
-    for header, index in sorted(headers, key=lambda found: -found[0].decoded_bytes):
-        if not (is_cut and has_parts(files, index)):
-            return Largest(*header.size, header.channels, header.decoded_bytes, len(drawn), count)
+    for header, index in sorted(headers, key=lambda item: -item[0].decoded_bytes):
+        if not (is_cropped and can_read_regions(files, index)):
+            return LargestImage(*header.size, header.channels, header.decoded_bytes, len(indices), count)
     return None

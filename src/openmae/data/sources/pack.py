@@ -1,4 +1,4 @@
-"""One image of any source, made ready for a pack: a small JPEG, or numbers of one shape."""
+"""Encoding images for a pack: as a resized JPEG, or as raw values of one shape."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -27,12 +27,14 @@ KEEP_OR_RESCALE = "--format raw keeps it, --value-range LOW HIGH says what becom
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:
-    """How an image is packed.
+    """How images are encoded for a pack; calling it encodes one.
 
     Attributes:
-        size: jpeg: the short side at most; raw: the side, or height and width.
+        format: jpeg or raw.
+        size: jpeg: the maximum short side; raw: the side, or height and width.
+        quality, subsampling: of JPEGs.
         channels, dtype: of a raw pack.
-        rescale: what brings images of another number type to the pack's.
+        rescale: maps images of another number type to the pack's.
     """
 
     format: str
@@ -51,13 +53,15 @@ class Packing:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of an image in a raw pack."""
+        """Size of an image in a raw pack."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     def __call__(self, image: NDArray) -> tuple[bytes, bytes | None]:
-        """A file's or a row's bytes, and where a row of integers is empty, as bits: b"" for what knows that itself.
+        """The encoded image, and its nodata mask.
 
-        Resized are images that are filled with their own mean. None: it is empty nowhere.
+        Nodata is filled with the channel's mean before resizing. The mask of a raw image of integers is returned as
+        packed bits; it is b"" where the encoded image holds it (a JPEG comment, NaN), and None where there is no
+        nodata.
 
         Raises BadImage for an image that this pack cannot hold.
         """
@@ -71,9 +75,9 @@ class Packing:
         return row.tobytes(), np.packbits(empty).tobytes()
 
     def _jpeg(self, image: NDArray, mask: NDArray[np.bool_] | None) -> bytes:
-        """The whole image, its short side no longer than `size`; never enlarged."""
+        """Encode the whole image, its short side at most `size`; never enlarged."""
         height, width, channels = image.shape
-        if self.rescale is not None and self.rescale.is_for(image):
+        if self.rescale is not None and self.rescale.applies_to(image):
             image = self.rescale(image, "uint8")
         if image.dtype != np.uint8 or channels not in (1, 3):
             raise BadImage(f"{image.dtype} in {channels} channels does not fit a JPEG: {KEEP_OR_RESCALE}")
@@ -84,7 +88,7 @@ class Packing:
             image = resized_crop(image, (0, 0, height, width), target).permute(1, 2, 0).numpy()
             mask = None if mask is None else empty_values(mask, (0, 0, height, width), target)
         if mask is not None and mask.all():
-            raise BadImage("no values at the size of the pack: most of each stand for none (nodata)")
+            raise BadImage("no values at the size of the pack: most of each are nodata")
         if max(image.shape[:2]) > MAX_JPEG_LENGTH:
             raise BadImage(f"{image.shape[0]} x {image.shape[1]} px, a JPEG's sides end at {MAX_JPEG_LENGTH}")
         colours = ("GRAY", "Gray") if channels == 1 else ("RGB", self.subsampling)
@@ -92,9 +96,9 @@ class Packing:
         return data if mask is None or not mask.any() else with_jpeg_mask(data, mask)
 
     def _raw(self, image: NDArray, mask: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray[np.bool_] | None]:
-        """The largest centred box of the pack's aspect, resized to its shape, and where that is empty.
+        """The largest centred box of the pack's aspect, resized to its shape, and its nodata mask.
 
-        Floats are NaN there.
+        Floats are NaN where they are nodata.
         """
         height, width, channels = self.shape
         pixels = conformed(image, channels, self.dtype, 1, self.rescale)
@@ -106,20 +110,21 @@ class Packing:
             return crop, None
         empty = empty_values(mask_in_channels(mask, channels), centre_box(pixels, (height, width)), (height, width))
         if empty.all():
-            raise BadImage("no values in its centre: all of them stand for none (nodata)")
+            raise BadImage("no values in its centre: all of them are nodata")
         if self.dtype == "float32":
             crop[empty] = np.nan
         return crop, empty if empty.any() else None
 
 
 @dataclass(frozen=True)
-class Packed:
-    """A batch of images as a pack holds them, in the source's order from `start` on.
+class PackedBatch:
+    """A batch of encoded images, in the source's order from `start` on.
 
     Attributes:
+        start: index of the first image, readable or not.
         images: the bytes of each readable image; raw: all in one tensor.
-        bad: by index, the reason why an image has none.
-        empty: of images with values that stand for none, by index, what `Packing` says of where.
+        bad: the reason, by index, of each image that cannot be packed.
+        empty: the mask, by index, of each image with nodata, as `Packing` returns it.
     """
 
     start: int
@@ -129,16 +134,16 @@ class Packed:
 
 
 class _Sample(NamedTuple):
-    """An image of the source as the pack holds it, or the reason why it does not."""
+    """An encoded image, or the reason why it cannot be packed."""
 
-    place: int
+    position: int
     data: bytes | None
     reason: str = ""
     empty: bytes | None = None
 
 
 class PackedImages(Dataset):
-    """A source's images as a pack holds them."""
+    """A source's images, encoded for a pack; blank tiles are left out."""
 
     def __init__(self, source: Source, packing: Packing) -> None:
         self.source, self.packing = source, packing
@@ -153,11 +158,11 @@ class PackedImages(Dataset):
         except BadImage as error:
             return _Sample(index, None, str(error))
 
-    def collate(self, samples: list[_Sample]) -> Packed:
+    def collate(self, samples: list[_Sample]) -> PackedBatch:
         images = [sample.data for sample in samples if sample.data is not None]
-        bad = {sample.place: sample.reason for sample in samples if sample.data is None}
-        empty = {sample.place: sample.empty for sample in samples if sample.empty is not None}
+        bad = {sample.position: sample.reason for sample in samples if sample.data is None}
+        empty = {sample.position: sample.empty for sample in samples if sample.empty is not None}
         if self.packing.format == "raw" and images:  # a tensor goes through shared memory, bytes through a pipe
             rows: list[bytes | Tensor] = [torch.frombuffer(bytearray(b"".join(images)), dtype=torch.uint8)]
-            return Packed(samples[0].place, rows, bad, empty)
-        return Packed(samples[0].place, list(images), bad, empty)
+            return PackedBatch(samples[0].position, rows, bad, empty)
+        return PackedBatch(samples[0].position, list(images), bad, empty)

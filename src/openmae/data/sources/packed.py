@@ -1,8 +1,8 @@
-"""What `openmae pack` makes, as a source: images that are quick to read, one read of the disk each.
+"""Packs, the output of `openmae pack`, as a source: each image is one read of the disk.
 
-A pack is a folder with `pack.json` (what it holds, checksums) and, for each split, `SPLIT.index.npz` (names, labels,
-places) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`, N × H × W × C, with
-`SPLIT.empty.npy` beside it where values of integers stand for none.
+A pack is a folder with `pack.json` (settings, files, checksums) and, for each split, `SPLIT.index.npz` (names, labels,
+positions in the files) and the images: parquet files of JPEGs in the Hugging Face layout, or one plain `SPLIT.npy`,
+N × H × W × C, with `SPLIT.empty.npy`, the nodata mask, where integers have nodata.
 """
 
 import hashlib
@@ -25,28 +25,28 @@ from openmae.data.sources.manifest import MANIFEST, require, stated_range
 from openmae.errors import RequestError, shown
 
 
-def damage(root: Path, manifest: dict[str, Any]) -> list[str]:
-    """What of a pack's files is not as its manifest says, each in words; reads every byte."""
-    found = []
+def find_damage(root: Path, manifest: dict[str, Any]) -> list[str]:
+    """The files of a pack that do not match its manifest, a line for each; reads every byte."""
+    lines = []
     for name, entry in manifest["files"].items():
         try:
             with open(root / name, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            found.append(f"{name}: {error.strerror}")
+            lines.append(f"{name}: {error.strerror}")
             continue
         if digest != entry["sha256"]:
-            found.append(f"{name}: its bytes have changed")
-    return found
+            lines.append(f"{name}: its bytes have changed")
+    return lines
 
 
 class PackedSource:
-    """One split of a pack. What a reader process needs of it is shared: pages of the file, never copies.
+    """One split of a pack. Reader processes share the pages of its memory-mapped file.
 
     Attributes:
         shape: height, width and channels of every image of a raw pack; None for JPEGs.
-        value_range: the raw values that become 0 and 1, where they were stated when it was packed.
-        image_numbers: which image each is a tile of, (n,); None where they are images.
+        value_range: the raw values that become 0 and 1, where they were given when it was packed.
+        image_numbers: of which image each entry is a tile, (n,); None where entries are images.
 
     Raises:
         RequestError: a file is missing or of another size than the manifest says.
@@ -62,20 +62,20 @@ class PackedSource:
         max_pixels: int = MAX_PIXELS,
         nodata: float | str = OFF,
     ) -> None:
-        of_split = manifest["splits"][split]
+        entry = manifest["splits"][split]
         self._root, self._options, self.nodata = Path(os.path.abspath(root)), (background, max_pixels), nodata
-        self._count, self._files = int(of_split["images"]), [str(name) for name in of_split["data"]]
+        self._count, self._files = int(entry["images"]), [str(name) for name in entry["data"]]
         self.shape: tuple[int, int, int] | None = tuple(manifest["shape"]) if manifest["format"] == "raw" else None
         self._dtype = str(manifest["dtype"])
         self.value_range = stated_range(manifest)
         self._map: NDArray | None = None
         self.ignored = Ignored()
-        self.classes: tuple[str, ...] | None = tuple(of_split["classes"]) if of_split["classes"] else None
-        empty_file = [str(of_split["empty"])] if "empty" in of_split else []
-        for name in (*self._files, of_split["index"], *empty_file):
+        self.classes: tuple[str, ...] | None = tuple(entry["classes"]) if entry["classes"] else None
+        empty_file = [str(entry["empty"])] if "empty" in entry else []
+        for name in (*self._files, entry["index"], *empty_file):
             self._check_size(name, manifest["files"][name]["bytes"])
         try:
-            self._read_index(self._root / of_split["index"], manifest["files"])
+            self._read_index(self._root / entry["index"], manifest["files"])
             if self.shape is not None:
                 self._open_map()
             self._empty_rows, self._empty_bits = np.empty(0, np.int64), np.empty((0, 0), np.uint8)
@@ -91,12 +91,12 @@ class PackedSource:
 
     def _check_size(self, name: str, size: int) -> None:
         try:
-            there = os.stat(self._root / name).st_size
+            actual = os.stat(self._root / name).st_size
         except OSError as error:
             raise RequestError(f"{shown(self._root / name)}, a part of the pack: {error.strerror}") from None
-        if there != size:
+        if actual != size:
             raise RequestError(
-                f"{shown(self._root / name)} has {there} bytes, {MANIFEST} says {size}: copy it again, or pack again"
+                f"{shown(self._root / name)} has {actual} bytes, {MANIFEST} says {size}: copy it again, or pack again"
             )
 
     def _read_index(self, path: Path, files: dict[str, Any]) -> None:
@@ -120,30 +120,31 @@ class PackedSource:
             require((places[:, 1] + places[:, 2] <= sizes[places[:, 0]]).all(), "places beyond the end of a file")
 
     def _read_empty(self, path: Path) -> None:
-        """Rows of integers that are partly empty: the number of each in 8 bytes, and a bit for each value."""
-        found = np.load(path, allow_pickle=False)
+        """Read the nodata mask: for each row with nodata its number in 8 bytes and a bit for each value."""
+        rows = np.load(path, allow_pickle=False)
         assert self.shape is not None
-        require(found.dtype == np.uint8, "empty values")
-        require(found.ndim == 2 and found.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values")
-        self._empty_rows = np.ascontiguousarray(found[:, :8]).view("<i8").ravel().astype(np.int64)
-        self._empty_bits = found[:, 8:]
+        require(rows.dtype == np.uint8, "empty values")
+        require(rows.ndim == 2 and rows.shape[1] == 8 + -(-math.prod(self.shape) // 8), "empty values")
+        self._empty_rows = np.ascontiguousarray(rows[:, :8]).view("<i8").ravel().astype(np.int64)
+        self._empty_bits = rows[:, 8:]
         require((np.diff(self._empty_rows, prepend=-1) > 0).all(), "empty values")
-        require(not len(found) or self._empty_rows[-1] < self._count, "empty values")
+        require(not len(rows) or self._empty_rows[-1] < self._count, "empty values")
 
     def _empty(self, index: int) -> NDArray[np.bool_] | None:
-        place = int(np.searchsorted(self._empty_rows, index))
-        if place == len(self._empty_rows) or self._empty_rows[place] != index:
+        """The nodata mask of a raw image of integers; None where it has none."""
+        position = int(np.searchsorted(self._empty_rows, index))
+        if position == len(self._empty_rows) or self._empty_rows[position] != index:
             return None
         assert self.shape is not None
-        return np.unpackbits(self._empty_bits[place], count=math.prod(self.shape)).astype(bool).reshape(self.shape)
+        return np.unpackbits(self._empty_bits[position], count=math.prod(self.shape)).astype(bool).reshape(self.shape)
 
     def _open_map(self) -> NDArray:
-        """The images as they lie in the file; opened anew in a process that was not forked from this one."""
+        """The memory-mapped images; mapped again after unpickling in another process."""
         if self._map is None:
             images = np.load(self._root / self._files[0], mmap_mode="r", allow_pickle=False)
             require(images.shape == (self._count, *(self.shape or ())), f"shape {images.shape}")
             require(images.dtype.name == self._dtype and images.dtype.isnative, f"type {images.dtype}")
-            self._map = images.view(np.ndarray)  # np.memmap's own slicing takes 10 times as long
+            self._map = images.view(np.ndarray)  # slicing an np.memmap takes 10 times as long
         return self._map
 
     def __getstate__(self) -> dict[str, Any]:
@@ -177,7 +178,7 @@ class PackedSource:
         return decode(self._encoded(index), *self._options, nodata=self.nodata)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels, from the header. Raises BadImage where it does not say."""
+        """Height and width in pixels, from the header. Raises BadImage where it cannot be read."""
         self._checked(index)
         if self.shape is not None:
             return self.shape[:2]
@@ -197,5 +198,5 @@ class PackedSource:
         return data
 
     def fingerprint(self) -> str:
-        """Of the manifest, which holds checksums of all else: a pack may be moved."""
+        """A hash of the manifest, which has checksums of all files; so it stays the same when a pack is moved."""
         return self._fingerprint

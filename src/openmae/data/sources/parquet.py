@@ -21,13 +21,14 @@ from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.folder import Ignored
 from openmae.errors import RequestError, shown
 
-PEEKED = 8  # rows that are looked at for the order of axes
+NUM_SURVEYED = 8  # rows from which the order of axes is inferred
 
 
 class ParquetSource:
     """Rows of parquet files: `image` (struct{bytes, path} or binary) and perhaps `label` (a number).
 
-    Labels are classes where they are whole numbers from 0 on; `numbers` has them as they are (without class names).
+    Labels are class ids where they are integers from 0 on; `numbers` has their original values, unless there are class
+    names.
 
     A row's encoded bytes come from a decoded row group; row groups are kept, least recently used out, up to
     `cache_bytes` in each process, and at least one. No path in a row is ever opened. Names are relative to `root`.
@@ -78,7 +79,7 @@ class ParquetSource:
         self._fingerprint = digest.hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict()}  # a worker reads its own; images are no luggage
+        return {**self.__dict__, "_cache": OrderedDict()}  # not pickled: a worker process fills its own
 
     @property
     def files(self) -> list[Path]:
@@ -112,7 +113,7 @@ class ParquetSource:
         return self._rows(group)[index - self._starts[group]]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width in pixels, from the header. Raises BadImage where it does not say."""
+        """Height and width in pixels, from the header. Raises BadImage where it cannot be read."""
         return read_size(io.BytesIO(self.encoded(index)), *self._options[1:3])
 
     def fingerprint(self) -> str:
@@ -123,9 +124,9 @@ class ParquetSource:
         if rows is None:
             file, number, count = self._groups[group]
             rows = self._cache[group] = _read_rows(self._files[file], number, count)
-            kept = sum(other.nbytes for other in self._cache.values())
-            while kept > self._cache_bytes and len(self._cache) > 1:
-                kept -= self._cache.popitem(last=False)[1].nbytes
+            cached = sum(other.nbytes for other in self._cache.values())
+            while cached > self._cache_bytes and len(self._cache) > 1:
+                cached -= self._cache.popitem(last=False)[1].nbytes
         else:
             self._cache.move_to_end(group)
         return rows
@@ -133,12 +134,12 @@ class ParquetSource:
 
 @dataclass(frozen=True, kw_only=True)
 class _Table:
-    """What is kept of a parquet file when it is opened.
+    """What is read of a parquet file when it is opened.
 
     Attributes:
-        kind: of the labels' type: none, whole or fractional.
-        labels: of whole ones, with -1 for null.
-        numbers: labels without class names as they are, with NaN for null.
+        kind: type of the labels: none, whole or fractional.
+        labels: integer labels, -1 for null.
+        numbers: the original values of labels without class names, NaN for null.
     """
 
     classes: tuple[str, ...] | None
@@ -179,12 +180,12 @@ def first_images(file: Path) -> Generator[tuple[str, bytes], None, None]:
             name = _image_column(table.schema_arrow.names)
             is_struct = pa.types.is_struct(table.schema_arrow.field(name).type)
             wanted = [f"{name}.bytes" if is_struct else name]
-            batch = next(table.iter_batches(batch_size=PEEKED, row_groups=[0], columns=wanted, use_threads=False))
+            batch = next(table.iter_batches(batch_size=NUM_SURVEYED, row_groups=[0], columns=wanted, use_threads=False))
             column = batch.column(0).flatten()[0] if is_struct else batch.column(0)
             for row, value in enumerate(column):
                 if isinstance(data := value.as_py(), bytes):
                     yield f"{file.name}#{row}", data
-    except Exception:  # whoever opens the file for good says what is wrong with it
+    except Exception:  # reported when the file is opened
         return
 
 
@@ -238,7 +239,7 @@ def _open_table(file: Path) -> _Table:
 
 
 def are_classes(numbers: np.ndarray) -> bool:
-    """Whether numbers, NaN where there is none, can number classes: whole, and from 0 on."""
+    """Whether numbers (NaN where there is none) can be class ids: integers from 0 on."""
     known = numbers[~np.isnan(numbers)]
     return bool((known >= 0).all() and (known == np.floor(known)).all() and (known < 2**53).all())
 

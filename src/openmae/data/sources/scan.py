@@ -1,4 +1,4 @@
-"""All files below a folder: links are followed, loops end, and what is passed over is counted and named."""
+"""All data files below a folder: links are followed, cycles end, and what is ignored is counted and named."""
 
 import os
 from collections.abc import Callable, Hashable
@@ -13,12 +13,12 @@ Identity = tuple[int, int]  # of a file or folder, whatever name it is reached b
 
 @dataclass(kw_only=True)
 class Scan:
-    """What lies below a folder, by paths relative to it.
+    """The files below a folder, by paths relative to it.
 
     Attributes:
         images, tables: image and parquet files, sorted by bytes.
         ignored: what was left out.
-        entered: the names by which each folder was entered, in that order.
+        entered: the paths by which each folder was entered, in that order.
         has_links: whether anything was reached through a link.
     """
 
@@ -31,7 +31,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder that is to be entered, and those that it lies in."""
+    """A folder that is still to be read, and the folders that contain it."""
 
     path: bytes
     within: tuple[Identity, ...]
@@ -41,11 +41,11 @@ class _Folder:
 def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: None) -> Scan:
     """Find all images and parquet files below `root`, and what is left out.
 
-    Names that start with a dot are skipped. Links are followed, but those to a folder that they lie in. A folder is
-    entered once, by its own name rather than a link's, so that no image counts twice. Only regular files are taken.
+    Names that start with a dot are skipped. Links are followed, except to a folder that contains them. A folder is
+    entered once, by its own path rather than a link, so that no image counts twice. Only regular files are taken.
 
     Args:
-        branch_of: of a folder's path; a folder is entered once for each branch that it is reached in.
+        branch_of: maps the path of a folder to a branch; a folder is entered once for each branch.
     """
     found = Scan()
     names: dict[tuple[Identity, Hashable], bytes] = {}
@@ -64,7 +64,7 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
                 found.ignored.add_unusable(folder.path, "a link to a folder that it lies in")
                 continue
             if key in names:
-                found.ignored.add_unusable(folder.path, read_already(names[key]))
+                found.ignored.add_unusable(folder.path, already_read_reason(names[key]))
                 continue
             names[key] = folder.path
             found.entered.setdefault(identity, []).append(folder.path)
@@ -79,24 +79,24 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
     return found
 
 
-def read_already(name: bytes) -> str:
-    """Why a folder is passed over that was entered by this name."""
+def already_read_reason(name: bytes) -> str:
+    """The reason for ignoring a folder that was read by another path, `name`."""
     return f"the same folder as {os.fsdecode(name) or '.'}, which is read"
 
 
 def without_repeats(files: list[bytes], found: Scan) -> list[bytes]:
-    """The files of one part without those of folders that are among them by another name; they are counted."""
+    """The files of one split without those of folders that it contains by another path; these are recorded."""
     repeated = [names for names in found.entered.values() if len(names) > 1]
     if not repeated:
         return files
-    there = {os.path.dirname(file) for file in files}
+    folders = {os.path.dirname(file) for file in files}
     dropped: dict[bytes, bytes] = {}
     for names in repeated:
-        first, *others = [name for name in names if name in there] or [b""]
+        first, *others = [name for name in names if name in folders] or [b""]
         dropped |= dict.fromkeys(others, first)
     for name, first in dropped.items():
         if os.path.dirname(name) not in dropped:
-            found.ignored.add_unusable(name, read_already(first))
+            found.ignored.add_unusable(name, already_read_reason(first))
     return [file for file in files if os.path.dirname(file) not in dropped]
 
 
@@ -108,7 +108,7 @@ def _sort_entry(
     folders: list[_Folder],
     links: list[_Folder],
 ) -> None:
-    """Put an entry of `folder` where it belongs."""
+    """Add an entry of `folder` to the files, to the folders to read, or to what is ignored."""
     if entry.name.startswith(b"."):
         found.ignored.hidden += 1
         return

@@ -1,4 +1,4 @@
-"""The sizes of all images of a source, from their headers, and the source cut into tiles by them."""
+"""The sizes of all images of a source, from their headers; cutting a source into tiles (`--tiles`)."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from openmae.data.decoding.pixels import BadImage
-from openmae.data.readers import make_loader, read
+from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Source
 from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.tiles import Tiled
 from openmae.errors import RequestError, shown
 
-_AT_ONCE = 256
-_PARALLEL_FROM = 4096  # images: below, starting readers takes longer
+_BATCH = 256
+_PARALLEL_FROM = 4096  # images; for fewer, starting readers takes longer than reading
 _MAX_READERS = 8
 
 
@@ -30,18 +30,18 @@ class Sized(Protocol):
 
 
 def sizes_of(source: Source, workers: int = 0) -> NDArray[np.int32]:
-    """Height and width of every image: (n, 2); zeros for one that cannot be read.
+    """Height and width of every image: (n, 2); zeros for unreadable ones.
 
-    An image is decoded only where its header does not say.
+    An image is decoded only where its header cannot be read.
 
     Args:
-        workers: processes that read, where there are many images.
+        workers: reader processes, used only for many images.
     """
     count = len(source)
     readers = min(workers, _MAX_READERS) if count >= _PARALLEL_FROM else 0
-    batches = [list(range(start, min(start + _AT_ONCE, count))) for start in range(0, count, _AT_ONCE)]
+    batches = [list(range(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
     dataset = _Sizes(source)
-    with closing(read(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:
+    with closing(iterate_batches(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:
         return np.concatenate([np.empty((0, 2), np.int32), *parts])
 
 
@@ -49,10 +49,11 @@ def cut_into_tiles(source: Source, size: int, data: str, workers: int = 0) -> Ti
     """The source with each image that is larger than `size` as its tiles.
 
     Args:
-        data: what to call it.
+        size: the side of a tile in pixels.
+        data: the name of the data set, for messages.
 
     Raises:
-        RequestError: it is a pack of tiles, or one in which no image is larger.
+        RequestError: the source is a pack of tiles, or a pack of images no larger than a tile.
     """
     if isinstance(source, PackedSource) and source.image_numbers is not None:
         raise RequestError(f"--tiles got {size}, but {shown(data)} is a pack of tiles already: leave it out")
@@ -67,7 +68,7 @@ def cut_into_tiles(source: Source, size: int, data: str, workers: int = 0) -> Ti
 
 
 class _Sizes(Dataset):
-    """Sizes instead of images; read in the reader processes."""
+    """Sizes instead of images, read in the reader processes."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -79,7 +80,7 @@ class _Sizes(Dataset):
         try:
             if isinstance(self.source, Sized):
                 return self.source.size(index)
-        except BadImage:  # a header of a kind that is not understood: its reader may know better
+        except BadImage:  # an unsupported header: decoding may still succeed
             pass
         try:
             height, width = self.source.read(index).shape[:2]

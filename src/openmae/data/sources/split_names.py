@@ -1,4 +1,4 @@
-"""Which folders and files of a data set are its train, val and test parts, by their names."""
+"""Finding the train, val and test splits of a data set by the names of its folders and files."""
 
 import itertools
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 from openmae.config import SPLITS
 from openmae.errors import RequestError, shown
 
-# 1: as in runs from before there was a choice, which know neither dev, eval and holdout nor classes like test_neg, and
-# enter a folder that is linked from several parts for one of them only; 2: as docs/data.md says.
+# 1: as in older runs: no dev, eval and holdout, no classes like test_neg, and a folder that is linked from several
+# splits is in one of them only; 2: as described in docs/data.md.
 SPLIT_RULES = 2
 
 _KNOWN = rb"train(?:ing)?|val(?:id(?:ation)?)?|test(?:ing)?"
@@ -20,19 +20,19 @@ _NAME = {
     1: re.compile(rb"(%b)%b" % (_KNOWN, _SUFFIX), re.IGNORECASE | re.DOTALL),
     2: re.compile(rb"(%b|%b)%b" % (_KNOWN, _ALSO, _SUFFIX), re.IGNORECASE | re.DOTALL),
 }
-_WORDS = (*SPLITS, "dev", "eval", "hold")  # what spellings begin with
-_NAMED = 3  # of the folders of a part, on the screen
+_WORDS = (*SPLITS, "dev", "eval", "hold")  # the words with which the spellings above begin
+_NAMED = 3  # folders of a split that are listed by name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the files of a data set are parted.
+    """The splits of a data set, by its files.
 
     Attributes:
-        groups: the files of each part that there is.
-        depth: of the path's component that would be the class.
-        names: what of the data each part was taken from; of all of it where that is empty.
-        classes_like_splits: names that only look like parts: test_neg and test_pos without a train.
+        groups: the files of each split that exists.
+        depth: which component of the paths would be the class.
+        names: the folders or files that each split consists of; empty where the only split is all of the data.
+        classes_like_splits: names that only look like splits: test_neg and test_pos without a train.
     """
 
     groups: dict[str, list[bytes]]
@@ -43,7 +43,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class _Head:
-    """A name at some depth: the word for a part that it is, if any, and whether there is more to it than the word."""
+    """A folder or file name: the split word that it begins with, if any, and whether the name goes on after it."""
 
     word: str | None
     is_suffixed: bool
@@ -51,18 +51,18 @@ class _Head:
 
 
 def find_layout(root: Path, files: list[bytes], is_table: bool, rules: int = SPLIT_RULES) -> Layout:
-    """Part the files below `root`, given by their paths in it.
+    """Assign the files below `root`, given by their paths in it, to splits.
 
-    Children called train*, val*, test* and, beside those, dev*, eval*, holdout* are parts if all children that hold
-    data are called so; otherwise everything is train. One folder around them all is looked through. Where no train is
-    among them, names with something behind the word (test_neg, test_pos) are classes.
+    Children named train*, val*, test* and, beside those, dev*, eval*, holdout* are splits if all children that hold
+    data are named so; otherwise everything is train. A single folder around everything is skipped. Where there is no
+    train among them, names that go on after the word (test_neg, test_pos) are classes.
 
     Args:
         is_table: the files are parquet, whose names are no classes.
-        rules: `SPLIT_RULES`, or fewer for an older run.
+        rules: version of the rules, at most `SPLIT_RULES`; less for an older run.
 
     Raises:
-        RequestError: something that is no part lies beside train and another part, or two names may be the same part.
+        RequestError: data that is in no split lies beside train and another split, or two names may mean one split.
     """
     for depth in itertools.count():
         heads = _heads(files, depth, rules)
@@ -92,12 +92,12 @@ def find_layout(root: Path, files: list[bytes], is_table: bool, rules: int = SPL
 
 
 def whole_layout(root: Path, files: list[bytes], is_table: bool, split: str) -> Layout:
-    """All files as the part that a person said they are.
+    """All files as one split, as with `--train PATH`.
 
-    A folder that is called as a part and holds everything is looked through, so that it is no class.
+    A folder around everything that is named like a split is skipped, so that it does not count as a class.
 
     Raises:
-        RequestError: several parts are among them by their names.
+        RequestError: by their names, the files are several splits.
     """
     found = find_layout(root, files, is_table)
     if len(found.groups) > 1:
@@ -111,17 +111,17 @@ def whole_layout(root: Path, files: list[bytes], is_table: bool, split: str) -> 
 
 
 def branch_of(folder: bytes) -> frozenset[str]:
-    """What a folder may be a part of, by all the names of its path that look like one: it is entered once for each."""
+    """The splits that a folder may belong to, by all names of its path; a linked folder is entered once for each."""
     return frozenset(word for name in folder.split(b"/") if (word := _head(name, False, SPLIT_RULES).word) is not None)
 
 
-def names_of(layout: Layout, split: str, root: Path) -> str:
-    """What a part was taken from, for a person."""
+def split_origin(layout: Layout, split: str, root: Path) -> str:
+    """The folders or files that a split consists of, as text."""
     names = layout.names.get(split, [])
     if not names:
         return f"all of {shown(root)}"
-    told = ", ".join(map(_shown, names[:_NAMED]))
-    return told + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    text = ", ".join(map(_shown, names[:_NAMED]))
+    return text + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _parted(root: Path, files: list[bytes], depth: int, heads: dict[bytes, _Head]) -> Layout:
@@ -143,20 +143,20 @@ def _parted(root: Path, files: list[bytes], depth: int, heads: dict[bytes, _Head
 
 
 def _splits_of(root: Path, heads: dict[bytes, _Head]) -> dict[bytes, str]:
-    """The part of each name. What dev, eval and holdout are depends on what lies beside them."""
+    """The split of each name. What dev, eval and holdout mean depends on the names beside them."""
     words = {str(head.word) for head in heads.values()}
-    part = {word: word for word in SPLITS if word in words}
-    for word, wishes in (("dev", ("val",)), ("hold", ("test", "val")), ("eval", ("val", "test"))):
+    split_of = {word: word for word in SPLITS if word in words}
+    for word, candidates in (("dev", ("val",)), ("hold", ("test", "val")), ("eval", ("val", "test"))):
         if word in words:
-            free = [wish for wish in wishes if wish not in part.values()]
+            free = [split for split in candidates if split not in split_of.values()]
             if not free:
                 names = ", ".join(sorted(map(_shown, heads)))
                 raise RequestError(
                     f"{shown(root)} holds {names}, of which two may be the same part: say what each is with --train "
                     "PATH --val PATH --test PATH"
                 )
-            part[word] = free[0]
-    return {name: part[str(head.word)] for name, head in heads.items()}
+            split_of[word] = free[0]
+    return {name: split_of[str(head.word)] for name, head in heads.items()}
 
 
 def _shown(name: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Parts of a source: a source again, made of some of its entries."""
+"""Views of a source: subsets and permutations that are sources themselves."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openmae.data.decoding.regions import StoredImage, stored_of
+from openmae.data.decoding.regions import StoredImage, stored_image_of
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
 from openmae.data.sources.folder import Ignored
@@ -15,11 +15,11 @@ from openmae.data.sources.open import Label, Source
 from openmae.data.sources.packed import PackedSource
 from openmae.data.sources.tiles import Tiled
 
-_SPLIT_KEY = 0x5EED  # the held-out split does not change with the seed of a run
+_SPLIT_KEY = 0x5EED  # fixed, so that the held-out split does not depend on the seed of a run
 
 
 class SourceView(ABC):
-    """Entries of `source` at the places that `place` gives."""
+    """A view of `source`: entry i is its entry number `source_index(i)`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -30,8 +30,8 @@ class SourceView(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def place(self, index: int) -> int:
-        """Where in `source` entry 0 <= index < len(self) stands."""
+    def source_index(self, index: int) -> int:
+        """The index in `source` of entry 0 <= index < len(self)."""
 
     @abstractmethod
     def fingerprint(self) -> str: ...
@@ -45,13 +45,13 @@ class SourceView(ABC):
     def read(self, index: int) -> np.ndarray:
         return self.source.read(self._checked(index))
 
-    def stored(self, index: int) -> StoredImage | None:
-        return stored_of(self.source, self._checked(index))
+    def stored_image(self, index: int) -> StoredImage | None:
+        return stored_image_of(self.source, self._checked(index))
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.place(index)
+        return self.source_index(index)
 
 
 class IndexedSubset(SourceView):
@@ -65,7 +65,7 @@ class IndexedSubset(SourceView):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return int(self.indices[index])
 
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ class PermutedSubset(SourceView):
     def __len__(self) -> int:
         return self.count
 
-    def place(self, index: int) -> int:
+    def source_index(self, index: int) -> int:
         return int(self.permutation(self.start + index)[0])
 
     def fingerprint(self) -> str:
@@ -91,77 +91,84 @@ class PermutedSubset(SourceView):
 
 
 def split_held_out(source: Source, held_out: int) -> tuple[PermutedSubset, PermutedSubset]:
-    """Take `held_out` images out of a source: (the rest, those), disjoint and the same in every run."""
+    """Split `held_out` images off a source: (the rest, the held-out ones), the same in every run."""
     assert 0 < held_out < len(source)
     return PermutedSubset(source, held_out, len(source) - held_out), PermutedSubset(source, 0, held_out)
 
 
-def images_apart(source: Source) -> NDArray[np.int64] | None:
-    """Which image each entry is a tile of, (n,); None where every entry is an image of its own."""
+def tile_image_ids(source: Source) -> NDArray[np.int64] | None:
+    """The index of the image that each entry is a tile of, (n,); None where entries are whole images."""
     if isinstance(source, Tiled | PackedSource):
         return source.image_numbers
     inner = getattr(source, "source", None)
-    numbers = None if inner is None else images_apart(inner)
+    numbers = None if inner is None else tile_image_ids(inner)
     if numbers is None or not isinstance(source, SourceView):
         return numbers
-    return numbers[np.array([source.place(i) for i in range(len(source))], np.int64)]
+    return numbers[np.array([source.source_index(i) for i in range(len(source))], np.int64)]
 
 
 def split_by_image(numbers: NDArray[np.int64], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Take `held_out` images out with all their tiles: sorted entries (the rest, those), the same in every run.
+    """Split `held_out` images off, each with all its tiles: sorted indices of entries (the rest, the held-out ones).
+
+    The same in every run.
 
     Args:
-        numbers: (n,) which image each entry is a tile of.
+        numbers: (n,) the image that each entry is a tile of, see `tile_image_ids`.
     """
     images = np.unique(numbers)
     assert 0 < held_out < len(images)
-    held = images[Permutation(len(images), _SPLIT_KEY)(np.arange(held_out))]
-    is_held = np.isin(numbers, held)
-    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+    held_out_images = images[Permutation(len(images), _SPLIT_KEY)(np.arange(held_out))]
+    is_held_out = np.isin(numbers, held_out_images)
+    return np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
 
 
 def split_tiles(source: Tiled | PackedSource, held_out: int) -> tuple[Source, Source]:
-    """Take `held_out` images out of a source of tiles, with all of theirs: (the rest, those), the same in every run."""
+    """Split `held_out` images off a source of tiles, each with all its tiles: (the rest, the held-out ones).
+
+    The same in every run.
+    """
     if isinstance(source, Tiled):
-        parts = split_by_image(np.arange(len(source.sizes)), held_out)
-        rest, held = (Tiled(IndexedSubset(source.source, part), source.size, source.sizes[part]) for part in parts)
-        return rest, held
+        splits = split_by_image(np.arange(len(source.sizes)), held_out)
+        rest, held_out_tiles = (
+            Tiled(IndexedSubset(source.source, ids), source.size, source.sizes[ids]) for ids in splits
+        )
+        return rest, held_out_tiles
     assert source.image_numbers is not None
-    rest_ids, held_ids = split_by_image(source.image_numbers, held_out)
-    return IndexedSubset(source, rest_ids), IndexedSubset(source, held_ids)
+    rest_ids, held_out_ids = split_by_image(source.image_numbers, held_out)
+    return IndexedSubset(source, rest_ids), IndexedSubset(source, held_out_ids)
 
 
-def drawn(source: Source, count: int) -> Source:
-    """At most `count` entries of a source, evenly drawn, in its order."""
+def subsample(source: Source, count: int) -> Source:
+    """A fixed random sample of at most `count` entries of a source, in its order."""
     if len(source) <= count:
         return source
     return IndexedSubset(source, np.sort(Permutation(len(source), _SPLIT_KEY)(np.arange(count))))
 
 
 def root_of(source: Source) -> Source:
-    """The source behind all views."""
+    """The innermost source behind all views and wrappers."""
     while hasattr(source, "source"):
         source = source.source
     return source
 
 
 def are_tiles(source: Source) -> bool:
-    """Whether the entries of a source are cut from images when they are read."""
+    """Whether the entries of a source are tiles that are cut from images when they are read (`Tiled`)."""
     while isinstance(source, SourceView):
         source = source.source
     return isinstance(source, Tiled)
 
 
-def by_image(source: Source, indices: list[int]) -> list[int]:
-    """The same entries, tiles of one image one after the other: read so, they decode it once."""
-    places = indices
+def grouped_by_image(source: Source, indices: list[int]) -> list[int]:
+    """The same indices with the tiles of one image next to each other, so that it is decoded once."""
+    positions = indices
     while isinstance(source, SourceView):
-        places, source = [source.place(place) for place in places], source.source
-    return [index for _, index in sorted(zip(places, indices, strict=True))]
+        positions, source = [source.source_index(position) for position in positions], source.source
+    return [index for _, index in sorted(zip(positions, indices, strict=True))]
 
 
 def raw_shape(source: Source) -> tuple[int, int, int] | None:
-    """Height, width and channels of every image, where they lie undecoded in a raw pack; else None."""
+    """Height, width and channels of all images of a raw pack; None for other sources."""
     while isinstance(source, SourceView):
         source = source.source
     if isinstance(source, Tiled):  # of images of one shape
@@ -171,11 +178,11 @@ def raw_shape(source: Source) -> tuple[int, int, int] | None:
 
 
 def axes_of(sources: Iterable[Source]) -> Axes:
-    """What was decided about the axes of a data set, of which these are parts."""
-    found = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
-    return next((axes for axes in found if axes.order is not None), BY_SHAPE)
+    """The order of axes that was decided for the data set of which these are splits."""
+    all_axes = (getattr(root_of(source), "axes", BY_SHAPE) for source in sources)
+    return next((axes for axes in all_axes if axes.order is not None), BY_SHAPE)
 
 
 def nodata_in(source: Source) -> float | str | None:
-    """Which values of a source's images stand for none, as it reads them; None where it has no such setting."""
+    """The nodata setting with which a source reads images; None where it has no such setting."""
     return getattr(root_of(source), "nodata", None)

@@ -1,1 +1,1 @@
-"""One pass over every image of a data set: what each is, and which are the same or look alike."""
+"""One pass over every image of a data set: statistics, exact copies and near-duplicates."""

@@ -1,4 +1,4 @@
-"""What an image looks like, in 56 bytes: a perceptual hash and a tiny picture, both unmoved by size and compression.
+"""Perceptual hash and 4 x 4 thumbnail of an image, 56 bytes that hardly depend on its size and compression.
 
 The hash is the classic one of the discrete cosine transform: the signs, about their median, of the 64 lowest
 frequencies of a grey 32 x 32 picture. Measured on 256 photographs: JPEG of quality 30 and 75, half the size and
@@ -12,22 +12,22 @@ from scipy.fft import dct
 
 SIDE, FREQUENCIES, THUMB = 32, 8, 4
 _BASIS = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)  # (8, 32)
-_IS_SLOPE = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES)).ravel() <= 2
+_IS_GRADIENT = np.add.outer(np.arange(FREQUENCIES), np.arange(FREQUENCIES)).ravel() <= 2
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def look(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
-    """Perceptual hashes of images as `shrink` gives them, (n, 32, 32, 3).
+def perceptual_hashes(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.uint8], NDArray[np.float32]]:
+    """Perceptual hashes of images that `shrink` returned, (n, 32, 32, 3).
 
     Returns:
-        The hashes (n,), tiny pictures (n, 4, 4, 3), and how much there is to tell the images by (n,): the deviation, in
-        0..255, of their grey values but for soft slopes.
+        The hashes (n,), thumbnails (n, 4, 4, 3), and detail (n,): the deviation, in 0..255, of the grey values without
+        smooth gradients (the lowest frequencies).
     """
     grey = shrunk @ _LUMA
     waves = (_BASIS @ grey @ _BASIS.T).reshape(len(grey), -1)
     bits = waves > np.median(waves[:, 1:], axis=1, keepdims=True)
     bits[:, 0] = False  # the mean brightness
-    detail = np.sqrt((np.where(_IS_SLOPE, 0, waves) ** 2).sum(axis=1)) / SIDE
+    detail = np.sqrt((np.where(_IS_GRADIENT, 0, waves) ** 2).sum(axis=1)) / SIDE
     block = SIDE // THUMB
     thumbs = shrunk.reshape(-1, THUMB, block, THUMB, block, 3).mean(axis=(2, 4))
     hashes = np.ascontiguousarray(np.packbits(bits, axis=1)).view(np.uint64).reshape(-1)
@@ -35,17 +35,17 @@ def look(shrunk: NDArray[np.float32]) -> tuple[NDArray[np.uint64], NDArray[np.ui
 
 
 def shrink(image: NDArray) -> NDArray[np.float32]:
-    """An H × W × C image as 32 × 32 × 3, each pixel the mean of those it stands for.
+    """An H × W × C image as 32 × 32 × 3, each pixel the mean of its area.
 
-    Of 2 channels or more than 3 only the first or the first three are looked at. Values other than uint8 are stretched
-    from the darkest to the lightest.
+    Of 2 channels only the first is used, of more than 3 the first three. Values other than uint8 are stretched from the
+    darkest to the lightest.
     """
     small = _shrunk(image[..., :3] if image.shape[2] >= 3 else image[..., :1])
     return small if small.shape[2] == 3 else np.repeat(small, 3, axis=2)
 
 
 def _shrunk(image: NDArray) -> NDArray[np.float32]:
-    """32 × 32 × C, each pixel the mean of those it stands for."""
+    """32 × 32 × C, each pixel the mean of its area."""
     size, box = (SIDE, SIDE), Image.Resampling.BOX
     if image.dtype == np.uint8:
         picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image))

@@ -10,7 +10,7 @@ from torch import Tensor
 from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.open import open_splits
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import RequestError
 from openmae.inference.metrics import Predictions, compute_metrics
 from openmae.machine.files import disk_faults, write_json
@@ -21,22 +21,22 @@ from openmae.training.checkpoint import MODEL
 def open_data(
     config: LabelledConfig, model: Preprocessing | None, background: float | None = None, needs_validation: bool = False
 ) -> LabelledData:
-    """Open the labelled splits of DATA, read as `reading_of` says. Raises RequestError where they cannot be used."""
+    """Open the labelled splits of DATA by `reading_options`. Raises RequestError where they cannot be used."""
     return open_labelled(
         config.dataset,
         split_rules=config.split_rules,
         labels=config.labels,
         label_file=config.label_file,
         held_out=config.held_out,
-        **reading_of(config, model, background),
+        **reading_options(config, model, background),
         needs_validation=needs_validation,
         task=config.task,
     )
 
 
-def check_has_final_split(data: Dataset, axes: str | None = None, usual_axes: str | None = None) -> None:
+def check_has_final_split(data: Dataset, axes: str | None = None, default_axes: str | None = None) -> None:
     """Raise RequestError where DATA has neither a test nor a val split to measure on."""
-    if not open_splits(data, ("test", "val"), axes=axes, usual_axes=usual_axes).sources:
+    if not open_splits(data, ("test", "val"), axes=axes, default_axes=default_axes).sources:
         raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
 
 
@@ -76,7 +76,7 @@ def classification_loss(logits: Tensor, targets: Tensor, is_multi_label: bool, w
 def write_split(run: Path, config: LabelledConfig, data: LabelledData) -> None:
     """Write RUN/split.json: which images of train were held out and, with `--labels`, which were trained on."""
     split: dict[str, Any] = {}
-    if names := data.split_names():
+    if names := data.held_out_names():
         split["held_out"] = names
     if config.labels is not None:
         split["train"] = [data.train.name(i) for i in range(len(data.train))]
@@ -144,7 +144,7 @@ def data_counts(data: LabelledData) -> dict[str, Any]:
     """The summary's entries about the labelled data: the final split, and how many images and classes there are."""
     return {
         "report": data.final_split,
-        "report_images": len(data.report),
+        "report_images": len(data.final_source),
         "train_images": len(data.train),
         **({"classes": data.num_classes} if data.scale is None else {"columns": len(data.columns)}),
     }

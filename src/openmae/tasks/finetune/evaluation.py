@@ -39,7 +39,7 @@ class FinetuneEvaluation:
     def evaluate(self, step: int) -> dict[str, float]:
         """Metrics by name after a step; their names begin with `val_` where the final split is another one."""
         data = self.data
-        predictions = self._predict(data.validation if data.validation is not None else data.report)
+        predictions = self._predict(data.validation if data.validation is not None else data.final_source)
         if data.validation is None or data.test is None:
             self.last = step, predictions
             return named_metrics(predictions)
@@ -49,7 +49,7 @@ class FinetuneEvaluation:
         """Predictions for the final split after the last step, `step`."""
         if self.last is not None and self.last[0] == step:
             return self.last[1]
-        return self._predict(self.data.report)
+        return self._predict(self.data.final_source)
 
     def _predict(self, source: Source) -> Predictions:
         config = self.plan.config

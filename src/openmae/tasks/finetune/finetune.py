@@ -88,13 +88,13 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *finetune_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.source_lines, *finetune_lines(plan, data, facts, device, num_steps)]
         copies = 4 if average else 3
         run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.taken,
+            split_sources=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_model(plan.shape, plan.preprocessing, data, resolved.recipe, resolved.seed),
@@ -175,7 +175,7 @@ def finish(
     if run.processes.is_first:
         run.progress.log.quarantine.replace_part(data.final_split, predictions.bad)
         title = f"{run.path.name}, {data.final_split}"
-        write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
+        write_report(run.path, predictions, data.final_source, data.classes, plan.preprocessing, title)
     return {**named_metrics(predictions), **data_counts(data)}
 
 

@@ -1,4 +1,4 @@
-"""`openmae inspect DATA`: one pass over every image, and what it says."""
+"""`openmae inspect DATA`: one pass over every image, and a report on it."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from openmae.data.labels.subsets import labels_of
 from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Source, Splits, open_splits
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import axes_of
 from openmae.data.survey.census import examine
@@ -25,18 +25,18 @@ from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
     SplitFindings,
     class_findings,
+    count_reasons,
     misfits,
     number_findings,
     part_findings,
-    reasons,
     statistics_findings,
 )
-from openmae.tasks.inspect.pictures import contact_sheet, drawn, pair_sheet
+from openmae.tasks.inspect.pictures import contact_sheet, pair_sheet, sample_images
 from openmae.tasks.inspect.screen import data_lines
-from openmae.tasks.inspect.verdict import size_advice, to_mend, would_choose
+from openmae.tasks.inspect.verdict import planned_settings, problems_to_fix, size_advice
 from openmae.training.telemetry import ProgressBar
 
-NUM_SURVEYED = 256  # images that decide what openmae would choose, as before a run
+NUM_SURVEYED = 256  # images from which the settings of a run would be chosen, as in `pretrain`
 MAX_PAIRS = 12
 MAX_WORKERS = 16
 SUMMED = (
@@ -60,8 +60,8 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
-    opened = open_splits(config.dataset, **reading_of(config, None))
-    parts = [_examined(split, source, config) for split, source in opened.sources.items()]
+    opened = open_splits(config.dataset, **reading_options(config, None))
+    parts = [_examine_split(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)
     duplicates = find_duplicates(parts, MAX_PAIRS)
     report = _report(config, opened, parts, facts, duplicates)
@@ -73,8 +73,8 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     return report
 
 
-def _examined(split: str, source: Source, config: InspectConfig) -> SplitFindings:
-    """Read the images of a split, or as many of them as --limit says, drawn evenly by the seed."""
+def _examine_split(split: str, source: Source, config: InspectConfig) -> SplitFindings:
+    """Read the images of a split or, with --limit, a random sample of them."""
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
         indices = np.sort(Permutation(len(source), config.seed)(np.arange(config.limit)))
@@ -87,7 +87,7 @@ def _examined(split: str, source: Source, config: InspectConfig) -> SplitFinding
             indices,
             workers=workers,
             tiles=config.tiles,
-            tell=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
+            on_progress=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
     return SplitFindings(split, source, census, labels_of(source), tiled)
 
@@ -108,7 +108,7 @@ def _report(
     report: dict[str, Any] = {
         "kind": "data",
         "path": shown(str(config.dataset)),
-        "parts": opened.taken,
+        "parts": opened.origins,
         "parts_line": opened.line,
         "axes": axes_of(part.source for part in parts).order,
         "axes_reason": axes_of(part.source for part in parts).why,
@@ -116,7 +116,7 @@ def _report(
         "warnings": list(opened.warnings),
         **whole,
         "is_limited": whole["looked_at"] < whole["images"],
-        "unreadable_reasons": reasons(reason for part in parts for reason in part.census.bad.values()),
+        "unreadable_reasons": count_reasons(reason for part in parts for reason in part.census.bad.values()),
         "misfits": misfits(parts, facts),
         "statistics": statistics_findings(parts[0], facts),
         "classes": class_findings(parts),
@@ -129,8 +129,8 @@ def _report(
             for index, reason in part.census.bad.items()
         ],
     }
-    report["to_mend"] = to_mend(report)
-    report["would_choose"] = would_choose(config, facts)
+    report["to_mend"] = problems_to_fix(report)
+    report["would_choose"] = planned_settings(config, facts)
     report["size_advice"] = size_advice(report, facts)
     return report
 
@@ -148,8 +148,8 @@ def _write(
         write_json(folder / "inspect.json", report)
         lines = [json.dumps(line) + "\n" for line in report["bad"]]
         (folder / "bad.jsonl").write_text("".join(lines))
-        contact_sheet(drawn(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
+        contact_sheet(sample_images(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
         if duplicates.pairs:
-            places = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
-            pairs = list(zip(places[::2], places[1::2], strict=True))
+            images = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
+            pairs = list(zip(images[::2], images[1::2], strict=True))
             pair_sheet(pairs, report, value_range).savefig(folder / "near-duplicates.png")

@@ -1,4 +1,4 @@
-"""Which images of a data set are copies or look the same, within a split and across, as values for JSON."""
+"""Copies and near-duplicates of a data set, within and across splits, as JSON values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.config import SPLITS
-from openmae.data.survey.census import BLANK, PLAIN
-from openmae.data.survey.duplicates import alike, as_keys, equal_groups
+from openmae.data.survey.census import BLANK, LOW_DETAIL
+from openmae.data.survey.duplicates import as_keys, equal_groups, find_near_duplicates
 from openmae.errors import shown
 from openmae.tasks.inspect.findings import SplitFindings
 
@@ -21,9 +21,9 @@ class Duplicates:
     """Copies and images that look the same, over all splits.
 
     Attributes:
-        rows: (n,) of all that can be read and is not blank: which part, and which index there.
+        rows: (n, 2) all images that are readable and not blank: the number of the split, and the index in it.
         findings: counts and names for JSON.
-        pairs: rows that look the same, those of different splits first; for a picture.
+        pairs: rows that look the same, pairs across splits first; for a picture.
     """
 
     rows: NDArray[np.int64]
@@ -31,8 +31,8 @@ class Duplicates:
     pairs: list[tuple[int, int]]
 
 
-def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
-    """Group what is equal, what looks the same, and what does so across splits."""
+def find_duplicates(parts: list[SplitFindings], max_pairs: int) -> Duplicates:
+    """Find copies and near-duplicates, and which of them are in several splits (leaks)."""
     goods = [part.census.good for part in parts]
     goods = [good[(good["flags"] & BLANK) == 0] for good in goods]
     of_part = np.repeat(np.arange(len(parts)), [len(good) for good in goods])
@@ -41,17 +41,17 @@ def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
     rows = np.stack([of_part, np.concatenate([good["index"] for good in goods])], axis=1)
     labels = np.concatenate([part.labels[good["index"]] for part, good in zip(parts, goods, strict=True)])
     equal = equal_groups(as_keys(np.concatenate([good["digest"] for good in goods])))
-    has_look = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & PLAIN) == 0)
-    hashes = np.concatenate([good["hash"] for good in goods])[has_look]
-    thumbs = np.concatenate([good["thumb"] for good in goods])[has_look]
-    near = alike(hashes, thumbs, splits[has_look])
+    has_detail = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & LOW_DETAIL) == 0)
+    hashes = np.concatenate([good["hash"] for good in goods])[has_detail]
+    thumbs = np.concatenate([good["thumb"] for good in goods])[has_detail]
+    near = find_near_duplicates(hashes, thumbs, splits[has_detail])
     n = len(rows)
     looks = np.full(n, -1, np.int64)
-    looks[has_look] = near.groups
+    looks[has_detail] = near.groups
     seen, partner = 1 << splits.astype(np.int64), np.full(n, -1, np.int64)
-    seen[has_look] |= near.seen
-    if len(has_look):
-        partner[has_look] = np.where(near.partner >= 0, has_look[near.partner], -1)
+    seen[has_detail] |= near.seen
+    if len(has_detail):
+        partner[has_detail] = np.where(near.partner >= 0, has_detail[near.partner], -1)
     _add_equal(equal, splits, seen, partner)
 
     def name(row: int) -> str:
@@ -66,11 +66,11 @@ def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
     exact_groups = _groups(equal)
     near_groups = [group for group in _groups(looks) if len(np.unique(equal[group])) > 1]
     leaks = {}
-    for held in (1, 2):
-        for other in range(held):
-            is_leak = (splits == held) & (seen >> other & 1 > 0)
+    for evaluated in (1, 2):
+        for other in range(evaluated):
+            is_leak = (splits == evaluated) & (seen >> other & 1 > 0)
             if is_leak.any():
-                leaks[f"{SPLITS[held]} in {SPLITS[other]}"] = int(is_leak.sum())
+                leaks[f"{SPLITS[evaluated]} in {SPLITS[other]}"] = int(is_leak.sum())
     leaked = np.flatnonzero((splits > 0) & (partner >= 0) & ((seen & ((1 << splits.astype(np.int64)) - 1)) > 0))
     in_conflict = [group for group in exact_groups if len(np.unique(labels[group][labels[group] >= 0])) > 1]
     findings = {
@@ -94,8 +94,8 @@ def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
             for row in leaked[:MAX_LISTED].tolist()
         ],
     }
-    pairs = [(int(partner[row]), row) for row in _drawn(leaked, most_pairs).tolist()]
-    for group in near_groups[: most_pairs - len(pairs)]:
+    pairs = [(int(partner[row]), row) for row in _evenly_spaced(leaked, max_pairs).tolist()]
+    for group in near_groups[: max_pairs - len(pairs)]:
         first = int(group[0])
         other = int(group[equal[group] != equal[first]][0])
         if (first, other) not in pairs and (other, first) not in pairs:
@@ -106,7 +106,7 @@ def find_duplicates(parts: list[SplitFindings], most_pairs: int) -> Duplicates:
 def _add_equal(
     equal: NDArray[np.int64], splits: NDArray[np.uint8], seen: NDArray[np.int64], partner: NDArray[np.int64]
 ) -> None:
-    """Copies are the nearest partners; and they are found where the picture is too plain for a look."""
+    """Prefer copies as partners; they are also known for images of too little detail for a perceptual hash."""
     if not len(equal):
         return
     owners = np.full((int(equal.max()) + 1, len(SPLITS)), -1, np.int64)
@@ -120,7 +120,7 @@ def _add_equal(
 
 
 def _groups(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The rows of each number from 0 on that several have, in the order of their first rows."""
+    """The rows of each group id >= 0 that occurs more than once, in the order of their first rows."""
     order = np.argsort(numbers, kind="stable")
     order = order[numbers[order] >= 0]
     cuts = np.flatnonzero(np.diff(numbers[order])) + 1
@@ -130,6 +130,6 @@ def _groups(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return sorted(groups, key=lambda group: int(group[0]))
 
 
-def _drawn(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _evenly_spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """At most `count` of them, evenly."""
     return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)] if len(rows) else rows

@@ -1,4 +1,4 @@
-"""What a pass over a data set says about it, as values for JSON: counts, sizes, classes, statistics."""
+"""Findings from the census of a data set, as JSON values: counts, sizes, classes, statistics."""
 
 import re
 from collections import Counter
@@ -10,19 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.data.depths import bits_for
-from openmae.data.labels.numbers import kept_numbers, kind_of_names, numbers_of
+from openmae.data.labels.numbers import kind_of_names, non_class_numbers, numeric_labels
 from openmae.data.preprocess import DataFacts, imagenet_statistics
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import Tiled
-from openmae.data.survey.census import BLANK, DTYPES, FORMATS, LIES, PLAIN, TRANSPARENT, TURNED, Census, Sums
+from openmae.data.survey.census import (
+    BLANK,
+    DTYPES,
+    EXIF_ROTATED,
+    FORMATS,
+    LOW_DETAIL,
+    TRANSPARENT,
+    WRONG_EXTENSION,
+    Census,
+    Sums,
+)
 from openmae.errors import shown
 
-SMALL = (224, 96, 32)  # px: the paper's size, what a CPU is given, a thumbnail
+SMALL = (224, 96, 32)  # px: the paper's image size, a usual size on a CPU, a thumbnail
 
 
 @dataclass(frozen=True)
 class SplitFindings:
-    """A split, and what was found in it.
+    """A split and its census.
 
     Attributes:
         labels: (images,) the class of each image of the source, -1 where there is none.
@@ -51,7 +61,7 @@ def part_findings(part: SplitFindings) -> dict[str, Any]:
         "images": len(part.source),
         "looked_at": len(records),
         "unreadable": len(part.census.bad),
-        "unreadable_reasons": reasons(part.census.bad.values()),
+        "unreadable_reasons": count_reasons(part.census.bad.values()),
         "short_side": _spread(short),
         "long_side": _spread(long),
         "sizes": len(values),
@@ -61,19 +71,19 @@ def part_findings(part: SplitFindings) -> dict[str, Any]:
         ],
         "smaller_than": {str(side): _share(short < side) for side in SMALL},
         "formats": {FORMATS[i]: int(formats[i]) for i in np.argsort(-formats, kind="stable") if i and formats[i]},
-        "wrong_extensions": _flagged(good, LIES),
+        "wrong_extensions": _flagged(good, WRONG_EXTENSION),
         "channels": {str(number): count for number, count in _counted(good["channels"])},
         "number_types": {DTYPES[number]: count for number, count in _counted(good["dtype"])},
         "highest": {
             DTYPES[number]: float(good["top"][good["dtype"] == number].max()) for number, _ in _counted(good["dtype"])
         },
         "bits": {str(bits): count for bits, count in sorted(_bits(good).items())},
-        "turned_by_exif": _flagged(good, TURNED),
+        "turned_by_exif": _flagged(good, EXIF_ROTATED),
         "transparent": _flagged(good, TRANSPARENT),
         "blank": _flagged(good, BLANK),
         "with_empty_values": int((good["empty"] > 0).sum()),
         "empty_share": round(float(good["empty"].mean()), 6) if len(good) else 0.0,
-        "nearly_blank": int(((good["flags"] & (BLANK | PLAIN)) == PLAIN).sum()),
+        "nearly_blank": int(((good["flags"] & (BLANK | LOW_DETAIL)) == LOW_DETAIL).sum()),
         "file_bytes": {**(_spread(in_files) or {}), "total": int(in_files.sum())} if len(in_files) else None,
         "ignored": {
             "extensions": ignored.extensions,
@@ -86,8 +96,7 @@ def part_findings(part: SplitFindings) -> dict[str, Any]:
 
 
 def _tile_findings(tiled: Tiled, census: Census) -> dict[str, int]:
-    """How many tiles there are, by the headers of all images, and of those of images that were read, how many are
-    blank."""
+    """The number of tiles, from the headers of all images; and of blank tiles among those of images that were read."""
     return {
         "size": tiled.size,
         "tiles": len(tiled),
@@ -97,20 +106,17 @@ def _tile_findings(tiled: Tiled, census: Census) -> dict[str, int]:
     }
 
 
-def reasons(bad: Iterable[str]) -> dict[str, int]:
-    """How many there are of each reason; reasons that differ in numbers only are one."""
+def count_reasons(bad: Iterable[str]) -> dict[str, int]:
+    """How often each reason occurs; reasons that differ only in numbers count as one."""
     kinds: dict[str, Counter[str]] = {}
     for reason in bad:
         kinds.setdefault(re.sub(r"\d[\d,.]*", "#", reason), Counter())[reason] += 1
-    told = {(next(iter(all_of)) if len(all_of) == 1 else kind): all_of.total() for kind, all_of in kinds.items()}
-    return dict(sorted(told.items(), key=lambda item: (-item[1], item[0])))
+    totals = {(next(iter(each)) if len(each) == 1 else kind): each.total() for kind, each in kinds.items()}
+    return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))
 
 
 def class_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
-    """Images of each class by split, and the largest and smallest class of train.
-
-    Also which classes are missing where. None without labels.
-    """
+    """Images by class and split, the largest and smallest class of train, missing classes; None without labels."""
     highest = max((int(part.labels.max()) for part in parts if len(part.labels)), default=-1)
     if highest < 0:
         return None
@@ -138,14 +144,11 @@ def class_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
 
 
 def number_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
-    """How many labels are numbers, and their range; None where they only number the classes.
-
-    Numbers come from a column, or from the names of class folders where some have a fraction.
-    """
+    """Count and range of numeric labels (a column, or fractional folder names); None for class names or ids."""
     names = parts[0].source.classes or ()
-    if all(kept_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
+    if all(non_class_numbers(part.source) is None for part in parts) and kind_of_names(names) != "fractional":
         return None
-    found = [numbers for part in parts if (numbers := numbers_of(part.source)) is not None]
+    found = [numbers for part in parts if (numbers := numeric_labels(part.source)) is not None]
     known = np.concatenate([np.empty(0), *found])
     known = known[np.isfinite(known)]
     if not len(known):
@@ -154,12 +157,12 @@ def number_findings(parts: list[SplitFindings]) -> dict[str, Any] | None:
 
 
 def statistics_findings(part: SplitFindings, facts: DataFacts | None) -> dict[str, Any] | None:
-    """Mean and deviation by channel of what most images are, as shares of the value range, beside ImageNet's.
+    """Mean and deviation by channel of the most common kind of image, relative to the value range, beside ImageNet's.
 
-    Every image counts alike, whatever its size. Grey images of a colour set count as three equal channels.
+    Every image has the same weight, whatever its size. Grey images of a colour set count as three equal channels.
 
     Args:
-        facts: what `survey` says, which decides channels, number type and value range.
+        facts: from `survey`; decides channels, number type and value range.
     """
     if facts is None:
         return None
@@ -191,7 +194,7 @@ def statistics_findings(part: SplitFindings, facts: DataFacts | None) -> dict[st
 
 
 def misfits(parts: list[SplitFindings], facts: DataFacts | None) -> dict[str, int]:
-    """Readable images that training would refuse, by reason: they do not fit what most of the data is."""
+    """How many readable images training would refuse, by reason: other channels or types than most of the data."""
     found: Counter[str] = Counter()
     for part in parts if facts is not None else ():
         assert facts is not None
@@ -213,8 +216,8 @@ def _spread(values: NDArray) -> dict[str, int] | None:
     return {"least": int(values.min()), "median": int(np.median(values)), "most": int(values.max())}
 
 
-def _share(chosen: NDArray[np.bool_]) -> float:
-    return round(float(chosen.mean()), 4) if len(chosen) else 0.0
+def _share(is_true: NDArray[np.bool_]) -> float:
+    return round(float(is_true.mean()), 4) if len(is_true) else 0.0
 
 
 def _flagged(records: NDArray, flag: int) -> int:
@@ -222,13 +225,13 @@ def _flagged(records: NDArray, flag: int) -> int:
 
 
 def _counted(values: NDArray) -> list[tuple[int, int]]:
-    """Each value with how often it comes, the most frequent first."""
+    """Each value with its count, the most frequent first."""
     found, counts = np.unique(values, return_counts=True)
     return [(int(found[i]), int(counts[i])) for i in np.argsort(-counts, kind="stable")]
 
 
 def _bits(records: NDArray) -> Counter[int]:
-    """How many 16-bit images need so many bits for their highest value."""
+    """How many 16-bit images need each number of bits for their highest value."""
     tops, counts = np.unique(records["top"][records["dtype"] == DTYPES.index("uint16")], return_counts=True)
     found = Counter[int]()
     for top, count in zip(tops.tolist(), counts.tolist(), strict=True):

@@ -7,13 +7,13 @@ from openmae.requests.inspect import asked_kind
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
-    """Report on what `path` is, on the screen and, with `out`, as JSON and pictures.
+    """Report on the data set, run or model at `path`, on the screen and, with `out`, as JSON and pictures.
 
     Returns:
-        What `inspect.json` holds; `kind` says what it is of: data, run or model.
+        The content of `inspect.json`; its `kind` is data, run or model.
 
     Raises:
-        RequestError: there is nothing of the kind, or --out exists.
+        RequestError: there is no such thing, or --out exists.
     """
     config = config.plain()
     kind = asked_kind(config)

@@ -1,4 +1,4 @@
-"""`openmae inspect MODEL`: what a checkpoint is, whose names it has, and whether it is whole."""
+"""`openmae inspect MODEL`: the kind, shape, history and weights of a checkpoint, and whether it is intact."""
 
 import hashlib
 import json
@@ -14,20 +14,20 @@ from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.requests.inspect import check_out
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_checkpoint
 
-CAN = {
+USES = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
     ClassifierShape: "robustness, finetune, knn, embed, attention, convert; its decoder is gone",
     ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
 }
 
-CAN_PREDICT = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
+USES_OF_REGRESSION = "numbers (load(…).predict), finetune, knn, embed, attention, convert; its decoder is gone"
 
 
 def inspect_model(config: InspectConfig) -> dict[str, Any]:
-    """Say what the checkpoint is, its shape, preprocessing and history, each family of weights, and its checksum.
+    """Report a checkpoint's kind, shape, preprocessing, history, weights by family, and checksums.
 
     Returns:
-        What is said, as JSON values; `--out` writes it to inspect.json.
+        The report as JSON values; `--out` writes it to inspect.json.
 
     Raises:
         RequestError: it cannot be read, is damaged, or lacks a weight of its encoder.
@@ -36,7 +36,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     assert config.path is not None
     init = read_init(config.path, verbose=False)
     assert init.report is not None
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "kind": "model",
         "what": init.report.kind,
         "model": init.description.get("kind", "mae"),
@@ -51,74 +51,78 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         "unused": {name: list(shape) for name, shape in init.report.unused.items()},
         "checksums": checksums(config.path),
     }
-    print("\n".join(lines(init, found)), flush=True)
+    print("\n".join(model_lines(init, report)), flush=True)
     if out is not None:
         with disk_faults(out), atomic_write_folder(out) as folder:
-            write_json(folder / "inspect.json", found)
-    return found
+            write_json(folder / "inspect.json", report)
+    return report
 
 
-def lines(init: StoredModel, found: dict[str, Any]) -> list[str]:
+def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
     """The report for the screen."""
     assert init.report is not None
     encoder, p = init.encoder_shape, init.preprocessing
     size = f"{encoder.image_size[0]} x {encoder.image_size[1]} px"
-    said = [
+    lines = [
         f"model      {shown(init.report.source)}: {init.report.kind}",
-        f"           {found['parameters']:,} parameters",
+        f"           {report['parameters']:,} parameters",
         f"encoder    {encoder.width} x {encoder.depth}, {encoder.num_heads} heads, patch {encoder.patch_size}, {size}, "
         f"{encoder.channels} channel{'s' * (encoder.channels != 1)}",
     ]
     if not encoder.is_plain:
-        said.append(f"           no plain ViT: {', '.join(f'{k} {v}' for k, v in encoder.differences.items())}")
+        lines.append(f"           no plain ViT: {', '.join(f'{k} {v}' for k, v in encoder.differences.items())}")
     if isinstance(init.shape, MAEShape):
         decoder, masking = init.shape.decoder, init.description.get("masking") or {}
-        said.append(
+        lines.append(
             f"decoder    {decoder.width} x {decoder.depth}, {decoder.num_heads} heads, predicts {init.shape.target}; "
             f"mask {masking.get('kind', 'random')} {masking.get('ratio', 0.75):g}"
         )
     else:
-        said.append("decoder    none: encoder only, reconstruction needs the decoder")
+        lines.append("decoder    none: encoder only, reconstruction needs the decoder")
     if isinstance(init.shape, ClassifierShape) and init.scale is not None:
-        numbers = zip(init.scale.columns, init.scale.mean, init.scale.std, strict=True)
-        said += [
-            f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in numbers
+        targets = zip(init.scale.columns, init.scale.mean, init.scale.std, strict=True)
+        lines += [
+            f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in targets
         ]
-        said.append(f"           pooled by {init.shape.pool}")
+        lines.append(f"           pooled by {init.shape.pool}")
     elif isinstance(init.shape, ClassifierShape):
         classes = init.description["classes"]
-        named = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
-        said.append(f"classes    {len(classes)}: {named}; pooled by {init.shape.pool}")
-    said.append(
+        names = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
+        lines.append(f"classes    {len(classes)}: {names}; pooled by {init.shape.pool}")
+    lines.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
         f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, "
         f"crop fraction {p.crop_fraction:g}"
     )
-    history = {name: found[name] for name in ("recipe", "seed", "step") if found[name] is not None}
-    said.append(f"history    {', '.join(f'{k} {v}' for k, v in history.items()) or 'not recorded'}")
-    said += [f"           {remark}" for remark in init.report.remarks]
-    said.append(f"weights    {len(init.report.loaded)} by our names:")
-    said += [f"             {line}" for line in group_blocks(init.report.loaded)]
+    history = {name: report[name] for name in ("recipe", "seed", "step") if report[name] is not None}
+    lines.append(f"history    {', '.join(f'{k} {v}' for k, v in history.items()) or 'not recorded'}")
+    lines += [f"           {remark}" for remark in init.report.remarks]
+    lines.append(f"weights    {len(init.report.loaded)} by our names:")
+    lines += [f"             {line}" for line in group_blocks(init.report.loaded)]
     if init.report.unused:
-        said.append(f"unused     {len(init.report.unused)}:")
-        said += [f"             {line}" for line in group_blocks(init.report.unused)]
-    said += [f"sha256     {digest}  {shown(name)}" for name, digest in found["checksums"].items()]
-    said.append(f"good for   {CAN[type(init.shape)] if init.scale is None else CAN_PREDICT}")
-    return [shown(line) for line in said]  # names in a file can be terminal commands
+        lines.append(f"unused     {len(init.report.unused)}:")
+        lines += [f"             {line}" for line in group_blocks(init.report.unused)]
+    lines += [f"sha256     {digest}  {shown(name)}" for name, digest in report["checksums"].items()]
+    lines.append(f"good for   {USES[type(init.shape)] if init.scale is None else USES_OF_REGRESSION}")
+    return [shown(line) for line in lines]  # names in a file may contain terminal escape sequences
 
 
 def checksums(path: str) -> dict[str, str]:
-    """SHA-256 of the files that hold the weights; those of a checkpoint of ours are held against its manifest.
+    """SHA-256 of the files with the weights; checkpoints of openmae are verified against their manifest.
 
     Raises:
-        RequestError: a checkpoint is not what was written.
+        RequestError: a checkpoint is damaged.
     """
-    place = Path(path)
-    if not place.exists():  # of a name, timm's or the hub's
+    location = Path(path)
+    if not location.exists():  # a model's name at timm or on the hub
         return {}
-    files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.suffix in (".safetensors", ".bin"))
-    if is_ours(place):
-        model = find_model(place)
+    files = (
+        [location]
+        if location.is_file()
+        else sorted(p for p in location.iterdir() if p.suffix in (".safetensors", ".bin"))
+    )
+    if is_ours(location):
+        model = find_model(location)
         files = [model]
         if (model.parent / MANIFEST).is_file():
             try:

@@ -1,94 +1,104 @@
-"""Pictures of a data set: a sheet of its images with their sizes, and pairs that look the same."""
+"""Pictures of a data set: a contact sheet with the images' sizes, and pairs of near-duplicates."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
 from openmae.errors import shown
-from openmae.pictures.text import FAINT, INK, PAD, box, draw_heading, draw_text, fitted, heading_height, headings, page
+from openmae.pictures.sheet import ValueRange, rgb_picture
+from openmae.pictures.text import (
+    FAINT,
+    INK,
+    PAD,
+    box,
+    draw_heading,
+    draw_text,
+    fitted,
+    heading_height,
+    headings,
+    page,
+    wrapped_lines,
+)
 from openmae.tasks.inspect.findings import SplitFindings
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
 
 SHEET, ACROSS, TILE = 48, 8, 150
-MAX_BAD_SHARE = 8  # unreadable images that are shown beside those drawn
+MAX_BAD_SHOWN = 8  # unreadable images that are shown in addition
 PAIR_TILE = 210
 WRONG = "#b3261e"
 LINE = 15
 
-Place = tuple[SplitFindings, int]  # an image: which part, and its index in the source
-ValueRange = tuple[str, tuple[float, float]] | None  # of a number type
+ImageRef = tuple[SplitFindings, int]  # an image: its split, and its index in the source
 
 
-def drawn(parts: list[SplitFindings], seed: int) -> list[Place]:
-    """Images drawn evenly from all that were looked at, in their order; behind them some unreadable ones."""
+def sample_images(parts: list[SplitFindings], seed: int) -> list[ImageRef]:
+    """A random sample of the images that were read, in their order, followed by some unreadable ones."""
     looked = np.concatenate([part.census.records["index"] for part in parts])
     of_part = np.repeat(np.arange(len(parts)), [len(part.census.records) for part in parts])
     rows = np.sort(Permutation(len(looked), seed)(np.arange(min(SHEET, len(looked)))))
-    places = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
-    taken = {(part.split, index) for part, index in places}
-    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHARE]]
-    return places + [(part, index) for part, index in bad if (part.split, index) not in taken][:MAX_BAD_SHARE]
+    images = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
+    sampled = {(part.split, index) for part, index in images}
+    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHOWN]]
+    return images + [(part, index) for part, index in bad if (part.split, index) not in sampled][:MAX_BAD_SHOWN]
 
 
-def contact_sheet(places: list[Place], report: dict, value_range: ValueRange) -> "Figure":
-    """A grid of images, the name and the size beneath each; an unreadable one is a crossed box with the reason."""
-    across = min(ACROSS, max(len(places), 4))
+def contact_sheet(images: list[ImageRef], report: dict, value_range: ValueRange) -> "Figure":
+    """A grid of images with names and sizes; an unreadable one is a crossed box with the reason."""
+    across = min(ACROSS, max(len(images), 4))
     height = TILE + 2 * LINE + PAD
     bad = f", {report['unreadable']:,} cannot be read" if report["unreadable"] else ""
     width = PAD + across * (TILE + PAD)
-    told = (
-        f"{len(places)} of {report['images']:,} images, drawn evenly{bad}. Each is shown whole; its size is in pixels, "
+    text = (
+        f"{len(images)} of {report['images']:,} images, drawn evenly{bad}. Each is shown whole; its size is in pixels, "
         "width x height x channels."
     )
-    lines = headings(f"Contact sheet: {report['path']}", told, width)
+    lines = headings(f"Contact sheet: {report['path']}", text, width)
     top = heading_height(lines)
-    figure = page(width, top + -(-len(places) // across) * height)
+    figure = page(width, top + -(-len(images) // across) * height)
     draw_heading(figure, lines)
-    for number, place in enumerate(places):
+    for number, image_ref in enumerate(images):
         row, column = divmod(number, across)
-        _draw(figure, place, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
+        _draw(figure, image_ref, PAD + column * (TILE + PAD), top + row * height, TILE, value_range)
     return figure
 
 
-def pair_sheet(pairs: list[tuple[Place, Place]], report: dict, value_range: ValueRange) -> "Figure":
+def pair_sheet(pairs: list[tuple[ImageRef, ImageRef]], report: dict, value_range: ValueRange) -> "Figure":
     """Pairs side by side, the name and the split beneath each image."""
     across = min(3, len(pairs))
     wide, height = 2 * PAIR_TILE + 3 * PAD, PAIR_TILE + 3 * LINE + PAD
     width = PAD + across * wide
-    told = (
+    text = (
         f"{report['near_groups']:,} groups of images look the same without being the same file, "
         f"{report['exact_groups']:,} are equal copies; {len(pairs)} pairs are shown, those of different splits first."
     )
-    lines = headings(f"Images that look the same: {report['path']}", told, width)
+    lines = headings(f"Images that look the same: {report['path']}", text, width)
     top = heading_height(lines)
     figure = page(width, top + -(-len(pairs) // across) * height)
     draw_heading(figure, lines)
     for number, pair in enumerate(pairs):
         row, column = divmod(number, across)
-        for side, place in enumerate(pair):
+        for side, image_ref in enumerate(pair):
             left, upper = PAD + column * wide + side * (PAIR_TILE + 6), top + row * height
-            _draw(figure, place, left, upper, PAIR_TILE, value_range)
+            _draw(figure, image_ref, left, upper, PAIR_TILE, value_range)
             crosses = pair[0][0] is not pair[1][0]
             draw_text(
                 figure,
                 left,
                 upper + PAIR_TILE + 2 * LINE + 10,
-                f"in {place[0].split}",
+                f"in {image_ref[0].split}",
                 8,
                 WRONG if crosses else FAINT,
             )
     return figure
 
 
-def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, value_range: ValueRange) -> None:
-    part, index = place
+def _draw(figure: "Figure", image_ref: ImageRef, left: float, top: float, tile: int, value_range: ValueRange) -> None:
+    part, index = image_ref
     try:
         image = part.source.read(index)
     except BadImage as error:
@@ -96,11 +106,11 @@ def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, va
         axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
         for edge in axes.spines.values():
             edge.set_color(WRONG)
-        for number, line in enumerate(_broken(str(error), tile - 12)):
+        for number, line in enumerate(wrapped_lines(str(error), tile - 12)):
             draw_text(figure, left + tile / 2, top + tile / 2 + 14 * (number - 1), line, 8, WRONG, "center")
         size = "unreadable"
     else:
-        picture = np.asarray(pictured(filled(image), tile, value_range))
+        picture = np.asarray(rgb_picture(filled(image), tile, value_range))
         down, right = (tile - picture.shape[0]) / 2, (tile - picture.shape[1]) / 2
         axes = figure.add_axes(box(figure, left + right, top + down, picture.shape[1], picture.shape[0]))
         axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
@@ -109,34 +119,3 @@ def _draw(figure: "Figure", place: Place, left: float, top: float, tile: int, va
         size += "" if image.dtype == np.uint8 else f" {image.dtype}"
     draw_text(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
     draw_text(figure, left, top + tile + 10 + LINE, size, 7, FAINT)
-
-
-def pictured(image: NDArray, side: int, value_range: ValueRange) -> Image.Image:
-    """An H × W × C image of any kind as an RGB picture that just fits `side` × `side`; small ones keep hard pixels."""
-    step = max(1, min(image.shape[:2]) // (4 * side))
-    values = image[::step, ::step]
-    values = values[..., :3] if values.shape[2] >= 3 else values[..., :1]
-    if values.dtype != np.uint8:
-        known = value_range is not None and value_range[0] == str(values.dtype)
-        low, high = value_range[1] if known and value_range else np.percentile(values, [0.1, 99.9])
-        scaled = (values.astype(np.float32) - low) / max(high - low, 1e-12)
-        values = np.rint(scaled.clip(0, 1) * 255).astype(np.uint8)
-    if values.shape[2] == 1:
-        values = np.repeat(values, 3, axis=2)
-    picture = Image.fromarray(np.ascontiguousarray(values))
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
-
-
-def _broken(text: str, width: float) -> list[str]:
-    """A reason in at most three lines."""
-    lines, words = [""], text.split()
-    for word in words:
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and len(longer) * 5.2 > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    kept = lines[:3] if len(lines) <= 3 else [*lines[:2], " ".join(lines[2:])]
-    return [fitted(line, width, 8) for line in kept]

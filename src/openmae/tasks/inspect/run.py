@@ -1,4 +1,4 @@
-"""`openmae inspect RUN`: what a run is, how it goes or went, and whether it can go on; also while it runs."""
+"""`openmae inspect RUN`: settings, progress and health of a run, and whether it can be resumed; also while it runs."""
 
 import shlex
 import time
@@ -25,7 +25,7 @@ from openmae.run.reader import (
     summarise_metrics,
 )
 from openmae.tasks.inspect.run_screen import run_lines
-from openmae.tasks.inspect.screen import cut
+from openmae.tasks.inspect.screen import shorten
 
 TITLES: dict[type, str] = {
     ResolvedPretrainConfig: "pre-training",
@@ -37,9 +37,9 @@ COMMANDS: dict[type, str] = {
     ResolvedFinetuneConfig: "finetune",
     ResolvedProbeConfig: "probe",
 }
-# What matters of a run's settings, in the order of the screen.
+# The settings of a run that are shown, in this order.
 # fmt: off
-TOLD = (
+SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
     "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer",
     "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
@@ -59,50 +59,50 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
     assert config.path is not None
     run = Path(config.path)
     values, problem = read_json_object(run / "config.json")
-    settled, why_not = parse_resolved_config(values)
+    config_of_run, config_problem = parse_resolved_config(values)
     lines = [line for line in map(finite_numbers, read_metrics(run / "metrics.jsonl")) if line]
     summary, _ = read_json_object(run / "summary.json")
     report: dict[str, Any] = {
         "kind": "run",
         "path": shown(config.path),
-        "task": TITLES[type(settled)] if settled is not None else None,
-        "problem": problem or why_not,
-        "settings": {name: values[name] for name in TOLD if values.get(name) is not None},
-        "data": shown(str(settled.dataset)) if settled is not None else None,
-        **_state(run, settled, lines, summary),
+        "task": TITLES[type(config_of_run)] if config_of_run is not None else None,
+        "problem": problem or config_problem,
+        "settings": {name: values[name] for name in SHOWN_SETTINGS if values.get(name) is not None},
+        "data": shown(str(config_of_run.dataset)) if config_of_run is not None else None,
+        **_state(run, config_of_run, lines, summary),
         **summarise_metrics(lines, summary),
         "checkpoints": list_checkpoints(run),
     }
-    report |= _health(settled, lines, report)
-    report["resume"] = resume_command(config.path, settled, report)
+    report |= _health(config_of_run, lines, report)
+    report["resume"] = resume_command(config.path, config_of_run, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
         with disk_faults(out), atomic_write_folder(out) as folder:
             write_json(folder / "inspect.json", report)
-            title = cut(report["path"], 70).replace("$", r"\$")  # or it would start a formula
-            label = "loss on masked patches" if isinstance(settled, ResolvedPretrainConfig) else "loss"
+            title = shorten(report["path"], 70).replace("$", r"\$")  # or matplotlib would read a formula
+            label = "loss on masked patches" if isinstance(config_of_run, ResolvedPretrainConfig) else "loss"
             loss_curve(folder / "curve.png", [line for line in lines if "images_seen" in line], title, label)
         print(f"\nwrote      {shown(out)}: curve.png, inspect.json", flush=True)
     return report
 
 
 def _state(
-    run: Path, settled: ResolvedConfig | None, lines: Sequence[dict[str, Any]], summary: dict[str, Any]
+    run: Path, config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> dict[str, Any]:
-    """Where it stands, and whether it is under way."""
+    """Status, step and pace of the run."""
     last = lines[-1] if lines else {}
     step = last.get("step", 0)
     num_steps = None
-    if settled is not None and settled.steps is not None:
-        num_steps = settled.steps
-    elif settled is not None and settled.epochs is not None and (per_epoch := steps_per_epoch(lines)):
-        length = settled.epochs * per_epoch
+    if config is not None and config.steps is not None:
+        num_steps = config.steps
+    elif config is not None and config.epochs is not None and (per_epoch := steps_per_epoch(lines)):
+        length = config.epochs * per_epoch
         num_steps = max(round(length), step) if length < MAX_NUMBER else None
     status = summary.get("status")
     status = status if status in ("complete", "interrupted", "failed", "running") else "unknown"
     if is_locked(run):
         status = "running"
-    elif status == "running":  # it was killed: nothing could be written
+    elif status == "running":  # it was killed before it could write its status
         status = "ended without a word"
     if status == "complete" and step:
         num_steps = step
@@ -125,37 +125,37 @@ def _age(path: Path) -> float | None:
         return None
 
 
-def _health(settled: ResolvedConfig | None, lines: Sequence[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
-    """The verdict of `openmae.run.health`, as the run itself gives it; of pre-training only."""
-    if not isinstance(settled, ResolvedPretrainConfig) or not report["num_steps"]:
+def _health(config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], report: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of `openmae.run.health` on a pre-training run, the same as the run's own."""
+    if not isinstance(config, ResolvedPretrainConfig) or not report["num_steps"]:
         return {"health": None, "health_reason": None}
     trivial = next((line["trivial_loss"] for line in reversed(lines) if "trivial_loss" in line), None)
     verdict = Health(
         num_steps=report["num_steps"],
-        warmup_steps=min(settled.warmup_epochs * steps_per_epoch(lines), report["num_steps"]),
+        warmup_steps=min(config.warmup_epochs * steps_per_epoch(lines), report["num_steps"]),
         trivial_loss=trivial,
         lines=lines,
     ).verdict()
     return {"health": verdict.word, "health_reason": verdict.reason}
 
 
-def resume_command(path: str, settled: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:
-    """Whether the run can go on, why not, and the command that does it."""
-    whole = [found for found in report["checkpoints"] if found["is_whole"]]
-    if settled is None:
+def resume_command(path: str, config: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:
+    """Whether the run can be resumed, why or why not, and the command for it."""
+    intact = [checkpoint for checkpoint in report["checkpoints"] if checkpoint["is_whole"]]
+    if config is None:
         return {"can": False, "why": "its settings cannot be read", "command": None}
     if report["status"] == "running":
         return {"can": False, "why": "it is running now", "command": None}
-    if not whole:
+    if not intact:
         why = "none of its checkpoints is whole" if report["checkpoints"] else "it has no checkpoint"
         return {"can": False, "why": why, "command": None}
-    named = [word for split, place in settled.split_paths.paths.items() for word in (f"--{split}", place)]
-    named = named if settled.data is None else [settled.data]
-    words = ["openmae", COMMANDS[type(settled)], *named, "--out", path, "--resume", "auto"]
-    if settled.init is not None:
-        words += ["--init", settled.init]
-    why = f"from step {whole[0]['step']:,}"
+    data = [word for split, path_of_split in config.split_paths.paths.items() for word in (f"--{split}", path_of_split)]
+    data = data if config.data is None else [config.data]
+    words = ["openmae", COMMANDS[type(config)], *data, "--out", path, "--resume", "auto"]
+    if config.init is not None:
+        words += ["--init", config.init]
+    why = f"from step {intact[0]['step']:,}"
     if report["status"] == "complete":
-        words += ["--epochs", "MORE"] if settled.steps is None else ["--steps", "MORE"]
+        words += ["--epochs", "MORE"] if config.steps is None else ["--steps", "MORE"]
         why = "it is complete; more steps would continue it"
     return {"can": True, "why": why, "command": shown(shlex.join(words))}

@@ -1,4 +1,4 @@
-"""The report on a run as lines of at most 100 columns, with its losses as curves of characters."""
+"""The report on a run as lines of at most 100 columns, with sparklines of its losses."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from openmae.errors import shown
-from openmae.tasks.inspect.screen import cut, entry, size
+from openmae.tasks.inspect.screen import format_bytes, labelled_lines, shorten
 from openmae.training.telemetry import format_duration
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -16,35 +16,35 @@ SPARKS = 60  # columns of a curve
 
 
 def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[str]:
-    """What a person reads."""
-    told = [""]
-    told += entry("run", f"{report['path']}: {report['task'] or 'of another kind'}")
+    """The lines of the report; `lines` are those of metrics.jsonl."""
+    rows = [""]
+    rows += labelled_lines("run", f"{report['path']}: {report['task'] or 'of another kind'}")
     if report["problem"]:
-        told += entry("problem", shown(report["problem"]))
+        rows += labelled_lines("problem", shown(report["problem"]))
     if report["data"]:
-        told += entry("data", report["data"])
+        rows += labelled_lines("data", report["data"])
     settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report["settings"].items())
     if settings:
-        told += entry("settings", settings)
-    told += entry("status", _status(report))
-    told += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
+        rows += labelled_lines("settings", settings)
+    rows += labelled_lines("status", _status(report))
+    rows += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
     if held_out:
-        told += _curve("held_out_loss", lines, held_out[0], min(held_out), held_out[-1])
+        rows += _curve("held_out_loss", lines, held_out[0], min(held_out), held_out[-1])
     for name, value in report["other_figures"].items():
-        told += entry(name.replace("_", " "), f"{value:.4g}")
+        rows += labelled_lines(name.replace("_", " "), f"{value:.4g}")
     if report["lr"] is not None:
-        told += entry("rate", f"{report['lr']:.3g} at the last step")
+        rows += labelled_lines("rate", f"{report['lr']:.3g} at the last step")
     if report["images_per_second"] is not None:
         pace = f"{report['images_per_second']:,.0f} images/s (median)"
         if report["data_wait"] is not None:
             pace += f", {report['data_wait']:.0%} of the time waiting for data"
         if report["memory"] is not None:
-            pace += f", at most {size(report['memory'])} of memory"
-        told += entry("pace", pace)
+            pace += f", at most {format_bytes(report['memory'])} of memory"
+        rows += labelled_lines("pace", pace)
     unusual = [
-        f"{report[name]:,} {words}"
-        for name, words in (
+        f"{report[name]:,} {label}"
+        for name, label in (
             ("skipped_steps", "steps skipped (no finite gradient)"),
             ("loss_spikes", "loss spikes"),
             ("rollbacks", "roll-backs"),
@@ -52,15 +52,15 @@ def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[s
         )
         if report.get(name)
     ]
-    told += entry("unusual", "; ".join(unusual) or "nothing")
+    rows += labelled_lines("unusual", "; ".join(unusual) or "nothing")
     if report["health"] is not None:
-        told += entry("health", f"{report['health']}: {report['health_reason']}")
-    told += _checkpoints(report["checkpoints"])
+        rows += labelled_lines("health", f"{report['health']}: {report['health_reason']}")
+    rows += _checkpoints(report["checkpoints"])
     resume = report["resume"]
-    told += entry("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
+    rows += labelled_lines("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
     if resume["command"]:
-        told.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
-    return told
+        rows.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
+    return rows
 
 
 def _status(report: dict[str, Any]) -> str:
@@ -81,13 +81,13 @@ def _curve(name: str, lines: Sequence[dict[str, Any]], first: Any, lowest: Any, 
         return []
     label = {"loss": "loss", "held_out_loss": "held out"}[name]
     return [
-        *entry(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
+        *labelled_lines(label, f"{first:.4g} at first, lowest {lowest:.4g}, last {last:.4g}"),
         *([f"{'':<11}{sparkline(values)}"] if len(values) > 1 else []),
     ]
 
 
 def sparkline(values: Sequence[float], columns: int = SPARKS, bars: str | None = None) -> str:
-    """A curve in one line of characters, each the median of its part of the values."""
+    """A curve in one line of characters, each the median of a range of the values."""
     if bars is None:
         try:
             BARS.encode(sys.stdout.encoding or "ascii")
@@ -102,18 +102,18 @@ def sparkline(values: Sequence[float], columns: int = SPARKS, bars: str | None =
     return "".join(bars[round((point - low) * scale)] for point in points)
 
 
-def _checkpoints(found: list[dict[str, Any]]) -> list[str]:
-    if not found:
-        return entry("saved", "no checkpoint")
-    told: list[str] = []
-    for number, checkpoint in enumerate(found[:5]):
-        state = "whole" if checkpoint["is_whole"] else f"damaged: {cut(shown(checkpoint['problem']), 60)}"
-        text = f"{cut(checkpoint['name'], 30)}  {size(checkpoint['bytes'])}  {state}"
-        told += entry("saved" if number == 0 else "", text)
-    return told + (entry("", f"and {len(found) - 5} more") if len(found) > 5 else [])
+def _checkpoints(checkpoints: list[dict[str, Any]]) -> list[str]:
+    if not checkpoints:
+        return labelled_lines("saved", "no checkpoint")
+    rows: list[str] = []
+    for number, checkpoint in enumerate(checkpoints[:5]):
+        state = "whole" if checkpoint["is_whole"] else f"damaged: {shorten(shown(checkpoint['problem']), 60)}"
+        text = f"{shorten(checkpoint['name'], 30)}  {format_bytes(checkpoint['bytes'])}  {state}"
+        rows += labelled_lines("saved" if number == 0 else "", text)
+    return rows + (labelled_lines("", f"and {len(checkpoints) - 5} more") if len(checkpoints) > 5 else [])
 
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " x ".join(map(_short, value[:4]))
-    return f"{value:g}" if isinstance(value, float) else shown(cut(str(value), 40))
+    return f"{value:g}" if isinstance(value, float) else shown(shorten(str(value), 40))

@@ -1,4 +1,4 @@
-"""What follows from the findings, in plain words: what to mend before training, and what openmae would choose."""
+"""Advice from the findings: what to fix before training, and which settings openmae would choose."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ MANY_COPIES = 0.01  # of all images
 FEW_IMAGES = 1000
 
 
-def to_mend(report: dict[str, Any]) -> list[str]:
-    """What should be looked at before training, the gravest first."""
+def problems_to_fix(report: dict[str, Any]) -> list[str]:
+    """Problems to fix before training, the most serious first."""
     looked, lines = max(report["looked_at"], 1), []
     if report["looked_at"] == report["unreadable"]:
         return ["No image can be read: nothing can be trained on this."]
@@ -77,35 +77,35 @@ def to_mend(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def would_choose(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
-    """What `openmae pretrain` would decide here, with its reasons."""
+def planned_settings(inspected: InspectConfig, facts: DataFacts | None) -> list[str]:
+    """The settings that `openmae pretrain` would choose here, with the reasons."""
     if facts is None:
         return []
     try:
         device: torch.device = pick_device(None)
         settings = {name: getattr(inspected, name) for name in ("max_pixels", "value_range", "axes", "nodata", "tiles")}
         config = PretrainConfig(data=inspected.path, **vars(inspected.split_paths), out="run", **settings)
-        settled = make_pretrain_plan(config, facts, Machine.of(device, 1, facts.largest))
+        plan = make_pretrain_plan(config, facts, Machine.of(device, 1, facts.largest))
     except RequestError as error:
         return [f"openmae pretrain would refuse: {error}"]
-    chosen, why = settled.config, settled.reasons
-    height, width = chosen.size
-    kind = {1: "grey", 3: "colour"}.get(chosen.channels, f"{chosen.channels} channels")
+    resolved, why = plan.config, plan.reasons
+    height, width = resolved.size
+    kind = {1: "grey", 3: "colour"}.get(resolved.channels, f"{resolved.channels} channels")
     numbers = [
         " ".join(f"{value:.3f}" for value in values[:4]) + (" ..." if len(values) > 4 else "")
-        for values in (chosen.mean, chosen.std)
+        for values in (resolved.mean, resolved.std)
     ]
     return [
-        f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {chosen.patch_size} px",
-        f"seen {coverage_text(facts, chosen.size)}",
-        f"model {chosen.model} ({why['model']})",
+        f"{kind} images of {width} x {height} px ({why['image_size']}), in patches of {resolved.patch_size} px",
+        f"seen {coverage_text(facts, resolved.size)}",
+        f"model {resolved.model} ({why['model']})",
         f"mean {numbers[0]}, deviation {numbers[1]} ({why['mean']}; --statistics changes it)",
-        *settled.notes,
+        *plan.notes,
     ]
 
 
 def size_advice(report: dict[str, Any], facts: DataFacts | None) -> str | None:
-    """How the images' sizes compare with what a ViT is usually given."""
+    """How the images' sizes compare with the usual input size of a ViT."""
     sides = report["splits"]["train"]["short_side"]
     if sides is None or facts is None:
         return None

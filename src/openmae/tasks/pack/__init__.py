@@ -1,1 +1,1 @@
-"""`openmae pack`: any data written once as data that is fast to read."""
+"""`openmae pack`: convert a data set once into a format that is fast to read."""

@@ -1,4 +1,4 @@
-"""The files of a pack: parquet of JPEGs with the place of each, one .npy, the index, and the journal to go on from."""
+"""The files of a pack: parquet files of JPEGs, one .npy, nodata masks, the index, and the journal for resuming."""
 
 import hashlib
 import io
@@ -14,24 +14,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openmae.data.labels.numbers import kept_numbers
+from openmae.data.labels.numbers import non_class_numbers
 from openmae.data.sources.open import Source
-from openmae.data.sources.pack import Packed
-from openmae.data.sources.views import images_apart
+from openmae.data.sources.pack import PackedBatch
+from openmae.data.sources.views import tile_image_ids
 from openmae.machine.files import PARTIAL_PREFIX, atomic_write, json_bytes, sync
 from openmae.training.telemetry import read_lines
 
-ROW_GROUP = 128  # images; other readers, which know no places, fetch a whole group for one image
+ROW_GROUP = 128  # images; other programs, which do not know the offsets, read a whole group for one image
 JOURNAL = PARTIAL_PREFIX + "journal.jsonl"
 
 
 class Journal:
-    """What of a pack is on the disk for good, a line a finished part."""
+    """The finished parts of a pack, one line each, for resuming."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / JOURNAL
         self.lines = read_lines(self.path)
-        with atomic_write(self.path) as partial:  # without the line that a crash cut short
+        with atomic_write(self.path) as partial:  # without a last line that a crash truncated
             partial.write_bytes(b"".join(map(_line, self.lines)))
 
     def add(self, **values: Any) -> None:
@@ -41,12 +41,12 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def of(self, split: str) -> list[dict[str, Any]]:
+    def lines_of(self, split: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["split"] == split]
 
     @property
     def bad(self) -> dict[tuple[str, int], str]:
-        """Why an input is missing, by split and index."""
+        """The reason, by split and index, of each input that could not be packed."""
         return {(line["split"], int(i)): reason for line in self.lines for i, reason in line["bad"].items()}
 
 
@@ -55,7 +55,7 @@ def _line(values: dict[str, Any]) -> bytes:
 
 
 class ShardWriter:
-    """One parquet file in the Hugging Face image layout, nothing compressed, so that an image is one stretch of bytes.
+    """One parquet file in the Hugging Face image layout, uncompressed, so that the bytes of an image are contiguous.
 
     Attributes:
         places: offset and length of each image in the file so far.
@@ -70,11 +70,11 @@ class ShardWriter:
         columns, features = [("image", image)], dict[str, Any](image={"_type": "Image"})
         if is_labelled:
             columns.append(("label", self.label_type))
-            named = {"names": list(map(_text, classes)), "_type": "ClassLabel"} if classes else None
-            features["label"] = named or {"dtype": "float64" if has_numbers else "int64", "_type": "Value"}
-        about = json.dumps({"info": {"features": features}})
-        self.schema = pa.schema(columns, metadata={"huggingface": about})
-        # Statistics of `bytes` would be whole images.
+            class_label = {"names": list(map(_text, classes)), "_type": "ClassLabel"} if classes else None
+            features["label"] = class_label or {"dtype": "float64" if has_numbers else "int64", "_type": "Value"}
+        metadata = json.dumps({"info": {"features": features}})
+        self.schema = pa.schema(columns, metadata={"huggingface": metadata})
+        # Column statistics of `bytes` would contain whole images.
         self.writer = pq.ParquetWriter(
             file, self.schema, compression="none", use_dictionary=False, write_statistics=False
         )
@@ -100,35 +100,35 @@ class ShardWriter:
         self.file.seek(start)
         group = self.file.read(end - start)
         self.file.seek(end)
-        at = 0
-        for data in images:  # a value is its length in four bytes and itself, in order, with page headers between some
-            at = group.index(len(data).to_bytes(4, "little") + data, at) + 4
-            self.places.append((start + at, len(data)))
-            at += len(data)
+        position = 0
+        for data in images:  # plain encoding: each value behind its length in four bytes, page headers between some
+            position = group.index(len(data).to_bytes(4, "little") + data, position) + 4
+            self.places.append((start + position, len(data)))
+            position += len(data)
         self.rows = []
 
     def abandon(self) -> None:
-        """Leave the file as it is: Arrow's writer would else end it when it is collected, and may not be able to."""
+        """Leave the file unfinished: Arrow's writer would otherwise finish it when garbage-collected, and may fail."""
         self.writer.is_open = False
 
     def close(self) -> NDArray[np.int64]:
-        """Finish the file; the places of its images: (rows, 2)."""
+        """Finish the file; offset and length of its images: (rows, 2)."""
         self._write()
         self.writer.close()
         return np.array(self.places, np.int64).reshape(-1, 2)
 
 
 def _text(name: str) -> str:
-    """A name as UTF-8 for other programs; the index keeps its bytes."""
+    """A name as UTF-8 for other programs; the index keeps the original bytes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 class RawFile:
-    """One `.npy` that grows: rows are appended, the header is written again when their number is known.
+    """A `.npy` to which rows are appended; the header is rewritten at the end, when their number is known.
 
     Args:
         row: shape of an image.
-        rows: that are in the file already; what lies behind them is cut off.
+        rows: how many rows of an existing file are kept; it is truncated after them.
     """
 
     def __init__(self, path: Path, row: tuple[int, ...], dtype: str, rows: int) -> None:
@@ -147,7 +147,9 @@ class RawFile:
     def _header(self, rows: int) -> bytes:
         buffer = io.BytesIO()
         description = {"descr": self.dtype.newbyteorder("<").str, "fortran_order": False, "shape": (rows, *self.row)}
-        np.lib.format.write_array_header_1_0(buffer, description)  # NumPy leaves room for the first axis to grow
+        np.lib.format.write_array_header_1_0(
+            buffer, description
+        )  # NumPy pads the header so that the first axis can grow
         return buffer.getvalue()
 
     def add(self, images: Iterable[Tensor | bytes]) -> None:
@@ -171,46 +173,46 @@ class RawFile:
 
 
 class EmptyFile:
-    """Where rows of a raw pack's integers are empty: the number of each such row, and a bit for each of its values.
+    """The nodata mask of a raw pack of integers: for each row with nodata its number, and a bit for each value.
 
-    Made with the first of them; it is in place before the rows are.
+    Created with the first such row, and finished before the pack's rows are.
 
     Args:
-        lines: of the journal for this split.
+        lines: the journal's lines of this split.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], lines: list[dict[str, Any]]) -> None:
         self.path, self._partial = path, path.with_name(PARTIAL_PREFIX + path.name)
         self._width = 8 + -(-int(np.prod(shape)) // 8)
         self._file: RawFile | None = None
-        self._new = 0  # images since the journal's last line; floats among them, which are NaN where they are empty
-        if (noted := sum(line.get("empty", 0) for line in lines)) and self._partial.exists():
-            self._file = RawFile(self._partial, (self._width,), "uint8", noted)
+        self._new = 0  # images with nodata since the journal's last line, floats included, which are NaN there
+        if (num_rows := sum(line.get("empty", 0) for line in lines)) and self._partial.exists():
+            self._file = RawFile(self._partial, (self._width,), "uint8", num_rows)
 
-    def add(self, found: Packed, row: int) -> None:
-        """Note what is empty of some images.
+    def add(self, batch: PackedBatch, row: int) -> None:
+        """Write the masks of a batch.
 
         Args:
-            row: of the first of them in the pack.
+            row: the row of its first image in the pack.
         """
-        self._new += len(found.empty)
-        for index, bits in sorted(found.empty.items()):
+        self._new += len(batch.empty)
+        for index, bits in sorted(batch.empty.items()):
             if not bits:
                 continue
             if self._file is None:
                 self._file = RawFile(self._partial, (self._width,), "uint8", 0)
-            missing = sum(other < index for other in found.bad)
-            self._file.add([(row + index - found.start - missing).to_bytes(8, "little") + bits])
+            missing = sum(other < index for other in batch.bad)
+            self._file.add([(row + index - batch.start - missing).to_bytes(8, "little") + bits])
 
     def sync(self) -> dict[str, int]:
-        """What the journal says of it: how many images are new; nothing without any."""
+        """Flush the file; how many images with nodata are new, for the journal, or nothing."""
         if self._file is not None:
             self._file.sync()
         new, self._new = self._new, 0
         return {"empty": new} if new else {}
 
     def finish(self) -> None:
-        """Put it in place, if there is anything in it."""
+        """Finish the file and rename it, if there is one."""
         if self._file is not None:
             self._file.finish()
             self._partial.replace(self.path)
@@ -221,7 +223,12 @@ class EmptyFile:
 
 
 def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDArray[np.int64] | None) -> None:
-    """Names, labels, numbers that are no classes, and places of a split's images. Equal content gives equal bytes."""
+    """Write names, labels, numeric labels and file offsets of a split's images. Equal content gives equal bytes.
+
+    Args:
+        kept: indices in the source of the images in the pack.
+        places: (n, 3) file, offset and length; None for a raw pack.
+    """
     names = [os.fsencode(source.name(i)) for i in kept.tolist()]
     labels = np.array([-1 if (label := source.label(i)) is None else label for i in kept.tolist()], np.int64)
     arrays: dict[str, NDArray] = {
@@ -229,24 +236,24 @@ def write_index(path: Path, source: Source, kept: NDArray[np.int64], places: NDA
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         "labels": labels,
     }
-    if (numbers := kept_numbers(source)) is not None:
+    if (numbers := non_class_numbers(source)) is not None:
         arrays["numbers"] = numbers[kept]
     if places is not None:
         arrays["places"] = places
-    if (apart := images_apart(source)) is not None:  # or a split would put tiles of one image on both sides
-        arrays["image_numbers"] = apart[kept]
+    if (image_ids := tile_image_ids(source)) is not None:  # keeps tiles of one image on one side of a split
+        arrays["image_numbers"] = image_ids[kept]
     with atomic_write(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Size and checksum of a file, for the manifest."""
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def write_manifest(path: Path, values: dict[str, Any]) -> None:
-    """Write a manifest of a pack aside, rename it, and see it and its folder to the disk."""
+    """Write a manifest atomically (written aside, then renamed) and sync it and its folder to the disk."""
     with atomic_write(path) as partial:
         partial.write_bytes(json_bytes(values))
     sync(path.parent)

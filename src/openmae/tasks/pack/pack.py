@@ -1,4 +1,4 @@
-"""`openmae pack`: any data turned into data that is fast to read."""
+"""`openmae pack`: convert a data set into a format that is fast to read."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from typing import Any
 from openmae.config import PackConfig, flag_of, format_value
 from openmae.data.sources.manifest import MANIFEST, UNFINISHED, read_pack
 from openmae.data.sources.open import Source, Splits, open_source, open_splits
-from openmae.data.sources.packed import damage
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.packed import find_damage
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, format_bytes
 from openmae.machine.signals import StopRequest
 from openmae.planning.summary_lines import nodata_lines
-from openmae.requests.pack import check_apart, check_vacant, manifest_of
+from openmae.requests.pack import check_no_overlap, check_vacant, manifest_of
 from openmae.run.create import make_and_lock
 from openmae.run.lock import check_run_folder
 from openmae.run.quarantine import QUARANTINE
@@ -27,18 +27,18 @@ from openmae.tasks.pack.files import (
     write_manifest,
 )
 from openmae.tasks.pack.job import PackJob
-from openmae.tasks.pack.plan import LATE, check_disk, make_plan, plan_lines
+from openmae.tasks.pack.plan import OPTIONAL_DEFAULTS, check_disk, make_plan, plan_lines
 
 
 def pack(config: PackConfig) -> dict[str, Any]:
-    """Pack DATA into OUT, or check a pack.
+    """Write DATA as a pack into OUT or, with --verify, check an existing pack.
 
     Returns:
         status, images, unreadable, bytes, seconds.
 
     Raises:
         RequestError: a wrong setting, unusable data, OUT exists, too many unreadable files, a damaged pack.
-        Interrupted: a signal; what is packed stays, and `--resume auto` goes on.
+        Interrupted: a signal; finished files are kept, and `--resume auto` continues.
         Fault: the disk is or would be full, or a reader process died.
     """
     started = time.monotonic()
@@ -51,21 +51,20 @@ def pack(config: PackConfig) -> dict[str, Any]:
         stop.defer()
         out = Path(config.out)
         check_run_folder(out, "OUT")
-        check_apart(config.dataset, out)
+        check_no_overlap(config.dataset, out)
         check_vacant(config, out)
         previous, is_finished = read_previous(out)
-        splits = open_all(config, previous)
+        splits = open_sources(config, previous)
         sources = splits.sources
         plan, packing, estimate, facts, lines = make_plan(config, sources, previous)
-        check_same(out, plan, previous)
+        check_same_settings(out, plan, previous)
         finished = previous if is_finished else None
         if finished is None:
             make_and_lock(out, lock, "OUT")
             check_disk(out, estimate)
-            told = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
-            print(
-                "\n".join([*told, *facts.axes.lines, *nodata_lines(facts, "the pack keeps which"), *lines]), flush=True
-            )
+            source_lines = [*splits.lines, *plan_lines(config, plan, packing, estimate, sources, facts)]
+            value_lines = [*facts.axes.lines, *nodata_lines(facts, "the pack keeps which"), *lines]
+            print("\n".join([*source_lines, *value_lines]), flush=True)
             with disk_faults(out), closing(PackJob(config, out, sources, packing, plan, stop)) as job:
                 write_manifest(out / UNFINISHED, plan)
                 finished = job.run()
@@ -75,28 +74,28 @@ def pack(config: PackConfig) -> dict[str, Any]:
         blank = sum(split.get("blank_tiles", 0) for split in finished["splits"].values())
         missing = sum(split["inputs"] - split["images"] for split in finished["splits"].values()) - blank
         size = sum(file["bytes"] for file in finished["files"].values())
-        told = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
-        left_out = f"; {' and '.join(told)}, {QUARANTINE} says which and why" if told else ""
+        omitted = [f"{missing:,} left out"] * (missing > 0) + [f"{blank:,} blank tiles left out"] * (blank > 0)
+        left_out = f"; {' and '.join(omitted)}, {QUARANTINE} says which and why" if omitted else ""
         print(f"packed     {total:,} {what} into {shown(out)}, {format_bytes(size)}{left_out}")
         seconds = round(time.monotonic() - started, 1)
-        found = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
-        return found if config.tiles is None else {**found, "blank_tiles": blank}
+        summary = {"status": "complete", "images": total, "unreadable": missing, "bytes": size, "seconds": seconds}
+        return summary if config.tiles is None else {**summary, "blank_tiles": blank}
 
 
 def verify(data: str) -> dict[str, Any]:
     """Check every byte of a pack.
 
     Raises:
-        RequestError: it is damaged, or none.
+        RequestError: the pack is damaged, or there is none.
     """
     started, root = time.monotonic(), Path(data)
     manifest = manifest_of(data)
-    found = damage(root, manifest)
+    damage = find_damage(root, manifest)
     for split in manifest["splits"]:
-        if not found:
+        if not damage:
             open_source(data, split)
-    if found:
-        raise RequestError(f"{shown(data)} is damaged: {'; '.join(found[:5])}")
+    if damage:
+        raise RequestError(f"{shown(data)} is damaged: {'; '.join(damage[:5])}")
     size = sum(file["bytes"] for file in manifest["files"].values())
     images = sum(split["images"] for split in manifest["splits"].values())
     print(f"whole      {shown(data)}: {images:,} images, {format_bytes(size)} in {len(manifest['files'])} files")
@@ -105,7 +104,7 @@ def verify(data: str) -> dict[str, Any]:
 
 
 def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
-    """The manifest that an earlier start left, if there was one, and whether it finished.
+    """The manifest of an earlier start, if there was one, and whether it finished.
 
     Raises:
         RequestError: it cannot be read.
@@ -120,18 +119,18 @@ def read_previous(out: Path) -> tuple[dict[str, Any] | None, bool]:
     return (previous if isinstance(previous, dict) else {}), False
 
 
-def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
-    """Raise RequestError where what is there was begun with other settings or other data."""
+def check_same_settings(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None) -> None:
+    """Raise RequestError where the pack in OUT was started with other settings or other data."""
     if previous is None:
         return
-    late = (name for name in LATE if name in previous and name not in plan)
+    optional = (name for name in OPTIONAL_DEFAULTS if name in previous and name not in plan)
     for name in dict.fromkeys(
-        ("tiles", "nodata", *plan, *late)
-    ):  # a pack of tiles is not gone on with as one of images
-        if name == "openmae_pack":  # a finished pack of images with empty values is of a later version
+        ("tiles", "nodata", *plan, *optional)
+    ):  # `tiles` and `nodata` also where they are not in the plan
+        if name == "openmae_pack":  # a finished pack of images with nodata has a later version
             continue
-        value: Any = plan.get(name, LATE.get(name))
-        before: Any = previous.get(name, LATE.get(name))
+        value: Any = plan.get(name, OPTIONAL_DEFAULTS.get(name))
+        before: Any = previous.get(name, OPTIONAL_DEFAULTS.get(name))
         if name == "splits":
             same = all(
                 {key: (before or {}).get(split, {}).get(key) for key in of_split} == of_split
@@ -149,40 +148,40 @@ def check_same(out: Path, plan: dict[str, Any], previous: dict[str, Any] | None)
 
 
 def clean(out: Path) -> None:
-    """Remove what only an unfinished pack needs."""
+    """Remove the files that only an unfinished pack needs."""
     for path in sorted(out.glob(PARTIAL_PREFIX + "*")):
         path.unlink(missing_ok=True)
 
 
-def open_all(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
-    """All parts of DATA that there are: as the pack that is gone on with found them, if it is an older one."""
-    found = _opened(config, previous)
-    if previous is None or is_of(previous, found.sources):
-        return found
-    with suppress(RequestError):  # what was refused then cannot be what was packed
-        as_before = _opened(config, previous, split_rules=1)
-        return as_before if is_of(previous, as_before.sources) else found
-    return found
+def open_sources(config: PackConfig, previous: dict[str, Any] | None) -> Splits:
+    """Open all splits of DATA; for an older unfinished pack, with the split rules of its time."""
+    splits = _opened(config, previous)
+    if previous is None or matches(previous, splits.sources):
+        return splits
+    with suppress(RequestError):  # splits that are refused cannot be those that were packed
+        by_old_rules = _opened(config, previous, split_rules=1)
+        return by_old_rules if matches(previous, by_old_rules.sources) else splits
+    return splits
 
 
 def _opened(config: PackConfig, previous: dict[str, Any] | None, split_rules: int | None = None) -> Splits:
-    options = reading_of(config, None, config.background)
-    if previous is not None and config.axes is None:  # read as the earlier start read it
-        options["axes"] = str(previous.get("axes", LATE["axes"]))
+    options = reading_options(config, None, config.background)
+    if previous is not None and config.axes is None:  # read as in the earlier start
+        options["axes"] = str(previous.get("axes", OPTIONAL_DEFAULTS["axes"]))
     if previous is not None and config.nodata is None:
-        options["nodata"] = previous.get("nodata", LATE["nodata"])
-    found = open_splits(config.dataset, split_rules=split_rules, **options)
+        options["nodata"] = previous.get("nodata", OPTIONAL_DEFAULTS["nodata"])
+    splits = open_splits(config.dataset, split_rules=split_rules, **options)
     if config.tiles is None:
-        return found
-    named, workers = str(config.dataset), num_cores() if config.workers is None else config.workers
+        return splits
+    name, workers = str(config.dataset), num_cores() if config.workers is None else config.workers
     cut: dict[str, Source] = {
-        s: cut_into_tiles(source, config.tiles, named, workers) for s, source in found.sources.items()
+        s: cut_into_tiles(source, config.tiles, name, workers) for s, source in splits.sources.items()
     }
-    return replace(found, sources=cut)
+    return replace(splits, sources=cut)
 
 
-def is_of(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
-    """Whether a pack was begun with these parts."""
+def matches(previous: dict[str, Any] | None, sources: dict[str, Source]) -> bool:
+    """Whether a pack was started with these splits."""
     splits = previous.get("splits") if isinstance(previous, dict) else None
     return (
         isinstance(splits, dict)

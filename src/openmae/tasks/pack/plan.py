@@ -1,4 +1,4 @@
-"""What a pack will be, decided from the settings and the data, and what a person reads of it before."""
+"""The plan of a pack, decided from settings and data, and the lines that are printed about it."""
 
 import shutil
 from pathlib import Path
@@ -23,13 +23,19 @@ from openmae.machine.files import format_bytes
 from openmae.planning.image_size import mean_coverage, pack_image_size
 
 DEFAULT_SIZE = 256
-# In a manifest only where they say something; and what they were before there was a choice.
-LATE: dict[str, Any] = {"tiles": None, "value_range": None, "rescale": None, "axes": CHANNELS_LAST, "nodata": OFF}
-NUM_SURVEYED, PROBED = 64, 32  # images from which the type and the size of the pack are told
+# In a manifest only where they are set; the values are those of packs older than the setting.
+OPTIONAL_DEFAULTS: dict[str, Any] = {
+    "tiles": None,
+    "value_range": None,
+    "rescale": None,
+    "axes": CHANNELS_LAST,
+    "nodata": OFF,
+}
+NUM_SURVEYED, NUM_PROBED = 64, 32  # images for the statistics, and for the estimated size of the pack
 
 
-def size_of(previous: dict[str, Any] | None) -> int | tuple[int, int] | None:
-    """The size that a pack was begun with."""
+def previous_size(previous: dict[str, Any] | None) -> int | tuple[int, int] | None:
+    """The `size` in an earlier start's manifest."""
     size = None if previous is None else previous.get("size")
     return tuple(size) if isinstance(size, list) else size
 
@@ -40,19 +46,19 @@ def make_plan(
     """Decide what the pack will be, as a pure function of settings and data.
 
     Args:
-        earlier: the manifest of an earlier start, which goes on as it began.
+        previous: the manifest of an earlier start, whose decisions are kept.
 
     Returns:
-        The plan, how images are packed, about how many bytes that takes, what was seen of the data, and what was
-        understood of its values.
+        The plan (the manifest without its files), the encoder of images, the estimated size in bytes, the statistics of
+        the data, and lines about its values.
 
     Raises:
         RequestError: JPEG cannot hold the data.
     """
     first = next(iter(sources.values()))
-    facts = survey(first, NUM_SURVEYED, beside=sources.values())
+    facts = survey(first, NUM_SURVEYED, other_splits=sources.values())
     is_raw = config.format == "raw"
-    size = config.size if config.size is not None else size_of(previous) if config.tiles is None else config.tiles
+    size = config.size if config.size is not None else previous_size(previous) if config.tiles is None else config.tiles
     if size is None:
         size = pack_image_size(facts, DEFAULT_SIZE) if is_raw else min(DEFAULT_SIZE, facts.short_side)
     rescale, lines = scale_of_pack(config, facts, previous)
@@ -71,7 +77,7 @@ def make_plan(
         rescale=rescale,
     )
     num_inputs = sum(map(len, sources.values()))
-    mean_bytes = packing.row_bytes if is_raw else probe(first, packing)
+    mean_bytes = packing.row_bytes if is_raw else mean_packed_bytes(first, packing)
     rows = max(1, round(config.shard_mb * 1e6 / mean_bytes))
     splits = {
         split: {
@@ -97,13 +103,13 @@ def make_plan(
         "splits": splits,
     }
     value_range = config.value_range or facts.stated_range
-    late = {
+    optional = {
         "value_range": None if value_range is None else list(value_range),
         "rescale": None if rescale is None else rescale.to_dict(),
         "axes": facts.axes.order if facts.axes.why is not None and (previous is None or "axes" in previous) else None,
     }
     setting = nodata_in(first)
-    plan |= {name: value for name, value in late.items() if value is not None}
+    plan |= {name: value for name, value in optional.items() if value is not None}
     plan |= {} if setting in (None, OFF) else {"nodata": setting}
     return plan, packing, round(num_inputs * (mean_bytes + 64)), facts, value_lines(lines)
 
@@ -111,9 +117,9 @@ def make_plan(
 def scale_of_pack(
     config: PackConfig, facts: DataFacts, previous: dict[str, Any] | None
 ) -> tuple[Rescale | None, list[str]]:
-    """What brings images of another number type to the pack's, and what to say about it.
+    """The mapping of images of another number type to the pack's, and lines about it.
 
-    JPEGs hold 8 bits: other images come into them by a stated range only. A raw pack has the type of most images.
+    JPEGs hold 8 bits: images of other types need a stated value range. A raw pack has the type of most images.
     """
     if previous is not None:
         stored = previous.get("rescale")
@@ -130,19 +136,19 @@ def scale_of_pack(
     if config.format == "raw":
         matched, lines = match_own_scale(own, facts.depths)
     elif value_range is not None:
-        matched, lines = match_scale(own, facts.depths, value_range, named="the pack")
+        matched, lines = match_scale(own, facts.depths, value_range, target_name="the pack")
     else:
         return None, []
-    return Rescale.of(matched), lines
+    return Rescale.from_preprocessing(matched), lines
 
 
-def probe(source: Source, packing: Packing) -> float:
-    """Bytes of a packed image, from some that are drawn evenly."""
+def mean_packed_bytes(source: Source, packing: Packing) -> float:
+    """Mean size of a packed image, from a random sample."""
     sizes = []
-    chosen = Permutation(len(source), 1)(np.arange(min(PROBED, len(source))))
-    if isinstance(source, Tiled):  # tiles of an image one after the other decode it once
-        chosen.sort()
-    for index in chosen.tolist():
+    indices = Permutation(len(source), 1)(np.arange(min(NUM_PROBED, len(source))))
+    if isinstance(source, Tiled):  # in order, so that each image is decoded once for all of its tiles
+        indices.sort()
+    for index in indices.tolist():
         try:
             sizes.append(len(packing(source.read(index))[0]))
         except BadImage:
@@ -151,13 +157,13 @@ def probe(source: Source, packing: Packing) -> float:
 
 
 def check_disk(out: Path, estimate: int) -> None:
-    """Raise Fault where the pack will not fit."""
-    there = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    """Raise Fault where the disk has too little free space for the pack."""
+    existing = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     free = shutil.disk_usage(out).free
-    if estimate - there > free:
+    if estimate - existing > free:
         raise Fault(
-            f"{shown(out)} needs about {format_bytes(estimate - there)} and {format_bytes(free)} are free: free some "
-            "space, give a smaller --size or another OUT"
+            f"{shown(out)} needs about {format_bytes(estimate - existing)} and {format_bytes(free)} are free: "
+            "free some space, give a smaller --size or another OUT"
         )
 
 
@@ -169,7 +175,7 @@ def plan_lines(
     sources: dict[str, Source],
     facts: DataFacts,
 ) -> list[str]:
-    """What a person reads before it begins."""
+    """The lines that are printed before packing starts."""
     counts = ", ".join(f"{len(source):,} of {split}" for split, source in sources.items())
     decided = "" if config.size is not None else " (--size decided: 256, or the images' own short side where smaller)"
     if config.tiles is not None:

@@ -11,10 +11,10 @@ from openmae.data.augment import Augmentation
 from openmae.data.loader import Stream
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.packed import PackedSource
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.tiles import Tiled
-from openmae.data.sources.views import drawn, images_apart, split_held_out, split_tiles
+from openmae.data.sources.views import split_held_out, split_tiles, subsample, tile_image_ids
 from openmae.errors import RequestError
 from openmae.machine.device import num_cores
 from openmae.run.lock import check_outside
@@ -61,11 +61,11 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         RequestError: DATA cannot be used, or `--held-out` leaves nothing to train on.
     """
     check_outside(config.dataset, config.out)
-    options = reading_of(config, model, config.background)
+    options = reading_options(config, model, config.background)
     wanted_splits = ("train",) if config.held_out == 0 else ("train", "val")
     splits = open_splits(config.dataset, wanted_splits, split_rules=config.split_rules, **options)
     name = str(config.dataset)
-    findings: dict[str, Any] = {"taken": splits.taken, "source_lines": tuple(splits.lines)}
+    findings: dict[str, Any] = {"taken": splits.origins, "source_lines": tuple(splits.lines)}
     train = _cut(splits.sources["train"], config.tiles, name)
     if config.held_out == 0:
         return TrainingData(train, None, **findings)
@@ -74,7 +74,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         count = min(len(validation), config.held_out or HELD_OUT_IMAGES)
         held_out = validation if count == len(validation) else split_held_out(validation, count)[1]
         return TrainingData(train, held_out, count, **findings)
-    numbers = images_apart(train)
+    numbers = tile_image_ids(train)
     num_images = len(train) if numbers is None else len(np.unique(numbers))
     default = min(HELD_OUT_IMAGES, num_images // 20) if num_images >= MIN_SPLIT else 0
     wanted = config.held_out if config.held_out is not None else default
@@ -84,7 +84,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
         return TrainingData(train, None, **findings)
     if isinstance(train, Tiled | PackedSource) and numbers is not None:  # all tiles of an image go to one side
         rest, held_out_tiles = split_tiles(train, wanted)
-        return TrainingData(rest, drawn(held_out_tiles, max(HELD_OUT_IMAGES, wanted)), wanted, **findings)
+        return TrainingData(rest, subsample(held_out_tiles, max(HELD_OUT_IMAGES, wanted)), wanted, **findings)
     return TrainingData(*split_held_out(train, wanted), wanted, **findings)
 
 

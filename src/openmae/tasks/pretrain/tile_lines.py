@@ -3,7 +3,7 @@
 import numpy as np
 
 from openmae.config import ResolvedPretrainConfig
-from openmae.data.decoding.regions import has_parts
+from openmae.data.decoding.regions import can_read_regions
 from openmae.data.preprocess import DataFacts
 from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import raw_shape
@@ -42,4 +42,4 @@ def _largest_decoded(tiled: Tiled) -> int | None:
     """The largest image that is decoded whole for each of its tiles, among those opened; None where there is none."""
     pixels = tiled.sizes.astype(np.int64).prod(axis=1)
     largest = np.argsort(-pixels, kind="stable")[: min(MAX_OPENED, tiled.num_cut)].tolist()
-    return next((image for image in largest if not has_parts(tiled.source, image)), None)
+    return next((image for image in largest if not can_read_regions(tiled.source, image)), None)

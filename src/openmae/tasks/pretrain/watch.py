@@ -17,7 +17,7 @@ from openmae.data.evaluation_loader import evaluation_batches
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.labels.subsets import labels_of, stratified
 from openmae.data.sources.open import Source, open_source
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.data.sources.views import IndexedSubset
 from openmae.data.value_scale import match_scale, value_lines
 from openmae.errors import RequestError, shown
@@ -60,9 +60,9 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
     if config.watch is None:
         return None
     data = config.watch_data or config.dataset
-    options = {**reading_of(config, None, config.background), "split_rules": config.split_rules}
+    options = {**reading_options(config, None, config.background), "split_rules": config.split_rules}
     if config.watch_data is not None:  # another data set has axes of its own
-        options["axes"], options["usual_axes"] = None, config.axes
+        options["axes"], options["default_axes"] = None, config.axes
     try:
         train = open_source(data, "train", **options)
         assert train is not None
@@ -84,7 +84,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
         _at_most(labelled.train, config.watch_images),
         _at_most(queries, config.watch_images),
         labelled.num_classes,
-        labelled.told,
+        labelled.source_lines,
     )
 
 

@@ -83,7 +83,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        lines = [] if facts is None else [*data.told, *probe_lines(plan, data, facts, device, num_steps)]
+        lines = [] if facts is None else [*data.source_lines, *probe_lines(plan, data, facts, device, num_steps)]
         run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
 
         # Features of images that are centre-cropped, never augmented: computed once.
@@ -97,7 +97,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.taken,
+            split_sources=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": resolved.base_lr, "seed": resolved.seed},
@@ -160,7 +160,7 @@ def make_evaluation(
     classifier: Classifier,
 ) -> ProbeEvaluation:
     """The evaluation of the heads, with the features of its images computed by `features`."""
-    final = features(data.report, f"features of {data.final_split}")
+    final = features(data.final_source, f"features of {data.final_split}")
     choice = features(data.validation, "features to choose by") if data.validation is not None else final
     return ProbeEvaluation(plan, data, probes, classifier, choice, final, next(probes.parameters()).device)
 
@@ -180,7 +180,7 @@ def finish(run: Run[ResolvedProbeConfig], evaluation: ProbeEvaluation) -> dict[s
         with disk_faults(run.path), atomic_write(run.path / MODEL) as partial:
             save_model(partial, evaluation.classifier, {**description, "step": run.num_steps})
         title = f"{run.path.name}, {data.final_split}"
-        write_report(run.path, predictions, data.report, data.classes, plan.preprocessing, title)
+        write_report(run.path, predictions, data.final_source, data.classes, plan.preprocessing, title)
         print(rates_text(rates, metrics, best, data))
     choice = {"chosen_base_lr": rates[best], "chosen_by": chosen_by(data)}
     return {**named_metrics(predictions), **choice, **data_counts(data)}

@@ -1,4 +1,4 @@
-"""Each part of a set is measured by how many of its images get a wrong class, and its row kept at once."""
+"""Evaluating each part of a set: how many images are misclassified; each result is written at once."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from openmae.data.augment import evaluation_crop_fraction
 from openmae.data.readers import ReaderKilled
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.inference.features import crop_fraction_for, default_batch_size
 from openmae.inference.models import ClassifierModel
@@ -23,12 +23,12 @@ from openmae.inference.predict import logits_of
 from openmae.machine.device import is_out_of_memory
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
-from openmae.tasks.robustness.report import Measured, Row
+from openmae.tasks.robustness.report import EvaluationSet, Row
 from openmae.tasks.robustness.run import add_row
 
 
 def measure(
-    sets: list[Measured],
+    sets: list[EvaluationSet],
     model: ClassifierModel,
     synsets: Sequence[str],
     preprocessing: Preprocessing,
@@ -38,22 +38,27 @@ def measure(
     processes: Processes,
     stop: StopRequest,
 ) -> dict[str, Row]:
-    """The rows of all parts, those not finished yet measured now; each is kept as soon as it is there.
+    """The rows of all parts; those that are not finished yet are measured, and each is written as soon as it is known.
+
+    Args:
+        synsets: WordNet ids of the model's classes.
+        settings: what else the results depend on, stored in each row.
+        finished: the rows of an earlier start, by part.
 
     Raises:
         Interrupted: a signal came to one of the processes.
-        RequestError: a finished part's files have changed since, or none of a part can be read.
+        RequestError: the files of a finished part have changed, or no image of a part can be read.
     """
     rows: dict[str, Row] = {}
-    count = sum(len(measured.parts) for measured in sets)
-    for measured in sets:
-        columns = torch.tensor([synsets.index(name) for name in measured.classes], device=model.device)
+    count = sum(len(image_set.parts) for image_set in sets)
+    for image_set in sets:
+        columns = torch.tensor([synsets.index(name) for name in image_set.classes], device=model.device)
         crop_fraction = evaluation_crop_fraction(preprocessing.image_size)
-        for part in measured.parts:
+        for part in image_set.parts:
             started = time.monotonic()
-            source = open_part(part, measured.classes, **reading_of(config, preprocessing))
-            if part.corruption is not None and part is measured.parts[0]:
-                # The released images are cut to 224 × 224 already: at that size nothing more may be cut off.
+            source = open_part(part, image_set.classes, **reading_options(config, preprocessing))
+            if part.corruption is not None and part is image_set.parts[0]:
+                # The released images are 224 × 224 crops already: at that size nothing more may be cropped.
                 crop_fraction = crop_fraction_for(source, preprocessing.image_size)
             fingerprint = processes.gather(source.fingerprint() if processes.is_first else "")[0]
             row = finished.get(part.name)
@@ -78,11 +83,11 @@ def measure(
                     add_row(Path(config.out), row)
             rows[part.name] = row
             if processes.is_first:
-                said = f"{len(row.bad)} unreadable, " if row.bad else ""
+                unreadable = f"{len(row.bad)} unreadable, " if row.bad else ""
                 pace = "measured before" if part.name in finished else f"{row.seconds:.0f} s"
                 print(
                     f"{len(rows)}/{count}  {part.name}: error {100 * row.error:.2f} % of {row.images:,} images, "
-                    f"{said}{pace}",
+                    f"{unreadable}{pace}",
                     flush=True,
                 )
     return rows
@@ -98,12 +103,12 @@ def count_wrong(
     processes: Processes,
     stop: StopRequest,
 ) -> tuple[int, int, dict[str, str]]:
-    """Readable images of a source, how many of them get a wrong class, and the others' names: of all processes.
+    """Over all processes: the number of readable images, of misclassified ones, and the reasons of unreadable ones.
 
-    Each process takes a part of the images: none is counted twice, and an unreadable one is not replaced.
+    Each process evaluates its share of the images: none is counted twice, and an unreadable one is not replaced.
 
     Args:
-        columns: which of the model's classes compete, in the order of the source's labels.
+        columns: (classes,) the model's output for each label of the source; the prediction is the highest of these.
 
     Raises:
         Interrupted: a signal came to one of the processes, or the system killed readers of another.
@@ -111,9 +116,9 @@ def count_wrong(
         RequestError: no image can be read, or a batch does not fit into memory.
         Fault: a score is not finite.
     """
-    images, wrong, broken, bad = 0, torch.zeros((), dtype=torch.int64, device=model.device), 0, dict[str, str]()
+    images, wrong, non_finite, bad = 0, torch.zeros((), dtype=torch.int64, device=model.device), 0, dict[str, str]()
     share, batch_size = processes.share(len(source)), config.batch_size or default_batch_size(model.device)
-    found = logits_of(
+    predictions = logits_of(
         model.classifier,
         source,
         preprocessing,
@@ -124,37 +129,37 @@ def count_wrong(
         workers=config.workers or 0 if len(share) > batch_size else 0,  # starting readers takes longer than one batch
         crop_fraction=crop_fraction,
         with_labels=True,
-        is_given_up=stop.is_received,
+        should_stop=stop.is_received,
     )
     killed: ReaderKilled | None = None
     try:
-        with closing(found):
-            for batch, logits in found:
+        with closing(predictions):
+            for batch, logits in predictions:
                 bad |= batch.bad
-                if batch.labels is None:  # nothing of it could be read
+                if batch.labels is None:  # no image could be read
                     continue
                 scores = logits[:, columns]
-                broken += int((~scores.isfinite()).any(1).sum())
+                non_finite += int((~scores.isfinite()).any(1).sum())
                 wrong += (scores.argmax(1) != batch.labels.to(model.device)).sum()
                 images += len(batch.images)
-    except ReaderKilled as error:  # said when the other processes know: they would wait for this one
+    except ReaderKilled as error:  # raised below, when the other processes, which wait for this one, know
         killed = error
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise RequestError(f"out of memory with {batch_size} images at a time: give a smaller --batch-size") from None
-    parts = processes.gather((images, int(wrong), broken, bad, stop.received or killed is not None))
+    results = processes.gather((images, int(wrong), non_finite, bad, stop.received or killed is not None))
     if killed is not None:
         raise killed
-    if any(received for *_, received in parts):
+    if any(received for *_, received in results):
         raise Interrupted("stopped; finished parts are kept: --resume auto goes on behind them")
-    images, errors, broken = (sum(part[i] for part in parts) for i in range(3))
-    bad = {name: reason for part in parts for name, reason in part[3].items()}
+    images, errors, non_finite = (sum(result[i] for result in results) for i in range(3))
+    bad = {name: reason for result in results for name, reason in result[3].items()}
     assert images + len(bad) == len(source), "every image counts once"
-    if broken:
+    if non_finite:
         raise Fault(
-            f"the scores of {broken} of {images} images are not finite: the model's weights are broken or its numbers "
-            "overflow (--precision fp32 would tell)"
+            f"the scores of {non_finite} of {images} images are not finite: the model's weights are broken or its "
+            "numbers overflow (--precision fp32 would tell)"
         )
     if not images:
         name, reason = next(iter(bad.items()))

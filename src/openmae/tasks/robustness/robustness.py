@@ -1,6 +1,6 @@
 """`openmae robustness`: a classifier on ImageNet-C, -A, -R and -Sketch (paper, table 13).
 
-Of each set only the classes that it has compete: an answer is the highest of their logits.
+Predictions are restricted to the classes of each set: the one with the highest logit.
 """
 
 from collections.abc import Generator, Sequence
@@ -25,7 +25,7 @@ from openmae.data.sources.imagenet_variants import (
     open_part,
     synsets_of,
 )
-from openmae.data.sources.reading import reading_of
+from openmae.data.sources.reading import reading_options
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.inference.features import default_batch_size, preprocessing_for
 from openmae.inference.load import load
@@ -38,25 +38,25 @@ from openmae.machine.parallel import join_processes
 from openmae.machine.signals import StopRequest
 from openmae.requests.features import check_run
 from openmae.tasks.robustness.measure import measure
-from openmae.tasks.robustness.report import Measured, paper_row, result_lines, summarise
-from openmae.tasks.robustness.run import begin, finish, finished_rows
+from openmae.tasks.robustness.report import EvaluationSet, paper_row, result_lines, summarise
+from openmae.tasks.robustness.run import finish_run, finished_rows, start_run
 
 
 def robustness(config: RobustnessConfig) -> dict[str, Any]:
-    """Measure a classifier on the sets given; what it finds lies in `config.out`.
+    """Evaluate a classifier on the given sets; the results are in the run folder `config.out`.
 
     Returns:
-        What RUN/summary.json holds.
+        The content of RUN/summary.json.
 
     Raises:
         RequestError: no classifier of ImageNet's classes, folders of another layout, or a run of other settings.
-        Interrupted: a signal; finished parts are kept and `--resume auto` goes on behind them.
+        Interrupted: a signal; finished parts are kept, and `--resume auto` continues after them.
         Fault: scores that are not finite, or a full disk.
     """
     config = config.plain()
     run = Path(config.out)
     with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
-        # Set-up. Nothing is written before all that can be wrong has been looked at.
+        # Set-up: nothing is written before everything is checked.
         check_run(config, run)
         device = use_device(config.device, processes.local_rank)
         model = load_classifier(config.init, str(device))
@@ -76,7 +76,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         finished = finished_rows(run, settings, sets)
         if any(names != list(finished) for names in processes.gather(list(finished))):
             raise Fault(f"the processes see different runs in {run}: is --out on a file system that all share?")
-        chosen = replace(
+        resolved = replace(
             config,
             image_size=preprocessing.image_size,
             batch_size=config.batch_size or default_batch_size(device),
@@ -88,15 +88,15 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
         # From here on the run folder exists.
         previous = (run / "summary.json").read_bytes() if finished and (run / "summary.json").exists() else None
         if processes.is_first:
-            begin(run, chosen, preprocessing, finished, lock)
+            start_run(run, resolved, preprocessing, finished, lock)
             print("\n".join([*plan_lines(sets, extra, model, is_by_order), *lines]), flush=True)
         stop.defer()
         try:
-            rows = measure(sets, model, synsets, preprocessing, chosen, settings, finished, processes, stop)
+            rows = measure(sets, model, synsets, preprocessing, resolved, settings, finished, processes, stop)
         except BaseException as error:
             if processes.is_first:
-                with suppress(OSError):  # what happened first is what must be said
-                    if isinstance(error, RequestError) and previous is not None:  # refused: what was measured stands
+                with suppress(OSError):  # the first error is the one to report
+                    if isinstance(error, RequestError) and previous is not None:  # refused: the earlier results stay
                         with atomic_write(run / "summary.json") as partial:
                             partial.write_bytes(previous)
                         raise
@@ -105,7 +105,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
             raise
         summary = summarise(sets, rows)
         if processes.is_first:
-            finish(run, sets, rows, summary)
+            finish_run(run, sets, rows, summary)
             paper = paper_row(model.encoder.shape, preprocessing.image_size)
             print("\n".join(result_lines(sets, rows, summary, paper)))
             print(f"wrote {run}")
@@ -114,7 +114,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
 
 
 def load_classifier(init: str, device: str) -> ClassifierModel:
-    """Raise RequestError where it is no classifier, or says yes and no to each class by itself."""
+    """Load a classifier. Raises RequestError where the model is none, or is multi-label."""
     model = load(init, device, verbose=True)
     if not isinstance(model, ClassifierModel):
         what = "predicts numbers" if isinstance(model, RegressionModel) else "has no classes"
@@ -124,50 +124,50 @@ def load_classifier(init: str, device: str) -> ClassifierModel:
     return model
 
 
-def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[Measured], list[str]]:
-    """The sets to measure, and corruptions that are there but no part of the mean.
+def find_sets(config: RobustnessConfig, synsets: Sequence[str]) -> tuple[list[EvaluationSet], list[str]]:
+    """The sets to evaluate, and the names of extra corruptions, which are not part of the mean.
 
     Raises:
         RequestError: folders of another layout, or classes that the set or the classifier does not have.
     """
-    found: list[tuple[Variant, list[VariantPart]]] = []
+    variants: list[tuple[Variant, list[VariantPart]]] = []
     extra: list[str] = []
     if config.imagenet_c is not None:
         parts, extra = corruption_parts(config.imagenet_c)
-        found.append((IMAGENET_C, parts))
+        variants.append((IMAGENET_C, parts))
     for variant, root in (
         (IMAGENET_A, config.imagenet_a),
         (IMAGENET_R, config.imagenet_r),
         (IMAGENET_SKETCH, config.imagenet_sketch),
     ):
         if root is not None:
-            found.append((variant, class_parts(variant, root)))
+            variants.append((variant, class_parts(variant, root)))
     sets = [
-        Measured(variant=variant, parts=parts, classes=known_classes(variant, synsets, parts))
-        for variant, parts in found
+        EvaluationSet(variant=variant, parts=parts, classes=known_classes(variant, synsets, parts))
+        for variant, parts in variants
     ]
     return sets, extra
 
 
 def first_parts(
-    sets: list[Measured], config: RobustnessConfig, preprocessing: Preprocessing
+    sets: list[EvaluationSet], config: RobustnessConfig, preprocessing: Preprocessing
 ) -> Generator[FolderSource, None, None]:
-    """The first part of each set: its images are like those of the others."""
-    for measured in sets:
-        yield open_part(measured.parts[0], measured.classes, **reading_of(config, preprocessing))
+    """The first part of each set, whose images stand for those of the others."""
+    for image_set in sets:
+        yield open_part(image_set.parts[0], image_set.classes, **reading_options(config, preprocessing))
 
 
-def plan_lines(sets: list[Measured], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
-    """What will be done, a line for each set."""
+def plan_lines(sets: list[EvaluationSet], extra: list[str], model: ClassifierModel, is_by_order: bool) -> list[str]:
+    """The plan, a line for each set."""
     lines = []
     if is_by_order:
         lines.append("classes    1000 without WordNet ids: taken to be ImageNet's in the standard order")
-    for measured in sets:
-        parts = f", {len(measured.parts)} corruptions and severities" if measured.parts[0].corruption else ""
-        of_set = len(measured.variant.classes)
+    for image_set in sets:
+        parts = f", {len(image_set.parts)} corruptions and severities" if image_set.parts[0].corruption else ""
+        num_classes = len(image_set.variant.classes)
         lines.append(
-            f"{measured.variant.title:17}answers among {len(measured.classes)} of the model's {len(model.classes)} "
-            f"classes (the set has {of_set}){parts}"
+            f"{image_set.variant.title:17}answers among {len(image_set.classes)} of the model's {len(model.classes)} "
+            f"classes (the set has {num_classes}){parts}"
         )
     if extra:
         lines.append(f"left out   {', '.join(extra)}: no part of the mean corruption error")

@@ -1,4 +1,4 @@
-"""What DATA's labels are taken for: the names of classes, several of them for an image, or numbers to predict."""
+"""Interpreting DATA's labels: as class names, several class names for an image, or regression targets."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,33 @@ import numpy as np
 from openmae.data.labels.label_file import LabelledSource, LabelTable, read_label_file
 from openmae.data.labels.number_file import read_number_file
 from openmae.data.labels.numbers import (
-    FEW,
+    MAX_SHOWN,
     NumberedSource,
     check_names,
     kind_of_names,
-    numbered,
-    own_numbers,
-    spread_of_names,
+    range_of_names,
+    stored_numbers,
+    with_number_labels,
 )
 from openmae.data.labels.subsets import Labels, targets_of
 from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
 ADVICE = "--task regression predicts the numbers, --task classification takes each for the name of a class"
-_MAX_UNNAMED = 1000  # classes without names that are believed whatever the number of images
+_MAX_UNNAMED = 1000  # so many classes without names are accepted even of fewer images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Understood:
-    """The parts of DATA with their labels.
+class ResolvedLabels:
+    """The splits of DATA with interpreted labels.
 
     Attributes:
-        targets: of each part, see `targets_of`.
-        classes: their names; none where labels are numbers.
-        columns: the names of the numbers; none of classes.
+        parts: the splits by name.
+        targets: of each split, see `targets_of`.
+        classes: names of the classes; empty for regression.
+        columns: names of the regression targets; empty for classification.
         unmatched: rows of the label file that name no image of DATA.
-        note: what a person has to know of what labels were taken for; empty where there is no doubt.
+        note: a remark on how labels were interpreted; empty where there is no doubt.
     """
 
     parts: dict[str, Source]
@@ -44,22 +45,22 @@ class Understood:
     note: str = ""
 
 
-def understood(
+def resolve_labels(
     data: str, parts: dict[str, Source], label_file: str | None, task: str | None, advice: str = ADVICE
-) -> Understood:
-    """Take labels for what `task` says: classification or regression; None: for classes, if that is not in doubt.
+) -> ResolvedLabels:
+    """Interpret labels by `task`: classification or regression; None: classification, unless labels look like numbers.
 
     Args:
-        advice: what to do about numbers with a fraction.
+        advice: for the error message: what to do about fractional numbers.
 
     Raises:
-        RequestError: labels cannot be used so, or are fractional numbers and nobody said what they are.
+        RequestError: labels do not fit the task, or are fractional numbers and no task is given.
     """
     if task == "regression":
         return _as_numbers(data, parts, label_file)
-    ask = advice if task is None else None
+    advice_if_unsure = advice if task is None else None
     if label_file is None:
-        parts = {split: _named(data, source, parts, ask) for split, source in parts.items()}
+        parts = {split: _with_class_labels(data, source, parts, advice_if_unsure) for split, source in parts.items()}
         table = None
     else:
         table = read_label_file(label_file, _names(parts))
@@ -67,14 +68,14 @@ def understood(
     targets = {split: targets_of(source) for split, source in parts.items()}
     classes = _class_names(data, parts, targets, advice)
     note = ""
-    if ask is not None and not (table is not None and table.is_of_columns):
-        check_names(data if label_file is None else label_file, classes, ask)
+    if advice_if_unsure is not None and not (table is not None and table.is_of_columns):
+        check_names(data if label_file is None else label_file, classes, advice_if_unsure)
         if kind_of_names(classes) == "whole":
             note = (
-                f"{len(classes)} whole numbers ({spread_of_names(classes)}) are taken for the names of classes; "
+                f"{len(classes)} whole numbers ({range_of_names(classes)}) are taken for the names of classes; "
                 "--task regression would predict them"
             )
-    return Understood(
+    return ResolvedLabels(
         parts=parts,
         targets=targets,
         classes=classes,
@@ -84,18 +85,18 @@ def understood(
     )
 
 
-def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> Understood:
+def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> ResolvedLabels:
     found: dict[str, NumberedSource] = {}
     unmatched = 0
     if label_file is None:
-        found = {split: numbered(data, source) for split, source in parts.items()}
+        found = {split: with_number_labels(data, source) for split, source in parts.items()}
     else:
         table = read_number_file(label_file, _names(parts))
         unmatched = table.unmatched
         targets = np.split(table.targets, np.cumsum([len(source) for source in parts.values()])[:-1])
         for (split, source), own in zip(parts.items(), targets, strict=True):
             found[split] = NumberedSource(source, own, table.columns)
-    return Understood(
+    return ResolvedLabels(
         parts=dict(found),
         targets={split: source.targets for split, source in found.items()},
         classes=(),
@@ -104,26 +105,26 @@ def _as_numbers(data: str, parts: dict[str, Source], label_file: str | None) -> 
     )
 
 
-def _named(data: str, source: Source, parts: dict[str, Source], ask: str | None) -> Source:
-    """The source with its fractional numbers for class names; as it is where whole ones number its classes.
+def _with_class_labels(data: str, source: Source, parts: dict[str, Source], advice_if_unsure: str | None) -> Source:
+    """The source with its fractional numbers as class names; unchanged where its numbers are class ids.
 
     Raises:
-        RequestError: there are other numbers than that in some part, and nobody said that they are classes.
+        RequestError: some split has numbers that are no class ids, and classification was not requested.
     """
-    own, of_parts = own_numbers(source), [own_numbers(part) for part in parts.values()]
+    own, of_parts = stored_numbers(source), [stored_numbers(part) for part in parts.values()]
     if own is None:
         return source
     values = np.unique(np.concatenate([numbers for numbers in of_parts if numbers is not None]))
     values = values[~np.isnan(values)]
     is_fractional = bool((values != np.floor(values)).any())
-    # One negative number, such as -1 on the Hugging Face hub, marks what is hidden; several are numbers.
+    # One negative number, such as -1 on the Hugging Face hub, marks hidden labels; several are regression targets.
     is_negative = (values < -1).sum() > 1
     names = [str(int(value)) if value == np.floor(value) else repr(value) for value in values.tolist()]
-    if ask is not None and (is_fractional or is_negative):
-        few = ", ".join(names[:FEW]) + (", …" if len(names) > FEW else "")
+    if advice_if_unsure is not None and (is_fractional or is_negative):
+        few = ", ".join(names[:MAX_SHOWN]) + (", …" if len(names) > MAX_SHOWN else "")
         what = "with a fraction" if is_fractional else "below 0"
         raise RequestError(
-            f"the {len(names)} different labels of {shown(data)} are numbers, some {what} ({few}): {ask}"
+            f"the {len(names)} different labels of {shown(data)} are numbers, some {what} ({few}): {advice_if_unsure}"
         )
     if not is_fractional:
         return source
@@ -145,7 +146,7 @@ def _relabelled(parts: dict[str, Source], table: LabelTable) -> dict[str, Source
 
 
 def _class_names(data: str, parts: dict[str, Source], targets: dict[str, Labels], advice: str) -> tuple[str, ...]:
-    """One list for all parts; numbers where the names are unknown."""
+    """The class names that all splits share; numbers where the names are unknown."""
     known = {source.classes for source in parts.values() if source.classes is not None}
     if len(known) > 1:
         raise RequestError(
