@@ -56,7 +56,7 @@ def fit_line(config, on_step=lambda step: None):
         if (summary := run.finished(config.steps)) is not None:
             return summary
         run.announce([f"steps      {config.steps}"], checkpoint_bytes=1000, keep=config.keep)
-        run.begin(config, NUMBERS, split_sources={}, num_images=64, num_inputs=64, description={"kind": "line"})
+        run.begin(config, NUMBERS, origins={}, num_images=64, num_inputs=64, description={"kind": "line"})
         wrapped = parallelise(model.train(), run.processes, run.device)
 
         def read_from(step, micro_batch_size):

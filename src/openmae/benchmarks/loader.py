@@ -3,7 +3,7 @@
 Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, antialiased), flip, uint8 batches,
 normalised as the training step does it. The peer is the usual pipeline: ImageFolder, RandomResizedCrop, flip, ToTensor,
 Normalize, float batches. Packs are made from the same images, and compared with the peer on the original files: that is
-the choice a person has. In the last row (`--crop-on device`) only a reader's work is measured: the device crops,
+the choice a user has. In the last row (`--crop-on device`) only a reader's work is measured: the device crops,
 resizes, flips and normalises. It has no peer.
 """
 
@@ -25,7 +25,7 @@ from openmae.data.preprocess import normalise
 from openmae.data.sources.embedded import EmbeddedPhotos, photograph
 from openmae.data.sources.open import Source, open_source
 from openmae.errors import RequestError
-from openmae.requests.bench import no_image_files
+from openmae.preflight.bench import no_image_files_error
 from openmae.tasks.pack.pack import pack
 
 SIZE = 224
@@ -77,7 +77,7 @@ def _rows(config: BenchConfig, workspace: Path) -> list[Row]:
                 raise
             rows.append(Row(case=CASE_NAMES[name], peer=f"not measured: {error}"))
             continue
-        sides[name] = our_reader(source, count, is_whole=name == "raw-pack-whole")
+        sides[name] = our_reader(source, count, crop_on_device=name == "raw-pack-whole")
     if not sides:
         raise RequestError("nothing can be measured here: every case of the loader is missing something")
     their_rates, *rates = run_interleaved(config.rounds, theirs, *sides.values())
@@ -112,19 +112,25 @@ def source_of_case(name: str, data: str, workspace: Path) -> Source:
     return source
 
 
-def our_reader(source: Source, count: int, *, is_whole: bool) -> Callable[[], float]:
-    """Measures images/s of our stream over its next `count` images; with `is_whole` without crop and normalising."""
+def our_reader(source: Source, count: int, *, crop_on_device: bool) -> Callable[[], float]:
+    """Measures images/s of our stream over its next `count` images.
+
+    Args:
+        crop_on_device: as with `--crop-on device`: images are only read, neither cropped nor normalised.
+    """
     preprocessing = Preprocessing(
         channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(SIZE, SIZE)
     )
-    stream = Stream(source, preprocessing, Augmentation(kind="crop"), seed=0, min_side=16, is_whole=is_whole)
+    stream = Stream(
+        source, preprocessing, Augmentation(kind="crop"), seed=0, patch_size=16, crop_on_device=crop_on_device
+    )
     position = 0
 
     def batches() -> Iterator[object]:
         nonlocal position
         for _ in range(count // BATCH):
             batch = collate(stream.__getitems__(range(position, position + BATCH)))
-            yield batch.images if is_whole else normalise(batch.images, preprocessing)
+            yield batch.images if crop_on_device else normalise(batch.images, preprocessing)
             position += BATCH
 
     return rate_of(batches, count // BATCH * BATCH)
@@ -142,7 +148,7 @@ def their_reader(data: str, workspace: Path, count: int) -> Callable[[], float]:
     known = [end for end in datasets.folder.IMG_EXTENSIONS if end in EXTENSIONS]
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in known) if root.is_dir() else []
     if not files:
-        raise no_image_files(data)
+        raise no_image_files_error(data)
     (workspace / "all").mkdir(parents=True)
     for number, path in enumerate(files):
         os.symlink(path.resolve(), workspace / "all" / f"{number}{path.suffix.lower()}")

@@ -1,4 +1,4 @@
-"""`openmae bench start`: how long a person waits for a command's first words, each in a process of its own.
+"""`openmae bench start`: how long a user waits for a command's first words, each in a process of its own.
 
 A case is `--help`, `pretrain --help`, a refusal (DATA that is not there), or the first line of `pretrain` and `knn` on
 small images that are made for it. The yardstick of the first three is an interpreter that does nothing, of the others

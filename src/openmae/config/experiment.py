@@ -1,4 +1,4 @@
-"""Settings of the paper's tables and figures, run at a scale that a person chooses."""
+"""Settings of the paper's tables and figures, run at a scale that a user chooses."""
 
 from dataclasses import dataclass
 

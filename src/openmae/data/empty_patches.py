@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.data.augment import Box, resized_crop
-from openmae.data.decoding.nodata import mask_in_channels, mask_of
+from openmae.data.decoding.nodata import mask_in_channels, nodata_mask
 from openmae.data.resize import Pixels
 
 EMPTY_SHARE = 0.5  # a patch is empty if more of its values than this are nodata
@@ -18,13 +18,13 @@ def empty_patches_of(
     image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor | None:
     """`empty_patches` of a decoded image for a model of so many channels; None where it has no nodata values."""
-    mask = mask_for(image, channels)
+    mask = nodata_mask_for(image, channels)
     return None if mask is None else empty_patches(mask, box, size, patch_size, is_flipped)
 
 
-def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
+def nodata_mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
     """The nodata mask of a decoded image for a model of so many channels (grey: 1 for all); None where it has none."""
-    mask = mask_of(image)
+    mask = nodata_mask(image)
     return mask if mask is None or mask.shape[2] == 1 else mask_in_channels(mask, channels)
 
 

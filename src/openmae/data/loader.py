@@ -25,7 +25,7 @@ from openmae.data.batch import Batch, Crops, stack_images, stack_labels
 from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
-from openmae.data.empty_patches import empty_patches, mask_for, stack_empty_patches
+from openmae.data.empty_patches import empty_patches, nodata_mask_for, stack_empty_patches
 from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.reader_process import MemoryShortage
 from openmae.data.readers import make_loader
@@ -84,27 +84,27 @@ class Stream(Dataset):
         preprocessing: Preprocessing,
         augmentation: Augmentation,
         seed: int,
-        min_side: int,
+        patch_size: int,
         *,
         with_labels: bool = False,
         crops_per_decode: int = 1,
-        is_whole: bool = False,
+        crop_on_device: bool = False,
     ) -> None:
         assert crops_per_decode >= 1
-        assert augmentation.only_crops or not is_whole
+        assert augmentation.only_crops or not crop_on_device
         if augmentation.rand_augment is not None:
             check_rand_augment(preprocessing.channels, preprocessing.dtype)
             assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
-        self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
-        self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
+        self.seed, self.patch_size, self.with_labels = seed, patch_size, with_labels
+        self.crops_per_decode, self.crop_on_device = crops_per_decode, crop_on_device
         self.shortage = MemoryShortage()  # kept for the whole run, however often readers are restarted
 
     @property
     def bytes_per_sample(self) -> int:
         """Size of an image as a reader process returns it."""
         p = self.preprocessing
-        shape = raw_shape(self.source) if self.is_whole else None
+        shape = raw_shape(self.source) if self.crop_on_device else None
         return math.prod(shape or (p.channels, *p.image_size)) * (1 if p.dtype == "uint8" else 4)
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -139,11 +139,11 @@ class Stream(Dataset):
     def _sample(self, decoded: "_Decoded", key: int, draw: NDArray[np.float64]) -> Sample:
         """Augment a decoded image; `draw` is (NUM_UNIFORMS,), see `Augmentation`."""
         p, crop, empty = self.preprocessing, None, None
-        if self.is_whole or decoded.mask is not None:
+        if self.crop_on_device or decoded.mask is not None:
             crop = self.augmentation.crop(decoded.image, p.image_size, draw)
         if crop is not None and decoded.mask is not None:
-            empty = empty_patches(decoded.mask, crop.box, p.image_size, self.min_side, crop.is_flipped)
-        if self.is_whole:
+            empty = empty_patches(decoded.mask, crop.box, p.image_size, self.patch_size, crop.is_flipped)
+        if self.crop_on_device:
             return Sample(decoded.image, key, decoded.bad, decoded.label, crop, decoded.was_blank, empty)
         image = self.augmentation(decoded.image, p.image_size, draw, key, p.value_range)
         return Sample(image, key, decoded.bad, decoded.label, None, decoded.was_blank, empty)
@@ -167,10 +167,10 @@ class Stream(Dataset):
                     if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
-                    pixels = conform_to_model(image, p, self.min_side)
+                    pixels = conform_to_model(image, p, self.patch_size)
                     label = self.source.label(candidate) if self.with_labels else None
-                    pixels = pixels[:, :] if self.is_whole else pixels
-                    return _Decoded(pixels, bad, label, was_blank, mask_for(image, p.channels))
+                    pixels = pixels[:, :] if self.crop_on_device else pixels
+                    return _Decoded(pixels, bad, label, was_blank, nodata_mask_for(image, p.channels))
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # its other tiles could not be read either
@@ -234,7 +234,7 @@ def training_loader(
     share: range,
     micro_batch_size: int,
     workers: int,
-    pin: bool,
+    pin_memory: bool,
     use_pipes: bool = False,
 ) -> DataLoader:
     """A loader of the micro-batches of `steps`, in order, whatever the number of workers.
@@ -248,4 +248,4 @@ def training_loader(
     """
     stream.augmentation.load()
     positions = _Positions(steps, batch_size, share, micro_batch_size)
-    return make_loader(stream, positions, collate, workers=workers, pin=pin, use_pipes=use_pipes)
+    return make_loader(stream, positions, collate, workers=workers, pin_memory=pin_memory, use_pipes=use_pipes)

@@ -12,7 +12,7 @@ from torch import Tensor
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.data.augment import centre_box, resized_crop
 from openmae.data.decoding.decode import BadImage, to_channels
-from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, mask_of, values_of
+from openmae.data.decoding.nodata import fill_in, filled, mask_in_channels, nodata_mask, values_of
 from openmae.data.depths import BitDepths, survey_depths
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import BY_SHAPE, Axes
@@ -52,7 +52,7 @@ def conform(
     """
     if min(image.shape[:2]) < min_side:
         raise BadImage(f"{image.shape[0]}x{image.shape[1]} px, smaller than a patch of {min_side} px")
-    if (mask := mask_of(image)) is not None:
+    if (mask := nodata_mask(image)) is not None:
         values = conform(values_of(image), channels, dtype, rescale=rescale)
         return fill_in(values.copy(), mask_in_channels(mask, channels), fill or (0.0,) * channels)
     if image.dtype == np.float32 and not np.isfinite(image).all():
@@ -176,7 +176,7 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
             blank += 1
             continue
         images.append((str(image.dtype), min(image.shape[:2]), _small(image)))
-        empty.append(0.0 if (mask := mask_of(image)) is None else float(mask.mean()))
+        empty.append(0.0 if (mask := nodata_mask(image)) is None else float(mask.mean()))
         aspects.append(image.shape[1] / image.shape[0])
         depths += BitDepths.from_images([image])
     if not images and not bad:
@@ -225,7 +225,7 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
 
 def _small(image: NDArray) -> Tensor:
     """The centre of an image as (C, *PROBE_SIZE) float32, NaN where a nodata value contributed."""
-    mask, image = mask_of(image), filled(image)
+    mask, image = nodata_mask(image), filled(image)
     image = image if image.dtype == np.uint8 else image.astype(np.float32)
     box = centre_box(image, PROBE_SIZE)
     small = resized_crop(image, box, PROBE_SIZE).float()

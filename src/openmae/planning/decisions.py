@@ -1,4 +1,4 @@
-"""The decisions that all training tasks share: settings that the person left open, each decided with its reason."""
+"""The decisions that all training tasks share: settings that the user left open, each decided with its reason."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from openmae.training.checkpoint import MODEL, Checkpoint
 from openmae.training.optim import CosineSchedule
 
 NARROW, MEDIUM = 192, 384  # largest width of a narrow and of a medium encoder
-CROPS_LIKE_EVALUATION = "stretched by a third at most against what evaluation sees, from anywhere in an image"
+CROP_ASPECT_REASON = "stretched by a third at most against what evaluation sees, from anywhere in an image"
 
 ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
 ResolvedConfigT_co = TypeVar(
@@ -43,7 +43,7 @@ class Plan(Generic[ResolvedConfigT, ShapeT]):
 
     Attributes:
         reasons: why, for each setting that was decided; empty where a previous run had decided.
-        notes: how the data's values become the model's, for a person to read.
+        notes: how the data's values become the model's, for a user to read.
     """
 
     config: ResolvedConfigT
@@ -121,7 +121,7 @@ def survey_data_and_machine(
 
 
 class Decisions:
-    """Fills the open settings of a config, those that are None: what the person gave stays, the first decision wins.
+    """Fills the open settings of a config, those that are None: what the user gave stays, the first decision wins.
 
     Attributes:
         values, reasons: what was decided, and why.
@@ -147,7 +147,7 @@ class Decisions:
         """A setting as decided or given; None while it is open."""
         return self.values[name] if name in self.values else getattr(self.config, name)
 
-    def take_recipe(self, recipes: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+    def apply_recipe(self, recipes: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
         """Take the settings of the named recipe. Raises RequestError where there is none of that name."""
         name = self.config.recipe
         check_name("--recipe", name, recipes)
@@ -160,7 +160,7 @@ class Decisions:
         return kind(**{**self.config.to_dict(), **self.values})
 
 
-class HasLength(Protocol):
+class TrainingLength(Protocol):
     """A resolved config of any task that trains: it has a length and a batch size."""
 
     @property
@@ -171,7 +171,7 @@ class HasLength(Protocol):
     def batch_size(self) -> int: ...
 
 
-def total_steps(config: HasLength, num_images: int) -> int:
+def total_steps(config: TrainingLength, num_images: int) -> int:
     """The number of optimiser steps of a resolved config."""
     if config.steps is not None:
         return config.steps
@@ -179,7 +179,7 @@ def total_steps(config: HasLength, num_images: int) -> int:
     return max(1, round(config.epochs * num_images / config.batch_size))
 
 
-class HasSchedule(HasLength, Protocol):
+class LearningRateSchedule(TrainingLength, Protocol):
     """A resolved config with a learning-rate schedule."""
 
     @property
@@ -188,7 +188,7 @@ class HasSchedule(HasLength, Protocol):
     def warmup_epochs(self) -> float: ...
 
 
-def cosine_schedule(config: HasSchedule, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
+def cosine_schedule(config: LearningRateSchedule, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
     """The schedule of tables 8 to 11: peak rate = base rate × batch / 256, linear warm-up, then half a cosine."""
     return CosineSchedule(
         peak=base_lr * config.batch_size / 256,
@@ -226,7 +226,7 @@ def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict
 
     Args:
         min_peak_lr: the smallest peak rates of narrow, medium and wide encoders: at small batches the paper's base rate
-            would hardly change the weights. A rate that a person gives may be lower.
+            would hardly change the weights. A rate that a user gives may be lower.
     """
     batch, width = decisions.get("batch_size"), decisions.get("width")
     least = min_peak_lr["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
@@ -235,11 +235,11 @@ def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict
     decisions.decide("base_lr", max(peak, least) * 256 / batch, "the paper's" if peak >= least else why)
 
 
-def check_warmup(decisions: Decisions, count: int) -> None:
+def limit_warmup(decisions: Decisions, count: int) -> None:
     """Shorten a decided warm-up that is as long as the run, which would never reach its peak rate; refuse a given one.
 
     Raises:
-        RequestError: the person gave a warm-up that is as long as the run.
+        RequestError: the user gave a warm-up that is as long as the run.
     """
     config, values, reasons = decisions.config, decisions.values, decisions.reasons
     epochs = planned_epochs(decisions, count)
@@ -250,7 +250,7 @@ def check_warmup(decisions: Decisions, count: int) -> None:
         reasons["warmup_epochs"] = f"5 % of the steps: {reasons['warmup_epochs']} has more than this run's epochs"
 
 
-def decide_machine(machine: Machine, decisions: Decisions, width: int) -> None:
+def decide_device_and_defaults(machine: Machine, decisions: Decisions, width: int) -> None:
     """Device, precision and workers; and the defaults that depend on nothing, such as the seed."""
     decide = decisions.decide
     decide("seed", 0, "the default")

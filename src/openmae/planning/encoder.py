@@ -1,4 +1,4 @@
-"""The encoder's shape: decided where the person left it open, and checked against the images."""
+"""The encoder's shape: decided where the user left it open, and checked against the images."""
 
 from typing import Protocol
 

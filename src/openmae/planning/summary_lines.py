@@ -1,4 +1,4 @@
-"""The plan as a person reads it before a run: what was decided and why, and what it costs."""
+"""The plan as a user reads it before a run: what was decided and why, and what it costs."""
 
 import shutil
 from pathlib import Path

@@ -150,7 +150,7 @@ class Loop:
         """Take all steps, then return the result of `finish`."""
         t, bar = self.training, self.bar
         with self.waits, ExitStack() as live:
-            with self.waits.on("the images to evaluate on"):
+            with self.waits.waiting_for("the images to evaluate on"):
                 self.evaluators = make_evaluators()
             self.stop.defer()
             live.enter_context(bar)
@@ -160,7 +160,7 @@ class Loop:
                 if (taken := self.try_step()) is not None:
                     self.after_step(*taken)
             self.stop_if_requested()
-            with self.waits.on("the final evaluation"):
+            with self.waits.waiting_for("the final evaluation"):
                 return finish()
 
     def try_step(self) -> tuple[float, StepResult] | None:
@@ -168,7 +168,7 @@ class Loop:
         t, inputs = self.training, None
         try:
             try:
-                with self.waits.on("the readers' next batch"):
+                with self.waits.waiting_for("the readers' next batch"):
                     inputs = self.progress.next_inputs(self.inputs)
             except ReaderKilled as error:  # the other processes hear of it in `stop_if_requested`
                 self.killed = error
@@ -210,7 +210,7 @@ class Loop:
     def write_line(self, rate: float, norm: Tensor) -> None:
         """Write a line to metrics.jsonl and to the screen, and a line about each unusual event."""
         t = self.training
-        with self.waits.on("the device"):
+        with self.waits.waiting_for("the device"):
             line, *unusual = self.progress.line(self.step, rate, norm, peak_memory(t.device))
         self.bar.update(self.step, line)
         skipped = [skipped_line(number, t.names_of_step(number - 1)) for number in self.progress.skipped_steps]
@@ -232,7 +232,7 @@ class Loop:
         """Run the evaluators that are due."""
         t = self.training
         try:
-            with self.waits.on("the evaluation"):
+            with self.waits.waiting_for("the evaluation"):
                 evaluate(self.evaluators, self.step, t.num_steps, t.model, self.progress, self.stop)
         except ReaderKilled as error:
             self.killed = error
@@ -244,7 +244,7 @@ class Loop:
             self.bar.print("compiling  the step, about a minute on a GPU")
             before = time.monotonic()
             try:
-                with self.waits.on("the compiler"):
+                with self.waits.waiting_for("the compiler"):
                     self.bar.print(step_model.warm_up(inputs, self.stop))
             finally:
                 for clock in (self.bar, self.progress):
@@ -254,7 +254,7 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        with self.waits.on("the checkpoint to be written"):
+        with self.waits.waiting_for("the checkpoint to be written"):
             state = self.progress.to_dict()
             if self.processes.is_first:
                 self.training.save(self.step, state)
@@ -276,7 +276,7 @@ class Loop:
         It is called between steps, when weights, optimiser and step number belong together.
         """
         processes = self.processes
-        with self.waits.on("another process"):
+        with self.waits.waiting_for("another process"):
             should_stop = processes.any(self.stop.is_received() or self.killed is not None)
         if not should_stop:
             return

@@ -89,7 +89,7 @@ class Run(Generic[ResolvedConfigT]):
         if self.processes.is_first and lines:
             print("\n".join(lines), flush=True)
 
-    def check_shares(self, batch_size: int, min_share: int = 1, why: str = "") -> None:
+    def check_batch_size(self, batch_size: int, min_share: int = 1, why: str = "") -> None:
         """Raise RequestError where a process would get fewer than `min_share` samples of a batch."""
         count = self.processes.count
         if count * min_share > batch_size:
@@ -139,7 +139,7 @@ class Run(Generic[ResolvedConfigT]):
         config: ResolvedConfigT,
         preprocessing: Preprocessing,
         *,
-        split_sources: dict[str, str],
+        origins: dict[str, str],
         num_images: int,
         num_inputs: int,
         description: dict[str, Any],
@@ -157,7 +157,7 @@ class Run(Generic[ResolvedConfigT]):
         self.config = config
         self.processes.wait()  # until all have seen the run folder as it was
         if self.processes.is_first:
-            start_run(config, preprocessing, self.previous, self._lock, split_sources)
+            start_run(config, preprocessing, self.previous, self._lock, origins)
         self.progress = open_progress(self.path, config, self.previous, self.processes, num_images, num_inputs)
         self._description = description
         self._state = {"data": self._fingerprint, "settings": run_settings(config, preprocessing), **(state or {})}

@@ -33,7 +33,7 @@ class Waits:
         self._is_over.set()
 
     @contextlib.contextmanager
-    def on(self, what: str) -> Iterator[None]:
+    def waiting_for(self, what: str) -> Iterator[None]:
         """The time inside the block is a wait for `what`."""
         self._waiting.append(_Wait(what))
         try:

@@ -24,7 +24,7 @@ from openmae.data.sources.open import open_source
 from openmae.data.survey.census import RECORD, examine, image_sums
 from openmae.data.survey.duplicates import find_near_duplicates, near_pairs
 from openmae.data.survey.perceptual import perceptual_hashes, shrink
-from openmae.requests.inspect import kind_of
+from openmae.preflight.inspect import kind_of
 from openmae.tasks.inspect.screen import WIDTH
 
 from ...hostile import encoded, hostile_images, npy, table

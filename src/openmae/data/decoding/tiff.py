@@ -14,7 +14,7 @@ from openmae.data.decoding.nodata import (
     FrameNodata,
     Nodata,
     attach_mask,
-    mask_of,
+    nodata_mask,
     values_of,
     zero_and_mask,
     zero_masked,
@@ -108,7 +108,7 @@ def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
     whole, empty, start = None, None, 0
     for layer in layers:
         if count == 1:
-            return attach_mask(values_of(layer), mask_of(layer))
+            return attach_mask(values_of(layer), nodata_mask(layer))
         if whole is None:
             whole = np.empty((*layer.shape[:2], count * layer.shape[2]), layer.dtype)
         if layer.dtype != whole.dtype:
@@ -116,7 +116,7 @@ def _stacked(layers: Iterable[np.ndarray], count: int) -> np.ndarray:
         if layer.shape[:2] != whole.shape[:2] or start + layer.shape[2] > whole.shape[2]:
             raise BadImage("TIFF pages of different shapes")
         whole[..., start : start + layer.shape[2]] = values_of(layer)
-        if (mask := mask_of(layer)) is not None:
+        if (mask := nodata_mask(layer)) is not None:
             empty = np.zeros(whole.shape, bool) if empty is None else empty
             empty[..., start : start + layer.shape[2]] = mask
         start += layer.shape[2]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.formats import claimed_format, format_of, has_exif_rotation, is_transparent
-from openmae.data.decoding.nodata import filled, mask_of, valid_values
+from openmae.data.decoding.nodata import filled, nodata_mask, valid_values
 from openmae.data.reader_process import identity_collate
 from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Source
@@ -145,7 +145,7 @@ class _Examined(Dataset):
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
         sums, dtype = image_sums(image), str(image.dtype)
-        record["empty"] = 0.0 if (mask := mask_of(image)) is None else mask.mean()
+        record["empty"] = 0.0 if (mask := nodata_mask(image)) is None else mask.mean()
         _add(census.sums, (image.shape[2], dtype), sums)
         if self.tiles is not None:
             num_tiles, blank_tiles = count_blank(image, self.tiles)
@@ -176,7 +176,7 @@ def examine(
     whole = Census(np.empty(len(indices), RECORD))
     done = 0
     with closing(
-        iterate_batches(make_loader(dataset, batches, identity_collate, workers=workers, pin=False))
+        iterate_batches(make_loader(dataset, batches, identity_collate, workers=workers, pin_memory=False))
     ) as censuses:
         for census in censuses:
             whole.records[done : done + len(census.records)] = census.records
@@ -193,7 +193,7 @@ def examine(
 def image_sums(image: NDArray) -> Sums:
     """The sums of one image; exact for uint8, where they come from histograms."""
     channels = image.shape[2]
-    if mask_of(image) is not None:
+    if nodata_mask(image) is not None:
         return _image_sums_without_nodata(image)
     if image.dtype == np.uint8 and channels in (1, 3):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)

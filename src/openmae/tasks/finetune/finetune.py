@@ -14,7 +14,7 @@ from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import Oversampled, targets_of
 from openmae.data.loader import Stream
-from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder
 from openmae.interchange.stored import StoredModel
@@ -66,14 +66,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         'complete'
     """
     with open_run("finetune", config, ResolvedFinetuneConfig) as run:
-        # The data, and what the person left open.
+        # The data, and what the user left open.
         requested, device, processes = run.requested, run.device, run.processes
-        init = read_start(run)
+        init = read_initial_model(run)
         data = open_finetune_data(requested, None if init is None else init.preprocessing)
         check_classes(run.previous, data)
         plan, facts = plan_finetune(requested, init, data, device, processes.local_count, run.previous)
         resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(resolved.batch_size, 2 if resolved.mixup or resolved.cutmix else 1)
+        run.check_batch_size(resolved.batch_size, 2 if resolved.mixup or resolved.cutmix else 1)
         stream, task = make_stream(plan, data), FinetuneStep(plan, data, device, processes)
 
         # The model and its optimiser, from the checkpoint where there is one.
@@ -94,7 +94,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.origins,
+            origins=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_model(plan.shape, plan.preprocessing, data, resolved.recipe, resolved.seed),
@@ -129,7 +129,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
 
 
-def read_start(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
+def read_initial_model(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
     """The model whose encoder a new run starts from; None from scratch, and for a run that is resumed."""
     if not run.is_new or run.requested.is_from_scratch:
         return None

@@ -20,7 +20,7 @@ from openmae.data.survey.census import examine
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
-from openmae.requests.inspect import check_out
+from openmae.preflight.inspect import check_report_folder
 from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
     SplitFindings,
@@ -59,7 +59,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
         Fault: the report cannot be written.
     """
     started = time.monotonic()
-    out = None if config.out is None else check_out(config.out, *paths_of(config.dataset))
+    out = None if config.out is None else check_report_folder(config.out, *paths_of(config.dataset))
     opened = open_splits(config.dataset, **reading_options(config, None))
     parts = [_examine_split(split, source, config) for split, source in opened.sources.items()]
     facts = _facts(parts[0].tiled or parts[0].source, config)

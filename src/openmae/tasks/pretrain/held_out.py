@@ -34,9 +34,9 @@ class HeldOut:
     """
 
     def __init__(
-        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
+        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, mask_sampler: MaskSampler
     ) -> None:
-        self.config, self.preprocessing, self.masks = config, preprocessing, masks
+        self.config, self.preprocessing, self.mask_sampler = config, preprocessing, mask_sampler
         batch = read_all(source, preprocessing, config.patch_size)
         self.images, self.bad, self.empty = batch.images, batch.bad, batch.empty
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, batch.indices.numpy()))
@@ -88,7 +88,7 @@ class HeldOut:
         return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)
 
     def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
-        return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)
+        return normalise(images.to(device), self.preprocessing), to_device(self.mask_sampler(keys), device)
 
 
 @torch.no_grad()

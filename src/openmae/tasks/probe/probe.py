@@ -56,7 +56,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         Fault: a full disk, a dead reader process, or a loss that is not finite.
     """
     with open_run("probe", config, ResolvedProbeConfig, remembers_micro_batch=False) as run:
-        # The data, and what the person left open.
+        # The data, and what the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_init(requested.init)
         check_outside(requested.dataset, requested.out)
@@ -65,7 +65,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_classes(run.previous, data)
         plan, facts = plan_probe(requested, init, data, device, processes.local_count, run.previous)
         resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(resolved.batch_size, 2, ": the BatchNorm of a probe needs as many")
+        run.check_batch_size(resolved.batch_size, 2, ": the BatchNorm of a probe needs as many")
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
@@ -97,7 +97,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.origins,
+            origins=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": resolved.base_lr, "seed": resolved.seed},

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.conversion import ConversionState, Hints
 from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.incoming.inputs import read_inputs
 from openmae.interchange.incoming.read_encoder import read_encoder
 from openmae.interchange.incoming.read_head import batch_norm, class_names, read_decoder, read_head
-from openmae.interchange.incoming.reading import ConversionState, Hints
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
 from openmae.interchange.names import REGRESSION, join_qkv
@@ -30,7 +30,7 @@ FAMILIES = {
 MULTI_LABEL = "multi_label_classification"  # transformers' name for it
 
 
-def interpret(raw: RawCheckpoint, source: str, hints: Hints | None = None) -> StoredModel:
+def convert_checkpoint(raw: RawCheckpoint, source: str, hints: Hints | None = None) -> StoredModel:
     """Interpret a raw checkpoint as a model.
 
     Args:
@@ -53,17 +53,17 @@ def interpret(raw: RawCheckpoint, source: str, hints: Hints | None = None) -> St
         if parts not in (["k"], ["k", "q", "v"]) or len(absent) != len(parts) * len(blocks):
             raise RequestError(f"{source} lacks {shown(absent[0])}, which others of its blocks have: it is damaged")
         remarks.append(f"{', '.join(parts)} of its attention have no bias: zero, which computes the same")
-    r = ConversionState(
+    state = ConversionState(
         raw=raw, source=source, recognised=recognised, hints=hints or Hints(), weights=weights, remarks=remarks
     )
-    model, content = _build(r)
+    model, content = _build(state)
     report = LoadReport(
         source=source,
         kind=f"{_program(recognised)} {FAMILIES[recognised.family]}{content}, {raw.container}",
         remarks=tuple(remarks),
         loaded={name: tuple(value.shape) for name, value in model.weights.items()},
-        resized=r.resized,
-        unused={name: tuple(value.shape) for name, value in {**recognised.unused, **r.unused}.items()},
+        resized=state.resized,
+        unused={name: tuple(value.shape) for name, value in {**recognised.unused, **state.unused}.items()},
     )
     return replace(model, report=report)
 
@@ -83,66 +83,70 @@ def _plain(value: Tensor, name: str, source: str) -> Tensor:
     return value.contiguous()
 
 
-def _build(r: ConversionState) -> tuple[StoredModel, str]:
+def _build(state: ConversionState) -> tuple[StoredModel, str]:
     """The model, and a phrase about what it has besides the encoder."""
-    encoder = read_encoder(r)
-    decoder, head = r.take("decoder."), r.take("head.", "fc_norm.")
-    weights = {ENCODER + name: value for name, value in r.weights.items()}
+    encoder = read_encoder(state)
+    decoder, head = state.take("decoder."), state.take("head.", "fc_norm.")
+    weights = {ENCODER + name: value for name, value in state.weights.items()}
     shape: MAEShape | ClassifierShape | ViTShape = encoder
     description: dict[str, Any] = {"kind": "encoder", "recipe": None, "seed": None}
     content = ""
-    if (mae := read_decoder(r, encoder, decoder)) is not None:
+    if (mae := read_decoder(state, encoder, decoder)) is not None:
         shape = mae
         weights |= decoder
-        ratio = r.config.get("mask_ratio", 0.75)
+        ratio = state.config.get("mask_ratio", 0.75)
         ratio = float(ratio) if isinstance(ratio, int | float) and 0 < ratio < 1 else 0.75
         description |= {"kind": "mae", "masking": {"kind": "random", "ratio": ratio}}
         content = " with its decoder"
-        r.unused.update(head)
-    elif (classifier := read_head(r, encoder, head)) is not None:
+        state.unused.update(head)
+    elif (classifier := read_head(state, encoder, head)) is not None:
         shape = classifier
-        weights |= head | batch_norm(r, classifier)
-        names, problem = class_names(r, classifier.num_classes), r.config.get("problem_type")
+        weights |= head | batch_norm(state, classifier)
+        names, problem = class_names(state, classifier.num_classes), state.config.get("problem_type")
         description |= {"kind": "classifier", "classes": names, "is_multi_label": problem == MULTI_LABEL}
         content = f" with a classifier of {classifier.num_classes} classes"
         if problem == REGRESSION:  # its numbers are in their own units
             scale = TargetScale(columns=tuple(names), mean=(0.0,) * len(names), std=(1.0,) * len(names))
             description = {"kind": "regressor", "recipe": None, "seed": None, **scale.to_description()}
             content = f" that predicts {classifier.num_classes} number{'s' * (classifier.num_classes > 1)}"
-        r.unused.update(decoder)
+        state.unused.update(decoder)
     else:
-        r.unused.update(decoder | head)
+        state.unused.update(decoder | head)
         if ENCODER + "norm.weight" not in weights:  # the norm after pooling went with the head
             shape = encoder = replace(encoder, final_norm=False)
-    _check_complete(r, shape, weights)
+    _check_complete(state, shape, weights)
     inputs = read_inputs(
-        config=r.config,
-        processor=r.raw.processor,
-        family=r.recognised.family,
+        config=state.config,
+        processor=state.raw.processor,
+        family=state.recognised.family,
         channels=encoder.channels,
         image_size=encoder.image_size,
         is_classifier=isinstance(shape, ClassifierShape),
-        mean=r.hints.mean,
-        std=r.hints.std,
+        mean=state.hints.mean,
+        std=state.hints.std,
     )
-    r.remarks.extend(inputs.remarks)
+    state.remarks.extend(inputs.remarks)
     description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
-    return StoredModel(r.raw.path, weights, shape, inputs.preprocessing, description), content
+    return StoredModel(state.raw.path, weights, shape, inputs.preprocessing, description), content
 
 
-def _check_complete(r: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:
+def _check_complete(
+    state: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]
+) -> None:
     """Raise RequestError where a weight of the model is missing or of another shape, by name."""
     expected = expected_weights(shape)
     missing = [f"{name} {tuple(value.shape)}" for name, value in expected.items() if name not in own]
     if missing:
         rest = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise RequestError(f"{r.source} lacks {', '.join(missing[:3])}{rest}: it is incomplete or of another kind")
+        raise RequestError(f"{state.source} lacks {', '.join(missing[:3])}{rest}: it is incomplete or of another kind")
     for name in [name for name in own if name not in expected]:
         if name.startswith(ENCODER):
-            raise RequestError(f"{r.source} has {shown(name)}, which its other blocks do not tell of: it is damaged")
-        r.unused[name] = own.pop(name)
+            raise RequestError(
+                f"{state.source} has {shown(name)}, which its other blocks do not tell of: it is damaged"
+            )
+        state.unused[name] = own.pop(name)
     for name, value in expected.items():
         if own[name].shape != value.shape:
             raise RequestError(
-                f"{r.source}: {name} is {tuple(own[name].shape)}, openmae's ViT has {tuple(value.shape)} there"
+                f"{state.source}: {name} is {tuple(own[name].shape)}, openmae's ViT has {tuple(value.shape)} there"
             )
