@@ -55,7 +55,8 @@ def fit_line(config, on_step=lambda step: None):
         run.restore("numbers", restore_state)
         if (summary := run.finished(config.steps)) is not None:
             return summary
-        run.announce([f"steps      {config.steps}"], checkpoint_bytes=1000, keep=config.keep)
+        run.print_plan([f"steps      {config.steps}"])
+        run.check_disk(checkpoint_bytes=1000, keep=config.keep)
         run.begin(config, NUMBERS, origins={}, num_images=64, num_inputs=64, description={"kind": "line"})
         wrapped = parallelise(model.train(), run.processes, run.device)
 

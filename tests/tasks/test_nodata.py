@@ -338,8 +338,10 @@ def test_a_step_that_was_skipped_names_its_images(nodata_config, tmp_path, monke
     monkeypatch.setattr(task, "model_input", spoilt)
     out = tmp_path / "run"
     pretrain(nodata_config(out, log_every=4))
-    line = next(line for line in capsys.readouterr().out.splitlines() if "was not trained on its batch" in line)
-    assert "step 6 was not trained on its batch: '" in line
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if "was skipped, its gradients were not finite" in line
+    )
+    assert "step 6 was skipped, its gradients were not finite; its batch: '" in line
     assert line.count(".tif") == 8
     assert not (out / "quarantine.jsonl").exists()
 

@@ -43,7 +43,7 @@ def make_loader(
         batches: the indices of each batch, like a batch sampler.
         collate: stacks the items of a batch.
         workers: reader processes; 0 reads in the main process.
-        pin: copy batches to page-locked memory.
+        pin_memory: copy batches to page-locked memory.
         use_pipes: send batches through pipes instead of shared memory; a reader that finds no free shared memory does
             so by itself.
     """

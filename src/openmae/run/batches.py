@@ -82,7 +82,7 @@ def read_steps(
     """This process's micro-batches of each of `steps`.
 
     Args:
-        pin: whether they are copied into page-locked memory.
+        pin_memory: whether they are copied into page-locked memory.
         is_paired: samples 2j and 2j + 1 of a batch, which are mixed with each other, stay in one micro-batch.
         should_stop: see `openmae.data.readers.iterate_batches`: once it returns True, there are no more steps.
 

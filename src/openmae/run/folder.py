@@ -52,7 +52,7 @@ ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFin
 
 @dataclass(frozen=True)
 class PreviousRun(Generic[ResolvedConfigT]):
-    """A previous start of this run: its settings and its newest good checkpoint."""
+    """What a resumed run continues: its settings, and the checkpoint that `--resume` names or the newest good one."""
 
     config: ResolvedConfigT
     preprocessing: Preprocessing
@@ -210,7 +210,7 @@ def start_run(
     folder stays locked until `lock` is closed.
 
     Args:
-        split_sources: see `Run.start_run`; stored as `parts`.
+        origins: see `Run.begin`; stored as `parts`.
     """
     run = Path(config.out)
     record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}

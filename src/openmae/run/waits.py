@@ -34,7 +34,7 @@ class Waits:
 
     @contextlib.contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
-        """The time inside the block is a wait for `what`."""
+        """A block that waits for `what`: while it lasts long, lines say so."""
         self._waiting.append(_Wait(what))
         try:
             yield

@@ -1,4 +1,4 @@
-"""The state of interpreting a checkpoint: what was found so far, and remarks about it."""
+"""The state of the conversion of a checkpoint: what was found so far, and remarks about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -58,7 +58,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
 
     Example:
         >>> config = openmae.FinetuneConfig(data="labelled", init="runs/photos", out="runs/labelled", epochs=2)
@@ -66,7 +66,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         'complete'
     """
     with open_run("finetune", config, ResolvedFinetuneConfig) as run:
-        # The data, and what the user left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_initial_model(run)
         data = open_finetune_data(requested, None if init is None else init.preprocessing)
@@ -86,11 +86,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         optimizer = make_optimizer(model, resolved)
         schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
         run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
-        if (summary := run.finished(num_steps)) is not None:
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.source_lines, *finetune_lines(plan, data, facts, device, num_steps)]
         copies = 4 if average else 3
-        run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
+        run.print_plan(lines)
+        run.check_disk(4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
         run.begin(
             resolved,
             plan.preprocessing,
@@ -130,7 +131,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def read_initial_model(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
-    """The model whose encoder a new run starts from; None from scratch, and for a run that is resumed."""
+    """The model that `--init` names; None from scratch, and for a resumed run, whose weights are in its checkpoint."""
     if not run.is_new or run.requested.is_from_scratch:
         return None
     return read_init(run.requested.init, Hints(num_heads=run.requested.num_heads))

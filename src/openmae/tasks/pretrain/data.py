@@ -30,8 +30,8 @@ class TrainingData:
     Attributes:
         held_out: DATA's validation split, or a fixed split of its training images; None for very few images.
         num_held_out: as `--held-out` counts them: of tiled images these and not their tiles.
-        taken: which folder or file was taken for which split; source_lines: that and what else is printed about DATA
-            (see `openmae.data.sources.open.Splits`).
+        origins, source_lines: the folders or files that each split was read from, and what is printed about DATA:
+            `origins` and `lines` of `openmae.data.sources.open.Splits`.
     """
 
     train: Source
@@ -41,7 +41,7 @@ class TrainingData:
     source_lines: tuple[str, ...] = ()
 
     @property
-    def count(self) -> int:
+    def num_images(self) -> int:
         """Images in both splits."""
         return len(self.train) + (len(self.held_out) if self.held_out is not None else 0)
 

@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
 
     Example:
         >>> config = openmae.PretrainConfig(data="photos", out="runs/photos", epochs=2)
@@ -55,13 +55,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         'complete'
     """
     with open_run("pretrain", config, ResolvedPretrainConfig) as run:
-        # The data, and what the user left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_initial_model(run)
         data = open_training_data(requested, None if init is None else init.preprocessing)
-        run.print_lines(
-            *(data.source_lines if run.is_new else ())
-        )  # before what takes seconds: torch's optimisers bring its compiler
+        # Printed early: the plan takes seconds, for it imports torch.optim and with it the compiler.
+        run.print_lines(*(data.source_lines if run.is_new else ()))
         plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
         resolved, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         mask_sampler, num_steps = make_mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
@@ -82,16 +81,17 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer),
             check=lambda previous: check_mask(previous, mask_sampler),
         )
-        if (summary := run.finished(num_steps)) is not None:
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
-        run.announce(new_run_lines(plan, data, facts, device, mask_sampler), checkpoint_bytes(shape), resolved.keep)
+        run.print_plan(new_run_lines(plan, data, facts, device, mask_sampler))
+        run.check_disk(checkpoint_bytes(shape), resolved.keep)
         run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
             resolved,
             preprocessing,
             origins=data.origins,
             num_images=len(data.train),
-            num_inputs=data.count,
+            num_inputs=data.num_images,
             description=describe_model(resolved, shape, preprocessing, mask_sampler),
         )
 
@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def read_initial_model(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
-    """The model whose weights a new run starts from; None from random weights, and for a run that is resumed."""
+    """The model that `--init` names; None without it, and for a resumed run, whose weights are in its checkpoint."""
     requested = run.requested
     if not run.is_new or requested.init is None:
         return None
@@ -145,10 +145,10 @@ def make_step_model(run: Run[ResolvedPretrainConfig], model: MAE, config: Resolv
 def new_run_lines(
     plan: PretrainPlan, data: TrainingData, facts: DataFacts | None, device: torch.device, mask_sampler: MaskSampler
 ) -> list[str]:
-    """What is printed of a new run behind its data: tiles and decisions; nothing for a run that is resumed.
+    """What is printed about a new run after the lines about its data: tiles and decisions.
 
     Args:
-        facts: what was surveyed of the training images; None for a run that is resumed.
+        facts: about the training images; None for a resumed run, of which nothing is printed.
     """
     if facts is None:
         return []
@@ -158,7 +158,7 @@ def new_run_lines(
 
 
 def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
-    """What `--watch` measures on, as printed before the run. Raises RequestError where its labels are missing."""
+    """The printed lines about `--watch-data`. Raises RequestError where the data of `--watch` has no labels."""
     watched_data = open_watch(config)
     if watched_data is None or config.watch_data is None:
         return []
@@ -197,7 +197,7 @@ def loss_shares(
 
     The loss of a step is a mean over all masked patches that are not empty; where no patch of the whole batch is empty,
     images are counted instead. All processes take part. Counted on the CPU, and before the first backward pass:
-    gradients of patches that do not count cannot be subtracted afterwards.
+    the gradient of a micro-batch cannot be re-weighted once it has been added to the others'.
     """
     has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
     if mask_sampler is None or config.nodata == OFF or not processes.any(has_empty):
@@ -224,7 +224,7 @@ def train_step(
     A step whose gradients are not finite leaves weights and optimiser as they are.
 
     Args:
-        masks: of the run; without it every patch counts.
+        mask_sampler: None where every masked patch counts, as without nodata.
     """
     shares = iter(loss_shares(inputs.micro_batches, mask_sampler, config, processes))
     return accumulated_step(
@@ -237,14 +237,14 @@ def train_step(
 
 
 def make_mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler:
-    """What draws the masks of this run. Raises RequestError for a mask file that does not fit."""
+    """The sampler of this run's masks. Raises RequestError for a mask file that does not fit the grid of patches."""
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
 
 
 def check_mask(previous: PreviousRun[ResolvedPretrainConfig], mask_sampler: MaskSampler) -> None:
-    """Raise RequestError where the given mask is not that of the checkpoint."""
+    """Raise RequestError where the mask of `--mask-file` is not the one that the checkpoint was trained with."""
     if read_stored_model(previous.checkpoint.folder / MODEL).description["masking"] != mask_sampler.describe():
         raise RequestError(f"{previous.config.mask_file} is not the mask that this run began with: restore it")
 

@@ -53,10 +53,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
     """
     with open_run("probe", config, ResolvedProbeConfig, remembers_micro_batch=False) as run:
-        # The data, and what the user left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_init(requested.init)
         check_outside(requested.dataset, requested.out)
@@ -81,10 +81,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             restore_state=lambda checkpoint: restore_state(checkpoint, probes, optimizer),
             check=lambda previous: check_encoder(previous, encoder_hash),
         )
-        if (summary := run.finished(num_steps)) is not None:
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.source_lines, *probe_lines(plan, data, facts, device, num_steps)]
-        run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
+        run.print_plan(lines)
+        run.check_disk(8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
 
         # Features of images that are centre-cropped, never augmented: computed once.
         encoder = EncoderModel(classifier.encoder, plan.preprocessing, init.description, device, init.report)
