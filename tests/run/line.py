@@ -53,7 +53,7 @@ def fit_line(config, on_step=lambda step: None):
             restore_optimizer(checkpoint.folder, model, optimizer)
 
         run.restore("numbers", restore_state)
-        if (summary := run.finished(config.steps)) is not None:
+        if (summary := run.finished_summary(config.steps)) is not None:
             return summary
         run.print_plan([f"steps      {config.steps}"])
         run.check_disk(checkpoint_bytes=1000, keep=config.keep)

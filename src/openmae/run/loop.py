@@ -21,13 +21,7 @@ from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.run.evaluators import Evaluator, evaluate
 from openmae.run.progress import MAX_SKIPPED, Progress
-from openmae.run.recovery import (
-    compiler_fault,
-    is_finite,
-    named_inputs,
-    roll_back,
-    smaller_micro_batch,
-)
+from openmae.run.recovery import compiler_fault, is_finite, named_inputs, roll_back, smaller_micro_batch
 from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.run.waits import Waits
@@ -120,8 +114,7 @@ class Loop:
     """The state of the loop.
 
     Attributes:
-        step: the number of steps done.
-        first_step: the number of steps that were done when the loop started.
+        step: the number of steps done; `first_step`, when the loop began.
         saved_step: the step of the last checkpoint.
         inputs: the micro-batches of the steps to come.
         micro_batch_size: images at a time; halved whenever memory runs out.
@@ -142,11 +135,8 @@ class Loop:
         self.bar = ProgressBar(
             training.num_steps, step, training.title, quiet=not processes.is_first, is_timed_from_start=False
         )
-        self.waits = Waits(
-            self.bar.print
-            if processes.is_first
-            else lambda line: print(f"process {processes.rank}: {line}", flush=True)
-        )
+        is_first, rank = processes.is_first, processes.rank
+        self.waits = Waits(self.bar.print if is_first else lambda line: print(f"process {rank}: {line}", flush=True))
         self.inputs = training.read_from(step, self.micro_batch_size)
 
     def run(

@@ -159,7 +159,7 @@ class Run(Generic[ResolvedConfigT]):
         """Create the run folder and lock it; nothing is written to disk before this.
 
         Args:
-            origins: the folders or files that each split was read from, for the reader of config.json.
+            origins: the folders or files that each split was read from, as a note in config.json.
             num_images: images in an epoch.
             num_inputs: all input images, of which a fraction of `max_bad` may be unreadable.
             description: what determines the weights; the metadata of every checkpoint.
