@@ -63,7 +63,7 @@ def compute_gradients(ours: Any) -> dict[str, Any]:
     config = ours.plan.config
     for micro_batch in ours.micro_batches:
         images = model_input(micro_batch, ours.plan.preprocessing, ours.device)
-        masking = to_device(ours.masks(micro_batch.keys), ours.device)
+        masking = to_device(ours.mask_sampler(micro_batch.keys), ours.device)
         with autocast(ours.device, config.precision):
             loss = ours.wrapped_model(images, masking).loss * (len(images) / config.batch_size)
         loss.backward()

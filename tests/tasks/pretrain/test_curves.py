@@ -66,7 +66,7 @@ def plain_curve(ours: Ours, batches: list[Batch], betas: tuple[float, float] | N
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas or c.betas, foreach=False, fused=False)
     losses = []
     for step, batch in enumerate(batches):
-        images, masking = normalise(batch.images, ours.plan.preprocessing), ours.masks(batch.keys)
+        images, masking = normalise(batch.images, ours.plan.preprocessing), ours.mask_sampler(batch.keys)
         set_learning_rate(optimizer, rate_of(step))
         loss = plain_mae(ours.model, images, masking.shuffled_ids, masking.num_visible, normalise=True).loss
         loss.backward()

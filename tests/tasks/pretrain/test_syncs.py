@@ -137,7 +137,7 @@ def test_compiling_keeps_names_and_numbers():
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
     with torch.no_grad():  # whoever measures uses the model itself
         micro_batch = compiled.micro_batches[0]
-        assert compiled.model(micro_batch.images.float(), compiled.masks(micro_batch.keys)).loss.isfinite()
+        assert compiled.model(micro_batch.images.float(), compiled.mask_sampler(micro_batch.keys)).loss.isfinite()
 
 
 def test_a_run_may_go_on_compiled():
