@@ -65,12 +65,12 @@ def pretrain_lines(
 
 def nodata_lines(facts: DataFacts, effect: str = "the model sees its mean there") -> list[str]:
     """A line about values that stand for no data and what becomes of them; none where there are no such values."""
-    if not facts.with_empty:
+    if not facts.num_with_nodata:
         return []
     num_surveyed = len(facts.aspects)
     return [
-        f"nodata     {facts.with_empty:,} of {num_surveyed:,} images looked at have values that stand for none, "
-        f"{facts.empty:.2%} of all: {effect}"
+        f"nodata     {facts.num_with_nodata:,} of {num_surveyed:,} images looked at have values that stand for none, "
+        f"{facts.nodata_fraction:.2%} of all: {effect}"
     ]
 
 

@@ -1,4 +1,4 @@
-"""From a foreign checkpoint to a model with our names: every weight is accounted for."""
+"""From another library's checkpoint to a model with openmae's names: every weight is accounted for."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Tensor
 from openmae.config import ClassifierShape, MAEShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.files import RawCheckpoint
-from openmae.interchange.incoming.inputs import read_inputs
 from openmae.interchange.incoming.read_encoder import read_encoder
 from openmae.interchange.incoming.read_head import batch_norm, class_names, read_decoder, read_head
+from openmae.interchange.incoming.read_preprocessing import read_preprocessing
 from openmae.interchange.incoming.reading import ConversionState, Hints
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
@@ -115,7 +115,7 @@ def _build(r: ConversionState) -> tuple[StoredModel, str]:
         if ENCODER + "norm.weight" not in weights:  # the norm after pooling went with the head
             shape = encoder = replace(encoder, final_norm=False)
     _check_complete(r, shape, weights)
-    inputs = read_inputs(
+    found = read_preprocessing(
         config=r.config,
         processor=r.raw.processor,
         family=r.recognised.family,
@@ -125,9 +125,9 @@ def _build(r: ConversionState) -> tuple[StoredModel, str]:
         mean=r.hints.mean,
         std=r.hints.std,
     )
-    r.remarks.extend(inputs.remarks)
-    description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
-    return StoredModel(r.raw.path, weights, shape, inputs.preprocessing, description), content
+    r.remarks.extend(found.remarks)
+    description |= {"shape": shape.to_dict(), "preprocessing": found.preprocessing.to_dict()}
+    return StoredModel(r.raw.path, weights, shape, found.preprocessing, description), content
 
 
 def _check_complete(r: ConversionState, shape: MAEShape | ClassifierShape | ViTShape, own: dict[str, Tensor]) -> None:

@@ -166,7 +166,7 @@ def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
 def prepare(micro_batch: Batch, plan: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images cropped (where readers have not done so) and normalised, and their masks."""
     images, masking = model_input(micro_batch, plan.preprocessing, device), masks(micro_batch.keys)
-    counted = counted_patches(micro_batch.empty, masking)
+    counted = counted_patches(micro_batch.is_empty, masking)
     return ModelInput(
         images,
         micro_batch.keys,
@@ -194,13 +194,13 @@ def loss_shares(
     images are counted instead. All processes take part. Counted on the CPU, and before the first backward pass:
     gradients of patches that do not count cannot be subtracted afterwards.
     """
-    has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
+    has_empty = any(micro_batch.is_empty is not None for micro_batch in micro_batches)
     if masks is None or config.nodata == OFF or not processes.any(has_empty):
         return [len(micro_batch.keys) / config.batch_size for micro_batch in micro_batches]
     counts = []
     for micro_batch in micro_batches:
         masking = masks(micro_batch.keys)
-        counted = counted_patches(micro_batch.empty, masking)
+        counted = counted_patches(micro_batch.is_empty, masking)
         counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
     total = int(processes.sum(torch.tensor(sum(counts))))
     return [count / max(1, total) for count in counts]
