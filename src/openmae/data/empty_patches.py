@@ -17,13 +17,13 @@ EMPTY_SHARE = 0.5  # a patch is empty if more of its values than this are nodata
 def empty_patches_of(
     image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor | None:
-    """`empty_patches` of a decoded image for a model of so many channels; None where it has no nodata values."""
+    """`empty_patches` of a decoded image for a model of `channels`; None where it has no nodata values."""
     mask = mask_for(image, channels)
     return None if mask is None else empty_patches(mask, box, size, patch_size, is_flipped)
 
 
 def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
-    """The nodata mask of a decoded image for a model of so many channels (grey: 1 for all); None where it has none."""
+    """The nodata mask of a decoded image for a model of `channels` (grey: 1 for all); None where it has none."""
     mask = mask_of(image)
     return mask if mask is None or mask.shape[2] == 1 else mask_in_channels(mask, channels)
 

@@ -119,7 +119,7 @@ def finetune_lines(
 
 
 def target_text(data: LabelledData) -> str:
-    """What a model predicts of an image: so many classes, or numbers."""
+    """What a model predicts of an image: the number of classes, or of numeric targets."""
     if data.scale is None:
         return f"{data.num_classes} classes"
     return f"{len(data.columns)} number{'s' * (len(data.columns) > 1)} to predict"

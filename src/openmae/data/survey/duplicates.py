@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 MAX_HASH_DISTANCE = 4  # bits of the perceptual hashes that may differ
 MAX_THUMB_DIFFERENCE = 20.0  # mean, in 0..255: the same shape in other colours is another image
-# Of hashes that share two bands each is compared with so many of those that follow it: up to so many, with all of them.
+# Each hash is compared with this many of those that share two bands with it: more are no longer searched completely.
 MAX_IN_BAND = 5000
 MAX_EDGES = 4_000_000  # pairs that are kept until they are reduced to their connected components
 
