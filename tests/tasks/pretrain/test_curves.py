@@ -169,7 +169,7 @@ def curve(device, precision, recompute, bf16_residual, **options):
     settings = {"micro_batch_size": 4, "recompute": recompute, "bf16_residual": bf16_residual}
     ours = make_ours(pretrain_plan_for("tiny", 4, device, precision, **settings), device)
     if options:
-        ours.stepped = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
+        ours.wrapped_model = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
     losses = []
     for _ in range(6):
         loss, _, _ = ours.step(3e-3)
