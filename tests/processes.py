@@ -62,7 +62,7 @@ def _openmae(arguments: list[str], environment: dict[str, str], log: str, patch:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     torch.set_num_threads(1)
-    # Forked processes would start their readers through the server too; a person's are started the default way.
+    # Forked processes would start their readers through the server too; a user's are started the default way.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if patch is not None:
         patch()

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: wrong input ends with one line that helps, exit 2, and nothing written."""
+"""The command line as a user meets it: wrong input ends with one line that helps, exit 2, and nothing written."""
 
 import os
 import pickle

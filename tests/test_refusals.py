@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from openmae.cli import checked, command_of, parse
+from openmae.cli import command_of, parse, resolve_config
 from openmae.commands import COMMANDS
 from openmae.errors import RequestError
 
@@ -117,7 +117,7 @@ def test_the_command_itself_says_the_same(said, place, monkeypatch, request_):
     """As a Python caller of the function itself is told, who goes past the check."""
     monkeypatch.chdir(place)
     before = sorted(path for path, _, _ in os.walk(place))
-    config = checked(parse(request_.split()))
+    config = resolve_config(parse(request_.split()))
     monkeypatch.setattr(type(command_of(config)), "check", lambda *_: None)
     with pytest.raises(RequestError) as refused:
         command_of(config).run(config)

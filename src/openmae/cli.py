@@ -1,4 +1,7 @@
-"""The command line: joins a command to a task and an ending to an exit code."""
+"""The command line: arguments are parsed by tyro into a config, the command runs, its errors become exit codes.
+
+tyro sees a copy of each config (`_subcommand`), so that help and messages are ours; `resolve_config` makes the config.
+"""
 
 import contextlib
 import functools
@@ -20,65 +23,7 @@ from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.version import __version__
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
-
-
-@functools.cache
-def _subcommand(name: str) -> Any:
-    """A command for tyro: some settings without a flag, open settings shown as what they are.
-
-    It checks nothing: tyro would put what the config's own check says into a box. See `checked`.
-    """
-    import tyro
-
-    command = BY_NAME[name]
-    config: Any = command.config
-    off = {field.name for field in fields(config) if field.metadata == NONE_IS_OFF}
-    annotations: dict[str, Any] = {}
-    for setting, hint in get_type_hints(config).items():
-        if setting in command.positional:
-            shown = tyro.conf.arg(metavar=setting.upper())
-            if setting in ("data", "path") and type(None) in get_args(hint):
-                instead = "(or its parts: --train PATH --val PATH --test PATH)"
-                shown = tyro.conf.arg(metavar=setting.upper(), help_behavior_hint=instead)
-            annotations[setting] = Annotated[hint, tyro.conf.Positional, shown]
-        elif type(None) in get_args(hint):
-            kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-            metavar = "PATH" if setting in SPLITS else "|".join(METAVARS[kind] for kind in kinds)
-            hint_of_default = "(default: none)" if setting in off else "(default: decided)"
-            shown = tyro.conf.arg(metavar=metavar, help_behavior_hint=hint_of_default)
-            annotations[setting] = Annotated[hint, shown]
-    body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
-    shown_config = type(config.__name__, (config,), body)
-    shown_config = dataclass(frozen=True, kw_only=True)(shown_config)
-    # Help is of docstrings alone: to look for comments takes longer than all else of `--help`.
-    markers = (tyro.conf.HelptextFromCommentsOff, tyro.conf.subcommand(name, prefix_name=False))
-    return Annotated[shown_config, *markers]
-
-
-@functools.cache
-def _listed(name: str) -> Any:
-    """A command for tyro as the list of all names it: with its description, and without its settings."""
-    import tyro
-
-    config = BY_NAME[name].config
-    listed: Any = type(config.__name__, (), {"__doc__": config.__doc__})
-    listed = dataclass(frozen=True)(listed)
-    return Annotated[listed, tyro.conf.subcommand(name, prefix_name=False)]
-
-
-def commands_for(arguments: list[str]) -> Any:
-    """All commands for tyro, with the settings of those that the arguments can be about: to build all takes a while."""
-    first = arguments[0] if arguments else ""
-    if first in ("--help", "-h"):
-        return _union({})
-    is_of_one = first in BY_NAME and not any(argument.startswith("--tyro-") for argument in arguments)
-    return _union({first} if is_of_one else BY_NAME)  # --tyro-…: a shell's completion
-
-
-def _union(whole: Container[str]) -> Any:
-    return functools.reduce(operator.or_, (_subcommand(name) if name in whole else _listed(name) for name in BY_NAME))
-
-
+# What help shows as the value of a flag of this type.
 METAVARS: dict[Any, str] = {
     int: "INT",
     float: "FLOAT",
@@ -91,16 +36,75 @@ METAVARS: dict[Any, str] = {
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
+@functools.cache
+def _subcommand(name: str) -> Any:
+    """A command as tyro parses it: its config with positional arguments and, in place of None, what None means.
+
+    The copy of the config does not check itself, for tyro would put a RequestError's message into a box of its own:
+    `resolve_config` checks.
+    """
+    import tyro
+
+    command = BY_NAME[name]
+    config: Any = command.config
+    off_by_default = {field.name for field in fields(config) if field.metadata == NONE_IS_OFF}
+    annotations: dict[str, Any] = {}
+    for setting, hint in get_type_hints(config).items():
+        if setting in command.positional:
+            argument = tyro.conf.arg(metavar=setting.upper())
+            if setting in ("data", "path") and type(None) in get_args(hint):
+                instead = "(or its parts: --train PATH --val PATH --test PATH)"
+                argument = tyro.conf.arg(metavar=setting.upper(), help_behavior_hint=instead)
+            annotations[setting] = Annotated[hint, tyro.conf.Positional, argument]
+        elif type(None) in get_args(hint):
+            types = [kind for kind in get_args(hint) if kind is not type(None)]
+            metavar = "PATH" if setting in SPLITS else "|".join(METAVARS[kind] for kind in types)
+            default = "(default: none)" if setting in off_by_default else "(default: decided)"
+            argument = tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
+            annotations[setting] = Annotated[hint, argument]
+    body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
+    unchecked = type(config.__name__, (config,), body)
+    unchecked = dataclass(frozen=True, kw_only=True)(unchecked)
+    # Help is taken from docstrings only: searching the source for comments takes longer than the rest of `--help`.
+    markers = (tyro.conf.HelptextFromCommentsOff, tyro.conf.subcommand(name, prefix_name=False))
+    return Annotated[unchecked, *markers]
+
+
+@functools.cache
+def _without_settings(name: str) -> Any:
+    """A command as tyro lists it in `openmae --help`: its description only, which is quicker to build."""
+    import tyro
+
+    config = BY_NAME[name].config
+    description: Any = type(config.__name__, (), {"__doc__": config.__doc__})
+    description = dataclass(frozen=True)(description)
+    return Annotated[description, tyro.conf.subcommand(name, prefix_name=False)]
+
+
+def tyro_commands(arguments: list[str]) -> Any:
+    """All commands as a union for tyro, with settings only for those that these arguments need: building takes time."""
+    first = arguments[0] if arguments else ""
+    if first in ("--help", "-h"):
+        return _union(with_settings={})
+    is_completion = any(argument.startswith("--tyro-") for argument in arguments)  # asked for by a shell
+    return _union(with_settings={first} if first in BY_NAME and not is_completion else BY_NAME)
+
+
+def _union(with_settings: Container[str]) -> Any:
+    commands = (_subcommand(name) if name in with_settings else _without_settings(name) for name in BY_NAME)
+    return functools.reduce(operator.or_, commands)
+
+
 def command_of(config: Any) -> Command:
-    """Whose settings these are."""
+    """The command that a config is for."""
     return next(command for command in COMMANDS if isinstance(config, command.config))
 
 
-def checked(shown_config: Any) -> Any:
-    """The config itself, of what the command line gave. Raises RequestError where a setting is wrong."""
-    config = command_of(shown_config).config
-    values = {field.name: getattr(shown_config, field.name) for field in fields(config)}
-    if config is PackConfig and shown_config.split_paths.paths and values["out"] is None:
+def resolve_config(parsed: Any) -> Any:
+    """The command's config from what `parse` returns. Raises RequestError where a setting is wrong."""
+    config = command_of(parsed).config
+    values = {field.name: getattr(parsed, field.name) for field in fields(config)}
+    if config is PackConfig and parsed.split_paths.paths and values["out"] is None:
         values |= {"data": None, "out": values["data"]}  # no DATA stands before OUT where the parts are named
     if isinstance(values.get("nodata"), str):
         values["nodata"] = nodata_setting(values["nodata"])
@@ -108,14 +112,14 @@ def checked(shown_config: Any) -> Any:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run `openmae …` and exit with 0 done, 1 fault, 2 wrong request or data, 3 interrupted and saved."""
+    """Run `openmae …`. Exit code: 0 done, 1 fault, 2 wrong settings or data, 3 ended by a signal."""
     # Idle OpenMP threads should sleep, not spin: beside reader processes or any other load, spinning made a
     # training step on 2 cores 4 to 6 times slower. Read when torch is loaded, so it is set before that.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows ASCII only must not end a run
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that shows ASCII only must not end a run
             stream.reconfigure(errors="backslashreplace")
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # until a task takes over
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # until the command handles them itself (`StopRequest`)
         signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
@@ -125,7 +129,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command and return its exit code. What went wrong is said in one line on stderr."""
+    """Run a command and return its exit code; an error is printed on stderr, in one line."""
     if arguments in (["--version"], ["-V"]):
         print(f"openmae {__version__}")
         return 0
@@ -133,7 +137,7 @@ def run(arguments: list[str]) -> int:
         if "--show" in arguments:
             print("\n".join(show(arguments)))
             return 0
-        config = checked(parse(arguments))
+        config = resolve_config(parse(arguments))
         command_of(config).run(config)
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
@@ -147,14 +151,17 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output (head, say) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a name that is too long, a folder that may not be listed: nothing of ours
+    except OSError as error:  # a path of the user's: a name too long, no permission
         print(f"openmae: {error.strerror or error}: {error.filename!r}"[:500], file=sys.stderr)
         return 1
     return 0
 
 
 def parse(arguments: list[str]) -> Any:
-    """The config that a command line asks for.
+    """Parse a command line into a copy of a command's config that is not yet checked (see `resolve_config`).
+
+    A command line that is wrong is parsed again with the settings of all commands: then tyro can name the other command
+    that takes such a flag, and the message can say so.
 
     Raises:
         RequestError: a wrong, missing or unknown flag.
@@ -163,11 +170,11 @@ def parse(arguments: list[str]) -> Any:
     if arguments and not arguments[0].startswith("-"):
         check_name("the command", arguments[0], BY_NAME)
     try:
-        return _parsed(arguments, commands_for(arguments))
+        return _parse_with_tyro(arguments, tyro_commands(arguments))
     except RequestError:
         pass
     try:
-        return _parsed(arguments, _union(BY_NAME))  # the nearest flag may be of another command
+        return _parse_with_tyro(arguments, _union(with_settings=BY_NAME))
     except RequestError as error:
         message = usage_error(str(error))
         if message.startswith("Missing from") and "data" in BY_NAME[arguments[0]].positional:
@@ -175,18 +182,18 @@ def parse(arguments: list[str]) -> Any:
         raise RequestError(message) from None
 
 
-def _parsed(arguments: list[str], commands: Any) -> Any:
-    """What tyro makes of it. Raises RequestError with its box, and SystemExit after a help."""
+def _parse_with_tyro(arguments: list[str], commands: Any) -> Any:
+    """Let tyro parse. Raises RequestError with tyro's whole message, and SystemExit after `--help`."""
     import tyro
 
-    told = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(commands, args=arguments, prog="openmae", description=DESCRIPTION)
-    except SystemExit as ending:
-        if not ending.code:
+    except SystemExit as error:
+        if not error.code:
             raise
-        raise RequestError(told.getvalue()) from None
+        raise RequestError(printed.getvalue()) from None
 
 
 def show(arguments: list[str]) -> list[str]:
@@ -207,7 +214,10 @@ def show(arguments: list[str]) -> list[str]:
 
 
 def usage_error(box: str) -> str:
-    """tyro's framed message as one line: what was got, the nearest flag, where to look."""
+    """tyro's message, which it frames in a box, as one line: what it got, the most similar flag, where help is.
+
+    The patterns are tyro's own wording; a message that matches none is passed on as it is.
+    """
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]  # the first is the frame's title
     lines = ["" if set(line) == {"-"} else line for line in lines]  # rules where the terminal knows ASCII only
     text = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines))).rstrip(".")

@@ -1,4 +1,7 @@
-"""Every command, once: the command line, its help, `openmae.*` and docs/commands.md follow from this table."""
+"""The table of all commands, from which the command line, its help, `openmae.*` and docs/commands.md are made.
+
+Modules are given as strings and imported when a command runs: most of them import torch, which takes seconds.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -29,47 +32,52 @@ from openmae.recipes.show import Recipes
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command: what it is told, and the module whose function of the same name does it.
+    """A command of `openmae`.
 
-    `refusals` is the module of `openmae.requests` that refuses what can be refused before torch is loaded.
+    Attributes:
+        config: the dataclass of its settings.
+        module: where it is implemented, by a function named like the module, which is also the command's name.
+        preflight: the module of `openmae.preflight` whose `check_NAME` checks its settings before torch is loaded.
+        positional: settings that are positional arguments, in order; all others are flags.
+        recipes: what its `--recipe` can name.
     """
 
     config: type[Settings]
     module: str
-    refusals: str
-    positional: tuple[str, ...] = ()  # settings without a flag
+    preflight: str
+    positional: tuple[str, ...] = ()
     recipes: Recipes = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The main module of a command bears its name, and so does the function in it."""
+        """The command's name, the last part of its module's: knn for openmae.tasks.knn."""
         return self.module.rpartition(".")[2]
 
     @property
     def summary(self) -> str:
-        """One sentence of what it does: the first line of its settings' docstring, as its help prints it."""
+        """What it does, in a sentence: the first line of its settings' docstring, which its help prints too."""
         return (self.config.__doc__ or "").partition("\n")[0]
 
     @property
     def usage(self) -> str:
-        """How it is called, with what it must be given: `openmae knn DATA --init INIT --out OUT`."""
+        """The command line with everything that is required: `openmae knn DATA --init INIT --out OUT`."""
         required = [f.name for f in fields(self.config) if f.default is MISSING and f.default_factory is MISSING]
         flags = [f"{flag_of(name)} {name.upper()}" for name in required if name not in self.positional]
         return " ".join(["openmae", self.name, *(name.upper() for name in self.positional), *flags])
 
     def check(self, config: Any) -> None:
-        """Raise RequestError for what can be refused without torch: `check_NAME` in the module of its refusals."""
-        getattr(importlib.import_module(f"openmae.requests.{self.refusals}"), f"check_{self.name}")(config)
+        """Raise RequestError where the settings are wrong, as far as that shows without torch."""
+        getattr(importlib.import_module(f"openmae.preflight.{self.preflight}"), f"check_{self.name}")(config)
 
     def run(self, config: Any) -> Any:
-        """Do it. What can be refused without torch is refused before that is loaded."""
-        if isinstance(config, self.config):
+        """Check the settings, then load the command and run it; returns what its function returns."""
+        if isinstance(config, self.config):  # an object of another class is left to the command
             self.check(config)
         return getattr(importlib.import_module(self.module), self.name)(config)
 
     @property
     def function(self) -> Callable[[Any], Any]:
-        """`openmae.NAME`: what does it, as a function of the command's name."""
+        """The function `openmae.NAME`: `run`, with the name, annotations and docstring of the command."""
 
         def function(config: Any) -> Any:
             return self.run(config)
@@ -85,38 +93,38 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         config=PretrainConfig,
         module="openmae.tasks.pretrain.pretrain",
-        refusals="run",
+        preflight="training",
         positional=("data",),
         recipes=PRETRAIN_RECIPES,
     ),
     Command(
         config=FinetuneConfig,
         module="openmae.tasks.finetune.finetune",
-        refusals="run",
+        preflight="training",
         positional=("data",),
         recipes=FINETUNE_RECIPES,
     ),
     Command(
         config=ProbeConfig,
         module="openmae.tasks.probe.probe",
-        refusals="run",
+        preflight="training",
         positional=("data",),
         recipes=PROBE_RECIPES,
     ),
-    Command(config=KnnConfig, module="openmae.tasks.knn", refusals="features", positional=("data",)),
-    Command(config=EmbedConfig, module="openmae.tasks.embed", refusals="features", positional=("data",)),
-    Command(config=AttentionConfig, module="openmae.tasks.attention", refusals="sheet", positional=("images",)),
-    Command(config=RobustnessConfig, module="openmae.tasks.robustness.robustness", refusals="features"),
+    Command(config=KnnConfig, module="openmae.tasks.knn", preflight="evaluation", positional=("data",)),
+    Command(config=EmbedConfig, module="openmae.tasks.embed", preflight="evaluation", positional=("data",)),
+    Command(config=AttentionConfig, module="openmae.tasks.attention", preflight="pictures", positional=("images",)),
+    Command(config=RobustnessConfig, module="openmae.tasks.robustness.robustness", preflight="evaluation"),
     Command(
         config=ExperimentConfig,
         module="openmae.experiments.experiment",
-        refusals="experiment",
+        preflight="experiment",
         positional=("name", "data"),
     ),
-    Command(config=ConvertConfig, module="openmae.tasks.convert", refusals="convert", positional=("init", "out")),
-    Command(config=BenchConfig, module="openmae.benchmarks.bench", refusals="bench", positional=("name",)),
-    Command(config=ReconstructConfig, module="openmae.tasks.reconstruct", refusals="sheet", positional=("images",)),
-    Command(config=InspectConfig, module="openmae.tasks.inspect.inspect", refusals="inspect", positional=("path",)),
-    Command(config=PackConfig, module="openmae.tasks.pack.pack", refusals="pack", positional=("data", "out")),
-    Command(config=DemoConfig, module="openmae.tasks.demo", refusals="demo"),
+    Command(config=ConvertConfig, module="openmae.tasks.convert", preflight="convert", positional=("init", "out")),
+    Command(config=BenchConfig, module="openmae.benchmarks.bench", preflight="bench", positional=("name",)),
+    Command(config=ReconstructConfig, module="openmae.tasks.reconstruct", preflight="pictures", positional=("images",)),
+    Command(config=InspectConfig, module="openmae.tasks.inspect.inspect", preflight="inspect", positional=("path",)),
+    Command(config=PackConfig, module="openmae.tasks.pack.pack", preflight="pack", positional=("data", "out")),
+    Command(config=DemoConfig, module="openmae.tasks.demo", preflight="demo"),
 )

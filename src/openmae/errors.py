@@ -17,7 +17,7 @@ class Fault(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop; it was saved and can be resumed: exit code 3.
+    """A signal ended the command: exit code 3. The message says whether anything was saved that can be resumed.
 
     Like KeyboardInterrupt no subclass of Exception: a decoder's `except Exception` must not take it for a bad image.
     """

@@ -249,19 +249,19 @@ class Labelled(Memory):
 
 def training(source: Memory, workers: int = 0, with_labels: bool = True):
     augmentation = Augmentation(crop_scale=(0.08, 1.0), rand_augment=POLICY, fill=FILL)
-    stream = Stream(source, PREPROCESSING, augmentation, 5, min_side=4, with_labels=with_labels)
-    settings = {"steps": range(3), "batch_size": 10, "share": range(10), "micro_batch_size": 5, "pin": False}
+    stream = Stream(source, PREPROCESSING, augmentation, 5, patch_size=4, with_labels=with_labels)
+    settings = {"steps": range(3), "batch_size": 10, "share": range(10), "micro_batch_size": 5, "pin_memory": False}
     return list(iterate_batches(training_loader(stream, workers=workers, **settings)))
 
 
 def test_the_label_is_that_of_the_image_read():
     """A replaced image brings its own label; without RandAugment the first channel says which image it is."""
     bad = frozenset({3, 4, SIZE - 1})
-    stream = Stream(Labelled(bad=bad), PREPROCESSING, Augmentation(), 5, min_side=4, with_labels=True)
+    stream = Stream(Labelled(bad=bad), PREPROCESSING, Augmentation(), 5, patch_size=4, with_labels=True)
     seen = []
     for batch in iterate_batches(
         training_loader(
-            stream, steps=range(5), batch_size=10, share=range(10), micro_batch_size=5, workers=0, pin=False
+            stream, steps=range(5), batch_size=10, share=range(10), micro_batch_size=5, workers=0, pin_memory=False
         )
     ):
         assert batch.labels is not None
@@ -312,7 +312,7 @@ def evaluated(
             batch_size=batch_size,
             workers=workers,
             crop_fraction=crop_fraction,
-            min_side=4,
+            patch_size=4,
             with_labels=with_labels,
         )
     )

@@ -146,7 +146,9 @@ def test_crops_on_the_device_are_those_of_a_reader(size, seed):
     """The same boxes and flips; pixels differ by what a reader rounds. Measured: 1.1 grey levels at most, .31 in the
     mean."""
     p = Preprocessing(channels=3, value_range=(0.0, 1.0), mean=(0.0,) * 3, std=(1.0,) * 3, image_size=size)
-    streams = [Stream(Long(8), p, Augmentation(), seed, 4, is_whole=is_whole) for is_whole in (True, False)]
+    streams = [
+        Stream(Long(8), p, Augmentation(), seed, 4, crop_on_device=crop_on_device) for crop_on_device in (True, False)
+    ]
     whole, cut = (collate(stream.__getitems__(range(16))) for stream in streams)
     assert whole.crops is not None
     for height, width in whole.crops.boxes[:, 2:].tolist():

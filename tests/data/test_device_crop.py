@@ -280,11 +280,17 @@ class Memory:
 SIZE = (8, 12)
 
 
-def batches_of(source, is_whole, steps=6, kind="crop", crops=1, dtype="uint8", **changes):
+def batches_of(source, crop_on_device, steps=6, kind="crop", crops=1, dtype="uint8", **changes):
     p = Preprocessing(channels=3, value_range=(0.0, 1.0), mean=(0.0,) * 3, std=(1.0,) * 3, image_size=SIZE, dtype=dtype)
-    stream = Stream(source, p, Augmentation(kind=kind), 5, min_side=4, crops_per_decode=crops, is_whole=is_whole,
-                    with_labels=True)  # fmt: skip
-    options = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False, "share": range(10)} | changes
+    stream = Stream(source, p, Augmentation(kind=kind), 5, patch_size=4, crops_per_decode=crops,
+                    crop_on_device=crop_on_device, with_labels=True)  # fmt: skip
+    options = {
+        "batch_size": 10,
+        "micro_batch_size": 10,
+        "workers": 0,
+        "pin_memory": False,
+        "share": range(10),
+    } | changes
     return list(iterate_batches(training_loader(stream, steps=range(steps), **options)))
 
 
@@ -303,7 +309,9 @@ def assert_equal(some, others):
 @pytest.mark.parametrize(("kind", "crops"), [("crop", 1), ("crop", 5), ("crop-fixed", 1), ("none", 1)])
 def test_samples_boxes_and_order_are_a_readers(kind, crops, bad):
     """Cut out afterwards by the reader's own function, the images are a reader's, bit for bit."""
-    whole, readers = (batches_of(Memory(bad), is_whole, kind=kind, crops=crops) for is_whole in (True, False))
+    whole, readers = (
+        batches_of(Memory(bad), crop_on_device, kind=kind, crops=crops) for crop_on_device in (True, False)
+    )
     assert all(batch.crops is None for batch in readers)
     for one, other in zip(whole, readers, strict=True):
         assert torch.equal(one.keys, other.keys)
@@ -336,7 +344,7 @@ def test_workers_and_micro_batches_change_nothing(crops):
 @pytest.mark.parametrize("dtype", ["uint16", "float32"])
 def test_deep_images_need_no_rounding(dtype):
     """Both ways compute in float32 then. Measured: 1.1e-4 of 255."""
-    whole, readers = (batches_of(Memory(dtype=dtype), is_whole, dtype=dtype) for is_whole in (True, False))
+    whole, readers = (batches_of(Memory(dtype=dtype), crop_on_device, dtype=dtype) for crop_on_device in (True, False))
     for one, other in zip(whole, readers, strict=True):
         assert one.images.dtype == torch.float32
         torch.testing.assert_close(model_input(one, as_raw(SIZE), CPU), other.images, rtol=0, atol=TOLERANCE)
@@ -347,7 +355,7 @@ def test_what_goes_on_after_the_crop_stays_in_the_reader():
     for augmentation in (Augmentation(kind="crop-jitter"), Augmentation(rand_augment="rand-m9")):
         assert not augmentation.only_crops
         with pytest.raises(AssertionError):
-            Stream(Memory(), as_raw(SIZE), augmentation, 0, 4, is_whole=True)
+            Stream(Memory(), as_raw(SIZE), augmentation, 0, 4, crop_on_device=True)
 
 
 def test_a_raw_pack_is_known_by_its_shape(tmp_path):
@@ -362,7 +370,7 @@ def test_a_raw_pack_is_known_by_its_shape(tmp_path):
     assert raw_shape(source) == raw_shape(rest) == raw_shape(held_out) == survey(rest).raw_shape == (32, 32, 3)
     jpegs = open_source(str(tmp_path / "jpeg"))
     assert raw_shape(jpegs) is raw_shape(open_source("embedded:digits")) is survey(jpegs).raw_shape is None
-    stream = Stream(rest, as_raw(SIZE), Augmentation(), 0, 4, is_whole=True)
+    stream = Stream(rest, as_raw(SIZE), Augmentation(), 0, 4, crop_on_device=True)
     samples = stream.__getitems__(range(4))
     assert all(np.shares_memory(sample.image, source._open_map()) for sample in samples)
     assert collate(samples).images.shape == (4, 32, 32, 3)

@@ -1,4 +1,4 @@
-"""How readers hand batches over, and how what goes wrong in one reaches the person."""
+"""How readers hand batches over, and how what goes wrong in one reaches the user."""
 
 import os
 import signal
@@ -44,7 +44,7 @@ def batches_of(workers, action=lambda index: None, use_pipes=False):
     dataset = Noise(action)
     batches = [[0, 1, 2], [3, 4], [5, 6, 7]]
     return iterate_batches(
-        make_loader(dataset, batches, dataset.collate, workers=workers, pin=False, use_pipes=use_pipes)
+        make_loader(dataset, batches, dataset.collate, workers=workers, pin_memory=False, use_pipes=use_pipes)
     )
 
 
@@ -110,7 +110,7 @@ def test_evaluation_says_once_that_it_goes_through_pipes(monkeypatch, tmp_path, 
     for number in range(6):
         Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
     source = FolderSource(tmp_path, [f"{number}.png" for number in range(6)])
-    size = {"batch_size": 2, "workers": 2, "crop_fraction": 1.0, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 2, "workers": 2, "crop_fraction": 1.0, "patch_size": 1, "with_labels": False}
     p = Preprocessing(
         channels=3, value_range=(0, 255), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(8, 8), background=1
     )
@@ -219,7 +219,7 @@ def test_a_wait_is_given_up_within_a_second_or_two():
     given_up: list[bool] = []
     dataset = Noise(hang)
     batches = iterate_batches(
-        make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin=False), lambda: bool(given_up)
+        make_loader(dataset, [[0], [3]], dataset.collate, workers=1, pin_memory=False), lambda: bool(given_up)
     )
     next(batches)
     threading.Timer(0.2, given_up.append, [True]).start()

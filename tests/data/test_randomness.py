@@ -226,8 +226,8 @@ class Memory:
 
 def batches_of(source: Memory, first: int, last: int, *, seed: int = 5, kind: str = "crop", **changes) -> list[Batch]:
     crops = changes.pop("crops_per_decode", 1)
-    stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, min_side=4, crops_per_decode=crops)
-    settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin": False} | changes
+    stream = Stream(source, PREPROCESSING, Augmentation(kind=kind), seed, patch_size=4, crops_per_decode=crops)
+    settings = {"batch_size": 10, "micro_batch_size": 10, "workers": 0, "pin_memory": False} | changes
     settings.setdefault("share", range(settings["batch_size"]))
     return list(iterate_batches(training_loader(stream, steps=range(first, last), **settings)))
 
@@ -367,7 +367,7 @@ def test_unreadable_images_are_replaced_by_the_next_readable_one():
 
 def test_images_that_do_not_fit_are_bad_too():
     """Refused for their channels or size, not only for their bytes."""
-    stream = Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, min_side=17)
+    stream = Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, patch_size=17)
     with pytest.raises(RequestError, match="16x20 px, smaller than a patch of 17 px"):
         stream[0]
 
@@ -400,13 +400,13 @@ except RequestError as error:
 
 def test_readers_are_gone_when_reading_is_over():
     loader = training_loader(
-        Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, min_side=4),
+        Stream(Memory(), PREPROCESSING, Augmentation(kind="crop"), 0, patch_size=4),
         steps=range(1000),
         batch_size=4,
         share=range(4),
         micro_batch_size=4,
         workers=2,
-        pin=False,
+        pin_memory=False,
     )
     batches = iterate_batches(loader)
     next(batches)
@@ -427,11 +427,11 @@ def test_a_held_out_part_is_disjoint_and_fixed():
 
 
 def test_reading_all_leaves_out_and_names_what_is_bad():
-    found = read_all(Memory(bad=frozenset({0, 9})), PREPROCESSING, min_side=4)
+    found = read_all(Memory(bad=frozenset({0, 9})), PREPROCESSING, patch_size=4)
     assert found.indices.tolist() == [i for i in range(SIZE) if i not in (0, 9)]
     assert found.images[:, 0, 0, 0].tolist() == found.indices.tolist()
     assert found.bad == {"picture-0": "broken 0", "picture-9": "broken 9"}
-    found = read_all(Memory(3, bad=frozenset(range(3))), PREPROCESSING, min_side=4)
+    found = read_all(Memory(3, bad=frozenset(range(3))), PREPROCESSING, patch_size=4)
     assert found.images.shape == (0, 3, 8, 12)
     assert len(found.indices) == 0
     assert len(found.bad) == 3

@@ -139,7 +139,7 @@ def test_the_split_of_train_chooses_and_only_the_chosen_is_tested(finished, pret
             found[other] = json.loads((path / "summary.json").read_text())["top1"]
             assert json.loads((path / "config.json").read_text())["base_lr"] == other
         assert (rate, chosen_by) == (max(found, key=found.get), max(found.values()))
-        # The test part, by another way: images as a person would hand them over.
+        # The test part, by another way: images as a user would hand them over.
         model, source = (
             openmae.load(str(finished / "runs" / f"10%-{name}-{rate:g}"), "cpu"),
             open_source("embedded:digits", "val"),

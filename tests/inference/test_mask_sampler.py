@@ -1,4 +1,4 @@
-"""Masks come from a sample's key alone, and a person's mask is looked at before it is used."""
+"""Masks come from a sample's key alone, and a user's mask is looked at before it is used."""
 
 import pickle
 

@@ -106,7 +106,7 @@ def test_vitdet_is_probed_with_all_its_patches(settings: Any, tmp_path: Path) ->
     stream = Stream(
         source, model.preprocessing, Augmentation(kind="crop", crop_scale=(0.08, 1.0)), 0, 16, with_labels=True
     )
-    whole: dict[str, Any] = {"share": range(8), "micro_batch_size": 8, "workers": 0, "pin": False}
+    whole: dict[str, Any] = {"share": range(8), "micro_batch_size": 8, "workers": 0, "pin_memory": False}
     (batch,) = iterate_batches(training_loader(stream, steps=range(1), batch_size=8, **whole))
     features = model.features(normalise(batch.images, model.preprocessing), pool="mean")
     torch.testing.assert_close(model.classifier.fc_norm.running_mean, 0.1 * features.mean(0))

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 
-from openmae.cli import checked, parse
+from openmae.cli import parse, resolve_config
 from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig, ViTShape
 from openmae.data.preprocess import DataFacts
 from openmae.planning.decisions import Machine, total_steps
@@ -169,7 +169,7 @@ def test_a_recipe_says_its_command_and_its_claim(name, recipe, config):
     command = re.search(r"Command: `openmae ([^`]+)`\.", text)
     assert command, text
     arguments = re.sub(r"--base-lr R --epochs E", "--base-lr 1e-3 --epochs 50", command[1]).split()
-    asked = checked(parse(arguments))
+    asked = resolve_config(parse(arguments))
     assert type(asked) is config
     assert asked.recipe == name
     assert re.search(r"Claims \d\d\.\d", text), text

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from openmae.cli import checked, parse, run
+from openmae.cli import parse, resolve_config, run
 from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
 
 RECIPES = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": PROBE_RECIPES}
@@ -33,7 +33,7 @@ def test_a_recipe_is_shown_as_flags_that_ask_for_the_same(capsys, command, name)
     assert re.search(r"Claims \d\d\.\d", claim)
     flags = settings.split()
     init = [] if command == "pretrain" else ["--init", "none"]
-    asked = checked(parse([command, "data", "--out", "out", *init, *flags]))
+    asked = resolve_config(parse([command, "data", "--out", "out", *init, *flags]))
     wanted = RECIPES[command][name]()
     found = {setting: getattr(asked, setting) for setting in wanted}
     # A size may be one number or two.

@@ -53,10 +53,11 @@ def fit_line(config, on_step=lambda step: None):
             restore_optimizer(checkpoint.folder, model, optimizer)
 
         run.restore("numbers", restore_state)
-        if (summary := run.finished(config.steps)) is not None:
+        if (summary := run.finished_summary(config.steps)) is not None:
             return summary
-        run.announce([f"steps      {config.steps}"], checkpoint_bytes=1000, keep=config.keep)
-        run.begin(config, NUMBERS, split_sources={}, num_images=64, num_inputs=64, description={"kind": "line"})
+        run.print_plan([f"steps      {config.steps}"])
+        run.check_disk(checkpoint_bytes=1000, keep=config.keep)
+        run.begin(config, NUMBERS, origins={}, num_images=64, num_inputs=64, description={"kind": "line"})
         wrapped = parallelise(model.train(), run.processes, run.device)
 
         def read_from(step, micro_batch_size):

@@ -368,7 +368,7 @@ def test_any_number_of_processes_sees_the_same_samples_and_masks(digits_config, 
             share=processes.share(18),
             micro_batch_size=4,
             workers=0,
-            pin=False,
+            pin_memory=False,
         )
         parts = list(iterate_batches(loader))
         per_step = len(parts) // 3

@@ -11,9 +11,9 @@ def test_a_long_wait_is_said_and_a_short_one_is_not(monkeypatch):
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     lines: list[str] = []
     with Waits(lines.append) as waits:
-        with waits.on("nothing much"):
+        with waits.waiting_for("nothing much"):
             pass
-        with waits.on("the readers' next batch"):
+        with waits.waiting_for("the readers' next batch"):
             time.sleep(0.4)
         time.sleep(0.3)  # no wait
     assert lines == ["waiting    for the readers' next batch: 0 s so far"]
@@ -23,7 +23,7 @@ def test_the_lines_grow_rarer_and_name_the_innermost_wait(monkeypatch):
     monkeypatch.setattr(module, "FIRST_LINE", 0.05)
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.01)
     lines: list[str] = []
-    with Waits(lines.append) as waits, waits.on("the evaluation"), waits.on("another process"):
+    with Waits(lines.append) as waits, waits.waiting_for("the evaluation"), waits.waiting_for("another process"):
         time.sleep(0.5)  # after .05, .2 and not before .8
     assert [line.split(":")[0] for line in lines] == ["waiting    for another process"] * 2
 

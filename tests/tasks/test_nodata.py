@@ -79,7 +79,7 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
         def spy(model, optimizer, micro_batches, config, processes, masks, kept=kept, real=task.train_step):
             if not kept:
                 kept["parts"] = [micro_batches[number] for number in range(len(micro_batches))]
-                kept["empty"] = [micro_batch.empty for micro_batch in micro_batches.micro_batches]
+                kept["empty"] = [micro_batch.is_empty for micro_batch in micro_batches.micro_batches]
                 step, before = optimizer.step, {}
 
                 def look():
@@ -180,7 +180,7 @@ def test_the_held_out_loss_and_the_loss_of_guessing_leave_empty_patches_out(noda
         def read_all(source, preprocessing, side, value=value, real=held_out.read_all):
             batch = real(source, preprocessing, side)
             if value is not None:
-                whole = batch.empty.view(-1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
+                whole = batch.is_empty.view(-1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
                 batch.images[whole[:, None].expand_as(batch.images)] = value
             return batch
 
@@ -338,8 +338,10 @@ def test_a_step_that_was_skipped_names_its_images(nodata_config, tmp_path, monke
     monkeypatch.setattr(task, "model_input", spoilt)
     out = tmp_path / "run"
     pretrain(nodata_config(out, log_every=4))
-    line = next(line for line in capsys.readouterr().out.splitlines() if "was not trained on its batch" in line)
-    assert "step 6 was not trained on its batch: '" in line
+    line = next(
+        line for line in capsys.readouterr().out.splitlines() if "was skipped, its gradients were not finite" in line
+    )
+    assert "step 6 was skipped, its gradients were not finite; its batch: '" in line
     assert line.count(".tif") == 8
     assert not (out / "quarantine.jsonl").exists()
 

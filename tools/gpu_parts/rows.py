@@ -51,10 +51,10 @@ def readers(context: Context) -> None:
     preprocessing = Preprocessing(
         channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(224, 224)
     )
-    stream = Stream(source, preprocessing, Augmentation(), seed=0, min_side=16)
+    stream = Stream(source, preprocessing, Augmentation(), seed=0, patch_size=16)
     workers = default_workers(torch.device(context.device))
     batch = 256 if context.is_gpu else 8
-    batches = read_steps(stream, batch, batch, workers, range(10**6), Processes(), pin=context.is_gpu)
+    batches = read_steps(stream, batch, batch, workers, range(10**6), Processes(), pin_memory=context.is_gpu)
     for _ in range(2 * workers + 2):  # what was read ahead
         next(batches)
     start, count = time.perf_counter(), 0

@@ -18,7 +18,7 @@ from openmae.errors import RequestError
 from openmae.machine.device import use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.planning.decisions import Machine
-from openmae.requests.bench import check_json
+from openmae.preflight.bench import check_json_path
 
 BENCHMARKS = {
     "step": step_rows,
@@ -46,10 +46,10 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     # As `openmae pretrain` on a GPU; on a CPU bf16 must be requested.
     precision = config.precision or ("bf16" if machine.device == "cuda" and machine.has_bf16 else "fp32")
     check_measurable(device, precision)
-    check_json(config)
+    check_json_path(config)
     facts = hardware(device, precision)
-    print(f"hardware  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads" + (
-        f"; {facts['gpu']}" if "gpu" in facts else ""), flush=True)  # fmt: skip
+    gpu = f"; {facts['gpu']}" if "gpu" in facts else ""
+    print(f"hardware  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads{gpu}", flush=True)
     print("versions  " + ", ".join(f"{n} {facts[n]}" for n in ("openmae", "torch", "transformers") if n in facts))
     rows = BENCHMARKS[config.name](replace(config, precision=precision), device)
     if not any(row.ours for row in rows):

@@ -28,7 +28,7 @@ from openmae.run.batches import read_steps
 from openmae.run.model_input import ModelInput
 from openmae.run.step import StepResult
 from openmae.tasks.pretrain.data import make_stream
-from openmae.tasks.pretrain.pretrain import mask_sampler, prepare, train_step
+from openmae.tasks.pretrain.pretrain import make_mask_sampler, prepare, train_step
 from openmae.training.optim import adamw, set_learning_rate
 from openmae.training.prefetch import StepInputs, inputs_of_steps
 
@@ -117,7 +117,7 @@ class Ours:
     model: MAE
     wrapped_model: nn.Module
     optimizer: torch.optim.Optimizer
-    masks: MaskSampler
+    mask_sampler: MaskSampler
     micro_batches: list[Batch]
     device: torch.device
 
@@ -127,7 +127,7 @@ class Ours:
 
     @property
     def visible(self) -> int:
-        return self.masks.num_visible
+        return self.mask_sampler.num_visible
 
     def step(self, rate: float = RATE) -> StepResult:
         set_learning_rate(self.optimizer, rate)
@@ -143,7 +143,7 @@ class Ours:
             yield self.micro_batches
 
     def prepare(self, micro_batch: Batch) -> ModelInput:
-        return prepare(micro_batch, self.plan, self.masks, self.device)
+        return prepare(micro_batch, self.plan, self.mask_sampler, self.device)
 
     def images(self) -> Tensor:
         """The whole batch as the model's input."""
@@ -154,13 +154,13 @@ class Ours:
     def noise(self) -> Tensor:
         """The noise of which our masks are made."""
         keys = torch.cat([micro_batch.keys for micro_batch in self.micro_batches]).numpy()
-        noise = uniforms(keys, noise_per_image("random", self.masks.grid), "mask")
+        noise = uniforms(keys, noise_per_image("random", self.mask_sampler.grid), "mask")
         return torch.from_numpy(noise).float().to(self.device)
 
     def loss(self, count: int | None = None) -> Tensor:
         """The loss of the first `count` images, or of the whole batch, computed at once."""
         masking = to_device(
-            self.masks(torch.cat([micro_batch.keys for micro_batch in self.micro_batches])[:count]), self.device
+            self.mask_sampler(torch.cat([micro_batch.keys for micro_batch in self.micro_batches])[:count]), self.device
         )
         with autocast(self.device, self.plan.config.precision):
             return self.wrapped_model(self.images()[:count], masking).loss
@@ -192,7 +192,7 @@ def make_ours(plan: PretrainPlan, device: torch.device, *, is_compiled: bool = F
     if device.type == "cuda":
         micro_batches = [micro_batch.pin_memory() for micro_batch in micro_batches]  # as a run's are
     wrapped_model = parallelise(model, Processes(), device, is_compiled=is_compiled)
-    return Ours(plan, model, wrapped_model, optimizer, mask_sampler(config, shape), micro_batches, device)
+    return Ours(plan, model, wrapped_model, optimizer, make_mask_sampler(config, shape), micro_batches, device)
 
 
 class OurRun:

@@ -24,7 +24,7 @@ class Settings:
     """The base class of all commands' settings. `None` means "decide for me", or off (`NONE_IS_OFF`)."""
 
     def explicit(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, by name: what a person requested."""
+        """The settings that differ from the defaults, by name: what a user requested."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def to_dict(self) -> dict[str, Any]:

@@ -79,11 +79,11 @@ class PretrainConfig(Sized, DataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Cut images larger than so many pixels into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
+    """Side in pixels: cut larger images into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
     JPEG first (openmae pack --tiles): each tile decodes its whole file."""
     split_rules: int | None = None
     """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
@@ -92,7 +92,7 @@ class PretrainConfig(Sized, DataSettings):
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable files; 0.01 unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
 
     # The optimisation
     epochs: float | None = None
@@ -146,7 +146,7 @@ class PretrainConfig(Sized, DataSettings):
     watch_every: int | None = None
     """Steps between looks at labels; as --evaluate-every unless given."""
     watch_images: int = 2000
-    """At most so many images to learn from, and so many to ask about."""
+    """At most this many images to learn from, and this many to ask about."""
     save_every: int | None = None
     """Steps between checkpoints."""
     keep: int = 2

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.data.augment import Box, resized_crop
-from openmae.data.decoding.nodata import mask_in_channels, mask_of
+from openmae.data.decoding.nodata import mask_in_channels, nodata_mask
 from openmae.data.resize import Pixels
 
 EMPTY_SHARE = 0.5  # a patch is empty if more of its values than this are nodata
@@ -18,40 +18,40 @@ def empty_patches_of(
     image: NDArray | Pixels, channels: int, box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor | None:
     """`empty_patches` of a decoded image for a model of so many channels; None where it has no nodata values."""
-    mask = mask_for(image, channels)
-    return None if mask is None else empty_patches(mask, box, size, patch_size, is_flipped)
+    is_nodata = nodata_mask_for(image, channels)
+    return None if is_nodata is None else empty_patches(is_nodata, box, size, patch_size, is_flipped)
 
 
-def mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
+def nodata_mask_for(image: NDArray | Pixels, channels: int) -> NDArray[np.bool_] | None:
     """The nodata mask of a decoded image for a model of so many channels (grey: 1 for all); None where it has none."""
-    mask = mask_of(image)
-    return mask if mask is None or mask.shape[2] == 1 else mask_in_channels(mask, channels)
+    is_nodata = nodata_mask(image)
+    return is_nodata if is_nodata is None or is_nodata.shape[2] == 1 else mask_in_channels(is_nodata, channels)
 
 
 def empty_patches(
-    mask: NDArray[np.bool_], box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
+    is_nodata: NDArray[np.bool_], box: Box, size: tuple[int, int], patch_size: int, is_flipped: bool = False
 ) -> Tensor:
     """Which patches of a resized crop have more nodata than other values: (N,) bool.
 
     Args:
-        mask: H x W x C, the image's nodata mask.
+        is_nodata: H x W x C, the image's nodata mask.
         box: the crop, which is resized to `size` and perhaps mirrored.
     """
-    share = _shares(mask, box, size)
+    share = _shares(is_nodata, box, size)
     share = share.flip(-1) if is_flipped else share
     rows, columns = size[0] // patch_size, size[1] // patch_size
     patches = share.reshape(len(share), rows, patch_size, columns, patch_size)
     return (patches.mean(dim=(0, 2, 4)) > EMPTY_SHARE).flatten()
 
 
-def empty_values(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
+def empty_values(is_nodata: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Which values of a resized crop come from nodata values for the greater part: (*size, C)."""
-    return np.asarray(_shares(mask, box, size).permute(1, 2, 0).numpy() > EMPTY_SHARE)
+    return np.asarray(_shares(is_nodata, box, size).permute(1, 2, 0).numpy() > EMPTY_SHARE)
 
 
-def _shares(mask: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> Tensor:
+def _shares(is_nodata: NDArray[np.bool_], box: Box, size: tuple[int, int]) -> Tensor:
     """The fraction of nodata in each value of a resized crop: (C, h, w)."""
-    return resized_crop(_FloatMask(mask), box, size)
+    return resized_crop(_FloatMask(is_nodata), box, size)
 
 
 class _FloatMask:

@@ -36,18 +36,18 @@ class EvaluationBatch:
         labels: see `Batch`.
         indices: (B,) int64, each image's index in the source.
         bad: name and reason of each input that could not be read.
-        empty: (B, N) bool, see `Batch`.
+        is_empty: (B, N) bool, see `Batch`.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     bad: dict[str, str]
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
     def pin_memory(self) -> "EvaluationBatch":
         images, indices = self.images.pin_memory(), self.indices.pin_memory()
-        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.empty)
+        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.is_empty)
 
 
 class _Sample(NamedTuple):
@@ -56,7 +56,7 @@ class _Sample(NamedTuple):
     position: int
     image: Tensor | str
     label: Label = None
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
 
 class _Evaluation(Dataset):
@@ -67,12 +67,12 @@ class _Evaluation(Dataset):
         source: Source,
         preprocessing: Preprocessing,
         crop_fraction: float,
-        min_side: int,
+        patch_size: int,
         with_labels: bool,
         with_blank: bool = True,
     ) -> None:
         self.source, self.preprocessing, self.crop_fraction = source, preprocessing, crop_fraction
-        self.min_side, self.with_labels, self.with_blank = min_side, with_labels, with_blank
+        self.patch_size, self.with_labels, self.with_blank = patch_size, with_labels, with_blank
 
     def __getitem__(self, index: int) -> _Sample:
         p = self.preprocessing
@@ -80,13 +80,13 @@ class _Evaluation(Dataset):
             decoded = open_pixels(self.source, index)
             if not self.with_blank and is_blank(decoded[:, :]):
                 return _Sample(index, BLANK)
-            image = conform_to_model(decoded, p, self.min_side)
+            image = conform_to_model(decoded, p, self.patch_size)
             box = evaluation_box(image, p.image_size, self.crop_fraction)
             crop = resized_crop(image, box, p.image_size)
         except BadImage as error:
             return _Sample(index, str(error))
         label = self.source.label(index) if self.with_labels else None
-        empty = empty_patches_of(decoded, p.channels, box, p.image_size, self.min_side)
+        empty = empty_patches_of(decoded, p.channels, box, p.image_size, self.patch_size)
         return _Sample(index, crop, label, empty)
 
     def collate(self, samples: Sequence[_Sample]) -> EvaluationBatch:
@@ -100,7 +100,7 @@ class _Evaluation(Dataset):
             stack_labels([sample.label for sample in good]),
             torch.tensor([sample.position for sample in good], dtype=torch.int64),
             bad,
-            stack_empty_patches([sample.empty for sample in good]),
+            stack_empty_patches([sample.is_empty for sample in good]),
         )
 
 
@@ -129,9 +129,9 @@ def evaluation_batches(
     batch_size: int,
     workers: int,
     crop_fraction: float,
-    min_side: int,
+    patch_size: int,
     with_labels: bool,
-    pin: bool = False,
+    pin_memory: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[EvaluationBatch, None, None]:
     """Read the images at `indices` once and in order, centre-cropped, whatever the number of workers.
@@ -146,20 +146,20 @@ def evaluation_batches(
     Raises:
         RequestError: some images of a batch have a label and others not.
     """
-    dataset = _Evaluation(source, preprocessing, crop_fraction, min_side, with_labels)
+    dataset = _Evaluation(source, preprocessing, crop_fraction, patch_size, with_labels)
     batches, itemsize = _IndexBatches(indices, batch_size), 1 if preprocessing.dtype == "uint8" else 4
     bytes_per_image = preprocessing.channels * math.prod(preprocessing.image_size) * itemsize
     use_pipes = needs_pipes(min(batch_size, len(indices)) * bytes_per_image, workers, NUM_IN_USE)
-    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=pin, use_pipes=use_pipes)
+    loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin_memory=pin_memory, use_pipes=use_pipes)
     return iterate_batches(loader, should_stop)
 
 
-def read_all(source: Source, preprocessing: Preprocessing, min_side: int) -> EvaluationBatch:
+def read_all(source: Source, preprocessing: Preprocessing, patch_size: int) -> EvaluationBatch:
     """Read all images of a small source as one batch, centre-cropped.
 
     Unreadable images are left out and named; blank tiles are left out.
     """
     with_blank = tile_image_ids(source) is None
-    dataset = _Evaluation(source, preprocessing, 1.0, min_side, with_labels=False, with_blank=with_blank)
+    dataset = _Evaluation(source, preprocessing, 1.0, patch_size, with_labels=False, with_blank=with_blank)
     batch = dataset.collate([dataset[index] for index in range(len(source))])
     return replace(batch, bad={name: why for name, why in batch.bad.items() if why != BLANK})

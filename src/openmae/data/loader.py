@@ -1,11 +1,14 @@
-"""The endless stream of training samples and its DataLoader (docs/architecture.md: order and chance).
+"""The endless stream of training samples and its DataLoader (docs/architecture.md: order and randomness).
 
-Position t of the stream is sample `permutation_of_epoch(t mod n)` of epoch `t // n`; batch s holds the
-positions s·B … (s+1)·B − 1. Every batch is full, and where a run stands is one integer: its step.
+Epoch e is a permutation of the n images (`Permutation`); position t of the stream is element t mod n of the permutation
+of epoch t // n. Batch s holds the positions s·B … (s+1)·B − 1. Every batch is full, so the step alone says where a run
+stands.
 
-With K crops per decoded image (repeated augmentation), positions K·g … K·g + K − 1 are crops of the sample that
-position g would be: an image comes K times in a row and then not for K epochs. An epoch stays n crops, so the length
-and the schedule of a run do not change.
+With K crops per decoded image (repeated augmentation), positions K·g … K·g + K − 1 are crops of the image that position
+g would have: an image comes K times in a row, once in every K epochs. An epoch stays n crops, so the length and the
+schedule of a run do not change.
+
+A reader is a worker process of the DataLoader.
 """
 
 import itertools
@@ -25,7 +28,7 @@ from openmae.data.batch import Batch, Crops, stack_images, stack_labels
 from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
-from openmae.data.empty_patches import empty_patches, mask_for, stack_empty_patches
+from openmae.data.empty_patches import empty_patches, nodata_mask_for, stack_empty_patches
 from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
 from openmae.data.reader_process import MemoryShortage
 from openmae.data.readers import make_loader
@@ -35,20 +38,20 @@ from openmae.data.sources.tiles import Tiled, is_blank, replacements
 from openmae.data.sources.views import raw_shape
 from openmae.errors import RequestError
 
-MAX_REPLACEMENTS = 1000  # unreadable images in a row, after which the run is refused
+MAX_REPLACEMENTS = 1000  # unreadable images in a row, or blank ones, after which the run ends
 
 
 class Sample(NamedTuple):
-    """One training sample before batches are stacked.
+    """One training sample, before samples are stacked into a batch.
 
     Attributes:
         image: (C, H, W), cropped; where there is a `crop`, the whole H × W × C image, to be cropped on the device.
-        key: the sample's key, see `Batch`.
-        bad: name and reason of each unreadable input that this image replaces.
+        key: the seed of the sample's randomness, see `Batch`.
+        bad: the unreadable inputs that this image replaces: name → reason.
         label: see `Source.label`.
-        crop: what is still to be cut out of the image; None where it is cropped.
+        crop: what the device has to cut out of the image; None where it is cropped already.
         was_blank: the tile at this position was blank, and this is its replacement.
-        empty: (N,) bool, see `Batch`.
+        is_empty: (N,) bool, see `Batch`.
     """
 
     image: Tensor | Pixels
@@ -57,7 +60,7 @@ class Sample(NamedTuple):
     label: Label
     crop: Crop | None = None
     was_blank: bool = False
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
 
 class Stream(Dataset):
@@ -67,11 +70,12 @@ class Stream(Dataset):
         source: the training images.
         preprocessing: how a decoded image becomes the model's input.
         augmentation: crop, flip, jitter, RandAugment.
-        seed: of order and augmentation.
-        min_side: an image with a smaller side, in pixels, counts as unreadable (the patch size).
+        seed: determines the order and the augmentation.
+        patch_size: of the model, in pixels: patches that are mostly nodata are marked as empty, and an image with a
+            smaller side counts as unreadable.
         with_labels: read labels, too.
         crops_per_decode: consecutive positions that are crops of one image, which a reader decodes once.
-        is_whole: images are not cropped by readers but each comes whole, with its crop, for `crop_and_normalise`; all
+        crop_on_device: readers do not crop: samples hold the whole image and its crop, for `crop_and_normalise`. All
             images must have one shape.
 
     Raises:
@@ -84,31 +88,31 @@ class Stream(Dataset):
         preprocessing: Preprocessing,
         augmentation: Augmentation,
         seed: int,
-        min_side: int,
+        patch_size: int,
         *,
         with_labels: bool = False,
         crops_per_decode: int = 1,
-        is_whole: bool = False,
+        crop_on_device: bool = False,
     ) -> None:
         assert crops_per_decode >= 1
-        assert augmentation.only_crops or not is_whole
+        assert augmentation.only_crops or not crop_on_device
         if augmentation.rand_augment is not None:
             check_rand_augment(preprocessing.channels, preprocessing.dtype)
             assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
         self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
-        self.seed, self.min_side, self.with_labels = seed, min_side, with_labels
-        self.crops_per_decode, self.is_whole = crops_per_decode, is_whole
-        self.shortage = MemoryShortage()  # kept for the whole run, however often readers are restarted
+        self.seed, self.patch_size, self.with_labels = seed, patch_size, with_labels
+        self.crops_per_decode, self.crop_on_device = crops_per_decode, crop_on_device
+        self.shortage = MemoryShortage()  # how many readers memory allows; kept when readers are restarted
 
     @property
     def bytes_per_sample(self) -> int:
-        """Size of an image as a reader process returns it."""
+        """Bytes of an image as a reader returns it."""
         p = self.preprocessing
-        shape = raw_shape(self.source) if self.is_whole else None
+        shape = raw_shape(self.source) if self.crop_on_device else None
         return math.prod(shape or (p.channels, *p.image_size)) * (1 if p.dtype == "uint8" else 4)
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The index in the source and the key of each position: two (B,) arrays."""
+        """The index in the source and the key of each of B positions: two (B,) arrays."""
         groups, crops = np.divmod(np.asarray(positions, dtype=np.int64), self.crops_per_decode)
         epochs, offsets = np.divmod(groups, len(self.source))
         indices = np.empty_like(offsets)
@@ -128,7 +132,7 @@ class Stream(Dataset):
                 previous_index, decoded = index, self._read(index)
             try:
                 samples.append(self._sample(decoded, key, draw))
-            except BadImage:  # its file broke after it was opened: decoding it fully fails now, so it is replaced
+            except BadImage:  # part of the file is damaged, which opening it did not show: `_read` replaces the image
                 decoded = self._read(index, decode_fully=True)
                 samples.append(self._sample(decoded, key, draw))
         return samples
@@ -137,13 +141,13 @@ class Stream(Dataset):
         return self.__getitems__([position])[0]
 
     def _sample(self, decoded: "_Decoded", key: int, draw: NDArray[np.float64]) -> Sample:
-        """Augment a decoded image; `draw` is (NUM_UNIFORMS,), see `Augmentation`."""
+        """Augment a decoded image; `draw` holds its (NUM_UNIFORMS,) random numbers, see `Augmentation`."""
         p, crop, empty = self.preprocessing, None, None
-        if self.is_whole or decoded.mask is not None:
+        if self.crop_on_device or decoded.is_nodata is not None:
             crop = self.augmentation.crop(decoded.image, p.image_size, draw)
-        if crop is not None and decoded.mask is not None:
-            empty = empty_patches(decoded.mask, crop.box, p.image_size, self.min_side, crop.is_flipped)
-        if self.is_whole:
+        if crop is not None and decoded.is_nodata is not None:
+            empty = empty_patches(decoded.is_nodata, crop.box, p.image_size, self.patch_size, crop.is_flipped)
+        if self.crop_on_device:
             return Sample(decoded.image, key, decoded.bad, decoded.label, crop, decoded.was_blank, empty)
         image = self.augmentation(decoded.image, p.image_size, draw, key, p.value_range)
         return Sample(image, key, decoded.bad, decoded.label, None, decoded.was_blank, empty)
@@ -154,7 +158,7 @@ class Stream(Dataset):
         A blank tile is replaced by another tile of its image (`Tiled.replacements`).
 
         Args:
-            decode_fully: decode the whole file, also where the pixels of a crop could be read alone.
+            decode_fully: decode the whole file even where a crop could be read without the rest.
 
         Raises:
             RequestError: far too many images in a row are unreadable, or have blank tiles only.
@@ -167,10 +171,10 @@ class Stream(Dataset):
                     if isinstance(self.source, Tiled) and is_blank(image[:, :]):
                         was_blank |= candidate == index
                         continue
-                    pixels = conform_to_model(image, p, self.min_side)
+                    pixels = conform_to_model(image, p, self.patch_size)
                     label = self.source.label(candidate) if self.with_labels else None
-                    pixels = pixels[:, :] if self.is_whole else pixels
-                    return _Decoded(pixels, bad, label, was_blank, mask_for(image, p.channels))
+                    pixels = pixels[:, :] if self.crop_on_device else pixels
+                    return _Decoded(pixels, bad, label, was_blank, nodata_mask_for(image, p.channels))
                 except BadImage as error:
                     bad[self.source.name(candidate)] = str(error)
                     break  # its other tiles could not be read either
@@ -187,20 +191,20 @@ class _Decoded(NamedTuple):
     bad: dict[str, str]
     label: Label
     was_blank: bool
-    mask: NDArray[np.bool_] | None  # H × W × C, where the values are nodata
+    is_nodata: NDArray[np.bool_] | None  # H × W × C
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a micro-batch."""
-    images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
+    images, keys, bad, labels, crops, was_blank, is_empty = zip(*samples, strict=True)
     return Batch(
         images=stack_images(images),
         keys=torch.tensor(keys),
         bad={name: reason for of_sample in bad for name, reason in of_sample.items()},
         labels=stack_labels(labels),
         crops=_stack_crops(crops),
-        blank=sum(was_blank),
-        empty=stack_empty_patches(empty),
+        num_blank=sum(was_blank),
+        is_empty=stack_empty_patches(is_empty),
     )
 
 
@@ -211,8 +215,8 @@ def _stack_crops(crops: Sequence[Crop | None]) -> Crops | None:
     return Crops(torch.tensor([crop.box for crop in pending]), torch.tensor([crop.is_flipped for crop in pending]))
 
 
-class _Positions:
-    """Batch sampler: the stream's positions of one process's share of each step's global batch, by micro-batches."""
+class _MicroBatchSampler:
+    """DataLoader's batch sampler: the positions of this process's samples of each step, a micro-batch at a time."""
 
     def __init__(self, steps: range, batch_size: int, share: range, micro_batch_size: int) -> None:
         self.steps, self.batch_size = steps, batch_size
@@ -234,18 +238,19 @@ def training_loader(
     share: range,
     micro_batch_size: int,
     workers: int,
-    pin: bool,
+    pin_memory: bool,
     use_pipes: bool = False,
 ) -> DataLoader:
     """A loader of the micro-batches of `steps`, in order, whatever the number of workers.
 
     Args:
-        batch_size: samples of a step over all processes.
-        share: offsets within that batch of the samples of this process.
-        micro_batch_size: samples of a micro-batch; the last of a step may be smaller.
-        pin: copy batches to page-locked memory, see `DataLoader(pin_memory=…)`.
+        batch_size: samples of a step, over all processes.
+        share: which samples of that batch this process reads, as offsets in it.
+        micro_batch_size: samples of a micro-batch; the last one of a step may be smaller.
+        workers: readers; 0 reads in the main process.
+        pin_memory: as of `DataLoader`.
         use_pipes: see `make_loader`.
     """
     stream.augmentation.load()
-    positions = _Positions(steps, batch_size, share, micro_batch_size)
-    return make_loader(stream, positions, collate, workers=workers, pin=pin, use_pipes=use_pipes)
+    sampler = _MicroBatchSampler(steps, batch_size, share, micro_batch_size)
+    return make_loader(stream, sampler, collate, workers=workers, pin_memory=pin_memory, use_pipes=use_pipes)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from openmae.data.hand_over import configure_transfer
 from openmae.errors import Fault, RequestError
 
-# Signals with which a person or a cluster stops a run. Readers ignore them: the main process decides when they stop.
+# Signals with which a user or a cluster stops a run. Readers ignore them: the main process decides when they stop.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -34,7 +34,7 @@ def make_loader(
     collate: Callable[[list[Any]], Any],
     *,
     workers: int,
-    pin: bool,
+    pin_memory: bool,
     use_pipes: bool = False,
 ) -> DataLoader:
     """A loader of `batches` of the data set, in their order, whatever the number of workers.
@@ -43,7 +43,7 @@ def make_loader(
         batches: the indices of each batch, like a batch sampler.
         collate: stacks the items of a batch.
         workers: reader processes; 0 reads in the main process.
-        pin: copy batches to page-locked memory.
+        pin_memory: copy batches to page-locked memory.
         use_pipes: send batches through pipes instead of shared memory; a reader that finds no free shared memory does
             so by itself.
     """
@@ -58,7 +58,7 @@ def make_loader(
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=identity_collate,
-            pin_memory=pin,
+            pin_memory=pin_memory,
             timeout=POLL_SECONDS if workers else 0,
             worker_init_fn=functools.partial(start_worker, use_pipes),
             prefetch_factor=PREFETCHED if workers else None,

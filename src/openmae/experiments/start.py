@@ -8,7 +8,7 @@ from typing import Any
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
-from openmae.requests.experiment import check_begin
+from openmae.preflight.experiment import check_folder_and_labels
 from openmae.run.create import make_and_lock
 
 MAY_CHANGE = {"device", "workers", "out"}
@@ -26,7 +26,7 @@ def create_experiment(out: Path, config: ExperimentConfig, fingerprint: str, enc
         RequestError: the folder holds something else, or rows of other settings, data or weights, or another
             program writes into it.
     """
-    check_begin(config, out)
+    check_folder_and_labels(config, out)
     record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
     if out.exists() and any(out.iterdir()):
         try:

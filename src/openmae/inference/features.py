@@ -91,9 +91,9 @@ def extract(
         batch_size=size,
         workers=workers,
         crop_fraction=preprocessing.crop_fraction if crop_fraction is None else crop_fraction,
-        min_side=model.encoder.shape.patch_size,
+        patch_size=model.encoder.shape.patch_size,
         with_labels=False,  # of a source where only some images have one, a batch would be refused
-        pin=model.device.type == "cuda",
+        pin_memory=model.device.type == "cuda",
     )
     read = np.empty(len(indices), np.int64)
     bad: dict[str, str] = {}

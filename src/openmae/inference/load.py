@@ -6,7 +6,7 @@ from openmae.config import MAEShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
 from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
-from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.machine.device import pick_device

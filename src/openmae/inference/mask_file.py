@@ -9,9 +9,9 @@ def check_mask_file(path: str) -> None:
         with open(path, "rb"):
             pass
     except Exception as error:
-        raise no_mask(path, error) from None
+        raise mask_file_error(path, error) from None
 
 
-def no_mask(path: str, error: Exception) -> RequestError:
-    """What is said of a mask that cannot be read."""
+def mask_file_error(path: str, error: Exception) -> RequestError:
+    """The error for a `--mask-file` that cannot be read."""
     return RequestError(f"--mask-file {path} cannot be read as .npy: {error}")

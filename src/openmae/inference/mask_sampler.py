@@ -11,7 +11,7 @@ from torch import Tensor
 from openmae.config import Grid
 from openmae.data.randomness import uniforms
 from openmae.errors import RequestError
-from openmae.inference.mask_file import no_mask
+from openmae.inference.mask_file import mask_file_error
 from openmae.model.masking import (
     Masking,
     block_masking,
@@ -92,7 +92,7 @@ def read_mask(path: str, grid: Grid) -> Tensor:
         with Path(path).open("rb") as file:
             values = np.lib.format.read_array(file, allow_pickle=False)  # np.load would take archives too
     except Exception as error:  # a header is parsed as Python and may fail in many ways
-        raise no_mask(path, error) from None
+        raise mask_file_error(path, error) from None
     if values.shape != grid:
         raise RequestError(f"--mask-file {path} has shape {values.shape}, the grid of patches is {grid}")
     if values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():

@@ -15,11 +15,11 @@ M = TypeVar("M", bound=EncoderModel)
 
 
 def matched_model(model: M, sources: Iterable[Source], value_range: tuple[float, float] | None) -> tuple[M, list[str]]:
-    """The model with a preprocessing that fits the data, and lines for a person that say how it fits.
+    """The model with a preprocessing that fits the data, and lines for a user that say how it fits.
 
     Args:
         sources: the splits of the data; some images of each are surveyed.
-        value_range: the raw values that become the model's 0 and 1, where a person gave them.
+        value_range: the raw values that become the model's 0 and 1, where a user gave them.
     """
     sources = tuple(sources)
     preprocessing, lines = match_scale(

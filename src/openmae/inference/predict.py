@@ -55,9 +55,9 @@ def logits_of(
         batch_size=batch_size,
         workers=workers,
         crop_fraction=crop_fraction,
-        min_side=model.shape.encoder.patch_size,
+        patch_size=model.shape.encoder.patch_size,
         with_labels=with_labels,
-        pin=device.type == "cuda",
+        pin_memory=device.type == "cuda",
         should_stop=should_stop,
     )
     with closing(batches):

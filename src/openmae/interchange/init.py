@@ -18,10 +18,10 @@ from openmae.config import (
     flag_of,
 )
 from openmae.errors import RequestError, shown
+from openmae.interchange.incoming.conversion import Hints
+from openmae.interchange.incoming.convert import convert_checkpoint
 from openmae.interchange.incoming.files import locate_checkpoint, read_raw_checkpoint
 from openmae.interchange.incoming.named import TIMM
-from openmae.interchange.incoming.read import interpret
-from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.incoming.timm_models import read_timm
 from openmae.interchange.report import LoadReport
 from openmae.interchange.stored import StoredModel, check_weights, expected_weights
@@ -35,21 +35,21 @@ def read_init(init: str, hints: Hints | None = None, *, verbose: bool = True) ->
     That is a run folder, a checkpoint, a file, a folder as transformers or timm write it, `timm:NAME` or `hf:ORG/NAME`.
 
     Args:
-        hints: settings that a foreign file does not contain; one of ours contains all, and hints must agree with it.
+        hints: settings that another library's file does not contain; openmae's own contain all, and hints must agree.
         verbose: print which weights were loaded, resized or unused (in the first process).
 
     Raises:
         RequestError: it does not exist, cannot be read, lacks a weight of the encoder, or contradicts a hint.
     """
     if init.startswith(TIMM):
-        model = interpret(read_timm(init.removeprefix(TIMM)), init, hints)
+        model = convert_checkpoint(read_timm(init.removeprefix(TIMM)), init, hints)
     else:
         path = locate_checkpoint(init)
         if is_ours(path):
             model = _with_report(read_stored_model(find_model(path)), init)
             _check_hints(model, hints or Hints())
         else:
-            model = interpret(read_raw_checkpoint(path), init, hints)
+            model = convert_checkpoint(read_raw_checkpoint(path), init, hints)
     if verbose and model.report is not None and os.environ.get("RANK", "0") == "0":
         print("\n".join(model.report.lines()), flush=True)
     return model

@@ -1,4 +1,4 @@
-"""The decisions that all training tasks share: settings that the person left open, each decided with its reason."""
+"""The decisions that all training tasks share: settings that the user left open, each decided with its reason."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from openmae.training.checkpoint import MODEL, Checkpoint
 from openmae.training.optim import CosineSchedule
 
 NARROW, MEDIUM = 192, 384  # largest width of a narrow and of a medium encoder
-CROPS_LIKE_EVALUATION = "stretched by a third at most against what evaluation sees, from anywhere in an image"
+CROP_ASPECT_REASON = "crops stretch an image by a third at most compared with evaluation, and lie anywhere in it"
 
 ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
 ResolvedConfigT_co = TypeVar(
@@ -42,8 +42,8 @@ class Plan(Generic[ResolvedConfigT, ShapeT]):
     """A config without open settings, and what follows from it.
 
     Attributes:
-        reasons: why, for each setting that was decided; empty where a previous run had decided.
-        notes: how the data's values become the model's, for a person to read.
+        reasons: why, for each setting that was decided; empty for a resumed run, which keeps its settings.
+        notes: lines to print: how the values of the data are mapped to the model's.
     """
 
     config: ResolvedConfigT
@@ -54,7 +54,7 @@ class Plan(Generic[ResolvedConfigT, ShapeT]):
 
 
 class Previous(Protocol[ResolvedConfigT_co]):
-    """What a previous run left: its settings and its newest checkpoint."""
+    """The part of `openmae.run.folder.PreviousRun` that plans need; planning does not import `run`."""
 
     @property
     def config(self) -> ResolvedConfigT_co: ...
@@ -76,8 +76,8 @@ class Machine:
     Attributes:
         device: the device's type: cpu, cuda or mps.
         has_bf16: whether the device has hardware for bf16.
-        workers, why_workers: reader processes, and why so many.
-        memory: of the device, in bytes.
+        workers, why_workers: how many DataLoader workers to use, and why.
+        memory: the device's memory in bytes; a CPU's is the machine's.
         can_compile: whether torch.compile can compile for the device.
         name: the device's full name, such as cuda:1.
     """
@@ -95,7 +95,7 @@ class Machine:
         """The machine that this program runs on, shared by `num_processes` processes.
 
         Args:
-            largest: the largest image; where memory does not hold one for each reader, there are fewer readers.
+            largest: the largest image; there are no more workers than memory can hold such images.
         """
         workers, why = workers_that_fit(default_workers(device, num_processes), num_processes, largest)
         return cls(device.type, has_bf16(device), workers, total_memory(device), can_compile(device), why, str(device))
@@ -107,8 +107,8 @@ def survey_data_and_machine(
     """What decisions depend on: facts about the training images, from a sample of them, and about the machine.
 
     Args:
-        others: the other splits; how many bits their images use is surveyed too.
-        num_processes: on this machine, which share it.
+        others: the other splits, of which only the bit depth is surveyed.
+        num_processes: processes on this machine, which share it.
 
     Raises:
         RequestError: none of the sampled images can be read.
@@ -121,7 +121,9 @@ def survey_data_and_machine(
 
 
 class Decisions:
-    """Fills the open settings of a config, those that are None: what the person gave stays, the first decision wins.
+    """Decides the open settings of a config, those that are None, each with a reason.
+
+    What the user gave stays, and of several decisions the first one stays.
 
     Attributes:
         values, reasons: what was decided, and why.
@@ -147,8 +149,8 @@ class Decisions:
         """A setting as decided or given; None while it is open."""
         return self.values[name] if name in self.values else getattr(self.config, name)
 
-    def take_recipe(self, recipes: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
-        """Take the settings of the named recipe. Raises RequestError where there is none of that name."""
+    def apply_recipe(self, recipes: Mapping[str, Callable[[], dict[str, Any]]]) -> None:
+        """Decide as the recipe of `--recipe` says. Raises RequestError where there is none of that name."""
         name = self.config.recipe
         check_name("--recipe", name, recipes)
         for setting, value in recipes[name]().items() if name is not None else ():
@@ -160,8 +162,8 @@ class Decisions:
         return kind(**{**self.config.to_dict(), **self.values})
 
 
-class HasLength(Protocol):
-    """A resolved config of any task that trains: it has a length and a batch size."""
+class TrainingLength(Protocol):
+    """The settings of a resolved config that say how long to train: steps or epochs, and the batch size."""
 
     @property
     def steps(self) -> int | None: ...
@@ -171,7 +173,7 @@ class HasLength(Protocol):
     def batch_size(self) -> int: ...
 
 
-def total_steps(config: HasLength, num_images: int) -> int:
+def total_steps(config: TrainingLength, num_images: int) -> int:
     """The number of optimiser steps of a resolved config."""
     if config.steps is not None:
         return config.steps
@@ -179,8 +181,8 @@ def total_steps(config: HasLength, num_images: int) -> int:
     return max(1, round(config.epochs * num_images / config.batch_size))
 
 
-class HasSchedule(HasLength, Protocol):
-    """A resolved config with a learning-rate schedule."""
+class LearningRateSchedule(TrainingLength, Protocol):
+    """The settings of a resolved config that make its learning-rate schedule."""
 
     @property
     def min_lr(self) -> float: ...
@@ -188,8 +190,8 @@ class HasSchedule(HasLength, Protocol):
     def warmup_epochs(self) -> float: ...
 
 
-def cosine_schedule(config: HasSchedule, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
-    """The schedule of tables 8 to 11: peak rate = base rate × batch / 256, linear warm-up, then half a cosine."""
+def cosine_schedule(config: LearningRateSchedule, base_lr: float, num_images: int, num_steps: int) -> CosineSchedule:
+    """The schedule of tables 8 to 11: peak = base learning rate × batch / 256; linear warm-up, then half a cosine."""
     return CosineSchedule(
         peak=base_lr * config.batch_size / 256,
         minimum=config.min_lr,
@@ -199,34 +201,32 @@ def cosine_schedule(config: HasSchedule, base_lr: float, num_images: int, num_st
 
 
 def largest_doubling(start: int, limit: int) -> int:
-    """The largest of start, 2 x start, 4 x start, … up to `limit`; `start` where that is above the limit."""
+    """The largest of start, 2 × start, 4 × start, … that is at most `limit`; `start` where even that is above it."""
     while start * 2 <= limit:
         start *= 2
     return start
 
 
-def planned_epochs(decisions: Decisions, count: int) -> float:
-    """Epochs of `count` images, whether the length was given in epochs or in steps."""
+def planned_epochs(decisions: Decisions, num_images: int) -> float:
+    """The length of the run in epochs, also where it was given in steps."""
     steps = decisions.config.steps
-    return decisions.get("epochs") if steps is None else steps * decisions.get("batch_size") / count
+    return decisions.get("epochs") if steps is None else steps * decisions.get("batch_size") / num_images
 
 
-def planned_steps(decisions: Decisions, count: int) -> int:
-    """Optimiser steps on `count` images, whether the length was given in epochs or in steps."""
-    steps = decisions.config.steps
-    return (
-        steps
-        if steps is not None
-        else max(1, round(planned_epochs(decisions, count) * count / decisions.get("batch_size")))
-    )
+def planned_steps(decisions: Decisions, num_images: int) -> int:
+    """The length of the run in optimiser steps, also where it was given in epochs."""
+    if decisions.config.steps is not None:
+        return decisions.config.steps
+    return max(1, round(planned_epochs(decisions, num_images) * num_images / decisions.get("batch_size")))
 
 
 def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict[str, float]) -> None:
-    """The base learning rate: the paper's, unless its peak would be below the smallest for an encoder of this width.
+    """Decide the base learning rate: the paper's, unless the peak would be too small for an encoder of this width.
+
+    At small batches the paper's would hardly change the weights. A base learning rate that the user gives may be lower.
 
     Args:
-        min_peak_lr: the smallest peak rates of narrow, medium and wide encoders: at small batches the paper's base rate
-            would hardly change the weights. A rate that a person gives may be lower.
+        min_peak_lr: the smallest peak learning rate for encoders that are "narrow", "medium" and "wide".
     """
     batch, width = decisions.get("batch_size"), decisions.get("width")
     least = min_peak_lr["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
@@ -235,14 +235,14 @@ def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict
     decisions.decide("base_lr", max(peak, least) * 256 / batch, "the paper's" if peak >= least else why)
 
 
-def check_warmup(decisions: Decisions, count: int) -> None:
-    """Shorten a decided warm-up that is as long as the run, which would never reach its peak rate; refuse a given one.
+def limit_warmup(decisions: Decisions, num_images: int) -> None:
+    """Shorten a warm-up as long as the run, in which the learning rate would never reach its peak.
 
     Raises:
-        RequestError: the person gave a warm-up that is as long as the run.
+        RequestError: the user gave a warm-up that is as long as the run.
     """
     config, values, reasons = decisions.config, decisions.values, decisions.reasons
-    epochs = planned_epochs(decisions, count)
+    epochs = planned_epochs(decisions, num_images)
     if config.warmup_epochs is not None and config.warmup_epochs > 0 and config.warmup_epochs >= epochs:
         raise RequestError(f"--warmup-epochs got {config.warmup_epochs:g} for a run of {epochs:.4g} epochs: give fewer")
     if values.get("warmup_epochs", 0) >= epochs:
@@ -250,8 +250,8 @@ def check_warmup(decisions: Decisions, count: int) -> None:
         reasons["warmup_epochs"] = f"5 % of the steps: {reasons['warmup_epochs']} has more than this run's epochs"
 
 
-def decide_machine(machine: Machine, decisions: Decisions, width: int) -> None:
-    """Device, precision and workers; and the defaults that depend on nothing, such as the seed."""
+def decide_device_and_defaults(machine: Machine, decisions: Decisions, width: int) -> None:
+    """Decide device, precision and workers; and seed, max_bad and split_rules, whose defaults depend on nothing."""
     decide = decisions.decide
     decide("seed", 0, "the default")
     decide("max_bad", 0.01, "the default")
@@ -264,7 +264,7 @@ def decide_machine(machine: Machine, decisions: Decisions, width: int) -> None:
 
 
 def decide_intervals(steps: int, decisions: Decisions) -> None:
-    """After how many steps each a run logs, evaluates and saves a checkpoint."""
+    """Decide how many steps lie between lines of the log, between evaluations, and between checkpoints."""
     decide = decisions.decide
     decide("log_every", max(1, min(50, steps // 200)), "about 200 lines")
     decide("evaluate_every", max(1, min(1000, steps // 20)), "about 20 times")

@@ -1,4 +1,4 @@
-"""The plan of a fine-tuning: settings that the person left open, each decided with its reason."""
+"""The plan of a fine-tuning: settings that the user left open, each decided with its reason."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,17 +15,17 @@ from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
-    CROPS_LIKE_EVALUATION,
+    CROP_ASPECT_REASON,
     NARROW,
     Decisions,
     Machine,
     Plan,
     Previous,
-    check_warmup,
     decide_base_lr,
+    decide_device_and_defaults,
     decide_intervals,
-    decide_machine,
     largest_doubling,
+    limit_warmup,
     planned_epochs,
     planned_steps,
     saved_encoder_shape,
@@ -131,7 +131,7 @@ def make_finetune_plan(
         decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
         _adopt_encoder(config, *init, decisions)
-    decisions.take_recipe(FINETUNE_RECIPES)
+    decisions.apply_recipe(FINETUNE_RECIPES)
     if init is not None and get("model") is not None:
         raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
     if init is None:
@@ -145,8 +145,8 @@ def make_finetune_plan(
     _decide_regularisation(config, facts, is_multi_label, decisions)
     choose_axes(facts, decisions)
     choose_nodata(None if init is None else init[1], decisions)
-    decide_machine(machine, decisions, get("width"))
-    check_warmup(decisions, facts.count)
+    decide_device_and_defaults(machine, decisions, get("width"))
+    limit_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
     draft = decisions.resolved(ResolvedFinetuneConfig)
     shape = classifier_shape(draft, num_classes, None if init is None else init[0])
@@ -169,12 +169,12 @@ def make_finetune_plan(
 def _adopt_encoder(
     config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions
 ) -> None:
-    """Decide encoder and preprocessing as the model has them, which a person may not change.
+    """Decide encoder and preprocessing as the model has them, which a user may not change.
 
     The value range may be given: it says which of the data's values become the model's 0 and 1.
 
     Raises:
-        RequestError: the person asked for another encoder or preprocessing.
+        RequestError: the user asked for another encoder or preprocessing.
     """
     decisions.decide("value_range", preprocessing.value_range, "as --init")
     kept: dict[str, Any] = {name: getattr(encoder, name) for name in ENCODER_SETTINGS}
@@ -223,7 +223,7 @@ def _decide_regularisation(
     is_narrow, is_long = get("width") <= NARROW, epochs >= MIXED_EPOCHS and facts.count >= 25_000
     is_moved = config.is_regression and "; where a crop or a flip changes the number, give --augment none"
     decide("augment", "crop", f"table 9{is_moved or ''}")
-    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
+    decide("crop_aspect", "model", CROP_ASPECT_REASON)
     small = side < SMALL_IMAGE
     decide("crop_scale", (0.5, 1.0) if small else (0.08, 1.0), f"for images of {side} px" if small else "as released")
     is_picture = facts.dtype == "uint8" and facts.channels in (1, 3)

@@ -1,4 +1,4 @@
-"""Image and patch size where the person left them open: a square or, for long images, a rectangle of their aspect."""
+"""Image and patch size where the user left them open: a square or, for long images, a rectangle of their aspect."""
 
 import math
 

@@ -16,7 +16,7 @@ def decide_micro_batch(
     smallest: int = 1,
     is_even: bool = False,
 ) -> None:
-    """The largest of batch, batch / 2, … down to `smallest` that fits the device, where the person left it open.
+    """The largest of batch, batch / 2, … down to `smallest` that fits the device, where the user left it open.
 
     Args:
         bytes_needed: from a micro-batch size to the bytes that it needs.

@@ -1,4 +1,4 @@
-"""How raw values become the model's input, decided where the person left it open."""
+"""How raw values become the model's input, decided where the user left it open."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The plan of a pre-training: settings that the person left open, each decided with its reason."""
+"""The plan of a pre-training: settings that the user left open, each decided with its reason."""
 
 from dataclasses import replace
 from typing import Protocol
@@ -24,16 +24,16 @@ from openmae.errors import RequestError, shown
 from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
-    CROPS_LIKE_EVALUATION,
+    CROP_ASPECT_REASON,
     Decisions,
     Machine,
     Plan,
     Previous,
-    check_warmup,
     decide_base_lr,
+    decide_device_and_defaults,
     decide_intervals,
-    decide_machine,
     largest_doubling,
+    limit_warmup,
     planned_epochs,
     planned_steps,
     saved_encoder_shape,
@@ -127,7 +127,7 @@ def make_pretrain_plan(
     """
     decisions = Decisions(config)
     get = decisions.get
-    decisions.take_recipe(PRETRAIN_RECIPES)
+    decisions.apply_recipe(PRETRAIN_RECIPES)
     if get("model") is not None:  # before --init, so that a contradiction is found
         decide_size(decisions, get("model"))
     if init is not None:
@@ -142,10 +142,10 @@ def make_pretrain_plan(
     _decide_optimisation(facts, machine, decisions)
     choose_axes(facts, decisions)
     choose_nodata(None if init is None else init.preprocessing, decisions)
-    decide_machine(machine, decisions, get("width"))
+    decide_device_and_defaults(machine, decisions, get("width"))
     _decide_computing(machine, decisions)
     _decide_crop(facts, machine, decisions)
-    check_warmup(decisions, facts.count)
+    limit_warmup(decisions, facts.count)
     decisions.decide("micro_batch_size", get("batch_size"), "all at once")
     decisions.decide("recompute", False, "memory suffices")
     like = None if init is None else init.encoder_shape
@@ -224,7 +224,7 @@ def _decide_data(facts: DataFacts, decisions: Decisions) -> None:
     decide("mask_ratio", 0.75, "the paper's default")
     decide("target", "norm-pixel", "the paper's best (table 1d)")
     decide("augment", "crop", "the paper's default (table 1e)")
-    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
+    decide("crop_aspect", "model", CROP_ASPECT_REASON)
     decide_statistics(facts, decisions)
 
 

@@ -1,4 +1,4 @@
-"""The plan of a linear probe: settings that the person left open, each decided with its reason."""
+"""The plan of a linear probe: settings that the user left open, each decided with its reason."""
 
 from dataclasses import replace
 
@@ -21,15 +21,15 @@ from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
 from openmae.model import cost
 from openmae.planning.decisions import (
-    CROPS_LIKE_EVALUATION,
+    CROP_ASPECT_REASON,
     Decisions,
     Machine,
     Plan,
     Previous,
-    check_warmup,
+    decide_device_and_defaults,
     decide_intervals,
-    decide_machine,
     largest_doubling,
+    limit_warmup,
     planned_epochs,
     planned_steps,
     survey_data_and_machine,
@@ -39,7 +39,7 @@ from openmae.planning.micro_batch import MEMORY_SHARE, decide_micro_batch
 from openmae.planning.preprocessing import check_scale, choose_axes, choose_nodata, with_reading_settings
 from openmae.recipes import PROBE_RECIPES
 
-# Peak learning rates, tried side by side where a person gives none; the paper's .1 x 16384 / 256 is 6.4.
+# Peak learning rates, tried side by side where a user gives none; the paper's .1 x 16384 / 256 is 6.4.
 LARS_RATES = (1.6, 3.2, 6.4, 12.8, 25.6)
 SGD_RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 # For a squared error, to be divided by the width: on normalised features a rate below 1.9 / width cannot diverge
@@ -105,7 +105,7 @@ def make_probe_plan(
     decisions = Decisions(config)
     decide, get = decisions.decide, decisions.get
     decide("task", "classification", "labels are the names of classes")
-    decisions.take_recipe(PROBE_RECIPES)
+    decisions.apply_recipe(PROBE_RECIPES)
     decide("image_size", preprocessing.image_size, "as --init")
     decide("pool", DEFAULT_POOL, "as of embed and knn; table 10 has the class token")
     decide("augment", "none", "features are computed once and kept (table 10 has crop: slower, a little better)")
@@ -116,8 +116,8 @@ def make_probe_plan(
     _decide_optimisation(config, facts, encoder.width, decisions)
     choose_axes(facts, decisions)
     choose_nodata(preprocessing, decisions)
-    decide_machine(machine, decisions, encoder.width)
-    check_warmup(decisions, facts.count)
+    decide_device_and_defaults(machine, decisions, encoder.width)
+    limit_warmup(decisions, facts.count)
     decide("micro_batch_size", get("batch_size"), "all at once")
     draft = decisions.resolved(ResolvedProbeConfig)
     shape = probe_shape(draft, encoder, num_classes)
@@ -143,7 +143,7 @@ def _decide_optimisation(config: ProbeConfig, facts: DataFacts, width: int, deci
     decide, get, count = decisions.decide, decisions.get, facts.count
     is_cached = get("augment") == "none"
     decide("crop_scale", (0.08, 1.0), "table 10")
-    decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
+    decide("crop_aspect", "model", CROP_ASPECT_REASON)
     decide("optimizer", "lars", "table 10")
     decide("momentum", 0.9, "table 10")
     decide("weight_decay", 0.0, "table 10")

@@ -59,7 +59,7 @@ def stream_batches(
             workers,
             range(step, num_steps),
             processes,
-            pin=device.type == "cuda",
+            pin_memory=device.type == "cuda",
             is_paired=is_paired,
             should_stop=stop.is_received,
         )
@@ -75,14 +75,14 @@ def read_steps(
     workers: int,
     steps: range,
     processes: Processes,
-    pin: bool,
+    pin_memory: bool,
     is_paired: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[list[Batch], None, None]:
     """This process's micro-batches of each of `steps`.
 
     Args:
-        pin: whether they are copied into page-locked memory.
+        pin_memory: whether they are copied into page-locked memory.
         is_paired: samples 2j and 2j + 1 of a batch, which are mixed with each other, stay in one micro-batch.
         should_stop: see `openmae.data.readers.iterate_batches`: once it returns True, there are no more steps.
 
@@ -96,7 +96,7 @@ def read_steps(
         share = range(2 * pairs.start, 2 * pairs.stop)
     micro_batches, num_micro_batches = list[Batch](), -(-len(share) // micro_batch_size)
     # Alive at once: those of the current step and of the next, unless they were copied into page-locked memory.
-    num_alive = 2 if pin else 2 * num_micro_batches
+    num_alive = 2 if pin_memory else 2 * num_micro_batches
     bytes_per_batch = min(micro_batch_size, len(share)) * stream.bytes_per_sample
     loader = training_loader(
         stream,
@@ -105,7 +105,7 @@ def read_steps(
         share=share,
         micro_batch_size=micro_batch_size,
         workers=workers,
-        pin=pin,
+        pin_memory=pin_memory,
         use_pipes=needs_pipes(bytes_per_batch, workers, num_alive),
     )
     with closing(iterate_batches(loader, should_stop)) as batches:

@@ -25,7 +25,7 @@ from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
-from openmae.run.lock import cannot_be_resumed, check_run_folder, check_vacant, is_vacant, status_of, summary_of
+from openmae.run.lock import cannot_resume_error, check_run_folder, check_vacant, is_vacant, status_of, summary_of
 from openmae.training.checkpoint import (
     MODEL,
     Checkpoint,
@@ -40,7 +40,7 @@ from openmae.training.checkpoint_name import CHECKPOINT_NAME
 MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out"}
 MAY_CHANGE |= (DATA_PATHS := {"data", "train", "val", "test"})
 MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # evaluation only
-# Settings that a person may not change, yet a checkpoint is not checked against: the initial weights are contained in
+# Settings that a user may not change, yet a checkpoint is not checked against: the initial weights are contained in
 # it, and the micro-batch may have been halved for want of memory.
 NOT_CHECKED = {"init", "micro_batch_size"}
 
@@ -52,7 +52,7 @@ ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFin
 
 @dataclass(frozen=True)
 class PreviousRun(Generic[ResolvedConfigT]):
-    """A previous start of this run: its settings and its newest good checkpoint."""
+    """What a resumed run continues: its settings, and the checkpoint that `--resume` names or the newest good one."""
 
     config: ResolvedConfigT
     preprocessing: Preprocessing
@@ -140,7 +140,7 @@ def _from_checkpoint(config: AnyConfig, path: Path, config_type: type[ResolvedCo
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
         if checkpoint is None:
-            raise cannot_be_resumed(path, "; ".join(damaged)) if damaged else cannot_be_resumed(path)
+            raise cannot_resume_error(path, "; ".join(damaged)) if damaged else cannot_resume_error(path)
     else:
         try:
             checkpoint, damaged = verify_checkpoint(folder), []
@@ -202,7 +202,7 @@ def start_run(
     preprocessing: Preprocessing,
     previous: PreviousRun | None,
     lock: ExitStack,
-    split_sources: dict[str, str] | None = None,
+    origins: dict[str, str] | None = None,
 ) -> None:
     """Create the run folder with its settings, the status "running", and the checkpoint that it resumes from.
 
@@ -210,12 +210,12 @@ def start_run(
     folder stays locked until `lock` is closed.
 
     Args:
-        split_sources: see `Run.start_run`; stored as `parts`.
+        origins: see `Run.begin`; stored as `parts`.
     """
     run = Path(config.out)
     record = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}
-    if split_sources:
-        record["parts"] = split_sources
+    if origins:
+        record["parts"] = origins
     create_run(run, record, lock)
     if previous is None:
         return

@@ -51,16 +51,16 @@ def is_vacant(run: Path) -> bool:
 def check_vacant(run: Path) -> None:
     """Raise RequestError where something could be lost."""
     if not is_vacant(run):
-        raise exists_already(run)
+        raise already_exists_error(run)
 
 
-def exists_already(run: Path) -> RequestError:
-    """What is said of a run folder that `--resume` says nothing of."""
+def already_exists_error(run: Path) -> RequestError:
+    """The error for a run folder that holds a run, where `--resume never` asks for a new one."""
     return RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")
 
 
-def cannot_be_resumed(path: Path, why: str = "no such run or checkpoint") -> RequestError:
-    """What is said of a `--resume PATH` that holds nothing to go on from."""
+def cannot_resume_error(path: Path, why: str = "no such run or checkpoint") -> RequestError:
+    """The error for a `--resume PATH` from which no run can be resumed."""
     return RequestError(f"--resume {path} cannot be resumed: {why}")
 
 

@@ -1,4 +1,4 @@
-"""The life of a training run: opened (new or resumed), planned, its folder locked, trained."""
+"""A training run, new or resumed: what `pretrain`, `finetune` and `probe` have in common around their step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -53,12 +53,17 @@ class Save(Protocol):
 
 
 class Run(Generic[ResolvedConfigT]):
-    """A run from its opening to its end; a trainer calls `restore`, `finished`, `announce`, `begin`, `train`, in order.
+    """A run inside `open_run`.
+
+    A trainer calls, in this order: `check_batch_size`, `restore`, `finished_summary`, `print_plan`, `check_disk`,
+    `begin`, `batches`, `train`. Each keeps what the later ones need.
 
     Attributes:
-        requested: the settings of the previous start, or those requested now; None in them is still to be decided.
-        previous: the previous start of a resumed run; None for a new one.
-        step: the step to continue from, 0 before `restore`.
+        requested: of a new run, the requested settings, where None is still to be decided; of a resumed run, its saved
+            settings with those that were changed now.
+        previous: what a resumed run continues; None for a new one.
+        path: the run folder.
+        step: the number of steps done, which `restore` sets from the checkpoint.
         config, progress: set by `begin`: the resolved settings, and where the run stands.
     """
 
@@ -72,11 +77,11 @@ class Run(Generic[ResolvedConfigT]):
         previous: PreviousRun[ResolvedConfigT] | None,
         processes: Processes,
         stop: StopRequest,
-        lock: ExitStack,
+        folder_lock: ExitStack,
     ) -> None:
         self.title, self.requested = title, requested
         self.previous: PreviousRun[ResolvedConfigT] | None = previous
-        self.path, self.processes, self.stop, self._lock = Path(requested.out), processes, stop, lock
+        self.path, self.processes, self.stop, self._folder_lock = Path(requested.out), processes, stop, folder_lock
         self.device = use_device(requested.device, processes.local_rank)
         self.step = self.num_steps = 0
 
@@ -89,11 +94,11 @@ class Run(Generic[ResolvedConfigT]):
         if self.processes.is_first and lines:
             print("\n".join(lines), flush=True)
 
-    def check_shares(self, batch_size: int, min_share: int = 1, why: str = "") -> None:
-        """Raise RequestError where a process would get fewer than `min_share` samples of a batch."""
+    def check_batch_size(self, batch_size: int, min_per_process: int = 1, why: str = "") -> None:
+        """Raise RequestError, ending with `why`, where a process would get too few samples of a batch."""
         count = self.processes.count
-        if count * min_share > batch_size:
-            least, noun = "one" if min_share == 1 else min_share, "process" if count == 1 else "processes"
+        if count * min_per_process > batch_size:
+            least, noun = "one" if min_per_process == 1 else min_per_process, "process" if count == 1 else "processes"
             raise RequestError(f"--batch-size {batch_size} for {count} {noun}: give at least {least} each{why}")
 
     def restore(
@@ -102,10 +107,10 @@ class Run(Generic[ResolvedConfigT]):
         restore_state: Callable[[Checkpoint], None],
         check: Callable[[PreviousRun[ResolvedConfigT]], None] = lambda previous: None,
     ) -> None:
-        """Restore the newest good checkpoint of the previous start; a new run stays at step 0.
+        """Restore the checkpoint that a resumed run continues; a new run stays at step 0.
 
         Args:
-            fingerprint: of the data.
+            fingerprint: a hash that identifies the data.
             restore_state: loads a checkpoint into model and optimiser; also called when the run is rolled back.
             check: raises RequestError where anything besides settings and data differs from the checkpoint's.
 
@@ -121,17 +126,23 @@ class Run(Generic[ResolvedConfigT]):
         restore_state(self.previous.checkpoint)
         self.step = int(self.previous.state["step"])
 
-    def finished(self, num_steps: int) -> dict[str, Any] | None:
-        """The summary of a run that is already complete at `num_steps`, else None. Raises as `summary_if_finished`."""
+    def finished_summary(self, num_steps: int) -> dict[str, Any] | None:
+        """Set the length of the run; return its summary where it is already complete, else None.
+
+        Raises: see `summary_if_finished`.
+        """
         self.num_steps = num_steps
         return summary_if_finished(self.path, self.step, num_steps, self.processes)
 
-    def announce(self, plan: list[str], checkpoint_bytes: int, keep: int) -> None:
-        """Print the plan of a new run, or the warnings about a resumed one. Raises Fault where the disk is too full."""
+    def print_plan(self, plan: list[str]) -> None:
+        """Print the plan of a new run, or the warnings about a resumed one."""
         if self.previous is None:
             self.print_lines(*plan)
         else:
             self.print_lines(*(f"warning: {warning}" for warning in self.previous.warnings))
+
+    def check_disk(self, checkpoint_bytes: int, keep: int) -> None:
+        """Raise Fault where the disk has no room for the `keep` checkpoints that are kept."""
         check_disk(self.path, checkpoint_bytes, keep)
 
     def begin(
@@ -139,7 +150,7 @@ class Run(Generic[ResolvedConfigT]):
         config: ResolvedConfigT,
         preprocessing: Preprocessing,
         *,
-        split_sources: dict[str, str],
+        origins: dict[str, str],
         num_images: int,
         num_inputs: int,
         description: dict[str, Any],
@@ -148,16 +159,16 @@ class Run(Generic[ResolvedConfigT]):
         """Create the run folder and lock it; nothing is written to disk before this.
 
         Args:
-            split_sources: the part of the data that each split was read from, for whoever reads config.json.
-            num_images: images of an epoch.
-            num_inputs: all inputs, of which a share of `max_bad` may be unreadable.
+            origins: the folders or files that each split was read from, as a note in config.json.
+            num_images: images in an epoch.
+            num_inputs: all input images, of which a fraction of `max_bad` may be unreadable.
             description: what determines the weights; the metadata of every checkpoint.
             state: further entries of every checkpoint's state, beside the data's fingerprint and the settings.
         """
         self.config = config
         self.processes.wait()  # until all have seen the run folder as it was
         if self.processes.is_first:
-            start_run(config, preprocessing, self.previous, self._lock, split_sources)
+            start_run(config, preprocessing, self.previous, self._folder_lock, origins)
         self.progress = open_progress(self.path, config, self.previous, self.processes, num_images, num_inputs)
         self._description = description
         self._state = {"data": self._fingerprint, "settings": run_settings(config, preprocessing), **(state or {})}
@@ -171,7 +182,7 @@ class Run(Generic[ResolvedConfigT]):
         is_paired: bool = False,
         adjust_micro_batch_size: Callable[[int], int] = lambda size: size,
     ) -> Batches:
-        """The micro-batches of each step, read from a stream of samples by worker processes; see `stream_batches`."""
+        """The micro-batches of each step, read by DataLoader workers and prepared; see `stream_batches`."""
         return stream_batches(
             stream,
             prepare,
@@ -200,11 +211,14 @@ class Run(Generic[ResolvedConfigT]):
         save: Save = save_checkpoint,
         final_message: Callable[[dict[str, Any]], str],
     ) -> dict[str, Any]:
-        """Train to the last step; return what RUN/summary.json holds.
+        """Train to the last step; return what RUN/summary.json holds. Raises as `run_loop` does.
 
         Args:
-            bad: unreadable inputs, with reasons, that are known before the first batch.
+            schedule, take_step, step_model: see `Training`.
+            evaluators: called once, before the first step.
+            bad: unreadable inputs that are known before the first batch: name → reason.
             finish: see `run_loop`.
+            save: writes a checkpoint.
             final_message: from the summary to the last lines on the screen.
         """
 
@@ -248,21 +262,22 @@ class Run(Generic[ResolvedConfigT]):
 def open_run(
     title: str, config: RequestedConfigT, config_type: type[ResolvedConfigT], remembers_micro_batch: bool = True
 ) -> Iterator[Run[ResolvedConfigT]]:
-    """Open the run folder of `config`: join the processes, handle signals, find what a previous start left.
+    """A context with the run of `config`: processes are joined, stop signals handled, a previous start is found.
 
-    Nothing is written before `begin`.
+    Nothing is written to disk before `Run.begin`.
 
     Args:
-        title: of the progress line.
+        title: the command's name, before each progress line.
         config_type: the resolved type of `config`, without None.
-        remembers_micro_batch: a run that ran out of memory before its first checkpoint continues with the smaller
-            micro-batch that was written down then.
+        remembers_micro_batch: where the run ran out of memory before its first checkpoint, start with the smaller
+            micro-batch that it wrote down.
 
     Raises:
-        RequestError: the folder exists and may not be continued, settings differ, or there is no such device.
+        RequestError: the folder exists and `--resume` does not allow to continue it, settings differ from the run's, or
+            there is no such device.
     """
     config = config.plain()
-    with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
+    with join_processes() as processes, StopRequest() as stop, ExitStack() as folder_lock:
         previous = find_previous_run(config, config_type)
         requested = previous.config if previous else with_remembered(config, remembers_micro_batch)
-        yield Run(title, requested, previous, processes, stop, lock)
+        yield Run(title, requested, previous, processes, stop, folder_lock)

@@ -123,7 +123,7 @@ class Progress:
         micro_batches = step_inputs.micro_batches if step_inputs is not None else ()
         for micro_batch in micro_batches:
             self.unreported |= micro_batch.bad
-        self.arrived_blank = sum(micro_batch.blank for micro_batch in micro_batches)
+        self.arrived_blank = sum(micro_batch.num_blank for micro_batch in micro_batches)
         return step_inputs
 
     def exclude_time(self, seconds: float) -> None:
@@ -141,13 +141,13 @@ class Progress:
         self.loss_steps += 1
         self.line_steps += 1
 
-    def line(self, step: int, rate: float, norm: Tensor, memory: int) -> list[str]:
+    def line(self, step: int, lr: float, grad_norm: Tensor, memory: int) -> list[str]:
         """Write a line of metrics.jsonl. Waits for the device, and for the other processes.
 
         Args:
-            rate: the learning rate.
-            norm: of the gradients.
-            memory: peak bytes.
+            lr: the learning rate.
+            grad_norm: the norm of all gradients.
+            memory: peak memory of the device, in bytes.
 
         Returns:
             A short line for the screen, then a line about each unusual event.
@@ -182,8 +182,8 @@ class Progress:
             images_seen=step * self.batch_size,
             blank_tiles=self.counts.get("blank_tiles"),
             loss=loss,
-            lr=rate,
-            grad_norm=float(norm) if math.isfinite(norm) else None,
+            lr=lr,
+            grad_norm=float(grad_norm) if math.isfinite(grad_norm) else None,
             skipped_steps=skipped or None,
             loss_spike=1 if is_spike else None,
             images_per_second=round(images_per_second, 2),

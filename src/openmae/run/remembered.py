@@ -10,7 +10,7 @@ from openmae.machine.files import disk_faults, write_json
 from openmae.run.folder import RequestedConfigT
 
 SMALLER_MICRO_BATCH = "out_of_memory_with"  # in config.json, beside the micro-batch size that fits
-DOES_NOT_COMPILE = "compile_failed"  # beside `compile`, which a person may have given
+DOES_NOT_COMPILE = "compile_failed"  # beside `compile`, which a user may have given
 
 
 def remember_micro_batch(run: Path, micro_batch_size: int, too_many: int) -> None:

@@ -33,8 +33,8 @@ class Waits:
         self._is_over.set()
 
     @contextlib.contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        """The time inside the block is a wait for `what`."""
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """A block that waits for `what`: while it lasts long, lines say so."""
         self._waiting.append(_Wait(what))
         try:
             yield

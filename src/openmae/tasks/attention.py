@@ -22,7 +22,7 @@ from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.attention_maps import class_attention
 from openmae.pictures.sheet import BACKGROUND, CELL, GAP, INK, LINE, sheet, to_picture
 from openmae.planning.micro_batch import MEMORY_SHARE
-from openmae.requests.sheet import protect_images
+from openmae.preflight.pictures import check_sheet_path
 
 MIN_SIDE = 224  # of an image on the sheet, in pixels; CELL where each head has a map of its own
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equally large, in print without colours too
@@ -44,7 +44,7 @@ def attention(config: AttentionConfig) -> dict[str, Any]:
         RequestError: no readable image, an unknown model, a layer or size that does not fit.
     """
     config = config.plain()
-    protect_images(config.images, config.out)
+    check_sheet_path(config.images, config.out)
     model = load(config.init, config.device, verbose=True)
     depth = model.encoder.shape.depth
     check_range("--layer", config.layer, 1, depth)
@@ -113,7 +113,7 @@ def row(
     """
     side = MIN_SIDE if len(maps) == 1 else CELL
     shown_size = (size[0] * (scale := max(1, -(-side // min(size)))), size[1] * scale)
-    # Prepared again at the size of the picture: the model may see fewer pixels than a person would like to.
+    # Prepared again at the size of the picture: the model may see fewer pixels than a user would like to.
     picture = to_picture(to_unit(model.prepare(image, shown_size, max_pixels), model.preprocessing)[0])
     cells = [captioned(picture, f"{size[0]} x {size[1]} px")]
     for weights in maps:

@@ -6,7 +6,7 @@ from typing import Any
 from openmae.config import ConvertConfig
 from openmae.config.convert import FORMATS
 from openmae.errors import shown
-from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.outgoing import exported
 from openmae.interchange.outgoing.format import Outgoing, encoder_part, names_left_out
@@ -20,7 +20,7 @@ from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import atomic_write, atomic_write_folder, disk_faults, staged_write_files
-from openmae.requests.convert import check_out
+from openmae.preflight.convert import check_output_path
 from openmae.training.checkpoint import MODEL, save_weights
 
 CARD = "README.md"
@@ -38,7 +38,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         Fault: a full disk, a program that computes something else, or a hub that refuses.
     """
     config = config.plain()
-    check_out(config)
+    check_output_path(config)
     if config.to == "onnx":
         check_extra()
     hints = Hints(

@@ -13,7 +13,7 @@ from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.device import pick_device
 from openmae.machine.files import atomic_write, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve, sheet
-from openmae.requests.demo import DATA, is_earlier_demo, pretrain_settings
+from openmae.preflight.demo import DEMO_DATA, is_earlier_demo, pretrain_settings
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.training.telemetry import read_lines
 
@@ -37,7 +37,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
 
     # Measure on held-out regions, with other masks than while training.
     model = load_mae(config.out, settings.device)
-    source = open_source(DATA, "val")
+    source = open_source(DEMO_DATA, "val")
     assert source is not None
     results = model.reconstruct([source.read(index) for index in range(len(source))], seed=MASK_SEED)
     truth, is_masked = results.truth, results.is_masked

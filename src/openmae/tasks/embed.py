@@ -26,7 +26,7 @@ from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, num_cores, use_device
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.machine.parallel import join_processes
-from openmae.requests.features import check_out
+from openmae.preflight.evaluation import check_table_path
 from openmae.version import __version__
 
 ROWS_AT_ONCE = 8192  # rows of a row group of a parquet file
@@ -56,7 +56,7 @@ def embed(config: EmbedConfig) -> dict[str, Any]:
     started = time.monotonic()
     config = config.plain()
     with join_processes() as processes:
-        check_out(config)
+        check_table_path(config)
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)

@@ -37,7 +37,7 @@ from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, join_processes
 from openmae.planning.summary_lines import label_lines, target_text
-from openmae.requests.features import check_vacant
+from openmae.preflight.evaluation import check_knn_folder
 from openmae.run.create import make_and_lock, write_config
 from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.classification.classification import format_regression
@@ -60,7 +60,7 @@ def knn(config: KnnConfig) -> dict[str, Any]:
     config = config.plain()
     run = Path(config.out)
     with join_processes() as processes, ExitStack() as lock:
-        check_vacant(run)
+        check_knn_folder(run)
         device = use_device(config.device, processes.local_rank)
         model = load(config.init, str(device), verbose=True)
         preprocessing = preprocessing_for(model, config.size)

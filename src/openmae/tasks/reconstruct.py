@@ -11,7 +11,7 @@ from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.targets import NormPixelTarget
 from openmae.pictures.sheet import sheet
-from openmae.requests.sheet import protect_images
+from openmae.preflight.pictures import check_sheet_path
 
 LABELS = {"neighbours": "statistics from visible neighbours", "true": "LEAKS: true patch statistics"}
 
@@ -31,7 +31,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         >>> openmae.reconstruct(config)["images"]
         8
     """
-    protect_images(config.images, config.out)
+    check_sheet_path(config.images, config.out)
     model = load_mae(config.init, config.device)
     model, lines = matched_to_images(model, config)
     images, skipped = gather_images(config, model)

@@ -2,4 +2,4 @@
 
 import re
 
-CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a person's step-00001000-best is theirs
+CHECKPOINT_NAME = re.compile(r"step-\d{8,}")  # a user's step-00001000-best is theirs

@@ -17,7 +17,7 @@ from openmae.data.augment import Augmentation
 from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage, decode, from_pil_image, masked_array
 from openmae.data.decoding.jpeg_mask import jpeg_mask, with_jpeg_mask
-from openmae.data.decoding.nodata import fill_values, filled, mask_of, valid_values
+from openmae.data.decoding.nodata import fill_values, filled, nodata_mask, valid_values
 from openmae.data.device_crop import crop_and_normalise
 from openmae.data.empty_patches import empty_patches
 from openmae.data.evaluation_loader import read_all
@@ -130,7 +130,7 @@ def hole(channels=1):
 )
 def test_what_stands_for_none_is_masked_and_nothing_of_it_is_left(data, nodata):
     image = decode(data, nodata=nodata)
-    np.testing.assert_array_equal(mask_of(image), hole(image.shape[2]))
+    np.testing.assert_array_equal(nodata_mask(image), hole(image.shape[2]))
     assert (image.data[HOLE] == 0).all()
     assert image.flags.c_contiguous
 
@@ -146,7 +146,7 @@ def test_pages_of_a_stack_have_holes_of_their_own():
     found = decode(as_tiff(pages, "0"), nodata=MARKED)
     expected = hole(3)
     expected[..., 1] = False
-    np.testing.assert_array_equal(mask_of(found), expected)
+    np.testing.assert_array_equal(nodata_mask(found), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -157,14 +157,14 @@ def test_the_hole_is_turned_with_the_image(orientation):
     file = io.BytesIO()
     tifffile.imwrite(file, image, photometric="minisblack", extratags=tags)
     found = decode(file.getvalue(), nodata=MARKED)
-    np.testing.assert_array_equal(mask_of(found), found.data == 0)
+    np.testing.assert_array_equal(nodata_mask(found), found.data == 0)
 
 
 def test_a_picture_that_was_opened_is_masked_as_its_file():
     data = as_png(with_alpha(np.uint8, 0))
     with Image.open(io.BytesIO(data)) as image:
         found, expected = from_pil_image(image, nodata=0.0), decode(data, nodata=0.0)
-    np.testing.assert_array_equal(mask_of(found), mask_of(expected))
+    np.testing.assert_array_equal(nodata_mask(found), nodata_mask(expected))
     np.testing.assert_array_equal(found.data, expected.data)
 
 
@@ -175,7 +175,7 @@ def test_a_value_beyond_a_type_is_not_its_infinity():
 
 @pytest.mark.parametrize("value", [-9999.0, 0.5, 70000.0, -1e30])
 def test_a_value_that_the_type_cannot_hold_masks_nothing(value):
-    assert mask_of(decode(as_npy(numbers(np.uint16)), nodata=value)) is None
+    assert nodata_mask(decode(as_npy(numbers(np.uint16)), nodata=value)) is None
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_no_model_can_take_is_a_bad_image(array, nodata, reason):
 
 def test_off_takes_values_as_they_are():
     data = as_tiff(with_hole(np.float32, LOWEST), "-3.4028234663852886e+38")
-    assert mask_of(decode(data, nodata=OFF)) is None
+    assert nodata_mask(decode(data, nodata=OFF)) is None
     assert decode(data, nodata=OFF).min() == LOWEST
     assert decode(data).min() == LOWEST  # as all callers had it before there was a choice
 
@@ -265,8 +265,8 @@ def test_statistics_are_of_what_is_there(tmp_path):
     np.testing.assert_allclose(facts.mean, [v.mean() for v in values], rtol=1e-5)
     np.testing.assert_allclose(facts.std, [v.std(ddof=1) for v in values], rtol=1e-5)
     np.testing.assert_allclose(facts.value_range, np.percentile(np.concatenate(values), [0.1, 99.9]), rtol=1e-3)
-    assert facts.with_empty == 6
-    assert facts.empty == pytest.approx(np.mean([mask_of(image).mean() for image in images]))
+    assert facts.num_with_nodata == 6
+    assert facts.nodata_fraction == pytest.approx(np.mean([nodata_mask(image).mean() for image in images]))
 
 
 def test_an_array_that_is_given_is_not_written_to():
@@ -296,7 +296,7 @@ def test_alpha_is_no_value_that_stands_for_none(dtype):
     image[..., :3] = numbers(dtype, 3) / (200 if dtype == np.float32 else 1)
     image[HOLE] = full
     found = decode(as_tiff(image, str(full), photometric="rgb", extrasamples=["unassalpha"]), nodata=MARKED)
-    np.testing.assert_array_equal(mask_of(found), hole(3))
+    np.testing.assert_array_equal(nodata_mask(found), hole(3))
     np.testing.assert_allclose(found.data[~hole(3)], image[..., :3][~hole(3)])
 
 
@@ -340,10 +340,12 @@ def test_patches_are_empty_as_the_channels_of_the_model_are(tmp_path):
         channels=1, value_range=(-3.0, 3.0), mean=(0.5,), std=(0.2,), image_size=(16, 16), dtype="float32"
     )
     left = [[True, True, False, False]] * 4
-    assert read_all(source, record, 4).empty.view(4, 4).tolist() == left
-    for is_whole in (False, True):
-        (sample,) = Stream(source, record, Augmentation(kind="none"), 0, 4, is_whole=is_whole).__getitems__([0])
-        assert sample.empty.view(4, 4).tolist() == left
+    assert read_all(source, record, 4).is_empty.view(4, 4).tolist() == left
+    for crop_on_device in (False, True):
+        (sample,) = Stream(source, record, Augmentation(kind="none"), 0, 4, crop_on_device=crop_on_device).__getitems__(
+            [0]
+        )
+        assert sample.is_empty.view(4, 4).tolist() == left
 
 
 @pytest.fixture(scope="module")
@@ -358,16 +360,16 @@ def holes(tmp_path_factory):
     return root
 
 
-def stream_of(source, kind="crop", is_whole=False):
+def stream_of(source, kind="crop", crop_on_device=False):
     record = Preprocessing(
         channels=2, value_range=(-3.0, 3.0), mean=(0.5,) * 2, std=(0.2,) * 2, image_size=(16, 16), dtype="float32"
     )
-    return Stream(source, record, Augmentation(kind=kind), 0, 4, is_whole=is_whole)
+    return Stream(source, record, Augmentation(kind=kind), 0, 4, crop_on_device=crop_on_device)
 
 
 def batches(stream, workers=0):
     loader = training_loader(
-        stream, steps=range(3), batch_size=8, share=range(8), micro_batch_size=4, workers=workers, pin=False
+        stream, steps=range(3), batch_size=8, share=range(8), micro_batch_size=4, workers=workers, pin_memory=False
     )
     return list(iterate_batches(loader))
 
@@ -376,7 +378,7 @@ def test_a_batch_says_which_patches_are_empty(holes):
     source = open_source(str(holes), nodata=MARKED)
     stream = stream_of(source, "none")
     indices, _ = stream.locate(range(24))
-    found = torch.cat([batch.empty for batch in batches(stream)])
+    found = torch.cat([batch.is_empty for batch in batches(stream)])
     left = torch.zeros(4, 4, dtype=torch.bool)
     left[:, :2] = True
     for index, empty in zip(indices.tolist(), found, strict=True):
@@ -386,7 +388,7 @@ def test_a_batch_says_which_patches_are_empty(holes):
 def test_where_nothing_is_empty_a_batch_says_nothing():
     pictures = open_source("embedded:digits")
     record = Preprocessing(channels=1, value_range=(0.0, 255.0), mean=(0.5,), std=(0.2,), image_size=(8, 8))
-    assert all(batch.empty is None for batch in batches(Stream(pictures, record, Augmentation(), 0, 2)))
+    assert all(batch.is_empty is None for batch in batches(Stream(pictures, record, Augmentation(), 0, 2)))
 
 
 def test_random_crops_and_flips_take_the_hole_with_them(holes):
@@ -394,24 +396,24 @@ def test_random_crops_and_flips_take_the_hole_with_them(holes):
     for batch in batches(stream_of(open_source(str(holes), nodata=MARKED))):
         patches = batch.images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         is_plain = (patches.abs() < 1e-6).float().mean(-1)
-        assert batch.empty is not None
-        assert batch.empty[is_plain > 0.99].all()
-        assert not batch.empty[is_plain == 0].any()
+        assert batch.is_empty is not None
+        assert batch.is_empty[is_plain > 0.99].all()
+        assert not batch.is_empty[is_plain == 0].any()
 
 
 def test_readers_say_the_same_as_the_parent(holes):
     stream = stream_of(open_source(str(holes), nodata=MARKED))
     for here, there in zip(batches(stream), batches(stream, workers=2), strict=True):
         assert torch.equal(here.images, there.images)
-        assert torch.equal(here.empty, there.empty)
+        assert torch.equal(here.is_empty, there.is_empty)
 
 
 def test_crops_on_the_device_are_empty_where_readers_crops_are(holes, tmp_path):
     pack(PackConfig(data=str(holes), out=str(tmp_path / "raw"), format="raw", size=32, workers=0))
     source = open_source(str(tmp_path / "raw"), nodata=MARKED)
-    cropped, whole = batches(stream_of(source)), batches(stream_of(source, is_whole=True))
+    cropped, whole = batches(stream_of(source)), batches(stream_of(source, crop_on_device=True))
     for one, other in zip(cropped, whole, strict=True):
-        assert torch.equal(one.empty, other.empty)
+        assert torch.equal(one.is_empty, other.is_empty)
         seen = crop_and_normalise(other.images, other.crops, stream_of(source).preprocessing)
         expected = normalise(one.images, stream_of(source).preprocessing)
         torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)  # measured 2e-6
@@ -420,8 +422,8 @@ def test_crops_on_the_device_are_empty_where_readers_crops_are(holes, tmp_path):
 def test_reading_all_says_which_patches_are_empty(holes):
     found = read_all(open_source(str(holes), nodata=MARKED), stream_of(None).preprocessing, 4)
     assert found.bad == {}
-    assert found.empty.view(12, 4, 4)[::2, :, :2].all()
-    assert found.empty.sum() == 6 * 8
+    assert found.is_empty.view(12, 4, 4)[::2, :, :2].all()
+    assert found.is_empty.sum() == 6 * 8
 
 
 # --- packs ---
@@ -451,7 +453,7 @@ def test_packs_keep_what_is_empty(tmp_path, form, dtype):
     before, after = open_source(str(data), nodata=0.0), open_source(str(out), nodata=MARKED)
     assert isinstance(after, PackedSource)
     for index in range(len(before)):
-        expected, found = mask_of(before.read(index)), mask_of(after.read(index))
+        expected, found = nodata_mask(before.read(index)), nodata_mask(after.read(index))
         assert (expected is None) == (found is None)
         if expected is not None:
             np.testing.assert_array_equal(found, expected)
@@ -472,8 +474,8 @@ def test_a_resized_row_is_empty_where_most_of_its_source_is(tmp_path):
     np.save(tmp_path / "data" / "0.npy", image)
     pack(PackConfig(data=str(tmp_path / "data"), out=str(tmp_path / "pack"), format="raw", size=16, workers=0))
     found = open_source(str(tmp_path / "pack"), nodata=MARKED).read(0)
-    assert mask_of(found)[:, :5].all()
-    assert not mask_of(found)[:, 5:].any()
+    assert nodata_mask(found)[:, :5].all()
+    assert not nodata_mask(found)[:, 5:].any()
     assert np.isnan(np.load(tmp_path / "pack" / "train.npy")[0, :, :5]).all()
 
 
@@ -502,7 +504,7 @@ def test_a_jpeg_says_what_is_empty_at_its_own_size(tmp_path):
     pack(replace(config, max_bad=1.0))
     source = open_source(str(tmp_path / "pack"), nodata=MARKED)
     assert [source.name(index) for index in range(len(source))] == ["none.png", "whole.png"]
-    assert all(mask_of(source.read(index)) is None for index in range(len(source)))
+    assert all(nodata_mask(source.read(index)) is None for index in range(len(source)))
     line = json.loads((tmp_path / "pack" / "quarantine.jsonl").read_text())
     assert "no values at the size of the pack" in str(line)
     assert json.loads((tmp_path / "pack" / "pack.json").read_bytes())["openmae_pack"] == 1
@@ -569,7 +571,7 @@ def test_jpeg_masks_survive_and_are_checked():
     mask = RNG.random((8, 9, 3)) < 0.3
     data = with_jpeg_mask(picture.getvalue(), mask)
     np.testing.assert_array_equal(jpeg_mask(data, (8, 9, 3)), mask)
-    np.testing.assert_array_equal(mask_of(decode(data, nodata=MARKED)), mask)
+    np.testing.assert_array_equal(nodata_mask(decode(data, nodata=MARKED)), mask)
     np.testing.assert_array_equal(decode(data), decode(picture.getvalue()))  # whoever asks for none sees the picture
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(Image.open(picture)))
     assert jpeg_mask(picture.getvalue(), (8, 9, 3)) is None

@@ -196,7 +196,7 @@ def both_ways(monkeypatch, make):
 def test_a_file_that_breaks_since_it_was_opened_is_replaced(pictures, monkeypatch):
     """As one that was broken before: the next image takes its place."""
     stream = Stream(pictures, preprocessing(), Augmentation(), 0, 1)
-    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "patch_size": 1, "with_labels": False}
     name = pictures.source._root + b"/b.tif"
     real = regions.open_stored_image
 
@@ -225,7 +225,7 @@ def test_training_reads_what_it_crops(pictures, monkeypatch, tiles):
 
 
 def test_evaluation_reads_its_box(pictures, monkeypatch):
-    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "min_side": 1, "with_labels": False}
+    size = {"batch_size": 3, "workers": 0, "crop_fraction": 0.7, "patch_size": 1, "with_labels": False}
     (parts,), (whole,) = both_ways(
         monkeypatch, lambda: list(evaluation_batches(pictures, preprocessing(), range(3), **size))
     )

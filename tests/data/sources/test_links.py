@@ -138,7 +138,7 @@ def test_older_runs_enter_a_folder_once(tmp_path):
     assert splits.lines[1] == f"ignored    val ({READ.format('train')})"
 
 
-# --- as a person says ---
+# --- as a user says ---
 
 
 def test_named_parts_that_overlap(tmp_path):

@@ -127,10 +127,10 @@ def test_nothing_of_the_images_travels_to_a_worker(packs):
 @pytest.mark.parametrize("form", ["jpeg", "raw"])
 def test_training_batches_are_the_same_with_and_without_workers(packs, form):
     p = Preprocessing(channels=3, value_range=(0.0, 255.0), mean=(0.5,) * 3, std=(0.2,) * 3, image_size=(32, 32))
-    stream = Stream(open_source(str(packs / form), "train"), p, Augmentation(), 3, min_side=1, with_labels=True)
+    stream = Stream(open_source(str(packs / form), "train"), p, Augmentation(), 3, patch_size=1, with_labels=True)
 
     def batches(workers):
-        options = {"batch_size": 6, "share": range(6), "micro_batch_size": 6, "pin": False}
+        options = {"batch_size": 6, "share": range(6), "micro_batch_size": 6, "pin_memory": False}
         return list(iterate_batches(training_loader(stream, steps=range(5), workers=workers, **options)))
 
     for alone, together in zip(batches(0), batches(2), strict=True):

@@ -1,4 +1,4 @@
-"""Which folders are train, val and test: by name, or as a person says; what is unclear is asked."""
+"""Which folders are train, val and test: by name, or as a user says; what is unclear is asked."""
 
 import os
 
@@ -150,7 +150,7 @@ def test_older_runs_find_the_parts_that_they_found(tmp_path):
     assert open_splits(str(tmp_path / "c"), split_rules=1).line == open_splits(str(tmp_path / "c")).line
 
 
-# --- as a person says ---
+# --- as a user says ---
 
 
 def test_parts_that_are_named_are_wholly_that(tmp_path):
@@ -190,7 +190,7 @@ def test_a_named_folder_with_parts_in_it_is_asked_about(tmp_path):
     )
     source = open_source(SplitPaths(train="x", val=str(data / "eval")), "val")
     assert (names(source), source.classes) == (["eval/cat/2.png", "eval/dog/2.png"], ("cat", "dog"))
-    # Folders of several shards are no class each of the part that holds them; a person who names one says it is one.
+    # Folders of several shards are no class each of the part that holds them; a user who names one says it is one.
     put(tmp_path, "shards/train_a/1.png", "shards/train_b/2.png")
     assert open_source(SplitPaths(train=str(tmp_path / "shards"))).classes == ("train_a", "train_b")
 

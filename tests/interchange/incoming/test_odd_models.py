@@ -132,7 +132,7 @@ def beside(name: str, *shape: int) -> Callable[[dict[str, torch.Tensor]], None]:
         (beside("blocks.1.ls1.gamma", 128), "has encoder.blocks.1.ls1.gamma, which"),
         (beside("blocks.0.attn.q_bias", 128), "has encoder.blocks.0.attn.q.bias, which"),
         (beside("patch_embed.norm.weight", 128), "no place for"),
-        (beside("blocks." + "1" * 5000 + ".norm1.weight", 128), "which its other blocks do not tell of"),
+        (beside("blocks." + "1" * 5000 + ".norm1.weight", 128), "which does not fit its other blocks"),
     ],
     ids=["bias", "scale", "two biases", "patch norm", "number"],
 )

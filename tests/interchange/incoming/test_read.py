@@ -14,9 +14,9 @@ from torch import Tensor
 import openmae
 from openmae.errors import RequestError
 from openmae.inference.load import ClassifierModel, EncoderModel, MAEModel
+from openmae.interchange.incoming.conversion import Hints
+from openmae.interchange.incoming.convert import convert_checkpoint
 from openmae.interchange.incoming.files import read_raw_checkpoint
-from openmae.interchange.incoming.read import interpret
-from openmae.interchange.incoming.reading import Hints
 from openmae.interchange.report import group_blocks
 
 from ..foreign import (
@@ -425,7 +425,7 @@ def test_other_activations_are_refused(tmp_path: Path) -> None:
 def test_the_report_counts_every_weight_once(tmp_path: Path) -> None:
     theirs = vit_classifier()
     theirs.save_pretrained(tmp_path)
-    found = interpret(read_raw_checkpoint(tmp_path), "here")
+    found = convert_checkpoint(read_raw_checkpoint(tmp_path), "here")
     assert found.report is not None
     lines = "\n".join(found.report.lines())
     assert "encoder.blocks.0-2.attn.qkv.weight (384, 128)" in group_blocks(found.report.loaded)
@@ -439,5 +439,5 @@ def test_hints_are_of_the_file_not_of_the_config(tmp_path: Path) -> None:
     path = saved(dict(theirs.state_dict()), tmp_path / "wide.safetensors")
     with pytest.raises(RequestError, match="--image-size"):
         openmae.load(str(path))
-    found = interpret(read_raw_checkpoint(path), "here", Hints(image_size=(64, 96)))
+    found = convert_checkpoint(read_raw_checkpoint(path), "here", Hints(image_size=(64, 96)))
     assert found.encoder_shape.grid == (4, 6)

@@ -303,7 +303,7 @@ def test_every_setting_of_a_recipe_has_its_turn():
 @pytest.mark.parametrize("name", [*OTHER, None])
 @pytest.mark.usefixtures("no_report")
 def test_each_setting_changes_what_is_trained(plain_run, tmp_path, name):
-    """Through a recipe, as a person would ask for it; with none changed the bytes are the same."""
+    """Through a recipe, as a user would ask for it; with none changed the bytes are the same."""
     changes = {} if name is None else {name: OTHER[name]}
     if name == "epochs":
         changes["steps"] = None
@@ -513,9 +513,9 @@ def test_two_processes_do_what_one_does(pretrained, tmp_path):
 def test_a_batch_too_small_for_the_processes_is_refused():
     run = SimpleNamespace(processes=Processes(count=3))
     with pytest.raises(RequestError, match=r"--batch-size 4 for 3 processes: give at least 2 each"):
-        Run.check_shares(run, 4, min_share=2)
-    Run.check_shares(run, 4)
-    Run.check_shares(run, 6, min_share=2)
+        Run.check_batch_size(run, 4, min_share=2)
+    Run.check_batch_size(run, 4)
+    Run.check_batch_size(run, 6, min_share=2)
 
 
 # --- the moving average ---

@@ -199,7 +199,14 @@ def test_a_run_by_hand(pretrained, tmp_path, optimizer, augment):
     model = openmae.load(pretrained, "cpu")
     peak = settings["base_lr"][0] * 8 / 256
     mean, variance, velocity, expected = torch.zeros(16), torch.ones(16), {}, []
-    whole = {"steps": range(6), "batch_size": 8, "share": range(8), "micro_batch_size": 8, "workers": 0, "pin": False}
+    whole = {
+        "steps": range(6),
+        "batch_size": 8,
+        "share": range(8),
+        "micro_batch_size": 8,
+        "workers": 0,
+        "pin_memory": False,
+    }
     for step, batch in enumerate(iterate_batches(training_loader(stream, **whole))):
         features = model.features((batch.images / 255 - preprocessing.mean[0]) / preprocessing.std[0], pool="cls")
         normed = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
@@ -433,7 +440,7 @@ def test_every_setting_of_a_recipe_has_its_turn():
 @pytest.mark.parametrize("name", [*OTHER, None])
 @pytest.mark.usefixtures("no_report")
 def test_each_setting_changes_what_is_trained(pretrained, grey, plain_run, tmp_path, name):
-    """Through a recipe, as a person would ask for it; with none changed the bytes are the same."""
+    """Through a recipe, as a user would ask for it; with none changed the bytes are the same."""
     settings = {**PLAIN, **({} if name is None else {name: OTHER[name]})}
     if name == "epochs":
         settings["steps"] = None

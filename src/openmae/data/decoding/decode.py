@@ -22,15 +22,15 @@ from openmae.data.decoding.nodata import (
     attach_mask,
     check_floats,
     contiguous,
-    mask_of,
     mask_union,
+    nodata_mask,
     values_of,
     zero_masked,
 )
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.decoding.pillow import frame_to_array, open_with_pillow, orientation_of, read_with_pillow
 from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size
-from openmae.data.decoding.tiff import TIFF, read_tiff
+from openmae.data.decoding.tiff import TIFF_SIGNATURES, read_tiff
 
 __all__ = ["MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "to_channels"]
 
@@ -88,12 +88,12 @@ def _decoded(
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
         if head.startswith(NPY):
             image = read_npy(file, max_pixels, axes, rule)
-        elif head.startswith(TIFF):
+        elif head.startswith(TIFF_SIGNATURES):
             image = read_tiff(file, background, max_pixels, rule)
         else:
             nodata = None if rule is None else FrameNodata(rule)
             (image,) = read_with_pillow(file, background, max_pixels, [(0, nodata)])
-            image = attach_mask(values_of(image), mask_of(image))
+            image = attach_mask(values_of(image), nodata_mask(image))
     check_floats(image, rule)
     return contiguous(image)
 
@@ -105,7 +105,7 @@ def masked_array(image: np.ndarray, nodata: float | str, own: np.ndarray | None 
 
     Raises BadImage for floats that are not finite or, with `nodata`, beyond 1e18.
     """
-    rule, before = Nodata.from_setting(nodata), mask_of(image)
+    rule, before = Nodata.from_setting(nodata), nodata_mask(image)
     own = before if own is None else own if before is None else own | before
     image = _masked(values_of(image).view(), rule, own)  # a view, so that the caller's array is not written to
     check_floats(image, rule)
@@ -125,7 +125,7 @@ def from_pil_image(image: Image.Image, background: float = 1.0, nodata: float | 
     try:
         pixels = frame_to_array(image, background, None if rule is None else FrameNodata(rule))
         pixels = apply_orientation(pixels, orientation_of(image))
-        pixels = contiguous(attach_mask(values_of(pixels), mask_of(pixels)))
+        pixels = contiguous(attach_mask(values_of(pixels), nodata_mask(pixels)))
         check_floats(pixels, rule)
         return pixels
     except BadImage:

@@ -139,7 +139,7 @@ def attach_mask(image: NDArray, mask: NDArray[np.bool_] | None) -> NDArray:
     return np.ma.MaskedArray(image, mask)
 
 
-def mask_of(image: object) -> NDArray[np.bool_] | None:
+def nodata_mask(image: object) -> NDArray[np.bool_] | None:
     """The nodata mask of an H x W x C image; None where it has none."""
     if not isinstance(image, np.ma.MaskedArray) or image.mask is np.ma.nomask:
         return None
@@ -153,21 +153,21 @@ def values_of(image: NDArray) -> NDArray:
 
 def contiguous(image: NDArray) -> NDArray:
     """The image and its mask, C-contiguous."""
-    mask = mask_of(image)
+    mask = nodata_mask(image)
     values = np.ascontiguousarray(values_of(image))
     return values if mask is None else np.ma.MaskedArray(values, np.ascontiguousarray(mask))
 
 
 def valid_values(image: NDArray) -> list[NDArray]:
     """The values of each channel that are not nodata, flattened."""
-    mask = mask_of(image)
+    mask = nodata_mask(image)
     planes = np.moveaxis(values_of(image), 2, 0)
     return [plane.ravel() if mask is None else plane[~mask[..., c]] for c, plane in enumerate(planes)]
 
 
 def filled(image: NDArray) -> NDArray:
     """The image as a plain array, with the channel's mean in place of nodata."""
-    mask = mask_of(image)
+    mask = nodata_mask(image)
     if mask is None:
         return values_of(image)
     means = [float(values.mean()) if len(values) else 0.0 for values in valid_values(image)]

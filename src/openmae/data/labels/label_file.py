@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.data.labels.named_file import cannot_be_read, check_label_file
+from openmae.data.labels.named_file import check_label_file, label_file_error
 from openmae.data.labels.numbers import number_of
 from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
@@ -123,7 +123,7 @@ def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise RequestError(f"{shown(path)}, line {reader.line_num}: not CSV that can be read ({error})") from None
     except (OSError, ValueError) as error:
-        raise cannot_be_read(path, error) from None
+        raise label_file_error(path, error) from None
 
 
 def _kind(path: str, header: list[str]) -> str:

@@ -13,13 +13,13 @@ def check_label_file(path: str) -> None:
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:
-        raise cannot_be_read(path, error) from None
+        raise label_file_error(path, error) from None
     if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
         raise RequestError(f"{shown(path)} is no file: --label-file takes a CSV")
     if found.st_size > MAX_BYTES:
         raise RequestError(f"{shown(path)} has {found.st_size} bytes, a label file at most {MAX_BYTES}")
 
 
-def cannot_be_read(path: str, error: Exception) -> RequestError:
-    """What is said of a label file that the system does not give."""
+def label_file_error(path: str, error: Exception) -> RequestError:
+    """The error for a `--label-file` that cannot be opened."""
     return RequestError(f"--label-file {shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -15,7 +15,7 @@ from openmae.data.augment import centre_box, resized_crop
 from openmae.data.conformed import conformed
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.jpeg_mask import has_jpeg_mask, with_jpeg_mask
-from openmae.data.decoding.nodata import filled, mask_in_channels, mask_of
+from openmae.data.decoding.nodata import filled, mask_in_channels, nodata_mask
 from openmae.data.empty_patches import empty_values
 from openmae.data.sources.open import Source
 from openmae.data.sources.tiles import BLANK, Tiled, is_blank
@@ -65,7 +65,7 @@ class Packing:
 
         Raises BadImage for an image that this pack cannot hold.
         """
-        mask = mask_of(image)
+        mask = nodata_mask(image)
         if self.format == "jpeg":
             data = self._jpeg(filled(image), mask)
             return data, None if mask is None or not has_jpeg_mask(data) else b""

@@ -41,7 +41,9 @@ def sizes_of(source: Source, workers: int = 0) -> NDArray[np.int32]:
     readers = min(workers, _MAX_READERS) if count >= _PARALLEL_FROM else 0
     batches = [list(range(start, min(start + _BATCH, count))) for start in range(0, count, _BATCH)]
     dataset = _Sizes(source)
-    with closing(iterate_batches(make_loader(dataset, batches, np.asarray, workers=readers, pin=False))) as parts:
+    with closing(
+        iterate_batches(make_loader(dataset, batches, np.asarray, workers=readers, pin_memory=False))
+    ) as parts:
         return np.concatenate([np.empty((0, 2), np.int32), *parts])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.data.decoding.nodata import contiguous, mask_of, valid_values
+from openmae.data.decoding.nodata import contiguous, nodata_mask, valid_values
 from openmae.data.decoding.pixels import BadImage
 from openmae.data.decoding.regions import open_pixels
 from openmae.data.randomness import Permutation
@@ -32,7 +32,7 @@ def span(length: int, size: int, number: int) -> tuple[int, int]:
 
 def is_blank(tile: NDArray) -> bool:
     """Whether every channel has one value throughout, NaN counting as a value: nothing can be learnt from it."""
-    if mask_of(tile) is not None:
+    if nodata_mask(tile) is not None:
         return _is_plain(tile)
     for part in (tile[::_COARSE, ::_COARSE], tile):  # a few pixels show that most tiles are not blank
         first = part[:1, :1]

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.formats import claimed_format, format_of, has_exif_rotation, is_transparent
-from openmae.data.decoding.nodata import filled, mask_of, valid_values
+from openmae.data.decoding.nodata import filled, nodata_mask, valid_values
 from openmae.data.reader_process import identity_collate
 from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Source
@@ -32,7 +32,7 @@ FORMATS = (
     "HDF5", "PSD", "HTML", "XML", "SVG", "LFS", "empty", "unknown",
 )
 # fmt: on
-GOOD, EXIF_ROTATED, TRANSPARENT, WRONG_EXTENSION, BLANK, LOW_DETAIL = (1 << bit for bit in range(6))
+READABLE, EXIF_ROTATED, TRANSPARENT, WRONG_EXTENSION, BLANK, LOW_DETAIL = (1 << bit for bit in range(6))
 # Detail, in 0..255, below which the perceptual hash is that of a smooth gradient, which many images share: parts of
 # blurred backgrounds have 2 to 3, the plainest of 256 photographs 6, that of CIFAR-10's 10,000 test images 3.9.
 MIN_DETAIL = 3.5
@@ -50,7 +50,7 @@ RECORD = np.dtype(
         ("top", np.float32),  # the highest value
         ("empty", np.float32),  # the fraction of nodata values
         ("format", np.uint8),
-        ("flags", np.uint8),  # GOOD: it can be read; BLANK: one value only; PLAIN: see MIN_DETAIL
+        ("flags", np.uint8),  # READABLE; BLANK: one value only; LOW_DETAIL: see MIN_DETAIL
     ]
 )
 VALUES_AT_ONCE = 1 << 20  # of an image that are converted to float64 at a time
@@ -108,9 +108,9 @@ class Census:
     blank_tiles: int = 0
 
     @property
-    def good(self) -> NDArray:
+    def readable(self) -> NDArray:
         """The records of the readable images."""
-        return self.records[(self.records["flags"] & GOOD) > 0]
+        return self.records[(self.records["flags"] & READABLE) > 0]
 
 
 class _Examined(Dataset):
@@ -145,7 +145,7 @@ class _Examined(Dataset):
             image = self.source.read(index)
             record["digest"] = _digest(f"{image.shape} {image.dtype} ".encode() + image.tobytes())
         sums, dtype = image_sums(image), str(image.dtype)
-        record["empty"] = 0.0 if (mask := mask_of(image)) is None else mask.mean()
+        record["empty"] = 0.0 if (mask := nodata_mask(image)) is None else mask.mean()
         _add(census.sums, (image.shape[2], dtype), sums)
         if self.tiles is not None:
             num_tiles, blank_tiles = count_blank(image, self.tiles)
@@ -153,7 +153,7 @@ class _Examined(Dataset):
             census.blank_tiles += blank_tiles
         record["height"], record["width"], record["channels"] = image.shape
         record["dtype"], record["top"] = DTYPES.index(dtype), sums.high.max()
-        record["flags"] |= GOOD | BLANK * int((sums.low == sums.high).all())
+        record["flags"] |= READABLE | BLANK * int((sums.low == sums.high).all())
         return shrink(filled(image))
 
 
@@ -176,7 +176,7 @@ def examine(
     whole = Census(np.empty(len(indices), RECORD))
     done = 0
     with closing(
-        iterate_batches(make_loader(dataset, batches, identity_collate, workers=workers, pin=False))
+        iterate_batches(make_loader(dataset, batches, identity_collate, workers=workers, pin_memory=False))
     ) as censuses:
         for census in censuses:
             whole.records[done : done + len(census.records)] = census.records
@@ -193,7 +193,7 @@ def examine(
 def image_sums(image: NDArray) -> Sums:
     """The sums of one image; exact for uint8, where they come from histograms."""
     channels = image.shape[2]
-    if mask_of(image) is not None:
+    if nodata_mask(image) is not None:
         return _image_sums_without_nodata(image)
     if image.dtype == np.uint8 and channels in (1, 3):
         picture = Image.fromarray(image[..., 0] if channels == 1 else image)

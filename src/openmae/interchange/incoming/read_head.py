@@ -1,4 +1,4 @@
-"""What a foreign checkpoint has besides the encoder: a classifier's head, or a decoder of pixels."""
+"""What a checkpoint of another library has besides the encoder: a classifier's head, or a decoder of pixels."""
 
 import re
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from openmae.config import ClassifierShape, DecoderShape, MAEShape, ViTShape
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.reading import ConversionState
+from openmae.interchange.incoming.conversion import ConversionState
 from openmae.interchange.stored import expected_weights
 from openmae.model.heads import PROBE_EPS
 
 DECODER_HEAD_WIDTH = 32
 
 
-def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
+def read_head(state: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor]) -> ClassifierShape | None:
     """The shape of encoder and head as a classifier; None without a head, or with one that openmae does not have.
 
     Raises:
@@ -26,9 +26,9 @@ def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor])
         return None
     num_classes = len(head["head.weight"])
     is_normed = "fc_norm.weight" in head
-    if is_normed and "norm.weight" in r.weights:
-        raise RequestError(f"{r.source} has both norm and fc_norm: openmae's classifiers norm once")
-    pooling = _pooling(r, encoder, is_normed)
+    if is_normed and "norm.weight" in state.weights:
+        raise RequestError(f"{state.source} has both norm and fc_norm: openmae's classifiers norm once")
+    pooling = _pooling(state, encoder, is_normed)
     if pooling == "avg" and is_normed:
         return ClassifierShape(encoder=encoder, num_classes=num_classes, pool="mean")
     if pooling == "avg":  # the mean of normed tokens, as a probe's; its BatchNorm is made to change nothing
@@ -38,30 +38,30 @@ def read_head(r: ConversionState, encoder: ViTShape, head: Mapping[str, Tensor])
     what = (
         f"{pooling}{' and a norm' if is_normed else ''}" if encoder.class_token else f"{pooling}, without a class token"
     )
-    r.remarks.append(f"its head is left: it pools by {shown(what[:50])}, which openmae's classifiers do not")
+    state.remarks.append(f"its head is left: it pools by {shown(what[:50])}, which openmae's classifiers do not")
     return None
 
 
-def _pooling(r: ConversionState, encoder: ViTShape, is_normed: bool) -> str:
+def _pooling(state: ConversionState, encoder: ViTShape, is_normed: bool) -> str:
     """How the head pools the tokens, by timm's name."""
-    if any("attn_pool." in name for name in r.recognised.unused):
+    if any("attn_pool." in name for name in state.recognised.unused):
         return "attention"
-    pooling = r.config.get("global_pool", r.timm_arguments.get("global_pool"))
-    if pooling == "avg" and encoder.class_token and r.timm_arguments.get("pool_include_prefix"):
+    pooling = state.config.get("global_pool", state.timm_arguments.get("global_pool"))
+    if pooling == "avg" and encoder.class_token and state.timm_arguments.get("pool_include_prefix"):
         return "the mean with the class token"
     if pooling is not None:
         return str(pooling)
-    if not is_normed and r.recognised.program != "transformers":
-        r.remarks.append("its head is taken to read the class token: the file does not say")
+    if not is_normed and state.recognised.program != "transformers":
+        state.remarks.append("its head is taken to read the class token: the file does not say")
     return "avg" if is_normed else "token"
 
 
-def batch_norm(r: ConversionState, shape: ClassifierShape) -> dict[str, Tensor]:
+def batch_norm(state: ConversionState, shape: ClassifierShape) -> dict[str, Tensor]:
     """For a probe: the statistics of a BatchNorm that changes nothing; empty for other heads."""
     if shape.head != "probe":
         return {}
     width = shape.encoder.width
-    r.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
+    state.remarks.append("its head takes the mean of normed tokens: read as a probe whose BatchNorm changes nothing")
     return {
         "fc_norm.running_mean": torch.zeros(width),
         "fc_norm.running_var": torch.full((width,), 1 - PROBE_EPS),
@@ -69,19 +69,19 @@ def batch_norm(r: ConversionState, shape: ClassifierShape) -> dict[str, Tensor]:
     }
 
 
-def class_names(r: ConversionState, count: int) -> list[str]:
+def class_names(state: ConversionState, count: int) -> list[str]:
     """The classes as timm or transformers name them, else their numbers."""
-    names: Any = r.config.get("label_names")
-    labels = r.config.get("id2label")
+    names: Any = state.config.get("label_names")
+    labels = state.config.get("id2label")
     if isinstance(labels, Mapping):
         names = [labels.get(str(i), labels.get(i)) for i in range(count)]
     if isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names):
         return [shown(name) for name in names]  # which can contain terminal escape sequences
-    r.remarks.append("its classes have no names: numbers are theirs")
+    state.remarks.append("its classes have no names: numbers are theirs")
     return [str(i) for i in range(count)]
 
 
-def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
+def read_decoder(state: ConversionState, encoder: ViTShape, decoder: Mapping[str, Tensor]) -> MAEShape | None:
     """The shape of encoder and decoder as a masked autoencoder; None without a complete decoder of pixels.
 
     Raises:
@@ -92,39 +92,39 @@ def read_decoder(r: ConversionState, encoder: ViTShape, decoder: Mapping[str, Te
     embed, predict = decoder.get("decoder.embed.weight"), decoder.get("decoder.predict.weight")
     numbers = {int(match[1]) for name in decoder if (match := re.match(r"decoder\.blocks\.(\d{1,6})\.", name))}
     if embed is None or predict is None or embed.ndim != 2 or not numbers:
-        r.remarks.append("its decoder is incomplete: left out")
+        state.remarks.append("its decoder is incomplete: left out")
         return None
     if len(predict) != encoder.patch_dim:
-        r.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
+        state.remarks.append(f"its decoder predicts {len(predict)} values a patch, not pixels: left out")
         return None
     width = len(embed)
-    num_heads = r.number("decoder_num_attention_heads", "decoder_num_heads")
+    num_heads = state.number("decoder_num_attention_heads", "decoder_num_heads")
     if num_heads is not None:
         heads, why = num_heads, "as it says"
-    elif r.hints.decoder_num_heads is not None:
-        heads, why = r.hints.decoder_num_heads, "as requested"
+    elif state.hints.decoder_num_heads is not None:
+        heads, why = state.hints.decoder_num_heads, "as requested"
     elif width % DECODER_HEAD_WIDTH == 0:
         heads, why = width // DECODER_HEAD_WIDTH, f"width / {DECODER_HEAD_WIDTH}, as the paper's"
     else:
-        raise RequestError(f"{r.source} does not say its decoder's heads: give --decoder-num-heads")
+        raise RequestError(f"{state.source} does not say its decoder's heads: give --decoder-num-heads")
     shape = MAEShape(
         encoder=encoder,
         decoder=DecoderShape(width=width, depth=max(numbers) + 1, num_heads=heads),
-        target=_target(r),
+        target=_target(state),
     )
     expected = {name for name in expected_weights(shape) if name.startswith("decoder.")}
     if missing := sorted(expected - decoder.keys()):
-        r.remarks.append(f"its decoder lacks {missing[0]}: left out")
+        state.remarks.append(f"its decoder lacks {missing[0]}: left out")
         return None
-    r.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
+    state.remarks.append(f"decoder {width} x {shape.decoder.depth}, {heads} heads ({why}), predicts {shape.target}")
     return shape
 
 
-def _target(r: ConversionState) -> str:
-    norm_pix_loss = r.setting("norm_pix_loss")
-    if r.hints.target is not None:
-        return r.hints.target
+def _target(state: ConversionState) -> str:
+    norm_pix_loss = state.setting("norm_pix_loss")
+    if state.hints.target is not None:
+        return state.hints.target
     if isinstance(norm_pix_loss, bool):
         return "norm-pixel" if norm_pix_loss else "pixel"
-    r.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
+    state.remarks.append("it does not say whether pixels are normalised: taken so, which --target pixel can change")
     return "norm-pixel"

@@ -79,7 +79,7 @@ def run_onnx(path: Path, images: Tensor) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the exporter's progress messages and warnings, which are of no use to a person."""
+    """Silence the exporter's progress messages and warnings, which are of no use to a user."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

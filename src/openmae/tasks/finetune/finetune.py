@@ -14,7 +14,7 @@ from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import Oversampled, targets_of
 from openmae.data.loader import Stream
-from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder
 from openmae.interchange.stored import StoredModel
@@ -41,10 +41,10 @@ from openmae.tasks.classification.classification import (
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
+from openmae.tasks.finetune.ema_checkpoint import restore_state, save_with_ema
 from openmae.tasks.finetune.evaluation import FinetuneEvaluation
 from openmae.tasks.finetune.step import FinetuneStep, train_step
-from openmae.training.average import ModelEMA
+from openmae.training.model_ema import ModelEMA
 from openmae.training.optim import adamw_from_groups, layer_decay_groups
 from openmae.training.prefetch import StepInputs
 
@@ -58,7 +58,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
 
     Example:
         >>> config = openmae.FinetuneConfig(data="labelled", init="runs/photos", out="runs/labelled", epochs=2)
@@ -66,14 +66,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         'complete'
     """
     with open_run("finetune", config, ResolvedFinetuneConfig) as run:
-        # The data, and what the person left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
-        init = read_start(run)
+        init = read_initial_model(run)
         data = open_finetune_data(requested, None if init is None else init.preprocessing)
         check_classes(run.previous, data)
         plan, facts = plan_finetune(requested, init, data, device, processes.local_count, run.previous)
         resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(resolved.batch_size, 2 if resolved.mixup or resolved.cutmix else 1)
+        run.check_batch_size(resolved.batch_size, 2 if resolved.mixup or resolved.cutmix else 1)
         stream, task = make_stream(plan, data), FinetuneStep(plan, data, device, processes)
 
         # The model and its optimiser, from the checkpoint where there is one.
@@ -82,19 +82,20 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
         model.train_only(resolved.blocks)
         model.to(device)
-        average = ModelEMA(model, resolved.ema) if resolved.ema else None
+        ema = ModelEMA(model, resolved.ema) if resolved.ema else None
         optimizer = make_optimizer(model, resolved)
         schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
-        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
-        if (summary := run.finished(num_steps)) is not None:
+        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, ema))
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.source_lines, *finetune_lines(plan, data, facts, device, num_steps)]
-        copies = 4 if average else 3
-        run.announce(lines, 4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
+        copies = 4 if ema else 3
+        run.print_plan(lines)
+        run.check_disk(4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.origins,
+            origins=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description=describe_model(plan.shape, plan.preprocessing, data, resolved.recipe, resolved.seed),
@@ -105,12 +106,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
         # The step, on every batch of the stream; evaluations on the way and at the end.
         wrapped_model = parallelise(model.train(), processes, device)
-        evaluation = FinetuneEvaluation(plan, data, model, average, device, processes, run.stop)
+        evaluation = FinetuneEvaluation(plan, data, model, ema, device, processes, run.stop)
 
         def take_step(inputs: StepInputs[Batch, ModelInput], step: int) -> StepResult:
             result = train_step(wrapped_model, optimizer, inputs, step, task)
-            if average is not None:
-                average.update(result[2])
+            if ema is not None:
+                ema.update(result[2])
             return result
 
         return run.train(
@@ -123,14 +124,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             take_step=take_step,
             evaluators=lambda: [Evaluator(resolved.evaluate_every, evaluation.evaluate, is_shared=True)],
             bad=facts.bad if facts else None,
-            save=partial(save_averaged, average=average),
+            save=partial(save_with_ema, ema=ema),
             finish=lambda: finish(run, model, evaluation, plan, data),
             final_message=lambda summary: result_text(summary, data, run.path),
         )
 
 
-def read_start(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
-    """The model whose encoder a new run starts from; None from scratch, and for a run that is resumed."""
+def read_initial_model(run: Run[ResolvedFinetuneConfig]) -> StoredModel | None:
+    """The model that `--init` names; None from scratch, and for a resumed run, whose weights are in its checkpoint."""
     if not run.is_new or run.requested.is_from_scratch:
         return None
     return read_init(run.requested.init, Hints(num_heads=run.requested.num_heads))

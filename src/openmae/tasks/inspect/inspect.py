@@ -3,7 +3,7 @@
 from typing import Any
 
 from openmae.config import InspectConfig
-from openmae.requests.inspect import asked_kind
+from openmae.preflight.inspect import requested_kind
 
 
 def inspect(config: InspectConfig) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
         RequestError: there is no such thing, or --out exists.
     """
     config = config.plain()
-    kind = asked_kind(config)
+    kind = requested_kind(config)
     if kind == "model":
         from openmae.tasks.inspect.model import inspect_model
 

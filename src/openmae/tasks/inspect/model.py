@@ -11,7 +11,7 @@ from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
-from openmae.requests.inspect import check_out
+from openmae.preflight.inspect import check_report_folder
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_checkpoint
 
 USES = {
@@ -32,7 +32,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     Raises:
         RequestError: it cannot be read, is damaged, or lacks a weight of its encoder.
     """
-    out = check_out(config.out) if config.out is not None else None
+    out = check_report_folder(config.out) if config.out is not None else None
     assert config.path is not None
     init = read_init(config.path, verbose=False)
     assert init.report is not None

@@ -10,7 +10,7 @@ from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretra
 from openmae.errors import shown
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve
-from openmae.requests.inspect import check_out
+from openmae.preflight.inspect import check_report_folder
 from openmae.run.health import Health
 from openmae.run.lock import is_locked
 from openmae.run.reader import (
@@ -55,7 +55,7 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         RequestError: --out exists.
         Fault: the report cannot be written.
     """
-    out = None if config.out is None else check_out(config.out)
+    out = None if config.out is None else check_report_folder(config.out)
     assert config.path is not None
     run = Path(config.path)
     values, problem = read_json_object(run / "config.json")

@@ -213,7 +213,7 @@ class PackJob:
             if why != FROM_CORES:
                 print(f"readers    {workers}: {why}", flush=True)
         workers = min(workers, len(batches))
-        loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin=False)
+        loader = make_loader(dataset, batches, dataset.collate, workers=workers, pin_memory=False)
         return iterate_batches(loader, self.stop.is_received)
 
     def _next(self, split: str, images: Iterator[PackedBatch]) -> PackedBatch:

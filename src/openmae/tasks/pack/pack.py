@@ -19,7 +19,7 @@ from openmae.machine.device import num_cores
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, format_bytes
 from openmae.machine.signals import StopRequest
 from openmae.planning.summary_lines import nodata_lines
-from openmae.requests.pack import check_no_overlap, check_vacant, manifest_of
+from openmae.preflight.pack import check_no_overlap, check_pack_folder, read_manifest
 from openmae.run.create import make_and_lock
 from openmae.run.lock import check_run_folder
 from openmae.run.quarantine import QUARANTINE
@@ -52,7 +52,7 @@ def pack(config: PackConfig) -> dict[str, Any]:
         out = Path(config.out)
         check_run_folder(out, "OUT")
         check_no_overlap(config.dataset, out)
-        check_vacant(config, out)
+        check_pack_folder(config, out)
         previous, is_finished = read_previous(out)
         splits = open_sources(config, previous)
         sources = splits.sources
@@ -89,7 +89,7 @@ def verify(data: str) -> dict[str, Any]:
         RequestError: the pack is damaged, or there is none.
     """
     started, root = time.monotonic(), Path(data)
-    manifest = manifest_of(data)
+    manifest = read_manifest(data)
     damage = find_damage(root, manifest)
     for split in manifest["splits"]:
         if not damage:

@@ -30,18 +30,18 @@ class TrainingData:
     Attributes:
         held_out: DATA's validation split, or a fixed split of its training images; None for very few images.
         num_held_out: as `--held-out` counts them: of tiled images these and not their tiles.
-        taken: which folder or file was taken for which split; source_lines: that and what else is printed about DATA
-            (see `openmae.data.sources.open.Splits`).
+        origins, source_lines: the folders or files that each split was read from, and what is printed about DATA:
+            `origins` and `lines` of `openmae.data.sources.open.Splits`.
     """
 
     train: Source
     held_out: Source | None
     num_held_out: int = 0
-    taken: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
     source_lines: tuple[str, ...] = ()
 
     @property
-    def count(self) -> int:
+    def num_images(self) -> int:
         """Images in both splits."""
         return len(self.train) + (len(self.held_out) if self.held_out is not None else 0)
 
@@ -65,7 +65,7 @@ def open_training_data(config: PretrainConfig, model: Preprocessing | None = Non
     wanted_splits = ("train",) if config.held_out == 0 else ("train", "val")
     splits = open_splits(config.dataset, wanted_splits, split_rules=config.split_rules, **options)
     name = str(config.dataset)
-    findings: dict[str, Any] = {"taken": splits.origins, "source_lines": tuple(splits.lines)}
+    findings: dict[str, Any] = {"origins": splits.origins, "source_lines": tuple(splits.lines)}
     train = _cut(splits.sources["train"], config.tiles, name)
     if config.held_out == 0:
         return TrainingData(train, None, **findings)
@@ -99,7 +99,7 @@ def make_stream(config: ResolvedPretrainConfig, preprocessing: Preprocessing, tr
         preprocessing,
         Augmentation(kind=config.augment, crop_aspect=config.crop_aspect),
         config.seed,
-        min_side=config.patch_size,
+        patch_size=config.patch_size,
         crops_per_decode=config.crops_per_decode,
-        is_whole=config.crop_on == "device",
+        crop_on_device=config.crop_on == "device",
     )

@@ -24,7 +24,7 @@ def make_evaluators(
     config: ResolvedPretrainConfig,
     plan: PretrainPlan,
     data: TrainingData,
-    masks: MaskSampler,
+    mask_sampler: MaskSampler,
     model: MAE,
     device: torch.device,
     progress: Progress,
@@ -37,7 +37,7 @@ def make_evaluators(
     """
     # Pictures are of training images where none are held out.
     source = data.held_out or PermutedSubset(data.train, 0, min(NUM_PICTURED, len(data.train)))
-    held_out = HeldOut(source, config, plan.preprocessing, masks)
+    held_out = HeldOut(source, config, plan.preprocessing, mask_sampler)
     progress.bad_inputs.note(held_out.bad)
     if len(held_out.images) == 0:
         return []

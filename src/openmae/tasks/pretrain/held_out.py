@@ -34,11 +34,11 @@ class HeldOut:
     """
 
     def __init__(
-        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, masks: MaskSampler
+        self, source: Source, config: ResolvedPretrainConfig, preprocessing: Preprocessing, mask_sampler: MaskSampler
     ) -> None:
-        self.config, self.preprocessing, self.masks = config, preprocessing, masks
+        self.config, self.preprocessing, self.mask_sampler = config, preprocessing, mask_sampler
         batch = read_all(source, preprocessing, config.patch_size)
-        self.images, self.bad, self.empty = batch.images, batch.bad, batch.empty
+        self.images, self.bad, self.is_empty = batch.images, batch.bad, batch.is_empty
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, batch.indices.numpy()))
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class HeldOut:
         for start in range(0, len(self.images), size):
             rows = slice(start, start + size)
             prepared, masking = self._prepare(self.images[rows], self.keys[rows], device)
-            empty = None if self.empty is None else self.empty[rows].to(device)
+            empty = None if self.is_empty is None else self.is_empty[rows].to(device)
             yield prepared, masking, counted_patches(empty, masking)
 
     def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:
@@ -88,7 +88,7 @@ class HeldOut:
         return sheet(rows, ["masked", "reconstruction", "truth"], blocks=2)
 
     def _prepare(self, images: Tensor, keys: Tensor, device: torch.device) -> tuple[Tensor, Masking]:
-        return normalise(images.to(device), self.preprocessing), to_device(self.masks(keys), device)
+        return normalise(images.to(device), self.preprocessing), to_device(self.mask_sampler(keys), device)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from openmae.data.device_crop import model_input
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
-from openmae.interchange.incoming.reading import Hints
+from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_for_pretraining, load_weights
 from openmae.interchange.stored import StoredModel
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
 
     Example:
         >>> config = openmae.PretrainConfig(data="photos", out="runs/photos", epochs=2)
@@ -55,17 +55,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         'complete'
     """
     with open_run("pretrain", config, ResolvedPretrainConfig) as run:
-        # The data, and what the person left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
-        init = read_start(run)
+        init = read_initial_model(run)
         data = open_training_data(requested, None if init is None else init.preprocessing)
-        run.print_lines(
-            *(data.source_lines if run.is_new else ())
-        )  # before what takes seconds: torch's optimisers bring its compiler
+        # Printed early: the plan takes seconds, for it imports torch.optim and with it the compiler.
+        run.print_lines(*(data.source_lines if run.is_new else ()))
         plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
         resolved, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
-        masks, num_steps = mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
-        run.check_shares(resolved.batch_size)
+        mask_sampler, num_steps = make_mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
+        run.check_batch_size(resolved.batch_size)
         stream = make_stream(resolved, preprocessing, data.train)
 
         # The model and its optimiser, from the checkpoint where there is one.
@@ -80,33 +79,36 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         run.restore(
             data.fingerprint,
             restore_state=lambda checkpoint: restore_state(checkpoint, model, optimizer),
-            check=lambda previous: check_mask(previous, masks),
+            check=lambda previous: check_mask(previous, mask_sampler),
         )
-        if (summary := run.finished(num_steps)) is not None:
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
-        run.announce(new_run_lines(plan, data, facts, device, masks), checkpoint_bytes(shape), resolved.keep)
+        run.print_plan(new_run_lines(plan, data, facts, device, mask_sampler))
+        run.check_disk(checkpoint_bytes(shape), resolved.keep)
         run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
             resolved,
             preprocessing,
-            split_sources=data.taken,
+            origins=data.origins,
             num_images=len(data.train),
-            num_inputs=data.count,
-            description=describe_model(resolved, shape, preprocessing, masks),
+            num_inputs=data.num_images,
+            description=describe_model(resolved, shape, preprocessing, mask_sampler),
         )
 
         # The step, on every batch of the stream.
         step_model = make_step_model(run, model, resolved)
-        batches = run.batches(resolved, stream, lambda micro_batch: prepare(micro_batch, plan, masks, device))
+        batches = run.batches(resolved, stream, lambda micro_batch: prepare(micro_batch, plan, mask_sampler, device))
         return run.train(
             model=model,
             optimizer=optimizer,
             schedule=schedule,
             batches=batches,
             take_step=lambda inputs, step: train_step(
-                step_model.wrapped, optimizer, inputs, resolved, processes, masks
+                step_model.wrapped, optimizer, inputs, resolved, processes, mask_sampler
             ),
-            evaluators=lambda: make_evaluators(resolved, plan, data, masks, model, device, run.progress, run.stop),
+            evaluators=lambda: make_evaluators(
+                resolved, plan, data, mask_sampler, model, device, run.progress, run.stop
+            ),
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
@@ -117,8 +119,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
 
 
-def read_start(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
-    """The model whose weights a new run starts from; None from random weights, and for a run that is resumed."""
+def read_initial_model(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
+    """The model that `--init` names; None without it, and for a resumed run, whose weights are in its checkpoint."""
     requested = run.requested
     if not run.is_new or requested.init is None:
         return None
@@ -141,32 +143,32 @@ def make_step_model(run: Run[ResolvedPretrainConfig], model: MAE, config: Resolv
 
 
 def new_run_lines(
-    plan: PretrainPlan, data: TrainingData, facts: DataFacts | None, device: torch.device, masks: MaskSampler
+    plan: PretrainPlan, data: TrainingData, facts: DataFacts | None, device: torch.device, mask_sampler: MaskSampler
 ) -> list[str]:
-    """What is printed of a new run behind its data: tiles and decisions; nothing for a run that is resumed.
+    """What is printed about a new run after the lines about its data: tiles and decisions.
 
     Args:
-        facts: what was surveyed of the training images; None for a run that is resumed.
+        facts: about the training images; None for a resumed run, of which nothing is printed.
     """
     if facts is None:
         return []
     held_out = len(data.held_out) if data.held_out is not None else 0
-    lines = pretrain_lines(plan, facts, device, masks.num_visible, held_out)
+    lines = pretrain_lines(plan, facts, device, mask_sampler.num_visible, held_out)
     return [*tile_lines(plan.config, data, facts), *lines]
 
 
 def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
-    """What `--watch` measures on, as printed before the run. Raises RequestError where its labels are missing."""
+    """The printed lines about `--watch-data`. Raises RequestError where the data of `--watch` has no labels."""
     watched_data = open_watch(config)
     if watched_data is None or config.watch_data is None:
         return []
     return [f"watched    {line}" for line in watched_data.source_lines]
 
 
-def prepare(micro_batch: Batch, plan: PretrainPlan, masks: MaskSampler, device: torch.device) -> ModelInput:
+def prepare(micro_batch: Batch, plan: PretrainPlan, mask_sampler: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images cropped (where readers have not done so) and normalised, and their masks."""
-    images, masking = model_input(micro_batch, plan.preprocessing, device), masks(micro_batch.keys)
-    counted = counted_patches(micro_batch.empty, masking)
+    images, masking = model_input(micro_batch, plan.preprocessing, device), mask_sampler(micro_batch.keys)
+    counted = counted_patches(micro_batch.is_empty, masking)
     return ModelInput(
         images,
         micro_batch.keys,
@@ -186,21 +188,24 @@ def loss_fn(model: nn.Module, inputs: ModelInput, precision: str) -> Tensor:
 
 
 def loss_shares(
-    micro_batches: Sequence[Batch], masks: MaskSampler | None, config: ResolvedPretrainConfig, processes: Processes
+    micro_batches: Sequence[Batch],
+    mask_sampler: MaskSampler | None,
+    config: ResolvedPretrainConfig,
+    processes: Processes,
 ) -> list[float]:
     """The weight of each micro-batch's mean loss in the loss of the step.
 
     The loss of a step is a mean over all masked patches that are not empty; where no patch of the whole batch is empty,
     images are counted instead. All processes take part. Counted on the CPU, and before the first backward pass:
-    gradients of patches that do not count cannot be subtracted afterwards.
+    the gradient of a micro-batch cannot be re-weighted once it has been added to the others'.
     """
-    has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
-    if masks is None or config.nodata == OFF or not processes.any(has_empty):
+    has_empty = any(micro_batch.is_empty is not None for micro_batch in micro_batches)
+    if mask_sampler is None or config.nodata == OFF or not processes.any(has_empty):
         return [len(micro_batch.keys) / config.batch_size for micro_batch in micro_batches]
     counts = []
     for micro_batch in micro_batches:
-        masking = masks(micro_batch.keys)
-        counted = counted_patches(micro_batch.empty, masking)
+        masking = mask_sampler(micro_batch.keys)
+        counted = counted_patches(micro_batch.is_empty, masking)
         counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
     total = int(processes.sum(torch.tensor(sum(counts))))
     return [count / max(1, total) for count in counts]
@@ -212,16 +217,16 @@ def train_step(
     inputs: StepInputs[Batch, ModelInput],
     config: ResolvedPretrainConfig,
     processes: Processes,
-    masks: MaskSampler | None = None,
+    mask_sampler: MaskSampler | None = None,
 ) -> StepResult:
     """One optimiser step over this process's micro-batches of a global batch.
 
     A step whose gradients are not finite leaves weights and optimiser as they are.
 
     Args:
-        masks: of the run; without it every patch counts.
+        mask_sampler: None where every masked patch counts, as without nodata.
     """
-    shares = iter(loss_shares(inputs.micro_batches, masks, config, processes))
+    shares = iter(loss_shares(inputs.micro_batches, mask_sampler, config, processes))
     return accumulated_step(
         model,
         optimizer,
@@ -231,16 +236,16 @@ def train_step(
     )
 
 
-def mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler:
-    """What draws the masks of this run. Raises RequestError for a mask file that does not fit."""
+def make_mask_sampler(config: ResolvedPretrainConfig, shape: MAEShape) -> MaskSampler:
+    """The sampler of this run's masks. Raises RequestError for a mask file that does not fit the grid of patches."""
     grid = shape.encoder.grid
     given = read_mask(config.mask_file, grid) if config.mask_file else None
     return MaskSampler(config.mask, config.mask_ratio, grid, given)
 
 
-def check_mask(previous: PreviousRun[ResolvedPretrainConfig], masks: MaskSampler) -> None:
-    """Raise RequestError where the given mask is not that of the checkpoint."""
-    if read_stored_model(previous.checkpoint.folder / MODEL).description["masking"] != masks.describe():
+def check_mask(previous: PreviousRun[ResolvedPretrainConfig], mask_sampler: MaskSampler) -> None:
+    """Raise RequestError where the mask of `--mask-file` is not the one that the checkpoint was trained with."""
+    if read_stored_model(previous.checkpoint.folder / MODEL).description["masking"] != mask_sampler.describe():
         raise RequestError(f"{previous.config.mask_file} is not the mask that this run began with: restore it")
 
 
@@ -252,14 +257,14 @@ def restore_state(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Opt
 
 
 def describe_model(
-    config: ResolvedPretrainConfig, shape: MAEShape, preprocessing: Preprocessing, masks: MaskSampler
+    config: ResolvedPretrainConfig, shape: MAEShape, preprocessing: Preprocessing, mask_sampler: MaskSampler
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
         "kind": "mae",
         "shape": shape.to_dict(),
         "preprocessing": preprocessing.to_dict(),
-        "masking": masks.describe(),
+        "masking": mask_sampler.describe(),
         "recipe": config.recipe,
         "seed": config.seed,
     }

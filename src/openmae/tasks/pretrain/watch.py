@@ -1,4 +1,4 @@
-"""Watching a pre-training on labelled data: how well its features separate the classes, every so many steps.
+"""Watching a pre-training on labelled data: how well its features separate the classes, every `--watch-every` steps.
 
 The labels are only measured with: nothing of this reaches the training.
 """
@@ -25,7 +25,7 @@ from openmae.inference.features import crop_fraction_for
 from openmae.inference.neighbours import neighbour_votes
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
-from openmae.requests.run import not_watched
+from openmae.preflight.training import watch_error
 from openmae.tasks.pretrain.held_out import pooled_features
 
 ADVICE = "what is watched is classes, name them otherwise"
@@ -72,7 +72,7 @@ def open_watch(config: PretrainConfig) -> WatchData | None:
             data, labels=None, label_file=None, held_out=None, needs_validation=True, advice=ADVICE, **options
         )
     except RequestError as error:
-        raise not_watched(config.watch, error) from None
+        raise watch_error(config.watch, error) from None
     queries = labelled.test if labelled.final_split == "val" else labelled.validation
     assert queries is not None
     if config.watch_images < labelled.num_classes:
@@ -155,7 +155,7 @@ class Watch:
             batch_size=READ_AT_ONCE,
             workers=self.config.workers,
             crop_fraction=crop_fraction,
-            min_side=self.config.patch_size,
+            patch_size=self.config.patch_size,
             with_labels=True,
         ):
             images.append(batch.images)

@@ -53,10 +53,10 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
     Raises:
         RequestError: a wrong setting, unusable data or labels, or too many unreadable files.
         Interrupted: a signal; the run was saved and `--resume auto` continues it.
-        Fault: a full disk, a dead reader process, or a loss that is not finite.
+        Fault: a full disk, a dead reader process, or a loss that stays not finite.
     """
     with open_run("probe", config, ResolvedProbeConfig, remembers_micro_batch=False) as run:
-        # The data, and what the person left open.
+        # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_init(requested.init)
         check_outside(requested.dataset, requested.out)
@@ -65,7 +65,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         check_classes(run.previous, data)
         plan, facts = plan_probe(requested, init, data, device, processes.local_count, run.previous)
         resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
-        run.check_shares(resolved.batch_size, 2, ": the BatchNorm of a probe needs as many")
+        run.check_batch_size(resolved.batch_size, 2, ": the BatchNorm of a probe needs as many")
 
         # The frozen encoder, and the heads with their optimiser: from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
@@ -81,10 +81,11 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
             restore_state=lambda checkpoint: restore_state(checkpoint, probes, optimizer),
             check=lambda previous: check_encoder(previous, encoder_hash),
         )
-        if (summary := run.finished(num_steps)) is not None:
+        if (summary := run.finished_summary(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.source_lines, *probe_lines(plan, data, facts, device, num_steps)]
-        run.announce(lines, 8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
+        run.print_plan(lines)
+        run.check_disk(8 * sum(p.numel() for p in probes.parameters()), resolved.keep)
 
         # Features of images that are centre-cropped, never augmented: computed once.
         encoder = EncoderModel(classifier.encoder, plan.preprocessing, init.description, device, init.report)
@@ -97,7 +98,7 @@ def probe(config: ProbeConfig) -> dict[str, Any]:
         run.begin(
             resolved,
             plan.preprocessing,
-            split_sources=data.origins,
+            origins=data.origins,
             num_images=len(data.train),
             num_inputs=len(data.train),
             description={"kind": "probes", "rates": resolved.base_lr, "seed": resolved.seed},

@@ -36,7 +36,7 @@ from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import atomic_write, write_json
 from openmae.machine.parallel import join_processes
 from openmae.machine.signals import StopRequest
-from openmae.requests.features import check_run
+from openmae.preflight.evaluation import check_robustness_folder
 from openmae.tasks.robustness.measure import measure
 from openmae.tasks.robustness.report import EvaluationSet, paper_row, result_lines, summarise
 from openmae.tasks.robustness.run import finish_run, finished_rows, start_run
@@ -57,7 +57,7 @@ def robustness(config: RobustnessConfig) -> dict[str, Any]:
     run = Path(config.out)
     with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
         # Set-up: nothing is written before everything is checked.
-        check_run(config, run)
+        check_robustness_folder(config, run)
         device = use_device(config.device, processes.local_rank)
         model = load_classifier(config.init, str(device))
         preprocessing = preprocessing_for(model, config.size)

@@ -10,7 +10,7 @@ from openmae.config import Preprocessing, flag_of
 from openmae.config.robustness import RobustnessConfig
 from openmae.errors import RequestError
 from openmae.machine.files import atomic_write, disk_faults, write_json
-from openmae.requests.features import ROWS
+from openmae.preflight.evaluation import ROWS_FILE
 from openmae.run.create import create_run
 from openmae.run.quarantine import write_quarantine
 from openmae.tasks.robustness.report import EvaluationSet, Row
@@ -24,7 +24,7 @@ def finished_rows(run: Path, settings: dict[str, Any], sets: list[EvaluationSet]
         RequestError: they are of another model or other settings, or of parts that are not requested now.
     """
     rows = {}
-    for line in read_lines(run / ROWS):
+    for line in read_lines(run / ROWS_FILE):
         with suppress(TypeError):
             row = Row.from_dict(line)
             rows[row.part] = row
@@ -51,13 +51,13 @@ def start_run(
 
 def write_rows(run: Path, rows: list[Row]) -> None:
     """Rewrite the rows of all finished parts."""
-    with atomic_write(run / ROWS) as partial:
+    with atomic_write(run / ROWS_FILE) as partial:
         partial.write_text("".join(json.dumps(row.to_dict()) + "\n" for row in rows))
 
 
 def add_row(run: Path, row: Row) -> None:
     """Append the row of a finished part."""
-    path = run / ROWS
+    path = run / ROWS_FILE
     with disk_faults(path, is_resumable=True), path.open("a") as file:
         file.write(json.dumps(row.to_dict()) + "\n")
 

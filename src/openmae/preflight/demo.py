@@ -1,4 +1,4 @@
-"""`demo`: a folder with nothing in it, or with an earlier demo."""
+"""Checks of `demo`: the device's name, and a folder that is empty or holds an earlier demo; and its settings."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,21 @@ from openmae.config import DemoConfig, PretrainConfig
 from openmae.errors import RequestError
 from openmae.machine.device_name import check_device
 
-DATA = "embedded:photos"
-STEPS = 1000
+DEMO_DATA = "embedded:photos"
+DEMO_STEPS = 1000
 
 
 def check_demo(config: DemoConfig) -> None:
-    """Raise RequestError where something else would be replaced."""
+    """Raise RequestError where the folder holds something other than an earlier demo, which would be replaced."""
     check_device(config.device)
     is_earlier_demo(Path(config.out), pretrain_settings(config))
 
 
 def pretrain_settings(config: DemoConfig) -> PretrainConfig:
-    """A model small enough for a laptop: 60 px photographs in 6 px patches, plain pixels as the target."""
-    steps = config.steps or STEPS
+    """The demo's pre-training, small enough for a laptop: 60 px photographs in 6 px patches, pixels as the target."""
+    steps = config.steps or DEMO_STEPS
     return PretrainConfig(
-        data=DATA,
+        data=DEMO_DATA,
         out=config.out,
         image_size=60,
         patch_size=6,
@@ -42,7 +42,9 @@ def pretrain_settings(config: DemoConfig) -> PretrainConfig:
 
 
 def is_earlier_demo(out: Path, settings: PretrainConfig) -> bool:
-    """Whether an earlier demo lies there; False where nothing does.
+    """Whether the folder `out` holds an earlier demo; False where it is empty or does not exist.
+
+    A folder is taken for a demo by its config.json.
 
     Raises:
         RequestError: the folder holds something that is no demo.
@@ -51,9 +53,9 @@ def is_earlier_demo(out: Path, settings: PretrainConfig) -> bool:
         return False
     try:
         found = json.loads((out / "config.json").read_bytes())
-        varies = {"out", "seed", "steps", "device", "save_every"}
-        fixed = {name: value for name, value in settings.explicit().items() if name not in varies}
-        is_demo = all(found[name] == value for name, value in fixed.items())
+        may_differ = {"out", "seed", "steps", "device", "save_every"}
+        same_in_all = {name: value for name, value in settings.explicit().items() if name not in may_differ}
+        is_demo = all(found[name] == value for name, value in same_in_all.items())
     except (OSError, ValueError, KeyError, TypeError):
         is_demo = False
     if not is_demo:

@@ -1,4 +1,4 @@
-"""`bench`: data that are there, and a name for the figures."""
+"""Checks of `bench`: the device's name, the path of the JSON file, the data."""
 
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from openmae.machine.device_name import check_device
 
 
 def check_bench(config: BenchConfig) -> None:
-    """Raise RequestError where nothing can be measured or written."""
+    """Raise RequestError where the benchmark cannot run or its results cannot be written."""
     check_device(config.device)
-    check_json(config)
+    check_json_path(config)
     if config.data is not None and config.name == "loader" and not Path(config.data).is_dir():
-        raise no_image_files(config.data)
+        raise no_image_files_error(config.data)
     if config.data is not None and config.name == "epoch":
         check_named(config.data)
 
 
-def check_json(config: BenchConfig) -> None:
-    """Raise RequestError where the figures' file is a folder."""
+def check_json_path(config: BenchConfig) -> None:
+    """Raise RequestError where `--json` is a folder."""
     if config.json is not None and Path(config.json).is_dir():
         raise RequestError(f"--json {config.json} is a folder: give the name of a file")
 
 
-def no_image_files(data: str) -> RequestError:
-    """What is said of a DATA that the loader cannot be compared on."""
+def no_image_files_error(data: str) -> RequestError:
+    """The error for a `--data` on which loaders cannot be compared."""
     return RequestError(f"--data {data} holds no image files: the loader is compared on a folder of JPEGs")

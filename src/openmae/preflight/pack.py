@@ -1,4 +1,4 @@
-"""`pack`: a folder that nothing is lost in, apart from its data, and data that are there."""
+"""Checks of `pack`: an output folder in which nothing would be lost, and which shares no folder with the data."""
 
 import os
 from pathlib import Path
@@ -13,22 +13,22 @@ from openmae.run.lock import check_run_folder
 
 
 def check_pack(config: PackConfig) -> None:
-    """Raise RequestError where there is nothing to pack or to check, or no place for it."""
+    """Raise RequestError where the data or, with --verify, the pack cannot be found, or OUT cannot be used."""
     config = config.plain()
     if config.verify:
         assert config.data is not None
-        manifest_of(config.data)
+        read_manifest(config.data)
         return
     assert config.out is not None
     out = Path(config.out)
     check_run_folder(out, "OUT")
     check_no_overlap(config.dataset, out)
-    check_vacant(config, out)
+    check_pack_folder(config, out)
     check_named(config.dataset)
 
 
-def manifest_of(data: str) -> dict[str, Any]:
-    """What a pack says of itself. Raises RequestError where there is none."""
+def read_manifest(data: str) -> dict[str, Any]:
+    """The manifest of a pack. Raises RequestError where the folder is no pack."""
     manifest = read_pack(Path(data))
     if manifest is None:
         raise RequestError(f"{shown(data)} is no pack: it has no {MANIFEST}")
@@ -36,20 +36,20 @@ def manifest_of(data: str) -> dict[str, Any]:
 
 
 def check_no_overlap(data: Dataset, out: Path) -> None:
-    """Raise RequestError where the pack would lie among its data, or they in it."""
+    """Raise RequestError where OUT lies inside the data, or the data inside OUT."""
     for path in paths_of(data):
-        there, here = Path(os.path.realpath(path)), Path(os.path.realpath(out))
-        if here.is_relative_to(there) or there.is_relative_to(here):
+        real_data, real_out = Path(os.path.realpath(path)), Path(os.path.realpath(out))
+        if real_out.is_relative_to(real_data) or real_data.is_relative_to(real_out):
             raise RequestError(f"OUT {shown(out)} and DATA {shown(path)} lie inside each other: choose another OUT")
 
 
-def check_vacant(config: PackConfig, out: Path) -> None:
-    """Raise RequestError where something would be lost."""
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    if there <= {PARTIAL_PREFIX + UNFINISHED}:  # it was ended while it wrote the first file
+def check_pack_folder(config: PackConfig, out: Path) -> None:
+    """Raise RequestError unless OUT is empty or holds a pack, finished or not, that `--resume` allows to continue."""
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names <= {PARTIAL_PREFIX + UNFINISHED}:  # empty, or an earlier start was killed while it wrote the first file
         return
-    is_ours = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
-    if not is_ours:
+    is_pack = os.path.lexists(out / UNFINISHED) or (os.path.lexists(out / MANIFEST) and read_pack(out) is not None)
+    if not is_pack:
         raise RequestError(f"{shown(out)} exists and holds something else: choose another OUT")
     if config.resume == "never":
         raise RequestError(f"{shown(out)} exists already: --resume auto goes on with it, another OUT starts one")

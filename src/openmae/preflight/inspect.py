@@ -1,36 +1,35 @@
-"""`inspect`: what its path is, and whether all that was asked for is of such a thing."""
+"""Checks of `inspect`: whether PATH is a data set, a run or a model, and whether the settings suit that."""
 
 import os
 from pathlib import Path
 
 from openmae.config import InspectConfig, flag_of, paths_of
-from openmae.data.sources.named import check_named
+from openmae.data.sources.named import EMBEDDED, check_named
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.named import check_init
+from openmae.interchange.incoming.named import HUB, TIMM, check_init
 from openmae.run.lock import check_run_folder
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
-PUBLIC = ("hf:", "timm:")
-OF_DATA = ("limit", "tiles", "value_range", "axes", "max_pixels")  # what is said of a data set alone
+CHECKPOINT_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
+DATA_ONLY_SETTINGS = ("limit", "tiles", "value_range", "axes", "max_pixels")  # not for a run or a model
 
 
 def check_inspect(config: InspectConfig) -> None:
-    """Raise RequestError where there is nothing to look at or no place for the report."""
+    """Raise RequestError where PATH names nothing, a setting does not suit it, or the report cannot be written."""
     config = config.plain()
-    kind = asked_kind(config)
+    kind = requested_kind(config)
     if config.out is not None:
-        check_out(config.out, *(paths_of(config.dataset) if kind == "data" else ()))
+        check_report_folder(config.out, *(paths_of(config.dataset) if kind == "data" else ()))
     if kind == "data":
         check_named(config.dataset)
     elif kind == "model" and config.path is not None:
         check_init(config.path)
 
 
-def asked_kind(config: InspectConfig) -> str:
-    """`kind_of` the path. Raises RequestError where a setting is for another kind of thing."""
+def requested_kind(config: InspectConfig) -> str:
+    """The kind of thing to inspect (`kind_of`). Raises RequestError where a setting suits only another kind."""
     kind = "data" if config.path is None else kind_of(config.path)
     for name in config.explicit() if kind != "data" else ():
-        if name in OF_DATA:
+        if name in DATA_ONLY_SETTINGS:
             raise RequestError(
                 f"{flag_of(name)} is for a data set, and {shown(str(config.path))} is a {kind}: leave it out"
             )
@@ -38,19 +37,19 @@ def asked_kind(config: InspectConfig) -> str:
 
 
 def kind_of(path: str) -> str:
-    """What is there: "run", "model" or, for all else, "data", which says itself what is wrong with it.
+    """What the path names: "run", "model" or, for all else, "data", also where nothing is there: opening it says so.
 
     Raises:
-        RequestError: it cannot be looked at.
+        RequestError: the folder cannot be listed.
     """
-    if path.startswith(PUBLIC):
+    if path.startswith((HUB, TIMM)):
         return "model"
-    if path.startswith("embedded:"):
+    if path.startswith(EMBEDDED):
         return "data"
     try:
         place = Path(path)
         if place.is_file():
-            return "model" if place.suffix.lower() in WEIGHTS else "data"
+            return "model" if place.suffix.lower() in CHECKPOINT_EXTENSIONS else "data"
         if not place.is_dir():
             return "data"
         names = set(os.listdir(place))
@@ -61,18 +60,18 @@ def kind_of(path: str) -> str:
         return "run"
     if names & {"model.safetensors", "manifest.json"}:
         return "model"
-    has_weights = any(os.path.splitext(name)[1].lower() in WEIGHTS for name in names)
+    has_weights = any(os.path.splitext(name)[1].lower() in CHECKPOINT_EXTENSIONS for name in names)
     return "model" if "config.json" in names and has_weights else "data"
 
 
-def check_out(out: str, *protected: str) -> Path:
-    """The folder to create.
+def check_report_folder(out: str, *protected: str) -> Path:
+    """The folder of the report, to be created.
 
     Args:
-        protected: folders of a data set, into which no picture may be written.
+        protected: folders of a data set, into which nothing may be written.
 
     Raises:
-        RequestError: it exists and is not empty, cannot be created, or is among the images.
+        RequestError: it exists and is not empty, cannot be created, or lies in a protected folder.
     """
     path = Path(out)
     check_run_folder(path)

@@ -1,4 +1,4 @@
-"""`attention`, `reconstruct`: a sheet that replaces no image, the model, the images."""
+"""Checks of `attention` and `reconstruct`: the picture to write, the model, the images."""
 
 import os
 from pathlib import Path
@@ -12,18 +12,18 @@ from openmae.machine.device_name import check_device
 
 
 def check_attention(config: AttentionConfig) -> None:
-    """Raise RequestError where there is nothing to show or no place to write it."""
+    """Raise RequestError where the model or the images cannot be found, or the picture would replace an image."""
     config = config.plain()
-    protect_images(config.images, config.out)
+    check_sheet_path(config.images, config.out)
     check_init(config.init)
     check_device(config.device)
     check_images(config.images)
 
 
 def check_reconstruct(config: ReconstructConfig) -> None:
-    """Raise RequestError where there is nothing to show or no place to write it."""
+    """Raise RequestError where model, images or mask cannot be found, or the picture would replace an image."""
     config = config.plain()
-    protect_images(config.images, config.out)
+    check_sheet_path(config.images, config.out)
     check_init(config.init)
     check_device(config.device)
     check_images(config.images)
@@ -31,9 +31,13 @@ def check_reconstruct(config: ReconstructConfig) -> None:
         check_mask_file(config.mask_file)
 
 
-def protect_images(names: tuple[str, ...], out: str) -> None:
-    """Raise RequestError where the sheet would replace an image that was named or lies in a named folder."""
-    place = Path(os.path.realpath(out))
-    for name in names:
-        if place.is_relative_to(os.path.realpath(name)):
+def check_sheet_path(images: tuple[str, ...], out: str) -> None:
+    """Raise RequestError where the picture would replace one of the images or lie in one of their folders.
+
+    Args:
+        images: paths of image files, or of one data set.
+    """
+    real_out = Path(os.path.realpath(out))
+    for path in images:
+        if real_out.is_relative_to(os.path.realpath(path)):
             raise RequestError(f"--out {out} is, or lies among, the images to show: choose another name")

@@ -1,4 +1,7 @@
-"""`pretrain`, `finetune`, `probe`: a run folder that may be begun, and for a new run its weights and data."""
+"""Checks of `pretrain`, `finetune` and `probe`: the run folder, `--resume` and, for a new run, its weights and data.
+
+A resumed run takes its weights and data from its own config.json, which the command checks itself.
+"""
 
 from pathlib import Path
 
@@ -9,14 +12,15 @@ from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import cannot_be_resumed, check_outside, check_run_folder, check_vacant, is_vacant
+from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 
 def check_pretrain(config: PretrainConfig) -> None:
-    """Raise RequestError where the run cannot begin."""
+    """Raise RequestError where the run folder cannot be used, or a new run's weights, data or mask are missing."""
     config = config.plain()
-    if not _is_new(config):
+    is_new = _check_start(config)
+    if not is_new:
         return
     if config.init is not None:
         check_init(config.init)
@@ -28,25 +32,27 @@ def check_pretrain(config: PretrainConfig) -> None:
         try:
             check_named(config.watch_data)
         except RequestError as error:
-            raise not_watched(config.watch, error) from None
+            raise watch_error(config.watch, error) from None
 
 
 def check_finetune(config: FinetuneConfig) -> None:
-    """Raise RequestError where the run cannot begin."""
+    """Raise RequestError where the run folder cannot be used, or a new run's weights, data or labels are missing."""
     config = config.plain()
-    if _is_new(config):
+    is_new = _check_start(config)
+    if is_new:
         _check_labelled(config, None if config.is_from_scratch else config.init)
 
 
 def check_probe(config: ProbeConfig) -> None:
-    """Raise RequestError where the run cannot begin."""
+    """Raise RequestError where the run folder cannot be used, or a new run's weights, data or labels are missing."""
     config = config.plain()
-    if _is_new(config):
+    is_new = _check_start(config)
+    if is_new:
         _check_labelled(config, config.init)
 
 
-def not_watched(watch: str | None, error: RequestError) -> RequestError:
-    """What is said of images that cannot be looked at while a run trains."""
+def watch_error(watch: str | None, error: RequestError) -> RequestError:
+    """The error for data that `--watch` cannot measure on; `error` says why."""
     return RequestError(f"--watch {watch}: {error}; --watch-data takes labelled images of the same kind")
 
 
@@ -59,8 +65,12 @@ def _check_labelled(config: FinetuneConfig | ProbeConfig, init: str | None) -> N
         check_label_file(config.label_file)
 
 
-def _is_new(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
-    """Whether the settings are all that the run is: one that goes on has its own. Raises RequestError."""
+def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
+    """Check run folder, `--resume` and device; return whether the run is new, not resumed.
+
+    Raises:
+        RequestError: the folder cannot be used, `--resume` names nothing, or there is no such kind of device.
+    """
     run = Path(config.out)
     check_run_folder(run)
     if config.resume == "never":
@@ -68,6 +78,6 @@ def _is_new(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
     elif config.resume != "auto" and not Path(config.resume).exists():
         path = Path(config.resume)
         if not CHECKPOINT_NAME.fullmatch(path.name):
-            raise cannot_be_resumed(path)
+            raise cannot_resume_error(path)
     check_device(config.device)
     return config.resume in ("never", "auto") and is_vacant(run)

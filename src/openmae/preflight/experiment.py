@@ -1,4 +1,4 @@
-"""`experiment`: a model and data that are there, and a folder that can be made."""
+"""Checks of `experiment`: the model, the device's name, the data, the output folder."""
 
 from pathlib import Path
 
@@ -11,16 +11,16 @@ from openmae.run.lock import check_outside, check_run_folder
 
 
 def check_experiment(config: ExperimentConfig) -> None:
-    """Raise RequestError where it cannot begin."""
+    """Raise RequestError where the model or the data cannot be found or the output folder cannot be used."""
     check_init(config.init)
     check_device(config.device)
     check_named(config.dataset)
     check_outside(config.dataset, config.out)
-    check_begin(config, Path(config.out))
+    check_folder_and_labels(config, Path(config.out))
 
 
-def check_begin(config: ExperimentConfig, out: Path) -> None:
-    """Raise RequestError where the folder cannot be made, or a share of the labels would be two rows."""
+def check_folder_and_labels(config: ExperimentConfig, out: Path) -> None:
+    """Raise RequestError where the folder cannot be created, or `--labels` repeats a share (each is a row)."""
     check_run_folder(out)
     if len(set(config.labels)) < len(config.labels):
         raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")

@@ -1,4 +1,4 @@
-"""`knn`, `embed`, `robustness`: an output that replaces nothing, the model, the images."""
+"""Checks of `knn`, `embed` and `robustness`: the output, the device's name, the model, the data."""
 
 import json
 import os
@@ -10,15 +10,15 @@ from openmae.data.sources.named import check_named, names_in
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import check_outside, check_run_folder, exists_already
+from openmae.run.lock import already_exists_error, check_outside, check_run_folder
 
-ROWS = "robustness.jsonl"  # a line for each finished part: what --resume auto goes on behind
+ROWS_FILE = "robustness.jsonl"  # a line for each finished part; --resume auto measures only the others
 
 
 def check_knn(config: KnnConfig) -> None:
-    """Raise RequestError where nothing can be measured or written."""
+    """Raise RequestError where model, data or labels cannot be found, or the run folder cannot be used."""
     config = config.plain()
-    check_vacant(Path(config.out))
+    check_knn_folder(Path(config.out))
     check_device(config.device)
     check_init(config.init)
     check_named(config.dataset)
@@ -26,8 +26,8 @@ def check_knn(config: KnnConfig) -> None:
         check_label_file(config.label_file)
 
 
-def check_vacant(run: Path) -> None:
-    """Raise RequestError where a run would be lost, or none can be made."""
+def check_knn_folder(run: Path) -> None:
+    """Raise RequestError where the run folder cannot be created or is not empty; what a failed `knn` left may stay."""
     check_run_folder(run)
     if not run.exists() or not any(run.iterdir()):
         return
@@ -40,54 +40,54 @@ def check_vacant(run: Path) -> None:
 
 
 def check_embed(config: EmbedConfig) -> None:
-    """Raise RequestError where there is nothing to embed or no place for the table."""
+    """Raise RequestError where the model or the data cannot be found, or the table cannot be written."""
     config = config.plain()
-    check_out(config)
+    check_table_path(config)
     check_device(config.device)
     check_init(config.init)
     check_named(config.dataset, SPLITS if config.split == "all" else (config.split,))
 
 
-def check_out(config: EmbedConfig) -> None:
-    """Raise RequestError where the table would be among the images, or no file can be."""
+def check_table_path(config: EmbedConfig) -> None:
+    """Raise RequestError where `--out` is a folder, cannot be created, or is or lies among the images."""
     out = Path(config.out)
-    place = Path(os.path.realpath(out))
-    if any(place.is_relative_to(os.path.realpath(path)) for path in paths_of(config.dataset)):
+    real_out = Path(os.path.realpath(out))
+    if any(real_out.is_relative_to(os.path.realpath(path)) for path in paths_of(config.dataset)):
         raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
     if out.is_dir():
         raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
-    there = next(place for place in out.absolute().parents if place.exists())
-    if not there.is_dir():
-        raise RequestError(f"--out {shown(out)} cannot be written: {shown(there)} is no folder")
+    nearest_existing = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest_existing.is_dir():
+        raise RequestError(f"--out {shown(out)} cannot be written: {shown(nearest_existing)} is no folder")
 
 
 def check_robustness(config: RobustnessConfig) -> None:
-    """Raise RequestError where nothing can be measured or written."""
+    """Raise RequestError where the model or a data set cannot be found, or the run folder cannot be used."""
     config = config.plain()
-    check_run(config, Path(config.out))
+    check_robustness_folder(config, Path(config.out))
     check_device(config.device)
     check_init(config.init)
-    for flag, folder in sets_of(config).items():
+    for flag, folder in folders_of_sets(config).items():
         if folder is not None:
             names_in(Path(folder), flag)
 
 
-def check_run(config: RobustnessConfig, run: Path) -> None:
-    """Raise RequestError where the run folder cannot be made, lies among the images, or is not to be touched."""
+def check_robustness_folder(config: RobustnessConfig, run: Path) -> None:
+    """Raise RequestError where the run folder cannot be created or resumed, or lies among the images."""
     check_run_folder(run)
-    for data in sets_of(config).values():
-        if data is not None:
-            check_outside(data, config.out)
+    for folder in folders_of_sets(config).values():
+        if folder is not None:
+            check_outside(folder, config.out)
     if not run.exists() or not any(run.iterdir()):
         return
     if config.resume == "never":
-        raise exists_already(run)
-    if not (run / ROWS).is_file():
+        raise already_exists_error(run)
+    if not (run / ROWS_FILE).is_file():
         raise RequestError(f"{run} holds no run of openmae robustness that can be resumed: choose another --out")
 
 
-def sets_of(config: RobustnessConfig) -> dict[str, str | None]:
-    """The folders of the sets, by flag."""
+def folders_of_sets(config: RobustnessConfig) -> dict[str, str | None]:
+    """The folder of each data set, by its flag; None where it is not measured."""
     return {
         "--imagenet-c": config.imagenet_c,
         "--imagenet-a": config.imagenet_a,

@@ -1,4 +1,4 @@
-"""The state of interpreting a checkpoint: what was found so far, and remarks about it."""
+"""The state of the conversion of a checkpoint: what was found so far, and remarks about it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from openmae.interchange.incoming.recognise import Recognised
 
 @dataclass(frozen=True, kw_only=True)
 class Hints:
-    """Settings that a person gives for a file that does not contain them; None: not given."""
+    """Settings that a user gives for a file that does not contain them; None: not given."""
 
     num_heads: int | None = None
     decoder_num_heads: int | None = None
@@ -25,7 +25,7 @@ class Hints:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionState:
-    """The state of `interpret`, passed from step to step.
+    """The state of `convert_checkpoint`, passed from step to step.
 
     Attributes:
         source: the requested path or name, for messages.
