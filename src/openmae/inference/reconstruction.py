@@ -79,6 +79,8 @@ def reconstruct_patches(
         else:
             leaks = True
         prediction = prediction * std + mean
+    else:
+        prediction = mae.target.to_patches(prediction)
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
     pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)

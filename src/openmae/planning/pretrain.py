@@ -105,7 +105,13 @@ def mae_shape(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> M
     """
     c, encoder = config, encoder_shape(config, like)
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
-    return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
+    return MAEShape(
+        encoder=encoder,
+        decoder=decoder,
+        target=c.target,
+        mask_tokens_in_encoder=c.mask_tokens_in_encoder,
+        pca_coefficients=c.pca_coefficients,
+    )
 
 
 def make_pretrain_plan(
@@ -201,6 +207,8 @@ def _adopt_init(init: StoredModel, decisions: Decisions, is_measured: bool) -> N
         for name in ("width", "depth", "num_heads"):
             decide("decoder_" + name, getattr(init.shape.decoder, name), "as --init")
         decide("target", init.shape.target, "as --init")
+        if decisions.get("target") == init.shape.target == "pca":
+            decide("pca_coefficients", init.shape.pca_coefficients, "as --init")
     for name in ("value_range", "background", *(() if is_measured else ("mean", "std"))):
         decide(name, getattr(preprocessing, name), "as --init")
 
@@ -226,6 +234,9 @@ def _decide_data(facts: DataFacts, decisions: Decisions) -> None:
     decide("augment", "crop", "the paper's default (table 1e)")
     decide("crop_aspect", "model", CROPS_LIKE_EVALUATION)
     decide_statistics(facts, decisions)
+    if decisions.get("target") == "pca":
+        values = decisions.get("channels") * decisions.get("patch_size") ** 2
+        decide("pca_coefficients", max(1, values // 8), f"an eighth of a patch's {values} values (table 1d)")
 
 
 def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:

@@ -31,6 +31,7 @@ from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data
 from openmae.tasks.pretrain.evaluators import make_evaluators
+from openmae.tasks.pretrain.fit_target import fit_target
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
@@ -59,9 +60,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         requested, device, processes = run.requested, run.device, run.processes
         init = read_start(run)
         data = open_training_data(requested, None if init is None else init.preprocessing)
-        run.print_lines(
-            *(data.source_lines if run.is_new else ())
-        )  # before what takes seconds: torch's optimisers bring its compiler
+        # Before what takes seconds: torch's optimisers bring its compiler.
+        run.print_lines(*(data.source_lines if run.is_new else ()))
         plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
         resolved, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         masks, num_steps = mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
@@ -84,7 +84,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
         if (summary := run.finished(num_steps)) is not None:
             return summary
-        run.announce(new_run_lines(plan, data, facts, device, masks), checkpoint_bytes(shape), resolved.keep)
+        fit = fit_target(run, model, stream, init)
+        lines = [*new_run_lines(plan, data, facts, device, masks), *fit.lines]
+        run.announce(lines, checkpoint_bytes(shape), resolved.keep)
         run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
             resolved,
@@ -92,7 +94,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             split_sources=data.taken,
             num_images=len(data.train),
             num_inputs=data.count,
-            description=describe_model(resolved, shape, preprocessing, masks),
+            description=describe_model(resolved, shape, preprocessing, masks) | fit.description,
         )
 
         # The step, on every batch of the stream.
