@@ -1,4 +1,4 @@
-"""`pretrain --target pca`: the fit is recorded, kept, and the same for any number of processes; bad input is refused."""
+"""`pretrain --target pca`: the fit is recorded, kept, the same for any number of processes; bad input is refused."""
 
 import random
 import signal
