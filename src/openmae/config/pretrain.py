@@ -62,7 +62,10 @@ class PretrainConfig(Sized, DataSettings):
     mask_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
     target: str | None = None
-    """pixel, or norm-pixel: normalised by each patch's own mean and standard deviation."""
+    """pixel; norm-pixel: normalised by each patch's own mean and standard deviation; or pca: the largest principal
+    components of the patches."""
+    pca_coefficients: int | None = None
+    """How many components --target pca predicts; an eighth of a patch's values unless given."""
     mask_tokens_in_encoder: bool = False
     """Table 1c: let mask tokens through the encoder (slower and worse)."""
 
@@ -166,7 +169,15 @@ class PretrainConfig(Sized, DataSettings):
         check_name("--watch", self.watch, WATCH_METHODS)
         for name in ("width", "depth", "num_heads", "patch_size", "channels", "decoder_width", "decoder_depth"):
             check_range(flag_of(name), getattr(self, name), 1)
-        for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):
+        for name in (
+            "decoder_num_heads",
+            "pca_coefficients",
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "keep",
+        ):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("evaluate_every", "picture_every", "save_every", "watch_every", "watch_images"):
             check_range(flag_of(name), getattr(self, name), 1)

@@ -81,6 +81,8 @@ def reconstruct_patches(
         else:
             uses_true_statistics = True
         prediction = prediction * std + mean
+    else:
+        prediction = mae.target.to_patches(prediction)
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
     is_masked_pixel = _by_pixel(is_masked, grid, size)

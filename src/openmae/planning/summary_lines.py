@@ -49,7 +49,7 @@ def pretrain_lines(
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
         f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
-        f"encoder sees {visible} ({c.mask} mask); it predicts {c.target}",
+        f"encoder sees {visible} ({c.mask} mask); it predicts {shape.target_name}",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
         steps_line(c, steps, facts.count),
         f"rate       {format_rate(c)}",

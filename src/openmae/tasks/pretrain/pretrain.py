@@ -31,6 +31,7 @@ from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data
 from openmae.tasks.pretrain.evaluators import make_evaluators
+from openmae.tasks.pretrain.fit_target import fit_target
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
@@ -83,7 +84,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
         if (summary := run.finished_summary(num_steps)) is not None:
             return summary
-        run.print_plan(new_run_lines(plan, data, facts, device, mask_sampler))
+        fit = fit_target(run, model, stream, init)
+        run.print_plan([*new_run_lines(plan, data, facts, device, mask_sampler), *fit.lines])
         run.check_disk(checkpoint_bytes(shape), resolved.keep)
         run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
@@ -92,7 +94,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             origins=data.origins,
             num_images=len(data.train),
             num_inputs=data.num_images,
-            description=describe_model(resolved, shape, preprocessing, mask_sampler),
+            description=describe_model(resolved, shape, preprocessing, mask_sampler) | fit.description,
         )
 
         # The step, on every batch of the stream.
