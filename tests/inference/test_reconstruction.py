@@ -68,7 +68,7 @@ def with_other_hidden_pixels(images, masking):
 def test_a_perfect_prediction_with_true_statistics_is_the_image_and_says_that_it_leaks(perfect, images, masking):
     result = reconstruct_patches(perfect, images, masking, PREPROCESSING, undo="true", paste=False)
     torch.testing.assert_close(result.prediction, to_unit(images, PREPROCESSING), atol=1e-5, rtol=0)
-    assert result.uses_true_statistics
+    assert result.leaks
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def test_nothing_of_the_hidden_pixels_comes_through(mae, images, masking, target
     other, hidden = with_other_hidden_pixels(images, masking)
     result = reconstruct_patches(model, images, masking, PREPROCESSING)
     again = reconstruct_patches(model, other, masking, PREPROCESSING)
-    assert not result.uses_true_statistics
+    assert not result.leaks
     assert torch.equal(result.is_masked, hidden)
     assert torch.equal(result.masked, again.masked)
     torch.testing.assert_close(result.prediction, again.prediction)

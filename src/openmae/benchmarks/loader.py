@@ -4,7 +4,7 @@ Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, 
 normalised as the training step does it. The peer is the usual pipeline: ImageFolder, RandomResizedCrop, flip, ToTensor,
 Normalize, float batches. Packs are made from the same images, and compared with the peer on the original files: these
 are what one chooses between. In the last case (`--crop-on device`) only the work of a reader process is measured, since
-the device crops, resizes, flips and normalises; no other program does so, and there is nothing to compare with.
+the device crops, resizes, flips and normalises; ImageFolder cannot do so, and there is nothing to compare with.
 """
 
 import os
@@ -61,7 +61,7 @@ CASES = {
     "raw-pack-whole": Case(f"raw pack, {PACK_SIZE} px, crops left to the device", "raw", crop_on_device=True),
 }
 PEER = "torchvision ImageFolder, PIL, float"
-NO_PEER = "none: no other program leaves crops to the device"
+NO_PEER = "none: ImageFolder cannot leave crops to the device"
 WHOLE_NOTE = "without crop, resize and normalising, which the others have"
 
 

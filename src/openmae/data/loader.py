@@ -113,6 +113,7 @@ class Stream(Dataset):
 
     def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The index in the source and the key of each of B positions: two (B,) arrays."""
+        # `groups` number the decoded images, `crops` the crops of one of them.
         groups, crops = np.divmod(np.asarray(positions, dtype=np.int64), self.crops_per_decode)
         epochs, offsets = np.divmod(groups, len(self.source))
         indices = np.empty_like(offsets)

@@ -25,7 +25,7 @@ class Reconstruction:
         truth: (B, C, H, W) in 0..1, the images.
         is_masked: (B, 1, H, W) bool.
         is_empty: (B, 1, H, W) bool: the pixels of empty patches, which are mostly nodata (missing values).
-        uses_true_statistics: whether predicted patches were given the true mean and standard deviation, which leaks
+        leaks: whether predicted patches were given the true mean and standard deviation, which leaks
             part of the answer.
     """
 
@@ -34,7 +34,7 @@ class Reconstruction:
     truth: Tensor
     is_masked: Tensor
     is_empty: Tensor
-    uses_true_statistics: bool
+    leaks: bool
 
     @property
     def is_measured(self) -> Tensor:
@@ -73,13 +73,13 @@ def reconstruct_patches(
     patches = patchify(images, size)
     prediction = mae.predict_all(images, masking).to(patches.dtype)
     is_masked = masking.is_masked
-    uses_true_statistics = False
+    leaks = False
     if isinstance(mae.target, NormPixelTarget):
         mean, std = patch_statistics(patches)
         if undo == "neighbours":
             mean, std = estimate_from_visible(mean, is_masked, grid), estimate_from_visible(std, is_masked, grid)
         else:
-            uses_true_statistics = True
+            leaks = True
         prediction = prediction * std + mean
     else:
         prediction = mae.target.to_patches(prediction)
@@ -97,7 +97,7 @@ def reconstruct_patches(
         truth=truth.cpu(),
         is_masked=is_masked_pixel.cpu(),
         is_empty=is_empty_pixel.cpu(),
-        uses_true_statistics=uses_true_statistics,
+        leaks=leaks,
     )
 
 

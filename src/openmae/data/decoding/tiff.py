@@ -146,7 +146,7 @@ def _is_lossless_in_pillow(page: Any) -> bool:
     """Whether Pillow reads this page without dropping bits or channels."""
     bits, extra_samples = page.bitspersample, page.extrasamples
     if page.photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
-        return True  # palette, CMYK, YCbCr, LAB: its colour conversions are better than none, which tifffile has
+        return True  # palette, CMYK, YCbCr, LAB: its colour conversions are the better ones
     if page.samplesperpixel == 1 and page.photometric == BLACK_IS_ZERO and page.sampleformat == UNSIGNED_INTEGER:
         return bits in (1, 2, 4, 8, 16)
     num_colours = 3 if page.photometric == RGB else 1

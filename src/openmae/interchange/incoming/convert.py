@@ -118,7 +118,9 @@ def _build(state: ConversionState) -> tuple[StoredModel, str]:
         state.unused.update(decoder)
     else:
         state.unused.update(decoder | head)
-        if ENCODER + "norm.weight" not in weights:  # the encoder's only norm was fc_norm, left out with the head
+        if (
+            ENCODER + "norm.weight" not in weights
+        ):  # its last norm was fc_norm, left out with the head, or there is none
             shape = encoder = replace(encoder, final_norm=False)
     weights = _match_weights(state, shape, weights)
     found = read_preprocessing(

@@ -152,7 +152,7 @@ def count_wrong(
     if killed is not None:
         raise killed
     if any(received for *_, received in results):
-        raise Interrupted("stopped; finished parts are kept: --resume auto goes on behind them")
+        raise Interrupted("stopped; finished parts are kept: --resume auto continues after them")
     images, errors, non_finite = (sum(result[i] for result in results) for i in range(3))
     bad = {name: reason for result in results for name, reason in result[3].items()}
     assert images + len(bad) == len(source), "every image counts once"
