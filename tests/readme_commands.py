@@ -1,7 +1,7 @@
-"""A program of its own: run README's commands in this folder, on made images, with the openmae that is installed.
+"""A script: run README's commands in the current folder, on generated images, with the installed openmae.
 
-It is started by `test_wheel.py` in an environment without the tests, so it imports nothing of them. Each command is run
-as it stands, with settings added that make it small. What came of each is printed as one line of JSON.
+`test_wheel.py` starts it in an environment without the tests, so it imports nothing from them. Each command is run as
+it is written, with flags added that make it small. The outcome of each is printed as one line of JSON.
 """
 
 import contextlib
@@ -20,43 +20,44 @@ from PIL import Image
 import openmae
 from openmae.cli import run
 from openmae.data.sources.imagenet_variants import ALEXNET, IMAGENET_A, IMAGENET_R, SEVERITIES
-from openmae.planning import probe as make_probe_plan
+from openmae.planning import probe as probe_planning
 
-# What makes a command small. A later flag overrides an earlier one, so README's own values are still read and checked.
-PLACE = "--device cpu --workers 0"
-STEPS = f"{PLACE} --precision fp32 --batch-size 8"
+# Flags that make a command small, by command. A later flag overrides an earlier one, so README's own values are still
+# parsed and checked.
+ON_CPU = "--device cpu --workers 0"
+TRAINING = f"{ON_CPU} --precision fp32 --batch-size 8"
 SHAPE = "--width 24 --depth 2 --num-heads 3 --decoder-width 16 --decoder-depth 1 --image-size 16 --patch-size 4"
-SMALL = {
-    "pretrain": f"{STEPS} --held-out 8",
-    "finetune": f"{STEPS} --image-size 16",
-    "probe": STEPS,
-    "knn": PLACE,
-    "embed": PLACE,
+SMALL_FLAGS = {
+    "pretrain": f"{TRAINING} --held-out 8",
+    "finetune": f"{TRAINING} --image-size 16",
+    "probe": TRAINING,
+    "knn": ON_CPU,
+    "embed": ON_CPU,
     "attention": "--device cpu",
-    "robustness": PLACE,
-    "experiment": f"{PLACE} --batch-size 8 --labels 20% --epochs 0.1 --base-lr 0.001 --blocks 1 --seeds 1",
+    "robustness": ON_CPU,
+    "experiment": f"{ON_CPU} --batch-size 8 --labels 20% --epochs 0.1 --base-lr 0.001 --blocks 1 --seeds 1",
     "convert": "",
     "reconstruct": "--device cpu",
     "inspect": "",
     "pack": "--workers 0",
 }
-CLASSES = [name for name in IMAGENET_A.classes if name in IMAGENET_R.classes][:3]  # also of ImageNet and its variants
+CLASSES = [name for name in IMAGENET_A.classes if name in IMAGENET_R.classes][:3]  # which ImageNet has, too
 
 
 def main() -> None:
     lines, blocks = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     make_inputs()
-    make_probe_plan.TARGET_STEPS = 20  # of the experiment's probe, which has no flag for them
+    probe_planning.TARGET_STEPS = 20  # for `experiment`, which has no flag for the steps of its probe
     for line in lines:
         if "vit-mae-base" in line and not Path("stand-ins").exists():
-            make_public_weights()
-        began = time.monotonic()
+            make_stand_ins_for_public_weights()
+        start = time.monotonic()
         status, out, err = run_line(line)
-        report(line=line, status=status, out=out[-2000:], err=err[-2000:], seconds=time.monotonic() - began)
-    make_small(openmae)
+        report(line=line, status=status, out=out[-2000:], err=err[-2000:], seconds=time.monotonic() - start)
+    patch_configs()
     for block in blocks:
         for folder in ("runs/mine", "runs/tuned"):
-            aside(Path(folder))
+            rename_run(Path(folder))
         with contextlib.redirect_stdout(io.StringIO()):
             exec(compile(block, "README.md", "exec"), {})
         report(line=block, status=0, out="", err="", seconds=0)
@@ -64,15 +65,15 @@ def main() -> None:
     print(json.dumps({"modules": [file for file in loaded if file]}))
 
 
-def report(**what: object) -> None:
-    print(json.dumps({**what, "file": openmae.__file__}), flush=True)
+def report(**values: object) -> None:
+    print(json.dumps({**values, "file": openmae.__file__}), flush=True)
 
 
-def make_public_weights() -> None:
-    """Stand-ins for what README gets from elsewhere: a model in the Hub's cache, a file of the reference's layout."""
+def make_stand_ins_for_public_weights() -> None:
+    """Write what README's commands would download: a model in the Hub's cache, and a file in the reference's layout."""
     for arguments in ("mae --to transformers", "reference.pth --to reference"):
-        made = run(["convert", "runs/mine", *f"stand-ins/{arguments}".split()])
-        assert made == 0, arguments
+        status = run(["convert", "runs/mine", *f"stand-ins/{arguments}".split()])
+        assert status == 0, arguments
     Path("stand-ins/reference.pth").rename("mae_pretrain_vit_base.pth")
     repository = Path(os.environ["HF_HOME"], "hub", "models--facebook--vit-mae-base")
     (repository / "refs").mkdir(parents=True)
@@ -82,81 +83,85 @@ def make_public_weights() -> None:
 
 
 def run_line(line: str) -> tuple[int, str, str]:
-    """Run one command of README. A run that an earlier line wrote makes room, for none is overwritten."""
+    """Run one command of README: exit status, stdout, stderr.
+
+    A folder that an earlier line wrote under the same --out is renamed first, since openmae overwrites none.
+    """
     arguments = shlex.split(line, comments=True)[1:]
     path = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else None
-    kept = aside(path) if path and "--resume" not in arguments else None
+    renamed = rename_run(path) if path and "--resume" not in arguments else None
     if not {"--help", "--show"} & set(arguments):
-        arguments += small(arguments)
+        arguments += small_flags(arguments)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = run(arguments)
-        except SystemExit as ending:  # after --help
-            status = int(ending.code or 0)
-    if kept and not path.exists():  # the command failed: the next ones use what stood there
-        kept.rename(path)
+        except SystemExit as ended:  # after --help
+            status = int(ended.code or 0)
+    if renamed and not path.exists():  # the command failed: later ones use the folder of the earlier line
+        renamed.rename(path)
     return status, out.getvalue(), err.getvalue()
 
 
-def small(arguments: list[str]) -> list[str]:
-    added = SMALL[arguments[0]].split()
+def small_flags(arguments: list[str]) -> list[str]:
+    """The flags to add to a command."""
+    added = SMALL_FLAGS[arguments[0]].split()
     if arguments[0] in ("pretrain", "finetune", "probe"):
         added += ["--epochs", "0.1"] if "--epochs" in arguments else ["--steps", "2"]
     if arguments[0] == "finetune" and "--labels" in arguments:
-        added += ["--labels", "50"]  # there are 90
-    if arguments[0] == "pretrain" and "--init" not in arguments:  # elsewhere the shape is the given model's
+        added += ["--labels", "50"]  # of 90 images
+    if arguments[0] == "pretrain" and "--init" not in arguments:  # with --init the shape is that of the given model
         added += SHAPE.split()
     return added
 
 
-def aside(path: Path) -> Path | None:
-    """Give what is there another name; return it."""
+def rename_run(path: Path) -> Path | None:
+    """Rename a folder to PATH.0, PATH.1, …; return the new path, or None where there is no such folder."""
     if not path.is_dir():
         return None
     number = len(list(path.parent.glob(f"{path.name}.*")))
     return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def make_small(package: object) -> None:
-    """Give the classes of settings that README's Python calls small defaults."""
+def patch_configs() -> None:
+    """Replace the config classes that README's Python uses by ones with small defaults."""
     shape = {"width": 24, "depth": 2, "num_heads": 3, "decoder_width": 16, "decoder_depth": 1}
     common = {"device": "cpu", "workers": 0, "precision": "fp32", "batch_size": 8}
     pretrain = functools.partial(openmae.PretrainConfig, **shape, **common, held_out=8, image_size=16, patch_size=4)
-    package.PretrainConfig = lambda **given: pretrain(**{**given, "epochs": 0.1})
-    package.FinetuneConfig = functools.partial(openmae.FinetuneConfig, **common, steps=2)
+    openmae.PretrainConfig = lambda **given: pretrain(**{**given, "epochs": 0.1})
+    openmae.FinetuneConfig = functools.partial(openmae.FinetuneConfig, **common, steps=2)
 
 
-# --- what README's names stand for ---
+# --- the files and folders that README names ---
 
 
 def make_inputs() -> None:
-    chance = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
-    def picture(path: Path, side: int = 20) -> None:
+    def write_image(path: Path, side: int = 20) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        values = chance.uniform(0, 255, 3) + chance.normal(0, 40, (side, side, 3))
+        values = rng.uniform(0, 255, 3) + rng.normal(0, 40, (side, side, 3))
         Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(path)
 
-    picture(Path("cat.jpg"), 40)
-    picture(Path("dog.png"), 40)
+    write_image(Path("cat.jpg"), 40)
+    write_image(Path("dog.png"), 40)
     for folder in ("PATH", "PATH/TO/IMAGES", "IMAGES", "PHOTOS", "photos"):
         for number in range(24):
-            picture(Path(folder, f"{number:02}.png"))
+            write_image(Path(folder, f"{number:02}.png"))
     ages = [f"{number:02}.png,{20 + number / 2}" for number in range(24)]
     Path("ages.csv").write_text("\n".join(["path,age", *ages, ""]))
-    for folder, count in (("LABELLED", 30), ("IMAGENET", 20), ("labelled", 20)):
+    for folder, num_train in (("LABELLED", 30), ("IMAGENET", 20), ("labelled", 20)):
         for name in CLASSES:
-            for part, share in (("train", count), ("val", 6), ("test", 6)):
-                for number in range(share):
-                    picture(Path(folder, part, name, f"{number:03}.png"))
+            for split, count in (("train", num_train), ("val", 6), ("test", 6)):
+                for number in range(count):
+                    write_image(Path(folder, split, name, f"{number:03}.png"))
     for name in CLASSES:
         for number in range(4):
             for folder in ("A", "R", "SKETCH"):
-                picture(Path(folder, name, f"{number}.png"))
+                write_image(Path(folder, name, f"{number}.png"))
         for corruption in ALEXNET:
             for severity in SEVERITIES:
-                picture(Path("C", corruption, str(severity), name, "0.png"))
+                write_image(Path("C", corruption, str(severity), name, "0.png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`tools/install.py`: hashes are checked, uv is used where it is and looks where pip would, pip where uv fails."""
+"""`tools/install.py`: every hash is checked, uv looks for packages where pip would, and pip follows where uv fails."""
 
 import base64
 import hashlib
@@ -47,17 +47,17 @@ def test_what_is_set_for_uv_stays():
     assert found["UV_INDEX"].startswith("https://b.example")
 
 
-def test_pip_says_what_it_is_at(tmp_path, monkeypatch):
+def test_progress_of_pip_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     (tmp_path / "lib").mkdir()
     with open(tmp_path / "lib" / "torch.so", "wb") as file:
         file.truncate(1_200_000_000)
     progress = install.Progress()
-    progress.take("Collecting torch==2.15.0 (from -r requirements/run.txt (line 1800))\n")
-    progress.take("  Downloading torch-2.15.0-cp311-cp311-manylinux_2_28_x86_64.whl (514.2 MB)\n")
+    progress.update("Collecting torch==2.15.0 (from -r requirements/run.txt (line 1800))\n")
+    progress.update("  Downloading torch-2.15.0-cp311-cp311-manylinux_2_28_x86_64.whl (514.2 MB)\n")
     assert "0:00  package 1: Downloading torch-2.15.0-cp311" in progress.line()
     assert "(514.2 MB)" in progress.line()
-    progress.take("Installing collected packages: triton, torch\n")
+    progress.update("Installing collected packages: triton, torch\n")
     assert progress.line().endswith("0:00  unpacking 2 packages; 1.2 GB written")
 
 

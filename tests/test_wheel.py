@@ -1,4 +1,4 @@
-"""The built wheel in an environment of its own, with what it declares and nothing else, does what README shows."""
+"""The built wheel, installed into a fresh environment with its declared dependencies only, runs README's commands."""
 
 import json
 import os
@@ -16,10 +16,14 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 SITE = Path(sysconfig.get_path("purelib"))
-DRIVER = Path(__file__).with_name("readme_commands.py")
+README_COMMANDS = Path(__file__).with_name("readme_commands.py")
 
-# Lines that need the network, and what they say without it; what is theirs is tested elsewhere with stand-ins.
-OFFLINE = {"--init timm:": "cannot be had from timm", "--push": "is written, but --push ORG/NAME failed"}
+# Parts of README's commands that need the network, and what the command says without it. What they do with it is tested
+# with stand-ins for the network, in tests/interchange and tests/tasks/test_convert.py.
+MESSAGES_WITHOUT_NETWORK = {
+    "--init timm:": "cannot be had from timm",
+    "--push": "is written, but --push ORG/NAME failed",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,23 +34,25 @@ def wheel(tmp_path_factory) -> Path:
     return next(out.glob("openmae-*.whl"))
 
 
-def closure(names: set[str]) -> set[str]:
-    """The packages that need to be there for these, as their own metadata says; none of this environment's others."""
+def required_packages(lines: list[str] | None) -> set[str]:
+    """The names in `Requires-Dist` lines that hold for this Python and platform, without those of extras."""
+    requirements = [Requirement(line) for line in lines or []]
+    return {canonicalize_name(r.name) for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
+
+
+def with_dependencies(names: set[str]) -> set[str]:
+    """These packages and all that they depend on, directly or not, as their metadata says."""
     found: set[str] = set()
-    waiting = set(names)
-    while waiting:
-        name = waiting.pop()
+    pending = set(names)
+    while pending:
+        name = pending.pop()
         found.add(name)
-        for line in metadata.requires(name) or []:
-            requirement = Requirement(line)
-            needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-            if needed and (found | waiting).isdisjoint({canonicalize_name(requirement.name)}):
-                waiting.add(canonicalize_name(requirement.name))
+        pending |= required_packages(metadata.requires(name)) - found
     return found
 
 
-def borrow(names: set[str], site: Path) -> None:
-    """Link these packages of this environment into another: installing torch takes minutes."""
+def link_packages(names: set[str], site: Path) -> None:
+    """Link these packages of this environment into another's site-packages: installing torch takes minutes."""
     for name in names:
         for file in metadata.files(name) or []:
             top = file.parts[0]
@@ -56,40 +62,39 @@ def borrow(names: set[str], site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory, wheel) -> Path:
-    """The interpreter of an environment that holds the wheel and what its metadata names."""
+    """The Python of an environment that holds the wheel, its dependencies and nothing else."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel]
     subprocess.run(pip, check=True)
     site = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
-    described = metadata.PathDistribution(next(site.glob("openmae-*.dist-info")))
-    declared = [Requirement(line) for line in described.requires or []]
-    needed = {canonicalize_name(r.name) for r in declared if r.marker is None or r.marker.evaluate({"extra": ""})}
-    borrow(closure(needed), site)
+    distribution = metadata.PathDistribution(next(site.glob("openmae-*.dist-info")))
+    link_packages(with_dependencies(required_packages(distribution.requires)), site)
     return python
 
 
 def environment(**more: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**own, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    """The variables of this process, but offline and without PYTHONPATH, which would lead to the sources here."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**inherited, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
 
-def readme() -> tuple[list[str], list[str]]:
-    """The command lines and the blocks of Python in README."""
+def readme_commands() -> tuple[list[str], list[str]]:
+    """The command lines of README's `sh` blocks, and its `python` blocks."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for kind, block in blocks if kind == "sh" for line in block.splitlines() if line.strip()]
     return lines, [block for kind, block in blocks if kind == "python"]
 
 
-def test_the_readme_names_programs_that_there_are():
+def test_every_command_of_the_readme_is_openmae_or_a_make_target():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    lines, _ = readme()
+    lines, _ = readme_commands()
     assert len(lines) > 30
     for line in lines:
-        program, word = line.split()[:2]
-        assert program == "openmae" or (program == "make" and word in targets), line
+        program, argument = line.split()[:2]
+        assert program == "openmae" or (program == "make" and argument in targets), line
 
 
 @pytest.mark.slow
@@ -105,23 +110,28 @@ def test_the_wheel_holds_every_file(wheel):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["the script", "the module"])
-def test_it_starts(installed, tmp_path, way):
-    command = [installed.with_name("openmae")] if way == "the script" else [installed, "-m", "openmae"]
+@pytest.mark.parametrize("is_script", [True, False], ids=["openmae", "python -m openmae"])
+def test_the_installed_command_starts(installed, tmp_path, is_script):
+    command = [installed.with_name("openmae")] if is_script else [installed, "-m", "openmae"]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path, env=environment())
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"openmae \d+\.\d+\S*\n", done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # forty commands: 117 s on two cores that seven processes shared
+@pytest.mark.timeout(600)  # about forty commands: 117 s on two busy cores
 def test_every_command_of_the_readme_runs(installed, tmp_path):
-    lines, blocks = readme()
+    lines, blocks = readme_commands()
     commands = [line for line in lines if line.startswith("openmae ")]
     (tmp_path / "readme.json").write_text(json.dumps([commands, blocks]))
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
-        [installed, "-P", DRIVER, tmp_path / "readme.json"],  # -P: the tests' folder is not looked into
+        [
+            installed,
+            "-P",
+            README_COMMANDS,
+            tmp_path / "readme.json",
+        ],  # -P: no modules are imported from the tests' folder
         capture_output=True,
         text=True,
         cwd=tmp_path / "empty",
@@ -132,15 +142,16 @@ def test_every_command_of_the_readme_runs(installed, tmp_path):
     assert [report["line"] for report in reports] == [*commands, *blocks]
     for report in reports:
         line = report["line"]
-        without_network = [said for part, said in OFFLINE.items() if part in line]
-        if "--to onnx" in line:  # of an extra, which was not installed
+        messages = [message for part, message in MESSAGES_WITHOUT_NETWORK.items() if part in line]
+        if "--to onnx" in line:  # needs the extra openmae[onnx], which is not installed
             assert (report["status"], "openmae[onnx]" in report["err"]) == (2, True), report
-        elif without_network:
+        elif messages:
             assert report["status"] in (1, 2), report
-            assert without_network[0] in report["err"], report
+            assert messages[0] in report["err"], report
         else:
             assert report["status"] == 0, report
         assert Path(report["file"]).is_relative_to(installed.parents[1]), report
+    # All of openmae that was imported (most of it, or this would say little) came from the wheel, not from the sources.
     files = [Path(name) for name in json.loads(done.stdout.splitlines()[-1])["modules"]]
     assert len(files) > 100
     assert not [file for file in files if not file.is_relative_to(installed.parents[1])]

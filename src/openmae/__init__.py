@@ -87,7 +87,7 @@ __all__ = [
     "robustness",
 ]
 
-_COMMANDS = {command.name: command.function for command in COMMANDS}
+_COMMANDS = {command.name: command for command in COMMANDS}
 _OF_LOAD = ("ClassifierModel", "MAEModel", "RegressionModel", "load")
 _ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 
@@ -95,7 +95,7 @@ _ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 def __getattr__(name: str) -> Any:
     name = _ALIASES.get(name, name)
     if name in _COMMANDS:
-        return _COMMANDS[name]
+        return globals().setdefault(name, _COMMANDS[name].function)
     if name in _OF_LOAD:
         return getattr(importlib.import_module("openmae.inference.load"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,9 +3,11 @@
 Modules are given as strings and imported when a command runs: most of them import torch, which takes seconds.
 """
 
+import ast
 import importlib
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from openmae.config import (
@@ -75,6 +77,12 @@ class Command:
             self.check(config)
         return getattr(importlib.import_module(self.module), self.name)(config)
 
+    def _docstring(self) -> str:
+        """The docstring of the command's function, read from its file: importing that would load torch."""
+        path = Path(__file__).parent.joinpath(*self.module.split(".")[1:]).with_suffix(".py")
+        functions = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]
+        return next((ast.get_docstring(node) or "" for node in functions if node.name == self.name), self.summary)
+
     @property
     def function(self) -> Callable[[Any], Any]:
         """The function `openmae.NAME`: `run`, with the name, annotations and docstring of the command."""
@@ -84,7 +92,7 @@ class Command:
 
         function.__name__ = function.__qualname__ = self.name
         function.__annotations__ = {"config": self.config, "return": Any}
-        function.__doc__ = f"{self.summary}\n\nIt is `{self.module}.{self.name}`, whose help says more."
+        function.__doc__ = self._docstring()
         return function
 
 

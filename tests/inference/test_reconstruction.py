@@ -7,7 +7,12 @@ import torch
 
 from openmae.config import Preprocessing
 from openmae.data.preprocess import normalise, to_unit
-from openmae.inference.reconstruction import MASKED_GREY, estimate_from_visible, keep_grey, reconstruct_patches
+from openmae.inference.reconstruction import (
+    MASKED_GREY,
+    estimate_from_visible,
+    grey_where_truth_is_grey,
+    reconstruct_patches,
+)
 from openmae.model.mae import MAE
 from openmae.model.masking import random_masking
 from openmae.model.patches import patchify
@@ -142,6 +147,6 @@ def test_a_constant_is_estimated_exactly():
 def test_grey_stays_grey_and_colour_coloured():
     grey, coloured = torch.rand(1, 1, 4, 4).expand(1, 3, 4, 4), torch.rand(1, 3, 4, 4)
     tinted = torch.rand(2, 3, 4, 4)
-    shown = keep_grey(tinted, torch.cat([grey, coloured]))
+    shown = grey_where_truth_is_grey(tinted, torch.cat([grey, coloured]))
     assert torch.equal(shown[0], tinted[0].mean(0, keepdim=True).expand(3, 4, 4))
     assert torch.equal(shown[1], tinted[1])

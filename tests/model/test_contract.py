@@ -306,7 +306,7 @@ def test_the_encoder_sees_exactly_the_visible_pixels(tiny_shape, kind: str, in_e
 @pytest.mark.parametrize("target_class", [PixelTarget, NormPixelTarget])
 def test_exactly_the_masked_pixels_are_scored(tiny_shape, target_class):
     shape, masking = tiny_shape().encoder, masking_of("random", 2, (4, 4))
-    target = target_class(shape)
+    target = target_class(tiny_shape())
     images = torch.randn(2, 3, 16, 16, requires_grad=True)
     prediction = torch.randn(2, masking.num_masked, shape.patch_dim, requires_grad=True)
     losses = target(prediction, images, masking)
@@ -326,9 +326,9 @@ def test_exactly_the_masked_pixels_are_scored(tiny_shape, target_class):
 
 
 def test_a_perfect_prediction_scores_zero(tiny_shape):
-    shape, masking = tiny_shape().encoder, masking_of("random", 2, (4, 4))
+    masking = masking_of("random", 2, (4, 4))
     images = torch.randn(2, 3, 16, 16)
-    for target in (PixelTarget(shape), NormPixelTarget(shape)):
+    for target in (PixelTarget(tiny_shape()), NormPixelTarget(tiny_shape())):
         assert not target(target.truth(images, masking), images, masking).any()
 
 

@@ -90,7 +90,7 @@ def test_blank_tiles_count_when_their_step_is_taken(tmp_path):
     """A batch that was waited for comes again, after a stop or with smaller micro-batches."""
     settings = {"batch_size": 4, "num_images": 8, "num_inputs": 8, "max_bad": 0.0, "state": {}, "is_tiled": True}
     progress = Progress(RunLog(tmp_path), Processes(), **settings)
-    batch = Batch(torch.zeros(4, 3, 2, 2), torch.arange(4), {}, blank=3)
+    batch = Batch(torch.zeros(4, 3, 2, 2), torch.arange(4), {}, num_blank=3)
     inputs = iter([SimpleNamespace(micro_batches=[batch])] * 3)
     progress.next_inputs(inputs)
     assert progress.to_dict()["blank"] == 0

@@ -79,7 +79,7 @@ def test_the_loss_is_the_mean_over_masked_patches_that_are_not_empty(nodata_conf
         def spy(model, optimizer, micro_batches, config, processes, masks, kept=kept, real=task.train_step):
             if not kept:
                 kept["parts"] = [micro_batches[number] for number in range(len(micro_batches))]
-                kept["empty"] = [micro_batch.empty for micro_batch in micro_batches.micro_batches]
+                kept["empty"] = [micro_batch.is_empty for micro_batch in micro_batches.micro_batches]
                 step, before = optimizer.step, {}
 
                 def look():
@@ -180,7 +180,7 @@ def test_the_held_out_loss_and_the_loss_of_guessing_leave_empty_patches_out(noda
         def read_all(source, preprocessing, side, value=value, real=held_out.read_all):
             batch = real(source, preprocessing, side)
             if value is not None:
-                whole = batch.empty.view(-1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
+                whole = batch.is_empty.view(-1, 4, 4).repeat_interleave(4, 1).repeat_interleave(4, 2)
                 batch.images[whole[:, None].expand_as(batch.images)] = value
             return batch
 

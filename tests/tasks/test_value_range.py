@@ -396,7 +396,7 @@ def test_tiles_of_twelve_bits_are_those_of_eight(eight_bit_run, tmp_path, capsys
         stream = Stream(tiles, load(str(run), "cpu").preprocessing, Augmentation(), 0, patch_size=4)
         samples.append(collate([stream[i] for i in range(16)]))
     assert torch.equal(samples[0].images, samples[1].images)
-    assert samples[0].blank == samples[1].blank > 0
+    assert samples[0].num_blank == samples[1].num_blank > 0
     assert survey_depths([split_held_out(tiles, 2)[0]]).highest["uint16"] <= 4095  # a part of the tiles, too
 
 

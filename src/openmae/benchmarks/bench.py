@@ -48,8 +48,8 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     check_measurable(device, precision)
     check_json_path(config)
     facts = hardware(device, precision)
-    print(f"hardware  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads" + (
-        f"; {facts['gpu']}" if "gpu" in facts else ""), flush=True)  # fmt: skip
+    gpu = f"; {facts['gpu']}" if "gpu" in facts else ""
+    print(f"hardware  {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads{gpu}", flush=True)
     print("versions  " + ", ".join(f"{n} {facts[n]}" for n in ("openmae", "torch", "transformers") if n in facts))
     rows = BENCHMARKS[config.name](replace(config, precision=precision), device)
     if not any(row.ours for row in rows):

@@ -109,9 +109,12 @@ def _against_ready(plan: PretrainPlan, source: Source, config: BenchConfig, devi
         run.close()
     details = {"goal": GOALS["data"], "steps": config.segment, "workers": plan.config.workers}
     return Row(
-        case=f"end to end, {_description(plan)}", peer="ours on batches that are ready", ours=ours, theirs=theirs,
+        case=f"end to end, {_description(plan)}",
+        peer="ours on batches that are ready",
+        ours=ours,
+        theirs=theirs,
         details=details,
-    )  # fmt: skip
+    )
 
 
 def _against_trainer(

@@ -2,21 +2,22 @@
 
 Ours is the stream of `openmae pretrain`: decode, random resized crop (bicubic, antialiased), flip, uint8 batches,
 normalised as the training step does it. The peer is the usual pipeline: ImageFolder, RandomResizedCrop, flip, ToTensor,
-Normalize, float batches. Packs are made from the same images, and compared with the peer on the original files: that is
-the choice a user has. In the last row (`--crop-on device`) only a reader's work is measured: the device crops,
-resizes, flips and normalises. It has no peer.
+Normalize, float batches. Packs are made from the same images, and compared with the peer on the original files: these
+are what one chooses between. In the last case (`--crop-on device`) only the work of a reader process is measured, since
+the device crops, resizes, flips and normalises; ImageFolder cannot do so, and there is nothing to compare with.
 """
 
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from openmae.benchmarks.rows import Row, run_interleaved
+from openmae.benchmarks.rows import Measurement, Row, run_interleaved, timed
 from openmae.config import IMAGENET_MEAN, IMAGENET_STD, BenchConfig, PackConfig, Preprocessing
 from openmae.data.augment import CROP_SCALE, Augmentation
 from openmae.data.decoding.extensions import EXTENSIONS
@@ -28,20 +29,40 @@ from openmae.errors import RequestError
 from openmae.preflight.bench import no_image_files_error
 from openmae.tasks.pack.pack import pack
 
-SIZE = 224
-BATCH = 32
-IMAGES, QUICK_IMAGES = 256, 32  # in a round
-PHOTO_SIZE = (500, 375)  # of the written photographs: the ImageNet average
+CROP_SIZE, PACK_SIZE = 224, 256  # px
+BATCH_SIZE = 32
+NUM_IMAGES, NUM_QUICK_IMAGES = 256, 32  # that are read in a round
+PHOTO_SIZE = (500, 375)  # width and height of the photographs that are written: usual ones of ImageNet
+PHOTO_QUALITY = 92  # of JPEG
 NUM_PHOTOS = 40
-GOALS = {"original": "1.8", "jpeg-pack": "3", "raw-pack": "5"}
-FORMATS = {"jpeg-pack": "jpeg", "raw-pack": "raw", "raw-pack-whole": "raw"}
-CASE_NAMES = {
-    "original": f"original files, {SIZE} px crops",
-    "jpeg-pack": f"JPEG pack, 256 px, {SIZE} px crops",
-    "raw-pack": f"raw pack, 256 px, {SIZE} px crops",
-    "raw-pack-whole": "raw pack, 256 px, crops left to the device",
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way of storing the images.
+
+    Attributes:
+        title: in the table.
+        pack_format: of the pack that is made of the images; None for the original files.
+        goal: the ratio to the peer that we want; None without a peer.
+        is_whole: images are not cropped but returned whole, for the device to crop.
+    """
+
+    title: str
+    pack_format: str | None = None
+    goal: str | None = None
+    crop_on_device: bool = False
+
+
+CASES = {
+    "original": Case(f"original files, {CROP_SIZE} px crops", goal="1.8"),
+    "jpeg-pack": Case(f"JPEG pack, {PACK_SIZE} px, {CROP_SIZE} px crops", "jpeg", goal="3"),
+    "raw-pack": Case(f"raw pack, {PACK_SIZE} px, {CROP_SIZE} px crops", "raw", goal="5"),
+    "raw-pack-whole": Case(f"raw pack, {PACK_SIZE} px, crops left to the device", "raw", crop_on_device=True),
 }
-LEFT_OUT = "without crop, resize and normalising, which the others have"
+PEER = "torchvision ImageFolder, PIL, float"
+NO_PEER = "none: ImageFolder cannot leave crops to the device"
+WHOLE_NOTE = "without crop, resize and normalising, which the others have"
 
 
 def loader_rows(config: BenchConfig, device: torch.device) -> list[Row]:
@@ -51,7 +72,7 @@ def loader_rows(config: BenchConfig, device: torch.device) -> list[Row]:
         RequestError: DATA holds no images in files, or none can be packed.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one core: the comparison is of work, not of scheduling
+    torch.set_num_threads(1)  # one core each: work is compared, not how well it spreads over cores
     try:
         with tempfile.TemporaryDirectory(prefix="openmae-bench-") as workspace:
             return _rows(config, Path(workspace))
@@ -61,65 +82,63 @@ def loader_rows(config: BenchConfig, device: torch.device) -> list[Row]:
 
 def _rows(config: BenchConfig, workspace: Path) -> list[Row]:
     data = config.data or str(write_photographs(workspace / "photographs"))
-    count = QUICK_IMAGES if config.quick else IMAGES
-    theirs = their_reader(data, workspace / "classes", count)
-    names = config.case or tuple(CASE_NAMES)
-    sides, rows = {}, []
-    failed: dict[str, RequestError] = {}  # what could not be packed once is not tried again
-    for name in names:
+    count = NUM_QUICK_IMAGES if config.quick else NUM_IMAGES
+    their_measurement = measure_image_folder(data, workspace / "classes", count)
+    measurements: dict[str, Measurement] = {}
+    not_measured: list[Row] = []
+    failed: dict[str | None, RequestError] = {}  # by pack format: what could not be packed is not tried again
+    for name in config.case or tuple(CASES):
+        case = CASES[name]
         try:
-            if (form := FORMATS.get(name, "")) in failed:
-                raise failed[form]
-            source = source_of_case(name, data, workspace)
+            if case.pack_format in failed:
+                raise failed[case.pack_format]
+            source = source_of_case(case, data, workspace)
         except RequestError as error:
-            failed.setdefault(FORMATS.get(name, name), error)
+            failed[case.pack_format] = error
             if name in config.case:
                 raise
-            rows.append(Row(case=CASE_NAMES[name], peer=f"not measured: {error}"))
+            not_measured.append(Row(case=case.title, peer=f"not measured: {error}"))
             continue
-        sides[name] = our_reader(source, count, crop_on_device=name == "raw-pack-whole")
-    if not sides:
-        raise RequestError("nothing can be measured here: every case of the loader is missing something")
-    their_rates, *rates = run_interleaved(config.rounds, theirs, *sides.values())
-    for name, mine in zip(sides, rates, strict=True):
-        rows.append(
-            Row(
-                case=f"{CASE_NAMES[name]}, one core",
-                peer="none: nobody else leaves them" if name not in GOALS else "torchvision ImageFolder, PIL, float",
-                unit="images/s",
-                more_is_better=True,
-                ours=mine,
-                theirs=their_rates if name in GOALS else [],
-                details={"goal": GOALS[name]} if name in GOALS else {"note": LEFT_OUT},
-            )
-        )
-    return sorted(rows, key=lambda row: not row.ours)
+        measurements[name] = measure_stream(source, count, crop_on_device=case.crop_on_device)
+    if not measurements:
+        raise RequestError("nothing can be measured here: neither the original files nor a pack of them can be opened")
+    theirs, *all_ours = run_interleaved(config.rounds, their_measurement, *measurements.values())
+    rows = [_row(CASES[name], ours, theirs) for name, ours in zip(measurements, all_ours, strict=True)]
+    return rows + not_measured
 
 
-def source_of_case(name: str, data: str, workspace: Path) -> Source:
+def _row(case: Case, ours: list[float], theirs: list[float]) -> Row:
+    return Row(
+        case=f"{case.title}, one core",
+        peer=NO_PEER if case.goal is None else PEER,
+        unit="images/s",
+        more_is_better=True,
+        ours=ours,
+        theirs=[] if case.goal is None else theirs,
+        details={"note": WHOLE_NOTE} if case.goal is None else {"goal": case.goal},
+    )
+
+
+def source_of_case(case: Case, data: str, workspace: Path) -> Source:
     """The source of a case: the original files, or a pack made of them.
 
     Raises:
         RequestError: they cannot be packed.
     """
-    if name != "original":
-        out = workspace / FORMATS[name]
+    if case.pack_format is not None:
+        out = workspace / case.pack_format
         if not out.exists():
-            pack(PackConfig(data=data, out=str(out), format=FORMATS[name], size=256))
+            pack(PackConfig(data=data, out=str(out), format=case.pack_format, size=PACK_SIZE))
         data = str(out)
     source = open_source(data)
     assert source is not None
     return source
 
 
-def our_reader(source: Source, count: int, *, crop_on_device: bool) -> Callable[[], float]:
-    """Measures images/s of our stream over its next `count` images.
-
-    Args:
-        crop_on_device: as with `--crop-on device`: images are only read, neither cropped nor normalised.
-    """
+def measure_stream(source: Source, count: int, *, crop_on_device: bool) -> Measurement:
+    """Images/s of our stream over its next `count` images; with `crop_on_device` without crop and normalising."""
     preprocessing = Preprocessing(
-        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(SIZE, SIZE)
+        channels=3, value_range=(0.0, 255.0), mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=(CROP_SIZE, CROP_SIZE)
     )
     stream = Stream(
         source, preprocessing, Augmentation(kind="crop"), seed=0, patch_size=16, crop_on_device=crop_on_device
@@ -128,15 +147,15 @@ def our_reader(source: Source, count: int, *, crop_on_device: bool) -> Callable[
 
     def batches() -> Iterator[object]:
         nonlocal position
-        for _ in range(count // BATCH):
-            batch = collate(stream.__getitems__(range(position, position + BATCH)))
+        for _ in range(count // BATCH_SIZE):
+            batch = collate(stream.__getitems__(range(position, position + BATCH_SIZE)))
             yield batch.images if crop_on_device else normalise(batch.images, preprocessing)
-            position += BATCH
+            position += BATCH_SIZE
 
-    return rate_of(batches, count // BATCH * BATCH)
+    return measure_rate(batches, count // BATCH_SIZE * BATCH_SIZE)
 
 
-def their_reader(data: str, workspace: Path, count: int) -> Callable[[], float]:
+def measure_image_folder(data: str, workspace: Path, count: int) -> Measurement:
     """Measures images/s of an ImageFolder over `count` random images, which are linked into one class of `workspace`.
 
     Raises:
@@ -152,41 +171,39 @@ def their_reader(data: str, workspace: Path, count: int) -> Callable[[], float]:
     (workspace / "all").mkdir(parents=True)
     for number, path in enumerate(files):
         os.symlink(path.resolve(), workspace / "all" / f"{number}{path.suffix.lower()}")
+    bicubic = transforms.InterpolationMode.BICUBIC
     transform = transforms.Compose(
         [
-            transforms.RandomResizedCrop(
-                SIZE, scale=CROP_SCALE, interpolation=transforms.InterpolationMode.BICUBIC
-            ),
+            transforms.RandomResizedCrop(CROP_SIZE, scale=CROP_SCALE, interpolation=bicubic),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
             transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
         ]
-    )  # fmt: skip
+    )
     folder = datasets.ImageFolder(workspace, transform)
     rng = np.random.default_rng(0)
 
     def batches() -> Iterator[object]:
-        for _ in range(count // BATCH):
-            samples = [folder[int(index)] for index in rng.integers(0, len(folder), BATCH)]
+        for _ in range(count // BATCH_SIZE):
+            samples = [folder[int(index)] for index in rng.integers(0, len(folder), BATCH_SIZE)]
             yield torch.stack([image for image, _ in samples])
 
-    return rate_of(batches, count // BATCH * BATCH)
+    return measure_rate(batches, count // BATCH_SIZE * BATCH_SIZE)
 
 
-def rate_of(batches: Callable[[], Iterator[object]], count: int) -> Callable[[], float]:
-    """Measures images/s of one iteration over `batches`, of `count` images in all."""
-    from openmae.benchmarks.rows import timed
+def measure_rate(batches: Callable[[], Iterator[object]], count: int) -> Measurement:
+    """Measures images/s of one iteration over `batches`, which hold `count` images in all."""
 
-    def go() -> None:
+    def read_all() -> None:
         for _ in batches():
             pass
 
-    measure = timed(go, lambda: None)
-    return lambda: count / measure()
+    seconds = timed(read_all, lambda: None)  # nothing to wait for: no device is used
+    return lambda: count / seconds()
 
 
 def write_photographs(folder: Path) -> Path:
-    """Write crops of the photographs inside installed packages as JPEGs of the usual size and quality."""
+    """Write crops of the photographs inside installed packages as JPEGs of `PHOTO_SIZE`; smaller ones are stretched."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     regions = EmbeddedPhotos("train").regions
@@ -199,5 +216,5 @@ def write_photographs(folder: Path) -> Path:
         crop = Image.fromarray(np.ascontiguousarray(photo[top : top + height, left : left + width]))
         if crop.size != PHOTO_SIZE:
             crop = crop.resize(PHOTO_SIZE, Image.Resampling.BICUBIC)
-        crop.save(folder / f"{number:03}.jpg", quality=92)
+        crop.save(folder / f"{number:03}.jpg", quality=PHOTO_QUALITY)
     return folder

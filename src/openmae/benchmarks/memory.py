@@ -48,7 +48,7 @@ def memory_rows(config: BenchConfig, device: torch.device) -> list[Row]:
             eager_model = peer_with_our_weights(transformers, ours.model.cpu(), ours.shape, attention="eager")
             eager_peer = make_peer(
                 eager_model, peer.images, peer.noise, RATE, c.weight_decay, c.betas, device, c.precision
-            )  # fmt: skip
+            )
             theirs = {
                 "transformers ViTMAE, SDPA": measure_peer(peer),
                 "transformers ViTMAE, attention written out": measure_peer(eager_peer),

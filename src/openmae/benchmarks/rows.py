@@ -9,7 +9,7 @@ from typing import Any
 WARM_UP = 2  # discarded rounds, in which kernels are chosen, files cached, and (in the second) allocators filled
 NOT_INSTALLED = "not installed: pip install 'openmae[bench]'"
 
-Side = Callable[[], float]
+Measurement = Callable[[], float]  # measures once: seconds, or images/s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,19 +56,19 @@ class Row:
         }
 
 
-def run_interleaved(rounds: int, *sides: Side) -> list[list[float]]:
-    """The results of each side in each round. Every second round runs them in reverse order, for fairness."""
-    results: list[list[float]] = [[] for _ in sides]
+def run_interleaved(rounds: int, *measurements: Measurement) -> list[list[float]]:
+    """The results of each measurement in each round. Every second round runs them in reverse order, for fairness."""
+    results: list[list[float]] = [[] for _ in measurements]
     for number in range(WARM_UP + rounds):
-        order = range(len(sides)) if number % 2 == 0 else range(len(sides) - 1, -1, -1)
-        for side in order:
-            value = sides[side]()
+        order = range(len(measurements))
+        for i in order if number % 2 == 0 else reversed(order):
+            value = measurements[i]()
             if number >= WARM_UP:
-                results[side].append(value)
+                results[i].append(value)
     return results
 
 
-def timed(action: Callable[[], object], wait: Callable[[], None]) -> Side:
+def timed(action: Callable[[], object], wait: Callable[[], None]) -> Measurement:
     """Measures the seconds of an action; `wait` waits for the device, see `machine.synchronizer`."""
 
     def measure() -> float:

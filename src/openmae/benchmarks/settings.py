@@ -64,9 +64,13 @@ def _readers(config: BenchConfig, device: torch.device, threads: int, case: str)
     runs = []
     for workers in counts:
         small = BenchConfig(
-            name="epoch", workers=workers, quick=config.quick, device=config.device, precision=config.precision,
+            name="epoch",
+            workers=workers,
+            quick=config.quick,
+            device=config.device,
+            precision=config.precision,
             batch_size=config.batch_size,
-        )  # fmt: skip
+        )
         runs.append(OurRun(pretrain_plan_of(source, DATA, small, device), source, device))
     wait = synchronizer(device)
     try:

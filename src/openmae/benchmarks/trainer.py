@@ -99,7 +99,7 @@ class TheirImages(Dataset):
                 transforms.ToTensor(),
                 transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
             ]
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
         return len(self.source)

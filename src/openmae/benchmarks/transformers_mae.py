@@ -132,9 +132,16 @@ class Peer:
 
 
 def make_peer(
-    model: nn.Module, images: Tensor, noise: Tensor, rate: float, weight_decay: float, betas: tuple[float, float],
-    device: torch.device, precision: str, is_compiled: bool = False,
-) -> Peer:  # fmt: skip
+    model: nn.Module,
+    images: Tensor,
+    noise: Tensor,
+    rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    device: torch.device,
+    precision: str,
+    is_compiled: bool = False,
+) -> Peer:
     """The peer with the same optimiser as ours: fused AdamW over the same two groups."""
     model = model.to(device)
     optimizer = adamw_from_groups(weight_decay_groups(model, weight_decay), betas)

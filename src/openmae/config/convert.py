@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, field
 
 from openmae.config.checks import NONE_IS_OFF, Settings, Sized, check_name, check_range, check_types, flag_of
-from openmae.config.shapes import DEFAULT_POOL, LIMITS, POOLS, TARGETS
+from openmae.config.shapes import DEFAULT_POOL, LIMITS, PIXEL_TARGETS, POOLS
 from openmae.errors import RequestError
 
 # The formats, each with the ending of its file; None for formats that are folders.
@@ -57,7 +57,7 @@ class ConvertConfig(Sized, Settings):
         check_name("--to", self.to, FORMATS)
         check_name("--part", self.part, PARTS)
         check_name("--pool", self.pool, POOLS)
-        check_name("--target", self.target, TARGETS)
+        check_name("--target", self.target, PIXEL_TARGETS)
         for name in ("patch_size", "num_heads", "decoder_num_heads"):
             check_range(flag_of(name), getattr(self, name), 1, LIMITS[name.removeprefix("decoder_")])
         self.check_size()

@@ -62,9 +62,9 @@ class KnnConfig(Sized, DataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
 
     # The run
     batch_size: int | None = None
@@ -116,7 +116,7 @@ class EmbedConfig(Sized, DataSettings):
     split: str = "all"
     """train, val, test or all."""
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Cut images larger than so many pixels into tiles of that side: a row for each, called file#row,column."""
+    """Side in pixels: cut larger images into tiles of that side, a row for each, called file#row,column."""
     half: bool = False
     """Write float16 instead of float32."""
     image_size: int | tuple[int, int] | None = None
@@ -126,9 +126,9 @@ class EmbedConfig(Sized, DataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
     batch_size: int | None = None
     """Images at a time in each process."""
     device: str | None = None
@@ -171,9 +171,9 @@ class AttentionConfig(Sized, NodataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
 
     def __post_init__(self) -> None:
         check_types(self)

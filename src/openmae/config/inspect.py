@@ -17,26 +17,26 @@ class InspectConfig(SplitSettings):
     out: str | None = field(default=None, metadata=NONE_IS_OFF)
     """Folder to make, for the full report as JSON and pictures; without it nothing is written."""
     limit: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Look at so many images of each part of a data set, evenly drawn; at all of them unless given."""
+    """Look at this many random images of each split of a data set; at all of them unless given."""
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Count the tiles of that side in pixels, and the blank ones, that larger images would be cut into."""
+    """Side in pixels of the tiles that larger images would be cut into: count them, and the blank ones among them."""
     workers: int | None = None
     """Processes that read images; by default one for each core, 16 at most."""
     value_range: tuple[float, float] | None = None
-    """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; unless given what a pack says,
+    """Raw values that become 0 and 1, such as 0 4095 for 12-bit images in 16 bits; unless given those stored in a pack,
     0 255 for 8-bit images, else measured."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
     seed: int = 0
-    """Another seed draws other images for --limit and the contact sheet."""
+    """Seed of the random choice of images, for --limit and the contact sheet."""
 
     def __post_init__(self) -> None:
         check_types(self)
         check_tiles(self.tiles, None)
         self.check_split_paths(self.path, "PATH")
-        if self.path is not None and not os.fspath(self.path):
+        if self.path is not None and os.fspath(self.path) == "":  # a Path is taken, too
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)
         check_range("--workers", self.workers, 0)

@@ -37,7 +37,7 @@ class PackConfig(DataSettings):
     """jpeg: the short side at most; raw: the side of the centre square, or height and width. 256, or less for less;
     raw packs of long images keep their aspect."""
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Cut images larger than so many pixels into tiles of that side, each an image of the pack called file#row,column;
+    """Side in pixels: cut larger images into tiles of that side, each an image of the pack called file#row,column;
     --size is then theirs unless given. Blank tiles are left out."""
     quality: int = 90
     """Of JPEGs, 1 to 100."""
@@ -50,9 +50,9 @@ class PackConfig(DataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become 0 and 1, such as 0 4095: a JPEG's black and white; kept for what reads a raw pack."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
     shard_mb: float = 256.0
     """Megabytes of a parquet file, about; also what is lost when a pack is stopped."""
     workers: int | None = None

@@ -62,7 +62,10 @@ class PretrainConfig(Sized, DataSettings):
     mask_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
     target: str | None = None
-    """pixel, or norm-pixel: normalised by each patch's own mean and standard deviation."""
+    """pixel; norm-pixel: normalised by each patch's own mean and standard deviation; or pca: the largest principal
+    components of the patches."""
+    pca_coefficients: int | None = None
+    """How many components --target pca predicts; an eighth of a patch's values unless given."""
     mask_tokens_in_encoder: bool = False
     """Table 1c: let mask tokens through the encoder (slower and worse)."""
 
@@ -79,11 +82,11 @@ class PretrainConfig(Sized, DataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become 0 and 1, e.g. 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     background: float | None = None
     """What transparent pixels show: 0 black to 1 white."""
     tiles: int | None = field(default=None, metadata=NONE_IS_OFF)
-    """Cut images larger than so many pixels into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
+    """Side in pixels: cut larger images into tiles of that side, each a sample; an epoch counts tiles. Pack PNG and
     JPEG first (openmae pack --tiles): each tile decodes its whole file."""
     split_rules: int | None = None
     """How the parts of DATA are found: 2, see docs/data.md; 1, as in runs from before there was a choice."""
@@ -92,7 +95,7 @@ class PretrainConfig(Sized, DataSettings):
     max_bad: float | None = None
     """Largest tolerated fraction of unreadable files; 0.01 unless given."""
     max_pixels: int = MAX_PIXELS
-    """Images of more pixels are refused (decompression bombs)."""
+    """Images of more pixels are refused: they may be decompression bombs."""
 
     # The optimisation
     epochs: float | None = None
@@ -146,7 +149,7 @@ class PretrainConfig(Sized, DataSettings):
     watch_every: int | None = None
     """Steps between looks at labels; as --evaluate-every unless given."""
     watch_images: int = 2000
-    """At most so many images to learn from, and so many to ask about."""
+    """At most this many images to learn from, and this many to ask about."""
     save_every: int | None = None
     """Steps between checkpoints."""
     keep: int = 2
@@ -166,7 +169,15 @@ class PretrainConfig(Sized, DataSettings):
         check_name("--watch", self.watch, WATCH_METHODS)
         for name in ("width", "depth", "num_heads", "patch_size", "channels", "decoder_width", "decoder_depth"):
             check_range(flag_of(name), getattr(self, name), 1)
-        for name in ("decoder_num_heads", "steps", "batch_size", "micro_batch_size", "log_every", "keep"):
+        for name in (
+            "decoder_num_heads",
+            "pca_coefficients",
+            "steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "keep",
+        ):
             check_range(flag_of(name), getattr(self, name), 1)
         for name in ("evaluate_every", "picture_every", "save_every", "watch_every", "watch_images"):
             check_range(flag_of(name), getattr(self, name), 1)

@@ -49,7 +49,7 @@ class ReconstructConfig(Sized, NodataSettings):
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
-    """Which axes of a .npy of three are channels, rows and columns: CYX or YXC; by their shapes unless given."""
+    """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:

@@ -27,7 +27,8 @@ LIMITS = {
 }
 POSITIONS = ("absolute", "none")
 RELATIVE_POSITIONS = ("none", "bias", "decomposed")
-TARGETS = ("pixel", "norm-pixel")
+PIXEL_TARGETS = ("pixel", "norm-pixel")
+TARGETS = (*PIXEL_TARGETS, "pca")
 POOLS = ("cls", "mean")
 DEFAULT_POOL = "mean"  # of embed, knn and probe: better than the class token where we measured (docs/results.md)
 HEADS = ("fine-tune", "probe")
@@ -203,9 +204,15 @@ class MAEShape:
     decoder: DecoderShape
     target: str = "pixel"
     mask_tokens_in_encoder: bool = False
+    pca_coefficients: int | None = None  # of the target "pca", and only there
 
     def __post_init__(self) -> None:
         check_name("--target", self.target, TARGETS)
+        if (self.target == "pca") != (self.pca_coefficients is not None):
+            raise RequestError(
+                f"--pca-coefficients is for --target pca, and this is --target {self.target}: leave it out"
+            )
+        check_range("--pca-coefficients", self.pca_coefficients, 1, self.encoder.patch_dim)
         if not self.encoder.is_maskable:
             raise RequestError(
                 "masked pre-training takes an encoder with a class token, a final norm and absolute positions only: "
@@ -218,7 +225,19 @@ class MAEShape:
         return cls(**{**values, "encoder": encoder, "decoder": decoder})
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "encoder": self.encoder.to_dict()}
+        """For a file. The number of coefficients is named only where there are any: other records stay as they were."""
+        values = {**asdict(self), "encoder": self.encoder.to_dict()}
+        return {name: value for name, value in values.items() if name != "pca_coefficients" or value is not None}
+
+    @property
+    def target_name(self) -> str:
+        """The target in words: pixel, norm-pixel, 96 PCA coefficients."""
+        return self.target if self.pca_coefficients is None else f"{self.pca_coefficients} PCA coefficients"
+
+    @property
+    def outputs(self) -> int:
+        """Values that are predicted for each patch."""
+        return self.encoder.patch_dim if self.pca_coefficients is None else self.pca_coefficients
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""A micro-batch of training samples, and how samples are stacked into one."""
+"""`Batch`, a micro-batch of training samples, and how images and labels are stacked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from openmae.errors import RequestError
 
 @dataclass(frozen=True)
 class Crops:
-    """Crops of the images of a batch that are still to be made, on the device.
+    """The crop of each image of a batch, for batches that are cropped on the device (`--crop-on device`).
 
     Attributes:
         boxes: (B, 4) int64: top, left, height, width in pixels.
@@ -37,14 +37,16 @@ class Batch:
     """A micro-batch of training samples.
 
     Attributes:
-        images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole ones: (B, H, W, C).
-        keys: (B,) int64, a hash of (seed, epoch, index) for each sample, from which its randomness derives.
+        images: (B, C, H, W), uint8 or float32, not normalised; where there are `crops`, whole images: (B, H, W, C).
+        keys: (B,) int64, a hash of (seed, epoch, index) for each sample, and of the crop's number where an image gives
+            several crops; all random numbers of the sample are computed from it.
         bad: name and reason of each input that could not be read and was replaced.
         labels: (B,) int64 class ids; multi-label: (B, classes) float32; regression: (B, columns) float64, in their own
             units; None where not requested or unknown.
-        crops: what is still to be cut out of the images; None where they are cropped.
-        blank: how many samples were blank tiles and replaced.
-        empty: (B, N) bool: patches that are mostly nodata; None where no patch is.
+        crops: what the device has to cut out of the images; None where they are cropped already.
+        num_blank: how many samples replace a blank tile.
+        is_empty: (B, N) bool: patches that are mostly nodata (missing values); None where none of the batch is. It is
+            not pinned: it is small, and few batches have it.
     """
 
     images: Tensor
@@ -52,13 +54,17 @@ class Batch:
     bad: dict[str, str]
     labels: Tensor | None = None
     crops: Crops | None = None
-    blank: int = 0
-    empty: Tensor | None = None
+    num_blank: int = 0
+    is_empty: Tensor | None = None
 
     def pin_memory(self) -> "Batch":
-        crops = None if self.crops is None else self.crops.pin_memory()
-        images, keys = self.images.pin_memory(), self.keys.pin_memory()
-        return Batch(images, keys, self.bad, pinned(self.labels), crops, self.blank, self.empty)
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            keys=self.keys.pin_memory(),
+            labels=pinned(self.labels),
+            crops=None if self.crops is None else self.crops.pin_memory(),
+        )
 
 
 def pinned(tensor: Tensor | None) -> Tensor | None:
@@ -67,12 +73,16 @@ def pinned(tensor: Tensor | None) -> Tensor | None:
 
 
 def stack_images(images: Sequence[Tensor | NDArray]) -> Tensor:
-    """Stack images of one shape and type: (B, ...); a reader process writes straight into shared memory."""
+    """Stack images of one shape and type, all tensors or all arrays: (B, ...).
+
+    A reader process stacks straight into the shared memory through which it hands the batch over.
+    """
     tensors = [image for image in images if isinstance(image, Tensor)]
     if tensors:
         return torch.stack(tensors, out=allocate_batch((len(images), *tensors[0].shape), tensors[0].dtype))
     arrays = [image for image in images if isinstance(image, np.ndarray)]
-    batch = allocate_batch((len(images), *arrays[0].shape), torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype)
+    dtype = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype  # torch has no public conversion of NumPy's types
+    batch = allocate_batch((len(images), *arrays[0].shape), dtype)
     np.stack(arrays, out=batch.numpy())  # not by torch, which warns about read-only memory such as a pack's pages
     return batch
 
@@ -87,8 +97,9 @@ def stack_labels(labels: Sequence[Label]) -> Tensor | None:
     if not known:
         return None
     if missing := len(labels) - len(known):
-        raise RequestError(f"{missing} of {len(labels)} images of a batch have no label: give them one")
+        raise RequestError(f"{missing} of {len(labels)} images of a batch have no label: label all of them or none")
     values = np.stack([np.asarray(label) for label in known])
     if values.dtype == np.float64:  # regression: in float64 until they are standardised
         return torch.from_numpy(values)
-    return torch.from_numpy(values.astype(np.int64 if values.ndim == 1 else np.float32))
+    is_multi_label = values.ndim == 2  # a row of 0 and 1 for each image, and not one class id
+    return torch.from_numpy(values.astype(np.float32 if is_multi_label else np.int64))

@@ -36,18 +36,18 @@ class EvaluationBatch:
         labels: see `Batch`.
         indices: (B,) int64, each image's index in the source.
         bad: name and reason of each input that could not be read.
-        empty: (B, N) bool, see `Batch`.
+        is_empty: (B, N) bool, see `Batch`.
     """
 
     images: Tensor
     labels: Tensor | None
     indices: Tensor
     bad: dict[str, str]
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
     def pin_memory(self) -> "EvaluationBatch":
         images, indices = self.images.pin_memory(), self.indices.pin_memory()
-        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.empty)
+        return EvaluationBatch(images, pinned(self.labels), indices, self.bad, self.is_empty)
 
 
 class _Sample(NamedTuple):
@@ -56,7 +56,7 @@ class _Sample(NamedTuple):
     position: int
     image: Tensor | str
     label: Label = None
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
 
 class _Evaluation(Dataset):
@@ -100,7 +100,7 @@ class _Evaluation(Dataset):
             stack_labels([sample.label for sample in good]),
             torch.tensor([sample.position for sample in good], dtype=torch.int64),
             bad,
-            stack_empty_patches([sample.empty for sample in good]),
+            stack_empty_patches([sample.is_empty for sample in good]),
         )
 
 

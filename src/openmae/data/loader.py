@@ -49,9 +49,9 @@ class Sample(NamedTuple):
         key: the seed of the sample's randomness, see `Batch`.
         bad: the unreadable inputs that this image replaces: name → reason.
         label: see `Source.label`.
-        crop: what is still to be cut out of the image; None where it is cropped.
+        crop: what the device has to cut out of the image; None where it is cropped already.
         was_blank: the tile at this position was blank, and this is its replacement.
-        empty: (N,) bool, see `Batch`.
+        is_empty: (N,) bool, see `Batch`.
     """
 
     image: Tensor | Pixels
@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     label: Label
     crop: Crop | None = None
     was_blank: bool = False
-    empty: Tensor | None = None
+    is_empty: Tensor | None = None
 
 
 class Stream(Dataset):
@@ -197,15 +197,15 @@ class _Decoded(NamedTuple):
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples into a micro-batch."""
-    images, keys, bad, labels, crops, was_blank, empty = zip(*samples, strict=True)
+    images, keys, bad, labels, crops, was_blank, is_empty = zip(*samples, strict=True)
     return Batch(
         images=stack_images(images),
         keys=torch.tensor(keys),
         bad={name: reason for of_sample in bad for name, reason in of_sample.items()},
         labels=stack_labels(labels),
         crops=_stack_crops(crops),
-        blank=sum(was_blank),
-        empty=stack_empty_patches(empty),
+        num_blank=sum(was_blank),
+        is_empty=stack_empty_patches(is_empty),
     )
 
 

@@ -109,7 +109,7 @@ class DataFacts:
 
     Attributes:
         count: images in the source.
-        channels, dtype: those of most images.
+        channels, dtype: those of most images; grey and RGB images together count as RGB.
         short_side: the median of the shorter sides in pixels.
         value_range: the raw values that become 0 and 1: those stated in a pack, the type's range for uint8, else the
             0.1 and 99.9 percentiles.
@@ -120,11 +120,11 @@ class DataFacts:
         stated_range: the value range that a pack states; None where there is none.
         axes: what was decided about the axes of `.npy` files.
         raw_shape: height, width and channels of all images of a raw pack; None for other sources.
-        blank: sampled tiles that are blank; they count nowhere else here.
+        num_blank: how many sampled tiles are blank; they count nowhere else here.
         aspects: width over height of each sampled image.
         largest: the image that takes most memory, as far as headers were read; None where there are no headers.
-        with_empty: how many sampled images have nodata values.
-        empty: the fraction of nodata values, the mean over the sampled images.
+        num_with_nodata: how many sampled images have nodata values.
+        nodata_fraction: the fraction of nodata values, the mean over the sampled images.
     """
 
     count: int
@@ -140,11 +140,11 @@ class DataFacts:
     stated_range: tuple[float, float] | None = None
     axes: Axes = BY_SHAPE
     raw_shape: tuple[int, int, int] | None = None
-    blank: int = 0
+    num_blank: int = 0
     aspects: tuple[float, ...] = (1.0,)
     largest: LargestImage | None = None
-    with_empty: int = 0
-    empty: float = 0.0
+    num_with_nodata: int = 0
+    nodata_fraction: float = 0.0
 
     @property
     def aspect(self) -> float:
@@ -161,8 +161,8 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
     Raises:
         RequestError: none of them can be read.
     """
-    images, aspects, bad, depths, blank = [], list[float](), {}, BitDepths(), 0
-    empty = list[float]()
+    images, aspects, bad, depths, num_blank = [], list[float](), {}, BitDepths(), 0
+    nodata_fractions = list[float]()
     indices = Permutation(len(source), 0)(np.arange(min(limit, len(source))))
     if isinstance(source, Tiled):  # in order, so that each image is decoded once for all of its tiles
         indices.sort()
@@ -173,14 +173,14 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
             bad[source.name(index)] = str(error)
             continue
         if isinstance(source, Tiled) and is_blank(image):
-            blank += 1
+            num_blank += 1
             continue
         images.append((str(image.dtype), min(image.shape[:2]), _small(image)))
-        empty.append(0.0 if (mask := nodata_mask(image)) is None else float(mask.mean()))
+        nodata_fractions.append(0.0 if (mask := nodata_mask(image)) is None else float(mask.mean()))
         aspects.append(image.shape[1] / image.shape[0])
         depths += BitDepths.from_images([image])
     if not images and not bad:
-        raise RequestError(f"all of {blank} tiles looked at are blank")
+        raise RequestError(f"all of {num_blank} tiles looked at are blank")
     if not images:
         reason, count = Counter(bad.values()).most_common(1)[0]
         raise RequestError(f"none of {len(bad)} images looked at can be read ({count} of them: {reason})")
@@ -195,7 +195,7 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
     value_range = (0.0, 255.0)
     if dtype != "uint8":
         values = pixels.flatten()[:: max(1, pixels.numel() // 10_000_000)].numpy()
-        values = values[~np.isnan(values)] if any(empty) else values
+        values = values[~np.isnan(values)] if any(nodata_fractions) else values
         low, high = (float(v) for v in np.percentile(values, [0.1, 99.9])) if len(values) else (0.0, 1.0)
         value_range = (low, high if high > low else low + 1.0)
     stated = stated_range([source])
@@ -215,11 +215,11 @@ def survey(source: Source, limit: int = 256, other_splits: Iterable[Source] = ()
         stated_range=stated,
         axes=axes_of([source]),
         raw_shape=raw_shape(source),
-        blank=blank,
+        num_blank=num_blank,
         aspects=tuple(aspects),
         largest=largest_image(source),
-        with_empty=sum(share > 0 for share in empty),
-        empty=float(np.mean(empty)),
+        num_with_nodata=sum(fraction > 0 for fraction in nodata_fractions),
+        nodata_fraction=float(np.mean(nodata_fractions)),
     )
 
 

@@ -275,4 +275,4 @@ class MAEModel(EncoderModel):
         keys = torch.from_numpy(sample_keys(seed, 0, np.arange(len(prepared))))
         masking = to_device(MaskSampler(kind, ratio, grid, given)(keys), self.device)
         p = self.preprocessing
-        return reconstruct_patches(self.mae, prepared, masking, p, undo=undo, paste=paste, empty=empty)
+        return reconstruct_patches(self.mae, prepared, masking, p, undo=undo, paste=paste, is_empty=empty)

@@ -17,15 +17,16 @@ MASKED_GREY = 0.5
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images, their masks and the model's predictions; all tensors are on the CPU.
+    """Images, which of their pixels were masked, and the model's predictions; all tensors are on the CPU.
 
     Attributes:
-        masked: (B, C, H, W) in 0..1, masked patches grey.
-        prediction: (B, C, H, W) in 0..1.
-        truth: (B, C, H, W) in 0..1.
+        masked: (B, C, H, W) in 0..1, the images with masked patches grey.
+        prediction: (B, C, H, W) in 0..1, masked patches as predicted; visible ones too, unless they were pasted.
+        truth: (B, C, H, W) in 0..1, the images.
         is_masked: (B, 1, H, W) bool.
-        is_empty: (B, 1, H, W) bool: of patches whose values stand for none (nodata).
-        leaks: whether the true patch statistics were used to undo the normalisation of a prediction.
+        is_empty: (B, 1, H, W) bool: the pixels of empty patches, which are mostly nodata (missing values).
+        leaks: whether predicted patches were given the true mean and standard deviation, which leaks
+            part of the answer.
     """
 
     masked: Tensor
@@ -37,12 +38,12 @@ class Reconstruction:
 
     @property
     def is_measured(self) -> Tensor:
-        """Which pixels a prediction can be compared on, being masked and not empty: (B, 1, H, W) bool."""
+        """The pixels on which a prediction can be scored, masked and not empty: (B, 1, H, W) bool."""
         return self.is_masked & ~self.is_empty
 
     @property
     def is_unknown(self) -> Tensor:
-        """Which pixels show nothing, being masked or empty: (B, 1, H, W) bool."""
+        """The pixels that the model does not see, masked or empty: (B, 1, H, W) bool."""
         return self.is_masked | self.is_empty
 
 
@@ -54,17 +55,18 @@ def reconstruct_patches(
     *,
     undo: str = "neighbours",
     paste: bool = True,
-    empty: Tensor | None = None,
+    is_empty: Tensor | None = None,
 ) -> Reconstruction:
     """Predict the masked patches of normalised images (B, C, H, W) and convert them to pixels in 0..1.
 
-    A norm-pixel model predicts each patch up to its mean and standard deviation.
+    A norm-pixel model predicts patches from which their mean and standard deviation were removed (paper, section 3), so
+    both have to come from elsewhere.
 
     Args:
         undo: where these statistics are taken from: "neighbours", the visible patches around it; or "true", the patch
             itself, which leaks part of the answer.
         paste: show visible patches as they are, not as predicted.
-        empty: which patches have no values to compare with (nodata), (B, N) bool; None where all have.
+        is_empty: which patches are mostly nodata, (B, N) bool; None where none is.
     """
     size = mae.encoder.shape.patch_size
     grid = mae.grid(images)
@@ -79,28 +81,35 @@ def reconstruct_patches(
         else:
             leaks = True
         prediction = prediction * std + mean
+    else:
+        prediction = mae.target.to_patches(prediction)
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
-    pixel_mask = unpatchify(is_masked[..., None].expand(-1, -1, size * size), grid, size)
-    is_empty = torch.zeros_like(pixel_mask)
-    if empty is not None:
-        is_empty = unpatchify(empty.to(is_masked.device)[..., None].expand(-1, -1, size * size), grid, size)
+    is_masked_pixel = _by_pixel(is_masked, grid, size)
+    is_empty_pixel = torch.zeros_like(is_masked_pixel)
+    if is_empty is not None:
+        is_empty_pixel = _by_pixel(is_empty.to(is_masked.device), grid, size)
     truth = to_unit(images, preprocessing).clamp(0, 1)
-    shown = to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1)
+    predicted = to_unit(unpatchify(prediction, grid, size), preprocessing).clamp(0, 1)
     return Reconstruction(
-        masked=torch.where(pixel_mask, MASKED_GREY, truth).cpu(),
-        prediction=keep_grey(shown, truth).cpu(),
+        masked=torch.where(is_masked_pixel, MASKED_GREY, truth).cpu(),
+        prediction=grey_where_truth_is_grey(predicted, truth).cpu(),
         truth=truth.cpu(),
-        is_masked=pixel_mask.cpu(),
-        is_empty=is_empty.cpu(),
+        is_masked=is_masked_pixel.cpu(),
+        is_empty=is_empty_pixel.cpu(),
         leaks=leaks,
     )
 
 
-def keep_grey(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Make the prediction grey for each image that is grey itself; both are (B, C, H, W)."""
-    spread = truth.amax(1, keepdim=True) - truth.amin(1, keepdim=True)
-    is_grey = spread.amax((2, 3), keepdim=True) < 0.5 / 255
+def _by_pixel(of_patches: Tensor, grid: Grid, patch_size: int) -> Tensor:
+    """(B, N) of patches → (B, 1, H, W): each pixel has the value of its patch."""
+    return unpatchify(of_patches[..., None].expand(-1, -1, patch_size * patch_size), grid, patch_size)
+
+
+def grey_where_truth_is_grey(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Average the prediction over the channels for each image whose true channels are equal; both are (B, C, H, W)."""
+    difference = truth.amax(1, keepdim=True) - truth.amin(1, keepdim=True)
+    is_grey = difference.amax((2, 3), keepdim=True) < 0.5 / 255  # half of one of 256 levels
     return torch.where(is_grey, prediction.mean(1, keepdim=True), prediction)
 
 
@@ -110,12 +119,15 @@ def estimate_from_visible(values: Tensor, is_masked: Tensor, grid: Grid) -> Tens
     Args:
         values: (B, N, 1), of which only those of visible patches are used.
         is_masked: (B, N) bool.
+
+    Returns:
+        (B, N, 1): the estimates; visible patches keep their own value.
     """
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], device=values.device), torch.arange(grid[1], device=values.device), indexing="ij"
     )
     positions = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
-    weight = 1 / torch.cdist(positions, positions).clamp(min=1) ** 4  # (N, N)
+    weight = 1 / torch.cdist(positions, positions).clamp(min=1) ** 4  # (N, N); of a patch to itself it is 0
     weight = weight[None] * (~is_masked)[:, None, :]
     estimate = weight @ values / weight.sum(-1, keepdim=True)
     return torch.where(is_masked[..., None], estimate, values)

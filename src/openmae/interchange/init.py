@@ -35,7 +35,7 @@ def read_init(init: str, hints: Hints | None = None, *, verbose: bool = True) ->
     That is a run folder, a checkpoint, a file, a folder as transformers or timm write it, `timm:NAME` or `hf:ORG/NAME`.
 
     Args:
-        hints: settings that a foreign file does not contain; one of ours contains all, and hints must agree with it.
+        hints: settings that another library's file does not contain; openmae's own contain all, and hints must agree.
         verbose: print which weights were loaded, resized or unused (in the first process).
 
     Raises:

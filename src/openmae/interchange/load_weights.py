@@ -72,6 +72,6 @@ def load_for_pretraining(model: MAE, init: StoredModel) -> list[str]:
         n for n in own.keys() | theirs.keys() if n not in own or n not in theirs or own[n].shape != theirs[n].shape
     )
     if mismatched:
-        return [*lines, f"           decoder: fresh, for {mismatched[0]} is of another shape there"]
+        return [*lines, f"           decoder: fresh, for {mismatched[0]} is missing or of another shape there"]
     model.load_state_dict(theirs, strict=False)
     return lines

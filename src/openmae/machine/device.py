@@ -24,7 +24,7 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
 
     Args:
         name: cpu, mps, cuda (the current GPU) or cuda:N; None: the best available.
-        local_rank: of this process on this machine; it takes the GPU so many after the named one.
+        local_rank: of this process on this machine; the GPU taken is this many after the named one.
 
     Raises:
         RequestError: there is no such device here.

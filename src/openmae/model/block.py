@@ -148,7 +148,7 @@ class Block(nn.Module):
         """Apply the block.
 
         Args:
-            num_queries: compute only the last so many output tokens, exactly.
+            num_queries: compute only this many output tokens, the last ones; they are exact.
             branch_scales: drop path: factors of each sample's attention and MLP branch.
             grid: rows and columns of the patches, for relative positions and windows.
         """

@@ -18,7 +18,7 @@ def num_parameters(shape: MAEShape) -> int:
     embed = encoder.patch_dim * encoder.width + encoder.width + encoder.width  # projection, class token
     bridge = encoder.width * decoder.width + decoder.width
     mask_token = encoder.width if shape.mask_tokens_in_encoder else decoder.width
-    predict = decoder.width * encoder.patch_dim + encoder.patch_dim
+    predict = decoder.width * shape.outputs + shape.outputs
     return _blocks_parameters(encoder) + _blocks_parameters(decoder) + embed + bridge + mask_token + predict
 
 
@@ -91,7 +91,7 @@ def training_flops(shape: MAEShape, visible: int) -> int:
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
     forward = _blocks_flops(encoder, encoded) + _blocks_flops(decoder, 1 + count)
     forward += 2 * encoded * encoder.width * decoder.width
-    forward += 2 * (count - visible) * decoder.width * encoder.patch_dim
+    forward += 2 * (count - visible) * decoder.width * shape.outputs
     projection = 2 * visible * encoder.patch_dim * encoder.width
     return 3 * forward + 2 * projection
 

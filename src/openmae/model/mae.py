@@ -46,7 +46,7 @@ class MAE(nn.Module):
     @classmethod
     def from_shape(cls, shape: MAEShape) -> "MAE":
         """A newly initialised masked autoencoder of this shape."""
-        target = TARGET_CLASSES[shape.target](shape.encoder)
+        target = TARGET_CLASSES[shape.target](shape)
         decoder = Decoder(shape.encoder, shape.decoder, target.num_outputs, not shape.mask_tokens_in_encoder)
         return cls(ViT(shape.encoder), decoder, target)
 

@@ -146,7 +146,7 @@ class ViT(nn.Module):
 
         Args:
             branch_scales: drop path, for each block (see `Block`).
-            num_blocks: stop after so many blocks.
+            num_blocks: stop after this many blocks.
         """
         height, width = images.shape[-2:]
         grid, first = grid_of(height, width, self.shape.patch_size), self.shape.num_prefix_tokens

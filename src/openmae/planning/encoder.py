@@ -46,7 +46,7 @@ def encoder_shape(config: HasEncoder, like: ViTShape | None = None) -> ViTShape:
 
 
 def check_channels(facts: DataFacts, channels: int, message: str) -> None:
-    """Raise RequestError with the message where images cannot be given so many channels.
+    """Raise RequestError with the message where images cannot be converted to the model's number of channels.
 
     Images must have as many, or be grey where the model takes RGB, or the reverse.
     """

@@ -16,13 +16,13 @@ from openmae.config import (
     flag_of,
     num_kept,
 )
-from openmae.data.augment import Augmentation
 from openmae.data.preprocess import DataFacts, facts_in_scale
 from openmae.data.sources.open import Source
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
 from openmae.model import cost
+from openmae.planning.crop import decide_crop_on
 from openmae.planning.decisions import (
     CROP_ASPECT_REASON,
     Decisions,
@@ -105,7 +105,13 @@ def mae_shape(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> M
     """
     c, encoder = config, encoder_shape(config, like)
     decoder = DecoderShape(width=c.decoder_width, depth=c.decoder_depth, num_heads=c.decoder_num_heads)
-    return MAEShape(encoder=encoder, decoder=decoder, target=c.target, mask_tokens_in_encoder=c.mask_tokens_in_encoder)
+    return MAEShape(
+        encoder=encoder,
+        decoder=decoder,
+        target=c.target,
+        mask_tokens_in_encoder=c.mask_tokens_in_encoder,
+        pca_coefficients=c.pca_coefficients,
+    )
 
 
 def make_pretrain_plan(
@@ -144,7 +150,7 @@ def make_pretrain_plan(
     choose_nodata(None if init is None else init.preprocessing, decisions)
     decide_device_and_defaults(machine, decisions, get("width"))
     _decide_computing(machine, decisions)
-    _decide_crop(facts, machine, decisions)
+    decide_crop_on(facts, machine, decisions)
     limit_warmup(decisions, facts.count)
     decisions.decide("micro_batch_size", get("batch_size"), "all at once")
     decisions.decide("recompute", False, "memory suffices")
@@ -201,6 +207,8 @@ def _adopt_init(init: StoredModel, decisions: Decisions, is_measured: bool) -> N
         for name in ("width", "depth", "num_heads"):
             decide("decoder_" + name, getattr(init.shape.decoder, name), "as --init")
         decide("target", init.shape.target, "as --init")
+        if decisions.get("target") == init.shape.target == "pca":
+            decide("pca_coefficients", init.shape.pca_coefficients, "as --init")
     for name in ("value_range", "background", *(() if is_measured else ("mean", "std"))):
         decide(name, getattr(preprocessing, name), "as --init")
 
@@ -226,27 +234,9 @@ def _decide_data(facts: DataFacts, decisions: Decisions) -> None:
     decide("augment", "crop", "the paper's default (table 1e)")
     decide("crop_aspect", "model", CROP_ASPECT_REASON)
     decide_statistics(facts, decisions)
-
-
-def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
-    """Whether readers crop or the device does. Raises RequestError where the device is to and cannot."""
-    augment = decisions.get("augment")
-    if not Augmentation(kind=augment).only_crops:
-        obstacle = f"--augment {augment} goes on with the crop where it is read"
-        remedy = "--augment crop"
-    elif facts.raw_shape is None:
-        named = shown(str(decisions.config.dataset))
-        obstacle = f"{named} is no raw pack, and only there all images are known to have one shape"
-        remedy = "DATA from openmae pack --format raw"
-    else:
-        is_gpu = machine.device == "cuda"
-        reasons = {"cuda": "a raw pack: its readers need only copy", "cpu": "faster than cropping on cpu"}
-        why = reasons.get(machine.device, f"not measured on {machine.device}")
-        decisions.decide("crop_on", "device" if is_gpu else "reader", why)
-        return
-    if decisions.get("crop_on") == "device":
-        raise RequestError(f"--crop-on device: {obstacle}; give {remedy}, or --crop-on reader")
-    decisions.decide("crop_on", "reader", obstacle)
+    if decisions.get("target") == "pca":
+        values = decisions.get("channels") * decisions.get("patch_size") ** 2
+        decide("pca_coefficients", max(1, values // 8), f"an eighth of a patch's {values} values (table 1d)")
 
 
 def _decide_optimisation(facts: DataFacts, machine: Machine, decisions: Decisions) -> None:

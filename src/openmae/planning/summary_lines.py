@@ -49,7 +49,7 @@ def pretrain_lines(
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads), decoder {decoder.width} x "
         f"{decoder.depth} ({decoder.num_heads} heads), {parameters / 1e6:.1f} M parameters to train",
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
-        f"encoder sees {visible} ({c.mask} mask); it predicts {c.target}",
+        f"encoder sees {visible} ({c.mask} mask); it predicts {shape.target_name}",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
         steps_line(c, steps, facts.count),
         f"rate       {format_rate(c)}",
@@ -65,12 +65,12 @@ def pretrain_lines(
 
 def nodata_lines(facts: DataFacts, effect: str = "the model sees its mean there") -> list[str]:
     """A line about values that stand for no data and what becomes of them; none where there are no such values."""
-    if not facts.with_empty:
+    if not facts.num_with_nodata:
         return []
     num_surveyed = len(facts.aspects)
     return [
-        f"nodata     {facts.with_empty:,} of {num_surveyed:,} images looked at have values that stand for none, "
-        f"{facts.empty:.2%} of all: {effect}"
+        f"nodata     {facts.num_with_nodata:,} of {num_surveyed:,} images looked at have values that stand for none, "
+        f"{facts.nodata_fraction:.2%} of all: {effect}"
     ]
 
 
@@ -119,7 +119,7 @@ def finetune_lines(
 
 
 def target_text(data: LabelledData) -> str:
-    """What a model predicts of an image: so many classes, or numbers."""
+    """What a model predicts of an image: the number of classes, or of numeric targets."""
     if data.scale is None:
         return f"{data.num_classes} classes"
     return f"{len(data.columns)} number{'s' * (len(data.columns) > 1)} to predict"

@@ -123,7 +123,7 @@ class Progress:
         micro_batches = step_inputs.micro_batches if step_inputs is not None else ()
         for micro_batch in micro_batches:
             self.unreported |= micro_batch.bad
-        self.arrived_blank = sum(micro_batch.blank for micro_batch in micro_batches)
+        self.arrived_blank = sum(micro_batch.num_blank for micro_batch in micro_batches)
         return step_inputs
 
     def exclude_time(self, seconds: float) -> None:

@@ -85,7 +85,7 @@ class ProgressBar:
         self.first, self.started = step, time.monotonic()
 
     def exclude_time(self, seconds: float) -> None:
-        """Leave the last so many seconds out of the measured speed."""
+        """Leave this many of the last seconds out of the measured speed."""
         if self.started is not None:
             self.started += seconds
 

@@ -265,8 +265,8 @@ def test_statistics_are_of_what_is_there(tmp_path):
     np.testing.assert_allclose(facts.mean, [v.mean() for v in values], rtol=1e-5)
     np.testing.assert_allclose(facts.std, [v.std(ddof=1) for v in values], rtol=1e-5)
     np.testing.assert_allclose(facts.value_range, np.percentile(np.concatenate(values), [0.1, 99.9]), rtol=1e-3)
-    assert facts.with_empty == 6
-    assert facts.empty == pytest.approx(np.mean([nodata_mask(image).mean() for image in images]))
+    assert facts.num_with_nodata == 6
+    assert facts.nodata_fraction == pytest.approx(np.mean([nodata_mask(image).mean() for image in images]))
 
 
 def test_an_array_that_is_given_is_not_written_to():
@@ -340,12 +340,12 @@ def test_patches_are_empty_as_the_channels_of_the_model_are(tmp_path):
         channels=1, value_range=(-3.0, 3.0), mean=(0.5,), std=(0.2,), image_size=(16, 16), dtype="float32"
     )
     left = [[True, True, False, False]] * 4
-    assert read_all(source, record, 4).empty.view(4, 4).tolist() == left
+    assert read_all(source, record, 4).is_empty.view(4, 4).tolist() == left
     for crop_on_device in (False, True):
         (sample,) = Stream(source, record, Augmentation(kind="none"), 0, 4, crop_on_device=crop_on_device).__getitems__(
             [0]
         )
-        assert sample.empty.view(4, 4).tolist() == left
+        assert sample.is_empty.view(4, 4).tolist() == left
 
 
 @pytest.fixture(scope="module")
@@ -378,7 +378,7 @@ def test_a_batch_says_which_patches_are_empty(holes):
     source = open_source(str(holes), nodata=MARKED)
     stream = stream_of(source, "none")
     indices, _ = stream.locate(range(24))
-    found = torch.cat([batch.empty for batch in batches(stream)])
+    found = torch.cat([batch.is_empty for batch in batches(stream)])
     left = torch.zeros(4, 4, dtype=torch.bool)
     left[:, :2] = True
     for index, empty in zip(indices.tolist(), found, strict=True):
@@ -388,7 +388,7 @@ def test_a_batch_says_which_patches_are_empty(holes):
 def test_where_nothing_is_empty_a_batch_says_nothing():
     pictures = open_source("embedded:digits")
     record = Preprocessing(channels=1, value_range=(0.0, 255.0), mean=(0.5,), std=(0.2,), image_size=(8, 8))
-    assert all(batch.empty is None for batch in batches(Stream(pictures, record, Augmentation(), 0, 2)))
+    assert all(batch.is_empty is None for batch in batches(Stream(pictures, record, Augmentation(), 0, 2)))
 
 
 def test_random_crops_and_flips_take_the_hole_with_them(holes):
@@ -396,16 +396,16 @@ def test_random_crops_and_flips_take_the_hole_with_them(holes):
     for batch in batches(stream_of(open_source(str(holes), nodata=MARKED))):
         patches = batch.images.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         is_plain = (patches.abs() < 1e-6).float().mean(-1)
-        assert batch.empty is not None
-        assert batch.empty[is_plain > 0.99].all()
-        assert not batch.empty[is_plain == 0].any()
+        assert batch.is_empty is not None
+        assert batch.is_empty[is_plain > 0.99].all()
+        assert not batch.is_empty[is_plain == 0].any()
 
 
 def test_readers_say_the_same_as_the_parent(holes):
     stream = stream_of(open_source(str(holes), nodata=MARKED))
     for here, there in zip(batches(stream), batches(stream, workers=2), strict=True):
         assert torch.equal(here.images, there.images)
-        assert torch.equal(here.empty, there.empty)
+        assert torch.equal(here.is_empty, there.is_empty)
 
 
 def test_crops_on_the_device_are_empty_where_readers_crops_are(holes, tmp_path):
@@ -413,7 +413,7 @@ def test_crops_on_the_device_are_empty_where_readers_crops_are(holes, tmp_path):
     source = open_source(str(tmp_path / "raw"), nodata=MARKED)
     cropped, whole = batches(stream_of(source)), batches(stream_of(source, crop_on_device=True))
     for one, other in zip(cropped, whole, strict=True):
-        assert torch.equal(one.empty, other.empty)
+        assert torch.equal(one.is_empty, other.is_empty)
         seen = crop_and_normalise(other.images, other.crops, stream_of(source).preprocessing)
         expected = normalise(one.images, stream_of(source).preprocessing)
         torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)  # measured 2e-6
@@ -422,8 +422,8 @@ def test_crops_on_the_device_are_empty_where_readers_crops_are(holes, tmp_path):
 def test_reading_all_says_which_patches_are_empty(holes):
     found = read_all(open_source(str(holes), nodata=MARKED), stream_of(None).preprocessing, 4)
     assert found.bad == {}
-    assert found.empty.view(12, 4, 4)[::2, :, :2].all()
-    assert found.empty.sum() == 6 * 8
+    assert found.is_empty.view(12, 4, 4)[::2, :, :2].all()
+    assert found.is_empty.sum() == 6 * 8
 
 
 # --- packs ---

@@ -207,7 +207,7 @@ def test_a_blank_tile_is_replaced_by_another_of_its_image_always_the_same():
 def test_blank_tiles_are_counted_in_a_batch_and_are_not_bad():
     reader = stream(tiled(10, half_blank()))
     batch = collate(reader.__getitems__(range(16)))  # an epoch
-    assert batch.blank == 8
+    assert batch.num_blank == 8
     assert batch.bad == {}
     assert batch.images.flatten(1).float().std(1).min() > 0
 
@@ -259,7 +259,7 @@ def test_what_image_a_tile_is_of_shows_through_parts():
 def test_a_look_leaves_blank_tiles_out_of_the_facts():
     source = tiled(10, half_blank(), half_blank(seed=1))
     facts, blank = survey(source), 16
-    assert (facts.blank, facts.bad, facts.count) == (blank, {}, 32)
+    assert (facts.num_blank, facts.bad, facts.count) == (blank, {}, 32)
     assert source.source.reads == [1, 1]
     white = survey(IndexedSubset(source, range(32))).mean  # a part is no source of tiles: its blank ones count
     assert max(facts.mean) < 140 < min(white)

@@ -224,7 +224,7 @@ def test_what_a_run_leaves_says_the_same_everywhere(pretrained, greys, tmp_path,
 def test_an_image_that_cannot_be_read_is_counted_and_never_replaced(pretrained, greys, tmp_path):
     data = shutil.copytree(greys, tmp_path / "greys")
     shutil.copy(f"{greys}.csv", f"{data}.csv")
-    broken = opened(greys).report.name(3)
+    broken = opened(greys).final_source.name(3)
     (data / broken).write_bytes(b"no picture")
     summary = finetune(config(finetune, data, tmp_path / "run", pretrained, max_bad=0.1))
     assert (summary["images"], summary["unreadable"], summary["report_images"]) == (11, 1, 12)

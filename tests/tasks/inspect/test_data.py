@@ -217,8 +217,8 @@ def test_groups_are_linked_and_colours_tell_shapes_apart():
     found = find_near_duplicates(hashes, thumbs, np.array([0, 0, 2, 0, 1], np.uint8))
     assert found.groups[0] == found.groups[1] == found.groups[2] != found.groups[3]
     assert found.groups[3] == found.groups[4]
-    assert found.partner.tolist() == [-1, 2, 1, 4, 3]  # 0 and 2 are linked, but differ in eight bits
-    assert found.seen.tolist() == [0b001, 0b101, 0b101, 0b011, 0b011]
+    assert found.match_in_other_split.tolist() == [-1, 2, 1, 4, 3]  # 0 and 2 are linked, but differ in eight bits
+    assert found.split_bits.tolist() == [0b001, 0b101, 0b101, 0b011, 0b011]
     assert found.is_complete
 
 

@@ -152,7 +152,7 @@ import json, sys, torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.decomposition import select_decomp_table
-from openmae.benchmarks.ours import make_ours, settled_for
+from openmae.benchmarks.ours import make_ours, pretrain_plan_for
 
 PRODUCTS, products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default), 0
 
@@ -167,9 +167,9 @@ whole = aot_autograd(fw_compiler=count, bw_compiler=count, partition_fn=min_cut_
 def curve(device, precision, recompute, bf16_residual, **options):
     torch._dynamo.reset()
     settings = {"micro_batch_size": 4, "recompute": recompute, "bf16_residual": bf16_residual}
-    ours = make_ours(settled_for("tiny", 4, device, precision, **settings), device)
+    ours = make_ours(pretrain_plan_for("tiny", 4, device, precision, **settings), device)
     if options:
-        ours.stepped = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
+        ours.wrapped_model = torch.compile(ours.model, dynamic=False, fullgraph=True, **options)
     losses = []
     for _ in range(6):
         loss, _, _ = ours.step(3e-3)

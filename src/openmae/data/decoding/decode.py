@@ -30,7 +30,7 @@ from openmae.data.decoding.nodata import (
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy
 from openmae.data.decoding.pillow import frame_to_array, open_with_pillow, orientation_of, read_with_pillow
 from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size
-from openmae.data.decoding.tiff import TIFF, read_tiff
+from openmae.data.decoding.tiff import TIFF_SIGNATURES, read_tiff
 
 __all__ = ["MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "to_channels"]
 
@@ -88,7 +88,7 @@ def _decoded(
         warnings.filterwarnings("ignore", module=r"(PIL|tifffile|torchvision|openmae\.data)\b")
         if head.startswith(NPY):
             image = read_npy(file, max_pixels, axes, rule)
-        elif head.startswith(TIFF):
+        elif head.startswith(TIFF_SIGNATURES):
             image = read_tiff(file, background, max_pixels, rule)
         else:
             nodata = None if rule is None else FrameNodata(rule)

@@ -15,7 +15,7 @@ from openmae.data.decoding.jpeg import read_header as read_jpeg_header
 from openmae.data.decoding.npy import CHANNELS_LAST, NPY, read_npy_header
 from openmae.data.decoding.pillow import FORMATS, is_deep_png, orientation_of
 from openmae.data.decoding.pixels import MAX_CHANNELS, BadImage, check_size
-from openmae.data.decoding.tiff import TIFF, open_tiff
+from openmae.data.decoding.tiff import ORIENTATION, TIFF_SIGNATURES, open_tiff
 
 _HEAD = 16_384  # bytes that hold the header of a .npy and of most JPEGs
 _PNG, _END = b"\x89PNG\r\n\x1a\n", b"IEND"
@@ -83,7 +83,7 @@ def _read(file: BinaryIO, axes: str | None) -> Header:
     if head.startswith(NPY):
         header = read_npy_header(file, sys.maxsize, axes)  # the caller checks the size
         return Header(*header.sides(axes), header.dtype.itemsize)
-    if head.startswith(TIFF):
+    if head.startswith(TIFF_SIGNATURES):
         with open_tiff(file) as tiff:
             pages: Any = islice(tiff.pages, MAX_CHANNELS + 1)  # an image of more is not decoded
             full = [page for page in pages if not page.is_reduced]  # no thumbnail
@@ -91,7 +91,7 @@ def _read(file: BinaryIO, axes: str | None) -> Header:
                 raise BadImage("TIFF without a full-size page")
             page, channels = full[0], full[0].samplesperpixel * len(full)
             sides, value_bytes = (page.imagelength, page.imagewidth), -(-page.bitspersample // 8)
-            return Header(*sides, channels, value_bytes, page.tags.valueof(274, default=1))
+            return Header(*sides, channels, value_bytes, page.tags.valueof(ORIENTATION, default=1))
     jpeg = read_jpeg_header(head)
     if jpeg is not None and jpeg.is_bare:
         return Header(jpeg.height, jpeg.width, jpeg.components, 1)

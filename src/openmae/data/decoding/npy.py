@@ -12,7 +12,7 @@ from openmae.data.decoding.pixels import BadImage, check_size, to_supported_dtyp
 NPY = b"\x93NUMPY"  # how such a file begins
 CHANNELS_FIRST, CHANNELS_LAST = "CYX", "YXC"
 MAX_HEADER_LENGTH = 10_000  # NumPy's own bound on a header it parses
-CLEARLY = 4  # the channel axis must be so many times smaller than the others
+CLEARLY = 4  # the channel axis must be this many times smaller than the others
 
 
 class NpyHeader(NamedTuple):

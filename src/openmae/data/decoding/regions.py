@@ -16,11 +16,22 @@ from numpy.typing import NDArray
 from openmae.data.decoding.nodata import Nodata
 from openmae.data.decoding.npy import NPY, read_npy_header
 from openmae.data.decoding.pixels import BadImage, to_supported_dtype
-from openmae.data.decoding.tiff import TIFF, full_pages, is_alpha, mark_of_page, open_tiff
+from openmae.data.decoding.tiff import (
+    BLACK_IS_ZERO,
+    ORIENTATION,
+    RGB,
+    TIFF_SIGNATURES,
+    UNSIGNED_INTEGER,
+    full_pages,
+    gdal_nodata_of,
+    is_alpha,
+    open_tiff,
+)
 from openmae.data.resize import LARGE_PIXELS, Pixels
 
-_UNCOMPRESSED, _MSB_FIRST = 1, 1  # of TIFF: compression and predictor, order of bits
-_GREY, _RGB = 1, 2
+# Numbers of the TIFF specification.
+_UNCOMPRESSED, _NO_PREDICTOR, _MSB_FIRST = 1, 1, 1  # Compression, Predictor, FillOrder
+_XMP = 700  # a tag
 
 
 class Layout(NamedTuple):
@@ -146,7 +157,7 @@ def open_stored_image(file: BinaryIO, max_pixels: int, axes: str | None, rule: N
     """
     try:
         head = file.read(len(NPY))
-        find = _npy_layout if head.startswith(NPY) else _tiff_layout if head.startswith(TIFF) else None
+        find = _npy_layout if head.startswith(NPY) else _tiff_layout if head.startswith(TIFF_SIGNATURES) else None
         layout = None if find is None else find(file, max_pixels, axes, rule)
     except Exception:  # decoding the whole image reports what is wrong
         return None
@@ -170,7 +181,7 @@ def _tiff_layout(file: BinaryIO, max_pixels: int, axes: str | None, rule: Nodata
         if len(pages) > 1 or tiff.is_imagej or not _is_plain(page):
             return None
         dtype = np.dtype(f"{tiff.byteorder}u{bits // 8}")
-        if rule is not None and rule.may_match(dtype, mark_of_page(page, page)):
+        if rule is not None and rule.may_match(dtype, gdal_nodata_of(page, page)):
             return None
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         tall = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
@@ -191,13 +202,13 @@ def _is_plain(page: Any) -> bool:
     """Whether the values in the file are the image's: integers without compression, alpha or another orientation."""
     return (
         page.compression == _UNCOMPRESSED
-        and page.predictor == _UNCOMPRESSED
+        and page.predictor == _NO_PREDICTOR
         and page.fillorder == _MSB_FIRST
-        and page.photometric in (_GREY, _RGB)
-        and page.sampleformat == 1
+        and page.photometric in (BLACK_IS_ZERO, RGB)
+        and page.sampleformat == UNSIGNED_INTEGER
         and page.bitspersample in (8, 16)
         and page.axes in ("YX", "YXS")
         and not is_alpha(page.extrasamples)
-        and page.tags.valueof(274, default=1) == 1  # the first row is the top, the first column the left
-        and (274 in page.tags or 700 not in page.tags)  # XMP, which Pillow asks where no tag says it
+        and page.tags.valueof(ORIENTATION, default=1) == 1  # the first row is the top, the first column the left
+        and (ORIENTATION in page.tags or _XMP not in page.tags)  # without the tag Pillow takes the XMP's orientation
     )

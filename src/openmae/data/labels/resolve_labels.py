@@ -20,7 +20,7 @@ from openmae.data.sources.open import Source
 from openmae.errors import RequestError, shown
 
 ADVICE = "--task regression predicts the numbers, --task classification takes each for the name of a class"
-_MAX_UNNAMED = 1000  # so many classes without names are accepted even of fewer images
+_MAX_UNNAMED = 1000  # this many classes without names are accepted even of fewer images
 
 
 @dataclass(frozen=True, kw_only=True)

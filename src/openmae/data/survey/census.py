@@ -32,7 +32,7 @@ FORMATS = (
     "HDF5", "PSD", "HTML", "XML", "SVG", "LFS", "empty", "unknown",
 )
 # fmt: on
-GOOD, EXIF_ROTATED, TRANSPARENT, WRONG_EXTENSION, BLANK, LOW_DETAIL = (1 << bit for bit in range(6))
+READABLE, EXIF_ROTATED, TRANSPARENT, WRONG_EXTENSION, BLANK, LOW_DETAIL = (1 << bit for bit in range(6))
 # Detail, in 0..255, below which the perceptual hash is that of a smooth gradient, which many images share: parts of
 # blurred backgrounds have 2 to 3, the plainest of 256 photographs 6, that of CIFAR-10's 10,000 test images 3.9.
 MIN_DETAIL = 3.5
@@ -50,7 +50,7 @@ RECORD = np.dtype(
         ("top", np.float32),  # the highest value
         ("empty", np.float32),  # the fraction of nodata values
         ("format", np.uint8),
-        ("flags", np.uint8),  # GOOD: it can be read; BLANK: one value only; PLAIN: see MIN_DETAIL
+        ("flags", np.uint8),  # READABLE; BLANK: one value only; LOW_DETAIL: see MIN_DETAIL
     ]
 )
 VALUES_AT_ONCE = 1 << 20  # of an image that are converted to float64 at a time
@@ -108,9 +108,9 @@ class Census:
     blank_tiles: int = 0
 
     @property
-    def good(self) -> NDArray:
+    def readable(self) -> NDArray:
         """The records of the readable images."""
-        return self.records[(self.records["flags"] & GOOD) > 0]
+        return self.records[(self.records["flags"] & READABLE) > 0]
 
 
 class _Examined(Dataset):
@@ -153,7 +153,7 @@ class _Examined(Dataset):
             census.blank_tiles += blank_tiles
         record["height"], record["width"], record["channels"] = image.shape
         record["dtype"], record["top"] = DTYPES.index(dtype), sums.high.max()
-        record["flags"] |= GOOD | BLANK * int((sums.low == sums.high).all())
+        record["flags"] |= READABLE | BLANK * int((sums.low == sums.high).all())
         return shrink(filled(image))
 
 

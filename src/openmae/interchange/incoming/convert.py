@@ -10,9 +10,9 @@ from openmae.config import ClassifierShape, MAEShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.conversion import ConversionState, Hints
 from openmae.interchange.incoming.files import RawCheckpoint
-from openmae.interchange.incoming.inputs import read_inputs
 from openmae.interchange.incoming.read_encoder import read_encoder
 from openmae.interchange.incoming.read_head import batch_norm, class_names, read_decoder, read_head
+from openmae.interchange.incoming.read_preprocessing import read_preprocessing
 from openmae.interchange.incoming.recognise import Recognised, recognise
 from openmae.interchange.incoming.timm_models import with_timm_defaults
 from openmae.interchange.names import REGRESSION, join_qkv
@@ -123,7 +123,7 @@ def _build(state: ConversionState) -> tuple[StoredModel, str]:
         ):  # its last norm was fc_norm, left out with the head, or there is none
             shape = encoder = replace(encoder, final_norm=False)
     weights = _match_weights(state, shape, weights)
-    inputs = read_inputs(
+    found = read_preprocessing(
         config=state.config,
         processor=state.raw.processor,
         family=state.recognised.family,
@@ -133,9 +133,9 @@ def _build(state: ConversionState) -> tuple[StoredModel, str]:
         mean=state.hints.mean,
         std=state.hints.std,
     )
-    state.remarks.extend(inputs.remarks)
-    description |= {"shape": shape.to_dict(), "preprocessing": inputs.preprocessing.to_dict()}
-    return StoredModel(state.raw.path, weights, shape, inputs.preprocessing, description), phrase
+    state.remarks.extend(found.remarks)
+    description |= {"shape": shape.to_dict(), "preprocessing": found.preprocessing.to_dict()}
+    return StoredModel(state.raw.path, weights, shape, found.preprocessing, description), phrase
 
 
 def _match_weights(

@@ -1,4 +1,4 @@
-"""The encoder of a foreign checkpoint: its shape, from its weights and its config.json."""
+"""The encoder of a checkpoint of another library: its shape, from its weights and its config.json."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What a foreign checkpoint has besides the encoder: a classifier's head, or a decoder of pixels."""
+"""What a checkpoint of another library has besides the encoder: a classifier's head, or a decoder of pixels."""
 
 import re
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Recognising a foreign checkpoint: which of its state dicts, which prefix, which program's names."""
+"""Recognising a checkpoint of another library: which of its state dicts, which prefix, which program's names."""
 
 import re
 from collections.abc import Mapping

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from openmae.config import ClassifierShape, MAEShape, ViTShape
+from openmae.config.shapes import PIXEL_TARGETS
 from openmae.errors import RequestError
 from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.machine.files import make_readable
@@ -127,6 +128,15 @@ def check_mask_tokens(model: StoredModel, to: str) -> None:
         raise RequestError(
             f"--to {to} has its mask token in the decoder, this model's goes through the encoder "
             "(--mask-tokens-in-encoder): --part encoder leaves both out"
+        )
+
+
+def check_pixels(model: StoredModel, to: str) -> None:
+    """Raise RequestError where the decoder predicts no pixels, which is all that the format's decoders predict."""
+    if isinstance(model.shape, MAEShape) and model.shape.target not in PIXEL_TARGETS:
+        raise RequestError(
+            f"--to {to} has decoders that predict pixels, this model's predicts {model.shape.target_name}: "
+            "--part encoder leaves it out, --to openmae holds it"
         )
 
 

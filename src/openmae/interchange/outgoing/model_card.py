@@ -103,7 +103,7 @@ def size_rows(model: StoredModel) -> dict[str, str]:
     if isinstance(model.shape, MAEShape):
         decoder = model.shape.decoder
         values["decoder's width, depth, heads"] = f"{decoder.width}, {decoder.depth}, {decoder.num_heads}"
-        values["target"] = model.shape.target
+        values["target"] = model.shape.target_name
     if isinstance(model.shape, ClassifierShape):
         values["pooling"] = model.shape.pool
     if model.scale is not None:

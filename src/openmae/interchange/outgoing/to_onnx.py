@@ -59,6 +59,8 @@ def write_onnx(path: Path, model: StoredModel, pool: str) -> float:
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph.all_nodes():  # stack traces, which name folders of this machine
+            node.metadata_props.clear()
         program.model.metadata_props.update(metadata(model, outputs, pool))
         program.save(path, external_data=size > MAX_BYTES)
     expected = [as_tuple(module(example_images(model, batch))) for batch in BATCHES]

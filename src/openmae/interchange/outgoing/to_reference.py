@@ -13,7 +13,14 @@ import torch
 
 from openmae.config import ClassifierShape, MAEShape
 from openmae.errors import RequestError
-from openmae.interchange.outgoing.format import Outgoing, check_mask_tokens, check_plain, eps_remarks, names_left_out
+from openmae.interchange.outgoing.format import (
+    Outgoing,
+    check_mask_tokens,
+    check_pixels,
+    check_plain,
+    eps_remarks,
+    names_left_out,
+)
 from openmae.interchange.stored import ENCODER, StoredModel
 
 # Ours → theirs, of the decoder; everything else keeps its name.
@@ -39,6 +46,7 @@ def to_reference(model: StoredModel) -> Outgoing:
     """
     check_plain(model, "reference")
     check_mask_tokens(model, "reference")
+    check_pixels(model, "reference")
     if isinstance(model.shape, ClassifierShape) and model.shape.head == "probe":
         raise RequestError("--to reference holds fine-tuned classifiers, this is a probe: --to timm holds it")
     if model.scale is not None:

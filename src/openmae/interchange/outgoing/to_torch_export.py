@@ -31,6 +31,9 @@ def write_torch_export(path: Path, model: StoredModel, pool: str) -> float:
     module, outputs = exportable_module(model, pool)
     batch = torch.export.Dim("batch")
     program = torch.export.export(module, (example_images(model, 2),), dynamic_shapes=({0: batch},))
+    for graph_module in program.graph_module.modules():
+        for node in graph_module.graph.nodes:
+            node.meta.pop("stack_trace", None)  # it names folders of this machine
     values = metadata(model, outputs, pool)
     lines = ",\n".join(f' "{name}": {value}' for name, value in values.items())
     buffer = io.BytesIO()  # writing to a file, torch aborts the process where the disk is full

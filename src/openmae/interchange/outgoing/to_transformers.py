@@ -21,6 +21,7 @@ from openmae.interchange.outgoing.format import (
     FOLDED,
     Outgoing,
     check_mask_tokens,
+    check_pixels,
     check_plain,
     has_fc_norm,
     linear_head,
@@ -96,6 +97,7 @@ def check_supported(model: StoredModel) -> None:
     """Raise RequestError for a model that transformers' ViT and ViTMAE cannot hold."""
     check_plain(model, "transformers")
     check_mask_tokens(model, "transformers")
+    check_pixels(model, "transformers")
     height, width = model.encoder_shape.image_size
     if isinstance(model.shape, MAEShape) and height != width:
         raise RequestError(

@@ -1,1 +1,1 @@
-"""`openmae finetune`: its step, its evaluation, and checkpoints of a model that may have a moving average."""
+"""`openmae finetune`: its step, its evaluation, and checkpoints of a model and its exponential moving average (EMA)."""

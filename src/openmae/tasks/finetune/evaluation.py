@@ -11,12 +11,12 @@ from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
 from openmae.planning.finetune import FinetunePlan
 from openmae.tasks.classification.classification import named_metrics
-from openmae.tasks.finetune.averaged_checkpoint import averaged
-from openmae.training.average import ModelEMA
+from openmae.tasks.finetune.ema_checkpoint import ema_weights
+from openmae.training.model_ema import ModelEMA
 
 
 class FinetuneEvaluation:
-    """Predictions of the model, or of its moving average, for the validation images and for the final split.
+    """Predictions for the validation images and the final split, with the EMA's weights where there is an EMA.
 
     Where these are the same images, for there is no test split or nothing to choose by, the last evaluation is the
     final one.
@@ -27,12 +27,12 @@ class FinetuneEvaluation:
         plan: FinetunePlan,
         data: LabelledData,
         model: Classifier,
-        average: ModelEMA | None,
+        ema: ModelEMA | None,
         device: torch.device,
         processes: Processes,
         stop: StopRequest,
     ) -> None:
-        self.plan, self.data, self.model, self.average = plan, data, model, average
+        self.plan, self.data, self.model, self.ema = plan, data, model, ema
         self.device, self.processes, self.stop = device, processes, stop
         self.last: tuple[int, Predictions] | None = None  # the step, where it was the final split that was predicted
 
@@ -53,7 +53,7 @@ class FinetuneEvaluation:
 
     def _predict(self, source: Source) -> Predictions:
         config = self.plan.config
-        with averaged(self.model, self.average):
+        with ema_weights(self.model, self.ema):
             return predict(
                 self.model,
                 source,

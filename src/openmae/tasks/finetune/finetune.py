@@ -41,10 +41,10 @@ from openmae.tasks.classification.classification import (
     write_split,
 )
 from openmae.tasks.classification.report import write_report
-from openmae.tasks.finetune.averaged_checkpoint import restore_state, save_averaged
+from openmae.tasks.finetune.ema_checkpoint import restore_state, save_with_ema
 from openmae.tasks.finetune.evaluation import FinetuneEvaluation
 from openmae.tasks.finetune.step import FinetuneStep, train_step
-from openmae.training.average import ModelEMA
+from openmae.training.model_ema import ModelEMA
 from openmae.training.optim import adamw_from_groups, layer_decay_groups
 from openmae.training.prefetch import StepInputs
 
@@ -82,14 +82,14 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
         model.train_only(resolved.blocks)
         model.to(device)
-        average = ModelEMA(model, resolved.ema) if resolved.ema else None
+        ema = ModelEMA(model, resolved.ema) if resolved.ema else None
         optimizer = make_optimizer(model, resolved)
         schedule = cosine_schedule(resolved, resolved.base_lr, len(data.train), num_steps)
-        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, average))
+        run.restore(data.fingerprint, lambda checkpoint: restore_state(checkpoint, model, optimizer, ema))
         if (summary := run.finished_summary(num_steps)) is not None:
             return summary
         lines = [] if facts is None else [*data.source_lines, *finetune_lines(plan, data, facts, device, num_steps)]
-        copies = 4 if average else 3
+        copies = 4 if ema else 3
         run.print_plan(lines)
         run.check_disk(4 * copies * cost.classifier_parameters(plan.shape), resolved.keep)
         run.begin(
@@ -106,12 +106,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
         # The step, on every batch of the stream; evaluations on the way and at the end.
         wrapped_model = parallelise(model.train(), processes, device)
-        evaluation = FinetuneEvaluation(plan, data, model, average, device, processes, run.stop)
+        evaluation = FinetuneEvaluation(plan, data, model, ema, device, processes, run.stop)
 
         def take_step(inputs: StepInputs[Batch, ModelInput], step: int) -> StepResult:
             result = train_step(wrapped_model, optimizer, inputs, step, task)
-            if average is not None:
-                average.update(result[2])
+            if ema is not None:
+                ema.update(result[2])
             return result
 
         return run.train(
@@ -124,7 +124,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             take_step=take_step,
             evaluators=lambda: [Evaluator(resolved.evaluate_every, evaluation.evaluate, is_shared=True)],
             bad=facts.bad if facts else None,
-            save=partial(save_averaged, average=average),
+            save=partial(save_with_ema, ema=ema),
             finish=lambda: finish(run, model, evaluation, plan, data),
             final_message=lambda summary: result_text(summary, data, run.path),
         )

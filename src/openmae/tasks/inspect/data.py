@@ -23,12 +23,12 @@ from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.preflight.inspect import check_report_folder
 from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.findings import (
-    SplitFindings,
+    SplitCensus,
     class_findings,
     count_reasons,
     misfits,
-    number_findings,
-    part_findings,
+    numeric_label_findings,
+    split_findings,
     statistics_findings,
 )
 from openmae.tasks.inspect.pictures import contact_sheet, pair_sheet, sample_images
@@ -61,19 +61,19 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     started = time.monotonic()
     out = None if config.out is None else check_report_folder(config.out, *paths_of(config.dataset))
     opened = open_splits(config.dataset, **reading_options(config, None))
-    parts = [_examine_split(split, source, config) for split, source in opened.sources.items()]
-    facts = _facts(parts[0].tiled or parts[0].source, config)
-    duplicates = find_duplicates(parts, MAX_PAIRS)
-    report = _report(config, opened, parts, facts, duplicates)
+    splits = [_examine_split(name, source, config) for name, source in opened.sources.items()]
+    facts = _facts(splits[0].tiled or splits[0].source, config)
+    duplicates = find_duplicates(splits, MAX_PAIRS)
+    report = _report(config, opened, splits, facts, duplicates)
     report["seconds"] = round(time.monotonic() - started, 1)
     print("\n".join(data_lines(report)), flush=True)
     if out is not None:
-        _write(out, report, parts, facts, duplicates, config.seed)
+        _write(out, report, splits, facts, duplicates, config.seed)
         print(f"\nwrote      {shown(out)}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
     return report
 
 
-def _examine_split(split: str, source: Source, config: InspectConfig) -> SplitFindings:
+def _examine_split(name: str, source: Source, config: InspectConfig) -> SplitCensus:
     """Read the images of a split or, with --limit, a random sample of them."""
     indices = np.arange(len(source))
     if config.limit is not None and config.limit < len(source):
@@ -81,7 +81,7 @@ def _examine_split(split: str, source: Source, config: InspectConfig) -> SplitFi
     workers = min(num_cores(), MAX_WORKERS, -(-len(indices) // 64)) if config.workers is None else config.workers
     tiled = None if config.tiles is None else cut_into_tiles(source, config.tiles, str(config.dataset), num_cores())
     started = time.monotonic()
-    with ProgressBar(len(indices), 0, f"{split:10}") as screen:
+    with ProgressBar(len(indices), 0, f"{name:10}") as screen:
         census = examine(
             source,
             indices,
@@ -89,7 +89,7 @@ def _examine_split(split: str, source: Source, config: InspectConfig) -> SplitFi
             tiles=config.tiles,
             on_progress=lambda done: screen.update(done, f"{done / (time.monotonic() - started):,.0f} images/s"),
         )
-    return SplitFindings(split, source, census, labels_of(source), tiled)
+    return SplitCensus(name, source, census, labels_of(source), tiled)
 
 
 def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
@@ -101,32 +101,32 @@ def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
 
 
 def _report(
-    config: InspectConfig, opened: Splits, parts: list[SplitFindings], facts: DataFacts | None, duplicates: Duplicates
+    config: InspectConfig, opened: Splits, splits: list[SplitCensus], facts: DataFacts | None, duplicates: Duplicates
 ) -> dict[str, Any]:
-    splits = {part.split: part_findings(part) for part in parts}
-    whole = {name: sum(found[name] for found in splits.values()) for name in SUMMED}
+    by_split = {split.name: split_findings(split) for split in splits}
+    totals = {key: sum(found[key] for found in by_split.values()) for key in SUMMED}
     report: dict[str, Any] = {
         "kind": "data",
         "path": shown(str(config.dataset)),
         "parts": opened.origins,
         "parts_line": opened.line,
-        "axes": axes_of(part.source for part in parts).order,
-        "axes_reason": axes_of(part.source for part in parts).why,
+        "axes": axes_of(split.source for split in splits).order,
+        "axes_reason": axes_of(split.source for split in splits).why,
         "ignored": list(opened.ignored),
         "warnings": list(opened.warnings),
-        **whole,
-        "is_limited": whole["looked_at"] < whole["images"],
-        "unreadable_reasons": count_reasons(reason for part in parts for reason in part.census.bad.values()),
-        "misfits": misfits(parts, facts),
-        "statistics": statistics_findings(parts[0], facts),
-        "classes": class_findings(parts),
-        "numbers": number_findings(parts),
+        **totals,
+        "is_limited": totals["looked_at"] < totals["images"],
+        "unreadable_reasons": count_reasons(reason for split in splits for reason in split.census.bad.values()),
+        "misfits": misfits(splits, facts),
+        "statistics": statistics_findings(splits[0], facts),
+        "classes": class_findings(splits),
+        "numbers": numeric_label_findings(splits),
         **duplicates.findings,
-        "splits": splits,
+        "splits": by_split,
         "bad": [
-            {"split": part.split, "name": shown(part.source.name(index)), "reason": reason}
-            for part in parts
-            for index, reason in part.census.bad.items()
+            {"split": split.name, "name": shown(split.source.name(index)), "reason": reason}
+            for split in splits
+            for index, reason in split.census.bad.items()
         ],
     }
     report["to_mend"] = problems_to_fix(report)
@@ -138,7 +138,7 @@ def _report(
 def _write(
     out: Path,
     report: dict[str, Any],
-    parts: list[SplitFindings],
+    splits: list[SplitCensus],
     facts: DataFacts | None,
     duplicates: Duplicates,
     seed: int,
@@ -148,8 +148,8 @@ def _write(
         write_json(folder / "inspect.json", report)
         lines = [json.dumps(line) + "\n" for line in report["bad"]]
         (folder / "bad.jsonl").write_text("".join(lines))
-        contact_sheet(sample_images(parts, seed), report, value_range).savefig(folder / "contact-sheet.png")
+        contact_sheet(sample_images(splits, seed), report, value_range).savefig(folder / "contact-sheet.png")
         if duplicates.pairs:
-            images = [(parts[part], index) for part, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
+            images = [(splits[number], index) for number, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
             pairs = list(zip(images[::2], images[1::2], strict=True))
             pair_sheet(pairs, report, value_range).savefig(folder / "near-duplicates.png")

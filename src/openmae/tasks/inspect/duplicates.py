@@ -10,7 +10,7 @@ from openmae.config import SPLITS
 from openmae.data.survey.census import BLANK, LOW_DETAIL
 from openmae.data.survey.duplicates import as_keys, equal_groups, find_near_duplicates
 from openmae.errors import shown
-from openmae.tasks.inspect.findings import SplitFindings
+from openmae.tasks.inspect.findings import SplitCensus
 
 MAX_LISTED = 10_000  # groups and leaks in the JSON; all are counted
 MAX_NAMED = 50  # images of a group
@@ -31,47 +31,47 @@ class Duplicates:
     pairs: list[tuple[int, int]]
 
 
-def find_duplicates(parts: list[SplitFindings], max_pairs: int) -> Duplicates:
+def find_duplicates(splits: list[SplitCensus], max_pairs: int) -> Duplicates:
     """Find copies and near-duplicates, and which of them are in several splits (leaks)."""
-    goods = [part.census.good for part in parts]
-    goods = [good[(good["flags"] & BLANK) == 0] for good in goods]
-    of_part = np.repeat(np.arange(len(parts)), [len(good) for good in goods])
-    split_ids = np.array([SPLITS.index(part.split) for part in parts], np.uint8)
-    splits = split_ids[of_part] if len(parts) else np.empty(0, np.uint8)
-    rows = np.stack([of_part, np.concatenate([good["index"] for good in goods])], axis=1)
-    labels = np.concatenate([part.labels[good["index"]] for part, good in zip(parts, goods, strict=True)])
-    equal = equal_groups(as_keys(np.concatenate([good["digest"] for good in goods])))
-    has_detail = np.flatnonzero((np.concatenate([good["flags"] for good in goods]) & LOW_DETAIL) == 0)
-    hashes = np.concatenate([good["hash"] for good in goods])[has_detail]
-    thumbs = np.concatenate([good["thumb"] for good in goods])[has_detail]
-    near = find_near_duplicates(hashes, thumbs, splits[has_detail])
+    records = [split.census.readable for split in splits]
+    records = [of_split[(of_split["flags"] & BLANK) == 0] for of_split in records]
+    positions = np.repeat(np.arange(len(splits)), [len(of_split) for of_split in records])  # in `splits`
+    split_ids = np.array([SPLITS.index(split.name) for split in splits], np.uint8)[positions]
+    joined = np.concatenate(records)
+    rows = np.stack([positions, joined["index"]], axis=1)
+    labels = np.concatenate([split.labels[of_split["index"]] for split, of_split in zip(splits, records, strict=True)])
+    equal = equal_groups(as_keys(joined["digest"]))
+    has_detail = np.flatnonzero((joined["flags"] & LOW_DETAIL) == 0)
+    near = find_near_duplicates(joined["hash"][has_detail], joined["thumb"][has_detail], split_ids[has_detail])
     n = len(rows)
-    looks = np.full(n, -1, np.int64)
-    looks[has_detail] = near.groups
-    seen, partner = 1 << splits.astype(np.int64), np.full(n, -1, np.int64)
-    seen[has_detail] |= near.seen
+    similar = np.full(n, -1, np.int64)
+    similar[has_detail] = near.groups
+    split_bits, match = 1 << split_ids.astype(np.int64), np.full(n, -1, np.int64)  # as in `NearDuplicates`
+    split_bits[has_detail] |= near.split_bits
     if len(has_detail):
-        partner[has_detail] = np.where(near.partner >= 0, has_detail[near.partner], -1)
-    _add_equal(equal, splits, seen, partner)
+        near_match = near.match_in_other_split
+        match[has_detail] = np.where(near_match >= 0, has_detail[near_match], -1)
+    _add_equal(equal, split_ids, split_bits, match)
 
     def name(row: int) -> str:
-        return shown(parts[rows[row, 0]].source.name(int(rows[row, 1])))
+        return shown(splits[rows[row, 0]].source.name(int(rows[row, 1])))
 
     def named(groups: list[NDArray[np.int64]]) -> list[list[dict[str, Any]]]:
         return [
-            [{"split": SPLITS[splits[row]], "name": name(row)} for row in group[:MAX_NAMED].tolist()]
+            [{"split": SPLITS[split_ids[row]], "name": name(row)} for row in group[:MAX_NAMED].tolist()]
             for group in groups[:MAX_LISTED]
         ]
 
     exact_groups = _groups(equal)
-    near_groups = [group for group in _groups(looks) if len(np.unique(equal[group])) > 1]
+    near_groups = [group for group in _groups(similar) if len(np.unique(equal[group])) > 1]
     leaks = {}
     for evaluated in (1, 2):
         for other in range(evaluated):
-            is_leak = (splits == evaluated) & (seen >> other & 1 > 0)
+            is_leak = (split_ids == evaluated) & (split_bits >> other & 1 > 0)
             if is_leak.any():
                 leaks[f"{SPLITS[evaluated]} in {SPLITS[other]}"] = int(is_leak.sum())
-    leaked = np.flatnonzero((splits > 0) & (partner >= 0) & ((seen & ((1 << splits.astype(np.int64)) - 1)) > 0))
+    earlier_splits = (1 << split_ids.astype(np.int64)) - 1  # train is earlier than val, val than test
+    leaked = np.flatnonzero((match >= 0) & ((split_bits & earlier_splits) > 0))
     in_conflict = [group for group in exact_groups if len(np.unique(labels[group][labels[group] >= 0])) > 1]
     findings = {
         "exact_duplicates": sum(len(group) - 1 for group in exact_groups),
@@ -85,16 +85,16 @@ def find_duplicates(parts: list[SplitFindings], max_pairs: int) -> Duplicates:
         "listed_near": named(near_groups),
         "listed_leaks": [
             {
-                "split": SPLITS[splits[row]],
+                "split": SPLITS[split_ids[row]],
                 "name": name(row),
-                "looks_like": name(int(partner[row])),
-                "in": SPLITS[splits[partner[row]]],
-                "is_equal": bool(equal[row] == equal[partner[row]]),
+                "looks_like": name(int(match[row])),
+                "in": SPLITS[split_ids[match[row]]],
+                "is_equal": bool(equal[row] == equal[match[row]]),
             }
             for row in leaked[:MAX_LISTED].tolist()
         ],
     }
-    pairs = [(int(partner[row]), row) for row in _evenly_spaced(leaked, max_pairs).tolist()]
+    pairs = [(int(match[row]), row) for row in _evenly_spaced(leaked, max_pairs).tolist()]
     for group in near_groups[: max_pairs - len(pairs)]:
         first = int(group[0])
         other = int(group[equal[group] != equal[first]][0])
@@ -104,19 +104,22 @@ def find_duplicates(parts: list[SplitFindings], max_pairs: int) -> Duplicates:
 
 
 def _add_equal(
-    equal: NDArray[np.int64], splits: NDArray[np.uint8], seen: NDArray[np.int64], partner: NDArray[np.int64]
+    equal: NDArray[np.int64], split_ids: NDArray[np.uint8], split_bits: NDArray[np.int64], match: NDArray[np.int64]
 ) -> None:
-    """Prefer copies as partners; they are also known for images of too little detail for a perceptual hash."""
+    """Add exact copies to `split_bits` and `match`, in place; as a match a copy replaces a near-duplicate.
+
+    Copies are known of all images, near-duplicates only of those with enough detail for a perceptual hash.
+    """
     if not len(equal):
         return
-    owners = np.full((int(equal.max()) + 1, len(SPLITS)), -1, np.int64)
-    owners[equal, splits] = np.arange(len(equal))
-    has = np.bitwise_or.reduce(np.where(owners >= 0, 1 << np.arange(len(SPLITS)), 0), axis=1)
-    seen |= has[equal]
+    members = np.full((int(equal.max()) + 1, len(SPLITS)), -1, np.int64)
+    members[equal, split_ids] = np.arange(len(equal))  # an image of each split, by group
+    bits = np.bitwise_or.reduce(np.where(members >= 0, 1 << np.arange(len(SPLITS)), 0), axis=1)
+    split_bits |= bits[equal]
     for split in reversed(range(len(SPLITS))):
-        copy = owners[equal, split]
-        is_better = (copy >= 0) & (splits != split)
-        partner[is_better] = copy[is_better]
+        copy = members[equal, split]
+        is_better = (copy >= 0) & (split_ids != split)
+        match[is_better] = copy[is_better]
 
 
 def _groups(numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:

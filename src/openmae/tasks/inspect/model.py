@@ -74,8 +74,8 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
     if isinstance(init.shape, MAEShape):
         decoder, masking = init.shape.decoder, init.description.get("masking") or {}
         lines.append(
-            f"decoder    {decoder.width} x {decoder.depth}, {decoder.num_heads} heads, predicts {init.shape.target}; "
-            f"mask {masking.get('kind', 'random')} {masking.get('ratio', 0.75):g}"
+            f"decoder    {decoder.width} x {decoder.depth}, {decoder.num_heads} heads, predicts "
+            f"{init.shape.target_name}; mask {masking.get('kind', 'random')} {masking.get('ratio', 0.75):g}"
         )
     else:
         lines.append("decoder    none: encoder only, reconstruction needs the decoder")

@@ -22,7 +22,7 @@ from openmae.pictures.text import (
     page,
     wrapped_lines,
 )
-from openmae.tasks.inspect.findings import SplitFindings
+from openmae.tasks.inspect.findings import SplitCensus
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
@@ -33,18 +33,18 @@ PAIR_TILE = 210
 WRONG = "#b3261e"
 LINE = 15
 
-ImageRef = tuple[SplitFindings, int]  # an image: its split, and its index in the source
+ImageRef = tuple[SplitCensus, int]  # an image: its split, and its index in the source
 
 
-def sample_images(parts: list[SplitFindings], seed: int) -> list[ImageRef]:
-    """A random sample of the images that were read, in their order, followed by some unreadable ones."""
-    looked = np.concatenate([part.census.records["index"] for part in parts])
-    of_part = np.repeat(np.arange(len(parts)), [len(part.census.records) for part in parts])
-    rows = np.sort(Permutation(len(looked), seed)(np.arange(min(SHEET, len(looked)))))
-    images = [(parts[of_part[row]], int(looked[row])) for row in rows.tolist()]
-    sampled = {(part.split, index) for part, index in images}
-    bad = [(part, index) for part in parts for index in list(part.census.bad)[:MAX_BAD_SHOWN]]
-    return images + [(part, index) for part, index in bad if (part.split, index) not in sampled][:MAX_BAD_SHOWN]
+def sample_images(splits: list[SplitCensus], seed: int) -> list[ImageRef]:
+    """A random sample of the images that were looked at, in their order, followed by some unreadable ones."""
+    indices = np.concatenate([split.census.records["index"] for split in splits])
+    split_numbers = np.repeat(np.arange(len(splits)), [len(split.census.records) for split in splits])
+    rows = np.sort(Permutation(len(indices), seed)(np.arange(min(SHEET, len(indices)))))
+    images = [(splits[split_numbers[row]], int(indices[row])) for row in rows.tolist()]
+    sampled = {(split.name, index) for split, index in images}
+    bad = [(split, index) for split in splits for index in list(split.census.bad)[:MAX_BAD_SHOWN]]
+    return images + [(split, index) for split, index in bad if (split.name, index) not in sampled][:MAX_BAD_SHOWN]
 
 
 def contact_sheet(images: list[ImageRef], report: dict, value_range: ValueRange) -> "Figure":
@@ -54,8 +54,8 @@ def contact_sheet(images: list[ImageRef], report: dict, value_range: ValueRange)
     bad = f", {report['unreadable']:,} cannot be read" if report["unreadable"] else ""
     width = PAD + across * (TILE + PAD)
     text = (
-        f"{len(images)} of {report['images']:,} images, drawn evenly{bad}. Each is shown whole; its size is in pixels, "
-        "width x height x channels."
+        f"{len(images)} of {report['images']:,} images, drawn at random{bad}. Each is shown whole; its size is in "
+        "pixels, width x height x channels."
     )
     lines = headings(f"Contact sheet: {report['path']}", text, width)
     top = heading_height(lines)
@@ -90,7 +90,7 @@ def pair_sheet(pairs: list[tuple[ImageRef, ImageRef]], report: dict, value_range
                 figure,
                 left,
                 upper + PAIR_TILE + 2 * LINE + 10,
-                f"in {image_ref[0].split}",
+                f"in {image_ref[0].name}",
                 8,
                 WRONG if crosses else FAINT,
             )
@@ -98,9 +98,9 @@ def pair_sheet(pairs: list[tuple[ImageRef, ImageRef]], report: dict, value_range
 
 
 def _draw(figure: "Figure", image_ref: ImageRef, left: float, top: float, tile: int, value_range: ValueRange) -> None:
-    part, index = image_ref
+    split, index = image_ref
     try:
-        image = part.source.read(index)
+        image = split.source.read(index)
     except BadImage as error:
         axes = figure.add_axes(box(figure, left, top, tile, tile), xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
         axes.plot([0, 1], [0, 1], [0, 1], [1, 0], color="#e3b7b3", lw=1)
@@ -117,5 +117,5 @@ def _draw(figure: "Figure", image_ref: ImageRef, left: float, top: float, tile: 
         axes.axis("off")
         size = f"{image.shape[1]} x {image.shape[0]} x {image.shape[2]}"
         size += "" if image.dtype == np.uint8 else f" {image.dtype}"
-    draw_text(figure, left, top + tile + 10, fitted(shown(part.source.name(index)), tile, 8), 8, INK)
+    draw_text(figure, left, top + tile + 10, fitted(shown(split.source.name(index)), tile, 8), 8, INK)
     draw_text(figure, left, top + tile + 10 + LINE, size, 7, FAINT)

@@ -38,7 +38,7 @@ class HeldOut:
     ) -> None:
         self.config, self.preprocessing, self.mask_sampler = config, preprocessing, mask_sampler
         batch = read_all(source, preprocessing, config.patch_size)
-        self.images, self.bad, self.empty = batch.images, batch.bad, batch.empty
+        self.images, self.bad, self.is_empty = batch.images, batch.bad, batch.is_empty
         self.keys = torch.from_numpy(sample_keys(MASK_SEED, 0, batch.indices.numpy()))
 
     @torch.no_grad()
@@ -70,7 +70,7 @@ class HeldOut:
         for start in range(0, len(self.images), size):
             rows = slice(start, start + size)
             prepared, masking = self._prepare(self.images[rows], self.keys[rows], device)
-            empty = None if self.empty is None else self.empty[rows].to(device)
+            empty = None if self.is_empty is None else self.is_empty[rows].to(device)
             yield prepared, masking, counted_patches(empty, masking)
 
     def features(self, model: MAE, device: torch.device, stop: StopRequest) -> Tensor:

@@ -31,6 +31,7 @@ from openmae.run.step import StepResult, accumulated_step
 from openmae.run.step_model import StepModel
 from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training_data
 from openmae.tasks.pretrain.evaluators import make_evaluators
+from openmae.tasks.pretrain.fit_target import fit_target
 from openmae.tasks.pretrain.tile_lines import tile_lines
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
@@ -83,7 +84,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         )
         if (summary := run.finished_summary(num_steps)) is not None:
             return summary
-        run.print_plan(new_run_lines(plan, data, facts, device, mask_sampler))
+        fit = fit_target(run, model, stream, init)
+        run.print_plan([*new_run_lines(plan, data, facts, device, mask_sampler), *fit.lines])
         run.check_disk(checkpoint_bytes(shape), resolved.keep)
         run.print_lines(*(watch_lines(resolved) if processes.is_first else ()))
         run.begin(
@@ -92,7 +94,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             origins=data.origins,
             num_images=len(data.train),
             num_inputs=data.num_images,
-            description=describe_model(resolved, shape, preprocessing, mask_sampler),
+            description=describe_model(resolved, shape, preprocessing, mask_sampler) | fit.description,
         )
 
         # The step, on every batch of the stream.
@@ -168,7 +170,7 @@ def watch_lines(config: ResolvedPretrainConfig) -> list[str]:
 def prepare(micro_batch: Batch, plan: PretrainPlan, mask_sampler: MaskSampler, device: torch.device) -> ModelInput:
     """A micro-batch on the device: images cropped (where readers have not done so) and normalised, and their masks."""
     images, masking = model_input(micro_batch, plan.preprocessing, device), mask_sampler(micro_batch.keys)
-    counted = counted_patches(micro_batch.empty, masking)
+    counted = counted_patches(micro_batch.is_empty, masking)
     return ModelInput(
         images,
         micro_batch.keys,
@@ -199,13 +201,13 @@ def loss_shares(
     images are counted instead. All processes take part. Counted on the CPU, and before the first backward pass:
     the gradient of a micro-batch cannot be re-weighted once it has been added to the others'.
     """
-    has_empty = any(micro_batch.empty is not None for micro_batch in micro_batches)
+    has_empty = any(micro_batch.is_empty is not None for micro_batch in micro_batches)
     if mask_sampler is None or config.nodata == OFF or not processes.any(has_empty):
         return [len(micro_batch.keys) / config.batch_size for micro_batch in micro_batches]
     counts = []
     for micro_batch in micro_batches:
         masking = mask_sampler(micro_batch.keys)
-        counted = counted_patches(micro_batch.empty, masking)
+        counted = counted_patches(micro_batch.is_empty, masking)
         counts.append(masking.masked_ids.numel() if counted is None else int(counted.sum()))
     total = int(processes.sum(torch.tensor(sum(counts))))
     return [count / max(1, total) for count in counts]

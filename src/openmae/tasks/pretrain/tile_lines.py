@@ -23,10 +23,10 @@ def tile_lines(config: ResolvedPretrainConfig, data: TrainingData, facts: DataFa
         f"tiles      {len(train):,} of {size} px, from the headers of {images:,} images: {train.num_cut:,} are larger "
         f"and cut, {images - train.num_cut:,} stay whole"
     ]
-    if facts.blank:
+    if facts.num_blank:
         lines.append(
-            f"blank      {facts.blank:,} of the tiles looked at: where one is read, another tile of its image takes "
-            "its place; blank_tiles in summary.json counts them"
+            f"blank      {facts.num_blank:,} of the tiles looked at: where one is read, another tile of its image "
+            "takes its place; blank_tiles in summary.json counts them"
         )
     decoded = _largest_decoded(train) if raw_shape(train) is None else None
     if decoded is not None:

@@ -1,4 +1,4 @@
-"""Watching a pre-training on labelled data: how well its features separate the classes, every so many steps.
+"""Watching a pre-training on labelled data: how well its features separate the classes, every `--watch-every` steps.
 
 The labels are only measured with: nothing of this reaches the training.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from openmae.errors import RequestError
-from openmae.training.average import ModelEMA
+from openmae.training.model_ema import ModelEMA
 
 
 def make_model():
