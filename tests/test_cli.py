@@ -349,6 +349,29 @@ def test_an_impossible_path_is_one_line(place, capsys, arguments):
     assert listing(place) == before
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"convert {LONG} out --to timm",
+        f"convert run {LONG} --to timm",
+        "convert run dangling/out --to timm",
+        f"embed images --init run --out {LONG}.npz",
+        f"embed images --init run --out {LONG}/out.npz",
+        "embed images --init run --out dangling/out.npz",
+        f"knn images --init {LONG} --out out",
+        f"pretrain images --out out --resume {LONG}",
+        f"pack {LONG} --verify",
+        f"demo --out {LONG}",
+        f"bench step --json {LONG}",
+        f"attention {LONG} --init run --out out.png",
+    ],
+)
+def test_a_path_that_cannot_be_is_a_wrong_request(place, capsys, arguments):
+    (place / "dangling").symlink_to("nowhere")
+    assert run(arguments.split()) == 2
+    assert capsys.readouterr().err.startswith("openmae: ")
+
+
 def test_the_version(capsys):
     for flag in ("--version", "-V"):
         assert run([flag]) == 0

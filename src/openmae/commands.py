@@ -28,6 +28,7 @@ from openmae.config import (
     flag_of,
 )
 from openmae.config.checks import Settings
+from openmae.errors import RequestError, shown
 from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
 from openmae.recipes.show import Recipes
 
@@ -69,7 +70,12 @@ class Command:
 
     def check(self, config: Any) -> None:
         """Raise RequestError where the settings are wrong, as far as that shows without torch."""
-        getattr(importlib.import_module(f"openmae.preflight.{self.preflight}"), f"check_{self.name}")(config)
+        check = getattr(importlib.import_module(f"openmae.preflight.{self.preflight}"), f"check_{self.name}")
+        try:
+            check(config)
+        except OSError as error:  # a path that cannot even be looked at: a name too long, no permission
+            path = "" if error.filename is None else f" {shown(str(error.filename)[:200])}"
+            raise RequestError(f"cannot open{path}: {error.strerror or error}") from None
 
     def run(self, config: Any) -> Any:
         """Check the settings, then load the command and run it; returns what its function returns."""

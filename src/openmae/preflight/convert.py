@@ -6,6 +6,7 @@ from pathlib import Path
 from openmae.config import ConvertConfig
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
+from openmae.run.lock import check_file_path
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 ONNX_DATA_SUFFIX = ".data"  # of the file that holds the weights of an ONNX model above 2 GB
@@ -25,9 +26,7 @@ def check_output_path(config: ConvertConfig) -> None:
     for path in written:
         if os.path.lexists(path):
             raise RequestError(f"OUT {shown(path)} exists already: choose another name")
-    nearest_existing = next(parent for parent in out.absolute().parents if parent.exists())
-    if not nearest_existing.is_dir():
-        raise RequestError(f"OUT {shown(out)} cannot be written: {shown(nearest_existing)} is no folder")
+    check_file_path(out, "OUT")
     parents = Path(os.path.realpath(out)).parents
     if any(CHECKPOINT_NAME.fullmatch(parent.name) or parent.name == "checkpoints" for parent in parents):
         raise RequestError(f"OUT {shown(out)} lies among a run's checkpoints, which are deleted as it goes on")

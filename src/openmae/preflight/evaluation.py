@@ -10,7 +10,7 @@ from openmae.data.sources.named import check_named, names_in
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
-from openmae.run.lock import already_exists_error, check_outside, check_run_folder
+from openmae.run.lock import already_exists_error, check_file_path, check_outside, check_run_folder
 
 ROWS_FILE = "robustness.jsonl"  # a line for each finished part; --resume auto measures only the others
 
@@ -56,9 +56,7 @@ def check_table_path(config: EmbedConfig) -> None:
         raise RequestError(f"--out {shown(out)} is, or lies among, the images to embed: choose another name")
     if out.is_dir():
         raise RequestError(f"--out {shown(out)} is a folder: give the name of a file")
-    nearest_existing = next(parent for parent in out.absolute().parents if parent.exists())
-    if not nearest_existing.is_dir():
-        raise RequestError(f"--out {shown(out)} cannot be written: {shown(nearest_existing)} is no folder")
+    check_file_path(out, "--out")
 
 
 def check_robustness(config: RobustnessConfig) -> None:

@@ -30,6 +30,19 @@ def check_run_folder(path: Path, flag: str = "--out") -> None:
         raise RequestError(f"{flag} {shown(str(path)[:200])} cannot be a folder: {reason}") from None
 
 
+def check_file_path(path: Path, flag: str) -> None:
+    """Raise RequestError, naming the `flag`, where no file can be made: a parent is no folder, a name is too long."""
+    try:
+        nearest_existing = next(parent for parent in path.absolute().parents if _is_there(parent))
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise RequestError(f"{flag} {shown(str(path)[:200])} cannot be written: {error.strerror}") from None
+    if not nearest_existing.is_dir():
+        raise RequestError(f"{flag} {shown(path)} cannot be written: {shown(nearest_existing)} is no folder")
+
+
 def _is_there(path: Path) -> bool:
     """As `os.path.lexists`, but raises where the name is too long."""
     try:
