@@ -513,9 +513,9 @@ def test_two_processes_do_what_one_does(pretrained, tmp_path):
 def test_a_batch_too_small_for_the_processes_is_refused():
     run = SimpleNamespace(processes=Processes(count=3))
     with pytest.raises(RequestError, match=r"--batch-size 4 for 3 processes: give at least 2 each"):
-        Run.check_batch_size(run, 4, min_share=2)
+        Run.check_batch_size(run, 4, min_per_process=2)
     Run.check_batch_size(run, 4)
-    Run.check_batch_size(run, 6, min_share=2)
+    Run.check_batch_size(run, 6, min_per_process=2)
 
 
 # --- the moving average ---
