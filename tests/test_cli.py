@@ -364,6 +364,9 @@ def test_an_impossible_path_is_one_line(place, capsys, arguments):
         f"demo --out {LONG}",
         f"bench step --json {LONG}",
         f"attention {LONG} --init run --out out.png",
+        "attention images/0.png --init run --out file/out.png",
+        f"reconstruct images/0.png --init run --out {LONG}.png",
+        "reconstruct images/0.png --init run --out file/out.png",
     ],
 )
 def test_a_path_that_cannot_be_is_a_wrong_request(place, capsys, arguments):

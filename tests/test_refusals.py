@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import openmae
 from openmae.cli import command_of, parse, resolve_config
 from openmae.commands import COMMANDS
 from openmae.errors import RequestError
@@ -162,3 +164,9 @@ def test_the_shapes_of_a_model_are_told_without_the_compiler():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_paths_may_be_path_objects_also_in_a_tuple():
+    config = openmae.ReconstructConfig(images=(Path("a.png"), Path("b.png")), init="run", out="out.png")
+    plain = config.plain()
+    assert (plain.images, plain.init, plain.out) == (("a.png", "b.png"), "run", "out.png")

@@ -115,3 +115,12 @@ def test_the_components_are_no_parameters_but_lie_in_the_checkpoint(tiny_shape):
 def test_more_coefficients_than_values_are_refused(tiny_shape, count):
     with pytest.raises(RequestError, match="--pca-coefficients"):
         shape_of(tiny_shape, count)
+
+
+def test_patches_that_are_all_alike_have_nothing_to_explain():
+    covariance = PatchCovariance(48)
+    covariance.add(torch.full((100, 48), 0.5))
+    mean, components, scale, share = covariance.components(5)
+    assert (scale, share) == (1, 0)
+    torch.testing.assert_close(mean, torch.full((48,), 0.5, dtype=torch.float64))
+    torch.testing.assert_close(components @ components.T, torch.eye(5, dtype=torch.float64))

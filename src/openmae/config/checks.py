@@ -29,7 +29,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON values; paths as strings."""
-        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in asdict(self).items()}
+        return {name: _without_paths(value) for name, value in asdict(self).items()}
 
     def plain(self) -> Self:
         """The same settings with paths as strings and lists as tuples, whatever they were given as."""
@@ -41,6 +41,12 @@ class Settings:
         known = {f.name for f in fields(cls)}
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
         return cls(**settings)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_without_paths, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class Sized:

@@ -149,7 +149,7 @@ class PatchCovariance:
         rows = vectors.T.flip(0)[:count]
         largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
         variances = variances.flip(0).clamp(min=0)
-        share = float(variances[:count].sum() / variances.sum()) if variances.any() else 1.0
+        share = float(variances[:count].sum() / variances.sum()) if variances.any() else 0.0
         scale = variances[:count].mean().sqrt()
         return mean, rows * largest.sign(), scale if scale > 0 else torch.ones_like(scale), share
 

@@ -9,6 +9,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.machine.device_name import check_device
+from openmae.run.lock import check_file_path
 
 
 def check_attention(config: AttentionConfig) -> None:
@@ -32,11 +33,12 @@ def check_reconstruct(config: ReconstructConfig) -> None:
 
 
 def check_sheet_path(images: tuple[str, ...], out: str) -> None:
-    """Raise RequestError where the picture would replace one of the images or lie in one of their folders.
+    """Raise RequestError where the picture cannot be written, would replace an image, or lie in a folder of images.
 
     Args:
         images: paths of image files, or of one data set.
     """
+    check_file_path(Path(out), "--out")
     real_out = Path(os.path.realpath(out))
     for path in images:
         if real_out.is_relative_to(os.path.realpath(path)):

@@ -31,6 +31,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
         >>> openmae.reconstruct(config)["images"]
         8
     """
+    config = config.plain()
     check_sheet_path(config.images, config.out)
     model = load_mae(config.init, config.device)
     model, lines = matched_to_images(model, config)

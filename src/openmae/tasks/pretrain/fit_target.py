@@ -74,7 +74,8 @@ def fit_target(run: Run[ResolvedPretrainConfig], model: MAE, stream: Stream, ini
         raise RequestError(error)
     fitted = run.processes.sum(fitted)
     target.set_components(fitted[0], fitted[2:], fitted[1, 0])
-    line = f"pca        {count} of {values} coefficients hold {explained:.1%} of the variance in {crops:,} crops"
+    share = f"hold {explained:.1%} of the variance in" if explained else "describe nothing: all patches are alike in"
+    line = f"pca        {count} of {values} coefficients {share} {crops:,} crops"
     return TargetFit([line], {"pca": {"crops": crops, "patches_per_crop": per_crop, "seed": stream.seed}})
 
 
