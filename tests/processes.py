@@ -8,6 +8,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -103,6 +104,19 @@ def wait_for_step(run_folder: Path, step: int, processes: Sequence[BaseProcess],
             return False
         time.sleep(0.003)
     return True
+
+
+def run_with_stops(
+    arguments: str, out: Path, log: Path, count: int, stops: Sequence[tuple[signal.Signals, int]]
+) -> None:
+    """Run `openmae ARGUMENTS` to its end, resumed after each of these signals, which all processes get at a step."""
+    for number, step in stops:
+        processes = start(arguments, log, count)
+        assert wait_for_step(out, step, processes), said(log)
+        send(processes, number)
+        wanted = -signal.SIGKILL if number == signal.SIGKILL else 3
+        assert wait(processes) == [wanted] * count, said(log)
+    assert run(arguments, log, count) == [0] * count, said(log)
 
 
 def last_step(run_folder: Path) -> int:

@@ -54,7 +54,7 @@ values = (0.0, 255.0 if dtype == "uint8" else 65535.0)
 p = Preprocessing(channels=channels, value_range=values, mean=(0.5,) * channels, std=(0.25,) * channels,
                   image_size=(32, 32), background=1.0, dtype=dtype)
 small = FolderSource(Path(folder), ["small.png"])
-import torchvision.io  # once a process; readers share it where the survey met such a file before they were forked
+import torchvision.io  # once a process; readers share it where a new run's survey met such a file
 Stream(small, p, Augmentation(), 0, 1).__getitems__([0])  # all that is loaded when first needed
 stream = Stream(FolderSource(Path(folder), files), p, Augmentation(), 0, 1)
 before, start = peak(), time.process_time()

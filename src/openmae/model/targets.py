@@ -75,8 +75,8 @@ class PCATarget(PixelTarget):
 
     Where the paper says nothing: the pixels are not normalised patch by patch, and the coefficients are not whitened.
     They are divided by one number, `scale`, which makes their mean square 1: a decoder's first outputs are small, and
-    the brightness of a patch of 768 values has a coefficient of about 20. The loss is the mean squared error, so with
-    all coefficients it is that of the pixels divided by `scale` squared.
+    the coefficient of a patch's brightness grows with the square root of its number of values. The loss is the mean
+    squared error, so with all coefficients it is that of the pixels divided by `scale` squared.
 
     Buffers `mean` (values,), `components` (coefficients, values: orthonormal rows, largest variance first) and `scale`
     lie in every checkpoint. They are NaN until they were fitted or restored.

@@ -15,18 +15,7 @@ from openmae.data.preprocess import conform
 from openmae.data.sources.open import Source
 from openmae.data.value_scale import Rescale
 from openmae.pictures.sheet import to_picture
-from openmae.pictures.text import (
-    FAINT,
-    INK,
-    PAD,
-    box,
-    draw_heading,
-    draw_text,
-    fitted,
-    heading_height,
-    headings,
-    page,
-)
+from openmae.pictures.text import FAINT, INK, PAD, box, draw_heading, draw_text, fitted, heading_height, headings, page
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure

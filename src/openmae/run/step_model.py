@@ -87,7 +87,8 @@ class StepModel:
     def _compile(self, inputs: StepInputs, stop: StopRequest) -> dict[int, Gradients] | None:
         """The compiled gradients of one micro-batch of each size, by its index; None where a stop was requested.
 
-        The signal may have reached the compiler's own processes, too: an error is then ignored.
+        The signal may have reached the compiler's own processes, too. What then follows may be of any class; without a
+        requested stop every error is raised, and after one the resumed run meets it again if it was not the signal's.
         """
         gradients = {}
         try:

@@ -25,7 +25,7 @@ from openmae.tasks.pretrain.pretrain import pretrain
 
 from ...planning.test_pretrain import CPU as CPU_MACHINE
 from ...planning.test_pretrain import GPU, PHOTOS
-from ...processes import TINY, run, send, start, wait, wait_for_step
+from ...processes import TINY, run, run_with_stops
 from ...shared import metrics, same_training_state, untimed, whole_micro_batches
 
 CPU = torch.device("cpu")
@@ -127,13 +127,8 @@ def arguments(packs, out, workers):
 def test_a_killed_run_goes_on_to_the_same_bytes(packs, tmp_path, count, workers):
     chance, whole, out, log = random.Random(count), tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     assert run(arguments(packs, whole, 0), log, count) == [0] * count, log.read_text()
-    for number, low, high in ((signal.SIGKILL, 4, 12), (signal.SIGTERM, 14, 26)):
-        processes = start(arguments(packs, out, workers), log, count)
-        assert wait_for_step(out, chance.randrange(low, high), processes), log.read_text()
-        send(processes, number)
-        wanted = -signal.SIGKILL if number == signal.SIGKILL else 3
-        assert wait(processes) == [wanted] * count, log.read_text()
-    assert run(arguments(packs, out, workers), log, count) == [0] * count, log.read_text()
+    stops = [(signal.SIGKILL, chance.randrange(4, 12)), (signal.SIGTERM, chance.randrange(14, 26))]
+    run_with_stops(arguments(packs, out, workers), out, log, count, stops)
     same_training_state(whole, out, STEPS)
     assert untimed(metrics(whole)) == untimed(metrics(out))
 

@@ -15,7 +15,7 @@ from openmae.cli import run as command
 from openmae.errors import RequestError
 from openmae.interchange.init import read_stored_model
 
-from ...processes import TINY, run, send, start, wait, wait_for_step
+from ...processes import TINY, run, run_with_stops
 from ...shared import metrics, same_training_state, untimed
 
 STEPS = 24
@@ -87,13 +87,8 @@ def test_pictures_are_drawn_from_the_coefficients(trained):
 def test_a_killed_run_goes_on_to_the_same_bytes(images, tmp_path, count, workers):
     chance, whole, out, log = random.Random(count), tmp_path / "whole", tmp_path / "run", tmp_path / "log"
     assert run(arguments(images, whole, 0), log, count) == [0] * count, log.read_text()
-    for number, low, high in ((signal.SIGKILL, 4, 10), (signal.SIGTERM, 12, 20)):
-        processes = start(arguments(images, out, workers), log, count)
-        assert wait_for_step(out, chance.randrange(low, high), processes), log.read_text()
-        send(processes, number)
-        wanted = -signal.SIGKILL if number == signal.SIGKILL else 3
-        assert wait(processes) == [wanted] * count, log.read_text()
-    assert run(arguments(images, out, workers), log, count) == [0] * count, log.read_text()
+    stops = [(signal.SIGKILL, chance.randrange(4, 10)), (signal.SIGTERM, chance.randrange(12, 20))]
+    run_with_stops(arguments(images, out, workers), out, log, count, stops)
     same_training_state(whole, out, STEPS)
     assert untimed(metrics(whole)) == untimed(metrics(out))
 
