@@ -16,6 +16,9 @@ INSTALL_PROJECT := $(PIP) install --quiet --no-index --no-build-isolation --no-d
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock"
 
+# Tests start many interpreters: where the user's settings say that none may write bytecode, each would compile openmae again.
+test long: export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test long check drill lock clean
 
 help:
@@ -31,7 +34,7 @@ demo: $(RUN_STAMP)
 	$(BIN)/openmae demo
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist worksteal
 
 long: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m slow

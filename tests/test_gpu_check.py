@@ -330,7 +330,7 @@ def walk(work, name):
 
 
 BENCHES = [part for part in PARTS if part.function.endswith("rows:bench")]
-QUICK = {"pretrain", "knn", "stop-training", "out-of-memory", "not-finite", "e2e-folder"}  # a second or three
+QUICK = {"pretrain"}  # a second or three
 ALIKE = {"gradients-base", "gradients-large", "compile-base-1024"}  # on a CPU they are the same as others
 WALKED = [part.name for part in PARTS if part not in BENCHES and part.name not in ALIKE]
 
@@ -422,6 +422,7 @@ def test_a_wrong_gradient_of_one_small_tensor_shows(monkeypatch, tmp_path):
         gradients.gradients(context_of(tmp_path), "tiny", 4, "fp32")
 
 
+@pytest.mark.slow
 def test_a_bad_step_that_moves_the_weights_fails(tmp_path, monkeypatch):
     from openmae.run import step
 
@@ -436,6 +437,7 @@ def test_a_bad_step_that_moves_the_weights_fails(tmp_path, monkeypatch):
         training.not_finite(context_of(tmp_path))
 
 
+@pytest.mark.slow
 def test_losses_that_differ_fail(tmp_path):
     def start_with_seeds(words, log, environment):
         at = words.index("--seed") + 1
@@ -445,6 +447,7 @@ def test_losses_that_differ_fail(tmp_path):
         training.losses(context_of(tmp_path, start=start_with_seeds))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_slow_to_end_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(stops, "_at_step", lambda step: lambda process, run, log: stops._last_step(run) >= 2)
     with pytest.raises(Failed, match=r"s from SIGTERM to the end, not at most 0; meanwhile: .*SIGTERM at step"):

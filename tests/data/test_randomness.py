@@ -36,7 +36,7 @@ from openmae.data.sources.open import Ignored
 from openmae.data.sources.views import split_held_out
 from openmae.errors import RequestError
 
-MANY = settings(max_examples=500)
+MANY = settings(max_examples=200)
 KEYS = st.integers(0, 2**63 - 1)
 
 # --- permutations ------------------------------------------------------------------------------------------------

@@ -210,6 +210,7 @@ def test_a_stopped_one_goes_on_to_the_same_table(finished, pretrained, tmp_path,
     assert (out / "results.md").read_text() == (finished / "results.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_a_killed_knn_left_stops_nothing(finished, pretrained, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -221,6 +222,7 @@ def test_what_a_killed_knn_left_stops_nothing(finished, pretrained, tmp_path):
     assert results(out) == results(finished)
 
 
+@pytest.mark.slow
 def test_shares_and_blocks_may_be_added(finished, pretrained, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(finished, out)

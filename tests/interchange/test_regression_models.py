@@ -93,6 +93,7 @@ def test_transformers_gives_the_same_numbers(tmp_path, head):
 
 
 # Measured: 5e-6.
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 @torch.no_grad()
 def test_programs_give_the_same_numbers_and_say_so(tmp_path, to, capsys):

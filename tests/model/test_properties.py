@@ -15,7 +15,7 @@ from openmae.model.masking import Masking, block_masking, given_masking, grid_ma
 from openmae.model.patches import gather, patchify, unpatchify
 from openmae.model.positions import resample_positions, sincos_positions
 
-MANY = settings(max_examples=500)
+MANY = settings(max_examples=200)
 
 SIDES = st.integers(1, 9)
 GRIDS = st.tuples(SIDES, SIDES)

@@ -75,6 +75,7 @@ def test_the_second_time_the_run_ends_saved_and_resumes_to_the_same_bytes(
     same_training_state(whole, killed)
 
 
+@pytest.mark.slow
 def test_with_several_processes_the_second_time_ends_all_of_them_saved(tmp_path):
     """The one whose readers were killed says it and ends as before; the others as if it had got a signal."""
     out, log, marks = tmp_path / "run", tmp_path / "log", tmp_path / "marks"

@@ -73,6 +73,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(whole, tmp_path, step):
     assert bytes_of(out) == bytes_of(whole[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path):
     out, log = tmp_path / "run", tmp_path / "log"
     assert wait(start("--version", log, patch=Fitting(out, kill_at=12))) == [-signal.SIGKILL], said(log)

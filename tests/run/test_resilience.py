@@ -212,6 +212,7 @@ def test_another_runtime_error_is_not_taken_for_little_memory(digits_config, tmp
         pretrain(pixel_config(digits_config, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
     def no_compiler(graph, inputs):
         raise OSError("no C compiler found")
@@ -228,6 +229,7 @@ def test_a_compiler_that_fails_is_named(digits_config, tmp_path, monkeypatch):
     assert with_remembered(pixel_config(digits_config, tmp_path / "other")).compile is None
 
 
+@pytest.mark.slow
 def test_a_resume_that_cannot_compile_leaves_the_run_as_it_was(digits_config, tmp_path, monkeypatch):
     def no_compiler(graph, inputs):
         raise OSError("no C compiler found")
@@ -394,6 +396,7 @@ def test_shares_are_disjoint_complete_and_even():
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_in_a_batch_are_refused(tmp_path):
     log = tmp_path / "log"
     tiny = TINY.replace("--batch-size 16", "--batch-size 1")

@@ -69,6 +69,7 @@ def test_an_encoder_gives_the_same_tokens_and_features(tmp_path, to, pool):
 
 
 # Measured: 1e-6.
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_classifier_gives_the_same_logits_in_onnx(classifier_file):
     path, classifier, shape = classifier_file
@@ -79,6 +80,7 @@ def test_a_classifier_gives_the_same_logits_in_onnx(classifier_file):
 
 
 # Measured: 0.
+@pytest.mark.slow
 @pytest.mark.parametrize(("pool", "head"), [("mean", "fine-tune"), ("cls", "probe")])
 @torch.no_grad()
 def test_a_classifier_gives_the_same_logits_in_torch_export(tmp_path, pool, head):
@@ -190,6 +192,7 @@ def test_a_program_that_computes_something_else_is_not_kept(tmp_path, classifier
     assert sorted(path.name for path in tmp_path.iterdir()) == ["init"]
 
 
+@pytest.mark.slow
 def test_weights_beyond_two_gigabytes_lie_beside_it(tmp_path, monkeypatch):
     mae, shape = make_mae()
     init = save_run(tmp_path / "init", mae, shape)

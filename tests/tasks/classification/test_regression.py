@@ -32,6 +32,7 @@ def no_report(monkeypatch):
 # --- the probe against scikit-learn ---
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_a_probe_is_scikit_learns_ridge(pretrained, greys, tmp_path):
     """Whole-batch steps with weight decay λ end at a ridge of α = n λ / 2 a column, on features that are standardised
@@ -71,6 +72,7 @@ def test_a_probe_is_scikit_learns_ridge(pretrained, greys, tmp_path):
     assert summary["mae"] == pytest.approx(judge.mean_absolute_error(test_numbers, expected), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["lars", "sgd"])
 @pytest.mark.usefixtures("no_report")
 def test_the_rates_it_tries_unasked_find_the_optimum(pretrained, tmp_path, optimizer):

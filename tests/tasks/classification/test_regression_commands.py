@@ -74,6 +74,7 @@ def test_what_neighbours_leave(pretrained, greys, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["task"] == "regression"
 
 
+@pytest.mark.slow
 def test_two_processes_of_neighbours_say_what_one_says(pretrained, greys, tmp_path):
     arguments = f"knn {greys} --label-file {greys}.csv --task regression --init {pretrained} --k 5 --device cpu "
     arguments += "--workers 0 --batch-size 4"

@@ -76,6 +76,7 @@ def test_a_killed_run_of_two_processes_goes_on_to_the_same_bytes(pretrained, gre
     assert {**summary_of(whole), "seconds": 0} == {**summary_of(out), "seconds": 0}
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(pretrained, greys, tmp_path):
     """Batches of 6 are 4 and 2 images. Measured: losses 1e-7 apart, figures 5e-8."""
     arguments = f"finetune {greys} --label-file {greys}.csv --task regression --init {pretrained} --steps 4 "

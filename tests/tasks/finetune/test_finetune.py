@@ -480,6 +480,7 @@ def test_more_steps_continue_a_finished_run(pretrained, full_run, tmp_path):
 # --- several processes ---
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(pretrained, tmp_path):
     """Batches of 6 are 4 and 2 images, 7 test images are 4 and 3, of which one is broken.
 

@@ -32,6 +32,7 @@ def test_what_is_planned_for_a_gpu():
     assert (settled.config.precision, settled.config.device) == ("bf16", "cuda:0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_whole", [False, True], ids=["cropped", "whole"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_a_step_on_a_gpu(is_whole, precision):

@@ -189,6 +189,7 @@ def test_golden_losses(tmp_path):
         assert losses == pytest.approx(wanted[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 def test_it_overfits_a_handful_of_images(digits_config, gradients, tmp_path):
     config = gradients_config(
         digits_config, gradients, tmp_path / "run", held_out=18, steps=200, base_lr=0.16, augment="none", save_every=200

@@ -117,6 +117,7 @@ def digits_features(init, split, pool):
 # --- the optimum ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("lars", 10.0), ("sgd", 2.0)])
 @pytest.mark.usefixtures("no_report")
 def test_the_optimum_is_scikit_learns(pretrained, tmp_path, optimizer, rate):
@@ -568,6 +569,7 @@ def test_two_processes_count_every_image_once(pretrained, tmp_path, augment):
     assert losses(outs[1])[0] == pytest.approx(losses(outs[0])[0], rel=0.1)
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_in_a_batch_are_refused(pretrained, grey, tmp_path):
     arguments = f"probe {grey} --init {pretrained} --steps 2 --batch-size 1 --device cpu --workers 0 --base-lr 1"
     assert run_processes(f"{arguments} --out {tmp_path / 'run'}", tmp_path / "log", 2) == [2, 2]
