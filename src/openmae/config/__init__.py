@@ -52,6 +52,7 @@ from openmae.config.shapes import (
     num_kept,
 )
 from openmae.config.target_scale import TargetScale
+from openmae.config.tokenizer_shape import TokenizerShape
 
 __all__ = [
     "AUGMENTS",
@@ -99,6 +100,7 @@ __all__ = [
     "SplitPaths",
     "SplitSettings",
     "TargetScale",
+    "TokenizerShape",
     "ViTShape",
     "check_name",
     "check_range",

@@ -1,0 +1,157 @@
+"""A discrete variational autoencoder: one token of a codebook for each patch of an image (paper, table 1d: dVAE).
+
+The paper predicts the tokens of DALL-E's discrete VAE (Ramesh et al., 2021), as BEiT does. This one is ours, small
+enough to be trained on one's own images: convolutions down to one place for each patch, a choice among the codes there,
+and convolutions back to pixels. The choice is relaxed by Gumbel softmax (Jang et al., 2017) while it is trained.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from openmae.config import Grid, TokenizerShape
+from openmae.errors import RequestError
+
+GROUPS = 8  # of GroupNorm: divides every width
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """The output of `DiscreteVAE.forward`.
+
+    Attributes:
+        image_losses: (B,), the mean squared error of each image.
+        images: (B, C, H, W), as they were decoded.
+        tokens: (B, N), the most likely code of each place, row by row.
+    """
+
+    image_losses: Float[Tensor, " b"]
+    images: Float[Tensor, "b c h w"]
+    tokens: Int[Tensor, "b n"]
+
+
+class DiscreteVAE(nn.Module):
+    """An encoder to the logits of the codes, a codebook, and a decoder back to pixels.
+
+    Images are normalised, (B, C, rows · stride, columns · stride), of any grid.
+    """
+
+    def __init__(self, shape: TokenizerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.width
+        if width % GROUPS:
+            raise RequestError(f"--width got {width}: the norms of a tokenizer need a width that {GROUPS} divides")
+        factors = stride_factors(shape.stride)
+        down: list[nn.Module] = []
+        for i, factor in enumerate(factors):  # kernels overlap their neighbours by a pixel on each side
+            inputs = width if i else shape.channels
+            down += [nn.Conv2d(inputs, width, factor + 2, stride=factor, padding=1), nn.SiLU()]
+        blocks = (ResidualBlock(width) for _ in range(shape.depth))
+        self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(GROUPS, width), nn.SiLU())
+        self.to_logits = nn.Conv2d(width, shape.codebook, 1)
+        self.codebook = nn.Parameter(torch.empty(shape.codebook, width))
+        up: list[nn.Module] = []
+        for i, factor in enumerate(reversed(factors), start=1):
+            outputs = width if i < len(factors) else shape.channels
+            up += [nn.SiLU(), nn.ConvTranspose2d(width, outputs, factor + 2, stride=factor, padding=1)]
+        blocks = (ResidualBlock(width) for _ in range(shape.depth))
+        self.decoder = nn.Sequential(*blocks, nn.GroupNorm(GROUPS, width), *up)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise every parameter.
+
+        | parameters | values |
+        |---|---|
+        | convolutions | Kaiming uniform for SiLU's neighbour ReLU, biases 0 |
+        | last convolution of a residual block | 0, so that blocks begin as the identity |
+        | codebook | N(0, 1) |
+        | norms | 1, 0 |
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.GroupNorm):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.convolution_2.weight)
+        nn.init.normal_(self.codebook)
+
+    def logits(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n k"]:
+        """The logits of each place's codes, row by row."""
+        return self.to_logits(self.encoder(images)).flatten(2).transpose(1, 2)
+
+    def tokens(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b n"]:
+        """The most likely code of each place, row by row."""
+        return self.logits(images).argmax(dim=-1)
+
+    def decode(self, tokens: Int[Tensor, "b n"], grid: Grid) -> Float[Tensor, "b c h w"]:
+        """The normalised images that tokens stand for."""
+        return self._decode(self.codebook[tokens], grid)
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], noise: Float[Tensor, "b n k"], temperature: float
+    ) -> TokenizerOutput:
+        """Encode, choose by Gumbel softmax and decode.
+
+        Args:
+            noise: Gumbel noise, added to the logits.
+            temperature: near 0 one code is chosen, at 1 a mean of several.
+        """
+        logits = self.logits(images).float()  # under bf16 autocast, too: small temperatures magnify every rounding
+        choice = ((logits + noise) / temperature).softmax(dim=-1)
+        size = (images.shape[-2] // self.shape.stride, images.shape[-1] // self.shape.stride)
+        decoded = self._decode(choice @ self.codebook, size).to(images.dtype)
+        return TokenizerOutput((decoded - images).square().mean(dim=(1, 2, 3)), decoded, logits.argmax(dim=-1))
+
+    def _decode(self, codes: Float[Tensor, "b n d"], grid: Grid) -> Float[Tensor, "b c h w"]:
+        return self.decoder(codes.transpose(1, 2).unflatten(2, grid))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions, each after norm and SiLU, beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
+        self.convolution_1 = nn.Conv2d(width, width, 3, padding=1)
+        self.convolution_2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b d rows columns"]) -> Float[Tensor, "b d rows columns"]:
+        """The same shape as the input."""
+        hidden = self.convolution_1(F.silu(self.norm_1(x)))
+        return x + self.convolution_2(F.silu(self.norm_2(hidden)))
+
+
+def stride_factors(stride: int) -> list[int]:
+    """The factors of the layers that make up a stride: 2 as often as it divides it, then what is left; [1] for 1."""
+    factors = []
+    while stride % 2 == 0:
+        factors.append(2)
+        stride //= 2
+    return [*factors, stride] if stride > 1 or not factors else factors
+
+
+def gumbel_noise(seeds: list[int], places: int, codebook: int, device: torch.device) -> Float[Tensor, "b n k"]:
+    """Gumbel noise that depends on each sample's seed only, whatever the batch: (B, N, K) float32.
+
+    Drawn where it is used, so a CPU and a GPU draw different numbers.
+    """
+    noise = torch.empty(len(seeds), places, codebook, device=device)
+    generator = torch.Generator(device)
+    for row, seed in zip(noise, seeds, strict=True):
+        row.exponential_(generator=generator.manual_seed(seed))
+    return noise.clamp_(min=torch.finfo(noise.dtype).tiny).log_().neg_()
+
+
+def perplexity(tokens: Int[Tensor, "..."], codebook: int) -> float:
+    """exp of the entropy of the tokens' frequencies: how many codes are in use, from 1 to the size of the codebook."""
+    shares = tokens.flatten().bincount(minlength=codebook).double() / max(1, tokens.numel())
+    return float(torch.special.entr(shares).sum().exp())
