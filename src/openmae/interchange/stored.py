@@ -17,6 +17,12 @@ from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 
 ENCODER = "encoder."
+KIND_NAMES = {  # by the kind in a file's description, for messages
+    "mae": "a masked autoencoder",
+    "classifier": "a classifier",
+    "regressor": "a regression model",
+    "encoder": "an encoder alone",
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,10 @@ class StoredModel:
     def kind_name(self) -> str:
         """The kind of model, for messages."""
         if isinstance(self.shape, ViTShape):
-            return "an encoder alone"
+            return KIND_NAMES["encoder"]
         if isinstance(self.shape, MAEShape):
-            return "a masked autoencoder"
-        return "a classifier" if self.scale is None else "a regression model"
+            return KIND_NAMES["mae"]
+        return KIND_NAMES["classifier" if self.scale is None else "regressor"]
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:

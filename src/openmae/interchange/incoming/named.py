@@ -1,5 +1,6 @@
 """What an `--init` names: a path, timm's or the Hub's. Imports no torch: it is asked before that is loaded."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from openmae.interchange.incoming.kinds import file_kind, file_size
 TIMM = "timm:"
 TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?")  # none of timm's schemes, which read folders and the Hub
 HUB = "hf:"
+TOKENIZER_ADVICE = (
+    "give a run of openmae tokenizer DATA --out RUN, hf:facebook/flava-image-codebook, or a folder of that kind"
+)
 HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -19,6 +23,20 @@ def check_init(init: str) -> None:
     elif init.startswith(HUB):
         hub_name(init)
     elif (path := local_path(init)).is_file():
+        file_kind(path)
+
+
+def check_tokenizer(spec: str) -> None:
+    """Raise RequestError where a `--tokenizer` is no name, is not there, or is a file that is no checkpoint."""
+    if spec.startswith(TIMM):
+        raise RequestError(f"--tokenizer got {shown(spec)}, but timm has no tokenizers: {TOKENIZER_ADVICE}")
+    if spec.startswith(HUB):
+        hub_name(spec)
+        return
+    path = Path(spec)
+    if not os.path.lexists(path):
+        raise RequestError(f"--tokenizer {shown(path)} does not exist: {TOKENIZER_ADVICE}")
+    if local_path(spec).is_file():
         file_kind(path)
 
 
