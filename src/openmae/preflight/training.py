@@ -10,7 +10,7 @@ from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
-from openmae.interchange.incoming.named import check_init
+from openmae.interchange.incoming.named import check_init, check_tokenizer
 from openmae.machine.device_name import check_device
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
@@ -24,6 +24,8 @@ def check_pretrain(config: PretrainConfig) -> None:
         return
     if config.init is not None:
         check_init(config.init)
+    if config.tokenizer is not None:
+        check_tokenizer(config.tokenizer)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
     if config.mask_file is not None:
