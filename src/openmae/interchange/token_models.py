@@ -31,6 +31,15 @@ def recorded_hash(model: StoredModel) -> str:
     return record["sha256"]
 
 
+def tokenizer_text(model: StoredModel) -> str | None:
+    """What a model keeps of its tokenizer, in words; None for a model that predicts no tokens."""
+    shape = tokenizer_shape(model)
+    if shape is None:
+        return None
+    kept = "ours, weights and decoder are kept" if shape.is_ours else "DALL-E's encoder, which is not kept here"
+    return f"{kept}; {shape.codebook:,} codes, sha256 {recorded_hash(model)}"
+
+
 def own_tokenizer(model: StoredModel) -> StoredTokenizer | None:
     """The tokenizer of ours that a model carries; None where it carries none.
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +20,6 @@ DALLE_SCALE, DALLE_SHIFT = 0.8, 0.1
 NO_DECODER = "it predicts the tokens of DALL-E's encoder, and nothing here turns these back into pixels"
 
 
-class Tokenizer(Protocol):
-    """A module that gives an image one token for each place of its grid."""
-
-    def tokens(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b n"]: ...
-
-
 class TokenTarget(Target):
     """The tokens of the masked patches, with the cross-entropy; the decoder predicts their logits.
 
@@ -38,15 +32,14 @@ class TokenTarget(Target):
     parameters, so that neither checkpoints nor several processes exchange it. What was neither set nor restored is NaN.
     """
 
-    input_scale: Tensor
-    input_shift: Tensor
-
     def __init__(self, shape: MAEShape) -> None:
         super().__init__(shape)
         assert shape.tokenizer is not None
         self.shape = shape.tokenizer
-        for name in ("input_scale", "input_shift"):
-            self.register_buffer(name, torch.full((self.shape.channels,), torch.nan))
+        # No buffers, which several processes would send around before every step.
+        unset = torch.full((self.shape.channels,), torch.nan)
+        self.input_scale = nn.Parameter(unset.clone(), requires_grad=False)
+        self.input_shift = nn.Parameter(unset, requires_grad=False)
         self.vae = _without_weights(self.shape, self.input_scale.device) if self.shape.is_ours else None
         self._outside: list[nn.Module] = []
 
@@ -55,6 +48,7 @@ class TokenTarget(Target):
         """Why tokens cannot be turned into pixels; None where they can."""
         return None if self.shape.is_ours else NO_DECODER
 
+    @torch.no_grad()
     def set_tokenizer(
         self, tokenizer: nn.Module, input_scale: Float[Tensor, " c"], input_shift: Float[Tensor, " c"]
     ) -> None:
@@ -109,11 +103,11 @@ class TokenTarget(Target):
             size = (grid[0] * self.patch_size, grid[1] * self.patch_size)
             return patchify(images if images.shape[-2:] == size else _resized(images, size), self.patch_size)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "TokenTarget":
         """Nothing here is trained."""
         return super().train(False)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "TokenTarget":
         """Move DALL-E's encoder, too, where a model goes to another device."""
         super()._apply(fn, recurse)
         for tokenizer in self._outside:
