@@ -1,4 +1,4 @@
-"""From `--tokenizer` to a tokenizer: a run of `openmae tokenizer`, checked against its own description."""
+"""From `--tokenizer` to a tokenizer: find the file it names, read it, and check it against its own description."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from openmae.config import Preprocessing, TokenizerShape
 from openmae.errors import RequestError, shown
-from openmae.interchange.incoming.files import locate_checkpoint
+from openmae.interchange.incoming.files import locate_checkpoint, read_raw_checkpoint
+from openmae.interchange.incoming.image_codebook import read_image_codebook
 from openmae.interchange.incoming.named import TOKENIZER_ADVICE, check_tokenizer
 from openmae.interchange.init import find_model, is_ours
 from openmae.interchange.stored import KIND_NAMES, check_weights
+from openmae.model.dalle_encoder import DalleEncoder
 from openmae.model.tokenizer import DiscreteVAE
 from openmae.training.checkpoint import read_model
 
@@ -25,7 +27,7 @@ class StoredTokenizer:
 
     Attributes:
         name: as the user gave it: a path or `hf:ORG/NAME`.
-        weights: by the parameter names of `DiscreteVAE`, float32.
+        weights: by the parameter names of `DiscreteVAE` or `DalleEncoder`, float32.
         preprocessing: of the images that it was trained on; None: dalle, which scales pixels of 0 to 1 itself.
         sha256: of the weights' names, types, shapes and bytes, in hexadecimal: the same whatever file they came from.
     """
@@ -38,7 +40,10 @@ class StoredTokenizer:
 
 
 def read_tokenizer(spec: str) -> StoredTokenizer:
-    """The tokenizer that a `--tokenizer` names: a run of `openmae tokenizer`, a checkpoint of one, or its file.
+    """The tokenizer that a `--tokenizer` names, ours or DALL-E's.
+
+    That is a run of `openmae tokenizer`, a checkpoint of one or its file; or the encoder of DALL-E's discrete VAE as
+    transformers has it: `hf:facebook/flava-image-codebook`, a folder of that kind, or of a whole FLAVA model.
 
     Raises:
         RequestError: it does not exist, cannot be read, is no tokenizer, or has weights that are missing, unknown, of
@@ -47,7 +52,8 @@ def read_tokenizer(spec: str) -> StoredTokenizer:
     check_tokenizer(spec)
     path = locate_checkpoint(spec)
     if not is_ours(path):
-        raise RequestError(f"--tokenizer {shown(path)} is none: {TOKENIZER_ADVICE}")
+        shape, weights = read_image_codebook(read_raw_checkpoint(path))
+        return _checked(spec, shape, weights, None)
     model_path = find_model(path, "--tokenizer")
     weights, description = read_model(model_path)
     shape, preprocessing = _read_description(model_path, description)
@@ -55,9 +61,9 @@ def read_tokenizer(spec: str) -> StoredTokenizer:
     return _checked(spec, shape, weights, preprocessing)
 
 
-def build_tokenizer(shape: TokenizerShape) -> DiscreteVAE:
+def build_tokenizer(shape: TokenizerShape) -> DiscreteVAE | DalleEncoder:
     """A tokenizer with fresh weights, into which those of a `StoredTokenizer` of this shape fit."""
-    return DiscreteVAE(shape)
+    return DalleEncoder(shape) if shape.kind == "dalle" else DiscreteVAE(shape)
 
 
 def expected_weights(shape: TokenizerShape) -> dict[str, Tensor]:
