@@ -10,13 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openmae.config import Grid, MAEShape, TokenizerShape, grid_of
+from openmae.model.dalle_encoder import INPUT_SCALE, INPUT_SHIFT
 from openmae.model.masking import Masking
 from openmae.model.patches import patchify
 from openmae.model.targets import Target
 from openmae.model.tokenizer import DiscreteVAE
 
-# What DALL-E's encoder is given in place of pixels x in 0..1: .8 x + .1 (Ramesh et al., 2021).
-DALLE_SCALE, DALLE_SHIFT = 0.8, 0.1
 NO_DECODER = "it predicts the tokens of DALL-E's encoder, and nothing here turns these back into pixels"
 
 
@@ -83,7 +82,7 @@ class TokenTarget(Target):
 
     def _clamped(self, pixels: Tensor) -> Tensor:
         """For DALL-E's encoder: pixels of 0 to 1, whose input begins at .1; bicubic resizing overshoots."""
-        return pixels if self.shape.is_ours else pixels.clamp(DALLE_SHIFT, DALLE_SHIFT + DALLE_SCALE)
+        return pixels if self.shape.is_ours else pixels.clamp(INPUT_SHIFT, INPUT_SHIFT + INPUT_SCALE)
 
     def truth(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Int[Tensor, "b masked"]:
         return self.tokens(images).gather(1, masking.masked_ids)

@@ -12,8 +12,9 @@ from openmae.interchange.load_weights import load_weights
 from openmae.interchange.stored import StoredModel
 from openmae.interchange.token_models import own_tokenizer, recorded_hash, tokenizer_shape
 from openmae.interchange.tokenizers import StoredTokenizer, build_tokenizer, read_tokenizer
+from openmae.model.dalle_encoder import INPUT_SCALE, INPUT_SHIFT
 from openmae.model.mae import MAE
-from openmae.model.token_target import DALLE_SCALE, DALLE_SHIFT, TokenTarget
+from openmae.model.token_target import TokenTarget
 from openmae.run.open_run import Run
 from openmae.training.checkpoint import MODEL
 
@@ -86,7 +87,7 @@ def input_map(model: Preprocessing, tokenizer: Preprocessing | None) -> tuple[Te
     """
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (model.mean, model.std))
     if tokenizer is None:
-        scale, shift = std * DALLE_SCALE, mean * DALLE_SCALE + DALLE_SHIFT
+        scale, shift = std * INPUT_SCALE, mean * INPUT_SCALE + INPUT_SHIFT
     else:
         factor, offset = 1.0, 0.0
         if model.dtype == tokenizer.dtype:
