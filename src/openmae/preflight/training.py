@@ -6,12 +6,14 @@ A resumed run takes its weights and data from its own config.json, which the com
 from pathlib import Path
 
 from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig
+from openmae.config.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init, check_tokenizer
 from openmae.machine.device_name import check_device
+from openmae.recipes import PRETRAIN_RECIPES
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
@@ -24,6 +26,8 @@ def check_pretrain(config: PretrainConfig) -> None:
         return
     if config.init is not None:
         check_init(config.init)
+    recipe = PRETRAIN_RECIPES[config.recipe]() if config.recipe in PRETRAIN_RECIPES else {}
+    check_token_target(config.target or recipe.get("target"), config.tokenizer, config.init)
     if config.tokenizer is not None:
         check_tokenizer(config.tokenizer)
     check_outside(config.dataset, config.out)

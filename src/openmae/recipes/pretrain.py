@@ -100,7 +100,7 @@ def table_1d_token() -> dict[str, Any]:
     112 px, which gives one token a patch. See docs/paper.md.
 
     Command: `openmae pretrain IMAGENET --recipe table-1d-token --tokenizer hf:facebook/flava-image-codebook --out RUN`.
-    Cost: 0.128 TFLOP an image and 0.052 of the tokenizer, 184 EFLOP in all.
+    Cost: 0.127 TFLOP an image and 0.052 of the tokenizer, 184 EFLOP in all.
     Claims 85.3 top-1 after fine-tuning, 71.6 by a linear probe. Not yet run here.
     """
     return _table_1(target="token")

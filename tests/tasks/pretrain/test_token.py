@@ -19,6 +19,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.tokenizers import read_tokenizer
+from openmae.preflight.training import check_pretrain
 from openmae.run.health import trivial_loss
 from openmae.tasks.pretrain.tokenizer import input_map
 
@@ -138,6 +139,17 @@ def test_the_guess_that_health_compares_with_is_the_entropy(trained):
         shares = np.bincount(chosen.numpy(), minlength=16) / len(chosen)
         expected = -sum(share * np.log(share) for share in shares if share)
         assert trivial_loss(target, lambda kept=kept: iter([(pixels, masking, kept)])) == pytest.approx(expected)
+
+
+def test_a_run_that_learns_nothing_is_told_what_guessing_is(images, tokenizer, digits_config, tmp_path, capsys):
+    out = tmp_path / "run"
+    pretrain(config_of(digits_config, images, out, tokenizer, steps=12, evaluate_every=3, base_lr=1e-6))
+    message = "is no better than guessing each token by how often it occurs"
+    assert message in capsys.readouterr().out
+    assert command(["inspect", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert message in said
+    assert "mean patch" not in said
 
 
 @pytest.mark.parametrize("own", ["uint8", "uint16"])
@@ -260,6 +272,17 @@ def test_what_does_not_fit_is_refused(images, tokenizer, digits_config, tmp_path
     with pytest.raises(RequestError, match=message):
         pretrain(config_of(digits_config, images, tmp_path / "run", tokenizer, **settings))
     assert not (tmp_path / "run").exists()
+
+
+EARLY = [REFUSED[number] for number in (2, 3, 4, 5, 6, 7, 9)]
+
+
+@pytest.mark.parametrize(("settings", "message"), EARLY, ids=[str(settings) for settings, _ in EARLY])
+def test_what_needs_no_torch_is_refused_before_it_is_loaded(
+    images, tokenizer, digits_config, tmp_path, settings, message
+):
+    with pytest.raises(RequestError, match=message):
+        check_pretrain(config_of(digits_config, images, tmp_path / "run", tokenizer, **settings))
 
 
 def test_a_pixel_model_is_no_start_for_tokens_without_one(trained, pixel_run, digits_config, tokenizer, tmp_path):
