@@ -195,10 +195,7 @@ def test_damaged_weights_of_a_codebook(codebook):
     more = {"input.weight": weights["blocks.input.weight"].clone()}  # the name that it has here
     for changed, expected in (
         ({key: value for key, value in weights.items() if key != name}, f"lacks {name}"),
-        (
-            {**weights, "input.weight": weights["blocks.input.weight"].clone()},
-            "has input.weight, which this model does not",
-        ),
+        ({**weights, **more}, "has input.weight, which this model does not"),
         ({**weights, name: weights[name][:2]}, f"{name} is (2, 16, 1, 1) there and (32, 16, 1, 1) here"),
         ({**weights, name: weights[name] / 0}, "groups.2.0.identity.weight has values that are no finite numbers"),
     ):
