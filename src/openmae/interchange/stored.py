@@ -85,7 +85,7 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         if name not in weights:
             raise RequestError(f"{where} lacks {name} {tuple(expected[name].shape)}: it is damaged or of another model")
         if name not in expected:
-            raise RequestError(f"{where} has {shown(name)}, which this model has not: it is damaged or of another one")
+            raise RequestError(f"{where} has {shown(name)}, which this model does not: damaged or of another model")
         if weights[name].shape != expected[name].shape:
             raise RequestError(
                 f"{where} is damaged or of another shape: {name} is {tuple(weights[name].shape)} there and "

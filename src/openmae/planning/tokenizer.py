@@ -27,9 +27,8 @@ def decide_tokenizer(
     """
     get = decisions.get
     init_shape = init.shape if init is not None and isinstance(init.shape, MAEShape) else None
-    is_given = decisions.config.tokenizer is not None
     own = init_shape.tokenizer if init_shape is not None else None
-    check_token_target(get("target"), decisions.config.tokenizer, decisions.config.init if own else None)
+    check_token_target(get("target"), get("tokenizer"), decisions.config.init if own else None)
     if get("target") != "token":
         return None
     if tokenizer is None:
@@ -37,7 +36,7 @@ def decide_tokenizer(
             f"--init {shown(decisions.config.init)} predicts the tokens of DALL-E's encoder, which does not lie in it: "
             "give that as --tokenizer too"
         )
-    why = "as --tokenizer" if is_given else "as --init"
+    why = "as --init" if get("tokenizer") is None else "as --tokenizer"
     if tokenizer.shape.patch_size is not None:
         decisions.decide("patch_size", tokenizer.shape.patch_size, why)
     decisions.decide("channels", tokenizer.shape.channels, why)

@@ -13,7 +13,7 @@ from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init, check_tokenizer
 from openmae.machine.device_name import check_device
-from openmae.recipes import PRETRAIN_RECIPES
+from openmae.recipes import recipe_setting
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
@@ -26,10 +26,10 @@ def check_pretrain(config: PretrainConfig) -> None:
         return
     if config.init is not None:
         check_init(config.init)
-    recipe = PRETRAIN_RECIPES[config.recipe]() if config.recipe in PRETRAIN_RECIPES else {}
-    check_token_target(config.target or recipe.get("target"), config.tokenizer, config.init)
-    if config.tokenizer is not None:
-        check_tokenizer(config.tokenizer)
+    tokenizer = config.tokenizer or recipe_setting(config.recipe, "tokenizer")
+    check_token_target(config.target or recipe_setting(config.recipe, "target"), tokenizer, config.init)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
     if config.mask_file is not None:

@@ -74,8 +74,7 @@ def effective_rank(features: Tensor) -> float:
 def trivial_loss(
     target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]
 ) -> float | None:
-    """The loss of the best constant guess: for each output its mean over the masked patches, or for tokens how often
-    each occurs there.
+    """The loss of the best constant guess: the mean of each output over masked patches, or each token's frequency.
 
     Args:
         samples: iterates over prepared images (B, C, H, W), their masking, and which masked patches count, (B, masked)

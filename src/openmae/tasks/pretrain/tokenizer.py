@@ -15,6 +15,7 @@ from openmae.interchange.tokenizers import StoredTokenizer, build_tokenizer, rea
 from openmae.model.dalle_encoder import INPUT_SCALE, INPUT_SHIFT
 from openmae.model.mae import MAE
 from openmae.model.token_target import TokenTarget
+from openmae.recipes import recipe_setting
 from openmae.run.open_run import Run
 from openmae.training.checkpoint import MODEL
 
@@ -22,7 +23,7 @@ from openmae.training.checkpoint import MODEL
 def open_tokenizer(
     run: Run[ResolvedPretrainConfig], config: PretrainConfig, init: StoredModel | None
 ) -> StoredTokenizer | None:
-    """The tokenizer that `--tokenizer` names or, without it, the one that the run's or `--init`'s model carries.
+    """The tokenizer that `--tokenizer` or the recipe names; without either that of the run's or `--init`'s model.
 
     Args:
         config: as it was given now; a resumed run has saved settings besides.
@@ -32,8 +33,9 @@ def open_tokenizer(
     """
     if run.previous is not None:
         return _of_previous(run, config.tokenizer)
-    if run.requested.tokenizer is not None:
-        return read_tokenizer(run.requested.tokenizer)
+    named = run.requested.tokenizer or recipe_setting(run.requested.recipe, "tokenizer")
+    if named is not None:
+        return read_tokenizer(named)
     return None if init is None else own_tokenizer(init)
 
 
