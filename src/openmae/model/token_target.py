@@ -31,6 +31,8 @@ class TokenTarget(Target):
     parameters, so that neither checkpoints nor several processes exchange it. What was neither set nor restored is NaN.
     """
 
+    not_compiled = ("tokens",)  # convolutions in float32, which gain nothing: see `compile_model`
+
     def __init__(self, shape: MAEShape) -> None:
         super().__init__(shape)
         assert shape.tokenizer is not None
@@ -63,7 +65,6 @@ class TokenTarget(Target):
         else:
             self._outside = [tokenizer.requires_grad_(False).eval().to(self.input_scale.device)]
 
-    @torch.compiler.disable  # a graph of its own for each batch size would only cost time at the start
     @torch.no_grad()
     def tokens(self, images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b n"]:
         """The token of each patch, in the order of the image."""

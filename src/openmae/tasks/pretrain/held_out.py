@@ -65,7 +65,8 @@ class HeldOut:
     def samples(self, device: torch.device | None = None) -> Iterator[tuple[Tensor, Masking, Tensor | None]]:
         """Batches of normalised images, with their masks and which masked patches count (None: all); on the CPU unless
         a device is given."""
-        yield from self._batches(MAX_BATCH, torch.device("cpu") if device is None else device)
+        size = min(self.config.micro_batch_size, MAX_BATCH)  # a tokenizer's memory is planned for as many
+        yield from self._batches(size, torch.device("cpu") if device is None else device)
 
     def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
         for start in range(0, len(self.images), size):
