@@ -37,7 +37,7 @@ class TokenTarget(Target):
         super().__init__(shape)
         assert shape.tokenizer is not None
         self.shape = shape.tokenizer
-        # No buffers, which several processes would send around before every step.
+        # Parameters, not buffers, which several processes would send around before every step.
         unset = torch.full((self.shape.channels,), torch.nan)
         self.input_scale = nn.Parameter(unset.clone(), requires_grad=False)
         self.input_shift = nn.Parameter(unset, requires_grad=False)
@@ -121,10 +121,16 @@ def full_precision() -> contextlib.AbstractContextManager[None]:
 
 
 def _without_weights(shape: TokenizerShape, device: torch.device) -> DiscreteVAE:
-    """A frozen tokenizer whose weights are NaN. Draws no random numbers: those of the model stay as they are."""
+    """A frozen tokenizer whose weights are NaN. Draws no random numbers: those of the model stay as they are.
+
+    What it counts while it is trained is no buffer here, which several processes would send around before every step.
+    """
     with torch.device("meta"):
         vae = DiscreteVAE(shape)
     vae.to_empty(device=device).requires_grad_(False).eval()
+    for name, value in list(vae.named_buffers()):
+        delattr(vae, name)
+        vae.register_parameter(name, nn.Parameter(value, requires_grad=False))
     for parameter in vae.parameters():
         parameter.fill_(torch.nan)
     return vae

@@ -51,7 +51,7 @@ from openmae.planning.preprocessing import (
     preprocessing_of,
     with_reading_settings,
 )
-from openmae.planning.tokenizer import decide_tokenizer, tokenizer_memory
+from openmae.planning.token_target import decide_tokenizer, tokenizer_memory
 from openmae.recipes import PRETRAIN_RECIPES
 
 # At small batches the paper's base rate would hardly change the weights: no smaller peak rate is decided than these.

@@ -20,7 +20,7 @@ from openmae.planning.image_size import coverage_text
 from openmae.planning.pretrain import PretrainPlan, planned_memory
 from openmae.planning.probe import ProbePlan
 from openmae.planning.reader_memory import reader_lines
-from openmae.planning.tokenizer import tokenizer_lines
+from openmae.planning.token_target import tokenizer_lines
 
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12

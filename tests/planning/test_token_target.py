@@ -14,7 +14,7 @@ from openmae.model.tokenizer import DiscreteVAE
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import make_pretrain_plan, planned_memory
 from openmae.planning.summary_lines import checkpoint_bytes
-from openmae.planning.tokenizer import tokenizer_lines, tokenizer_memory
+from openmae.planning.token_target import tokenizer_lines, tokenizer_memory
 
 GPU = Machine("cuda", True, 8, 80 << 30)
 PHOTOS = DataFacts(
