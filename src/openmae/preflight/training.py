@@ -5,7 +5,7 @@ A resumed run takes its weights and data from its own config.json, which the com
 
 from pathlib import Path
 
-from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig
+from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
@@ -51,6 +51,14 @@ def check_probe(config: ProbeConfig) -> None:
         _check_labelled(config, config.init)
 
 
+def check_tokenizer(config: TokenizerConfig) -> None:
+    """Raise RequestError where the run folder cannot be used, or a new run's data is missing."""
+    config = config.plain()
+    if _check_start(config):
+        check_outside(config.dataset, config.out)
+        check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
+
+
 def watch_error(watch: str | None, error: RequestError) -> RequestError:
     """The error for data that `--watch` cannot measure on; `error` says why."""
     return RequestError(f"--watch {watch}: {error}; --watch-data takes labelled images of the same kind")
@@ -65,7 +73,7 @@ def _check_labelled(config: FinetuneConfig | ProbeConfig, init: str | None) -> N
         check_label_file(config.label_file)
 
 
-def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
+def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig | TokenizerConfig) -> bool:
     """Check run folder, `--resume` and device; return whether the run is new, not resumed.
 
     Raises:
