@@ -93,8 +93,11 @@ def _check_hints(model: StoredModel, hints: Hints) -> None:
             raise RequestError(f"{flag_of(name)} got {hint}, but {shown(model.path)} has {own}: leave it out")
 
 
-def find_model(path: Path) -> Path:
+def find_model(path: Path, flag: str = "--init") -> Path:
     """The model.safetensors of a run folder or a checkpoint of ours, or the file itself.
+
+    Args:
+        flag: which setting named it, for messages.
 
     Raises:
         RequestError: there is none.
@@ -108,8 +111,8 @@ def find_model(path: Path) -> Path:
         if checkpoint is not None:
             return checkpoint.folder / MODEL
         reason = "; ".join(damaged) or "it has neither model.safetensors nor checkpoints/"
-        raise RequestError(f"--init {shown(path)} holds no model: {reason}")
-    raise RequestError(f"--init {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
+        raise RequestError(f"{flag} {shown(path)} holds no model: {reason}")
+    raise RequestError(f"{flag} {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
 
 
 def read_stored_model(path: Path) -> StoredModel:
@@ -120,6 +123,8 @@ def read_stored_model(path: Path) -> StoredModel:
     """
     weights, description = read_model(path)
     kind = description.get("kind", "mae")
+    if kind == "tokenizer":
+        raise RequestError(f"{path} is a tokenizer and no model with features: give it as --tokenizer to pretrain")
     if kind not in ("mae", "classifier", "regressor", "encoder"):
         raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier, a regressor or an encoder is needed")
     shape: MAEShape | ClassifierShape | ViTShape

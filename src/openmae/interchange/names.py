@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"  # what transformers puts beside weights
+IMAGE_CODEBOOK, FLAVA = "flava_image_codebook", "flava"  # its `model_type`: DALL-E's encoder; a model that contains it
 REGRESSION = "regression"  # transformers' name for it, in `problem_type`
 
 Rules = tuple[tuple[str, str], ...]

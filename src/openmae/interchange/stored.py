@@ -10,13 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from openmae.config import ClassifierShape, MAEShape, Preprocessing, TargetScale, ViTShape
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 
 ENCODER = "encoder."
+KIND_NAMES = {  # by the kind in a file's description, for messages
+    "mae": "a masked autoencoder",
+    "classifier": "a classifier",
+    "regressor": "a regression model",
+    "encoder": "an encoder alone",
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,10 @@ class StoredModel:
     def kind_name(self) -> str:
         """The kind of model, for messages."""
         if isinstance(self.shape, ViTShape):
-            return "an encoder alone"
+            return KIND_NAMES["encoder"]
         if isinstance(self.shape, MAEShape):
-            return "a masked autoencoder"
-        return "a classifier" if self.scale is None else "a regression model"
+            return KIND_NAMES["mae"]
+        return KIND_NAMES["classifier" if self.scale is None else "regressor"]
 
     @property
     def encoder_weights(self) -> dict[str, Tensor]:
@@ -79,7 +85,7 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor],
         if name not in weights:
             raise RequestError(f"{where} lacks {name} {tuple(expected[name].shape)}: it is damaged or of another model")
         if name not in expected:
-            raise RequestError(f"{where} has {name}, which this model does not: it is damaged or of another model")
+            raise RequestError(f"{where} has {shown(name)}, which this model does not: damaged or of another model")
         if weights[name].shape != expected[name].shape:
             raise RequestError(
                 f"{where} is damaged or of another shape: {name} is {tuple(weights[name].shape)} there and "

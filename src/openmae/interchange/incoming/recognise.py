@@ -11,6 +11,7 @@ from openmae.interchange.incoming.files import RawCheckpoint
 from openmae.interchange.names import (
     DERIVED,
     FLAT,
+    IMAGE_CODEBOOK,
     REFERENCE_DECODER,
     TRANSFORMERS,
     TRANSFORMERS_DECODER,
@@ -64,6 +65,10 @@ def recognise(raw: RawCheckpoint) -> Recognised:
     Raises:
         RequestError: there is none, there are several, or it has parts that openmae does not support.
     """
+    if raw.config.get("model_type") == IMAGE_CODEBOOK:
+        raise RequestError(
+            f"{shown(raw.path)} is a tokenizer and no model with features: give it as --tokenizer to pretrain"
+        )
     tensors, remarks = _choose_group(raw)
     prefix, rules = _choose_prefix(raw, tensors)
     if prefix:
