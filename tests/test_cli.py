@@ -196,7 +196,7 @@ def test_pretrain_spoils_no_existing_folder(place, capsys, out, resume, wanted):
         ("images/0.png --init run --undo tru", ["did you mean 'true'"]),
         ("images/0.png --init run --limit 0", ["--limit got 0"]),
         ("images/0.png --init run --max-pixels 0", ["--max-pixels got 0: it must be at least 1"]),
-        ("images/0.png --init run --tiles 64", ["(--tiles is for pretrain, embed, inspect, pack)"]),
+        ("images/0.png --init run --tiles 64", ["(--tiles is for pretrain, tokenizer, embed, inspect, pack)"]),
         ("images/0.png --init run --image-size 9", ["does not divide an image of 9x9"]),
         ("images/0.png --init run --mask given --mask-file wide.npy", ["shape (4, 5)"]),
         ("--init run", ["reconstruct got no image"]),
@@ -248,7 +248,7 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("", ["pretrain, finetune, probe, knn, embed, attention, robustness, experiment"]),
+        ("", ["pretrain, finetune, probe, tokenizer, knn, embed, attention, robustness, experiment"]),
         ("pretrian images --out out", ["'pretrian'", "did you mean 'pretrain'"]),
         ("pretrain", ["DATA", "--out"]),
         ("pretrain images", ["--out"]),

@@ -17,6 +17,9 @@ from openmae.errors import RequestError
 # fmt: off
 REQUESTS = """
 pretrain nowhere --out out
+tokenizer nowhere --out out
+tokenizer images --out run
+tokenizer images --out out --resume nowhere
 pretrain images/a.png --out out
 pretrain embedded:photo --out out
 pretrain images --out run

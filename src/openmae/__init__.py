@@ -28,6 +28,7 @@ from openmae.config import (
     ProbeConfig,
     ReconstructConfig,
     RobustnessConfig,
+    TokenizerConfig,
 )
 from openmae.errors import Fault, Interrupted, RequestError
 from openmae.version import __version__ as __version__
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from openmae.tasks.probe.probe import probe
     from openmae.tasks.reconstruct import reconstruct
     from openmae.tasks.robustness.robustness import robustness
+    from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 __all__ = [
     "AttentionConfig",
@@ -70,6 +72,7 @@ __all__ = [
     "RegressionModel",
     "RequestError",
     "RobustnessConfig",
+    "TokenizerConfig",
     "attention",
     "bench",
     "convert",
@@ -85,6 +88,7 @@ __all__ = [
     "probe",
     "reconstruct",
     "robustness",
+    "tokenizer",
 ]
 
 _COMMANDS = {command.name: command for command in COMMANDS}

@@ -25,6 +25,7 @@ from openmae.config import (
     ProbeConfig,
     ReconstructConfig,
     RobustnessConfig,
+    TokenizerConfig,
     flag_of,
 )
 from openmae.config.checks import Settings
@@ -124,6 +125,9 @@ COMMANDS: tuple[Command, ...] = (
         preflight="training",
         positional=("data",),
         recipes=PROBE_RECIPES,
+    ),
+    Command(
+        config=TokenizerConfig, module="openmae.tasks.tokenizer.tokenizer", preflight="training", positional=("data",)
     ),
     Command(config=KnnConfig, module="openmae.tasks.knn", preflight="evaluation", positional=("data",)),
     Command(config=EmbedConfig, module="openmae.tasks.embed", preflight="evaluation", positional=("data",)),

@@ -52,6 +52,7 @@ from openmae.config.shapes import (
     num_kept,
 )
 from openmae.config.target_scale import TargetScale
+from openmae.config.tokenizer import ResolvedTokenizerConfig, TokenizerConfig
 from openmae.config.tokenizer_shape import TokenizerShape
 
 __all__ = [
@@ -95,11 +96,13 @@ __all__ = [
     "ResolvedFinetuneConfig",
     "ResolvedPretrainConfig",
     "ResolvedProbeConfig",
+    "ResolvedTokenizerConfig",
     "RobustnessConfig",
     "Settings",
     "SplitPaths",
     "SplitSettings",
     "TargetScale",
+    "TokenizerConfig",
     "TokenizerShape",
     "ViTShape",
     "check_name",

@@ -13,6 +13,8 @@ from openmae.config import (
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
+    ResolvedTokenizerConfig,
+    TokenizerShape,
     ViTShape,
     check_name,
 )
@@ -30,11 +32,18 @@ from openmae.training.optim import CosineSchedule
 NARROW, MEDIUM = 192, 384  # largest width of a narrow and of a medium encoder
 CROP_ASPECT_REASON = "crops stretch an image by a third at most compared with evaluation, and lie anywhere in it"
 
-ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
-ResolvedConfigT_co = TypeVar(
-    "ResolvedConfigT_co", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, covariant=True
+ResolvedConfigT = TypeVar(
+    "ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
 )
-ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape)
+ResolvedConfigT_co = TypeVar(
+    "ResolvedConfigT_co",
+    ResolvedPretrainConfig,
+    ResolvedFinetuneConfig,
+    ResolvedProbeConfig,
+    ResolvedTokenizerConfig,
+    covariant=True,
+)
+ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape)
 
 
 @dataclass(frozen=True)

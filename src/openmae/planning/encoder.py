@@ -62,9 +62,19 @@ def decide_model(facts: DataFacts, machine: Machine, decisions: Decisions) -> No
             decide("model", *_model_size_for(facts.count, machine.device))
         decide_size(decisions, get("model") or "tiny")
         decide("num_heads", heads_for(get("width"), 64), "heads 64 wide, or the nearest that divides the width")
+    decide_patches(facts, machine, decisions, get("model"))
+
+
+def decide_patches(facts: DataFacts, machine: Machine, decisions: Decisions, model: str | None = None) -> None:
+    """The image size and the patch size.
+
+    Args:
+        model: the name of the encoder's size, for larger defaults of the larger ones.
+    """
+    decide, get = decisions.decide, decisions.get
     if get("image_size") is None:
-        largest = 224 if machine.device != "cpu" or get("model") in ("base", "large", "huge") else 96
-        is_huge = get("model") == "huge"
+        largest = 224 if machine.device != "cpu" or model in ("base", "large", "huge") else 96
+        is_huge = model == "huge"
         patch, image_size, why = image_size_for(
             facts, largest, get("patch_size"), is_huge=is_huge, device=machine.device
         )
@@ -74,7 +84,7 @@ def decide_model(facts: DataFacts, machine: Machine, decisions: Decisions) -> No
     elif get("patch_size") is None:
         size = get("image_size")
         sides = (size, size) if isinstance(size, int) else size
-        preferred = SIZES[get("model")][3] if get("model") and min(sides) > 128 else 16
+        preferred = SIZES[model][3] if model and min(sides) > 128 else 16
         preferred = min(preferred, 4 if min(sides) < 64 else 8 if min(sides) <= 128 else preferred)
         smallest = preferred // 2 if min(sides) >= 16 else 1
         sizes = [p for p in (preferred, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2, 1) if smallest <= p <= preferred]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig
+from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedTokenizerConfig
 from openmae.config.checks import MARKED
 from openmae.data.decoding.nodata import resolve_nodata, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
@@ -52,7 +52,9 @@ def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
 
 
 def preprocessing_of(
-    config: ResolvedPretrainConfig | ResolvedFinetuneConfig, dtype: str, crop_fraction: float = 1.0
+    config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedTokenizerConfig,
+    dtype: str,
+    crop_fraction: float = 1.0,
 ) -> Preprocessing:
     """How images become the model's input, as far as the config says it."""
     return Preprocessing(

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import torch
 
-from openmae.config import MAEShape, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, flag_of
+from openmae.config import (
+    MAEShape,
+    ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
+    ResolvedProbeConfig,
+    ResolvedTokenizerConfig,
+    flag_of,
+)
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
@@ -25,7 +32,7 @@ from openmae.planning.token_target import tokenizer_lines
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
-ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig
+ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig | ResolvedTokenizerConfig
 EMPTY_IN_PRETRAINING = "the model sees its mean there, patches mostly of them leave the loss"
 
 
@@ -83,7 +90,7 @@ def checkpoint_bytes(shape: MAEShape) -> int:
     return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * fixed
 
 
-def format_rate(config: ResolvedPretrainConfig | ResolvedFinetuneConfig) -> str:
+def format_rate(config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedTokenizerConfig) -> str:
     """The learning rate's schedule as text: how the peak is computed, the warm-up and the end."""
     peak = config.base_lr * config.batch_size / 256
     return (

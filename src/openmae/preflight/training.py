@@ -5,13 +5,14 @@ A resumed run takes its weights and data from its own config.json, which the com
 
 from pathlib import Path
 
-from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig
+from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 from openmae.config.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
-from openmae.interchange.incoming.named import check_init, check_tokenizer
+from openmae.interchange.incoming.named import check_init
+from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
 from openmae.machine.device_name import check_device
 from openmae.recipes import recipe_setting
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
@@ -29,7 +30,7 @@ def check_pretrain(config: PretrainConfig) -> None:
     tokenizer = config.tokenizer or recipe_setting(config.recipe, "tokenizer")
     check_token_target(config.target or recipe_setting(config.recipe, "target"), tokenizer, config.init)
     if tokenizer is not None:
-        check_tokenizer(tokenizer)
+        check_tokenizer_name(tokenizer)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
     if config.mask_file is not None:
@@ -57,6 +58,14 @@ def check_probe(config: ProbeConfig) -> None:
         _check_labelled(config, config.init)
 
 
+def check_tokenizer(config: TokenizerConfig) -> None:
+    """Raise RequestError where the run folder cannot be used, or a new run's data is missing."""
+    config = config.plain()
+    if _check_start(config):
+        check_outside(config.dataset, config.out)
+        check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
+
+
 def watch_error(watch: str | None, error: RequestError) -> RequestError:
     """The error for data that `--watch` cannot measure on; `error` says why."""
     return RequestError(f"--watch {watch}: {error}; --watch-data takes labelled images of the same kind")
@@ -71,7 +80,7 @@ def _check_labelled(config: FinetuneConfig | ProbeConfig, init: str | None) -> N
         check_label_file(config.label_file)
 
 
-def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig) -> bool:
+def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig | TokenizerConfig) -> bool:
     """Check run folder, `--resume` and device; return whether the run is new, not resumed.
 
     Raises:

@@ -16,6 +16,8 @@ from openmae.config import (
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
+    ResolvedTokenizerConfig,
+    TokenizerConfig,
     flag_of,
     format_value,
 )
@@ -46,9 +48,11 @@ MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # evaluati
 NOT_CHECKED = {"init", "micro_batch_size"}
 
 
-AnyConfig = PretrainConfig | LabelledConfig
-RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig)
-ResolvedConfigT = TypeVar("ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig)
+AnyConfig = PretrainConfig | LabelledConfig | TokenizerConfig
+RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig, TokenizerConfig)
+ResolvedConfigT = TypeVar(
+    "ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
+)
 
 
 @dataclass(frozen=True)

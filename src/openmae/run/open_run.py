@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
-from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig
+from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig, TokenizerConfig
 from openmae.data.batch import Batch
 from openmae.data.loader import Stream
 from openmae.errors import RequestError
@@ -34,7 +34,7 @@ from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint
 
-RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig)
+RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig, TokenizerConfig)
 
 
 class Save(Protocol):

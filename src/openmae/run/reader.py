@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
+from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
 from openmae.errors import Fault, RequestError
 from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify_checkpoint
 from openmae.training.telemetry import read_lines
@@ -14,7 +14,7 @@ from openmae.training.telemetry import read_lines
 MAX_NUMBER = 1e15  # no metric of a run is larger
 MAX_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
 COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
-ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig
+ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig | ResolvedTokenizerConfig
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -54,10 +54,12 @@ def finite_numbers(line: dict[str, Any]) -> dict[str, Any]:
 
 def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None, str | None]:
     """The resolved config in the values of a config.json, checked as a run checks it; or None, and why."""
-    kind: type[ResolvedPretrainConfig] | type[ResolvedFinetuneConfig] | type[ResolvedProbeConfig]
+    kind: type[ResolvedConfig]
     kind = (
         ResolvedPretrainConfig
         if "decoder_width" in values
+        else ResolvedTokenizerConfig
+        if "codebook" in values
         else ResolvedFinetuneConfig
         if "blocks" in values
         else ResolvedProbeConfig
@@ -66,7 +68,7 @@ def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         detail = "" if not values else f": {' '.join(str(error).split())[:100]}"
-        return None, f"config.json is not of a run of pretrain, finetune or probe{detail}"
+        return None, f"config.json is not of a run of pretrain, finetune, probe or tokenizer{detail}"
 
 
 def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
@@ -92,7 +94,7 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
         "lowest_held_out_loss": min(held_out, default=None),
         "other_figures": {
             name: value
-            for name in ("top1", "r2", "mae", "knn_top1", "probe_top1", "psnr")
+            for name in ("top1", "r2", "mae", "knn_top1", "probe_top1", "psnr", "perplexity")
             if isinstance(value := summary.get(name, next(reversed(series(name)), None)), (int, float))
         },
         "lr": series("lr")[-1] if series("lr") else None,

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openmae.config import InspectConfig, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig
+from openmae.config import (
+    InspectConfig,
+    ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
+    ResolvedProbeConfig,
+    ResolvedTokenizerConfig,
+)
 from openmae.errors import shown
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve
@@ -31,19 +37,21 @@ TITLES: dict[type, str] = {
     ResolvedPretrainConfig: "pre-training",
     ResolvedFinetuneConfig: "fine-tuning",
     ResolvedProbeConfig: "linear probe",
+    ResolvedTokenizerConfig: "tokenizer",
 }
 COMMANDS: dict[type, str] = {
     ResolvedPretrainConfig: "pretrain",
     ResolvedFinetuneConfig: "finetune",
     ResolvedProbeConfig: "probe",
+    ResolvedTokenizerConfig: "tokenizer",
 }
 # The settings of a run that are shown, in this order.
 # fmt: off
 SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks", "labels", "optimizer",
-    "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps", "precision",
-    "device", "seed",
+    "decoder_depth", "codebook", "stride", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks",
+    "labels", "optimizer", "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps",
+    "precision", "device", "seed",
 )
 # fmt: on
 
