@@ -131,7 +131,7 @@ def _without_weights(shape: TokenizerShape, device: torch.device) -> DiscreteVAE
     for name, value in list(vae.named_buffers()):
         delattr(vae, name)
         vae.register_parameter(name, nn.Parameter(value, requires_grad=False))
-    for parameter in vae.parameters():
+    for parameter in vae.parameters() if device.type != "meta" else ():
         parameter.fill_(torch.nan)
     return vae
 
