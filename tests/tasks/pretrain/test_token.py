@@ -15,10 +15,13 @@ from transformers import FlavaImageCodebook, FlavaImageCodebookConfig
 from openmae import ConvertConfig, ReconstructConfig, convert, load, pretrain, reconstruct
 from openmae.cli import run as command
 from openmae.config import Preprocessing, PretrainConfig
+from openmae.data.preprocess import to_unit
 from openmae.errors import RequestError
 from openmae.inference.mask_sampler import MaskSampler
+from openmae.inference.reconstruction import reconstruct_patches
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.tokenizers import read_tokenizer
+from openmae.model.patches import unpatchify
 from openmae.preflight.training import check_pretrain
 from openmae.run.health import trivial_loss
 from openmae.tasks.pretrain.tokenizer import input_map
@@ -122,10 +125,18 @@ def test_pictures_are_drawn_from_the_tokens(trained, images, tmp_path, capsys):
     is_visible = ~shown.is_masked.expand_as(shown.truth)
     assert torch.equal(shown.prediction[is_visible], shown.truth[is_visible])
     assert not torch.equal(whole.prediction[is_visible], shown.truth[is_visible])
-    # All visible patches and no prediction: what the tokenizer itself makes of the image.
-    target, p = model.mae.target, model.preprocessing
-    decoded = target.vae.decode(target.vae.tokens(target.to_input(pixels)), (4, 4))
-    assert decoded.shape == (3, 3, *p.image_size)
+    # A hidden patch is drawn from its predicted token and from its neighbours' own ones, where these are seen.
+    target, mae = model.mae.target, model.mae
+    masking = MaskSampler("random", 0.75, (4, 4), None)(torch.arange(3))
+    with torch.no_grad():
+        tokens, own = mae.predict_all(pixels, masking).argmax(dim=-1), target.tokens(pixels)
+        for image, kept in enumerate(masking.keep_ids.tolist()):
+            tokens[image, kept] = own[image, kept]
+        drawn = reconstruct_patches(mae, pixels, masking, model.preprocessing).prediction
+        expected = to_unit(unpatchify(target.decode(tokens, (4, 4)), (4, 4), 2), model.preprocessing).clamp(0, 1)
+    is_hidden = ~torch.isclose(drawn, to_unit(pixels, model.preprocessing).clamp(0, 1))
+    assert is_hidden.float().mean() > 0.5
+    torch.testing.assert_close(drawn[is_hidden], expected[is_hidden])
 
 
 def test_the_guess_that_health_compares_with_is_the_entropy(trained):
