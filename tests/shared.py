@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from openmae.config import Preprocessing, TokenizerShape
 from openmae.data.batch import Batch, Crops
+from openmae.model.tokenizer import DiscreteVAE
 from openmae.run.progress import Progress
+from openmae.training.checkpoint import save_checkpoint
 from openmae.training.telemetry import read_lines
 
 from .processes import TIMES
@@ -77,3 +80,17 @@ def whole_micro_batches():
         Batch(images[part], keys[part], {}, None, Crops(boxes[part], is_flipped[part]))
         for part in (slice(3), slice(3, 4))
     ]
+
+
+def save_tokenizer(out, *, patch_size=2, stride=2, channels=3, codebook=16, seed=0, mean=0.4, value_range=(0.0, 255.0)):
+    """The run folder of a tokenizer that was never trained; equal seeds give equal weights."""
+    torch.manual_seed(seed)
+    settings = {"patch_size": patch_size, "stride": stride, "channels": channels, "codebook": codebook}
+    vae = DiscreteVAE(TokenizerShape(**settings, width=16, depth=1))
+    preprocessing = Preprocessing(
+        channels=channels, value_range=value_range, mean=(mean,) * channels, std=(0.25,) * channels, image_size=(8, 8)
+    )
+    description = {"kind": "tokenizer", "shape": vae.shape.to_dict(), "preprocessing": preprocessing.to_dict()}
+    optimizer = torch.optim.SGD(vae.parameters(), lr=0.1)
+    save_checkpoint(Path(out), 1, vae, optimizer, {**description, "seed": seed, "step": 1}, {}, keep=1)
+    return Path(out)

@@ -39,7 +39,7 @@ DATA = {
 }
 # `held_out` is decided where the data is opened; `model` is a name for a width, a depth and heads.
 MAY_STAY_OPEN = {"tiles", "recipe", "mask_file", "init", "model", "epochs", "steps", "held_out"}
-MAY_STAY_OPEN |= {"pca_coefficients"}  # of --target pca only
+MAY_STAY_OPEN |= {"pca_coefficients", "tokenizer"}  # of --target pca and token only
 MAY_STAY_OPEN |= {"watch", "watch_data", "watch_every"}  # nothing of them reaches the training
 MAY_STAY_OPEN |= {"train", "val", "test"}  # in place of `data`
 

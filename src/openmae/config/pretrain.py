@@ -62,10 +62,13 @@ class PretrainConfig(Sized, DataSettings):
     mask_file: str | None = field(default=None, metadata=NONE_IS_OFF)
     """A .npy of booleans, rows x columns of patches, true where hidden; for --mask given."""
     target: str | None = None
-    """pixel; norm-pixel: normalised by each patch's own mean and standard deviation; or pca: the largest principal
-    components of the patches."""
+    """pixel; norm-pixel: normalised by each patch's own mean and standard deviation; pca: the largest principal
+    components of the patches; or token: the tokens that --tokenizer gives them."""
     pca_coefficients: int | None = None
     """How many components --target pca predicts; an eighth of a patch's values unless given."""
+    tokenizer: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """Of --target token: a run of openmae tokenizer, a folder of transformers' FLAVA image codebook, or
+    hf:facebook/flava-image-codebook."""
     mask_tokens_in_encoder: bool = False
     """Table 1c: let mask tokens through the encoder (slower and worse)."""
 
@@ -197,6 +200,8 @@ class PretrainConfig(Sized, DataSettings):
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs:g} and --steps {self.steps}: give one of them")
         check_mask_file(self.mask, self.mask_file)
+        if self.resume == "never" and self.recipe is None:
+            check_token_target(self.target, self.tokenizer, self.init)
         if self.watch is None and (self.watch_data is not None or self.watch_every is not None):
             given = "--watch-data" if self.watch_data is not None else "--watch-every"
             raise RequestError(f"{given} is for --watch: give --watch knn or --watch probe too")
@@ -274,3 +279,20 @@ def check_mask_file(mask: str | None, mask_file: str | None) -> None:
     """Raise RequestError where one of `--mask given` and `--mask-file` comes without the other."""
     if (mask == "given") != (mask_file is not None):
         raise RequestError("--mask given and --mask-file FILE.npy go together: give both or neither")
+
+
+def check_token_target(target: str | None, tokenizer: str | None, init: str | None) -> None:
+    """Raise RequestError where one of `--target token` and `--tokenizer` comes without the other.
+
+    Args:
+        target: None where it is open: `--init` decides it.
+        init: a model that may have a tokenizer of its own.
+    """
+    if tokenizer is not None and target != "token" and (target is not None or init is None):
+        found = "" if target is None else f", and this is --target {target}"
+        raise RequestError(f"--tokenizer is for --target token{found}: give both or neither")
+    if target == "token" and tokenizer is None and init is None:
+        raise RequestError(
+            "--target token predicts the tokens of --tokenizer T, which is missing: give a run of openmae tokenizer "
+            "or hf:facebook/flava-image-codebook"
+        )

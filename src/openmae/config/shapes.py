@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 from openmae.config.checks import MAX_SIDE, check_name, check_range, check_types, flag_of
+from openmae.config.tokenizer_shape import TokenizerShape
 from openmae.errors import RequestError
 
 Grid = tuple[int, int]
@@ -28,7 +29,7 @@ LIMITS = {
 POSITIONS = ("absolute", "none")
 RELATIVE_POSITIONS = ("none", "bias", "decomposed")
 PIXEL_TARGETS = ("pixel", "norm-pixel")
-TARGETS = (*PIXEL_TARGETS, "pca")
+TARGETS = (*PIXEL_TARGETS, "pca", "token")
 POOLS = ("cls", "mean")
 DEFAULT_POOL = "mean"  # of embed, knn and probe: better than the class token where we measured (docs/results.md)
 HEADS = ("fine-tune", "probe")
@@ -205,6 +206,7 @@ class MAEShape:
     target: str = "pixel"
     mask_tokens_in_encoder: bool = False
     pca_coefficients: int | None = None  # of the target "pca", and only there
+    tokenizer: TokenizerShape | None = None  # of the target "token", likewise
 
     def __post_init__(self) -> None:
         check_name("--target", self.target, TARGETS)
@@ -213,6 +215,13 @@ class MAEShape:
                 f"--pca-coefficients is for --target pca, and this is --target {self.target}: leave it out"
             )
         check_range("--pca-coefficients", self.pca_coefficients, 1, self.encoder.patch_dim)
+        if (self.target == "token") != (self.tokenizer is not None):
+            raise RequestError(f"a tokenizer belongs to --target token, and this is --target {self.target}")
+        if self.tokenizer is not None and not self.tokenizer.fits(self.encoder.patch_size, self.encoder.channels):
+            raise RequestError(
+                f"the tokenizer does not fit patches of {self.encoder.patch_size} px with {self.encoder.channels} "
+                "channels: it gives no token for each of them"
+            )
         if not self.encoder.is_maskable:
             raise RequestError(
                 "masked pre-training takes an encoder with a class token, a final norm and absolute positions only: "
@@ -222,21 +231,27 @@ class MAEShape:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         encoder, decoder = ViTShape.from_dict(values["encoder"]), DecoderShape(**values["decoder"])
-        return cls(**{**values, "encoder": encoder, "decoder": decoder})
+        tokenizer = TokenizerShape.from_dict(values["tokenizer"]) if values.get("tokenizer") is not None else None
+        return cls(**{**values, "encoder": encoder, "decoder": decoder, "tokenizer": tokenizer})
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file. The number of coefficients is named only where there are any: other records stay as they were."""
+        """For a file. What only some targets have is named only with them: other records stay as they were."""
         values = {**asdict(self), "encoder": self.encoder.to_dict()}
-        return {name: value for name, value in values.items() if name != "pca_coefficients" or value is not None}
+        of_some = ("pca_coefficients", "tokenizer")
+        return {name: value for name, value in values.items() if name not in of_some or value is not None}
 
     @property
     def target_name(self) -> str:
-        """The target in words: pixel, norm-pixel, 96 PCA coefficients."""
+        """The target in words: pixel, norm-pixel, 96 PCA coefficients, tokens of a codebook of 512."""
+        if self.tokenizer is not None:
+            return f"tokens of a codebook of {self.tokenizer.codebook}"
         return self.target if self.pca_coefficients is None else f"{self.pca_coefficients} PCA coefficients"
 
     @property
     def outputs(self) -> int:
-        """Values that are predicted for each patch."""
+        """Values that are predicted for each patch; of tokens, the logits of the codebook."""
+        if self.tokenizer is not None:
+            return self.tokenizer.codebook
         return self.encoder.patch_dim if self.pca_coefficients is None else self.pca_coefficients
 
 

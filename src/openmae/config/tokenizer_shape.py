@@ -38,6 +38,15 @@ class TokenizerShape:
             check_range(flag_of(name), getattr(self, name), 1, limit)
         check_range("--codebook", self.codebook, 2, MAX_CODEBOOK)
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is our discrete VAE, with a decoder, whose weights a model of its tokens carries along."""
+        return self.kind == "vae"
+
+    def fits(self, patch_size: int, channels: int) -> bool:
+        """Whether it gives one token for each patch of such a model."""
+        return self.patch_size in (None, patch_size) and self.channels == channels
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         return cls(**values)

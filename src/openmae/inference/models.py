@@ -22,7 +22,7 @@ from openmae.data.randomness import sample_keys
 from openmae.data.value_scale import scale_warning
 from openmae.errors import RequestError, shown
 from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
-from openmae.inference.reconstruction import Reconstruction, reconstruct_patches
+from openmae.inference.reconstruction import Reconstruction, check_draws, reconstruct_patches
 from openmae.inference.regression import in_own_units
 from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
@@ -250,12 +250,14 @@ class MAEModel(EncoderModel):
             size: (height, width) in pixels; the model's own unless given.
 
         Raises:
-            RequestError: an image cannot be read, or the mask or size does not fit.
+            RequestError: an image cannot be read, the mask or size does not fit, or the model predicts tokens that
+                nothing turns back into pixels.
         """
         check_name("undo", undo, ("neighbours", "true"))
         check_name("mask", mask, MASKS)
         check_range("mask_ratio", mask_ratio, 0, 1, open_low=True, open_high=True)
         check_range("seed", seed, 0, 2**63 - 1)
+        check_draws(self.mae)
         if mask_file is not None:
             mask = "given"
         empty = None

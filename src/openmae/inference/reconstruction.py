@@ -7,10 +7,12 @@ from torch import Tensor
 
 from openmae.config import Grid, Preprocessing
 from openmae.data.preprocess import to_unit
+from openmae.errors import RequestError
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
 from openmae.model.patches import patchify, unpatchify
 from openmae.model.targets import NormPixelTarget, patch_statistics
+from openmae.model.token_target import TokenTarget
 
 MASKED_GREY = 0.5
 
@@ -81,6 +83,10 @@ def reconstruct_patches(
         else:
             leaks = True
         prediction = prediction * std + mean
+    elif isinstance(mae.target, TokenTarget):  # a decoder draws a patch from its neighbours' tokens, too
+        tokens = prediction.argmax(dim=-1)
+        tokens = torch.where(is_masked, tokens, mae.target.tokens(images)) if paste else tokens
+        prediction = mae.target.decode(tokens, grid).to(patches.dtype)
     else:
         prediction = mae.target.to_patches(prediction)
     if paste:
@@ -99,6 +105,12 @@ def reconstruct_patches(
         is_empty=is_empty_pixel.cpu(),
         leaks=leaks,
     )
+
+
+def check_draws(mae: MAE) -> None:
+    """Raise RequestError where the model predicts tokens that nothing turns back into pixels."""
+    if isinstance(mae.target, TokenTarget) and mae.target.why_no_pictures is not None:
+        raise RequestError(f"the model cannot be drawn: {mae.target.why_no_pictures}")
 
 
 def _by_pixel(of_patches: Tensor, grid: Grid, patch_size: int) -> Tensor:

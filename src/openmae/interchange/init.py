@@ -26,6 +26,7 @@ from openmae.interchange.incoming.timm_models import read_timm
 from openmae.interchange.report import LoadReport
 from openmae.interchange.stored import StoredModel, check_weights, expected_weights
 from openmae.model import cost
+from openmae.model.tokenizer_cost import stored_parameters
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
 
 
@@ -136,6 +137,7 @@ def read_stored_model(path: Path) -> StoredModel:
             check_name("masking", masking.get("kind"), MASKS)
             check_range("masking ratio", masking.get("ratio"), 0, 1)
             num_described = cost.num_parameters(shape) + cost.num_positions(shape)
+            num_described += stored_parameters(shape.tokenizer)
         elif kind == "encoder":
             shape = ViTShape.from_dict(description["shape"])
             num_described = cost.encoder_parameters(shape)

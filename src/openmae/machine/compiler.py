@@ -17,11 +17,15 @@ from openmae.machine.signals import STOP_SIGNALS, before_immediate_exit
 def compile_model(model: nn.Module) -> nn.Module:
     """The model through torch.compile; `model` itself is unchanged, with its parameter names, and evaluates eagerly.
 
-    Nothing is compiled before the first call. Each new batch size is compiled anew: shapes are static.
+    Nothing is compiled before the first call. Each new batch size is compiled anew: shapes are static. Methods that a
+    module names in `not_compiled` are left out.
     """
     start_processes()
     # It warns that checkpointed code must not change anything in place; ours does not.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    for module in model.modules():
+        for name in getattr(module, "not_compiled", ()):  # not by a decorator, which would load the compiler at once
+            setattr(module, name, torch.compiler.disable(getattr(module, name)))
     return cast(nn.Module, torch.compile(model, dynamic=False))
 
 

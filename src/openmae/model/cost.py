@@ -110,4 +110,6 @@ def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, rec
     values_per_token = 12 if recompute else 18
     values = values_per_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
     values += 6 * count * encoder.patch_dim
+    if shape.tokenizer is not None:  # logits, in float32 too, their softmax and its gradient
+        values += 4 * (count - visible) * shape.outputs
     return values * bytes_per_value

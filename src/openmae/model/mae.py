@@ -11,8 +11,16 @@ from openmae.model.block import Block
 from openmae.model.decoder import Decoder
 from openmae.model.masking import Masking
 from openmae.model.patches import gather, patchify
-from openmae.model.targets import TARGET_CLASSES, Target
+from openmae.model.targets import NormPixelTarget, PCATarget, PixelTarget, Target
+from openmae.model.token_target import TokenTarget
 from openmae.model.vit import ViT
+
+TARGET_CLASSES: dict[str, type[Target]] = {
+    "pixel": PixelTarget,
+    "norm-pixel": NormPixelTarget,
+    "pca": PCATarget,
+    "token": TokenTarget,
+}
 
 
 @dataclass(frozen=True)

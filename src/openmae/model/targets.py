@@ -20,7 +20,10 @@ NORMALISATION_EPS = 1e-6
 class Target(nn.Module, ABC):
     """What is predicted for each masked patch: `num_outputs` values, and their loss."""
 
-    num_outputs: int
+    def __init__(self, shape: MAEShape) -> None:
+        super().__init__()
+        self.patch_size = shape.encoder.patch_size
+        self.num_outputs = shape.outputs
 
     @abstractmethod
     def truth(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Shaped[Tensor, "b masked *values"]:
@@ -46,11 +49,6 @@ class Target(nn.Module, ABC):
 
 class PixelTarget(Target):
     """The pixels of the masked patches, with the mean squared error."""
-
-    def __init__(self, shape: MAEShape) -> None:
-        super().__init__()
-        self.patch_size = shape.encoder.patch_size
-        self.num_outputs = shape.outputs
 
     def truth(self, images: Float[Tensor, "b c h w"], masking: Masking) -> Float[Tensor, "b masked p"]:
         return gather(patchify(images, self.patch_size), masking.masked_ids)
@@ -160,10 +158,3 @@ def patch_statistics(
     """Mean and standard deviation (unbiased variance, + 1e-6) of each patch over all its values."""
     mean = patches.mean(dim=-1, keepdim=True)
     return mean, (patches.var(dim=-1, keepdim=True) + NORMALISATION_EPS).sqrt()
-
-
-TARGET_CLASSES: dict[str, type[PixelTarget]] = {
-    "pixel": PixelTarget,
-    "norm-pixel": NormPixelTarget,
-    "pca": PCATarget,
-}

@@ -73,7 +73,8 @@ class DiscreteVAE(nn.Module):
             up += [nn.SiLU(), nn.ConvTranspose2d(width, outputs, factor + 2, stride=factor, padding=1)]
         blocks = (ResidualBlock(width) for _ in range(shape.depth))
         self.decoder = nn.Sequential(*blocks, nn.GroupNorm(GROUPS, width), *up)
-        self.init_weights()
+        if not self.codebook.is_meta:  # setting weights there would load the compiler
+            self.init_weights()
 
     def init_weights(self) -> None:
         """Initialise every parameter.

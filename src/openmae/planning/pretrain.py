@@ -11,6 +11,7 @@ from openmae.config import (
     Preprocessing,
     PretrainConfig,
     ResolvedPretrainConfig,
+    TokenizerShape,
     ViTShape,
     check_tiles,
     flag_of,
@@ -21,6 +22,7 @@ from openmae.data.sources.open import Source
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
+from openmae.interchange.tokenizers import StoredTokenizer
 from openmae.model import cost
 from openmae.planning.crop import decide_crop_on
 from openmae.planning.decisions import (
@@ -49,6 +51,7 @@ from openmae.planning.preprocessing import (
     preprocessing_of,
     with_reading_settings,
 )
+from openmae.planning.token_target import decide_tokenizer, tokenizer_memory
 from openmae.recipes import PRETRAIN_RECIPES
 
 # At small batches the paper's base rate would hardly change the weights: no smaller peak rate is decided than these.
@@ -77,27 +80,30 @@ def plan_pretrain(
     device: torch.device,
     num_processes: int,
     previous: Previous[ResolvedPretrainConfig] | None,
+    tokenizer: StoredTokenizer | None = None,
 ) -> tuple[PretrainPlan, DataFacts | None]:
     """The plan of the previous run where one is resumed; else a new plan, and the facts about the data behind it.
 
     Args:
         init: the model whose weights to start from.
         num_processes: on this machine, which share it.
+        tokenizer: that of `--tokenizer`, or the one that `init` or the previous run's checkpoint carries.
 
     Raises:
         RequestError: none of the sampled images can be read, or the settings do not fit.
     """
     if previous is not None:
         resolved = replace(previous.config, device=str(device))
-        return PretrainPlan(
-            resolved, mae_shape(resolved, saved_encoder_shape(previous)), previous.preprocessing, {}
-        ), None
+        shape = mae_shape(resolved, saved_encoder_shape(previous), None if tokenizer is None else tokenizer.shape)
+        return PretrainPlan(resolved, shape, previous.preprocessing, {}), None
     others = () if data.held_out is None else [data.held_out]
     facts, machine = survey_data_and_machine(config, data.train, others, device, num_processes)
-    return make_pretrain_plan(config, facts, machine, init, data.num_held_out), facts
+    return make_pretrain_plan(config, facts, machine, init, data.num_held_out, tokenizer), facts
 
 
-def mae_shape(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> MAEShape:
+def mae_shape(
+    config: ResolvedPretrainConfig, like: ViTShape | None = None, tokenizer: TokenizerShape | None = None
+) -> MAEShape:
     """The shape of the model that a resolved config describes. Raises RequestError where numbers do not fit together.
 
     Args:
@@ -111,6 +117,7 @@ def mae_shape(config: ResolvedPretrainConfig, like: ViTShape | None = None) -> M
         target=c.target,
         mask_tokens_in_encoder=c.mask_tokens_in_encoder,
         pca_coefficients=c.pca_coefficients,
+        tokenizer=tokenizer,
     )
 
 
@@ -120,6 +127,7 @@ def make_pretrain_plan(
     machine: Machine,
     init: StoredModel | None = None,
     num_held_out: int | None = None,
+    tokenizer: StoredTokenizer | None = None,
 ) -> PretrainPlan:
     """Decide every open setting.
 
@@ -127,6 +135,7 @@ def make_pretrain_plan(
         facts: about the training images.
         init: the model to start from: what it was trained with is decided first.
         num_held_out: images held out of training; None where the data is not opened.
+        tokenizer: see `plan_pretrain`.
 
     Raises:
         RequestError: the settings do not fit each other or the data.
@@ -138,6 +147,7 @@ def make_pretrain_plan(
         decide_size(decisions, get("model"))
     if init is not None:
         _adopt_init(init, decisions, is_measured=config.statistics is not None or config.value_range is not None)
+    tokenizer_shape = decide_tokenizer(decisions, tokenizer, init)
     decide_model(facts, machine, decisions)
     _decide_decoder(decisions)
     init_scale: Preprocessing | None = None  # None: the model's values are on the scale of the data
@@ -155,7 +165,7 @@ def make_pretrain_plan(
     decisions.decide("micro_batch_size", get("batch_size"), "all at once")
     decisions.decide("recompute", False, "memory suffices")
     like = None if init is None else init.encoder_shape
-    shape = _checked_shape(decisions.resolved(ResolvedPretrainConfig), facts, like)
+    shape = _checked_shape(decisions.resolved(ResolvedPretrainConfig), facts, like, tokenizer_shape)
     _fit_memory(shape, machine, decisions)
     if num_held_out is not None:
         why = "of the validation part, or a twentieth of the images: never trained on"
@@ -173,7 +183,9 @@ def make_pretrain_plan(
     return PretrainPlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
-def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTShape | None) -> MAEShape:
+def _checked_shape(
+    config: ResolvedPretrainConfig, facts: DataFacts, like: ViTShape | None, tokenizer: TokenizerShape | None
+) -> MAEShape:
     """`mae_shape`. Raises RequestError where model, `like`, images and mask do not fit each other."""
     for name in ("width", "depth", "num_heads", "channels"):
         if like is not None and getattr(config, name) != getattr(like, name):
@@ -182,7 +194,7 @@ def _checked_shape(config: ResolvedPretrainConfig, facts: DataFacts, like: ViTSh
                 "flags out to take its shape"
             )
     check_tiles(config.tiles, config.size)
-    shape = mae_shape(config, like)
+    shape = mae_shape(config, like, tokenizer)
     encoder = shape.encoder
     check_channels(facts, encoder.channels, f"--channels got {encoder.channels}, but the images have {facts.channels}")
     if facts.short_side < encoder.patch_size:
@@ -285,4 +297,4 @@ def planned_memory(shape: MAEShape, config: ResolvedPretrainConfig, micro_batch_
     visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))
     bytes_per_value = 2 if config.precision == "bf16" else 4
     activations = cost.activation_bytes(shape, visible, bytes_per_value, recompute=config.recompute)
-    return 16 * cost.num_parameters(shape) + micro_batch_size * activations
+    return 16 * cost.num_parameters(shape) + micro_batch_size * activations + tokenizer_memory(shape, micro_batch_size)

@@ -20,12 +20,14 @@ from openmae.errors import shown
 from openmae.machine.device import describe_device
 from openmae.machine.files import format_bytes, nearest_existing
 from openmae.model import cost
+from openmae.model.tokenizer_cost import stored_parameters
 from openmae.planning.decisions import Plan, total_steps
 from openmae.planning.finetune import FinetunePlan
 from openmae.planning.image_size import coverage_text
 from openmae.planning.pretrain import PretrainPlan, planned_memory
 from openmae.planning.probe import ProbePlan
 from openmae.planning.reader_memory import reader_lines
+from openmae.planning.token_target import tokenizer_lines
 
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -58,6 +60,7 @@ def pretrain_lines(
         f"tokens     {height}x{width} px in {encoder.patch_size} px patches: {encoder.num_patches}, of which the "
         f"encoder sees {visible} ({c.mask} mask); it predicts {shape.target_name}",
         f"work       {flops / 1e9:.2f} GFLOP an image, {flops * steps * c.batch_size / 1e15:.3g} PFLOP in all",
+        *tokenizer_lines(shape, flops, c.micro_batch_size),
         steps_line(c, steps, facts.count),
         f"rate       {format_rate(c)}",
         device_line(c, device),
@@ -83,7 +86,8 @@ def nodata_lines(facts: DataFacts, effect: str = "the model sees its mean there"
 
 def checkpoint_bytes(shape: MAEShape) -> int:
     """The size of a checkpoint, about: weights and the optimiser's moments."""
-    return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * cost.num_positions(shape)
+    fixed = cost.num_positions(shape) + stored_parameters(shape.tokenizer)
+    return CHECKPOINT_BYTES_PER_PARAMETER * cost.num_parameters(shape) + 4 * fixed
 
 
 def format_rate(config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedTokenizerConfig) -> str:

@@ -6,12 +6,15 @@ A resumed run takes its weights and data from its own config.json, which the com
 from pathlib import Path
 
 from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
+from openmae.config.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
+from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
 from openmae.machine.device_name import check_device
+from openmae.recipes import recipe_setting
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
@@ -24,6 +27,10 @@ def check_pretrain(config: PretrainConfig) -> None:
         return
     if config.init is not None:
         check_init(config.init)
+    tokenizer = config.tokenizer or recipe_setting(config.recipe, "tokenizer")
+    check_token_target(config.target or recipe_setting(config.recipe, "target"), tokenizer, config.init)
+    if tokenizer is not None:
+        check_tokenizer_name(tokenizer)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
     if config.mask_file is not None:

@@ -41,6 +41,7 @@ from openmae.training.checkpoint_name import CHECKPOINT_NAME
 # is decided by its fingerprint, not by its path.
 MAY_CHANGE = {"workers", "device", "compile", "recompute", "steps", "epochs", "max_bad", "resume", "out"}
 MAY_CHANGE |= (DATA_PATHS := {"data", "train", "val", "test"})
+MAY_CHANGE |= {"tokenizer"}  # its hash is checked, or the checkpoint has it
 MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # evaluation only
 # Settings that a user may not change, yet a checkpoint is not checked against: the initial weights are contained in
 # it, and the micro-batch may have been halved for want of memory.

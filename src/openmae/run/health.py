@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openmae.model.masking import Masking
 from openmae.model.targets import Target
+from openmae.model.token_target import TokenTarget
 
 LEARNING, STUCK, DIVERGING, COULD_STOP = "learning", "stuck", "diverging", "could stop"
 TOO_EARLY = "too early to say"
@@ -73,16 +74,18 @@ def effective_rank(features: Tensor) -> float:
 def trivial_loss(
     target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]
 ) -> float | None:
-    """The loss of the best constant guess: for each output its mean over the masked patches.
+    """The loss of the best constant guess: the mean of each output over masked patches, or each token's frequency.
 
     Args:
         samples: iterates over prepared images (B, C, H, W), their masking, and which masked patches count, (B, masked)
             bool or None for all; it is called twice.
 
     Returns:
-        The mean over all masked patches, comparable with the held-out loss; None where the target is not
-        floating point.
+        The mean over all masked patches, comparable with the held-out loss; None where the target is integers other
+        than tokens.
     """
+    if isinstance(target, TokenTarget):
+        return _entropy(target, samples())
     total, count = torch.zeros((), dtype=torch.float64), 0
     for images, masking, counted in samples():
         truth = target.truth(images, masking).cpu()
@@ -101,8 +104,29 @@ def trivial_loss(
     return loss / max(1, count)
 
 
-def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivial_loss: float | None) -> Verdict:
-    """The verdict on a run of `num_steps` after its evaluations so far, in the order of their steps."""
+def _entropy(target: TokenTarget, samples: Iterable[tuple[Tensor, Masking, Tensor | None]]) -> float:
+    """The cross-entropy of the masked tokens with their own frequencies."""
+    counts = torch.zeros(target.num_outputs, dtype=torch.int64)
+    for images, masking, counted in samples:
+        tokens = target.truth(images, masking).cpu()
+        tokens = tokens.flatten() if counted is None else tokens[counted.cpu()]
+        counts += tokens.bincount(minlength=len(counts))
+    return float(torch.special.entr(counts.double() / max(1, int(counts.sum()))).sum())
+
+
+def judge(
+    points: Sequence[Point],
+    *,
+    num_steps: int,
+    warmup_steps: float,
+    trivial_loss: float | None,
+    target: str = "pixel",
+) -> Verdict:
+    """The verdict on a run of `num_steps` after its evaluations so far, in the order of their steps.
+
+    Args:
+        target: the name of what is predicted, which says what the trivial guess is.
+    """
     if not points:
         return Verdict(TOO_EARLY, "nothing was evaluated yet")
     step, loss, rank = points[-1]
@@ -126,13 +150,12 @@ def judge(points: Sequence[Point], *, num_steps: int, warmup_steps: float, trivi
         return Verdict(TOO_EARLY, f"less than {MIN_SHARE_OF_RUN:.0%} of {num_steps:,} steps")
     if rank is not None and rank < COLLAPSED_RANK:
         return Verdict(STUCK, f"all images get nearly the same features (effective rank {rank:.2f})")
+    guess = "each token by how often it occurs" if target == "token" else "the mean patch"
     if trivial_loss is not None and loss > (1 - CLEARLY_BELOW) * trivial_loss:
-        return Verdict(
-            STUCK, f"the held-out loss {loss:.4g} is no better than guessing the mean patch ({trivial_loss:.4g})"
-        )
+        return Verdict(STUCK, f"the held-out loss {loss:.4g} is no better than guessing {guess} ({trivial_loss:.4g})")
     where = f"held-out loss {loss:.4g}"
     if trivial_loss:  # 0 where all images are blank
-        where += f", {1 - loss / trivial_loss:.0%} below guessing the mean patch"
+        where += f", {1 - loss / trivial_loss:.0%} below guessing {guess}"
     gained = _latest_gain(finite, top - best.loss, num_steps)
     if gained is None:
         return Verdict(LEARNING, where)
@@ -161,6 +184,7 @@ class Health:
     """The evaluations of a run and the verdict on it.
 
     Args:
+        target: see `judge`.
         lines: of metrics.jsonl, as far as a resumed run keeps them; no other state needs to be saved.
     """
 
@@ -170,9 +194,11 @@ class Health:
         num_steps: int,
         warmup_steps: float,
         trivial_loss: float | None,
+        target: str = "pixel",
         lines: Iterable[dict[str, Any]] = (),
     ) -> None:
-        self.num_steps, self.warmup_steps, self.trivial_loss = num_steps, warmup_steps, trivial_loss
+        self.num_steps, self.warmup_steps = num_steps, warmup_steps
+        self.trivial_loss, self.target = trivial_loss, target
         self.points: list[Point] = []
         for line in lines:
             if isinstance(line.get("step"), int) and isinstance(line.get("held_out_loss"), float):
@@ -184,5 +210,9 @@ class Health:
 
     def verdict(self) -> Verdict:
         return judge(
-            self.points, num_steps=self.num_steps, warmup_steps=self.warmup_steps, trivial_loss=self.trivial_loss
+            self.points,
+            num_steps=self.num_steps,
+            warmup_steps=self.warmup_steps,
+            trivial_loss=self.trivial_loss,
+            target=self.target,
         )

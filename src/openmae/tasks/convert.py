@@ -19,6 +19,7 @@ from openmae.interchange.outgoing.to_torch_export import write_torch_export
 from openmae.interchange.outgoing.to_transformers import to_transformers
 from openmae.interchange.resize import resized_model
 from openmae.interchange.stored import StoredModel
+from openmae.interchange.token_models import tokenizer_text
 from openmae.machine.files import atomic_write, atomic_write_folder, disk_faults, staged_write_files
 from openmae.preflight.convert import check_output_path
 from openmae.training.checkpoint import MODEL, save_weights
@@ -87,7 +88,10 @@ def outgoing_of(model: StoredModel, to: str) -> Outgoing:
     """The model in a format that is a folder. Raises RequestError where the format cannot hold it."""
     if to == "timm":
         return to_timm(model)
-    return to_transformers(model) if to == "transformers" else Outgoing(model.weights)
+    if to == "transformers":
+        return to_transformers(model)
+    kept = tokenizer_text(model)
+    return Outgoing(model.weights, remarks=() if kept is None else (f"its tokenizer: {kept}",))
 
 
 def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple[Outgoing, float]:

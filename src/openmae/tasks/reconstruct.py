@@ -8,6 +8,7 @@ from openmae.errors import shown
 from openmae.inference.images import gather_images, matched_to_images
 from openmae.inference.load import load_mae
 from openmae.inference.psnr import interpolate_visible, mean_of_visible, psnr
+from openmae.inference.reconstruction import check_draws
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.model.targets import NormPixelTarget
 from openmae.pictures.sheet import sheet
@@ -34,6 +35,7 @@ def reconstruct(config: ReconstructConfig) -> dict[str, Any]:
     config = config.plain()
     check_sheet_path(config.images, config.out)
     model = load_mae(config.init, config.device)
+    check_draws(model.mae)
     model, lines = matched_to_images(model, config)
     images, skipped = gather_images(config, model)
     for line in [*lines, *(f"skipped {shown(line)}" for line in skipped)]:

@@ -124,7 +124,7 @@ def test_its_config_is_enough_to_run_it_again(norm_pixel_run, tmp_path):
     config = PretrainConfig.from_dict(values)
     assert {name for name, value in config.to_dict().items() if value is None} <= {
         *("tiles", "recipe", "model", "mask_file", "epochs", "init", "watch", "watch_data", "watch_every"),
-        *("train", "val", "test", "pca_coefficients"),
+        *("train", "val", "test", "pca_coefficients", "tokenizer"),
     }
     pretrain(replace(config, out=str(tmp_path / "again")))
     same_training_state(norm_pixel_run, tmp_path / "again")

@@ -10,6 +10,7 @@ from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
+from openmae.interchange.token_models import tokenizer_text
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.preflight.inspect import check_report_folder
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_checkpoint
@@ -77,6 +78,8 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
             f"decoder    {decoder.width} x {decoder.depth}, {decoder.num_heads} heads, predicts "
             f"{init.shape.target_name}; mask {masking.get('kind', 'random')} {masking.get('ratio', 0.75):g}"
         )
+        if (kept := tokenizer_text(init)) is not None:
+            lines.append(f"tokenizer  {kept}")
     else:
         lines.append("decoder    none: encoder only, reconstruction needs the decoder")
     if isinstance(init.shape, ClassifierShape) and init.scale is not None:

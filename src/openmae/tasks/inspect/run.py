@@ -142,6 +142,7 @@ def _health(config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], repo
         num_steps=report["num_steps"],
         warmup_steps=min(config.warmup_epochs * steps_per_epoch(lines), report["num_steps"]),
         trivial_loss=trivial,
+        target=config.target,
         lines=lines,
     ).verdict()
     return {"health": verdict.word, "health_reason": verdict.reason}

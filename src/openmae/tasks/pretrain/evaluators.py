@@ -9,6 +9,7 @@ from openmae.data.sources.views import PermutedSubset
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
+from openmae.model.token_target import TokenTarget
 from openmae.planning.decisions import total_steps
 from openmae.planning.pretrain import PretrainPlan
 from openmae.run.evaluators import Evaluator
@@ -46,7 +47,8 @@ def make_evaluators(
         progress.log.picture(held_out.picture(model, device), step)
         return {}
 
-    evaluators = [Evaluator(config.picture_every, picture)]
+    draws = not isinstance(model.target, TokenTarget) or model.target.why_no_pictures is None
+    evaluators = [Evaluator(config.picture_every, picture)] if draws else []
     if data.held_out is not None:
         evaluators.append(
             Evaluator(config.evaluate_every, health_check(config, data, held_out, model, device, progress, stop))
@@ -70,11 +72,12 @@ def health_check(
 ) -> Callable[[int], dict[str, float]]:
     """An evaluation of the held-out loss and the effective rank of the features; a new verdict on them is printed."""
     num_steps = total_steps(config, len(data.train))
-    trivial = trivial_loss(model.target, held_out.samples)
+    trivial = trivial_loss(model.target, lambda: held_out.samples(device))
     health = Health(
         num_steps=num_steps,
         warmup_steps=config.warmup_epochs * len(data.train) / config.batch_size,
         trivial_loss=trivial,
+        target=config.target,
         lines=read_lines(progress.log.metrics_path),  # of a resumed run: only those before the step it goes on from
     )
     if health.points:

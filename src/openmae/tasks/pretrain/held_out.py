@@ -1,6 +1,6 @@
 """Held-out images with masks that never change: a loss to compare along a run and between runs."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import torch
 from PIL import Image
@@ -62,9 +62,11 @@ class HeldOut:
                 count += int(counted.sum())
         return total / max(1, count)
 
-    def samples(self) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
-        """Batches of normalised images on the CPU, with their masks and which masked patches count (None: all)."""
-        yield from self._batches(MAX_BATCH, torch.device("cpu"))
+    def samples(self, device: torch.device | None = None) -> Iterator[tuple[Tensor, Masking, Tensor | None]]:
+        """Batches of normalised images, with their masks and which masked patches count (None: all); on the CPU unless
+        a device is given."""
+        size = min(self.config.micro_batch_size, MAX_BATCH)  # a tokenizer's memory is planned for as many
+        yield from self._batches(size, torch.device("cpu") if device is None else device)
 
     def _batches(self, size: int, device: torch.device) -> Generator[tuple[Tensor, Masking, Tensor | None], None, None]:
         for start in range(0, len(self.images), size):

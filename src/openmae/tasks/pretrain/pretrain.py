@@ -1,6 +1,7 @@
 """`openmae pretrain`: masked pre-training from a folder of images to a checkpoint (paper, section 3, table 8)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_for_pretraining, load_weights
 from openmae.interchange.stored import StoredModel
+from openmae.interchange.token_models import describe_tokenizer
+from openmae.interchange.tokenizers import StoredTokenizer
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.model.mae import MAE
@@ -33,6 +36,7 @@ from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training
 from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.fit_target import fit_target
 from openmae.tasks.pretrain.tile_lines import tile_lines
+from openmae.tasks.pretrain.tokenizer import attach_tokenizer, open_tokenizer
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.optim import adamw
@@ -59,10 +63,12 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # The data, and the settings that the user left open.
         requested, device, processes = run.requested, run.device, run.processes
         init = read_initial_model(run)
+        tokenizer = open_tokenizer(run, config, init)
         data = open_training_data(requested, None if init is None else init.preprocessing)
         # Printed early: the plan takes seconds, for it imports torch.optim and with it the compiler.
         run.print_lines(*(data.source_lines if run.is_new else ()))
-        plan, facts = plan_pretrain(requested, init, data, device, processes.local_count, run.previous)
+        count = processes.local_count
+        plan, facts = plan_pretrain(requested, init, data, device, count, run.previous, tokenizer)
         resolved, preprocessing, shape = plan.config, plan.preprocessing, plan.shape
         mask_sampler, num_steps = make_mask_sampler(resolved, shape), total_steps(resolved, len(data.train))
         run.check_batch_size(resolved.batch_size)
@@ -72,6 +78,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         torch.manual_seed(resolved.seed)
         model = MAE.from_shape(shape)
         run.print_lines(*(load_for_pretraining(model, init) if init is not None else ()))
+        attach_tokenizer(model, tokenizer, preprocessing)
         model.to(device)
         model.set_recompute(resolved.recompute)
         model.set_bf16_residual(resolved.bf16_residual)
@@ -94,7 +101,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             origins=data.origins,
             num_images=len(data.train),
             num_inputs=data.num_images,
-            description=describe_model(resolved, shape, preprocessing, mask_sampler) | fit.description,
+            description=describe_model(resolved, shape, preprocessing, mask_sampler, tokenizer) | fit.description,
         )
 
         # The step, on every batch of the stream.
@@ -114,11 +121,15 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
-            final_message=lambda summary: (
-                f"done       {run.path / MODEL}; look at it: openmae reconstruct IMAGE --init {run.path} "
-                "--out pictures.png"
-            ),
+            final_message=lambda summary: final_line(run.path, shape),
         )
+
+
+def final_line(run: Path, shape: MAEShape) -> str:
+    """The last line on the screen: where the model is, and what to do next."""
+    draws = shape.tokenizer is None or shape.tokenizer.is_ours
+    use = "reconstruct IMAGE" if draws else "attention IMAGE"
+    return f"done       {run / MODEL}; look at it: openmae {use} --init {run} --out pictures.png"
 
 
 def read_initial_model(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
@@ -259,7 +270,11 @@ def restore_state(checkpoint: Checkpoint, model: MAE, optimizer: torch.optim.Opt
 
 
 def describe_model(
-    config: ResolvedPretrainConfig, shape: MAEShape, preprocessing: Preprocessing, mask_sampler: MaskSampler
+    config: ResolvedPretrainConfig,
+    shape: MAEShape,
+    preprocessing: Preprocessing,
+    mask_sampler: MaskSampler,
+    tokenizer: StoredTokenizer | None = None,
 ) -> dict[str, Any]:
     """What determines the weights or their use; no path, host, worker count or time: equal runs, equal bytes."""
     return {
@@ -269,4 +284,5 @@ def describe_model(
         "masking": mask_sampler.describe(),
         "recipe": config.recipe,
         "seed": config.seed,
+        **describe_tokenizer(tokenizer if shape.tokenizer is not None else None),
     }
