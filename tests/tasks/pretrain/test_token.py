@@ -95,7 +95,7 @@ def test_it_learns_to_predict_the_tokens(tokenizer, digits_config, tmp_path):
         Image.fromarray(np.broadcast_to(colour, (8, 8, 3)).copy()).save(folder / f"{number:02}.png")
     settings = {"steps": 60, "batch_size": 32, "base_lr": 0.05, "evaluate_every": 20, "save_every": 60, "held_out": 20}
     summary = pretrain(config_of(digits_config, folder, tmp_path / "run", tokenizer, **settings))
-    assert summary["held_out_loss"] < 0.85 * summary["trivial_loss"]  # measured 0.76
+    assert summary["held_out_loss"] < 0.85 * summary["trivial_loss"]  # measured 0.75
     assert summary["health"] == "learning"
 
 
@@ -195,9 +195,10 @@ def test_a_run_that_starts_from_it_keeps_its_tokenizer(trained, tokenizer, image
     assert torch.equal(after.weights["target.input_scale"], expected)
 
 
-def test_another_tokenizer_takes_the_place_of_its_own(trained, images, digits_config, tmp_path):
+def test_another_tokenizer_takes_the_place_of_its_own(trained, images, digits_config, tmp_path, capsys):
     other = save_tokenizer(tmp_path / "other", seed=3)
     pretrain(config_of(digits_config, images, tmp_path / "on", other, init=str(trained), target=None))
+    assert "--init predicts the tokens of another tokenizer" in capsys.readouterr().out
     stored = read_stored_model(tmp_path / "on" / "model.safetensors")
     assert stored.description["tokenizer"]["sha256"] == read_tokenizer(str(other)).sha256
     assert torch.equal(stored.weights["target.vae.codebook"], read_tokenizer(str(other)).weights["codebook"])

@@ -49,9 +49,9 @@ COMMANDS: dict[type, str] = {
 # fmt: off
 SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "codebook", "stride", "mask", "mask_ratio", "target", "augment", "init", "task", "blocks",
-    "labels", "optimizer", "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay", "epochs", "steps",
-    "precision", "device", "seed",
+    "decoder_depth", "codebook", "stride", "mask", "mask_ratio", "target", "tokenizer", "augment", "init", "task",
+    "blocks", "labels", "optimizer", "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay",
+    "epochs", "steps", "precision", "device", "seed",
 )
 # fmt: on
 

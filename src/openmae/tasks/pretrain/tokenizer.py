@@ -34,9 +34,14 @@ def open_tokenizer(
     if run.previous is not None:
         return _of_previous(run, config.tokenizer)
     named = run.requested.tokenizer or recipe_setting(run.requested.recipe, "tokenizer")
-    if named is not None:
-        return read_tokenizer(named)
-    return None if init is None else own_tokenizer(init)
+    if named is None:
+        return None if init is None else own_tokenizer(init)
+    tokenizer = read_tokenizer(named)
+    if init is not None and tokenizer_shape(init) is not None and recorded_hash(init) != tokenizer.sha256:
+        run.print_lines(
+            "note       --init predicts the tokens of another tokenizer: its decoder has to learn these anew"
+        )
+    return tokenizer
 
 
 def _of_previous(run: Run[ResolvedPretrainConfig], given: str | None) -> StoredTokenizer | None:
