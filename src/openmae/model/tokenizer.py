@@ -81,10 +81,11 @@ class DiscreteVAE(nn.Module):
 
         | parameters | values |
         |---|---|
-        | convolutions | Kaiming uniform for SiLU's neighbour ReLU, biases 0 |
+        | convolutions | Kaiming uniform for SiLU's neighbour ReLU, biases 0; transposed ones by their outputs |
         | last convolution of a residual block | 0, so that blocks begin as the identity |
         | convolution to the logits | times 6, so that they stand out of Gumbel noise |
         | codebook | N(0, 1) |
+        | usage | 1 / codebook |
         | norms | 1, 0 |
         """
         for module in self.modules():

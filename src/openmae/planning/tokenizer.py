@@ -20,6 +20,7 @@ from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_own_scale, value_lines
 from openmae.errors import RequestError
 from openmae.machine.files import format_bytes, nearest_existing
+from openmae.model.tokenizer import DiscreteVAE
 from openmae.planning.decisions import (
     CROP_ASPECT_REASON,
     Decisions,
@@ -84,14 +85,12 @@ def make_tokenizer_plan(
     decide_statistics(facts, decisions)
     decide("augment", "crop", "as pretrain")
     decide("crop_aspect", "model", CROP_ASPECT_REASON)
-    patches = facts.count * rows * columns
-    root = largest_doubling(MIN_CODEBOOK, min(MAX_DECIDED_CODEBOOK, math.isqrt(patches)))
-    decide("codebook", root, f"the root of {patches:,} patches, between 512 and 8192")
     is_cpu = machine.device == "cpu"
     decide("width", 64 if is_cpu else 256, f"usual for {machine.device}")
     decide("depth", 1 if is_cpu else 2, f"usual for {machine.device}")
     decide("batch_size", largest_doubling(8, min(64 if is_cpu else 256, max(8, facts.count // 4))), "the default")
     _decide_optimisation(facts, decisions, is_cpu)
+    _decide_codebook(decisions, facts, rows * columns)
     choose_axes(facts, decisions)
     choose_nodata(None, decisions)
     decide_device_and_defaults(machine, decisions, get("width"))
@@ -133,11 +132,27 @@ def _decide_optimisation(facts: DataFacts, decisions: Decisions, is_cpu: bool) -
     decide("picture_every", max(1, min(5000, steps // 8)), "about 8 times")
 
 
+def _decide_codebook(decisions: Decisions, facts: DataFacts, num_tokens: int) -> None:
+    """The root of the number of patches, rounded down to a doubling of 512; less where there are hardly any patches."""
+    samples = planned_steps(decisions, facts.count) * decisions.get("batch_size")
+    patches = min(facts.count, samples) * num_tokens
+    if patches < 4 * MIN_CODEBOOK:
+        decisions.decide("codebook", largest_doubling(2, patches // 4), f"a quarter of {patches:,} patches")
+        return
+    codebook = largest_doubling(MIN_CODEBOOK, min(MAX_DECIDED_CODEBOOK, math.isqrt(patches)))
+    decisions.decide("codebook", codebook, f"the root of {patches:,} patches, between 512 and 8192")
+
+
 def _check(config: ResolvedTokenizerConfig, facts: DataFacts, num_tokens: int) -> None:
     """Raise RequestError where tokenizer and images do not fit each other."""
     check_tiles(config.tiles, config.size)
     message = f"--channels got {config.channels}, but the images have {facts.channels}"
     check_channels(facts, config.channels, message)
+    if facts.short_side < config.patch_size:
+        raise RequestError(
+            f"the images' short side is about {facts.short_side} px, smaller than a patch of {config.patch_size} px: "
+            "give a smaller --patch-size"
+        )
     samples = total_steps(config, facts.count) * config.batch_size
     if config.codebook > samples * num_tokens:
         raise RequestError(
@@ -153,8 +168,6 @@ def _check(config: ResolvedTokenizerConfig, facts: DataFacts, num_tokens: int) -
 
 def num_parameters(shape: TokenizerShape) -> int:
     """Numbers that are trained."""
-    from openmae.model.tokenizer import DiscreteVAE
-
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in DiscreteVAE(shape).parameters())
 
@@ -162,8 +175,8 @@ def num_parameters(shape: TokenizerShape) -> int:
 def planned_memory(config: ResolvedTokenizerConfig, num_tokens: int, micro_batch_size: int) -> int:
     """Bytes for weights, gradients and AdamW's moments, and for the activations of a micro-batch, about.
 
-    Of each place's codes there are logits, noise, choice, probabilities and two gradients; of its pixels the maps of
-    each layer.
+    Of each place's codes, in float32 whatever the precision: logits, noise, their sum by the temperature, choice,
+    probabilities, and two gradients at a time; of its pixels the maps of each layer.
     """
     codes = 7 * config.codebook
     maps = config.width * (4 * config.stride**2 + 2 * 8 * config.depth)

@@ -1,4 +1,4 @@
-"""Checks of `pretrain`, `finetune` and `probe`: the run folder, `--resume` and, for a new run, its weights and data.
+"""Checks of the commands that train: the run folder, `--resume` and, for a new run, its weights and data.
 
 A resumed run takes its weights and data from its own config.json, which the command checks itself.
 """

@@ -1,4 +1,4 @@
-"""A training run, new or resumed: what `pretrain`, `finetune` and `probe` have in common around their step."""
+"""A training run, new or resumed: what all commands that train have in common around their step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What an `--init` names: a path, timm's or the Hub's. Imports no torch: it is asked before that is loaded."""
+"""What an `--init` or a `--tokenizer` names: a path, timm's or the Hub's. Imports no torch."""
 
 import os
 import re

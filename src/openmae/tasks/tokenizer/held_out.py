@@ -9,11 +9,12 @@ from openmae.data.evaluation_loader import read_all
 from openmae.data.preprocess import normalise, to_unit
 from openmae.data.sources.open import Source
 from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.model.token_target import full_precision
 from openmae.model.tokenizer import DiscreteVAE, perplexity
 from openmae.planning.tokenizer import TokenizerPlan
 
 NUM_PICTURED = 16
-COLLAPSED_SHARE = 0.05  # of the codebook; untrained tokenizers use more
+COLLAPSED_SHARE = 0.05  # of the codes that there could be; untrained tokenizers use more
 COLLAPSE_FROM, MIN_STEPS = 0.25, 200  # of the steps, and steps; at first few codes mean anything
 
 
@@ -38,16 +39,16 @@ class HeldOut:
         Raises:
             EvaluationStopped: a signal came.
         """
-        errors, noises, tokens = [], [], []
+        errors, unit_errors, tokens = [], [], []
         for images in self.images.split(self.config.micro_batch_size):
             if stop.received:
                 raise EvaluationStopped
             images, decoded, found = self._decode(model, images, device)
             errors.append((decoded - images).square().mean(dim=(1, 2, 3)).double().cpu())
-            pair = (to_unit(x, self.preprocessing).clamp(0, 1).double() for x in (decoded, images))
-            noises.append((next(pair) - next(pair)).square().mean(dim=(1, 2, 3)).cpu())
+            unit_decoded, unit_images = (to_unit(x, self.preprocessing).clamp(0, 1) for x in (decoded, images))
+            unit_errors.append((unit_decoded - unit_images).square().mean(dim=(1, 2, 3)).double().cpu())
             tokens.append(found.cpu())
-        used, error = torch.cat(tokens), torch.cat(noises).clamp(min=1e-12)
+        used, error = torch.cat(tokens), torch.cat(unit_errors).clamp(min=1e-12)
         return {
             "held_out_loss": float(torch.cat(errors).mean()),
             "psnr": round(float(-10 * error.log10().mean()), 4),
@@ -67,14 +68,26 @@ class HeldOut:
     def _decode(self, model: DiscreteVAE, images: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images, the same decoded from their tokens, and the tokens."""
         prepared = normalise(images.to(device), self.preprocessing)
-        tokens = model.tokens(prepared)
-        return prepared, model.decode(tokens, self.grid), tokens
+        with full_precision():  # as pre-training computes the same tokens
+            tokens = model.tokens(prepared)
+            return prepared, model.decode(tokens, self.grid), tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all images together."""
+        return len(self.images) * self.grid[0] * self.grid[1]
 
 
-def collapse_line(metrics: dict[str, float], config: ResolvedTokenizerConfig, step: int, num_steps: int) -> str | None:
-    """A line that says that hardly any codes are in use, and what to do; None while enough are, or it is too early."""
+def collapse_line(
+    metrics: dict[str, float], config: ResolvedTokenizerConfig, num_tokens: int, step: int, num_steps: int
+) -> str | None:
+    """A line that says that hardly any codes are in use, and what to do; None while enough are, or it is too early.
+
+    Args:
+        num_tokens: that were measured; of a few tokens few can differ.
+    """
     is_early = step < max(MIN_STEPS, COLLAPSE_FROM * num_steps)
-    if is_early or metrics["perplexity"] >= COLLAPSED_SHARE * config.codebook:
+    if is_early or metrics["perplexity"] >= COLLAPSED_SHARE * min(config.codebook, num_tokens):
         return None
     return (
         f"warning: the codebook has collapsed: {metrics['codes_used']:.0f} of {config.codebook:,} codes in use "

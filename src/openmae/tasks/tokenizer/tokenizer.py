@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ def tokenizer(config: TokenizerConfig) -> dict[str, Any]:
 def plan_tokenizer(run: Run[ResolvedTokenizerConfig], data: TrainingData) -> tuple[TokenizerPlan, DataFacts | None]:
     """The plan of a new run, with facts about its data; or that of a resumed one, and None."""
     if run.previous is not None:
-        saved = run.previous.config
+        saved = replace(run.previous.config, device=str(run.device))
         return TokenizerPlan(saved, saved.shape, run.previous.preprocessing, {}), None
     others = () if data.held_out is None else [data.held_out]
     requested, count = run.requested, run.processes.local_count
@@ -151,7 +152,7 @@ def train_step(
 def make_evaluators(
     run: Run[ResolvedTokenizerConfig], plan: TokenizerPlan, data: TrainingData, model: DiscreteVAE, num_steps: int
 ) -> list[Evaluator]:
-    """Measures and pictures of held-out images; of some training images where none are held out."""
+    """Measures of held-out images, and pictures; the latter of some training images where none are held out."""
     source = data.held_out or PermutedSubset(data.train, 0, min(NUM_PICTURED, len(data.train)))
     held_out = HeldOut(source, plan)
     run.progress.bad_inputs.note(held_out.bad)
@@ -162,20 +163,23 @@ def make_evaluators(
         run.progress.log.picture(held_out.picture(model, run.device), step)
         return {}
 
-    measure = measure_and_warn(held_out, model, run, num_steps)
-    return [Evaluator(plan.config.picture_every, picture), Evaluator(plan.config.evaluate_every, measure)]
+    evaluators = [Evaluator(plan.config.picture_every, picture)]
+    if data.held_out is not None:
+        measure = measure_and_warn(held_out, model, run, num_steps)
+        evaluators.append(Evaluator(plan.config.evaluate_every, measure))
+    return evaluators
 
 
 def measure_and_warn(
     held_out: HeldOut, model: DiscreteVAE, run: Run[ResolvedTokenizerConfig], num_steps: int
 ) -> Callable[[int], dict[str, float]]:
-    """An evaluation of the held-out images that warns once of a collapsed codebook, and again at the end."""
+    """An evaluation of the held-out images that warns when the codebook collapses, and again at the end."""
     has_warned = False
 
     def measure(step: int) -> dict[str, float]:
         nonlocal has_warned
         metrics = held_out.measure(model, run.device, run.stop)
-        line = collapse_line(metrics, held_out.config, step, num_steps)
+        line = collapse_line(metrics, held_out.config, held_out.num_tokens, step, num_steps)
         if line is not None and (not has_warned or step == num_steps):
             print(line, flush=True)
         has_warned = line is not None
