@@ -21,6 +21,7 @@ from openmae.config.pretrain import CROP_ASPECTS, PRECISIONS, STATISTICS
 from openmae.config.tokenizer_shape import MAX_CODEBOOK, TokenizerShape
 from openmae.errors import RequestError
 
+MIN_TEMPERATURE = 1e-3  # below it the softmax's gradients are 0 or not finite
 TOKENIZER_AUGMENTS = ("none", "crop-fixed", "crop")
 
 
@@ -135,7 +136,10 @@ class TokenizerConfig(Sized, DataSettings):
         for value in self.betas or ():
             check_range("--betas", value, 0, 1, open_high=True)
         for value in self.temperature or ():
-            check_range("--temperature", value, 0, 100, open_low=True)
+            check_range("--temperature", value, MIN_TEMPERATURE, 100)
+        first, last = self.temperature or (1.0, 1.0)
+        if first < last:
+            raise RequestError(f"--temperature rises from {first:g} to {last:g}: give the higher one first")
         check_images(self)
         self.check_size()
         if self.epochs is not None and self.steps is not None:

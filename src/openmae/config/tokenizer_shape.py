@@ -4,9 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from openmae.config.checks import check_name, check_range, check_types, flag_of
+from openmae.errors import RequestError
 
 TOKENIZER_KINDS = ("vae", "dalle")
 MAX_CODEBOOK = 65_536  # DALL-E's has 8192
+NORM_GROUPS = 8  # of GroupNorm in ours: they divide every width
 LIMITS = {"patch_size": 4096, "stride": 4096, "channels": 64, "width": 4096, "depth": 64}
 
 
@@ -37,6 +39,8 @@ class TokenizerShape:
         for name, limit in LIMITS.items():
             check_range(flag_of(name), getattr(self, name), 1, limit)
         check_range("--codebook", self.codebook, 2, MAX_CODEBOOK)
+        if self.is_ours and self.width % NORM_GROUPS:
+            raise RequestError(f"--width got {self.width}: the norms of a tokenizer need a width that 8 divides")
 
     @property
     def is_ours(self) -> bool:

@@ -52,6 +52,8 @@ def own_tokenizer(model: StoredModel) -> StoredTokenizer | None:
     sha256 = recorded_hash(model)
     try:
         preprocessing = Preprocessing.from_dict(model.description["tokenizer"]["preprocessing"])
+        if preprocessing.channels != shape.channels:
+            raise ValueError(f"{shape.channels} channels, but {preprocessing.channels} in its preprocessing")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RequestError(
             f"{shown(model.path)} does not say how its tokenizer's images are prepared: it is damaged ({error!r})"

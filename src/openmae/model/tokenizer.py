@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from openmae.config import Grid, TokenizerShape
-from openmae.errors import RequestError
+from openmae.config.tokenizer_shape import NORM_GROUPS
 
-GROUPS = 8  # of GroupNorm: divides every width
 # Gumbel noise has a deviation of 1.3. Where the first logits do not stand out of it, all codes mean the same, and most
 # of them are never chosen again (measured: 8 of 512 in use).
 LOGIT_GAIN = 6.0
@@ -55,15 +54,13 @@ class DiscreteVAE(nn.Module):
         super().__init__()
         self.shape = shape
         width = shape.width
-        if width % GROUPS:
-            raise RequestError(f"--width got {width}: the norms of a tokenizer need a width that {GROUPS} divides")
         factors = stride_factors(shape.stride)
         down: list[nn.Module] = []
         for i, factor in enumerate(factors):  # kernels overlap their neighbours by a pixel on each side
             inputs = width if i else shape.channels
             down += [nn.Conv2d(inputs, width, factor + 2, stride=factor, padding=1), nn.SiLU()]
         blocks = (ResidualBlock(width) for _ in range(shape.depth))
-        self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(GROUPS, width), nn.SiLU())
+        self.encoder = nn.Sequential(*down, *blocks, nn.GroupNorm(NORM_GROUPS, width), nn.SiLU())
         self.to_logits = nn.Conv2d(width, shape.codebook, 1)
         self.codebook = nn.Parameter(torch.empty(shape.codebook, width))
         self.register_buffer("usage", torch.full((shape.codebook,), 1 / shape.codebook))
@@ -72,7 +69,7 @@ class DiscreteVAE(nn.Module):
             outputs = width if i < len(factors) else shape.channels
             up += [nn.SiLU(), nn.ConvTranspose2d(width, outputs, factor + 2, stride=factor, padding=1)]
         blocks = (ResidualBlock(width) for _ in range(shape.depth))
-        self.decoder = nn.Sequential(*blocks, nn.GroupNorm(GROUPS, width), *up)
+        self.decoder = nn.Sequential(*blocks, nn.GroupNorm(NORM_GROUPS, width), *up)
         if not self.codebook.is_meta:  # setting weights there would load the compiler
             self.init_weights()
 
@@ -154,7 +151,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = nn.GroupNorm(GROUPS, width), nn.GroupNorm(GROUPS, width)
+        self.norm_1, self.norm_2 = nn.GroupNorm(NORM_GROUPS, width), nn.GroupNorm(NORM_GROUPS, width)
         self.convolution_1 = nn.Conv2d(width, width, 3, padding=1)
         self.convolution_2 = nn.Conv2d(width, width, 3, padding=1)
 

@@ -153,6 +153,11 @@ def _check(config: ResolvedTokenizerConfig, facts: DataFacts, num_tokens: int) -
             f"the images' short side is about {facts.short_side} px, smaller than a patch of {config.patch_size} px: "
             "give a smaller --patch-size"
         )
+    if config.stride > config.patch_size:
+        raise RequestError(
+            f"--stride got {config.stride}, more than a patch of {config.patch_size} px: that only enlarges images; "
+            "give at most the patch size"
+        )
     samples = total_steps(config, facts.count) * config.batch_size
     if config.codebook > samples * num_tokens:
         raise RequestError(

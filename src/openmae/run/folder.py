@@ -28,6 +28,7 @@ from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
 from openmae.run.lock import cannot_resume_error, check_run_folder, check_vacant, is_vacant, status_of, summary_of
+from openmae.run.reader import parse_resolved_config
 from openmae.training.checkpoint import (
     MODEL,
     Checkpoint,
@@ -163,6 +164,9 @@ def _read_config(
 ) -> tuple[ResolvedConfigT, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
+        other, _ = parse_resolved_config(values)
+        if other is not None and not isinstance(other, config_type):
+            raise RequestError("it is a run of another command")
         saved, preprocessing = config_type.from_dict(values), Preprocessing.from_dict(values["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(

@@ -209,7 +209,9 @@ def test_a_collapse_is_said_with_what_to_do():
         ({"image_size": 32, "patch_size": 16}, "short side is about 8 px, smaller than a patch of 16 px"),
         ({"channels": 5}, "--channels got 5, but the images have 1"),
         ({"patch_size": 3}, "a patch of 3 px does not divide an image of 8x8 px"),
-        ({"temperature": (1.0, 0.0)}, "--temperature got 0: it must be above 0"),
+        ({"temperature": (1.0, 0.0)}, "--temperature got 0: it must be at least 0.001"),
+        ({"temperature": (0.1, 2.0)}, "--temperature rises from 0.1 to 2: give the higher one first"),
+        ({"stride": 4}, "--stride got 4, more than a patch of 2 px: .* give at most the patch size"),
         ({"epochs": 1.0}, "got both --epochs 1 and --steps 12"),
         ({"augment": "crop-jitter"}, "--augment got 'crop-jitter'"),
         ({"data": "nowhere"}, "nowhere"),
@@ -219,6 +221,11 @@ def test_what_cannot_be_trained_is_refused_in_a_line(tmp_path, settings, message
     with pytest.raises(RequestError, match=message):
         tokenizer(config_of(tmp_path / "run", **settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_command_is_said_to_be_one(pixel_run):
+    with pytest.raises(RequestError, match=r"it is a run of another command"):
+        tokenizer(replace(config_of(pixel_run), resume="auto"))
 
 
 def test_other_settings_do_not_go_on(trained, tmp_path):
