@@ -8,7 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmae.benchmarks.ours import make_ours, pretrain_plan_for
-from openmae.config import ResolvedPretrainConfig
+from openmae.config import ResolvedPretrainConfig, TokenizerShape
+from openmae.interchange.tokenizers import build_tokenizer
 from openmae.machine.parallel import Processes, parallelise
 from openmae.run.folder import MAY_CHANGE
 
@@ -18,6 +19,33 @@ CPU = torch.device("cpu")
 
 # What makes a GPU's queue run empty: a number brought to Python, a result whose shape depends on values.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item"}
+
+
+TOKENS = [{"tokenizer": kind} for kind in ("vae", "dalle")]
+
+
+def ours_of(settings, device=CPU, precision="fp32", *, is_compiled=False):
+    """The step of a tiny model; where settings name a kind of tokenizer, it predicts the tokens of a tiny one."""
+    kind = settings.get("tokenizer")
+    others = {name: value for name, value in settings.items() if name != "tokenizer"}
+    plan = pretrain_plan_for("tiny", 4, device, precision, micro_batch_size=3, **others)
+    if kind is None:
+        return make_ours(plan, device, is_compiled=is_compiled)
+    shape = TokenizerShape(
+        kind=kind,
+        patch_size=4 if kind == "vae" else None,
+        stride=4 if kind == "vae" else 8,
+        channels=3,
+        codebook=16,
+        width=16,
+        depth=1,
+    )
+    plan = replace(plan, config=replace(plan.config, target="token", tokenizer="T"))
+    plan = replace(plan, shape=replace(plan.shape, target="token", tokenizer=shape))
+    ours = make_ours(plan, device, is_compiled=is_compiled)
+    torch.manual_seed(0)
+    ours.model.target.set_tokenizer(build_tokenizer(shape), torch.full((3,), 0.2), torch.full((3,), 0.5))
+    return ours
 
 
 class Waits(TorchDispatchMode):
@@ -35,11 +63,11 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"mask": "block"}, {"mask_tokens_in_encoder": True}, {"target": "pixel"}], ids=str
+    "settings", [{}, {"mask": "block"}, {"mask_tokens_in_encoder": True}, {"target": "pixel"}, *TOKENS], ids=str
 )
 def test_a_step_never_waits(settings):
     """On a CPU every operation goes through the dispatcher, too: there what would wait on a GPU is counted."""
-    ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3, **settings), CPU)
+    ours = ours_of(settings)
     ours.step()
     with Waits() as waits:
         ours.step()
@@ -118,11 +146,10 @@ def compiled_eagerly(monkeypatch):
 @pytest.mark.slow  # capturing takes a second, or a minute where other programs compute
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("compiled_eagerly")
-def test_compiling_keeps_names_and_numbers():
+@pytest.mark.parametrize("settings", [{}, *TOKENS], ids=str)
+def test_compiling_keeps_names_and_numbers(settings):
     """The last micro-batch is an odd one. Measured: 0 for the loss, 1.2e-7 for the weights after two steps."""
-    settled = pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3)
-    plain = make_ours(settled, CPU)
-    compiled = make_ours(settled, CPU, is_compiled=True)
+    plain, compiled = ours_of(settings), ours_of(settings, is_compiled=True)
     assert compiled.wrapped_model is not compiled.model
     results = []
     for ours in (plain, compiled):
@@ -133,6 +160,9 @@ def test_compiling_keeps_names_and_numbers():
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
     assert not any("_orig_mod" in name for name in compiled.model.state_dict())
+    if settings:
+        images = compiled.images()
+        assert torch.equal(compiled.model.target.tokens(images), plain.model.target.tokens(images))
     for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
     with torch.no_grad():  # whoever measures uses the model itself
