@@ -8,44 +8,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openmae.benchmarks.ours import make_ours, pretrain_plan_for
-from openmae.config import ResolvedPretrainConfig, TokenizerShape
-from openmae.interchange.tokenizers import build_tokenizer
+from openmae.config import ResolvedPretrainConfig
 from openmae.machine.parallel import Processes, parallelise
 from openmae.run.folder import MAY_CHANGE
 
 from ...shared import whole_micro_batches
+from .small_steps import TOKENS, ours_of
 
 CPU = torch.device("cpu")
 
 # What makes a GPU's queue run empty: a number brought to Python, a result whose shape depends on values.
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique_dim", "_unique2", "item"}
-
-
-TOKENS = [{"tokenizer": kind} for kind in ("vae", "dalle")]
-
-
-def ours_of(settings, device=CPU, precision="fp32", *, is_compiled=False):
-    """The step of a tiny model; where settings name a kind of tokenizer, it predicts the tokens of a tiny one."""
-    kind = settings.get("tokenizer")
-    others = {name: value for name, value in settings.items() if name != "tokenizer"}
-    plan = pretrain_plan_for("tiny", 4, device, precision, micro_batch_size=3, **others)
-    if kind is None:
-        return make_ours(plan, device, is_compiled=is_compiled)
-    shape = TokenizerShape(
-        kind=kind,
-        patch_size=4 if kind == "vae" else None,
-        stride=4 if kind == "vae" else 8,
-        channels=3,
-        codebook=16,
-        width=16,
-        depth=1,
-    )
-    plan = replace(plan, config=replace(plan.config, target="token", tokenizer="T"))
-    plan = replace(plan, shape=replace(plan.shape, target="token", tokenizer=shape))
-    ours = make_ours(plan, device, is_compiled=is_compiled)
-    torch.manual_seed(0)
-    ours.model.target.set_tokenizer(build_tokenizer(shape), torch.full((3,), 0.2), torch.full((3,), 0.5))
-    return ours
 
 
 class Waits(TorchDispatchMode):
