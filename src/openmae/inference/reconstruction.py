@@ -111,8 +111,8 @@ def reconstruct_patches(
 
 
 def check_draws(mae: MAE) -> None:
-    """Raise RequestError where the model predicts tokens that nothing turns back into pixels."""
-    if isinstance(mae.target, TokenTarget) and mae.target.why_no_pictures is not None:
+    """Raise RequestError where nothing turns what the model predicts into pixels."""
+    if mae.target.why_no_pictures is not None:
         raise RequestError(f"the model cannot be drawn: {mae.target.why_no_pictures}")
 
 

@@ -38,17 +38,13 @@ class TokenTarget(Target):
         super().__init__(shape)
         assert shape.tokenizer is not None
         self.shape = shape.tokenizer
+        self.why_no_pictures = None if self.shape.is_ours else NO_DECODER
         # Parameters, not buffers, which several processes would send around before every step.
         unset = torch.full((self.shape.channels,), torch.nan)
         self.input_scale = nn.Parameter(unset.clone(), requires_grad=False)
         self.input_shift = nn.Parameter(unset, requires_grad=False)
         self.vae = _without_weights(self.shape, self.input_scale.device) if self.shape.is_ours else None
         self._outside: list[nn.Module] = []
-
-    @property
-    def why_no_pictures(self) -> str | None:
-        """Why tokens cannot be turned into pixels; None where they can."""
-        return None if self.shape.is_ours else NO_DECODER
 
     @torch.no_grad()
     def set_tokenizer(

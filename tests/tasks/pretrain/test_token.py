@@ -299,7 +299,9 @@ def test_dalles_encoder_is_not_kept_and_draws_nothing(dalle_run, images, digits_
     with pytest.raises(RequestError, match="which does not lie in it: give that as --tokenizer too"):
         pretrain(config)
     assert command(["inspect", str(dalle_run / "model.safetensors")]) == 0
-    assert "DALL-E's encoder, which is not kept here; 32 codes, sha256" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "DALL-E's encoder, which is not kept here; 32 codes, sha256" in said
+    assert "good for   pretrain, finetune, probe" in said
 
 
 def test_the_plan_says_what_the_tokenizer_costs(images, tokenizer, dalle, digits_config, tmp_path, capsys):

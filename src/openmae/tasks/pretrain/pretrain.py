@@ -121,14 +121,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
-            final_message=lambda summary: final_line(run.path, shape),
+            final_message=lambda summary: final_line(run.path, model),
         )
 
 
-def final_line(run: Path, shape: MAEShape) -> str:
+def final_line(run: Path, model: MAE) -> str:
     """The last line on the screen: where the model is, and what to do next."""
-    draws = shape.tokenizer is None or shape.tokenizer.is_ours
-    use = "reconstruct IMAGE" if draws else "attention IMAGE"
+    use = "reconstruct IMAGE" if model.target.why_no_pictures is None else "attention IMAGE"
     return f"done       {run / MODEL}; look at it: openmae {use} --init {run} --out pictures.png"
 
 

@@ -42,7 +42,7 @@ def open_tokenizer(
 
 def _of_previous(run: Run[ResolvedPretrainConfig], given: str | None) -> StoredTokenizer | None:
     assert run.previous is not None
-    folder = run.previous.checkpoint.folder
+    folder = run.previous.checkpoint.folder.absolute()
     stored = read_stored_model(folder / MODEL)
     if tokenizer_shape(stored) is None:
         if given is not None:
