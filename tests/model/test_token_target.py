@@ -12,7 +12,7 @@ from openmae.errors import RequestError
 from openmae.model import cost
 from openmae.model.mae import MAE
 from openmae.model.masking import Masking
-from openmae.model.token_target import TokenTarget
+from openmae.model.token_target import TokenTarget, full_precision
 from openmae.model.tokenizer import DiscreteVAE
 from openmae.model.tokenizer_cost import encoder_parameters, stored_parameters, tokens_flops
 from openmae.training.optim import weight_decay_groups
@@ -120,6 +120,25 @@ def test_autocast_does_not_touch_the_tokens(tiny_shape):
     assert losses.dtype == torch.float32
 
 
+def test_tokens_are_given_in_parts(tiny_shape):
+    """So memory does not grow with the batch; the tokens are those of the whole."""
+    target, counts = TokenTarget(token_shape(tiny_shape)), []
+    vae, images = with_tokenizer(target), images_of(70)
+    target.vae.encoder.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
+    assert torch.equal(target.tokens(images), vae.tokens(target.to_input(images)))
+    assert counts == [32, 32, 6]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_what_else_is_set_for_convolutions_stays_so(value, monkeypatch):
+    cudnn = torch.backends.cudnn
+    for name in ("benchmark", "deterministic", "enabled"):
+        monkeypatch.setattr(cudnn, name, value)
+    with full_precision():
+        assert (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, cudnn.allow_tf32) == (value,) * 3 + (False,)
+    assert (cudnn.benchmark, cudnn.deterministic, cudnn.enabled, cudnn.allow_tf32) == (value,) * 3 + (True,)
+
+
 def test_any_grid_has_a_token_for_each_patch(tiny_shape):
     target = TokenTarget(token_shape(tiny_shape, 2))
     with_tokenizer(target)
@@ -175,12 +194,12 @@ def test_dalle_is_outside_of_the_checkpoint_and_is_given_clamped_pixels(tiny_sha
 
 
 def test_a_shape_without_a_tokenizer_or_one_that_does_not_fit_is_refused(tiny_shape):
-    with pytest.raises(RequestError, match="belongs to --target token"):
+    with pytest.raises(RequestError, match=r"belongs to --target token.*: give both or neither"):
         tiny_shape(target="token")
-    with pytest.raises(RequestError, match="belongs to --target token"):
+    with pytest.raises(RequestError, match=r"belongs to --target token.*: give both or neither"):
         tiny_shape(tokenizer=tokenizer_shape())
     for changes in ({"patch_size": 8}, {"channels": 1}):
-        with pytest.raises(RequestError, match="does not fit patches of 4 px with 3 channels"):
+        with pytest.raises(RequestError, match=r"does not fit patches of 4 px with 3 channels.*; give another"):
             tiny_shape(target="token", tokenizer=tokenizer_shape(**changes))
 
 

@@ -216,11 +216,14 @@ class MAEShape:
             )
         check_range("--pca-coefficients", self.pca_coefficients, 1, self.encoder.patch_dim)
         if (self.target == "token") != (self.tokenizer is not None):
-            raise RequestError(f"a tokenizer belongs to --target token, and this is --target {self.target}")
+            raise RequestError(
+                f"a tokenizer belongs to --target token, and this is --target {self.target}: give both or neither"
+            )
         if self.tokenizer is not None and not self.tokenizer.fits(self.encoder.patch_size, self.encoder.channels):
             raise RequestError(
                 f"the tokenizer does not fit patches of {self.encoder.patch_size} px with {self.encoder.channels} "
-                "channels: it gives no token for each of them"
+                "channels: it gives no token for each of them; give another --tokenizer, or its --patch-size and "
+                f"--channels ({self.tokenizer.patch_size or 'any'} px, {self.tokenizer.channels})"
             )
         if not self.encoder.is_maskable:
             raise RequestError(

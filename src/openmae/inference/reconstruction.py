@@ -62,7 +62,8 @@ def reconstruct_patches(
     """Predict the masked patches of normalised images (B, C, H, W) and convert them to pixels in 0..1.
 
     A norm-pixel model predicts patches from which their mean and standard deviation were removed (paper, section 3), so
-    both have to come from elsewhere.
+    both have to come from elsewhere. A model of tokens draws a patch from its neighbours' tokens, too. Those of visible
+    patches are of the image with its hidden patches blank, and a little worse for it: a tokenizer looks around a patch.
 
     Args:
         undo: where these statistics are taken from: "neighbours", the visible patches around it; or "true", the patch
@@ -75,6 +76,7 @@ def reconstruct_patches(
     patches = patchify(images, size)
     prediction = mae.predict_all(images, masking).to(patches.dtype)
     is_masked = masking.is_masked
+    is_masked_pixel = _by_pixel(is_masked, grid, size)
     leaks = False
     if isinstance(mae.target, NormPixelTarget):
         mean, std = patch_statistics(patches)
@@ -83,15 +85,16 @@ def reconstruct_patches(
         else:
             leaks = True
         prediction = prediction * std + mean
-    elif isinstance(mae.target, TokenTarget):  # a decoder draws a patch from its neighbours' tokens, too
+    elif isinstance(mae.target, TokenTarget):
         tokens = prediction.argmax(dim=-1)
-        tokens = torch.where(is_masked, tokens, mae.target.tokens(images)) if paste else tokens
+        if paste:
+            seen = images.masked_fill(is_masked_pixel, 0)  # the mean; else the tokens would tell of hidden pixels
+            tokens = torch.where(is_masked, tokens, mae.target.tokens(seen))
         prediction = mae.target.decode(tokens, grid).to(patches.dtype)
     else:
         prediction = mae.target.to_patches(prediction)
     if paste:
         prediction = torch.where(is_masked[..., None], prediction, patches)
-    is_masked_pixel = _by_pixel(is_masked, grid, size)
     is_empty_pixel = torch.zeros_like(is_masked_pixel)
     if is_empty is not None:
         is_empty_pixel = _by_pixel(is_empty.to(is_masked.device), grid, size)
@@ -108,8 +111,8 @@ def reconstruct_patches(
 
 
 def check_draws(mae: MAE) -> None:
-    """Raise RequestError where the model predicts tokens that nothing turns back into pixels."""
-    if isinstance(mae.target, TokenTarget) and mae.target.why_no_pictures is not None:
+    """Raise RequestError where nothing turns what the model predicts into pixels."""
+    if mae.target.why_no_pictures is not None:
         raise RequestError(f"the model cannot be drawn: {mae.target.why_no_pictures}")
 
 

@@ -9,6 +9,7 @@ from openmae.interchange.resize import fit_encoder
 from openmae.interchange.stored import ENCODER, StoredModel, check_weights
 from openmae.model.mae import MAE
 from openmae.model.positions import sincos_positions
+from openmae.model.token_target import TokenTarget
 from openmae.model.vit import ViT
 
 
@@ -44,10 +45,14 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     return [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
 
 
-def load_for_pretraining(model: MAE, init: StoredModel) -> list[str]:
+def load_for_pretraining(model: MAE, init: StoredModel, *, same_tokens: bool = True) -> list[str]:
     """Load another model's encoder, and its decoder where it has one of the same shape.
 
-    Sin-cos positions are computed for the new size; learned ones are resampled.
+    Sin-cos positions are computed for the new size; learned ones are resampled. The tokenizer of a model that predicts
+    tokens is left to `TokenTarget.set_tokenizer`.
+
+    Args:
+        same_tokens: whether the tokens of both models mean the same; otherwise the layer that predicts them is fresh.
 
     Returns:
         Lines to print.
@@ -71,6 +76,12 @@ def load_for_pretraining(model: MAE, init: StoredModel) -> list[str]:
     mismatched = sorted(
         n for n in own.keys() | theirs.keys() if n not in own or n not in theirs or own[n].shape != theirs[n].shape
     )
+    if isinstance(model.target, TokenTarget) and init.shape.tokenizer is not None:
+        left_to_others = ("target.",) if same_tokens else ("target.", "decoder.predict.")
+        theirs = {name: value for name, value in theirs.items() if not name.startswith(left_to_others)}
+        mismatched = [name for name in mismatched if not name.startswith(left_to_others)]
+        if not (mismatched or same_tokens):
+            lines.append("           decoder.predict: fresh, for --init predicts the tokens of another tokenizer")
     if mismatched:
         return [*lines, f"           decoder: fresh, for {mismatched[0]} is missing or of another shape there"]
     model.load_state_dict(theirs, strict=False)

@@ -15,10 +15,11 @@ from openmae.machine.signals import STOP_SIGNALS, before_immediate_exit
 
 
 def compile_model(model: nn.Module) -> nn.Module:
-    """The model through torch.compile; `model` itself is unchanged, with its parameter names, and evaluates eagerly.
+    """The model through torch.compile; `model` itself keeps its parameter names and evaluates eagerly.
 
     Nothing is compiled before the first call. Each new batch size is compiled anew: shapes are static. Methods that a
-    module names in `not_compiled` are left out.
+    module names in `not_compiled` are left out: in that module they are replaced by ones that the compiler calls as
+    they are.
     """
     start_processes()
     # It warns that checkpointed code must not change anything in place; ours does not.

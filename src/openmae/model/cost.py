@@ -96,20 +96,25 @@ def training_flops(shape: MAEShape, visible: int) -> int:
     return 3 * forward + 2 * projection
 
 
-def activation_bytes(shape: MAEShape, visible: int, bytes_per_value: int, *, recompute: bool = False) -> int:
+def activation_bytes(
+    shape: MAEShape, visible: int, bytes_per_value: int, *, masked: int | None = None, recompute: bool = False
+) -> int:
     """Approximate bytes of the activations that one image keeps for the backward pass.
 
     A block keeps 16 values for each token and channel: the two norms' inputs and outputs, qkv, the attention's output
     and the MLP's hidden layer before and after GELU. 18 are counted, for with bf16 the norms' inputs are float32.
 
+    The loss is computed in float32 at any precision: an output is kept as it was predicted and three times in float32,
+    as a copy, as its error (or softmax) and as a gradient.
+
     Args:
+        masked: the patches that are predicted; all that are not visible unless given.
         recompute: outputs of norms and GELU are not kept: 6 values fewer.
     """
     encoder, decoder, count = shape.encoder, shape.decoder, shape.encoder.num_patches
     encoded = 1 + (count if shape.mask_tokens_in_encoder else visible)
     values_per_token = 12 if recompute else 18
     values = values_per_token * (encoder.depth * encoded * encoder.width + decoder.depth * (1 + count) * decoder.width)
-    values += 6 * count * encoder.patch_dim
-    if shape.tokenizer is not None:  # logits, in float32 too, their softmax and its gradient
-        values += 4 * (count - visible) * shape.outputs
-    return values * bytes_per_value
+    images = 3 * 4 * count * encoder.patch_dim  # in float32: the images, their patches and the true values
+    outputs = (count - visible if masked is None else masked) * shape.outputs
+    return values * bytes_per_value + images + outputs * (bytes_per_value + 3 * 4)

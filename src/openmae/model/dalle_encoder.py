@@ -15,6 +15,7 @@ from openmae.errors import RequestError
 NUM_GROUPS = 4  # of blocks, each of twice the width of the one before; between them the sides are halved
 STRIDE = 2 ** (NUM_GROUPS - 1)
 BOTTLENECK = 4  # a block's width over that of its inner convolutions
+INPUT_KERNEL = 7  # side of the first convolution
 INPUT_SCALE, INPUT_SHIFT = 0.8, 0.1  # its input is pixels of 0 to 1, times the first and plus the second
 
 
@@ -35,7 +36,7 @@ class DalleEncoder(nn.Module):
             raise RequestError(f"--width got {shape.width}: DALL-E's encoder needs at least {BOTTLENECK}")
         self.shape = shape
         gain = 1 / (NUM_GROUPS * shape.depth) ** 2
-        self.input = nn.Conv2d(shape.channels, shape.width, 7, padding=3)
+        self.input = nn.Conv2d(shape.channels, shape.width, INPUT_KERNEL, padding=INPUT_KERNEL // 2)
         groups: list[nn.Module] = []
         inputs = shape.width
         for i in range(NUM_GROUPS):

@@ -18,7 +18,13 @@ NORMALISATION_EPS = 1e-6
 
 
 class Target(nn.Module, ABC):
-    """What is predicted for each masked patch: `num_outputs` values, and their loss."""
+    """What is predicted for each masked patch: `num_outputs` values, and their loss.
+
+    Attributes:
+        why_no_pictures: why predictions cannot be turned into pixels; None where they can.
+    """
+
+    why_no_pictures: str | None = None
 
     def __init__(self, shape: MAEShape) -> None:
         super().__init__()

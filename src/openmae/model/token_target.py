@@ -16,6 +16,7 @@ from openmae.model.patches import patchify
 from openmae.model.targets import Target
 from openmae.model.tokenizer import DiscreteVAE
 
+TOKENS_AT_ONCE = 32  # images at a time, for their feature maps are large; the tokens do not depend on it
 NO_DECODER = "it predicts the tokens of DALL-E's encoder, and nothing here turns these back into pixels"
 
 
@@ -37,17 +38,13 @@ class TokenTarget(Target):
         super().__init__(shape)
         assert shape.tokenizer is not None
         self.shape = shape.tokenizer
+        self.why_no_pictures = None if self.shape.is_ours else NO_DECODER
         # Parameters, not buffers, which several processes would send around before every step.
         unset = torch.full((self.shape.channels,), torch.nan)
         self.input_scale = nn.Parameter(unset.clone(), requires_grad=False)
         self.input_shift = nn.Parameter(unset, requires_grad=False)
         self.vae = _without_weights(self.shape, self.input_scale.device) if self.shape.is_ours else None
         self._outside: list[nn.Module] = []
-
-    @property
-    def why_no_pictures(self) -> str | None:
-        """Why tokens cannot be turned into pixels; None where they can."""
-        return None if self.shape.is_ours else NO_DECODER
 
     @torch.no_grad()
     def set_tokenizer(
@@ -71,7 +68,7 @@ class TokenTarget(Target):
         tokenizer: Any = self.vae if self.vae is not None else next(iter(self._outside), None)
         assert tokenizer is not None, "a model of DALL-E's tokens was given no tokenizer"
         with torch.autocast(images.device.type, enabled=False), full_precision():
-            return tokenizer.tokens(self.to_input(images))
+            return torch.cat([tokenizer.tokens(self.to_input(part)) for part in images.split(TOKENS_AT_ONCE)])
 
     def to_input(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c height width"]:
         """The tokenizer's input: grid × stride pixels."""
@@ -116,8 +113,14 @@ class TokenTarget(Target):
 
 
 def full_precision() -> contextlib.AbstractContextManager[None]:
-    """A context in which convolutions on CUDA are not rounded to TF32, which torch does unless told otherwise."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    """A context in which convolutions on CUDA are not rounded to TF32, which torch does unless told otherwise.
+
+    All else stays as it is; torch would reset what is not passed on.
+    """
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
 
 
 def _without_weights(shape: TokenizerShape, device: torch.device) -> DiscreteVAE:

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from openmae.config import Grid, TokenizerShape
+from openmae.model.dalle_encoder import BOTTLENECK, INPUT_KERNEL, NUM_GROUPS
 from openmae.model.tokenizer import stride_factors
 
-LIVE_MAPS = 3  # of a layer at once: its input, its output, and one that an activation or a residual branch makes
+# Feature maps of the largest layer that are there at once. In DALL-E's first group: the group's input, the second
+# block's input, what its convolutions make of that, this times the gain, and the sum.
+LIVE_MAPS = 5
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ def _of_vae(shape: TokenizerShape) -> list[Convolution]:
 
 
 def _of_dalle(shape: TokenizerShape) -> list[Convolution]:
-    """Four groups of blocks of doubling width, with pooling between them (Ramesh et al., 2021)."""
+    """Groups of blocks of doubling width, with pooling between them (Ramesh et al., 2021)."""
     side, inputs = shape.stride, shape.width
-    layers = [Convolution(7, shape.channels, shape.width, side)]
-    for group in range(4):
+    layers = [Convolution(INPUT_KERNEL, shape.channels, shape.width, side)]
+    for group in range(NUM_GROUPS):
         outputs = shape.width * 2**group
-        hidden = outputs // 4
+        hidden = outputs // BOTTLENECK
         for _ in range(shape.depth):
             layers.append(Convolution(3, inputs, hidden, side))
             layers += [Convolution(3, hidden, hidden, side)] * 2
@@ -56,7 +59,7 @@ def _of_dalle(shape: TokenizerShape) -> list[Convolution]:
             if inputs != outputs:
                 layers.append(Convolution(1, inputs, outputs, side))
             inputs = outputs
-        side = side if group == 3 else side // 2
+        side = side if group == NUM_GROUPS - 1 else side // 2
     return [*layers, Convolution(1, inputs, shape.codebook, side)]
 
 
@@ -79,5 +82,6 @@ def tokens_flops(shape: TokenizerShape, grid: Grid) -> int:
 
 def tokens_bytes(shape: TokenizerShape, grid: Grid) -> int:
     """Approximate bytes that one image takes while it gets its tokens, in float32; nothing is kept of them."""
-    largest = max(layer.side**2 * max(layer.inputs, layer.outputs) for layer in encoder_convolutions(shape))
-    return 4 * LIVE_MAPS * grid[0] * grid[1] * largest
+    *hidden, _ = encoder_convolutions(shape)
+    largest = max(layer.side**2 * layer.outputs for layer in hidden)
+    return 4 * grid[0] * grid[1] * max(LIVE_MAPS * largest, 2 * shape.codebook)  # the logits once, and to spare

@@ -154,6 +154,11 @@ class Decisions:
             self.reasons[name] = why
         self.values[name] = value
 
+    def drop(self, name: str) -> None:
+        """Open a setting again that was decided."""
+        self.values.pop(name, None)
+        self.reasons.pop(name, None)
+
     def get(self, name: str) -> Any:
         """A setting as decided or given; None while it is open."""
         return self.values[name] if name in self.values else getattr(self.config, name)

@@ -293,8 +293,8 @@ def _fit_memory(shape: MAEShape, machine: Machine, decisions: Decisions) -> None
 
 def planned_memory(shape: MAEShape, config: ResolvedPretrainConfig, micro_batch_size: int) -> int:
     """Bytes for weights, gradients and AdamW's two moments in float32, and for the activations of a micro-batch."""
-    count = shape.encoder.num_patches
+    count, bytes_per_value = shape.encoder.num_patches, 2 if config.precision == "bf16" else 4
     visible = count if config.mask == "given" else max(1, int(count * (1 - config.mask_ratio)))
-    bytes_per_value = 2 if config.precision == "bf16" else 4
-    activations = cost.activation_bytes(shape, visible, bytes_per_value, recompute=config.recompute)
+    masked = count if config.mask == "given" else count - visible  # a given mask shows and hides at most all
+    activations = cost.activation_bytes(shape, visible, bytes_per_value, masked=masked, recompute=config.recompute)
     return 16 * cost.num_parameters(shape) + micro_batch_size * activations + tokenizer_memory(shape, micro_batch_size)

@@ -6,8 +6,8 @@ from openmae.errors import RequestError, shown
 from openmae.interchange.stored import StoredModel
 from openmae.interchange.tokenizers import StoredTokenizer
 from openmae.machine.files import format_bytes
-from openmae.model.token_target import NO_DECODER
-from openmae.model.tokenizer_cost import encoder_parameters, tokens_bytes, tokens_flops
+from openmae.model.token_target import NO_DECODER, TOKENS_AT_ONCE
+from openmae.model.tokenizer_cost import encoder_parameters, stored_parameters, tokens_bytes, tokens_flops
 from openmae.planning.decisions import Decisions
 
 
@@ -26,6 +26,8 @@ def decide_tokenizer(
         RequestError: one of target and tokenizer is missing, or the tokenizer does not fit a setting.
     """
     get = decisions.get
+    if decisions.config.tokenizer is None and get("target") != "token" and decisions.config.target is not None:
+        decisions.drop("tokenizer")  # the recipe's
     init_shape = init.shape if init is not None and isinstance(init.shape, MAEShape) else None
     own = init_shape.tokenizer if init_shape is not None else None
     check_token_target(get("target"), get("tokenizer"), decisions.config.init if own else None)
@@ -87,5 +89,5 @@ def tokenizer_memory(shape: MAEShape, micro_batch_size: int) -> int:
     tokenizer = shape.tokenizer
     if tokenizer is None:
         return 0
-    weights = 4 * encoder_parameters(tokenizer) * (2 if tokenizer.is_ours else 1)
-    return weights + micro_batch_size * tokens_bytes(tokenizer, shape.encoder.grid)
+    weights = stored_parameters(tokenizer) if tokenizer.is_ours else encoder_parameters(tokenizer)
+    return 4 * weights + min(micro_batch_size, TOKENS_AT_ONCE) * tokens_bytes(tokenizer, shape.encoder.grid)

@@ -14,7 +14,7 @@ from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
 from openmae.machine.device_name import check_device
-from openmae.recipes import recipe_setting
+from openmae.recipes import named_tokenizer, recipe_setting
 from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
@@ -27,7 +27,7 @@ def check_pretrain(config: PretrainConfig) -> None:
         return
     if config.init is not None:
         check_init(config.init)
-    tokenizer = config.tokenizer or recipe_setting(config.recipe, "tokenizer")
+    tokenizer = named_tokenizer(config)
     check_token_target(config.target or recipe_setting(config.recipe, "target"), tokenizer, config.init)
     if tokenizer is not None:
         check_tokenizer_name(tokenizer)

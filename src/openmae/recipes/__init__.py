@@ -1,7 +1,7 @@
 """The paper's settings by name, each with the number it claims."""
 
 from openmae.recipes.finetune import FINETUNE_RECIPES
-from openmae.recipes.pretrain import PRETRAIN_RECIPES, recipe_setting
+from openmae.recipes.pretrain import PRETRAIN_RECIPES, named_tokenizer, recipe_setting
 from openmae.recipes.probe import PROBE_RECIPES
 
-__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES", "PROBE_RECIPES", "recipe_setting"]
+__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES", "PROBE_RECIPES", "named_tokenizer", "recipe_setting"]

@@ -6,6 +6,8 @@ A recipe is a function that returns settings of `PretrainConfig`; flags given be
 from collections.abc import Callable
 from typing import Any
 
+from openmae.config import PretrainConfig
+
 
 def _table_8() -> dict[str, Any]:
     return {
@@ -120,3 +122,10 @@ PRETRAIN_RECIPES: dict[str, Callable[[], dict[str, Any]]] = {
 def recipe_setting(recipe: str | None, name: str) -> Any:
     """A setting of a recipe; None where there is no such recipe, or it does not say."""
     return PRETRAIN_RECIPES[recipe]().get(name) if recipe in PRETRAIN_RECIPES else None
+
+
+def named_tokenizer(config: PretrainConfig) -> str | None:
+    """What `--tokenizer` names, or the recipe where it is for the target: another `--target` beside it wins."""
+    if config.tokenizer is not None or config.target not in (None, "token"):
+        return config.tokenizer
+    return recipe_setting(config.recipe, "tokenizer")

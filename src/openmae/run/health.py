@@ -71,26 +71,21 @@ def effective_rank(features: Tensor) -> float:
     return math.exp(-float((shares * shares.log()).sum())) if len(shares) else 1.0
 
 
-def trivial_loss(
-    target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]
-) -> float | None:
+def trivial_loss(target: Target, samples: Callable[[], Iterable[tuple[Tensor, Masking, Tensor | None]]]) -> float:
     """The loss of the best constant guess: the mean of each output over masked patches, or each token's frequency.
 
     Args:
         samples: iterates over prepared images (B, C, H, W), their masking, and which masked patches count, (B, masked)
-            bool or None for all; it is called twice.
+            bool or None for all; it is called twice, for tokens once.
 
     Returns:
-        The mean over all masked patches, comparable with the held-out loss; None where the target is integers other
-        than tokens.
+        The mean over all masked patches, comparable with the held-out loss.
     """
     if isinstance(target, TokenTarget):
         return _entropy(target, samples())
     total, count = torch.zeros((), dtype=torch.float64), 0
     for images, masking, counted in samples():
         truth = target.truth(images, masking).cpu()
-        if not truth.is_floating_point():
-            return None
         if counted is not None:
             truth = truth[counted.cpu()][None]
         total = total + truth.double().sum(dim=(0, 1))

@@ -18,6 +18,7 @@ from openmae.tasks.pretrain import pretrain as task
 
 from ...cuda_stand_in import stand_in
 from ...shared import whole_micro_batches
+from .small_steps import ours_of
 
 GPU = torch.device("cuda:0")
 
@@ -34,14 +35,17 @@ def test_what_is_planned_for_a_gpu():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_whole", [False, True], ids=["cropped", "whole"])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_step_on_a_gpu(is_whole, precision):
-    """Every tensor of the step lies there, or an operation would refuse to mix devices; batches come ahead."""
+@pytest.mark.parametrize(("precision", "settings"), [("bf16", {}), ("fp32", {}), ("bf16", {"tokenizer": "dalle"})])
+def test_a_step_on_a_gpu(is_whole, precision, settings):
+    """Every tensor of the step lies there, or an operation would refuse to mix devices; batches come ahead.
+
+    A tokenizer of ours cannot be made in the stand-in (`to_empty`), so of those DALL-E's is walked.
+    """
     cpu = torch.device("cpu")
     cropped = make_ours(pretrain_plan_for("tiny", 4, cpu, "fp32", micro_batch_size=3), cpu).micro_batches
     micro_batches = whole_micro_batches() if is_whole else cropped
     with stand_in() as seen:
-        ours = make_ours(pretrain_plan_for("tiny", 4, GPU, precision, micro_batch_size=3), GPU)
+        ours = ours_of(settings, GPU, precision)
         ours.model.requires_grad_(False)  # see `stand_in`
         ours.micro_batches = micro_batches  # as readers give them: on the CPU, with values
         for number in range(2):

@@ -13,6 +13,7 @@ from openmae.machine.parallel import Processes, parallelise
 from openmae.run.folder import MAY_CHANGE
 
 from ...shared import whole_micro_batches
+from .small_steps import TOKENS, ours_of
 
 CPU = torch.device("cpu")
 
@@ -35,11 +36,11 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"mask": "block"}, {"mask_tokens_in_encoder": True}, {"target": "pixel"}], ids=str
+    "settings", [{}, {"mask": "block"}, {"mask_tokens_in_encoder": True}, {"target": "pixel"}, *TOKENS], ids=str
 )
 def test_a_step_never_waits(settings):
     """On a CPU every operation goes through the dispatcher, too: there what would wait on a GPU is counted."""
-    ours = make_ours(pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3, **settings), CPU)
+    ours = ours_of(settings)
     ours.step()
     with Waits() as waits:
         ours.step()
@@ -118,11 +119,10 @@ def compiled_eagerly(monkeypatch):
 @pytest.mark.slow  # capturing takes a second, or a minute where other programs compute
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("compiled_eagerly")
-def test_compiling_keeps_names_and_numbers():
+@pytest.mark.parametrize("settings", [{}, *TOKENS], ids=str)
+def test_compiling_keeps_names_and_numbers(settings):
     """The last micro-batch is an odd one. Measured: 0 for the loss, 1.2e-7 for the weights after two steps."""
-    settled = pretrain_plan_for("tiny", 4, CPU, "fp32", micro_batch_size=3)
-    plain = make_ours(settled, CPU)
-    compiled = make_ours(settled, CPU, is_compiled=True)
+    plain, compiled = ours_of(settings), ours_of(settings, is_compiled=True)
     assert compiled.wrapped_model is not compiled.model
     results = []
     for ours in (plain, compiled):
@@ -133,6 +133,9 @@ def test_compiling_keeps_names_and_numbers():
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
     assert not any("_orig_mod" in name for name in compiled.model.state_dict())
+    if settings:
+        images = compiled.images()
+        assert torch.equal(compiled.model.target.tokens(images), plain.model.target.tokens(images))
     for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-6)
     with torch.no_grad():  # whoever measures uses the model itself

@@ -1,5 +1,6 @@
 """`pretrain --target token`: it learns the tokens, keeps its tokenizer or its hash, and refuses what does not fit."""
 
+import json
 import random
 import shutil
 import signal
@@ -24,6 +25,7 @@ from openmae.interchange.tokenizers import read_tokenizer
 from openmae.model.patches import unpatchify
 from openmae.preflight.training import check_pretrain
 from openmae.run.health import trivial_loss
+from openmae.tasks.pretrain import pretrain as task
 from openmae.tasks.pretrain.tokenizer import input_map
 
 from ...processes import TINY, run, run_with_stops
@@ -129,7 +131,9 @@ def test_pictures_are_drawn_from_the_tokens(trained, images, tmp_path, capsys):
     target, mae = model.mae.target, model.mae
     masking = MaskSampler("random", 0.75, (4, 4), None)(torch.arange(3))
     with torch.no_grad():
-        tokens, own = mae.predict_all(pixels, masking).argmax(dim=-1), target.tokens(pixels)
+        is_masked_pixel = shown_mask(masking)
+        own = target.tokens(torch.where(is_masked_pixel, 0.0, pixels))
+        tokens = mae.predict_all(pixels, masking).argmax(dim=-1)
         for image, kept in enumerate(masking.keep_ids.tolist()):
             tokens[image, kept] = own[image, kept]
         drawn = reconstruct_patches(mae, pixels, masking, model.preprocessing).prediction
@@ -137,6 +141,18 @@ def test_pictures_are_drawn_from_the_tokens(trained, images, tmp_path, capsys):
     is_hidden = ~torch.isclose(drawn, to_unit(pixels, model.preprocessing).clamp(0, 1))
     assert is_hidden.float().mean() > 0.5
     torch.testing.assert_close(drawn[is_hidden], expected[is_hidden])
+    others = torch.where(is_masked_pixel, torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)), pixels)
+    with torch.no_grad():
+        assert not torch.equal(target.tokens(others), target.tokens(pixels))
+        again = reconstruct_patches(mae, others, masking, model.preprocessing)
+    assert torch.equal(again.is_masked, is_masked_pixel)
+    assert not torch.equal(again.truth, to_unit(pixels, model.preprocessing).clamp(0, 1))
+    assert torch.equal(again.prediction, drawn)  # nothing of it tells of hidden pixels
+
+
+def shown_mask(masking):
+    """(B, 1, H, W): which pixels of 8 x 8 are hidden, in patches of 2 x 2."""
+    return masking.is_masked.view(-1, 1, 4, 4).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
 
 
 def test_the_guess_that_health_compares_with_is_the_entropy(trained):
@@ -180,14 +196,14 @@ def test_the_tokenizer_sees_the_values_that_it_was_trained_on(own):
     torch.testing.assert_close(given * scale[:, None] + shift[:, None], 0.8 * unit + 0.1, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_that_starts_from_it_keeps_its_tokenizer(trained, tokenizer, images, digits_config, tmp_path):
+def test_a_run_that_starts_from_it_keeps_its_tokenizer(trained, tokenizer, images, digits_config, tmp_path, capsys):
     config = config_of(digits_config, images, tmp_path / "on", None, init=str(trained), target=None, seed=5)
-    pretrain(replace(config, decoder_width=24, mean=(0.1,) * 3, std=(0.3,) * 3))
+    pretrain(replace(config, mean=(0.1,) * 3, std=(0.3,) * 3, base_lr=0.0))
+    assert "fresh" not in capsys.readouterr().out
     before, after = (read_stored_model(out / "model.safetensors") for out in (trained, tmp_path / "on"))
     assert after.description["tokenizer"] == before.description["tokenizer"]
     for name, value in before.weights.items():
-        if name.startswith("target.vae"):
-            assert torch.equal(after.weights[name], value)
+        assert name.startswith("target.input_") or torch.equal(after.weights[name], value), name
     # Other statistics of the model's images, and the same input of the tokenizer.
     p = after.preprocessing
     assert p.mean == (0.1,) * 3
@@ -195,24 +211,61 @@ def test_a_run_that_starts_from_it_keeps_its_tokenizer(trained, tokenizer, image
     assert torch.equal(after.weights["target.input_scale"], expected)
 
 
-def test_another_tokenizer_takes_the_place_of_its_own(trained, images, digits_config, tmp_path, capsys):
-    other = save_tokenizer(tmp_path / "other", seed=3)
-    pretrain(config_of(digits_config, images, tmp_path / "on", other, init=str(trained), target=None))
-    assert "--init predicts the tokens of another tokenizer" in capsys.readouterr().out
+@pytest.mark.parametrize("kind", ["ours", "dalle"])
+def test_another_tokenizer_takes_the_place_of_its_own(
+    kind, trained, dalle_run, tokenizer, images, digits_config, tmp_path, capsys
+):
+    """Its codes mean something else: the layer that predicts them starts fresh, the rest of the decoder is kept."""
+    other = save_tokenizer(tmp_path / "other", seed=3) if kind == "ours" else tokenizer
+    init = trained if kind == "ours" else dalle_run  # another codebook's size, and no weights of a tokenizer
+    config = config_of(digits_config, images, tmp_path / "on", other, init=str(init), target=None, seed=5)
+    pretrain(replace(config, base_lr=0.0))
+    said = capsys.readouterr().out
+    assert "decoder.predict: fresh, for --init predicts the tokens of another tokenizer" in said
+    assert "decoder: fresh" not in said
+    before, stored = (read_stored_model(out / "model.safetensors") for out in (init, tmp_path / "on"))
+    for name, value in before.weights.items():
+        is_new = name == "decoder.predict.weight" or name.startswith("target.")
+        assert is_new or name == "decoder.predict.bias" or torch.equal(stored.weights[name], value), name
+    assert not torch.equal(stored.weights["decoder.predict.weight"], before.weights["decoder.predict.weight"])
     stored = read_stored_model(tmp_path / "on" / "model.safetensors")
     assert stored.description["tokenizer"]["sha256"] == read_tokenizer(str(other)).sha256
     assert torch.equal(stored.weights["target.vae.codebook"], read_tokenizer(str(other)).weights["codebook"])
 
 
-def test_a_run_goes_on_without_its_tokenizers_folder(images, digits_config, tmp_path):
+def test_a_run_goes_on_without_its_tokenizers_folder(images, digits_config, tmp_path, monkeypatch):
     out, tokenizer = tmp_path / "run", save_tokenizer(tmp_path / "tokenizer")
     pretrain(config_of(digits_config, images, out, tokenizer, steps=10))
     shutil.rmtree(tokenizer)
     pretrain(PretrainConfig(data=str(images), out=str(out), resume="auto", steps=12))
     pretrain(config_of(digits_config, images, out, tokenizer, steps=14, resume="auto"))  # the same command again
     save_tokenizer(tokenizer, seed=1)
-    with pytest.raises(RequestError, match=r"not the one that this run began with .* the checkpoint has its own"):
-        pretrain(config_of(digits_config, images, out, tokenizer, steps=16, resume="auto"))
+    before = (out / "config.json").read_bytes()
+    again = PretrainConfig(data=str(images), out=str(out), resume="auto", steps=16)
+    other = save_tokenizer(tmp_path / "other", seed=1)
+    for named in (tokenizer, other):
+        with pytest.raises(RequestError, match=r"not the one that this run began with .* the checkpoint has its own"):
+            pretrain(replace(again, tokenizer=str(named)))
+    for missing in (tmp_path / "nowhere", "nowhere"):
+        with pytest.raises(RequestError, match="nowhere does not exist"):
+            pretrain(replace(again, tokenizer=str(missing)))
+    asked = []
+    monkeypatch.setattr("openmae.tasks.pretrain.tokenizer.read_tokenizer", lambda name: asked.append(name) or wrong)
+    wrong = read_tokenizer(str(other))
+    with pytest.raises(RequestError, match="not the one that this run began with"):
+        pretrain(replace(again, tokenizer="hf:some/tokenizer"))
+    assert asked == ["hf:some/tokenizer"]
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_a_run_of_pixels_goes_on_without_a_tokenizer(pixel_run, tokenizer, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(pixel_run, out)
+    before = (out / "config.json").read_bytes()
+    config = PretrainConfig(data="embedded:digits", out=str(out), resume="auto", tokenizer=str(tokenizer))
+    with pytest.raises(RequestError, match="is for --target token, and this run's target is pixel: leave it out"):
+        pretrain(config)
+    assert (out / "config.json").read_bytes() == before
 
 
 def test_dalles_run_goes_on_with_the_same_encoder_and_no_other(dalle_run, dalle, images, tmp_path):
@@ -246,7 +299,9 @@ def test_dalles_encoder_is_not_kept_and_draws_nothing(dalle_run, images, digits_
     with pytest.raises(RequestError, match="which does not lie in it: give that as --tokenizer too"):
         pretrain(config)
     assert command(["inspect", str(dalle_run / "model.safetensors")]) == 0
-    assert "DALL-E's encoder, which is not kept here; 32 codes, sha256" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "DALL-E's encoder, which is not kept here; 32 codes, sha256" in said
+    assert "good for   pretrain, finetune, probe" in said
 
 
 def test_the_plan_says_what_the_tokenizer_costs(images, tokenizer, dalle, digits_config, tmp_path, capsys):
@@ -269,7 +324,7 @@ REFUSED = [
     ),
     ({"channels": 1}, r"takes images of 3 channels, the model has 1: give --channels 3 or another tokenizer"),
     ({"tokenizer": None}, "--target token predicts the tokens of --tokenizer T, which is missing"),
-    ({"recipe": "table-1d-token", "target": "pixel"}, "--tokenizer is for --target token, and this is --target pixel"),
+    ({"recipe": "table-1d-token", "target": "pca"}, "--tokenizer is for --target token, and this is --target pca"),
     ({"target": "pixel"}, "--tokenizer is for --target token, and this is --target pixel"),
     ({"target": None}, "--tokenizer is for --target token: give both or neither"),
     ({"target": None, "resume": "auto"}, "--tokenizer is for --target token: give both or neither"),
@@ -295,6 +350,15 @@ def test_what_needs_no_torch_is_refused_before_it_is_loaded(
 ):
     with pytest.raises(RequestError, match=message):
         check_pretrain(config_of(digits_config, images, tmp_path / "run", tokenizer, **settings))
+
+
+def test_another_target_beside_the_recipe_drops_its_tokenizer(images, digits_config, tmp_path):
+    settings = {"recipe": "table-1d-token", "target": "pixel", "patch_size": 4}
+    config = config_of(digits_config, images, tmp_path / "run", None, **settings)
+    check_pretrain(config)
+    pretrain(config)
+    saved = json.loads((tmp_path / "run" / "config.json").read_bytes())
+    assert (saved["target"], saved["tokenizer"], saved["recipe"]) == ("pixel", None, "table-1d-token")
 
 
 def test_a_pixel_model_is_no_start_for_tokens_without_one(trained, pixel_run, digits_config, tokenizer, tmp_path):
@@ -326,7 +390,7 @@ def test_our_format_keeps_the_tokenizer_and_timms_names_what_it_leaves(trained, 
     assert "target.vae.codebook" in result["left_out"]
 
 
-def test_nodata_and_device_crops_go_with_it(images, tokenizer, digits_config, tmp_path):
+def test_nodata_and_device_crops_go_with_it(images, tokenizer, digits_config, tmp_path, monkeypatch):
     """Patches without data leave the loss; a pack's crops are made on the device."""
     holes = tmp_path / "holes"
     holes.mkdir()
@@ -334,7 +398,22 @@ def test_nodata_and_device_crops_go_with_it(images, tokenizer, digits_config, tm
         values = np.asarray(Image.open(path)).copy()
         values[:, :12] = 0
         Image.fromarray(values).save(holes / path.name)
-    pretrain(config_of(digits_config, holes, tmp_path / "run", tokenizer, nodata=0.0, micro_batch_size=5))
+    seen, loss_fn = [], task.loss_fn
+
+    def recorded(model, inputs, precision):
+        loss = loss_fn(model, inputs, precision)
+        losses = model(inputs.images, inputs.masking).patch_losses.detach()
+        seen.append((inputs.masking.masked_ids, losses, loss.item()))
+        return loss
+
+    monkeypatch.setattr(task, "loss_fn", recorded)
+    settings = {"nodata": 0.0, "micro_batch_size": 5, "augment": "none"}
+    pretrain(config_of(digits_config, holes, tmp_path / "run", tokenizer, **settings))
+    assert len(seen) >= 4
+    for masked_ids, patch_losses, loss in seen:
+        has_data = masked_ids % 4 >= 2  # the left half of each image has none
+        assert loss == pytest.approx(float(patch_losses[has_data].mean()))
+        assert loss != pytest.approx(float(patch_losses.mean()))
     assert command(["pack", str(images), str(tmp_path / "pack"), "--format", "raw", "--size", "24"]) == 0
     summary = pretrain(
         config_of(digits_config, tmp_path / "pack", tmp_path / "packed", tokenizer, crop_on="device", held_out=0)

@@ -10,7 +10,7 @@ from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
-from openmae.interchange.token_models import tokenizer_text
+from openmae.interchange.token_models import tokenizer_shape, tokenizer_text
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.preflight.inspect import check_report_folder
 from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_checkpoint
@@ -106,8 +106,17 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
         lines.append(f"unused     {len(init.report.unused)}:")
         lines += [f"             {line}" for line in group_blocks(init.report.unused)]
     lines += [f"sha256     {digest}  {shown(name)}" for name, digest in report["checksums"].items()]
-    lines.append(f"good for   {USES[type(init.shape)] if init.scale is None else USES_OF_REGRESSION}")
+    lines.append(f"good for   {uses(init)}")
     return [shown(line) for line in lines]  # names in a file may contain terminal escape sequences
+
+
+def uses(init: StoredModel) -> str:
+    """The commands that take a model, in words."""
+    if init.scale is not None:
+        return USES_OF_REGRESSION
+    words = USES[type(init.shape)]
+    tokenizer = tokenizer_shape(init)
+    return words if tokenizer is None or tokenizer.is_ours else words.replace("reconstruct, ", "")
 
 
 def checksums(path: str) -> dict[str, str]:

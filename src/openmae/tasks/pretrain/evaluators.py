@@ -9,7 +9,6 @@ from openmae.data.sources.views import PermutedSubset
 from openmae.inference.mask_sampler import MaskSampler
 from openmae.machine.signals import StopRequest
 from openmae.model.mae import MAE
-from openmae.model.token_target import TokenTarget
 from openmae.planning.decisions import total_steps
 from openmae.planning.pretrain import PretrainPlan
 from openmae.run.evaluators import Evaluator
@@ -47,8 +46,7 @@ def make_evaluators(
         progress.log.picture(held_out.picture(model, device), step)
         return {}
 
-    draws = not isinstance(model.target, TokenTarget) or model.target.why_no_pictures is None
-    evaluators = [Evaluator(config.picture_every, picture)] if draws else []
+    evaluators = [Evaluator(config.picture_every, picture)] if model.target.why_no_pictures is None else []
     if data.held_out is not None:
         evaluators.append(
             Evaluator(config.evaluate_every, health_check(config, data, held_out, model, device, progress, stop))
@@ -87,8 +85,7 @@ def health_check(
         results = {"held_out_loss": held_out.loss(model, device, stop)}
         if len(held_out.images) >= MIN_IMAGES:
             results["effective_rank"] = effective_rank(held_out.features(model, device, stop))
-        if trivial is not None:
-            results["trivial_loss"] = trivial
+        results["trivial_loss"] = trivial
         health.record(step, results["held_out_loss"], results.get("effective_rank"))
         verdict = health.verdict()
         is_new = verdict.word not in (TOO_EARLY, progress.notes.get("health"))

@@ -36,7 +36,7 @@ from openmae.tasks.pretrain.data import TrainingData, make_stream, open_training
 from openmae.tasks.pretrain.evaluators import make_evaluators
 from openmae.tasks.pretrain.fit_target import fit_target
 from openmae.tasks.pretrain.tile_lines import tile_lines
-from openmae.tasks.pretrain.tokenizer import attach_tokenizer, open_tokenizer
+from openmae.tasks.pretrain.tokenizer import attach_tokenizer, has_same_tokens, open_tokenizer
 from openmae.tasks.pretrain.watch import open_watch
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer, save_checkpoint
 from openmae.training.optim import adamw
@@ -77,7 +77,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         model = MAE.from_shape(shape)
-        run.print_lines(*(load_for_pretraining(model, init) if init is not None else ()))
+        run.print_lines(*load_start(model, init, tokenizer))
         attach_tokenizer(model, tokenizer, preprocessing)
         model.to(device)
         model.set_recompute(resolved.recompute)
@@ -121,14 +121,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             step_model=step_model,
             save=save_checkpoint,
-            final_message=lambda summary: final_line(run.path, shape),
+            final_message=lambda summary: final_line(run.path, model),
         )
 
 
-def final_line(run: Path, shape: MAEShape) -> str:
+def final_line(run: Path, model: MAE) -> str:
     """The last line on the screen: where the model is, and what to do next."""
-    draws = shape.tokenizer is None or shape.tokenizer.is_ours
-    use = "reconstruct IMAGE" if draws else "attention IMAGE"
+    use = "reconstruct IMAGE" if model.target.why_no_pictures is None else "attention IMAGE"
     return f"done       {run / MODEL}; look at it: openmae {use} --init {run} --out pictures.png"
 
 
@@ -140,6 +139,13 @@ def read_initial_model(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:
     return read_init(
         requested.init, Hints(num_heads=requested.num_heads, decoder_num_heads=requested.decoder_num_heads)
     )
+
+
+def load_start(model: MAE, init: StoredModel | None, tokenizer: StoredTokenizer | None) -> list[str]:
+    """Load the weights of `--init`, if any; return lines to print."""
+    if init is None:
+        return []
+    return load_for_pretraining(model, init, same_tokens=has_same_tokens(init, tokenizer))
 
 
 def make_step_model(run: Run[ResolvedPretrainConfig], model: MAE, config: ResolvedPretrainConfig) -> StepModel:

@@ -1,5 +1,6 @@
 """The tokenizer of `pretrain --target token`: read, checked against the run's, and given to the model."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from openmae.interchange.tokenizers import StoredTokenizer, build_tokenizer, rea
 from openmae.model.dalle_encoder import INPUT_SCALE, INPUT_SHIFT
 from openmae.model.mae import MAE
 from openmae.model.token_target import TokenTarget
-from openmae.recipes import recipe_setting
+from openmae.recipes import named_tokenizer
 from openmae.run.open_run import Run
 from openmae.training.checkpoint import MODEL
 
@@ -32,22 +33,21 @@ def open_tokenizer(
         RequestError: it cannot be read, or is another than the one that a resumed run began with.
     """
     if run.previous is not None:
-        return _of_previous(run, config.tokenizer)
-    named = run.requested.tokenizer or recipe_setting(run.requested.recipe, "tokenizer")
+        return _of_previous(run, config.plain().tokenizer)
+    named = named_tokenizer(run.requested)
     if named is None:
         return None if init is None else own_tokenizer(init)
-    tokenizer = read_tokenizer(named)
-    if init is not None and tokenizer_shape(init) is not None and recorded_hash(init) != tokenizer.sha256:
-        run.print_lines(
-            "note       --init predicts the tokens of another tokenizer: its decoder has to learn these anew"
-        )
-    return tokenizer
+    return read_tokenizer(named)
 
 
 def _of_previous(run: Run[ResolvedPretrainConfig], given: str | None) -> StoredTokenizer | None:
     assert run.previous is not None
-    stored = read_stored_model(run.previous.checkpoint.folder / MODEL)
+    folder = run.previous.checkpoint.folder.absolute()
+    stored = read_stored_model(folder / MODEL)
     if tokenizer_shape(stored) is None:
+        if given is not None:
+            target = run.previous.config.target
+            raise RequestError(f"--tokenizer is for --target token, and this run's target is {target}: leave it out")
         return None
     own = own_tokenizer(stored)
     if own is None:
@@ -55,7 +55,9 @@ def _of_previous(run: Run[ResolvedPretrainConfig], given: str | None) -> StoredT
         if named is None:
             raise RequestError(f"{shown(run.path)} predicts the tokens of DALL-E's encoder: give it as --tokenizer")
         return _checked(read_tokenizer(named), recorded_hash(stored), "restore it")
-    if given is not None and Path(given).exists():
+    # The run's own may be gone; `run.previous.config` has what was given now.
+    saved = json.loads((folder.parent.parent / "config.json").read_bytes()).get("tokenizer")
+    if given is not None and (given != saved or Path(given).exists()):
         _checked(read_tokenizer(given), own.sha256, "leave --tokenizer out, the checkpoint has its own")
     return own
 
@@ -67,6 +69,11 @@ def _checked(tokenizer: StoredTokenizer, sha256: str, advice: str) -> StoredToke
             f"{advice}, or start a new run with another --out"
         )
     return tokenizer
+
+
+def has_same_tokens(init: StoredModel, tokenizer: StoredTokenizer | None) -> bool:
+    """Whether a model to start from was trained to predict the tokens of this tokenizer."""
+    return tokenizer is not None and tokenizer_shape(init) is not None and recorded_hash(init) == tokenizer.sha256
 
 
 def attach_tokenizer(model: MAE, tokenizer: StoredTokenizer | None, preprocessing: Preprocessing) -> None:
