@@ -31,6 +31,7 @@ SMALL_FLAGS = {
     "pretrain": f"{TRAINING} --held-out 8",
     "finetune": f"{TRAINING} --image-size 16",
     "probe": TRAINING,
+    "tokenizer": f"{TRAINING} --held-out 8 --width 16 --depth 1 --image-size 16 --patch-size 4",
     "knn": ON_CPU,
     "embed": ON_CPU,
     "attention": "--device cpu",
@@ -106,7 +107,7 @@ def run_line(line: str) -> tuple[int, str, str]:
 def small_flags(arguments: list[str]) -> list[str]:
     """The flags to add to a command."""
     added = SMALL_FLAGS[arguments[0]].split()
-    if arguments[0] in ("pretrain", "finetune", "probe"):
+    if arguments[0] in ("pretrain", "finetune", "probe", "tokenizer"):
         added += ["--epochs", "0.1"] if "--epochs" in arguments else ["--steps", "2"]
     if arguments[0] == "finetune" and "--labels" in arguments:
         added += ["--labels", "50"]  # of 90 images

@@ -347,6 +347,7 @@ def test_a_part_runs_on_a_cpu(work, name):
         assert found["figures"]["seconds_to_exit"] < 10
 
 
+@pytest.mark.slow
 def test_benchmarks_are_commands_that_openmae_knows(work):
     for part in BENCHES:
         for words in (f"{part.options['words']} --device cuda", f"{part.options['on_cpu']} --device cpu"):

@@ -201,6 +201,7 @@ def knn_in_a_process(config: KnnConfig, folder: str) -> None:
     knn(config)
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(config, model, labelled, tmp_path):
     """27 images in batches of 4: one process takes 16, the other 11, one of which cannot be read."""
     log, two = tmp_path / "log", dataclasses.replace(config, out=str(tmp_path / "two"))

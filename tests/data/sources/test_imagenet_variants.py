@@ -64,6 +64,7 @@ def test_the_classes_are_the_standard_ones():
     assert "n01443537" not in IMAGENET_A.classes
 
 
+@pytest.mark.slow
 def test_the_classes_are_read_without_importing_timm():
     code = (
         "import sys; from openmae.data.sources.imagenet_variants import IMAGENET_A; IMAGENET_A.classes; "

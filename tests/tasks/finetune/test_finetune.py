@@ -446,6 +446,7 @@ def test_a_stop_in_the_last_evaluation_is_made_up_for(pretrained, tmp_path, monk
     assert len(table(out / "predictions.csv")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_report")
 def test_reader_processes_change_nothing(pretrained, full_run, tmp_path, monkeypatch):
     out = tmp_path / "run"

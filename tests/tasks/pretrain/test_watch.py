@@ -235,6 +235,7 @@ def test_the_mean_is_of_every_patch(pixel_run, class_token):
 # --- in a run ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watch", ["knn", "probe"])
 def test_training_is_the_same_to_the_bit(digits_config, pixel_run, tmp_path, capsys, watch):
     out = tmp_path / "run"
