@@ -81,7 +81,7 @@ def make_tokenizer_plan(
     decide_patches(facts, machine, decisions)
     height, width = pair(get("image_size"))
     rows, columns = grid_of(height, width, get("patch_size"))
-    decide("stride", math.ceil(get("patch_size") / 2), "half a patch, as BEiT's: better pictures from as many tokens")
+    decide("stride", math.ceil(get("patch_size") / 2), "half a patch, as BEiT's: as good as a whole one, for less work")
     decide_statistics(facts, decisions)
     decide("augment", "crop", "as pretrain")
     decide("crop_aspect", "model", CROP_ASPECT_REASON)
