@@ -32,6 +32,7 @@ METAVARS: dict[Any, str] = {
     tuple[int, int]: "HEIGHT WIDTH",
     tuple[float, float]: "FLOAT FLOAT",
     tuple[float, ...]: "FLOAT ...",
+    tuple[str, ...]: "NAME ...",
 }
 BY_NAME = {command.name: command for command in COMMANDS}
 

@@ -1,66 +1,164 @@
 """Settings of the paper's tables and figures, run at a scale that a user chooses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from openmae.config.checks import check_axes, check_name, check_nodata, check_range, check_types, check_value_range
+from openmae.config.checks import (
+    NONE_IS_OFF,
+    Sized,
+    check_axes,
+    check_name,
+    check_nodata,
+    check_range,
+    check_types,
+    check_value_range,
+    flag_of,
+)
 from openmae.config.dataset import Dataset, SplitSettings
 from openmae.errors import RequestError
 
-EXPERIMENTS = ("figure-9",)
+EXPERIMENTS = (
+    "table-1",
+    *(f"table-1{part}" for part in "abcdef"),
+    "table-2",
+    *(f"figure-{number}" for number in (5, 6, 7, 8, 9)),
+)
+SCALE_NAMES = ("tiny", "laptop", "gpu", "paper")
+# Figure 9 compares ways of using a model that there is; the others train their own.
+ONLY_FIGURE_9 = ("init", "blocks")
+NOT_FIGURE_9 = ("width", "depth", "patch_size", "image_size", "steps", "label_file")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig(SplitSettings):
-    """A table or figure of the paper on your data: figure-9, partial fine-tuning between probe and full."""
+class ExperimentConfig(Sized, SplitSettings):
+    """A table or figure of the paper on your data, its figures beside yours: table-1, table-1a to table-1f, figure-9."""
 
     name: str
-    """figure-9: kNN, linear probe, the last blocks, full fine-tuning and from scratch."""
+    """table-1 (all six ablations) or table-1a decoder depth, 1b width, 1c mask token, 1d target, 1e augmentation, 1f
+    sampling; table-2 wall clock; figure-5 mask ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model
+    sizes; figure-9 the last blocks of --init fine-tuned."""
     data: str | None = None
-    """Labelled images with a test or val part."""
-    init: str
-    """The pre-trained model."""
+    """Labelled images with a test or val part; table-2 and figure-6 need no labels."""
     out: str
     """Folder of the experiment; the same command goes on where it was stopped."""
-    labels: tuple[str, ...] = ("1%", "10%", "100%")
-    """Shares of the labels to train on."""
-    epochs: tuple[float, ...] = (40.0, 10.0, 5.0)
-    """Epochs of every fine-tuning and of training from scratch, for each of --labels; the probe has its own."""
-    blocks: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """How many last blocks to train, beside none (the probe) and all."""
-    base_lr: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Rates at a batch of 256 that fine-tuning and training from scratch choose from, by val or a split of train."""
-    seeds: int = 3
-    """Seeds of the probe; all other runs have one."""
-    batch_size: int = 128
-    """Images a step of fine-tuning and of training from scratch; the probe has its own."""
-    held_out: int = 1000
+
+    # How much
+    scale: str | None = None
+    """tiny (a minute, to try), laptop (a night on two cores), gpu (an hour) or paper: the paper's own settings, as
+    commands for a cluster."""
+    seeds: int | None = None
+    """Runs of every row with seeds 0, 1, …; the default row is run three times at least, for its spread. Of figure-9
+    only the probe is repeated."""
+    run: bool = False
+    """With --scale paper: run the rows here and now; else their commands are printed."""
+
+    # The default row, in place of the scale's
+    width: int | None = None
+    """Of the encoder; the decoder is half as wide."""
+    depth: int | None = None
+    patch_size: int | None = None
+    """Side of a patch in pixels."""
+    image_size: int | tuple[int, int] | None = None
+    """Side in pixels, or height and width."""
+    steps: int | None = None
+    """Of pre-training; fine-tuning sees a share of its images."""
+    epochs: tuple[float, ...] | None = None
+    """Of pre-training, in place of --steps; figure-9: of every fine-tuning and of training from scratch, for each of
+    --labels."""
+    batch_size: int | None = None
+    """Images a step of pre-training; figure-9: of fine-tuning and of training from scratch."""
+    base_lr: tuple[float, ...] | None = None
+    """Rates at a batch of 256 that fine-tuning chooses from, by val or a split of train."""
+
+    # The labels
+    label_file: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """A CSV: path,label."""
+    labels: tuple[str, ...] | None = None
+    """A share of the labels to measure with, such as 10%; figure-9: several, each a column."""
+    held_out: int | None = None
     """Images of train that choose the rate, where DATA has not both val and test."""
+
+    # Figure 9
+    init: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """figure-9: the pre-trained model."""
+    blocks: tuple[float, ...] | None = None
+    """figure-9: how many last blocks to train, beside none (the probe) and all."""
+
+    # The images
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
     axes: str | None = None
     """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
-    device: str | None = None
+
+    # The machine
+    jobs: int | None = None
+    """Rows at a time, side by side as processes; as many as cores or GPUs allow. Results do not depend on it."""
+    threads: int | None = None
+    """CPU threads of a row, whatever --jobs is."""
+    device: str | tuple[str, ...] | None = None
+    """cpu, cuda, mps, or several such as cuda:0 cuda:1, over which the rows are spread."""
     workers: int | None = None
+    """Processes of a row that read images."""
 
     def __post_init__(self) -> None:
         check_types(self)
         self.check_split_paths(self.data, "DATA")
         check_name("the experiment", self.name, EXPERIMENTS)
+        check_name("--scale", self.scale, SCALE_NAMES)
         check_value_range(self.value_range)
         check_axes(self.axes)
         check_nodata(self.nodata)
-        if len(self.epochs) != len(self.labels):
+        self.check_size()
+        if self.is_figure_9:
+            self._check_figure_9()
+        else:
+            self._check_others()
+        for value in self.epochs or ():
+            check_range("--epochs", value, 0, open_low=True)
+        for value in self.base_lr or ():
+            check_range("--base-lr", value, 0, open_low=True)
+        for name in ("seeds", "batch_size", "held_out", "jobs", "threads", "width", "depth", "patch_size", "steps"):
+            check_range(flag_of(name), getattr(self, name), 1)
+        check_range("--workers", self.workers, 0)
+        if self.run and self.scale != "paper":
+            raise RequestError("--run is for --scale paper, which otherwise prints its commands: leave it out")
+
+    def _check_figure_9(self) -> None:
+        if self.init is None:
+            raise RequestError("figure-9 compares ways of using a trained model: name it, --init RUN")
+        if self.scale == "paper":
+            raise RequestError("--scale paper is for experiments that pre-train: figure-9 has what --init has")
+        for name in NOT_FIGURE_9:
+            if getattr(self, name) is not None:
+                raise RequestError(f"{flag_of(name)} is not for figure-9: leave it out")
+        if self.labels is not None and self.epochs is not None and len(self.epochs) != len(self.labels):
             raise RequestError(
                 f"--epochs got {len(self.epochs)} values for {len(self.labels)} --labels: give one for each"
             )
-        if not (self.labels and self.base_lr):
+        if self.labels == () or self.base_lr == ():
             raise RequestError("--labels and --base-lr each need a value at least")
-        for value in (*self.epochs, *self.base_lr):
-            check_range("--epochs and --base-lr", value, 0, open_low=True)
-        for value in self.blocks:
+        for value in self.blocks or ():
             check_range("--blocks", value, 0, open_low=True)
-        for flag, number in (("--seeds", self.seeds), ("--batch-size", self.batch_size), ("--held-out", self.held_out)):
-            check_range(flag, number, 1)
+
+    def _check_others(self) -> None:
+        for name in ONLY_FIGURE_9:
+            if getattr(self, name) is not None:
+                raise RequestError(f"{flag_of(name)} is for figure-9, {self.name} trains its own models: leave it out")
+        for name in ("labels", "epochs"):
+            if (values := getattr(self, name)) is not None and len(values) != 1:
+                raise RequestError(f"{flag_of(name)} got {len(values)} values, and {self.name} takes one")
+        if self.base_lr == ():
+            raise RequestError("--base-lr needs a value at least")
+        if self.epochs is not None and self.steps is not None:
+            raise RequestError(f"got both --epochs {self.epochs[0]:g} and --steps {self.steps}: give one of them")
+
+    @property
+    def is_figure_9(self) -> bool:
+        return self.name == "figure-9"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that are named; none where that is left open."""
+        return (self.device,) if isinstance(self.device, str) else self.device or ()
 
     @property
     def dataset(self) -> Dataset:

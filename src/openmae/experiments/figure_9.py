@@ -23,7 +23,7 @@ from openmae.data.sources.views import axes_of
 from openmae.data.value_scale import match_scale, stated_range, stored_value_range, value_lines
 from openmae.errors import RequestError
 from openmae.experiments.ledger import Ledger, ProtocolResult, Row
-from openmae.experiments.start import create_experiment, read_finished_rows
+from openmae.experiments.start_figure_9 import create_experiment, read_finished_rows
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel

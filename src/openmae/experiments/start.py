@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,62 +11,57 @@ from openmae.errors import RequestError
 from openmae.machine.files import disk_faults, write_json
 from openmae.preflight.experiment import check_folder_and_labels
 from openmae.run.create import make_and_lock
+from openmae.run.reader import read_json_object
 
-MAY_CHANGE = {"device", "workers", "out"}
-MAY_GROW = {"labels", "epochs", "blocks"}
+MAY_CHANGE = {"device", "workers", "jobs", "run", "out", "data", "train", "val", "test"}
+MAY_GROW = {"seeds"}
+DATA = "data_fingerprint"
 
 
-def create_experiment(out: Path, config: ExperimentConfig, fingerprint: str, encoder: str, lock: ExitStack) -> None:
-    """Check what a previous start left in OUT, lock it until `lock` is closed, and write OUT/config.json.
-
-    Args:
-        fingerprint: of the data.
-        encoder: a hash of the encoder's weights.
+def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
+    """The config with what an earlier start in OUT decided; as it is where there was none.
 
     Raises:
-        RequestError: the folder holds something else, or rows of other settings, data or weights, or another
-            program writes into it.
+        RequestError: the folder cannot be made, or holds something else.
     """
+    out = Path(config.out)
     check_folder_and_labels(config, out)
-    record = json.loads(json.dumps({**config.to_dict(), "data_fingerprint": fingerprint, "encoder": encoder}))
-    if out.exists() and any(out.iterdir()):
-        try:
-            stored = {
-                "value_range": None,
-                "axes": None,
-                "nodata": None,
-                **json.loads((out / "config.json").read_bytes()),
-            }
-            if stored["name"] != config.name:
-                raise ValueError
-            epochs = dict(zip(stored["labels"], stored["epochs"], strict=True))
-            blocks = set(stored["blocks"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise RequestError(f"{out} holds no {config.name}: choose another --out") from None
-        now = dict(zip(config.labels, config.epochs, strict=True))
-        changed = [n for n in record.keys() - MAY_CHANGE - MAY_GROW if record[n] != stored.get(n, record[n])]
-        changed += [] if epochs.keys() <= now.keys() else ["labels"]
-        changed += ["epochs"] if any(now.get(share, value) != value for share, value in epochs.items()) else []
-        changed += [] if blocks <= set(config.blocks) else ["blocks"]
-        advice = "go on with the settings it began with (--labels and --blocks may be added), or choose another --out"
-        if {"data_fingerprint", "encoder"} & set(changed):
-            what = "data" if "data_fingerprint" in changed else "encoder"
-            raise RequestError(f"the {what} is not what the {config.name} in {out} began with: restore it, or {advice}")
-        if changed:
-            name = min(changed)
-            raise RequestError(
-                f"{flag_of(name)} got {record[name]}, the {config.name} in {out} has {stored[name]}: {advice}"
-            )
+    if not out.exists() or not {path.name for path in out.iterdir()} - {"runs"}:
+        return config  # finished rows of another experiment may lie in runs/
+    stored, _ = read_json_object(out / "config.json")
+    if stored.get("name") != config.name:
+        raise RequestError(f"{out} holds no {config.name}: choose another --out")
+    decided = {name: stored.get(name) for name in ("scale", "threads") if getattr(config, name) is None}
+    return replace(config, **{name: value for name, value in decided.items() if value is not None})
+
+
+def create_experiment(config: ExperimentConfig, fingerprint: str, lock: ExitStack) -> None:
+    """Check what an earlier start left in OUT, lock it until `lock` is closed, and write OUT/config.json.
+
+    Args:
+        config: with `scale` and `threads` decided.
+        fingerprint: of the data.
+
+    Raises:
+        RequestError: the folder holds rows of other settings or data, or another program writes into it.
+    """
+    out = Path(config.out)
+    record = json.loads(json.dumps({**config.to_dict(), DATA: fingerprint}))
+    stored, _ = read_json_object(out / "config.json")
+    if stored:
+        check_same(config.name, out, stored, record)
     make_and_lock(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 
 
-def read_finished_rows(path: Path) -> dict[str, Any]:
-    """The results that are finished already. Raises RequestError where the file cannot be read."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise RequestError(f"{path} cannot be read ({error}): remove it to begin the table again") from None
+def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any]) -> None:
+    """Raise RequestError, naming the setting, where a start has other settings or data than the one before."""
+    changed = [key for key in record.keys() - MAY_CHANGE - MAY_GROW if record[key] != stored.get(key, record[key])]
+    changed += [key for key in MAY_GROW if (record[key] or 1) < (stored.get(key) or 1)]
+    advice = "go on with the settings it began with (--seeds may grow), or choose another --out"
+    if DATA in changed:
+        raise RequestError(f"the data is not what the {name} in {out} began with: restore it, or {advice}")
+    if changed:
+        key = min(changed)
+        raise RequestError(f"{flag_of(key)} got {record[key]}, the {name} in {out} has {stored[key]}: {advice}")

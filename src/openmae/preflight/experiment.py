@@ -1,4 +1,4 @@
-"""Checks of `experiment`: the model, the device's name, the data, the output folder."""
+"""Checks of `experiment`: the model, the devices' names, the data, the output folder."""
 
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from openmae.run.lock import check_outside, check_run_folder
 
 def check_experiment(config: ExperimentConfig) -> None:
     """Raise RequestError where the model or the data cannot be found or the output folder cannot be used."""
-    check_init(config.init)
-    check_device(config.device)
+    if config.init is not None:
+        check_init(config.init)
+    for device in config.devices:
+        check_device(device)
     check_named(config.dataset)
     check_outside(config.dataset, config.out)
     check_folder_and_labels(config, Path(config.out))
@@ -22,5 +24,5 @@ def check_experiment(config: ExperimentConfig) -> None:
 def check_folder_and_labels(config: ExperimentConfig, out: Path) -> None:
     """Raise RequestError where the folder cannot be created, or `--labels` repeats a share (each is a row)."""
     check_run_folder(out)
-    if len(set(config.labels)) < len(config.labels):
+    if config.labels is not None and len(set(config.labels)) < len(config.labels):
         raise RequestError(f"--labels got a share twice: {' '.join(config.labels)}")

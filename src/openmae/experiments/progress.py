@@ -1,0 +1,138 @@
+"""Where all trials stand: one table that is rewritten in a terminal, lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from openmae.experiments.side_by_side import Job
+from openmae.experiments.trial import Stage
+from openmae.run.lock import summary_of
+from openmae.run.reader import read_metrics
+from openmae.training.telemetry import format_duration
+
+WORDS = {
+    "tokenizer": "tokenizer",
+    "pretrain": "pre-training",
+    "finetune": "fine-tuning",
+    "probe": "linear probe",
+    "knn": "kNN",
+}
+SECONDS_BETWEEN_LINES = 60.0
+SECONDS_BETWEEN_TABLES = 2.0
+
+
+def share_done(job: Job, stage: Stage) -> float:
+    """How much of a stage is done, 0 to 1, from its run folders."""
+    shares = []
+    for name in stage.runs:
+        run = job.folder / name
+        if summary_of(run).get("status") == "complete":
+            shares.append(1.0)
+        else:
+            lines, steps = read_metrics(run / "metrics.jsonl"), stage.settings.get("steps")
+            shares.append(min(0.99, lines[-1].get("step", 0) / steps) if lines and steps else 0.0)
+    return sum(shares) / len(shares)
+
+
+def work_done(job: Job) -> float:
+    """FLOPs of a trial that are done, about."""
+    if job.state == "done":
+        return job.trial.work
+    return sum(stage.work * share_done(job, stage) for stage in job.trial.stages) if job.state == "running" else 0.0
+
+
+def state_text(job: Job, result: Callable[[Job], str]) -> str:
+    """waiting; the stage under way and how far it is; or the result."""
+    if job.state == "done":
+        return f"done {result(job)}".rstrip()
+    if job.state != "running":
+        return f"failed: {job.why}" if job.state == "failed" else job.state
+    for stage in job.trial.stages:
+        if (share := share_done(job, stage)) < 1:
+            return f"{WORDS.get(stage.kind, stage.kind)} {share:.0%}"
+    return "measuring"
+
+
+@dataclass
+class ProgressTable:
+    """Shows where all trials stand while they run.
+
+    Attributes:
+        result: from a finished trial to its figures, as text.
+        rate: FLOPs a second of one trial, as estimated before the first one ended.
+        num_jobs: trials at a time.
+    """
+
+    jobs: Sequence[Job]
+    result: Callable[[Job], str]
+    rate: float
+    num_jobs: int
+    _live: Any = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _looked: float = 0.0
+    _work: float = 0.0
+    _seconds: float = 0.0
+
+    def __enter__(self) -> "ProgressTable":
+        self._looked = time.monotonic()
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = self._stack.enter_context(Live(self._table(), auto_refresh=False))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def watch(self) -> None:
+        """Show where they stand, not more often than a person reads it."""
+        pause = SECONDS_BETWEEN_LINES if self._live is None else SECONDS_BETWEEN_TABLES
+        if time.monotonic() - self._looked < pause:
+            return
+        self._looked = time.monotonic()
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        else:
+            running = [f"{self._name(job)} {state_text(job, self.result)}" for job in self.jobs if job.state == "running"]
+            print(f"{self._count()}; {', '.join(running)}; {self.remaining()}", flush=True)
+
+    def ended(self, job: Job) -> None:
+        """Say what a trial came to; after the first one, how long the others will take by it."""
+        if job.state == "done" and job.seconds:
+            is_first = not self._seconds
+            self._work += job.trial.work
+            self._seconds += job.seconds
+            note = f"; {self.remaining()}, by what this one took" if is_first else ""
+        else:
+            note = ""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+        else:
+            print(f"{self._name(job)}: {state_text(job, self.result)} ({format_duration(job.seconds)}){note}", flush=True)
+
+    def remaining(self) -> str:
+        """How long the rest takes, about."""
+        rate = self._work / self._seconds if self._seconds else self.rate
+        left = sum(job.trial.work - work_done(job) for job in self.jobs if job.state in ("waiting", "running"))
+        return f"about {format_duration(left / rate / self.num_jobs)} left"
+
+    def _count(self) -> str:
+        done = sum(job.state == "done" for job in self.jobs)
+        return f"{done} of {len(self.jobs)} done"
+
+    def _name(self, job: Job) -> str:
+        return f"{job.trial.row}, seed {job.trial.seed}"
+
+    def _table(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=f"{self._count()}, {self.remaining()}", title_justify="left")
+        for column in ("row", "seed", ""):
+            table.add_column(column)
+        for job in self.jobs:
+            table.add_row(Text(job.trial.row), Text(str(job.trial.seed)), Text(state_text(job, self.result)))
+        return table

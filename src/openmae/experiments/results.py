@@ -1,0 +1,127 @@
+"""The results of an experiment: results.json, results.md and a picture, rewritten after every trial."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from openmae.experiments.side_by_side import Job
+from openmae.experiments.study import Row, Study
+from openmae.experiments.trial import RESULT
+from openmae.machine.files import disk_faults, write_json
+from openmae.run.reader import read_json_object
+
+NOT_SETTINGS = {"data", "train", "val", "test", "evaluate_every", "picture_every", "compile"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a row by one protocol.
+
+    Attributes:
+        values: of each seed.
+        paper: the paper's figure; None where it gives none.
+        details: further lists, a value of each seed: the chosen rate, what it was chosen by.
+    """
+
+    values: tuple[float, ...]
+    paper: float | None = None
+    details: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds; None of a single one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with what is known of it so far.
+
+    Attributes:
+        protocols: by name, those that have a value.
+        cost: as results.json holds it.
+        failed: why a trial of it failed; empty where none did.
+    """
+
+    row: Row
+    settings: dict[str, Any]
+    protocols: dict[str, Measured]
+    cost: dict[str, Any]
+    failed: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as results.json holds it."""
+        protocols = {
+            name: {
+                "values": list(measured.values),
+                "paper": measured.paper,
+                **{detail: list(values) for detail, values in measured.details.items()},
+            }
+            for name, measured in self.protocols.items()
+        }
+        row = {"row": self.row.name, "settings": self.settings, "protocols": protocols, "cost": self.cost}
+        return {**row, "failed": self.failed} if self.failed else row
+
+
+def collect(
+    study: Study, settings: Mapping[str, dict[str, Any]], jobs: Sequence[Job], flops: Mapping[str, float]
+) -> list[RowResult]:
+    """The rows of which something is known, in the order of the study.
+
+    Args:
+        settings: of each row, by its name.
+        flops: of each row's pre-training for an image, by the row's name.
+    """
+    rows = []
+    for row in study.rows:
+        own = [job for job in jobs if job.trial.row == row.name]
+        found = [read_json_object(job.folder / RESULT)[0] for job in own if job.state == "done"]
+        failed = next((job.why for job in own if job.state == "failed"), "")
+        if found or failed:
+            protocols = {name: _measured(name, row, found) for name in study.protocols_of(row)}
+            rows.append(
+                RowResult(
+                    row,
+                    {name: value for name, value in settings[row.name].items() if value is not None},
+                    {name: measured for name, measured in protocols.items() if measured.values},
+                    _cost(found, flops[row.name], flops[study.baseline]),
+                    failed,
+                )
+            )
+    return rows
+
+
+def _measured(name: str, row: Row, found: Sequence[dict[str, Any]]) -> Measured:
+    of_seeds = [result["protocols"][name] for result in found if name in result["protocols"]]
+    details = {key: tuple(values[key] for values in of_seeds) for key in (of_seeds[0] if of_seeds else {})}
+    return Measured(details.pop("value", ()), row.paper.get(name), details)
+
+
+def _cost(found: Sequence[dict[str, Any]], flops: float, default_flops: float) -> dict[str, Any]:
+    """FLOPs of pre-training and what it took, a value of each seed."""
+    lists: dict[str, Any] = {}
+    for name in ("seconds", "images_per_second", "tokenizer_seconds"):
+        if values := [result["cost"][name] for result in found if result.get("cost", {}).get(name) is not None]:
+            lists[name] = values
+    return {"gflop_an_image": round(flops / 1e9, 6), "flops_to_default": round(flops / default_flops, 3), **lists}
+
+
+def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's settings as results.json holds them: without what names data or only says how it is watched."""
+    kept = {name: value for name, value in settings.items() if name not in NOT_SETTINGS and value is not None}
+    return json.loads(json.dumps(kept))
+
+
+def write_results(out: Path, study: Study, scale: str | None, rows: Sequence[RowResult]) -> dict[str, Any]:
+    """Write OUT/results.json; return what it holds."""
+    results = {"experiment": study.name, "scale": scale, "rows": [row.to_dict() for row in rows]}
+    with disk_faults(out):
+        write_json(out / "results.json", results)
+    return results

@@ -1,0 +1,90 @@
+"""How large an experiment is: the model of its default row, and the budget of each of its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A model and a budget that all rows of an experiment share.
+
+    Attributes:
+        width, depth: of the default row's encoder. Its decoder is half as wide, as ViT-L's is, and 8 blocks deep.
+        sizes: width and depth of the models that stand for ViT-B, L and H where an experiment compares sizes.
+        max_side: images are at most this large, in pixels.
+        steps, batch_size: of pre-training.
+        finetune_share: the images that one fine-tuning sees, as a share of those that pre-training sees.
+        finetune_batch: images a step of fine-tuning.
+        rates: base rates that fine-tuning chooses from, by a split of train.
+        probe, tokenizer: further settings of the linear probe and of the tokenizer, which trains for as many steps as
+            pre-training.
+        default_seeds: how often the default row is run at least: what others are compared with needs a spread.
+        threads: CPU threads of a row.
+        cost: in words, what it takes.
+    """
+
+    width: int
+    depth: int
+    sizes: tuple[tuple[int, int], ...]
+    max_side: int
+    steps: int
+    batch_size: int
+    finetune_share: float
+    finetune_batch: int
+    rates: tuple[float, ...]
+    probe: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
+    default_seeds: int
+    threads: int
+    cost: str
+
+
+DECODER_DEPTH = 8  # at every scale, so that the depths of table 1a are the paper's own
+
+SCALES: dict[str, Scale] = {
+    "tiny": Scale(
+        width=32,
+        depth=2,
+        sizes=((32, 2), (32, 4), (48, 4)),
+        max_side=32,
+        steps=8,
+        batch_size=32,
+        finetune_share=0.5,
+        finetune_batch=32,
+        rates=(3e-3, 1e-2),
+        probe={"steps": 20},
+        tokenizer={"codebook": 32, "width": 8, "batch_size": 8},
+        default_seeds=1,
+        threads=1,
+        cost="a minute or so: it shows that everything works, and measures nothing",
+    ),
+    "laptop": Scale(
+        width=128,
+        depth=6,
+        sizes=((96, 4), (128, 6), (192, 8)),
+        max_side=64,
+        steps=800,
+        batch_size=256,
+        finetune_share=0.25,
+        finetune_batch=128,
+        rates=(3e-3, 1e-2),
+        default_seeds=3,
+        threads=1,
+        cost="a night on two cores for table-1",
+    ),
+    "gpu": Scale(
+        width=192,
+        depth=12,
+        sizes=((192, 12), (384, 12), (512, 16)),
+        max_side=96,
+        steps=2000,
+        batch_size=1024,
+        finetune_share=0.25,
+        finetune_batch=256,
+        rates=(1e-3, 3e-3, 1e-2),
+        default_seeds=3,
+        threads=2,
+        cost="about an hour on one GPU for table-1, not yet measured",
+    ),
+}

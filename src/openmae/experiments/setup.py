@@ -1,0 +1,139 @@
+"""The default row of an experiment on a person's data: the settings that every row shares, whatever it changes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from openmae.config import ExperimentConfig, PretrainConfig
+from openmae.data.preprocess import DataFacts
+from openmae.errors import RequestError
+from openmae.experiments.scales import DECODER_DEPTH, SCALES
+from openmae.planning.decisions import Machine, largest_doubling
+from openmae.planning.encoder import heads_for
+from openmae.planning.image_size import image_size_for
+from openmae.planning.pretrain import make_pretrain_plan
+
+# What every command of a trial is given as it was typed.
+SHARED = ("data", "train", "val", "test", "value_range", "axes", "nodata")
+LABEL_SETTINGS = ("label_file", "held_out")
+NEVER = 10**9  # steps between evaluations: all but the last would only cost time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The settings of each command for the default row; a row changes some of `pretrain`'s.
+
+    Attributes:
+        scale: its name.
+        count: training images.
+        rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
+        sizes: see `Scale`.
+        default_seeds, threads: see `Scale`.
+    """
+
+    scale: str
+    count: int
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any]
+    rates: tuple[float, ...]
+    probe: dict[str, Any]
+    knn: dict[str, Any]
+    tokenizer: dict[str, Any]
+    sizes: tuple[tuple[int, int], ...]
+    default_seeds: int
+    threads: int
+
+    @property
+    def width(self) -> int:
+        """The encoder's."""
+        return self.pretrain["width"]
+
+    @property
+    def decoder_depth(self) -> int:
+        """The decoder's blocks."""
+        return self.pretrain["decoder_depth"]
+
+    @property
+    def patch_values(self) -> int:
+        """Values of a patch, over its channels."""
+        return self.pretrain["channels"] * self.pretrain["patch_size"] ** 2
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of pre-training."""
+        return self.pretrain["steps"]
+
+
+def model_of(width: int, depth: int) -> dict[str, Any]:
+    """The settings of an encoder, and of a decoder half as wide and as deep as ViT-L's."""
+    decoder_width = max(4, width // 8 * 4)
+    return {
+        "width": width,
+        "depth": depth,
+        "num_heads": heads_for(width, 64 if width >= 128 else 32),
+        "decoder_width": decoder_width,
+        "decoder_depth": DECODER_DEPTH,
+        "decoder_num_heads": heads_for(decoder_width, 32),
+    }
+
+
+def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, machine: Machine) -> Setup:
+    """The default row at a scale; settings that the person gave win.
+
+    Args:
+        facts: about the training images.
+
+    Raises:
+        RequestError: settings do not fit each other or the data.
+    """
+    scale = SCALES[scale_name]
+    batch = config.batch_size or min(scale.batch_size, largest_doubling(8, max(8, facts.count // 8)))
+    if batch > facts.count:
+        raise RequestError(f"--batch-size got {batch}, and there are {facts.count} training images: give a smaller one")
+    steps = config.steps or scale.steps
+    if config.epochs is not None:
+        steps = max(1, round(config.epochs[0] * facts.count / batch))
+    images = {"image_size": config.image_size, "patch_size": config.patch_size}
+    if config.image_size is None:
+        patch, size, _ = image_size_for(facts, scale.max_side, config.patch_size, is_huge=False, device="cpu")
+        images = {"image_size": size, "patch_size": patch}
+    shared = {name: getattr(config, name) for name in SHARED}
+    pretrain = {
+        **shared,
+        **model_of(config.width or scale.width, config.depth or scale.depth),
+        **images,
+        "target": "pixel",
+        "mask": "random",
+        "mask_ratio": 0.75,
+        "augment": "crop",
+        "steps": steps,
+        "batch_size": batch,
+        "evaluate_every": NEVER,
+        "picture_every": NEVER,
+        "compile": False,
+    }
+    plan = make_pretrain_plan(PretrainConfig(**pretrain, out=config.out), facts, machine)
+    pretrain |= {name: getattr(plan.config, name) for name in ("image_size", "patch_size", "channels", "base_lr")}
+    if plan.config.mask_ratio == pretrain["mask_ratio"]:
+        del pretrain["mask_ratio"]  # the default, which masks of a fixed ratio refuse
+    labelled = {**shared, **{name: getattr(config, name) for name in LABEL_SETTINGS}}
+    labelled["labels"] = config.labels[0] if config.labels else None
+    finetune_batch = min(scale.finetune_batch, batch)
+    return Setup(
+        scale=scale_name,
+        count=facts.count,
+        pretrain=pretrain,
+        finetune={
+            **labelled,
+            "steps": max(1, round(scale.finetune_share * steps * batch / finetune_batch)),
+            "batch_size": finetune_batch,
+            "evaluate_every": NEVER,
+            "report": "held-out",
+        },
+        rates=config.base_lr or scale.rates,
+        probe={**labelled, **scale.probe, "evaluate_every": NEVER},
+        knn={**labelled, "k": (10,)},
+        tokenizer={**shared, **{name: pretrain[name] for name in ("image_size", "patch_size", "steps")}, **scale.tokenizer},
+        sizes=scale.sizes,
+        default_seeds=scale.default_seeds,
+        threads=config.threads or scale.threads,
+    )

@@ -1,0 +1,201 @@
+"""Trials as processes side by side: started, watched, stopped together; one that fails does not stop the others."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from openmae.errors import Interrupted, RequestError
+from openmae.experiments.trial import RESULT, TRIAL, Trial
+from openmae.machine.files import disk_faults, write_json
+from openmae.machine.signals import StopRequest, before_immediate_exit
+from openmae.run.reader import read_json_object
+
+LOG = "log.txt"
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_SAVE = 60  # when all are to stop, before they are killed
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass
+class Job:
+    """A trial and where it stands.
+
+    Attributes:
+        state: waiting, running, done, failed or stopped.
+        why: the last line of a failed trial's log.
+        exit_code: of its process.
+        seconds: that it ran, in this start.
+    """
+
+    trial: Trial
+    folder: Path
+    state: str = "waiting"
+    why: str = ""
+    exit_code: int = 0
+    seconds: float = 0.0
+    device: str = ""
+    started: float = 0.0
+    process: subprocess.Popen | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What trials run on.
+
+    Attributes:
+        jobs: trials at a time.
+        devices: which they are spread over; "" is the best there is.
+        threads: CPU threads of each, the same for every `jobs`, so that results do not depend on it.
+        workers: processes of each that read images.
+    """
+
+    jobs: int
+    devices: tuple[str, ...] = ("",)
+    threads: int = 1
+    workers: int | None = None
+
+
+def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
+    """Write each trial's trial.json, and find those that an earlier start finished.
+
+    Raises:
+        RequestError: a folder holds a trial of other settings.
+    """
+    jobs = []
+    for trial in trials:
+        folder = out / "runs" / trial.folder
+        stored, _ = read_json_object(folder / TRIAL)
+        if stored and stored != trial.to_dict():
+            raise RequestError(
+                f"{folder} holds this row with other settings ({_difference(stored, trial.to_dict())}): "
+                "remove it to run the row anew, or choose another --out"
+            )
+        if not stored:
+            with disk_faults(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / TRIAL, trial.to_dict())
+        result, _ = read_json_object(folder / RESULT)
+        jobs.append(Job(trial, folder, state="done" if result else "waiting"))
+    return jobs
+
+
+def _difference(stored: dict, now: dict) -> str:
+    """What differs first between two trials."""
+    before, after = stored.get("stages", []), now["stages"]
+    for old, new in zip(before, after, strict=False):
+        for name in sorted({*old.get("settings", {}), *new["settings"]}):
+            values = old.get("settings", {}).get(name), new["settings"].get(name)
+            if values[0] != values[1]:
+                return f"{new['kind']}: {name} was {values[0]} and is {values[1]}"
+    return "its stages"
+
+
+def run_side_by_side(
+    jobs: Sequence[Job], resources: Resources, watch: Callable[[], None], on_end: Callable[[Job], None]
+) -> None:
+    """Run all that wait, `resources.jobs` at a time.
+
+    Args:
+        watch: called every half second.
+        on_end: called when a trial is done or has failed.
+
+    Raises:
+        Interrupted: a signal; all trials have saved and ended.
+    """
+    waiting = deque(job for job in jobs if job.state == "waiting")
+    running: list[Job] = []
+    with StopRequest() as stop, contextlib.ExitStack() as at_end:
+        stop.defer()
+        before_immediate_exit(lambda: _kill(running))
+        at_end.callback(_kill, running)
+        while (waiting or running) and not stop.is_received():
+            while waiting and len(running) < resources.jobs:
+                job = waiting.popleft()
+                _start(job, resources, _least_busy(resources.devices, running))
+                running.append(job)
+            watch()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+                running.remove(job)
+                _finish(job)
+                on_end(job)
+        if stop.is_received():
+            _stop(running)
+            watch()
+            num_done = sum(job.state == "done" for job in jobs)
+            raise Interrupted(
+                f"{stop.received}: {num_done} of {len(jobs)} runs are done, the others saved; the same command goes on"
+            )
+
+
+def _least_busy(devices: Sequence[str], running: Sequence[Job]) -> str:
+    return min(devices, key=lambda device: sum(job.device == device for job in running))
+
+
+def _start(job: Job, resources: Resources, device: str) -> None:
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(resources.threads))
+    environment |= {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONUNBUFFERED": "1"}
+    workers = "" if resources.workers is None else str(resources.workers)
+    command = [sys.executable, "-m", "openmae.experiments.trial_process", str(job.folder), device, workers]
+    with disk_faults(job.folder), (job.folder / LOG).open("ab") as log:
+        # A session of its own: a Ctrl-C in the terminal reaches this process alone, which then stops all of them.
+        job.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    job.state, job.device, job.started = "running", device, time.monotonic()
+
+
+def _finish(job: Job) -> None:
+    assert job.process is not None
+    job.seconds, job.exit_code = time.monotonic() - job.started, job.process.returncode
+    _close(job.process.stdin)
+    result, _ = read_json_object(job.folder / RESULT)
+    job.state = "done" if job.exit_code == 0 and result else "failed"
+    if job.state == "failed":
+        job.why = last_line(job.folder / LOG)
+        if job.exit_code < 0:
+            job.why = f"ended by {signal.Signals(-job.exit_code).name}"
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that is not empty, without the program's name."""
+    try:
+        lines = log.read_bytes()[-4000:].decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("openmae: ")
+
+
+def _stop(running: Sequence[Job]) -> None:
+    """Ask all to save and end, and wait until they have."""
+    for job in running:
+        assert job.process is not None
+        job.process.terminate()
+    until = time.monotonic() + SECONDS_TO_SAVE
+    for job in running:
+        assert job.process is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.process.wait(max(0.1, until - time.monotonic()))
+        job.state = "stopped"
+
+
+def _kill(running: Sequence[Job]) -> None:
+    """End what still runs, with its reader processes; a last resort."""
+    for job in running:
+        if job.process is not None and job.process.poll() is None:
+            with contextlib.suppress(OSError):
+                os.killpg(job.process.pid, signal.SIGKILL)
+            job.process.wait()
+
+
+def _close(pipe: IO[bytes] | None) -> None:
+    if pipe is not None:
+        pipe.close()

@@ -1,0 +1,211 @@
+"""A trial: a row with a seed, as the commands that make and measure it, one after another in one process.
+
+Each command's run is resumed where it was stopped, so a trial that was killed loses a checkpoint interval at most.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, TokenizerConfig
+from openmae.data.labels.labelled import open_labelled
+from openmae.data.sources.reading import reading_options
+from openmae.inference.load import load
+from openmae.inference.metrics import compute_metrics
+from openmae.inference.models import ClassifierModel
+from openmae.inference.predict import predict
+from openmae.machine.files import write_json
+from openmae.machine.parallel import Processes
+from openmae.run.lock import summary_of
+from openmae.run.reader import read_metrics
+from openmae.tasks.finetune.finetune import finetune
+from openmae.tasks.knn import knn
+from openmae.tasks.pretrain.pretrain import pretrain
+from openmae.tasks.probe.probe import probe
+from openmae.tasks.tokenizer.tokenizer import tokenizer
+
+TRIAL, RESULT = "trial.json", "result.json"
+OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A command of a trial.
+
+    Attributes:
+        kind: pretrain, tokenizer, finetune, probe or knn.
+        settings: of its config; without device, workers and output folder.
+        rates: base rates of fine-tuning, each a run of its own; the best on the split that chooses is measured.
+        work: FLOPs, about, to say how far the trial is and how long it takes.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    rates: tuple[float, ...] = ()
+    work: float = 0.0
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The names of its run folders."""
+        return tuple(f"{self.kind}-{rate:g}" for rate in self.rates) or (self.kind,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A row with a seed, and what is done to make and to measure it."""
+
+    row: str
+    seed: int
+    stages: tuple[Stage, ...]
+
+    @property
+    def folder(self) -> str:
+        """Its folder below OUT/runs."""
+        return f"{self.row.replace(' ', '-').replace('%', '')}/seed-{self.seed}"
+
+    @property
+    def work(self) -> float:
+        """FLOPs of all stages, about."""
+        return sum(stage.work for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As trial.json holds it: what determines the result."""
+        values = asdict(self)
+        for stage in values["stages"]:
+            del stage["work"]
+        return json.loads(json.dumps(values))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Trial":
+        """The inverse of `to_dict`; stages have no `work`."""
+        stages = tuple(
+            Stage(kind=s["kind"], settings=_with_tuples(s["settings"]), rates=tuple(s["rates"]))
+            for s in values["stages"]
+        )
+        return cls(row=values["row"], seed=values["seed"], stages=stages)
+
+
+def _with_tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a trial runs, which changes nothing about its result.
+
+    Attributes:
+        folder: of the trial.
+        device: as of `--device`; None: the best.
+        workers: processes that read images; None: decided.
+    """
+
+    folder: Path
+    device: str | None = None
+    workers: int | None = None
+
+    def settings(self, trial: Trial, run: str) -> dict[str, Any]:
+        """The settings of a command that are not its stage's."""
+        return {"out": str(self.folder / run), "seed": trial.seed, "device": self.device, "workers": self.workers}
+
+
+def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
+    """Run what is not finished yet, and write result.json.
+
+    Returns:
+        What result.json holds: `protocols` (value, and for fine-tuning the chosen rate and what it was chosen by) and
+        `cost` (seconds and images a second of pre-training).
+
+    Raises: as the commands.
+    """
+    result: dict[str, Any] = {"protocols": {}, "cost": {}}
+    for stage in trial.stages:
+        found = STAGES[stage.kind](stage, trial, place)
+        result["protocols"] |= found.get("protocols", {})
+        result["cost"] |= found.get("cost", {})
+    write_json(place.folder / RESULT, result)
+    return result
+
+
+def _tokenizer(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    config = TokenizerConfig(**{**stage.settings, **place.settings(trial, "tokenizer"), "resume": "auto"})
+    return {"cost": {"tokenizer_seconds": float(tokenizer(config)["seconds"])}}
+
+
+def _pretrain(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    settings = {**stage.settings, **place.settings(trial, "pretrain")}
+    if settings.get("target") == "token":
+        settings["tokenizer"] = str(place.folder / "tokenizer")
+    summary = pretrain(PretrainConfig(**settings, resume="auto"))
+    lines = read_metrics(place.folder / "pretrain" / "metrics.jsonl")
+    rates = [float(line["images_per_second"]) for line in lines if "images_per_second" in line]
+    return {"cost": {"seconds": float(summary["seconds"]), "images_per_second": median(rates) if rates else None}}
+
+
+def _init(stage: Stage, place: Place) -> str:
+    init = stage.settings["init"]
+    return str(place.folder / "pretrain") if init == OWN_MODEL else init
+
+
+def _finetune(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    """Fine-tune with each rate, choose one on val or a split of train, and measure it on the test split."""
+    top1, configs = dict[float, float](), dict[float, FinetuneConfig]()
+    for rate, run in zip(stage.rates, stage.runs, strict=True):
+        settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, place)}
+        configs[rate] = FinetuneConfig(**settings, base_lr=rate, resume="auto")
+        top1[rate] = float(finetune(configs[rate])["top1"])
+    best = max(top1, key=lambda rate: top1[rate])
+    value = final_top1(configs[best])
+    return {"protocols": {"finetune": {"value": value, "base_lr": best, "chosen_by": top1[best]}}}
+
+
+def final_top1(config: FinetuneConfig) -> float:
+    """Top-1 in per cent of a fine-tuned run on the final split of its data."""
+    classifier = load(config.out, config.device)
+    assert isinstance(classifier, ClassifierModel)
+    data = open_labelled(
+        config.dataset,
+        labels=config.labels,
+        label_file=config.label_file,
+        held_out=config.held_out,
+        seed_of_split=config.seed or 0,
+        needs_validation=True,
+        **reading_options(config, classifier.preprocessing),
+    )
+    predictions = predict(
+        classifier.classifier,
+        data.final_source,
+        classifier.preprocessing,
+        device=classifier.device,
+        precision="fp32",
+        batch_size=256,
+        workers=config.workers or 0,
+        processes=Processes(),
+    )
+    return compute_metrics(predictions)["top1"]
+
+
+def _probe(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    settings = {**stage.settings, **place.settings(trial, "probe"), "init": _init(stage, place)}
+    summary = probe(ProbeConfig(**settings, resume="auto"))
+    return {"protocols": {"linear": {"value": float(summary["top1"]), "chosen_by": float(summary["choice_top1"])}}}
+
+
+def _knn(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    run = place.folder / "knn"
+    if (summary := summary_of(run)).get("status") != "complete":
+        shutil.rmtree(run, ignore_errors=True)  # of a start that was stopped: kNN is quick and cannot be resumed
+        summary = knn(KnnConfig(**{**stage.settings, **place.settings(trial, "knn"), "init": _init(stage, place)}))
+    return {"protocols": {"knn": {"value": float(summary["top1"])}}}
+
+
+STAGES: dict[str, Callable[[Stage, Trial, Place], dict[str, Any]]] = {
+    "tokenizer": _tokenizer,
+    "pretrain": _pretrain,
+    "finetune": _finetune,
+    "probe": _probe,
+    "knn": _knn,
+}

@@ -1,0 +1,52 @@
+"""The program that runs one trial: `python -m openmae.experiments.trial_process FOLDER [DEVICE] [WORKERS]`.
+
+It reads FOLDER/trial.json and ends like a command does. Its standard input is a pipe that nothing is written to: it
+closes when the process that started the trial dies, in whatever way, and then the trial saves and ends, too.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from openmae.errors import Fault, Interrupted, RequestError, shown
+
+SECONDS_TO_SAVE = 30
+
+
+def end_with_parent() -> None:
+    """Start a thread that stops this process when its standard input closes."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_SAVE)
+        os._exit(Interrupted.exit_code)
+
+    threading.Thread(target=watch, name="openmae-parent", daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trial of a folder; return the exit code, as of a command."""
+    end_with_parent()
+    import torch
+
+    from openmae.experiments.trial import TRIAL, Place, Trial, run_trial
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    folder, device, workers = Path(arguments[0]), arguments[1] or None, arguments[2]
+    try:
+        trial = Trial.from_dict(json.loads((folder / TRIAL).read_bytes()))
+        run_trial(trial, Place(folder=folder, device=device, workers=int(workers) if workers else None))
+    except (RequestError, Interrupted, Fault) as error:
+        print(f"openmae: {shown(' '.join(str(error).split()))}", flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""From an experiment to its trials: every row with each of its seeds, and what each command of it costs."""
+
+from typing import Any
+
+from openmae.config import ClassifierShape, MAEShape, PretrainConfig
+from openmae.data.preprocess import DataFacts
+from openmae.errors import RequestError
+from openmae.experiments.setup import Setup
+from openmae.experiments.study import Row, Study
+from openmae.experiments.trial import OWN_MODEL, Stage, Trial
+from openmae.model import cost
+from openmae.planning.decisions import Machine
+from openmae.planning.pretrain import make_pretrain_plan, planned_memory
+
+SCRATCH_STEPS = 4  # times those of fine-tuning, as in the paper: 200 epochs of ViT-L from scratch, 50 of fine-tuning
+PROCESS_BYTES = 700_000_000  # of a process with torch, before it has a model
+
+
+def row_settings(row: Row, setup: Setup) -> dict[str, Any]:
+    """The settings of a row's pre-training."""
+    return {**setup.pretrain, **row.changes}
+
+
+def row_shape(row: Row, setup: Setup, facts: DataFacts, machine: Machine, out: str) -> tuple[MAEShape, int, int]:
+    """The shape of a row's model, the patches of an image that it sees, and the memory of its pre-training in bytes.
+
+    Raises:
+        RequestError: the row's settings do not fit the data.
+    """
+    settings = row_settings(row, setup)
+    if settings["target"] == "token":  # its tokenizer is trained later; the model is nearly that of pixels
+        settings["target"] = "pixel"
+    plan = make_pretrain_plan(PretrainConfig(**settings, out=out), facts, machine)
+    encoder, config = plan.shape.encoder, plan.config
+    coefficients, patches = plan.shape.pca_coefficients, facts.count * encoder.num_patches
+    if coefficients is not None and coefficients > patches:
+        raise RequestError(
+            f"{row.label} needs at least as many patches to fit on, and {facts.count} images have {patches}: "
+            "give more images"
+        )
+    visible = max(1, int(encoder.num_patches * (1 - config.mask_ratio)))
+    return plan.shape, visible, planned_memory(plan.shape, config, config.micro_batch_size)
+
+
+def make_trials(
+    study: Study, setup: Setup, facts: DataFacts, machine: Machine, *, seeds: int, num_classes: int, out: str
+) -> tuple[list[Trial], int, dict[str, float]]:
+    """Every row with each of its seeds: first one of each row, then the others.
+
+    Args:
+        num_classes: of the labels; 0 where there are none.
+
+    Returns:
+        The trials; the bytes of memory that the largest of them needs; and the FLOPs of each row's pre-training for an
+        image, by the row's name.
+
+    Raises:
+        RequestError: a row's settings do not fit the data.
+    """
+    by_row, flops, memory = dict[str, tuple[Stage, ...]](), dict[str, float](), 0
+    for row in study.rows:
+        shape, visible, row_memory = row_shape(row, setup, facts, machine, out)
+        flops[row.name] = float(cost.training_flops(shape, visible))
+        by_row[row.name] = _stages(row, study.protocols_of(row), setup, shape, flops[row.name], num_classes)
+        classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
+        tuned = setup.finetune["batch_size"] * cost.classifier_activation_bytes(classifier, None, 4)
+        memory = max(memory, row_memory, tuned + 16 * cost.classifier_parameters(classifier))
+    counts = {row.name: max(seeds, setup.default_seeds if row.name == study.baseline else 1) for row in study.rows}
+    trials = [
+        Trial(row=row.name, seed=seed, stages=by_row[row.name])
+        for seed in range(max(counts.values()))
+        for row in study.rows
+        if seed < counts[row.name]
+    ]
+    return trials, PROCESS_BYTES + memory, flops
+
+
+def _stages(
+    row: Row, protocols: tuple[str, ...], setup: Setup, shape: MAEShape, flops: float, num_classes: int
+) -> tuple[Stage, ...]:
+    settings = row_settings(row, setup)
+    work = flops * settings["steps"] * settings["batch_size"]
+    classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
+    tuning = float(cost.classifier_flops(classifier, None))
+    stages = []
+    if settings["target"] == "token":
+        stages.append(Stage(kind="tokenizer", settings=setup.tokenizer, work=0.2 * work))
+    if not row.is_scratch:
+        stages.append(Stage(kind="pretrain", settings=settings, work=work))
+    if "finetune" in protocols:
+        tuned = {**setup.finetune, "init": OWN_MODEL}
+        if row.is_scratch:
+            model = ("width", "depth", "num_heads", "patch_size", "image_size", "channels")
+            tuned |= {"init": "none", "steps": SCRATCH_STEPS * tuned["steps"]}
+            tuned |= {name: settings[name] for name in model}
+        images = tuned["steps"] * tuned["batch_size"] * len(setup.rates)
+        stages.append(Stage(kind="finetune", settings=tuned, rates=setup.rates, work=tuning * images))
+    look = tuning / 3 * 1.5 * setup.count  # forward, over the training images and the others
+    if "linear" in protocols:
+        stages.append(Stage(kind="probe", settings={**setup.probe, "init": OWN_MODEL}, work=look))
+    if "knn" in protocols:
+        stages.append(Stage(kind="knn", settings={**setup.knn, "init": OWN_MODEL}, work=look))
+    return tuple(stages)
