@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
-from openmae.config import ExperimentConfig
+from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.config.checks import MAX_PIXELS
 from openmae.data.decoding.nodata import resolve_nodata
-from openmae.data.labels.labelled import open_labelled
-from openmae.data.sources.open import Source
-from openmae.errors import RequestError
+from openmae.data.labels.labelled import LabelledData, open_labelled
+from openmae.data.preprocess import DataFacts, survey
+from openmae.errors import RequestError, shown
+from openmae.tasks.pretrain.data import open_training_data
+
+ADVICE = "this experiment measures classes, name them otherwise"
 
 
 @dataclass(frozen=True)
@@ -15,30 +18,47 @@ class ExperimentData:
     """The data of an experiment.
 
     Attributes:
-        train: the training images.
-        parts: all splits.
-        num_classes: of the labels.
+        facts: about the images that are pre-trained on.
+        fingerprint: of all splits.
+        num_classes: of the labels; 0 where they are not needed.
         num_test: images that accuracies are of.
         final_split: the name of their split.
         chosen_on: what chooses rates.
-        fingerprint: of all splits.
     """
 
-    train: Source
-    parts: tuple[Source, ...]
-    num_classes: int
-    num_test: int
-    final_split: str
-    chosen_on: str
+    facts: DataFacts
     fingerprint: str
+    num_classes: int = 0
+    num_test: int = 0
+    final_split: str = ""
+    chosen_on: str = ""
 
 
 def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData:
-    """Open DATA as the protocols do.
+    """Open DATA as pre-training and, where labels are needed, the protocols do.
 
     Raises:
         RequestError: DATA or its labels cannot be used.
     """
+    labelled = open_labels(config) if needs_labels else None
+    names = ("data", "train", "val", "test", "value_range", "axes", "nodata", "out")
+    training = open_training_data(PretrainConfig(**{name: getattr(config, name) for name in names}))
+    others = () if training.held_out is None else (training.held_out,)
+    facts = survey(training.train, other_splits=others if labelled is None else labelled.parts)
+    if labelled is None:
+        return ExperimentData(facts, training.fingerprint)
+    return ExperimentData(
+        facts=facts,
+        fingerprint=f"{training.fingerprint} {labelled.fingerprint}",
+        num_classes=labelled.num_classes,
+        num_test=len(labelled.final_source),
+        final_split=labelled.final_split,
+        chosen_on="a split of train" if labelled.is_validation_split else "val",
+    )
+
+
+def open_labels(config: ExperimentConfig) -> LabelledData:
+    """The labelled splits. Raises RequestError where they are not one class an image, or cannot be used."""
     data = open_labelled(
         config.dataset,
         labels=config.labels[0] if config.labels else None,
@@ -49,16 +69,9 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
         axes=config.axes,
         nodata=resolve_nodata(config.nodata, None),
         needs_validation=True,
-        advice="this experiment measures classes, name them otherwise",
+        advice=ADVICE,
     )
     if data.is_multi_label or data.scale is not None:
-        raise RequestError(f"{config.name} measures one class an image, and {config.dataset} has other labels")
-    return ExperimentData(
-        train=data.train,
-        parts=data.parts,
-        num_classes=data.num_classes,
-        num_test=len(data.final_source),
-        final_split=data.final_split,
-        chosen_on="a split of train" if data.is_validation_split else "val",
-        fingerprint=data.fingerprint,
-    )
+        what = "several classes an image" if data.is_multi_label else "numbers as labels"
+        raise RequestError(f"{config.name} measures one class an image, and {shown(str(config.dataset))} has {what}")
+    return data
