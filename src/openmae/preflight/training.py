@@ -6,7 +6,7 @@ A resumed run takes its weights and data from its own config.json, which the com
 from pathlib import Path
 
 from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
-from openmae.config.pretrain import check_token_target
+from openmae.config.training.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError

@@ -21,7 +21,7 @@ from openmae.config import (
     flag_of,
     format_value,
 )
-from openmae.config.finetune import FROM_SCRATCH
+from openmae.config.training.finetune import FROM_SCRATCH
 from openmae.data.value_scale import stored_value_range
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
