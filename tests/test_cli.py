@@ -421,6 +421,13 @@ def test_help_of_other_commands(capsys, command, flags):
     assert all(flag in said for flag in flags)
 
 
+def test_help_lists_what_is_required_then_the_commands_own_then_what_it_shares(capsys):
+    listed = re.findall(r"^\W (--[a-z-]+)", help_of(capsys, "finetune"), re.MULTILINE)
+    assert listed[:4] == ["--init", "--out", "--blocks", "--pool"]
+    some = ["--ema", "--task", "--epochs", "--seed", "--keep", "--train"]
+    assert [flag for flag in listed if flag in some] == some
+
+
 def test_help_tells_what_is_decided_from_what_is_off(capsys):
     said = help_of(capsys, "knn")
     for flag, default in (("--layer", "none"), ("--test", "none"), ("--task", "decided"), ("--workers", "decided")):

@@ -56,6 +56,13 @@ def test_a_command_is_a_function_of_its_settings(command):
     assert set(command.positional) <= set(command.config.__dataclass_fields__)
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_command_has_each_setting_once_in_the_order_of_its_help(command):
+    names = [setting.name for setting in command.settings]
+    assert sorted(names) == sorted(command.config.__dataclass_fields__)
+    assert tuple(names[: len(command.positional)]) == command.positional
+
+
 def test_the_documents_list_the_commands():
     text = DOCS.read_text(encoding="utf-8")
     written = text.partition(FIRST)[2].partition(LAST)[0].strip()

@@ -64,8 +64,9 @@ def _subcommand(name: str) -> Any:
             argument = tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
             annotations[setting] = Annotated[hint, argument]
     body = {"__annotations__": annotations, "__doc__": config.__doc__, "__post_init__": lambda self: None}
-    unchecked = type(config.__name__, (config,), body)
-    unchecked = dataclass(frozen=True, kw_only=True)(unchecked)
+    unchecked: Any = dataclass(frozen=True, kw_only=True)(type(config.__name__, (config,), body))
+    # The order in which tyro lists them; `dataclass` has no argument for it.
+    unchecked.__dataclass_fields__ = {f.name: unchecked.__dataclass_fields__[f.name] for f in command.settings}
     # Help is taken from docstrings only: searching the source for comments takes longer than the rest of `--help`.
     markers = (tyro.conf.HelptextFromCommentsOff, tyro.conf.subcommand(name, prefix_name=False))
     return Annotated[unchecked, *markers]

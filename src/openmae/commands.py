@@ -5,8 +5,9 @@ Modules are given as strings and imported when a command runs: most of them impo
 
 import ast
 import importlib
+import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,22 @@ class Command:
         return (self.config.__doc__ or "").partition("\n")[0]
 
     @property
+    def settings(self) -> list[Field[Any]]:
+        """Its settings as help lists them: positional, required, its own, those of its base classes, nearest first.
+
+        A dataclass has them the other way round, and what all commands share would hide what is special to this one.
+        """
+        by_name = {f.name: f for f in fields(self.config)}
+        nearest_first = [name for kind in self.config.__mro__ for name in inspect.get_annotations(kind)]
+        required = [name for name in nearest_first if name in by_name and _is_required(by_name[name])]
+        names = dict.fromkeys([*self.positional, *required, *nearest_first])
+        return [by_name[name] for name in names if name in by_name]
+
+    @property
     def usage(self) -> str:
         """The command line with everything that is required: `openmae knn DATA --init INIT --out OUT`."""
-        required = [f.name for f in fields(self.config) if f.default is MISSING and f.default_factory is MISSING]
-        flags = [f"{flag_of(name)} {name.upper()}" for name in required if name not in self.positional]
+        required = [f.name for f in self.settings if _is_required(f) and f.name not in self.positional]
+        flags = [f"{flag_of(name)} {name.upper()}" for name in required]
         return " ".join(["openmae", self.name, *(name.upper() for name in self.positional), *flags])
 
     def check(self, config: Any) -> None:
@@ -101,6 +114,10 @@ class Command:
         function.__annotations__ = {"config": self.config, "return": Any}
         function.__doc__ = self._docstring()
         return function
+
+
+def _is_required(setting: Field[Any]) -> bool:
+    return setting.default is MISSING and setting.default_factory is MISSING
 
 
 # In the order of the help.

@@ -19,21 +19,9 @@ from openmae.config.convert import ConvertConfig
 from openmae.config.dataset import SPLITS, Dataset, DataSettings, SplitPaths, SplitSettings, paths_of
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
-from openmae.config.finetune import FinetuneConfig, ResolvedFinetuneConfig
 from openmae.config.inspect import InspectConfig
-from openmae.config.labelled import LabelledConfig
 from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from openmae.config.pretrain import (
-    AUGMENTS,
-    CROP_ASPECTS,
-    MASKS,
-    PRECISIONS,
-    STATISTICS,
-    PretrainConfig,
-    ResolvedPretrainConfig,
-)
-from openmae.config.probe import ProbeConfig, ResolvedProbeConfig
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
 from openmae.config.shapes import (
@@ -52,8 +40,20 @@ from openmae.config.shapes import (
     num_kept,
 )
 from openmae.config.target_scale import TargetScale
-from openmae.config.tokenizer import ResolvedTokenizerConfig, TokenizerConfig
 from openmae.config.tokenizer_shape import TokenizerShape
+from openmae.config.training.finetune import FinetuneConfig, ResolvedFinetuneConfig
+from openmae.config.training.labelled import LabelledConfig
+from openmae.config.training.pretrain import MASKS, PretrainConfig, ResolvedPretrainConfig
+from openmae.config.training.probe import ProbeConfig, ResolvedProbeConfig
+from openmae.config.training.tokenizer import ResolvedTokenizerConfig, TokenizerConfig
+from openmae.config.training.training import (
+    AUGMENTS,
+    CROP_ASPECTS,
+    PRECISIONS,
+    STATISTICS,
+    ResolvedTrainingConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "AUGMENTS",
@@ -97,6 +97,7 @@ __all__ = [
     "ResolvedPretrainConfig",
     "ResolvedProbeConfig",
     "ResolvedTokenizerConfig",
+    "ResolvedTrainingConfig",
     "RobustnessConfig",
     "Settings",
     "SplitPaths",
@@ -104,6 +105,7 @@ __all__ = [
     "TargetScale",
     "TokenizerConfig",
     "TokenizerShape",
+    "TrainingConfig",
     "ViTShape",
     "check_name",
     "check_range",

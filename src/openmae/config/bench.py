@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from openmae.config.checks import NONE_IS_OFF, Settings, check_name, check_range, check_types
-from openmae.config.pretrain import PRECISIONS
+from openmae.config.training.training import PRECISIONS
 from openmae.errors import RequestError
 
 # Cases of each benchmark. The first line of a benchmark's module says what a case is.

@@ -15,9 +15,9 @@ from openmae.config.checks import (
     check_types,
 )
 from openmae.config.dataset import DataSettings, NodataSettings
-from openmae.config.labelled import TASKS
-from openmae.config.pretrain import PRECISIONS
 from openmae.config.shapes import DEFAULT_POOL, POOLS
+from openmae.config.training.labelled import TASKS
+from openmae.config.training.training import PRECISIONS
 from openmae.errors import RequestError
 
 EMBED_POOLS = (*POOLS, "grid")

@@ -14,7 +14,7 @@ from openmae.config.checks import (
     check_types,
 )
 from openmae.config.dataset import NodataSettings
-from openmae.config.pretrain import MASKS, check_mask_file
+from openmae.config.training.pretrain import MASKS, check_mask_file
 from openmae.errors import RequestError
 
 UNDO = ("neighbours", "true", "both")

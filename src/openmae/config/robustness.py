@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from openmae.config.checks import MAX_PIXELS, Sized, check_images, check_name, check_range, check_types
 from openmae.config.dataset import NodataSettings
-from openmae.config.pretrain import PRECISIONS
+from openmae.config.training.training import PRECISIONS
 from openmae.errors import RequestError
 
 

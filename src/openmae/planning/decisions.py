@@ -10,10 +10,7 @@ from openmae.config import (
     ClassifierShape,
     MAEShape,
     Preprocessing,
-    ResolvedFinetuneConfig,
-    ResolvedPretrainConfig,
-    ResolvedProbeConfig,
-    ResolvedTokenizerConfig,
+    ResolvedTrainingConfig,
     TokenizerShape,
     ViTShape,
     check_name,
@@ -32,17 +29,8 @@ from openmae.training.optim import CosineSchedule
 NARROW, MEDIUM = 192, 384  # largest width of a narrow and of a medium encoder
 CROP_ASPECT_REASON = "crops stretch an image by a third at most compared with evaluation, and lie anywhere in it"
 
-ResolvedConfigT = TypeVar(
-    "ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
-)
-ResolvedConfigT_co = TypeVar(
-    "ResolvedConfigT_co",
-    ResolvedPretrainConfig,
-    ResolvedFinetuneConfig,
-    ResolvedProbeConfig,
-    ResolvedTokenizerConfig,
-    covariant=True,
-)
+ResolvedConfigT = TypeVar("ResolvedConfigT", bound=ResolvedTrainingConfig)
+ResolvedConfigT_co = TypeVar("ResolvedConfigT_co", bound=ResolvedTrainingConfig, covariant=True)
 ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from openmae.config import ClassifierShape, FinetuneConfig, Preprocessing, ResolvedFinetuneConfig, ViTShape, flag_of
-from openmae.config.finetune import CLASS_ONLY_SETTINGS
+from openmae.config.training.finetune import CLASS_ONLY_SETTINGS
 from openmae.data.augment import check_rand_augment, crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts

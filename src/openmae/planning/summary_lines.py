@@ -9,8 +9,8 @@ from openmae.config import (
     MAEShape,
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
-    ResolvedProbeConfig,
     ResolvedTokenizerConfig,
+    ResolvedTrainingConfig,
     flag_of,
 )
 from openmae.data.labels.labelled import LabelledData
@@ -32,7 +32,6 @@ from openmae.planning.token_target import tokenizer_lines
 # A checkpoint holds the weights and AdamW's two moments in float32.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 
-ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig | ResolvedTokenizerConfig
 EMPTY_IN_PRETRAINING = "the model sees its mean there, patches mostly of them leave the loss"
 
 
@@ -150,14 +149,14 @@ def label_lines(data: LabelledData) -> list[str]:
     return lines
 
 
-def steps_line(config: ResolvedConfig, steps: int, count: int) -> str:
+def steps_line(config: ResolvedTrainingConfig, steps: int, count: int) -> str:
     """The run's length, and how many micro-batches a step has where there are several."""
     batch, num_micro_batches = config.batch_size, -(-config.batch_size // config.micro_batch_size)
     micro_batches = f" ({num_micro_batches} x {config.micro_batch_size})" if num_micro_batches > 1 else ""
     return f"steps      {steps:,} of {batch} images{micro_batches}: {steps * batch / count:.4g} epochs"
 
 
-def device_line(config: ResolvedConfig, device: torch.device) -> str:
+def device_line(config: ResolvedTrainingConfig, device: torch.device) -> str:
     """The device, the precision, and how many reader processes there are."""
     readers = f"{config.workers} reader process{'es' if config.workers != 1 else ''}"
     return f"device     {describe_device(device)}, {config.precision}, {readers}"
@@ -199,7 +198,7 @@ def probe_lines(
     return lines + label_lines(data) + decided_lines(plan, left_out="as --init")
 
 
-def format_setting(config: ResolvedConfig, name: str) -> str:
+def format_setting(config: ResolvedTrainingConfig, name: str) -> str:
     """A setting's value as text, floats to four significant digits."""
     value = getattr(config, name)
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
 """The tokenizer of `--target token`: what it decides about the model, whether it fits, and what it costs."""
 
 from openmae.config import MAEShape, TokenizerShape
-from openmae.config.pretrain import check_token_target
+from openmae.config.training.pretrain import check_token_target
 from openmae.errors import RequestError, shown
 from openmae.interchange.stored import StoredModel
 from openmae.interchange.tokenizers import StoredTokenizer

@@ -5,8 +5,8 @@ A resumed run takes its weights and data from its own config.json, which the com
 
 from pathlib import Path
 
-from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig
-from openmae.config.pretrain import check_token_target
+from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig, TrainingConfig
+from openmae.config.training.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
@@ -80,7 +80,7 @@ def _check_labelled(config: FinetuneConfig | ProbeConfig, init: str | None) -> N
         check_label_file(config.label_file)
 
 
-def _check_start(config: PretrainConfig | FinetuneConfig | ProbeConfig | TokenizerConfig) -> bool:
+def _check_start(config: TrainingConfig) -> bool:
     """Check run folder, `--resume` and device; return whether the run is new, not resumed.
 
     Raises:

@@ -8,20 +8,13 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from openmae.config import (
-    FinetuneConfig,
-    LabelledConfig,
     Preprocessing,
-    PretrainConfig,
-    ProbeConfig,
-    ResolvedFinetuneConfig,
-    ResolvedPretrainConfig,
-    ResolvedProbeConfig,
-    ResolvedTokenizerConfig,
-    TokenizerConfig,
+    ResolvedTrainingConfig,
+    TrainingConfig,
     flag_of,
     format_value,
 )
-from openmae.config.finetune import FROM_SCRATCH
+from openmae.config.training.finetune import FROM_SCRATCH
 from openmae.data.value_scale import stored_value_range
 from openmae.errors import Fault, RequestError
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
@@ -49,11 +42,8 @@ MAY_CHANGE |= {"watch", "watch_data", "watch_every", "watch_images"}  # evaluati
 NOT_CHECKED = {"init", "micro_batch_size"}
 
 
-AnyConfig = PretrainConfig | LabelledConfig | TokenizerConfig
-RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig, TokenizerConfig)
-ResolvedConfigT = TypeVar(
-    "ResolvedConfigT", ResolvedPretrainConfig, ResolvedFinetuneConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
-)
+RequestedConfigT = TypeVar("RequestedConfigT", bound=TrainingConfig)
+ResolvedConfigT = TypeVar("ResolvedConfigT", bound=ResolvedTrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,7 @@ class PreviousRun(Generic[ResolvedConfigT]):
         return self.checkpoint.state
 
 
-def run_settings(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, Any]:
+def run_settings(config: TrainingConfig, preprocessing: Preprocessing) -> dict[str, Any]:
     """The settings that identify a run, as JSON values; every checkpoint keeps them."""
     values = {**config.to_dict(), "preprocessing": preprocessing.to_dict()}
     return json.loads(
@@ -100,7 +90,9 @@ def run_settings(config: AnyConfig, preprocessing: Preprocessing) -> dict[str, A
     )
 
 
-def find_previous_run(config: AnyConfig, config_type: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT] | None:
+def find_previous_run(
+    config: TrainingConfig, config_type: type[ResolvedConfigT]
+) -> PreviousRun[ResolvedConfigT] | None:
     """The run to continue, or None to start one.
 
     Raises:
@@ -141,7 +133,9 @@ def _check_kind(run: Path, config_type: type[ResolvedConfigT]) -> None:
         raise RequestError(f"{run} holds something other than a run of this command: choose another --out") from None
 
 
-def _from_checkpoint(config: AnyConfig, path: Path, config_type: type[ResolvedConfigT]) -> PreviousRun[ResolvedConfigT]:
+def _from_checkpoint(
+    config: TrainingConfig, path: Path, config_type: type[ResolvedConfigT]
+) -> PreviousRun[ResolvedConfigT]:
     folder = path if (path / "manifest.json").exists() or CHECKPOINT_NAME.fullmatch(path.name) else None
     if folder is None:
         checkpoint, damaged = newest_checkpoint(path)
@@ -160,7 +154,7 @@ def _from_checkpoint(config: AnyConfig, path: Path, config_type: type[ResolvedCo
 
 
 def _read_config(
-    run: Path, config: AnyConfig, config_type: type[ResolvedConfigT]
+    run: Path, config: TrainingConfig, config_type: type[ResolvedConfigT]
 ) -> tuple[ResolvedConfigT, Preprocessing]:
     try:
         values = json.loads((run / "config.json").read_bytes())
@@ -175,7 +169,7 @@ def _read_config(
     requested = config.explicit()
     for name, value in requested.items():
         before, flag = getattr(saved, name), flag_of(name)
-        if name == "value_range" and saved.init not in (None, FROM_SCRATCH):
+        if name == "value_range" and getattr(saved, "init", None) not in (None, FROM_SCRATCH):
             data_range = stored_value_range(
                 preprocessing
             )  # with --init the config has the model's range, not the data's
@@ -207,7 +201,7 @@ def _same_size(name: str, value: Any, before: Any) -> bool:
 
 
 def start_run(
-    config: AnyConfig,
+    config: TrainingConfig,
     preprocessing: Preprocessing,
     previous: PreviousRun | None,
     lock: ExitStack,

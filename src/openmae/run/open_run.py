@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol
 
 import torch
 from torch import nn
 
-from openmae.config import FinetuneConfig, Preprocessing, PretrainConfig, ProbeConfig, TokenizerConfig
+from openmae.config import Preprocessing
 from openmae.data.batch import Batch
 from openmae.data.loader import Stream
 from openmae.errors import RequestError
@@ -20,6 +20,7 @@ from openmae.run.batches import Batches, stream_batches
 from openmae.run.evaluators import Evaluator
 from openmae.run.folder import (
     PreviousRun,
+    RequestedConfigT,
     ResolvedConfigT,
     find_previous_run,
     run_settings,
@@ -33,8 +34,6 @@ from openmae.run.remembered import with_remembered
 from openmae.run.step import StepResult
 from openmae.run.step_model import StepModel
 from openmae.training.checkpoint import Checkpoint, save_checkpoint
-
-RequestedConfigT = TypeVar("RequestedConfigT", PretrainConfig, FinetuneConfig, ProbeConfig, TokenizerConfig)
 
 
 class Save(Protocol):

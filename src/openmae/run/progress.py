@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
+from openmae.config import ResolvedTrainingConfig
 from openmae.data.batch import Batch
 from openmae.machine.device import num_cores
 from openmae.machine.files import disk_faults
@@ -242,7 +242,7 @@ def _numbers_of(flags: list[Tensor], last: int) -> list[int]:
 
 def open_progress(
     run: Path,
-    config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig | ResolvedTokenizerConfig,
+    config: ResolvedTrainingConfig,
     previous: PreviousRun | None,
     processes: Processes,
     num_images: int,

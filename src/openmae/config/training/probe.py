@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from openmae.config.checks import check_name, check_range
-from openmae.config.labelled import LabelledConfig, ResolvedLabelledConfig
 from openmae.config.shapes import POOLS
+from openmae.config.training.labelled import LabelledConfig, ResolvedLabelledConfig
 from openmae.errors import RequestError
 
 PROBE_OPTIMIZERS = ("lars", "sgd")

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from openmae.config.checks import NONE_IS_OFF, check_name, check_range, flag_of
-from openmae.config.labelled import LabelledConfig, ResolvedLabelledConfig
-from openmae.config.pretrain import AUGMENTS, STATISTICS
 from openmae.config.shapes import POOLS, SIZES
+from openmae.config.training.labelled import LabelledConfig, ResolvedLabelledConfig
+from openmae.config.training.training import AUGMENTS, AdamWSettings, StatisticsSettings
 from openmae.errors import RequestError
 
 REPORTS = ("test", "held-out")
@@ -15,7 +15,7 @@ CLASS_ONLY_SETTINGS = ("mixup", "cutmix", "label_smoothing")  # not for labels t
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(LabelledConfig):
+class FinetuneConfig(StatisticsSettings, AdamWSettings, LabelledConfig):
     """Fine-tuning on labels, whole or the last blocks, or training from scratch (paper, tables 9 and 11)."""
 
     init: str
@@ -40,8 +40,6 @@ class FinetuneConfig(LabelledConfig):
     channels: int | None = None
     statistics: str | None = None
     """Whose mean and standard deviation, from scratch: imagenet or measured."""
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
     background: float | None = None
     """What transparent pixels show, from scratch: 0 black to 1 white."""
 
@@ -62,10 +60,6 @@ class FinetuneConfig(LabelledConfig):
     """Rate of the last block; it rises linearly from 0 over depth."""
 
     # The optimisation
-    base_lr: float | None = None
-    """Learning rate at a batch of 256; the rate used is base_lr x batch_size / 256."""
-    betas: tuple[float, float] | None = None
-    """AdamW's."""
     layer_decay: float | None = None
     """What each layer's rate is of the next one's; 1 is off."""
     ema: float | None = None
@@ -78,23 +72,19 @@ class FinetuneConfig(LabelledConfig):
         check_name("--balance", self.balance, BALANCES)
         check_name("--model", self.model, SIZES)
         check_name("--augment", self.augment, AUGMENTS)
-        check_name("--statistics", self.statistics, STATISTICS)
         for name in ("width", "depth", "num_heads", "patch_size", "channels"):
             check_range(flag_of(name), getattr(self, name), 1)
-        for name in ("mixup", "cutmix", "base_lr"):
+        for name in ("mixup", "cutmix"):
             check_range(flag_of(name), getattr(self, name), 0)
         for name in ("label_smoothing", "drop_path", "ema"):
             check_range(flag_of(name), getattr(self, name), 0, 1, open_high=True)
         check_range("--erasing", self.erasing, 0, 1)
-        check_range("--background", self.background, 0, 1)
         check_range("--layer-decay", self.layer_decay, 0, 1, open_low=True)
         check_range("--blocks", self.blocks, 0)
         if self.blocks is not None and self.blocks != 0.5 and self.blocks != int(self.blocks):
             raise RequestError(f"--blocks got {self.blocks:g}: a whole number of blocks, or 0.5")
-        for value in self.betas or ():
-            check_range("--betas", value, 0, 1, open_high=True)
-        if (self.mean is None) != (self.std is None):
-            raise RequestError("--mean and --std go together: give both or neither")
+        self.check_statistics()
+        self.check_adamw()
         if self.is_regression:
             self._check_regression()
         if self.is_from_scratch and self.blocks is not None:

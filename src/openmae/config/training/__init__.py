@@ -1,0 +1,1 @@
+"""The settings of the commands that train, on one base: `training.py`."""
