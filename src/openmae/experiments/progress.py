@@ -96,7 +96,9 @@ class ProgressTable:
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         else:
-            running = [f"{self._name(job)} {state_text(job, self.result)}" for job in self.jobs if job.state == "running"]
+            running = [
+                f"{self._name(job)} {state_text(job, self.result)}" for job in self.jobs if job.state == "running"
+            ]
             print(f"{self._count()}; {', '.join(running)}; {self.remaining()}", flush=True)
 
     def ended(self, job: Job) -> None:
@@ -111,7 +113,9 @@ class ProgressTable:
         if self._live is not None:
             self._live.update(self._table(), refresh=True)
         else:
-            print(f"{self._name(job)}: {state_text(job, self.result)} ({format_duration(job.seconds)}){note}", flush=True)
+            print(
+                f"{self._name(job)}: {state_text(job, self.result)} ({format_duration(job.seconds)}){note}", flush=True
+            )
 
     def remaining(self) -> str:
         """How long the rest takes, about."""

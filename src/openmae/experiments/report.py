@@ -26,7 +26,10 @@ def report(study: Study, rows: Sequence[RowResult], budget: Sequence[str], num_t
     if default is not None and not study.axis:
         lines += [disagreements(study, rows, default, noises), ""]
     for section in study.sections:
-        lines += [*(["", f"## {section.title}", ""] if len(study.sections) > 1 else []), *table(study, section, by_name)]
+        lines += [
+            *(["", f"## {section.title}", ""] if len(study.sections) > 1 else []),
+            *table(study, section, by_name),
+        ]
     lines += ["", *(f"- {line}" for line in [*findings(study, rows, default, noises), *study.remarks, *budget])]
     return "\n".join(lines) + "\n"
 
@@ -88,9 +91,7 @@ def text_of(measured: Measured | None) -> str:
     return f"{measured.mean:.1f}" if measured.spread is None else f"{measured.mean:.1f} ± {measured.spread:.1f}"
 
 
-def disagreements(
-    study: Study, rows: Sequence[RowResult], default: RowResult, noises: Mapping[str, Noise]
-) -> str:
+def disagreements(study: Study, rows: Sequence[RowResult], default: RowResult, noises: Mapping[str, Noise]) -> str:
     """What disagrees with the paper by more than chance: rows on the other side of the default row than there."""
     found, num_compared = [], 0
     for row in rows:

@@ -132,7 +132,11 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
         rates=config.base_lr or scale.rates,
         probe={**labelled, **scale.probe, "evaluate_every": NEVER},
         knn={**labelled, "k": (10,)},
-        tokenizer={**shared, **{name: pretrain[name] for name in ("image_size", "patch_size", "steps")}, **scale.tokenizer},
+        tokenizer={
+            **shared,
+            **{name: pretrain[name] for name in ("image_size", "patch_size", "steps")},
+            **scale.tokenizer,
+        },
         sizes=scale.sizes,
         default_seeds=scale.default_seeds,
         threads=config.threads or scale.threads,

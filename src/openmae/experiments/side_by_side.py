@@ -148,7 +148,12 @@ def _start(job: Job, resources: Resources, device: str) -> None:
     with disk_faults(job.folder), (job.folder / LOG).open("ab") as log:
         # A session of its own: a Ctrl-C in the terminal reaches this process alone, which then stops all of them.
         job.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
     job.state, job.device, job.started = "running", device, time.monotonic()
 

@@ -115,7 +115,9 @@ def mask_rows() -> tuple[Row, ...]:
     """The rows of table 1f, three of which figure 6 draws."""
     return (
         _default("random, 75 %"),
-        Row(name="block 50", label="block, 50 %", changes={"mask": "block", "mask_ratio": 0.5}, paper=_paper(83.9, 72.3)),
+        Row(
+            name="block 50", label="block, 50 %", changes={"mask": "block", "mask_ratio": 0.5}, paper=_paper(83.9, 72.3)
+        ),
         Row(name="block 75", label="block, 75 %", changes={"mask": "block"}, paper=_paper(82.8, 63.9)),
         Row(name="grid 75", label="grid, 75 %", changes={"mask": "grid"}, paper=_paper(84.0, 66.0)),
     )

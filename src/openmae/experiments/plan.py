@@ -1,0 +1,114 @@
+"""The plan of an experiment: its rows on a person's data and machine, checked before anything is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from openmae.config import ExperimentConfig
+from openmae.errors import RequestError
+from openmae.experiments.data import ExperimentData, open_data
+from openmae.experiments.figures import figure_5, figure_7, figure_8
+from openmae.experiments.resources import check_memory, measured_rate, resources_of
+from openmae.experiments.setup import Setup, make_setup
+from openmae.experiments.side_by_side import Resources
+from openmae.experiments.study import Study
+from openmae.experiments.table_1 import SECTIONS, table_1
+from openmae.experiments.trial import Trial
+from openmae.experiments.trials import make_trials, row_shape
+from openmae.machine.device import pick_device
+from openmae.planning.decisions import Machine
+
+STUDIES: dict[str, Callable[[str, Setup], Study]] = {
+    **dict.fromkeys(("table-1", *SECTIONS), table_1),
+    "figure-5": figure_5,
+    "figure-7": figure_7,
+    "figure-8": figure_8,
+}
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """An experiment without open questions.
+
+    Attributes:
+        config: with `scale` and `threads` decided.
+        trials: in the order in which they are begun.
+        flops: of each row's pre-training for an image, by the row's name.
+        resources: what the trials run on.
+        rate: FLOPs a second of a trial, about.
+    """
+
+    config: ExperimentConfig
+    data: ExperimentData
+    setup: Setup
+    study: Study
+    trials: list[Trial]
+    flops: dict[str, float]
+    resources: Resources
+    rate: float
+
+    @property
+    def budget(self) -> list[str]:
+        """What every row is given, for the screen and for results.md."""
+        setup, data, p, f = self.setup, self.data, self.setup.pretrain, self.setup.finetune
+        size = p["image_size"] if isinstance(p["image_size"], int) else f"{p['image_size'][0]}x{p['image_size'][1]}"
+        epochs = setup.steps * p["batch_size"] / setup.count
+        measured = f", {data.num_test:,} to measure on ({data.final_split})" if data.num_test else ""
+        tuned = (
+            f"; fine-tuning {f['steps']:,} steps of {f['batch_size']} with each of the base rates "
+            f"{', '.join(f'{rate:g}' for rate in setup.rates)}, of which {data.chosen_on} chooses"
+        )
+        return [
+            f"Data: {setup.count:,} images to pre-train on{measured}, at {size} px.",
+            f"Default row: encoder {p['width']} wide, {p['depth']} blocks; decoder {p['decoder_width']} wide, "
+            f"{p['decoder_depth']} blocks; patches of {p['patch_size']} px; pixels, random crops, 75 % hidden.",
+            f"Every row: {setup.steps:,} steps of {p['batch_size']} images of pre-training ({epochs:.3g} epochs)"
+            f"{tuned if 'finetune' in self.study.protocols else ''}.",
+            f"Scale {setup.scale}, {setup.threads} CPU thread{'s' * (setup.threads > 1)} a row.",
+        ]
+
+
+def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
+    """Open the data, scale the experiment to it, and check what would otherwise fail hours later.
+
+    Args:
+        config: with what an earlier start decided.
+
+    Raises:
+        RequestError: a wrong setting, unusable data, or too little memory.
+    """
+    device = pick_device(config.devices[0] if config.devices else None)
+    scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
+    data = open_data(config, needs_labels=True)
+    machine = Machine.of(device, 1, data.facts.largest)
+    setup = make_setup(config, scale, data.facts, machine)
+    study = STUDIES[config.name](config.name, setup)
+    trials, memory, flops = make_trials(
+        study, setup, data.facts, machine, seeds=config.seeds or 1, num_classes=data.num_classes, out=config.out
+    )
+    resources = resources_of(config, device, setup.threads)
+    resources = check_memory(resources, memory, machine, config.jobs is not None)
+    return ExperimentPlan(
+        config=replace(config, scale=scale, threads=setup.threads),
+        data=data,
+        setup=setup,
+        study=study,
+        trials=trials,
+        flops=flops,
+        resources=resources,
+        rate=_rate(study, setup, data, machine, flops, device),
+    )
+
+
+def _rate(
+    study: Study, setup: Setup, data: ExperimentData, machine: Machine, flops: dict[str, float], device: torch.device
+) -> float:
+    """FLOPs a second of a trial, by a few steps of its first row. Raises RequestError where it runs out of memory."""
+    first = study.rows[0]
+    shape, visible, _ = row_shape(first, setup, data.facts, machine, "out")
+    ratio = 1 - visible / shape.encoder.num_patches
+    try:
+        return measured_rate(shape, ratio, flops[first.name], device, setup.threads)
+    except torch.OutOfMemoryError:
+        raise RequestError(f"{device} is short of memory already: wait for what else runs on it") from None
