@@ -8,6 +8,7 @@ from typing import Any
 from openmae.config import ExperimentConfig
 from openmae.errors import Fault, RequestError
 from openmae.experiments.figure_9 import figure_9
+from openmae.experiments.paper_scale import command_lines
 from openmae.experiments.plan import ExperimentPlan, plan_experiment
 from openmae.experiments.progress import ProgressTable
 from openmae.experiments.report import report
@@ -36,11 +37,14 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     if config.is_figure_9:
         return figure_9(config)
     plan = plan_experiment(find_experiment(config))
+    if plan.only_prints:
+        print("\n".join(command_lines(plan.study, plan.trials, config.out)), flush=True)
+        return {"experiment": config.name, "scale": plan.config.scale, "rows": []}
     with ExitStack() as lock:
         create_experiment(plan.config, plan.data.fingerprint, lock)
         jobs = prepare(Path(config.out), plan.trials)
         print("\n".join([plan.study.title, *plan.budget]), flush=True)
-        with ProgressTable(jobs, result_text, plan.rate, plan.resources.jobs) as progress:
+        with ProgressTable(jobs, result_text, plan.measured_rate(), plan.resources.jobs) as progress:
             print(resources_line(plan, jobs, progress.remaining()), flush=True)
 
             def ended(job: Job) -> None:

@@ -1,6 +1,6 @@
 """Figures 5, 7 and 8: the mask ratio, the length of pre-training, and MAE against supervised training over model sizes."""
 
-from openmae.experiments.setup import Setup, model_of
+from openmae.experiments.setup import Setup
 from openmae.experiments.study import DEFAULT, Row, Section, Study, label_with_paper
 from openmae.experiments.table_1 import PAPER_DEFAULT, PROTOCOLS
 
@@ -71,8 +71,8 @@ def figure_7(name: str, setup: Setup) -> Study:
 def figure_8(name: str, setup: Setup) -> Study:
     """Figure 8: MAE and supervised training of three sizes, which stand for ViT-B, L and H."""
     rows = []
-    for model, (width, depth) in zip(MODELS, setup.sizes, strict=True):
-        shape = model_of(width, depth)
+    for model, settings in zip(MODELS, setup.models, strict=True):
+        width, depth = settings["width"], settings["depth"]
         mae, scratch = PAPER_SIZES[model]
         ours = f"{width} wide, {depth} blocks (paper: ViT-{model})"
         position = float(width * width * depth)
@@ -81,7 +81,7 @@ def figure_8(name: str, setup: Setup) -> Study:
                 Row(
                     name=f"{curve} {model}",
                     label=f"{curve}, {ours}",
-                    changes=shape,
+                    changes=settings,
                     paper={"finetune": paper},
                     position=position,
                     curve=curve,

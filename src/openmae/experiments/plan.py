@@ -9,6 +9,7 @@ from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
 from openmae.experiments.data import ExperimentData, open_data
 from openmae.experiments.figures import figure_5, figure_7, figure_8
+from openmae.experiments.paper_scale import make_paper_setup
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
 from openmae.experiments.setup import Setup, make_setup
 from openmae.experiments.side_by_side import Resources
@@ -36,7 +37,7 @@ class ExperimentPlan:
         trials: in the order in which they are begun.
         flops: of each row's pre-training for an image, by the row's name.
         resources: what the trials run on.
-        rate: FLOPs a second of a trial, about.
+        machine: the first device and its host.
     """
 
     config: ExperimentConfig
@@ -46,7 +47,26 @@ class ExperimentPlan:
     trials: list[Trial]
     flops: dict[str, float]
     resources: Resources
-    rate: float
+    machine: Machine
+
+    @property
+    def only_prints(self) -> bool:
+        """Whether the commands are printed and nothing is run."""
+        return self.setup.scale == "paper" and not self.config.run
+
+    def measured_rate(self) -> float:
+        """FLOPs a second of a trial, by a few steps of its first row.
+
+        Raises:
+            RequestError: the device has no memory for that now.
+        """
+        first, device = self.study.rows[0], torch.device(self.machine.name)
+        shape, visible, _ = row_shape(first, self.setup, self.data.facts, self.machine, self.config.out)
+        ratio = 1 - visible / shape.encoder.num_patches
+        try:
+            return measured_rate(shape, ratio, self.flops[first.name], device, self.setup.threads)
+        except torch.OutOfMemoryError:
+            raise RequestError(f"{device} is short of memory already: wait for what else runs on it") from None
 
     @property
     def budget(self) -> list[str]:
@@ -82,7 +102,10 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
     data = open_data(config, needs_labels=True)
     machine = Machine.of(device, 1, data.facts.largest)
-    setup = make_setup(config, scale, data.facts, machine)
+    if scale == "paper":
+        setup = make_paper_setup(config, data.facts)
+    else:
+        setup = make_setup(config, scale, data.facts, machine)
     study = STUDIES[config.name](config.name, setup)
     trials, memory, flops = make_trials(
         study, setup, data.facts, machine, seeds=config.seeds or 1, num_classes=data.num_classes, out=config.out
@@ -97,18 +120,5 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         trials=trials,
         flops=flops,
         resources=resources,
-        rate=_rate(study, setup, data, machine, flops, device),
+        machine=machine,
     )
-
-
-def _rate(
-    study: Study, setup: Setup, data: ExperimentData, machine: Machine, flops: dict[str, float], device: torch.device
-) -> float:
-    """FLOPs a second of a trial, by a few steps of its first row. Raises RequestError where it runs out of memory."""
-    first = study.rows[0]
-    shape, visible, _ = row_shape(first, setup, data.facts, machine, "out")
-    ratio = 1 - visible / shape.encoder.num_patches
-    try:
-        return measured_rate(shape, ratio, flops[first.name], device, setup.threads)
-    except torch.OutOfMemoryError:
-        raise RequestError(f"{device} is short of memory already: wait for what else runs on it") from None

@@ -15,7 +15,8 @@ from openmae.model.masking import random_masking
 from openmae.planning.decisions import Machine
 from openmae.planning.micro_batch import MEMORY_SHARE
 
-TIMED_IMAGES, TIMED_STEPS = 64, 3
+MAX_IMAGES, TIMED_STEPS = 64, 3
+TIMED_FLOPS = 5e10  # of a step: a second or so on a laptop
 
 
 def resources_of(config: ExperimentConfig, device: torch.device, threads: int) -> Resources:
@@ -63,16 +64,17 @@ def measured_rate(shape: MAEShape, ratio: float, flops: float, device: torch.dev
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
+        count = max(1, min(MAX_IMAGES, int(TIMED_FLOPS / flops)))
         model = MAE.from_shape(shape).to(device)
-        images = torch.zeros(TIMED_IMAGES, shape.encoder.channels, *shape.encoder.image_size, device=device)
+        images = torch.zeros(count, shape.encoder.channels, *shape.encoder.image_size, device=device)
         times = []
         for _ in range(TIMED_STEPS):
             started = time.monotonic()
-            masking = random_masking(torch.rand(TIMED_IMAGES, shape.encoder.num_patches, device=device), ratio)
+            masking = random_masking(torch.rand(count, shape.encoder.num_patches, device=device), ratio)
             loss = model(images, masking).loss
             loss.backward()
             loss.item()  # waits for the device
             times.append(time.monotonic() - started)
     finally:
         torch.set_num_threads(before)
-    return flops * TIMED_IMAGES / min(times)
+    return flops * count / min(times)

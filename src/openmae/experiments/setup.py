@@ -12,7 +12,6 @@ from openmae.planning.encoder import heads_for
 from openmae.planning.image_size import image_size_for
 from openmae.planning.pretrain import make_pretrain_plan
 
-# What every command of a trial is given as it was typed.
 SHARED = ("data", "train", "val", "test", "value_range", "axes", "nodata")
 LABEL_SETTINGS = ("label_file", "held_out")
 NEVER = 10**9  # steps between evaluations: all but the last would only cost time
@@ -26,7 +25,8 @@ class Setup:
         scale: its name.
         count: training images.
         rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
-        sizes: see `Scale`.
+        token_settings: further settings of rows that predict tokens: a tokenizer that there is; empty: one is trained.
+        models: the encoder and decoder of the sizes that stand for ViT-B, L and H, as settings.
         default_seeds, threads: see `Scale`.
     """
 
@@ -38,7 +38,8 @@ class Setup:
     probe: dict[str, Any]
     knn: dict[str, Any]
     tokenizer: dict[str, Any]
-    sizes: tuple[tuple[int, int], ...]
+    token_settings: dict[str, Any]
+    models: tuple[dict[str, Any], ...]
     default_seeds: int
     threads: int
 
@@ -76,6 +77,17 @@ def model_of(width: int, depth: int) -> dict[str, Any]:
     }
 
 
+def shared_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What every command of a trial is given as it was typed."""
+    return {name: getattr(config, name) for name in SHARED}
+
+
+def label_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """What commands that read labels are given besides."""
+    labels = config.labels[0] if config.labels else None
+    return {**shared_settings(config), **{name: getattr(config, name) for name in LABEL_SETTINGS}, "labels": labels}
+
+
 def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, machine: Machine) -> Setup:
     """The default row at a scale; settings that the person gave win.
 
@@ -96,7 +108,7 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
     if config.image_size is None:
         patch, size, _ = image_size_for(facts, scale.max_side, config.patch_size, is_huge=False, device="cpu")
         images = {"image_size": size, "patch_size": patch}
-    shared = {name: getattr(config, name) for name in SHARED}
+    shared, labelled = shared_settings(config), label_settings(config)
     pretrain = {
         **shared,
         **model_of(config.width or scale.width, config.depth or scale.depth),
@@ -115,8 +127,6 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
     pretrain |= {name: getattr(plan.config, name) for name in ("image_size", "patch_size", "channels", "base_lr")}
     if plan.config.mask_ratio == pretrain["mask_ratio"]:
         del pretrain["mask_ratio"]  # the default, which masks of a fixed ratio refuse
-    labelled = {**shared, **{name: getattr(config, name) for name in LABEL_SETTINGS}}
-    labelled["labels"] = config.labels[0] if config.labels else None
     finetune_batch = min(scale.finetune_batch, batch)
     return Setup(
         scale=scale_name,
@@ -137,7 +147,8 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
             **{name: pretrain[name] for name in ("image_size", "patch_size", "steps")},
             **scale.tokenizer,
         },
-        sizes=scale.sizes,
+        token_settings={},
+        models=tuple(model_of(width, depth) for width, depth in scale.sizes),
         default_seeds=scale.default_seeds,
         threads=config.threads or scale.threads,
     )

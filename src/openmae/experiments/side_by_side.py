@@ -21,6 +21,7 @@ from openmae.run.reader import read_json_object
 LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_SAVE = 60  # when all are to stop, before they are killed
+PROGRAM = ("-m", "openmae.experiments.trial_process")  # of this Python
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -144,7 +145,7 @@ def _start(job: Job, resources: Resources, device: str) -> None:
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(resources.threads))
     environment |= {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONUNBUFFERED": "1"}
     workers = "" if resources.workers is None else str(resources.workers)
-    command = [sys.executable, "-m", "openmae.experiments.trial_process", str(job.folder), device, workers]
+    command = [sys.executable, *PROGRAM, str(job.folder), device, workers]
     with disk_faults(job.folder), (job.folder / LOG).open("ab") as log:
         # A session of its own: a Ctrl-C in the terminal reaches this process alone, which then stops all of them.
         job.process = subprocess.Popen(

@@ -137,7 +137,7 @@ def _tokenizer(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
 
 def _pretrain(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     settings = {**stage.settings, **place.settings(trial, "pretrain")}
-    if settings.get("target") == "token":
+    if settings.get("target") == "token" and "tokenizer" not in settings:
         settings["tokenizer"] = str(place.folder / "tokenizer")
     summary = pretrain(PretrainConfig(**settings, resume="auto"))
     lines = read_metrics(place.folder / "pretrain" / "metrics.jsonl")

@@ -18,7 +18,8 @@ PROCESS_BYTES = 700_000_000  # of a process with torch, before it has a model
 
 def row_settings(row: Row, setup: Setup) -> dict[str, Any]:
     """The settings of a row's pre-training."""
-    return {**setup.pretrain, **row.changes}
+    settings = {**setup.pretrain, **row.changes}
+    return settings | setup.token_settings if settings["target"] == "token" else settings
 
 
 def row_shape(row: Row, setup: Setup, facts: DataFacts, machine: Machine, out: str) -> tuple[MAEShape, int, int]:
@@ -28,8 +29,8 @@ def row_shape(row: Row, setup: Setup, facts: DataFacts, machine: Machine, out: s
         RequestError: the row's settings do not fit the data.
     """
     settings = row_settings(row, setup)
-    if settings["target"] == "token":  # its tokenizer is trained later; the model is nearly that of pixels
-        settings["target"] = "pixel"
+    if settings["target"] == "token":  # its tokenizer is not at hand yet; the model is nearly that of pixels
+        settings |= {"target": "pixel", "tokenizer": None}
     plan = make_pretrain_plan(PretrainConfig(**settings, out=out), facts, machine)
     encoder, config = plan.shape.encoder, plan.config
     coefficients, patches = plan.shape.pca_coefficients, facts.count * encoder.num_patches
@@ -83,7 +84,7 @@ def _stages(
     classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
     tuning = float(cost.classifier_flops(classifier, None))
     stages = []
-    if settings["target"] == "token":
+    if settings["target"] == "token" and not setup.token_settings:
         stages.append(Stage(kind="tokenizer", settings=setup.tokenizer, work=0.2 * work))
     if not row.is_scratch:
         stages.append(Stage(kind="pretrain", settings=settings, work=work))
