@@ -30,7 +30,7 @@ NOT_FIGURE_9 = ("width", "depth", "patch_size", "image_size", "steps", "label_fi
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(Sized, SplitSettings):
-    """A table or figure of the paper on your data, its figures beside yours: table-1, table-1a to table-1f, figure-9."""
+    """A table or figure of the paper on your data, the paper's figures beside yours."""
 
     name: str
     """table-1 (all six ablations) or table-1a decoder depth, 1b width, 1c mask token, 1d target, 1e augmentation, 1f
@@ -148,6 +148,10 @@ class ExperimentConfig(Sized, SplitSettings):
                 raise RequestError(f"{flag_of(name)} got {len(values)} values, and {self.name} takes one")
         if self.base_lr == ():
             raise RequestError("--base-lr needs a value at least")
+        if self.scale == "paper":
+            for name in ("width", "depth", "patch_size", "image_size", "steps"):
+                if getattr(self, name) is not None:
+                    raise RequestError(f"{flag_of(name)} is the paper's at --scale paper: leave it out")
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs[0]:g} and --steps {self.steps}: give one of them")
 

@@ -111,8 +111,7 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         study, setup, data.facts, machine, seeds=config.seeds or 1, num_classes=data.num_classes, out=config.out
     )
     resources = resources_of(config, device, setup.threads)
-    resources = check_memory(resources, memory, machine, config.jobs is not None)
-    return ExperimentPlan(
+    plan = ExperimentPlan(
         config=replace(config, scale=scale, threads=setup.threads),
         data=data,
         setup=setup,
@@ -122,3 +121,6 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         resources=resources,
         machine=machine,
     )
+    if plan.only_prints:
+        return plan
+    return replace(plan, resources=check_memory(resources, memory, machine, config.jobs is not None))
