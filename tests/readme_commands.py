@@ -36,7 +36,7 @@ SMALL_FLAGS = {
     "embed": ON_CPU,
     "attention": "--device cpu",
     "robustness": ON_CPU,
-    "experiment": f"{ON_CPU} --batch-size 8 --labels 20% --epochs 0.1 --base-lr 0.001 --blocks 1 --seeds 1",
+    "experiment": f"{ON_CPU} --scale tiny --batch-size 8",
     "convert": "",
     "reconstruct": "--device cpu",
     "inspect": "",

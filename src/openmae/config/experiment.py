@@ -89,6 +89,9 @@ class ExperimentConfig(Sized, SplitSettings):
     axes: str | None = None
     """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
 
+    max_bad: float | None = None
+    """Largest tolerated fraction of unreadable training files; 0.01 unless given."""
+
     # The machine
     jobs: int | None = None
     """Rows at a time, side by side as processes; as many as cores or GPUs allow. Results do not depend on it."""
@@ -119,6 +122,7 @@ class ExperimentConfig(Sized, SplitSettings):
         for name in ("seeds", "batch_size", "held_out", "jobs", "threads", "width", "depth", "patch_size", "steps"):
             check_range(flag_of(name), getattr(self, name), 1)
         check_range("--workers", self.workers, 0)
+        check_range("--max-bad", self.max_bad, 0, 1)
         if self.run and self.scale != "paper":
             raise RequestError("--run is for --scale paper, which otherwise prints its commands: leave it out")
 

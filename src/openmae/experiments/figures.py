@@ -1,4 +1,4 @@
-"""Figures 5, 7 and 8: the mask ratio, the length of pre-training, and MAE against supervised training over model sizes."""
+"""Figures 5, 7 and 8: the mask ratio, the length of pre-training, MAE against supervised training over model sizes."""
 
 from openmae.experiments.setup import Setup
 from openmae.experiments.study import DEFAULT, Row, Section, Study, label_with_paper
@@ -97,9 +97,9 @@ def figure_8(name: str, setup: Setup) -> Study:
         is_log_axis=True,
         baseline="MAE B",
         remarks=(
-            "Supervised training has four times the steps of fine-tuning, as in the paper for ViT-L (200 and 50 epochs), "
-            "and chooses among the same rates.",
-            "The paper's MAE models of this figure predict normalised pixels for 1600 epochs (table 3); here they are as "
-            "the default row of table 1.",
+            "Supervised training has four times the steps of fine-tuning, as in the paper for ViT-L (200 and 50 "
+            "epochs), and chooses among the same rates.",
+            "The paper's MAE models of this figure predict normalised pixels for 1600 epochs (table 3); here they are "
+            "as the default row of table 1.",
         ),
     )

@@ -81,7 +81,8 @@ class ProgressTable:
         if sys.stdout.isatty():
             from rich.live import Live
 
-            self._live = self._stack.enter_context(Live(self._table(), auto_refresh=False))
+            self._live = self._stack.enter_context(Live(auto_refresh=False))
+            self._live.update(self._table(), refresh=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -130,6 +131,17 @@ class ProgressTable:
     def _name(self, job: Job) -> str:
         return f"{job.trial.row}, seed {job.trial.seed}"
 
+    def _shown(self) -> list[Job]:
+        """The trials that the terminal has lines for: those that run or failed, and of the others the latest and next."""
+        room = max(3, self._live.console.height - 6 if self._live is not None else len(self.jobs))
+        urgent = ("running", "failed", "stopped")
+        by_state = {state: [job for job in self.jobs if job.state == state] for state in ("done", "waiting")}
+        num_others = max(0, room - sum(job.state in urgent for job in self.jobs))
+        num_done = max(num_others // 2, num_others - len(by_state["waiting"]))
+        done = by_state["done"][-num_done:] if num_done else []
+        others = [*done, *by_state["waiting"][: num_others - len(done)]]
+        return [job for job in self.jobs if job.state in urgent or any(job is other for other in others)]
+
     def _table(self) -> Any:
         from rich.table import Table
         from rich.text import Text
@@ -137,6 +149,6 @@ class ProgressTable:
         table = Table(title=f"{self._count()}, {self.remaining()}", title_justify="left")
         for column in ("row", "seed", ""):
             table.add_column(column)
-        for job in self.jobs:
+        for job in self._shown():
             table.add_row(Text(job.trial.row), Text(str(job.trial.seed)), Text(state_text(job, self.result)))
         return table

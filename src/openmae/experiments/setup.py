@@ -79,7 +79,8 @@ def model_of(width: int, depth: int) -> dict[str, Any]:
 
 def shared_settings(config: ExperimentConfig) -> dict[str, Any]:
     """What every command of a trial is given as it was typed."""
-    return {name: getattr(config, name) for name in SHARED}
+    given = {} if config.max_bad is None else {"max_bad": config.max_bad}
+    return {**{name: getattr(config, name) for name in SHARED}, **given}
 
 
 def label_settings(config: ExperimentConfig) -> dict[str, Any]:
