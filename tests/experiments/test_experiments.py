@@ -151,6 +151,12 @@ def test_bad_input_is_refused_in_a_line_before_anything_is_written(tmp_path, cap
     assert not out.exists()
 
 
+def test_it_is_not_for_torchrun(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RequestError, match="starts its own processes, see --jobs: start it without torchrun"):
+        experiment(config(tmp_path / "out"))
+
+
 def noise_images(root):
     """Ten colour images of two classes to train on, and four to test with, of 32 px."""
     for part, count in (("train", 10), ("test", 4)):

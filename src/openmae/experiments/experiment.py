@@ -1,5 +1,6 @@
 """`openmae experiment NAME`: a table or figure of the paper, at any scale."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,6 +35,8 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
         Interrupted: a signal; the same command continues.
     """
     config = config.plain()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError("an experiment starts its own processes, see --jobs: start it without torchrun")
     if config.is_figure_9:
         return figure_9(config)
     plan = plan_experiment(find_experiment(config))
