@@ -11,6 +11,7 @@ from openmae.errors import Fault, RequestError
 from openmae.experiments.figure_9 import figure_9
 from openmae.experiments.paper_scale import command_lines
 from openmae.experiments.plan import ExperimentPlan, plan_experiment
+from openmae.experiments.picture import Picture
 from openmae.experiments.progress import ProgressTable
 from openmae.experiments.report import report
 from openmae.experiments.results import collect, stored_settings, write_results
@@ -46,29 +47,31 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     with ExitStack() as lock:
         create_experiment(plan.config, plan.data.fingerprint, lock)
         jobs = prepare(Path(config.out), plan.trials)
+        picture = Picture(Path(config.out), plan.study, plan.data.num_test)
         print("\n".join([plan.study.title, *plan.budget]), flush=True)
         with ProgressTable(jobs, result_text, plan.measured_rate(), plan.resources.jobs) as progress:
             print(resources_line(plan, jobs, progress.remaining()), flush=True)
 
             def ended(job: Job) -> None:
                 progress.ended(job)
-                write(plan, jobs)
+                write(plan, jobs, picture)
 
             run_side_by_side(jobs, plan.resources, progress.watch, ended)
-        results = write(plan, jobs)
+        results = write(plan, jobs, picture, is_last=True)
     print(f"wrote {Path(config.out) / 'results.md'}", flush=True)
     raise_failures(jobs)
     return results
 
 
-def write(plan: ExperimentPlan, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Write results.json and results.md of what is known so far; return what results.json holds."""
+def write(plan: ExperimentPlan, jobs: Sequence[Job], picture: Picture, *, is_last: bool = False) -> dict[str, Any]:
+    """Write results.json, the picture and results.md of what is known so far; return what results.json holds."""
     study, out = plan.study, Path(plan.config.out)
     settings = {row.name: stored_settings(row_settings(row, plan.setup)) for row in study.rows}
     rows = collect(study, settings, jobs, plan.flops)
     results = write_results(out, study, plan.config.scale, rows)
+    text = report(study, rows, plan.budget, plan.data.num_test, picture.draw(rows, is_last=is_last))
     with disk_faults(out), atomic_write(out / "results.md") as partial:
-        partial.write_text(report(study, rows, plan.budget, plan.data.num_test), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     return results
 
 

@@ -93,7 +93,7 @@ def figure_8(name: str, setup: Setup) -> Study:
         title="Figure 8: MAE against supervised training over model sizes",
         sections=(Section("model size", tuple(rows)),),
         protocols=("finetune",),
-        axis="weights of the encoder's blocks, / 12",
+        axis="size of the encoder: width² × blocks",
         is_log_axis=True,
         baseline="MAE B",
         remarks=(

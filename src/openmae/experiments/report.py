@@ -1,87 +1,156 @@
-"""results.md: the paper's figures beside ours, what disagrees first, and what so few seeds can show."""
+"""results.md: what disagrees with the paper first, then its figures beside ours, and what so few seeds can show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 
+from openmae.experiments.differences import (
+    Difference,
+    base_name,
+    difference_of,
+    differences,
+    full_label,
+    images_behind,
+    is_ratio,
+    leads,
+)
 from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.statistics import Noise, noise_of, rank_correlation
+from openmae.experiments.statistics import chance_correlation, noise_of, rank_correlation
 from openmae.experiments.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.pictures.comparison import signed
 
 
-def report(study: Study, rows: Sequence[RowResult], budget: Sequence[str], num_test: int) -> str:
+def report(
+    study: Study, rows: Sequence[RowResult], budget: Sequence[str], num_test: int, picture: str | None = None
+) -> str:
     """The text of results.md.
 
     Args:
         budget: lines that say what each row was given.
         num_test: images that the accuracies are of.
+        picture: the file beside it to show; None: nothing is drawn yet.
     """
-    by_name = {row.row.name: row for row in rows}
-    default = by_name.get(study.baseline)
-    noises = {
-        name: noise_of(measured, num_test if UNITS[name].endswith("%") else 0)
-        for name, measured in (default.protocols if default else {}).items()
-    }
+    found = differences(study, rows, num_test)
     lines = [f"# {study.title}", ""]
+    if picture:
+        lines += [f"![{study.title}: the paper's figures beside ours]({picture})", ""]
     if failed := [row for row in rows if row.failed]:
-        lines += [f"**Failed**: {'; '.join(f'{row.row.label} ({row.failed})' for row in failed)}.", ""]
-    if default is not None and not study.axis:
-        lines += [disagreements(study, rows, default, noises), ""]
+        lines += [f"**Failed**: {'; '.join(f'{full_label(study, row)} ({row.failed})' for row in failed)}.", ""]
+    num_finished = sum(bool(row.protocols) for row in rows)
+    if num_finished < len(study.rows):
+        lines += [f"{num_finished} of {len(study.rows)} rows have figures so far.", ""]
+    lines += [line for paragraph in against_paper(found) for line in (paragraph, "")]
+    if (one_seed := _one_seed(study, rows)) and found:
+        lines += [one_seed, ""]
+    lines += [legend(study, rows), ""]
     for section in study.sections:
-        lines += [
-            *(["", f"## {section.title}", ""] if len(study.sections) > 1 else []),
-            *table(study, section, by_name),
-        ]
-    lines += ["", *(f"- {line}" for line in [*findings(study, rows, default, noises), *study.remarks, *budget])]
+        lines += [f"## {study.title.partition(':')[0]}{section.title}", ""] if len(study.sections) > 1 else []
+        lines += [*table(study, section, rows, num_test), ""]
+    lines += lead_lines(study, rows, num_test)
+    lines += ["## What this can show", "", *(f"- {line}" for line in cautions(study, rows, found, num_test)), ""]
+    given = [*cost_remarks(study, rows), *study.remarks]
+    lines += ["## How it was measured", "", *(f"- {line}" for line in [*budget, *given])]
     return "\n".join(lines) + "\n"
 
 
-def table(study: Study, section: Section, rows: Mapping[str, RowResult]) -> list[str]:
+def against_paper(found: Sequence[Difference]) -> list[str]:
+    """Paragraphs: what disagrees with the paper by more than chance, what of the paper's is not seen, what agrees."""
+    known = [one for one in found if one.paper is not None and one.threshold is not None]
+    if not known:
+        return ["Nothing to compare with the paper yet."]
+    against, missed = [one for one in known if one.is_against_paper], [one for one in known if one.is_missed]
+    paragraphs = []
+    if against:
+        paragraphs.append(f"**Disagrees with the paper by more than chance**: {_listed(against)}.")
+    else:
+        paragraphs.append("**Nothing disagrees with the paper by more than chance.**")
+    if missed:
+        paragraphs.append(
+            "**Not seen here**, though a difference as large as the paper's would be more than chance: "
+            f"{_listed(missed)}."
+        )
+    counts = {
+        "stand out here with the paper's sign": sum(one.is_found for one in known),
+        "disagree": len(against),
+        "are not seen here": len(missed),
+    }
+    counts["are within chance both there and here"] = len(known) - sum(counts.values())
+    parts = [f"{count} {what}" for what, count in counts.items() if count]
+    paragraphs.append(f"Of {len(known)} differences whose size the paper gives: {', '.join(parts)}.")
+    return paragraphs
+
+
+def _listed(found: Sequence[Difference], *, bold: bool = False) -> str:
+    return "; ".join(
+        f"{one.label}: {PROTOCOLS[one.protocol]} {_marked(one, bold)}"
+        + ("" if one.paper is None else f" (paper {signed(one.paper)})")
+        for one in found
+    )
+
+
+def _marked(one: Difference, bold: bool) -> str:
+    text = f"{one.ours:.2f}×" if one.is_ratio else signed(one.ours)
+    return f"**{text}**" if bold and one.is_clear else text
+
+
+def legend(study: Study, rows: Sequence[RowResult]) -> str:
+    """How to read the columns."""
+    base = base_name(study)
+    sentences = [f"Δ is the difference to {base}, in the paper and here; bold where it is more than chance (95 %)."]
+    if any(is_ratio(name) for name in study.protocols):
+        sentences.append("Hours and speed-ups are divided instead.")
+    if any(measured.spread is not None for row in rows for measured in row.protocols.values()):
+        sentences.append("± is the standard deviation over seeds.")
+    costs = ["FLOPs of an image"] * _has_flops(rows) + ["time (rows side by side share the machine)"] * _has_time(rows)
+    if costs:
+        sentences.append(f"Of pre-training, as multiples of those of {base}: {' and '.join(costs)}.")
+    return " ".join(sentences)
+
+
+def lead_lines(study: Study, rows: Sequence[RowResult], num_test: int) -> list[str]:
+    """How far a figure's curves lie apart, ours beside the paper's."""
+    base = next((row for row in rows if row.row.name == study.baseline), None)
+    found = leads(study, rows, base, num_test) if base else []
+    return [f"- {_listed([one], bold=True)}" for one in found] + [""] * bool(found)
+
+
+def table(study: Study, section: Section, rows: Sequence[RowResult], num_test: int) -> list[str]:
     """A section as a Markdown table; rows that have not run yet are left open."""
-    default = rows.get(study.baseline)
-    shown = [name for name in study.protocols if any(name in row.protocols for row in rows.values())]
-    is_compared = any(row.name == study.baseline for row in section.rows)
+    by_name = {row.row.name: row for row in rows}
+    base = by_name.get(study.baseline)
+    shown = [name for name in study.protocols if any(name in row.protocols for row in rows)] or list(study.protocols)
+    with_paper = {name for name in shown if any(name in row.paper for row in section.rows)}
     columns = []
     for name in shown:
-        has_paper = any(name in row.paper for row in section.rows)
-        title = f"{PROTOCOLS[name]} ({UNITS[name]})"
-        columns += [f"{title}: paper"] * has_paper + [f"{title}: ours"]
-        columns += ["to default: paper"] * (has_paper and is_compared) + ["to default: ours"] * is_compared
-    has_cost = any("seconds" in row.cost for row in rows.values())
-    columns += ["FLOPs", "time"] * has_cost
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+        title = f"{PROTOCOLS[name]}, {UNITS[name].removeprefix('top-1, ')}: "
+        columns += [f"{title}paper", "ours", "Δ paper", "Δ ours"] if name in with_paper else [f"{title}ours", "Δ ours"]
+    columns += ["FLOPs"] * _has_flops(rows) + ["time"] * _has_time(rows)
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row in section.rows:
-        cells = [cell for name in shown for cell in _cells(section, row, name, rows, default, is_compared)]
-        cells += _costs(rows.get(row.name), default) if has_cost else []
+        result = by_name.get(row.name)
+        cells = [
+            cell for name in shown for cell in _cells(row, result, base, name, num_test, has_paper=name in with_paper)
+        ]
+        cells += [_flops(result)] * _has_flops(rows) + [_time(result, base)] * _has_time(rows)
         lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return lines
 
 
 def _cells(
-    section: Section, row: Row, name: str, rows: Mapping[str, RowResult], default: RowResult | None, is_compared: bool
+    row: Row, result: RowResult | None, base: RowResult | None, name: str, num_test: int, *, has_paper: bool
 ) -> list[str]:
-    measured = rows[row.name].protocols.get(name) if row.name in rows else None
-    base = default.protocols.get(name) if default else None
-    paper, has_paper = row.paper.get(name), any(name in other.paper for other in section.rows)
-    cells = [f"{paper:.1f}" if paper is not None else ""] * has_paper + [text_of(measured)]
-    if is_compared:
-        is_default = default is not None and row.name == default.row.name
-        has_both = has_paper and paper is not None and base is not None and base.paper is not None and not is_default
-        cells += [f"{paper - base.paper:+.1f}" if has_both else ""] * has_paper  # type: ignore[operator, union-attr]
-        cells += [f"{measured.mean - base.mean:+.1f}" if measured and base and not is_default else ""]
-    return cells
-
-
-def _costs(row: RowResult | None, default: RowResult | None) -> list[str]:
-    """FLOPs and the time of pre-training, as multiples of the default row's."""
-    if row is None:
-        return ["", ""]
-    seconds, base = row.cost.get("seconds"), default.cost.get("seconds") if default else None
-    time = f"{mean(seconds) / mean(base):.2f}×" if seconds and base else ""
-    return [f"{row.cost['flops_to_default']:.2f}×", time]
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
-    return sum(values) / len(values)
+    measured = result.protocols.get(name) if result else None
+    compared = base.protocols.get(name) if base else None
+    paper = row.paper.get(name)
+    theirs, ours = "", ""
+    if measured is not None and compared is not None and result is not base:
+        found = difference_of("", name, measured, compared, num_test)
+        ours = _marked(found, bold=True)
+    base_paper = base.row.paper.get(name) if base else None
+    if paper is not None and base_paper is not None and base is not None and row.name != base.row.name:
+        theirs = f"{paper / base_paper:.2f}×" if is_ratio(name) else signed(paper - base_paper)
+    if not has_paper:
+        return [text_of(measured), ours]
+    return ["" if paper is None else f"{paper:.1f}", text_of(measured), theirs, ours]
 
 
 def text_of(measured: Measured | None) -> str:
@@ -91,47 +160,111 @@ def text_of(measured: Measured | None) -> str:
     return f"{measured.mean:.1f}" if measured.spread is None else f"{measured.mean:.1f} ± {measured.spread:.1f}"
 
 
-def disagreements(study: Study, rows: Sequence[RowResult], default: RowResult, noises: Mapping[str, Noise]) -> str:
-    """What disagrees with the paper by more than chance: rows on the other side of the default row than there."""
-    found, num_compared = [], 0
+def _has_flops(rows: Sequence[RowResult]) -> bool:
+    """Whether rows differ in them."""
+    return len({row.cost.get("flops_to_default") for row in rows if row.protocols and not row.row.is_scratch}) > 1
+
+
+def _has_time(rows: Sequence[RowResult]) -> bool:
+    return any(row.cost.get("seconds") for row in rows)
+
+
+def _flops(row: RowResult | None) -> str:
+    if row is None or row.row.is_scratch or "flops_to_default" not in row.cost:
+        return ""
+    return f"{row.cost['flops_to_default']:.2f}×"
+
+
+def time_to_base(row: RowResult, base: RowResult | None, of: str = "seconds") -> float | None:
+    """The time of a row's pre-training as a multiple of the base's; None where either is unknown."""
+    seconds, compared = row.cost.get(of), base.cost.get("seconds") if base else None
+    return fmean(seconds) / fmean(compared) if seconds and compared and fmean(compared) > 0 else None
+
+
+def _time(row: RowResult | None, base: RowResult | None) -> str:
+    if row is None or (time := time_to_base(row, base)) is None:
+        return ""
+    tokenizer = time_to_base(row, base, "tokenizer_seconds")
+    return f"{time:.2f}×" + ("" if tokenizer is None else f" + {tokenizer:.2f}× tokenizer")
+
+
+def cost_remarks(study: Study, rows: Sequence[RowResult]) -> list[str]:
+    """Rows whose cost the paper gives, beside ours."""
+    base, lines = next((row for row in rows if row.row.name == study.baseline), None), []
     for row in rows:
-        for name, measured in row.protocols.items():
-            base, noise = default.protocols.get(name), noises.get(name)
-            if row is default or measured.paper is None or base is None or base.paper is None or noise is None:
-                continue
-            num_compared += 1
-            ours, theirs = measured.mean - base.mean, measured.paper - base.paper
-            if noise.threshold is not None and abs(ours) > noise.threshold and ours * theirs < 0:
-                found.append(f"{row.row.label}, {PROTOCOLS[name]} {ours:+.1f} (paper {theirs:+.1f})")
-    if not num_compared:
-        return "Nothing to compare with the paper yet."
-    if not found:
-        return "No row lies on the other side of the default row than in the paper by more than chance."
-    return f"**Disagrees with the paper by more than chance**: {'; '.join(found)}."
+        if not row.row.paper_cost or not row.protocols:
+            continue
+        ours = {"FLOPs": row.cost.get("flops_to_default"), "time": time_to_base(row, base)}
+        parts = [
+            f"{ours[name]:.1f} times the {name} (paper: {paper:g})"
+            for name, paper in row.row.paper_cost.items()
+            if ours.get(name) is not None
+        ]
+        if parts:
+            lines.append(f"{row.row.label}: {' and '.join(parts)} of {base_name(study)}'s pre-training.")
+    return lines
 
 
-def findings(
-    study: Study, rows: Sequence[RowResult], default: RowResult | None, noises: Mapping[str, Noise]
-) -> list[str]:
-    """For each protocol the order of rows beside the paper's, and how many rows differ by more than chance."""
+def cautions(study: Study, rows: Sequence[RowResult], found: Sequence[Difference], num_test: int) -> list[str]:
+    """For each protocol how much is chance and how far the order is the paper's; then what this comes to."""
+    base = next((row for row in rows if row.row.name == study.baseline), None)
     lines = []
     for name in study.protocols:
+        sentences = []
+        if base is not None and name in base.protocols:
+            sentences.append(_chance(study, name, base.protocols[name], found, num_test))
         if (order := rank_correlation(rows, name)) is not None:
-            lines.append(
-                f"{PROTOCOLS[name]}: Spearman's rank correlation with the paper is {order[0]:.2f} over {order[1]} rows."
-            )
-        noise, base = noises.get(name), default.protocols.get(name) if default else None
-        if noise is None or base is None or noise.threshold is None:
-            continue
-        others = [row.protocols[name].mean - base.mean for row in rows if row is not default and name in row.protocols]
-        clear = sum(abs(difference) > noise.threshold for difference in others)
-        seeds = (
-            f"{noise.num_seeds} seeds of the default row spread by ± {noise.spread:.1f}"
-            if noise.spread is not None
-            else "the default row has one seed, so what seeds make of it is unknown"
-        )
+            sentences.append(_order(*order))
+        if sentences:
+            lines.append(f"**{PROTOCOLS[name]}**: {' '.join(sentences)}")
+    num_tested = sum(one.threshold is not None for one in found)
+    if num_tested:
+        by_chance = f"about {num_tested * 0.05:.0f} of these {num_tested}" if num_tested >= 10 else "sometimes one"
         lines.append(
-            f"{PROTOCOLS[name]}: {seeds}; a row of one seed has to differ from it by {noise.threshold:.1f} to differ by "
-            f"more than chance (95 %), as {clear} of {len(others)} do. The others are not told apart by this."
+            "A difference that is not bold speaks neither for the paper nor against it. "
+            f"Of differences that are chance alone, one in twenty is bold all the same: {by_chance}."
         )
+    lines.append(
+        "The paper prints its figures without a spread. Where model, images or schedule are others than the paper's, "
+        "signs and order can be compared, sizes hardly."
+    )
     return lines
+
+
+def _order(value: float, num_rows: int) -> str:
+    chance = chance_correlation(num_rows)
+    text = f"Spearman's rank correlation with the paper is {signed(value, 2)} over {num_rows} rows; "
+    if chance is None:
+        return f"{text}so few can be in any order by chance."
+    return f"{text}unrelated orders stay within ± {chance:.2f} in 95 % of cases."
+
+
+def _chance(study: Study, name: str, base: Measured, found: Sequence[Difference], num_test: int) -> str:
+    """What is known of chance, and how many differences are larger."""
+    images, who = images_behind(name, num_test), base_name(study)
+    unit = "points" if UNITS[name].endswith("%") else UNITS[name]
+    noise = noise_of(base, images)
+    others = [one for one in found if one.protocol == name]
+    if noise.threshold is None or is_ratio(name):
+        return "nothing is known of chance."
+    clear = f": {sum(one.is_clear for one in others)} of {len(others)} differences are" if others else ""
+    if noise.spread is None:
+        return (
+            f"{who} has one seed. Of the {images:,} test images alone, a difference is more than chance (95 %) from "
+            f"{noise.threshold:.1f} {unit} on{clear}."
+        )
+    of_images = f" and of {images:,} test images" if images else ""
+    return (
+        f"{noise.num_seeds} seeds of {who} have a standard deviation of {noise.spread:.1f} {unit}. By the chance of "
+        f"seeds{of_images}, the difference of a row of one seed is more than chance (95 %) from {noise.threshold:.1f} "
+        f"{unit} on{clear}."
+    )
+
+
+def _one_seed(study: Study, rows: Sequence[RowResult]) -> str:
+    """A warning where nothing is known of what seeds make of chance; else empty."""
+    base = next((row for row in rows if row.row.name == study.baseline), None)
+    if base is None or any(measured.spread is not None for measured in base.protocols.values()):
+        return ""
+    who = base_name(study, is_start=True)
+    return f"{who} has one seed so far: “chance” is that of the test images alone, and in truth larger."

@@ -27,6 +27,7 @@ class Row:
         label: what its section calls it, with the paper's number where ours is another.
         changes: the settings of pre-training that differ from the default row's.
         paper: the paper's figure for each protocol that it gives one for.
+        paper_cost: the paper's "FLOPs" and "time" of pre-training, as multiples of the default row's.
         position: where it lies on the axis of a figure.
         curve: the curve of a figure that it belongs to.
         is_scratch: nothing is pre-trained: fine-tuning starts from random weights.
@@ -38,6 +39,7 @@ class Row:
     label: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
+    paper_cost: Mapping[str, float] = field(default_factory=dict)
     position: float | None = None
     curve: str = ""
     is_scratch: bool = False
