@@ -10,8 +10,8 @@ from openmae.config import ExperimentConfig
 from openmae.errors import Fault, RequestError
 from openmae.experiments.figure_9 import figure_9
 from openmae.experiments.paper_scale import command_lines
-from openmae.experiments.plan import ExperimentPlan, plan_experiment
 from openmae.experiments.picture import Picture
+from openmae.experiments.plan import ExperimentPlan, plan_experiment
 from openmae.experiments.progress import ProgressTable
 from openmae.experiments.report import report
 from openmae.experiments.results import collect, stored_settings, write_results

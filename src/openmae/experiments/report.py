@@ -69,13 +69,13 @@ def against_paper(found: Sequence[Difference]) -> list[str]:
             f"{_listed(missed)}."
         )
     counts = {
-        "stand out here with the paper's sign": sum(one.is_found for one in known),
-        "disagree": len(against),
-        "are not seen here": len(missed),
+        "found here with the paper's sign by more than chance": sum(one.is_found for one in known),
+        "disagreeing": len(against),
+        "not seen here": len(missed),
     }
-    counts["are within chance both there and here"] = len(known) - sum(counts.values())
+    counts["within chance both there and here"] = len(known) - sum(counts.values())
     parts = [f"{count} {what}" for what, count in counts.items() if count]
-    paragraphs.append(f"Of {len(known)} differences whose size the paper gives: {', '.join(parts)}.")
+    paragraphs.append(f"Differences whose size the paper gives: {len(known)}, of which {', '.join(parts)}.")
     return paragraphs
 
 
