@@ -10,7 +10,7 @@ from typing import Any
 from openmae.experiments.side_by_side import Job
 from openmae.experiments.trial import Stage
 from openmae.run.lock import summary_of
-from openmae.run.reader import read_metrics
+from openmae.run.reader import read_json_object, read_metrics
 from openmae.training.telemetry import format_duration
 
 WORDS = {
@@ -32,7 +32,8 @@ def share_done(job: Job, stage: Stage) -> float:
         if summary_of(run).get("status") == "complete":
             shares.append(1.0)
         else:
-            lines, steps = read_metrics(run / "metrics.jsonl"), stage.settings.get("steps")
+            lines = read_metrics(run / "metrics.jsonl")
+            steps = stage.settings.get("steps") or read_json_object(run / "config.json")[0].get("steps")
             shares.append(min(0.99, lines[-1].get("step", 0) / steps) if lines and steps else 0.0)
     return sum(shares) / len(shares)
 
