@@ -18,6 +18,7 @@ from openmae.experiments import trial
 from openmae.experiments.experiment import experiment
 from openmae.experiments.figure_9.plan import plan_figure_9
 from openmae.experiments.figure_9.study import with_blocks, with_defaults
+from openmae.experiments.side_by_side import run_side_by_side
 from openmae.planning import probe as probe_planning
 from openmae.run.lock import locked
 from openmae.tasks.pretrain.pretrain import pretrain
@@ -205,6 +206,7 @@ def test_a_finished_table_repeats_nothing(finished, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_stopped_one_goes_on_to_the_same_table(finished, pretrained, tmp_path, monkeypatch):
     """Stopped after two rows, in the third's second run."""
     out, number = tmp_path / "out", 0
@@ -381,9 +383,10 @@ def test_scales_decide_what_is_left_open_and_flags_win(pretrained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a process a row, each of which loads torch
 def test_rows_run_side_by_side_as_processes(pretrained, tmp_path, monkeypatch, capfd):
     """One row fails: it is named, the others finish, and the same command tries it again."""
-    monkeypatch.undo()
+    monkeypatch.setattr("openmae.experiments.experiment.run_side_by_side", run_side_by_side)
     settings = {"blocks": (), "seeds": 1, "scale": "tiny", "jobs": 2, "device": "cpu", "workers": 0}
     given = ExperimentConfig(
         name="figure-9", data="embedded:digits", init=pretrained, out=str(tmp_path / "out"), **settings
