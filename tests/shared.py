@@ -1,6 +1,7 @@
 """What tests of runs share: their settings, a signal in the middle of one, and comparing what they left."""
 
 import itertools
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from openmae.config import Preprocessing, TokenizerShape
 from openmae.data.batch import Batch, Crops
+from openmae.experiments import experiment, trial
 from openmae.model.tokenizer import DiscreteVAE
 from openmae.run.progress import Progress
 from openmae.training.checkpoint import save_checkpoint
@@ -94,3 +96,17 @@ def save_tokenizer(out, *, patch_size=2, stride=2, channels=3, codebook=16, seed
     optimizer = torch.optim.SGD(vae.parameters(), lr=0.1)
     save_checkpoint(Path(out), 1, vae, optimizer, {**description, "seed": seed, "step": 1}, {}, keep=1)
     return Path(out)
+
+
+def run_trials_here(monkeypatch):
+    """Let an experiment run its trials in this process, one after another, where a test can reach into them."""
+
+    def run(jobs, resources, watch, on_end):
+        for job in [job for job in jobs if job.state == "waiting"]:
+            place = trial.Place(folder=job.folder, device=resources.devices[0], workers=0)
+            trial.run_trial(trial.Trial.from_dict(json.loads((job.folder / trial.TRIAL).read_bytes())), place)
+            job.state = "done"
+            watch()
+            on_end(job)
+
+    monkeypatch.setattr(experiment, "run_side_by_side", run)

@@ -15,7 +15,7 @@ from openmae.planning import probe as probe_planning
 from openmae.tasks.finetune import finetune as finetune_task
 from openmae.tasks.probe import probe as probe_task
 
-from ..shared import same_training_state, signal_at
+from ..shared import run_trials_here, same_training_state, signal_at
 from ..tiny_runs import make_digits_config
 
 SIZE = {"image_size": 16, "patch_size": 4}
@@ -87,11 +87,12 @@ def test_every_command_says_what_was_taken_for_what(root, model, tmp_path, capsy
 
 
 def test_an_experiment_takes_the_parts(root, model, tmp_path, capsys, monkeypatch):
+    run_trials_here(monkeypatch)
     monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)
     arguments = f"experiment figure-9 {NAMED} --init {model} --out {tmp_path / 'out'} --labels 100% --epochs 1"
     arguments += " --blocks 0.5 --base-lr 0.01 --seeds 1 --batch-size 8 --held-out 4 --device cpu --workers 0"
     assert command(arguments.format(root=root).split()) == 0, capsys.readouterr().err
-    stored = json.loads((tmp_path / "out" / "runs" / "100%-probe-0" / "config.json").read_text())
+    stored = json.loads((tmp_path / "out" / "runs" / "probe-100%" / "seed-0" / "probe" / "config.json").read_text())
     assert (stored["data"], stored["train"], stored["val"]) == (None, f"{root}/train", f"{root}/eval")
     assert stored["parts"] == {"train": f"{root}/train", "val": f"{root}/eval"}
 

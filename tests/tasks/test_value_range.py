@@ -45,7 +45,7 @@ from openmae.tasks.probe.probe import probe
 from openmae.tasks.reconstruct import reconstruct
 from openmae.training.checkpoint import read_model
 
-from ..shared import gradients_config, same_training_state, signal_at
+from ..shared import gradients_config, run_trials_here, same_training_state, signal_at
 
 TWELVE = (0.0, 4095.0)
 WITHOUT_IMAGES = {"convert", "bench", "demo"}
@@ -276,6 +276,7 @@ def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):
 
 
 def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, monkeypatch):
+    run_trials_here(monkeypatch)
     monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)
     for name in ("probe", "finetune"):  # pictures are most of what tiny runs cost
         monkeypatch.setattr(f"openmae.tasks.{name}.{name}.write_report", lambda *arguments: None)
@@ -296,10 +297,12 @@ def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, m
     )
     experiment(config)
     assert "uint16 values of 0 to 4095 become 0 to 255" in capsys.readouterr().out
-    for run in (tmp_path / "figure" / "runs").iterdir():
-        record = json.loads((run / "config.json").read_text())
-        assert record["value_range"] == [0, 4095], run.name
-        if "scratch" in run.name:
+    configs = list((tmp_path / "figure" / "runs").glob("*/seed-0/*/config.json"))
+    assert len(configs) == 4
+    for path in configs:
+        record = json.loads(path.read_text())
+        assert record["value_range"] == [0, 4095], path
+        if "scratch" in path.parts[-4]:
             assert record["preprocessing"]["dtype"] == "uint16"
             assert record["preprocessing"]["value_range"] == [0, 4095]
         else:

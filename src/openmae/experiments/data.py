@@ -71,7 +71,12 @@ def open_labels(config: ExperimentConfig) -> LabelledData:
         needs_validation=True,
         advice=ADVICE,
     )
+    check_one_class(config, data)
+    return data
+
+
+def check_one_class(config: ExperimentConfig, data: LabelledData) -> None:
+    """Raise RequestError where the labels are not one class an image."""
     if data.is_multi_label or data.scale is not None:
         what = "several classes an image" if data.is_multi_label else "numbers as labels"
         raise RequestError(f"{config.name} measures one class an image, and {shown(str(config.dataset))} has {what}")
-    return data

@@ -8,18 +8,16 @@ from typing import Any
 
 from openmae.config import ExperimentConfig
 from openmae.errors import Fault, RequestError
-from openmae.experiments.figure_9 import figure_9
+from openmae.experiments.figure_9.old_results import keep_old_results
+from openmae.experiments.figure_9.plan import Figure9Plan, plan_figure_9
 from openmae.experiments.paper_scale import command_lines
-from openmae.experiments.picture import Picture
 from openmae.experiments.plan import ExperimentPlan, plan_experiment
 from openmae.experiments.progress import ProgressTable
-from openmae.experiments.report import report
-from openmae.experiments.results import collect, stored_settings, write_results
+from openmae.experiments.results import collect, write_results
 from openmae.experiments.side_by_side import LOG, Job, prepare, run_side_by_side
 from openmae.experiments.start import create_experiment, find_experiment
 from openmae.experiments.study import PROTOCOLS
 from openmae.experiments.trial import RESULT
-from openmae.experiments.trials import row_settings
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.run.reader import read_json_object
 
@@ -38,38 +36,37 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     config = config.plain()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RequestError("an experiment starts its own processes, see --jobs: start it without torchrun")
-    if config.is_figure_9:
-        return figure_9(config)
-    plan = plan_experiment(find_experiment(config))
-    if plan.only_prints:
+    config = find_experiment(config)
+    plan = plan_figure_9(config) if config.is_figure_9 else plan_experiment(config)
+    if isinstance(plan, ExperimentPlan) and plan.only_prints:
         print("\n".join(command_lines(plan.study, plan.trials, config.out)), flush=True)
         return {"experiment": config.name, "scale": plan.config.scale, "rows": []}
     with ExitStack() as lock:
-        create_experiment(plan.config, plan.data.fingerprint, lock)
+        create_experiment(plan.config, plan.fingerprints, lock)
+        if config.is_figure_9:
+            keep_old_results(Path(config.out), plan.study, plan.trials)
         jobs = prepare(Path(config.out), plan.trials)
-        picture = Picture(Path(config.out), plan.study, plan.data.num_test)
         print("\n".join([plan.study.title, *plan.budget]), flush=True)
         with ProgressTable(jobs, result_text, plan.measured_rate(), plan.resources.jobs) as progress:
             print(resources_line(plan, jobs, progress.remaining()), flush=True)
 
             def ended(job: Job) -> None:
                 progress.ended(job)
-                write(plan, jobs, picture)
+                write(plan, jobs)
 
             run_side_by_side(jobs, plan.resources, progress.watch, ended)
-        results = write(plan, jobs, picture, is_last=True)
+        results = write(plan, jobs, is_last=True)
     print(f"wrote {Path(config.out) / 'results.md'}", flush=True)
     raise_failures(jobs)
     return results
 
 
-def write(plan: ExperimentPlan, jobs: Sequence[Job], picture: Picture, *, is_last: bool = False) -> dict[str, Any]:
+def write(plan: ExperimentPlan | Figure9Plan, jobs: Sequence[Job], *, is_last: bool = False) -> dict[str, Any]:
     """Write results.json, the picture and results.md of what is known so far; return what results.json holds."""
-    study, out = plan.study, Path(plan.config.out)
-    settings = {row.name: stored_settings(row_settings(row, plan.setup)) for row in study.rows}
-    rows = collect(study, settings, jobs, plan.flops)
-    results = write_results(out, study, plan.config.scale, rows)
-    text = report(study, rows, plan.budget, plan.data.num_test, picture.draw(rows, is_last=is_last))
+    out = Path(plan.config.out)
+    rows = collect(plan.study, plan.settings, jobs, plan.flops)
+    results = write_results(out, plan.study, plan.config.scale, rows)
+    text = plan.report(rows, is_last=is_last)
     with disk_faults(out), atomic_write(out / "results.md") as partial:
         partial.write_text(text, encoding="utf-8")
     return results
@@ -81,7 +78,7 @@ def result_text(job: Job) -> str:
     return ", ".join(f"{PROTOCOLS[name]} {values['value']:.1f}" for name, values in found.items())
 
 
-def resources_line(plan: ExperimentPlan, jobs: Sequence[Job], remaining: str) -> str:
+def resources_line(plan: ExperimentPlan | Figure9Plan, jobs: Sequence[Job], remaining: str) -> str:
     """What runs on what, and how long it will take."""
     left, r = sum(job.state == "waiting" for job in jobs), plan.resources
     return (

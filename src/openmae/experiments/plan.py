@@ -1,7 +1,10 @@
 """The plan of an experiment: its rows on a person's data and machine, checked before anything is written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,13 +13,17 @@ from openmae.errors import RequestError
 from openmae.experiments.data import ExperimentData, open_data
 from openmae.experiments.figures import figure_5, figure_7, figure_8
 from openmae.experiments.paper_scale import make_paper_setup
+from openmae.experiments.picture import Picture
+from openmae.experiments.report import report
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
+from openmae.experiments.results import RowResult, stored_settings
 from openmae.experiments.setup import Setup, make_setup
 from openmae.experiments.side_by_side import Resources
+from openmae.experiments.start import DATA
 from openmae.experiments.study import Study
 from openmae.experiments.table_1 import SECTIONS, table_1
 from openmae.experiments.trial import Trial
-from openmae.experiments.trials import make_trials, row_shape
+from openmae.experiments.trials import make_trials, row_settings, row_shape
 from openmae.machine.device import pick_device
 from openmae.planning.decisions import Machine
 
@@ -35,6 +42,7 @@ class ExperimentPlan:
     Attributes:
         config: with `scale` and `threads` decided.
         trials: in the order in which they are begun.
+        settings: of each row's pre-training, by its name, as results.json holds them.
         flops: of each row's pre-training for an image, by the row's name.
         resources: what the trials run on.
         machine: the first device and its host.
@@ -45,6 +53,7 @@ class ExperimentPlan:
     setup: Setup
     study: Study
     trials: list[Trial]
+    settings: dict[str, dict[str, Any]]
     flops: dict[str, float]
     resources: Resources
     machine: Machine
@@ -53,6 +62,14 @@ class ExperimentPlan:
     def only_prints(self) -> bool:
         """Whether the commands are printed and nothing is run."""
         return self.setup.scale == "paper" and not self.config.run
+
+    @cached_property
+    def _picture(self) -> Picture:
+        return Picture(Path(self.config.out), self.study, self.data.num_test)
+
+    def report(self, rows: Sequence[RowResult], *, is_last: bool) -> str:
+        """Draw the picture; return the text of results.md."""
+        return report(self.study, rows, self.budget, self.data.num_test, self._picture.draw(rows, is_last=is_last))
 
     def measured_rate(self) -> float:
         """FLOPs a second of a trial, by a few steps of its first row.
@@ -67,6 +84,11 @@ class ExperimentPlan:
             return measured_rate(shape, ratio, self.flops[first.name], device, self.setup.threads)
         except torch.OutOfMemoryError:
             raise RequestError(f"{device} is short of memory already: wait for what else runs on it") from None
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of what must not change until it is finished."""
+        return {DATA: self.data.fingerprint}
 
     @property
     def budget(self) -> list[str]:
@@ -117,6 +139,7 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         setup=setup,
         study=study,
         trials=trials,
+        settings={row.name: stored_settings(row_settings(row, setup)) for row in study.rows},
         flops=flops,
         resources=resources,
         machine=machine,

@@ -10,7 +10,7 @@ from typing import Any
 from openmae.experiments.side_by_side import Job
 from openmae.experiments.trial import Stage
 from openmae.run.lock import summary_of
-from openmae.run.reader import read_metrics
+from openmae.run.reader import read_json_object, read_metrics
 from openmae.training.telemetry import format_duration
 
 WORDS = {
@@ -32,7 +32,8 @@ def share_done(job: Job, stage: Stage) -> float:
         if summary_of(run).get("status") == "complete":
             shares.append(1.0)
         else:
-            lines, steps = read_metrics(run / "metrics.jsonl"), stage.settings.get("steps")
+            lines = read_metrics(run / "metrics.jsonl")
+            steps = stage.settings.get("steps") or read_json_object(run / "config.json")[0].get("steps")
             shares.append(min(0.99, lines[-1].get("step", 0) / steps) if lines and steps else 0.0)
     return sum(shares) / len(shares)
 
@@ -132,7 +133,7 @@ class ProgressTable:
         return f"{job.trial.row}, seed {job.trial.seed}"
 
     def _shown(self) -> list[Job]:
-        """The trials that the terminal has lines for: those that run or failed, and of the others the latest and next."""
+        """The trials that the terminal has lines for: those that run or failed, and of the others the nearest."""
         room = max(3, self._live.console.height - 6 if self._live is not None else len(self.jobs))
         urgent = ("running", "failed", "stopped")
         by_state = {state: [job for job in self.jobs if job.state == state] for state in ("done", "waiting")}

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -61,20 +62,34 @@ def check_memory(resources: Resources, bytes_needed: int, machine: Machine, is_g
 
 def measured_rate(shape: MAEShape, ratio: float, flops: float, device: torch.device, threads: int) -> float:
     """FLOPs a second of one trial on this machine, from a few steps of the default row's model, a second or so."""
+    count = images_to_time(flops)
+    model = MAE.from_shape(shape).to(device)
+    images = torch.zeros(count, shape.encoder.channels, *shape.encoder.image_size, device=device)
+
+    def step() -> None:
+        masking = random_masking(torch.rand(count, shape.encoder.num_patches, device=device), ratio)
+        loss = model(images, masking).loss
+        loss.backward()
+        loss.item()  # waits for the device
+
+    return flops_a_second(step, flops * count, threads)
+
+
+def images_to_time(flops: float) -> int:
+    """How many images a timed step takes, each of so many FLOPs."""
+    return max(1, min(MAX_IMAGES, int(TIMED_FLOPS / flops)))
+
+
+def flops_a_second(step: Callable[[], None], flops: float, threads: int) -> float:
+    """FLOPs a second of a step that takes so many: the fastest of a few."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        count = max(1, min(MAX_IMAGES, int(TIMED_FLOPS / flops)))
-        model = MAE.from_shape(shape).to(device)
-        images = torch.zeros(count, shape.encoder.channels, *shape.encoder.image_size, device=device)
         times = []
         for _ in range(TIMED_STEPS):
             started = time.monotonic()
-            masking = random_masking(torch.rand(count, shape.encoder.num_patches, device=device), ratio)
-            loss = model(images, masking).loss
-            loss.backward()
-            loss.item()  # waits for the device
+            step()
             times.append(time.monotonic() - started)
     finally:
         torch.set_num_threads(before)
-    return flops * count / min(times)
+    return flops / min(times)

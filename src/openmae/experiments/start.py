@@ -15,7 +15,10 @@ from openmae.run.reader import read_json_object
 
 MAY_CHANGE = {"device", "workers", "jobs", "run", "out", "data", "train", "val", "test"}
 MAY_GROW = {"seeds"}
-DATA = "data_fingerprint"
+# Of figure 9: shares of the labels with their epochs, and numbers of blocks, may be added.
+FIGURE_9_MAY_GROW = {"labels", "epochs", "blocks"}
+DATA, ENCODER = "data_fingerprint", "encoder"
+WHAT = {DATA: "data", ENCODER: "encoder"}
 
 
 def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
@@ -35,18 +38,18 @@ def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, **{name: value for name, value in decided.items() if value is not None})
 
 
-def create_experiment(config: ExperimentConfig, fingerprint: str, lock: ExitStack) -> None:
+def create_experiment(config: ExperimentConfig, fingerprints: dict[str, str], lock: ExitStack) -> None:
     """Check what an earlier start left in OUT, lock it until `lock` is closed, and write OUT/config.json.
 
     Args:
         config: with `scale` and `threads` decided.
-        fingerprint: of the data.
+        fingerprints: of the data and, where one is given, the model.
 
     Raises:
         RequestError: the folder holds rows of other settings or data, or another program writes into it.
     """
     out = Path(config.out)
-    record = json.loads(json.dumps({**config.to_dict(), DATA: fingerprint}))
+    record = json.loads(json.dumps({**config.to_dict(), **fingerprints}))
     stored, _ = read_json_object(out / "config.json")
     if stored:
         check_same(config.name, out, stored, record)
@@ -57,11 +60,23 @@ def create_experiment(config: ExperimentConfig, fingerprint: str, lock: ExitStac
 
 def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any]) -> None:
     """Raise RequestError, naming the setting, where a start has other settings or data than the one before."""
-    changed = [key for key in record.keys() - MAY_CHANGE - MAY_GROW if record[key] != stored.get(key, record[key])]
+    may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else set())
+    changed = [key for key in record.keys() - MAY_CHANGE - may_grow if record[key] != stored.get(key, record[key])]
     changed += [key for key in MAY_GROW if (record[key] or 1) < (stored.get(key) or 1)]
-    advice = "go on with the settings it began with (--seeds may grow), or choose another --out"
-    if DATA in changed:
-        raise RequestError(f"the data is not what the {name} in {out} began with: restore it, or {advice}")
+    changed += _figure_9_changes(stored, record) if name == "figure-9" else []
+    what_may = " and ".join(sorted(flag_of(key) for key in may_grow - {"epochs"}))
+    advice = f"go on with the settings it began with ({what_may} may grow), or choose another --out"
+    for key in WHAT:
+        if key in changed:
+            raise RequestError(f"the {WHAT[key]} is not what the {name} in {out} began with: restore it, or {advice}")
     if changed:
         key = min(changed)
         raise RequestError(f"{flag_of(key)} got {record[key]}, the {name} in {out} has {stored[key]}: {advice}")
+
+
+def _figure_9_changes(stored: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """Those of the settings that may grow which lack something that they had."""
+    before, now = (dict(zip(c["labels"], c["epochs"], strict=True)) for c in (stored, record))
+    changed = [] if before.keys() <= now.keys() else ["labels"]
+    changed += ["epochs"] if any(now.get(share, epochs) != epochs for share, epochs in before.items()) else []
+    return changed + ([] if set(stored["blocks"]) <= set(record["blocks"]) else ["blocks"])

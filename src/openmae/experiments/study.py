@@ -66,7 +66,7 @@ class Study:
         protocols: what is measured of each row, in the order of the columns.
         axis: what a figure's x-axis says; empty for tables, which are drawn as differences to the default row.
         is_log_axis: the positions are drawn as their logarithms.
-        baseline: the row that others are compared with.
+        baseline: the row that others are compared with; empty: there is none.
         remarks: sentences for results.md about what differs from the paper.
     """
 

@@ -65,7 +65,7 @@ class Trial:
     @property
     def folder(self) -> str:
         """Its folder below OUT/runs."""
-        return f"{self.row.replace(' ', '-').replace('%', '')}/seed-{self.seed}"
+        return f"{self.row.replace(',', '').replace(' ', '-')}/seed-{self.seed}"
 
     @property
     def work(self) -> float:
@@ -117,7 +117,7 @@ def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
 
     Returns:
         What result.json holds: `protocols` (value, and for fine-tuning the chosen rate and what it was chosen by) and
-        `cost` (seconds and images a second of pre-training).
+        `cost` (seconds of each stage that trains, and images a second of pre-training).
 
     Raises: as the commands.
     """
@@ -152,14 +152,17 @@ def _init(stage: Stage, place: Place) -> str:
 
 def _finetune(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     """Fine-tune with each rate, choose one on val or a split of train, and measure it on the test split."""
-    top1, configs = dict[float, float](), dict[float, FinetuneConfig]()
+    top1, configs, seconds = dict[float, float](), dict[float, FinetuneConfig](), 0.0
     for rate, run in zip(stage.rates, stage.runs, strict=True):
         settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, place)}
         configs[rate] = FinetuneConfig(**settings, base_lr=rate, resume="auto")
-        top1[rate] = float(finetune(configs[rate])["top1"])
+        summary = finetune(configs[rate])
+        top1[rate] = float(summary["top1"])
+        seconds += float(summary.get("seconds", 0.0))
     best = max(top1, key=lambda rate: top1[rate])
     value = final_top1(configs[best])
-    return {"protocols": {"finetune": {"value": value, "base_lr": best, "chosen_by": top1[best]}}}
+    found = {"value": value, "base_lr": best, "chosen_by": top1[best]}
+    return {"protocols": {"finetune": found}, "cost": {"finetune_seconds": seconds}}
 
 
 def final_top1(config: FinetuneConfig) -> float:
