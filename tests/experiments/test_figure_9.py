@@ -32,7 +32,7 @@ TRAINED = ("full", "scratch", "0.5-blocks", "1-blocks")
 
 @pytest.fixture(scope="module", autouse=True)
 def short():
-    """Trials in this process, a probe of 20 steps, and no reports of runs: pictures are most of what a tiny one costs."""
+    """Trials in this process, a probe of 20 steps, no reports of runs: pictures are most of what a tiny one costs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe_planning, "TARGET_STEPS", 20)
         for name in ("probe", "finetune"):

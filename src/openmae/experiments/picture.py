@@ -119,12 +119,12 @@ def _band(base: Measured, name: str, rows: Rows, baseline: str, num_test: int) -
 
 def _column(name: str, rows: Rows, base: RowResult, num_test: int) -> Column:
     measured = base.protocols[name]
-    texts = {"title": f"{PROTOCOLS[name]} ({UNITS[name]})", "subtitle": f"default row: {_values(measured)}"}
+    title, subtitle = f"{PROTOCOLS[name]} ({UNITS[name]})", f"default row: {_values(measured)}"
     if is_ratio(name):
-        return Column(**texts, x_label="times the default row's", reference=1.0, is_log=True)
+        return Column(title=title, subtitle=subtitle, x_label="times the default row's", reference=1.0, is_log=True)
     noise = _band(measured, name, rows, base.row.name, num_test)
     band = None if noise is None else (-noise, noise)
-    return Column(**texts, x_label=f"difference to the default row, {_unit(name)}", band=band)
+    return Column(title=title, subtitle=subtitle, x_label=f"difference to the default row, {_unit(name)}", band=band)
 
 
 def _group(study: Study, section: Section, names: Sequence[str], rows: Rows, base: RowResult) -> Group | None:
