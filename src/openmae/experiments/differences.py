@@ -1,4 +1,4 @@
-"""Each row's difference to the one that all are compared with, beside the paper's: is it more than chance?"""
+"""Each row's difference to the one that all are compared with, beside the paper's, and what chance makes of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
