@@ -12,8 +12,8 @@ from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.figure_6 import SAMPLINGS, draw_samplings, figure_6, held_out_losses
-from openmae.experiments.plan import plan_experiment
 from openmae.experiments.plain_report import plain_report
+from openmae.experiments.plan import plan_experiment
 from openmae.experiments.results import Measured, RowResult
 from openmae.experiments.side_by_side import Job, prepare
 from openmae.experiments.trial import OWN_MODEL, RESULT, TRIAL, Trial

@@ -10,8 +10,8 @@ from PIL import Image
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
-from openmae.experiments.plan import plan_experiment
 from openmae.experiments.plain_report import plain_report
+from openmae.experiments.plan import plan_experiment
 from openmae.experiments.results import Measured, RowResult
 from openmae.experiments.start import CHANGES_TIMES, MAY_CHANGE, check_same
 from openmae.experiments.table_2 import PAPER, with_hours_and_speedups
