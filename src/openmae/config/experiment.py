@@ -25,6 +25,10 @@ EXPERIMENTS = (
 SCALE_NAMES = ("tiny", "laptop", "gpu", "paper")
 # Figure 9 compares ways of using a model that there is; the others train their own.
 ONLY_FIGURE_9 = ("init", "blocks")
+UNLABELLED = ("table-2", "figure-6")
+TIMED = ("table-2",)
+NOT_UNLABELLED = ("label_file", "labels", "held_out", "base_lr")
+NOT_TIMED = ("epochs", "width", "depth")  # hours are of the paper's 800 epochs, and of two sizes of the scale's
 NOT_FIGURE_9 = ("width", "depth", "patch_size", "image_size", "steps", "label_file")
 
 
@@ -46,8 +50,8 @@ class ExperimentConfig(Sized, SplitSettings):
     """tiny (a minute, to try), laptop (a night on two cores), gpu (an hour) or paper: the paper's own settings, as
     commands for a cluster."""
     seeds: int | None = None
-    """Runs of every row with seeds 0, 1, …; the default row is run three times at least, for its spread. Of figure-9
-    only the probe is repeated."""
+    """Runs of every row with seeds 0, 1, …; the default row is run three times at least, for its spread, and every row
+    of table-2. Of figure-9 only the probe is repeated."""
     run: bool = False
     """With --scale paper: run the rows here and now; else their commands are printed."""
 
@@ -60,7 +64,7 @@ class ExperimentConfig(Sized, SplitSettings):
     image_size: int | tuple[int, int] | None = None
     """Side in pixels, or height and width."""
     steps: int | None = None
-    """Of pre-training; fine-tuning sees a share of its images."""
+    """Of pre-training; fine-tuning sees a share of its images. table-2: that are timed."""
     epochs: tuple[float, ...] | None = None
     """Of pre-training, in place of --steps; figure-9: of every fine-tuning and of training from scratch, for each of
     --labels."""
@@ -158,10 +162,34 @@ class ExperimentConfig(Sized, SplitSettings):
                     raise RequestError(f"{flag_of(name)} is the paper's at --scale paper: leave it out")
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs[0]:g} and --steps {self.steps}: give one of them")
+        if not self.needs_labels:
+            self._check_absent(NOT_UNLABELLED, "needs no labels and tunes nothing")
+        if self.is_timed:
+            self._check_absent(NOT_TIMED, "times two sizes of --scale and says the hours of the paper's 800 epochs")
+            if (self.jobs or 1) > 1 or len(self.devices) > 1:
+                what = (
+                    f"--jobs got {self.jobs}" if (self.jobs or 1) > 1 else f"--device got {len(self.devices)} devices"
+                )
+                raise RequestError(f"{what}, and {self.name} times its rows one at a time, on one device: leave it out")
+
+    def _check_absent(self, names: tuple[str, ...], why: str) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise RequestError(f"{flag_of(name)} is not for {self.name}, which {why}: leave it out")
 
     @property
     def is_figure_9(self) -> bool:
         return self.name == "figure-9"
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it measures by labels."""
+        return self.name not in UNLABELLED
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it measures times: its rows run alone, with all that the machine has."""
+        return self.name in TIMED
 
     @property
     def devices(self) -> tuple[str, ...]:

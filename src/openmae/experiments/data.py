@@ -8,6 +8,7 @@ from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.preprocess import DataFacts, survey
 from openmae.errors import RequestError, shown
+from openmae.experiments.unseen import NUM_DRAWN, unseen_images
 from openmae.tasks.pretrain.data import open_training_data
 
 ADVICE = "this experiment measures classes, name them otherwise"
@@ -21,7 +22,7 @@ class ExperimentData:
         facts: about the images that are pre-trained on.
         fingerprint: of all splits.
         num_classes: of the labels; 0 where they are not needed.
-        num_test: images that accuracies are of.
+        num_test: images that accuracies are of; where labels are not needed, those that are drawn.
         final_split: the name of their split.
         chosen_on: what chooses rates.
     """
@@ -42,11 +43,18 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
     """
     labelled = open_labels(config) if needs_labels else None
     names = ("data", "train", "val", "test", "value_range", "axes", "nodata", "out")
-    training = open_training_data(PretrainConfig(**{name: getattr(config, name) for name in names}))
+    pretraining = PretrainConfig(**{name: getattr(config, name) for name in names})
+    training = open_training_data(pretraining)
     others = () if training.held_out is None else (training.held_out,)
     facts = survey(training.train, other_splits=others if labelled is None else labelled.parts)
     if labelled is None:
-        return ExperimentData(facts, training.fingerprint)
+        unseen, split = unseen_images(pretraining, training)
+        return ExperimentData(
+            facts=facts,
+            fingerprint=f"{training.fingerprint} {'' if unseen is None else unseen.fingerprint()}",
+            num_test=0 if unseen is None else min(NUM_DRAWN, len(unseen)),
+            final_split=split,
+        )
     return ExperimentData(
         facts=facts,
         fingerprint=f"{training.fingerprint} {labelled.fingerprint}",

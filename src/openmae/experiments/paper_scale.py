@@ -16,6 +16,8 @@ RECIPES = {"pretrain": PRETRAIN_RECIPES, "finetune": FINETUNE_RECIPES, "probe": 
 DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_num_heads": 16}
 MODELS = ("base", "large", "huge")
 TOKENIZER = "hf:facebook/flava-image-codebook"
+COMMANDS = {"speed": "pretrain"}  # of kinds of stages that are called otherwise
+TIMED_STEPS = 60
 H100 = 0.4 * 989e12  # FLOPs a second that one reaches, about: 40 % of its dense bf16 peak
 
 
@@ -59,6 +61,7 @@ def make_paper_setup(config: ExperimentConfig, facts: DataFacts) -> Setup:
         tokenizer={},
         token_settings={"tokenizer": TOKENIZER},
         models=tuple(_model(size) for size in MODELS),
+        timed_steps=config.steps or TIMED_STEPS,
         default_seeds=1,
         threads=config.threads or 8,
     )
@@ -88,12 +91,15 @@ def _cost(work: float) -> str:
 def _commands(stage: Stage, trial: Trial, out: str) -> list[str]:
     """The command lines of a stage, one for each rate."""
     folder = f"{out}/runs/{trial.folder}"
+    if stage.kind == "reconstruct":
+        return ["# drawn by this command with --run, which takes the runs above where they are finished"]
+    command = COMMANDS.get(stage.kind, stage.kind)
     settings = {name: value for name, value in stage.settings.items() if value is not None}
     data = settings.pop("data", None)
     flags: list[str] = [] if data is None else [shlex.quote(str(data))]
-    if stage.kind in RECIPE and settings.get("init") != "none":
-        recipe = recipe_settings(stage.kind)
-        flags += ["--recipe", RECIPE[stage.kind]]
+    if command in RECIPE and settings.get("init") != "none":
+        recipe = recipe_settings(command)
+        flags += ["--recipe", RECIPE[command]]
         settings = {name: value for name, value in settings.items() if recipe.get(name) != value}
     if len(stage.rates) == 1:
         settings.pop("report")  # nothing is chosen: the test split is measured at once
@@ -108,5 +114,5 @@ def _commands(stage: Stage, trial: Trial, out: str) -> list[str]:
         for run, rate in zip(stage.runs, stage.rates or (0.0,), strict=True)
     ]
     return [
-        " ".join(["openmae", stage.kind, *flags, *rate, "--out", shlex.quote(f"{folder}/{run}")]) for run, rate in runs
+        " ".join(["openmae", command, *flags, *rate, "--out", shlex.quote(f"{folder}/{run}")]) for run, rate in runs
     ]

@@ -11,9 +11,11 @@ import torch
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
 from openmae.experiments.data import ExperimentData, open_data
+from openmae.experiments.figure_6 import figure_6
 from openmae.experiments.figures import figure_5, figure_7, figure_8
 from openmae.experiments.paper_scale import make_paper_setup
 from openmae.experiments.picture import Picture
+from openmae.experiments.plain_report import plain_report
 from openmae.experiments.report import report
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
 from openmae.experiments.results import RowResult, stored_settings
@@ -22,6 +24,7 @@ from openmae.experiments.side_by_side import Resources
 from openmae.experiments.start import DATA
 from openmae.experiments.study import Study
 from openmae.experiments.table_1 import SECTIONS, table_1
+from openmae.experiments.table_2 import table_2
 from openmae.experiments.trial import Trial
 from openmae.experiments.trials import make_trials, row_settings, row_shape
 from openmae.machine.device import pick_device
@@ -29,7 +32,9 @@ from openmae.planning.decisions import Machine
 
 STUDIES: dict[str, Callable[[str, Setup], Study]] = {
     **dict.fromkeys(("table-1", *SECTIONS), table_1),
+    "table-2": table_2,
     "figure-5": figure_5,
+    "figure-6": figure_6,
     "figure-7": figure_7,
     "figure-8": figure_8,
 }
@@ -69,6 +74,8 @@ class ExperimentPlan:
 
     def report(self, rows: Sequence[RowResult], *, is_last: bool) -> str:
         """Draw the picture; return the text of results.md."""
+        if not self.study.baseline:
+            return plain_report(self.study, rows, self.budget)
         return report(self.study, rows, self.budget, self.data.num_test, self._picture.draw(rows, is_last=is_last))
 
     def measured_rate(self) -> float:
@@ -101,13 +108,16 @@ class ExperimentPlan:
             f"; fine-tuning {f['steps']:,} steps of {f['batch_size']} with each of the base rates "
             f"{', '.join(f'{rate:g}' for rate in setup.rates)}, of which {data.chosen_on} chooses"
         )
+        scale = f"Scale {setup.scale}, {setup.threads} CPU thread{'s' * (setup.threads > 1)} a row."
+        if self.study.budget:
+            return [f"Data: {setup.count:,} images to pre-train on, at {size} px.", *self.study.budget, scale]
         return [
             f"Data: {setup.count:,} images to pre-train on{measured}, at {size} px.",
             f"Default row: encoder {p['width']} wide, {p['depth']} blocks; decoder {p['decoder_width']} wide, "
             f"{p['decoder_depth']} blocks; patches of {p['patch_size']} px; pixels, random crops, 75 % hidden.",
             f"Every row: {setup.steps:,} steps of {p['batch_size']} images of pre-training ({epochs:.3g} epochs)"
             f"{tuned if 'finetune' in self.study.protocols else ''}.",
-            f"Scale {setup.scale}, {setup.threads} CPU thread{'s' * (setup.threads > 1)} a row.",
+            scale,
         ]
 
 
@@ -122,13 +132,17 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     """
     device = pick_device(config.devices[0] if config.devices else None)
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
-    data = open_data(config, needs_labels=True)
+    data = open_data(config, needs_labels=config.needs_labels)
     machine = Machine.of(device, 1, data.facts.largest)
     if scale == "paper":
         setup = make_paper_setup(config, data.facts)
     else:
         setup = make_setup(config, scale, data.facts, machine)
     study = STUDIES[config.name](config.name, setup)
+    if "psnr" in study.protocols and not data.num_test:
+        raise RequestError(
+            f"{config.name} draws images that were not trained on: give a val or test part, or more images"
+        )
     trials, memory, flops = make_trials(
         study, setup, data.facts, machine, seeds=config.seeds or 1, num_classes=data.num_classes, out=config.out
     )

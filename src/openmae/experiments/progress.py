@@ -19,6 +19,8 @@ WORDS = {
     "finetune": "fine-tuning",
     "probe": "linear probe",
     "knn": "kNN",
+    "reconstruct": "drawing",
+    "speed": "timing",
 }
 SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_TABLES = 2.0

@@ -28,9 +28,9 @@ def resources_of(config: ExperimentConfig, device: torch.device, threads: int) -
     """
     devices = tuple(str(pick_device(name)) for name in config.devices) or (str(device),)
     by_cores = max(1, num_cores() // threads)
-    jobs = config.jobs or (by_cores if device.type == "cpu" else len(devices))
+    jobs = config.jobs or (1 if config.is_timed else by_cores if device.type == "cpu" else len(devices))
     workers = config.workers
-    if workers is None:
+    if workers is None and not config.is_timed:  # else as pre-training decides, so that data is no bottleneck
         workers = 0 if device.type == "cpu" else max(1, min(4, num_cores() // jobs))
     return Resources(jobs=jobs, devices=devices, threads=threads, workers=workers)
 

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 from openmae.experiments.side_by_side import Job
-from openmae.experiments.study import Row, Study
+from openmae.experiments.study import TIMES, Row, Study
 from openmae.experiments.trial import RESULT
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.reader import read_json_object
@@ -24,11 +24,18 @@ class Measured:
         values: of each seed.
         paper: the paper's figure; None where it gives none.
         details: further lists, a value of each seed: the chosen rate, what it was chosen by.
+        is_median: whether their median stands for them, and not their mean.
     """
 
     values: tuple[float, ...]
     paper: float | None = None
     details: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    is_median: bool = False
+
+    @property
+    def centre(self) -> float:
+        """What stands for all of them: the mean, of times the median."""
+        return median(self.values) if self.is_median else self.mean
 
     @property
     def mean(self) -> float:
@@ -95,13 +102,13 @@ def collect(
                     failed,
                 )
             )
-    return rows
+    return rows if study.derive is None else study.derive(rows)
 
 
 def _measured(name: str, row: Row, found: Sequence[dict[str, Any]]) -> Measured:
     of_seeds = [result["protocols"][name] for result in found if name in result["protocols"]]
     details = {key: tuple(values[key] for values in of_seeds) for key in (of_seeds[0] if of_seeds else {})}
-    return Measured(details.pop("value", ()), row.paper.get(name), details)
+    return Measured(details.pop("value", ()), row.paper.get(name), details, name in TIMES)
 
 
 def _cost(found: Sequence[dict[str, Any]], flops: float, default_flops: float | None) -> dict[str, Any]:

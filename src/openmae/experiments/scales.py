@@ -20,7 +20,8 @@ class Scale:
         probe, tokenizer: further settings of the linear probe and of the tokenizer, which trains for as many steps as
             pre-training.
         default_seeds: how often the default row is run at least: what others are compared with needs a spread.
-        threads: CPU threads of a row.
+        timed_steps: of a row of table 2 in each round; the first quarter is a warm-up.
+        threads: CPU threads of a row; of table 2 all cores.
         cost: in words, what it takes.
     """
 
@@ -36,6 +37,7 @@ class Scale:
     probe: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     default_seeds: int
+    timed_steps: int
     threads: int
     cost: str
 
@@ -56,6 +58,7 @@ SCALES: dict[str, Scale] = {
         probe={"steps": 20},
         tokenizer={"codebook": 32, "width": 8, "batch_size": 8},
         default_seeds=1,
+        timed_steps=8,
         threads=1,
         cost="a minute or so: it shows that everything works, and measures nothing",
     ),
@@ -70,6 +73,7 @@ SCALES: dict[str, Scale] = {
         finetune_batch=128,
         rates=(3e-3, 1e-2),
         default_seeds=3,
+        timed_steps=16,
         threads=1,
         cost="a night on two cores for table-1",
     ),
@@ -84,6 +88,7 @@ SCALES: dict[str, Scale] = {
         finetune_batch=256,
         rates=(1e-3, 3e-3, 1e-2),
         default_seeds=3,
+        timed_steps=60,
         threads=2,
         cost="about an hour on one GPU for table-1, not yet measured",
     ),

@@ -7,6 +7,7 @@ from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.experiments.scales import DECODER_DEPTH, SCALES
+from openmae.machine.device import num_cores
 from openmae.planning.decisions import Machine, largest_doubling
 from openmae.planning.encoder import heads_for
 from openmae.planning.image_size import image_size_for
@@ -27,6 +28,7 @@ class Setup:
         rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
         token_settings: further settings of rows that predict tokens: a tokenizer that there is; empty: one is trained.
         models: the encoder and decoder of the sizes that stand for ViT-B, L and H, as settings.
+        timed_steps: of a row whose time is measured.
         default_seeds, threads: see `Scale`.
     """
 
@@ -40,6 +42,7 @@ class Setup:
     tokenizer: dict[str, Any]
     token_settings: dict[str, Any]
     models: tuple[dict[str, Any], ...]
+    timed_steps: int
     default_seeds: int
     threads: int
 
@@ -151,5 +154,6 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
         token_settings={},
         models=tuple(model_of(width, depth) for width, depth in scale.sizes),
         default_seeds=scale.default_seeds,
-        threads=config.threads or scale.threads,
+        timed_steps=config.steps or scale.timed_steps,
+        threads=config.threads or (num_cores() if config.is_timed and machine.device == "cpu" else scale.threads),
     )

@@ -67,6 +67,9 @@ class Resources:
 def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
     """Write each trial's trial.json, and find those that an earlier start finished.
 
+    Where a folder holds the row of another experiment that only measures in other ways, its runs are taken, and what
+    the trial comes to is found anew.
+
     Raises:
         RequestError: a folder holds a trial of other settings.
     """
@@ -74,6 +77,9 @@ def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
     for trial in trials:
         folder = out / "runs" / trial.folder
         stored, _ = read_json_object(folder / TRIAL)
+        if stored and stored != trial.to_dict() and is_shared(stored, trial.to_dict()):
+            (folder / RESULT).unlink(missing_ok=True)
+            stored = {}
         if stored and stored != trial.to_dict():
             raise RequestError(
                 f"{folder} holds this row with other settings ({_difference(stored, trial.to_dict())}): "
@@ -86,6 +92,14 @@ def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
         result, _ = read_json_object(folder / RESULT)
         jobs.append(Job(trial, folder, state="done" if result else "waiting"))
     return jobs
+
+
+def is_shared(stored: dict, now: dict) -> bool:
+    """Whether two trials, as dictionaries, are of one pre-training and nothing that both do differs."""
+    before, after = ({stage["kind"]: stage for stage in trial.get("stages", [])} for trial in (stored, now))
+    both = before.keys() & after.keys()
+    is_same_row = (stored.get("row"), stored.get("seed")) == (now["row"], now["seed"])
+    return is_same_row and "pretrain" in both and all(before[kind] == after[kind] for kind in both)
 
 
 def _difference(stored: dict, now: dict) -> str:

@@ -15,6 +15,7 @@ from openmae.run.reader import read_json_object
 
 MAY_CHANGE = {"device", "workers", "jobs", "run", "out", "data", "train", "val", "test"}
 MAY_GROW = {"seeds"}
+CHANGES_TIMES = {"device", "workers"}
 # Of figure 9: shares of the labels with their epochs, and numbers of blocks, may be added.
 FIGURE_9_MAY_GROW = {"labels", "epochs", "blocks"}
 DATA, ENCODER = "data_fingerprint", "encoder"
@@ -52,16 +53,16 @@ def create_experiment(config: ExperimentConfig, fingerprints: dict[str, str], lo
     record = json.loads(json.dumps({**config.to_dict(), **fingerprints}))
     stored, _ = read_json_object(out / "config.json")
     if stored:
-        check_same(config.name, out, stored, record)
+        check_same(config.name, out, stored, record, MAY_CHANGE - (CHANGES_TIMES if config.is_timed else set()))
     make_and_lock(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
 
 
-def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any]) -> None:
+def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any], may_change: set[str]) -> None:
     """Raise RequestError, naming the setting, where a start has other settings or data than the one before."""
     may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else set())
-    changed = [key for key in record.keys() - MAY_CHANGE - may_grow if record[key] != stored.get(key, record[key])]
+    changed = [key for key in record.keys() - may_change - may_grow if record[key] != stored.get(key, record[key])]
     changed += [key for key in MAY_GROW if (record[key] or 1) < (stored.get(key) or 1)]
     changed += _figure_9_changes(stored, record) if name == "figure-9" else []
     what_may = " and ".join(sorted(flag_of(key) for key in may_grow - {"epochs"}))

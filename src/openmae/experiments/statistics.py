@@ -57,7 +57,7 @@ def rank_correlation(rows: Sequence[RowResult], protocol: str) -> tuple[float, i
 
     None where fewer than three rows have both, or all of one side are equal.
     """
-    both = [(m.mean, m.paper) for row in rows if (m := row.protocols.get(protocol)) and m.paper is not None]
+    both = [(m.centre, m.paper) for row in rows if (m := row.protocols.get(protocol)) and m.paper is not None]
     if len(both) < 3 or any(len(set(side)) == 1 for side in zip(*both, strict=True)):
         return None
     from scipy import stats

@@ -1,8 +1,13 @@
 """What an experiment is: rows that differ from a default row in a few settings, and the paper's figures beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from openmae.experiments.results import RowResult
+    from openmae.experiments.side_by_side import Job
 
 DEFAULT = "default"
 
@@ -13,9 +18,19 @@ PROTOCOLS = {
     "knn": "kNN",
     "hours": "hours",
     "speedup": "speed-up",
+    "speed": "speed",
     "psnr": "PSNR",
 }
-UNITS = {"finetune": "top-1, %", "linear": "top-1, %", "knn": "top-1, %", "hours": "h", "speedup": "×", "psnr": "dB"}
+UNITS = {
+    "finetune": "top-1, %",
+    "linear": "top-1, %",
+    "knn": "top-1, %",
+    "hours": "h",
+    "speedup": "×",
+    "speed": "images a second",
+    "psnr": "dB",
+}
+TIMES = ("hours", "speedup", "speed")  # whose values are medians of rounds, for a disturbed round says nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +82,12 @@ class Study:
         axis: what a figure's x-axis says; empty for tables, which are drawn as differences to the default row.
         is_log_axis: the positions are drawn as their logarithms.
         baseline: the row that others are compared with; empty: there is none.
+        repeated: rows that are run as often as the scale says at least; None: the baseline, for its spread.
+        budget: lines that say what each row is given, where that is not the default row's pre-training.
         remarks: sentences for results.md about what differs from the paper.
+        derive: what is computed from several rows: from the measured rows to those of the results.
+        findings: sentences for results.md that follow from the results, where no row is compared with another.
+        draw: draws a picture of its own, given the PNG's path, the results and the trials.
     """
 
     name: str
@@ -77,7 +97,12 @@ class Study:
     axis: str = ""
     is_log_axis: bool = False
     baseline: str = DEFAULT
+    repeated: tuple[str, ...] | None = None
+    budget: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    derive: "Callable[[list[RowResult]], list[RowResult]] | None" = None
+    findings: "Callable[[Sequence[RowResult]], list[str]] | None" = None
+    draw: "Callable[[Path, Sequence[RowResult], Sequence[Job]], None] | None" = None
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -86,6 +111,10 @@ class Study:
         ordered = [row.name for section in self.sections for row in section.rows]
         first = [self.baseline] if self.baseline in by_name else []
         return tuple(by_name[name] for name in dict.fromkeys([*first, *ordered]))
+
+    def is_repeated(self, row: Row) -> bool:
+        """Whether a row is run as often as the scale says at least."""
+        return row.name in ((self.baseline,) if self.repeated is None else self.repeated)
 
     def protocols_of(self, row: Row) -> tuple[str, ...]:
         """What is measured of a row."""

@@ -5,7 +5,7 @@ Each command's run is resumed where it was stopped, so a trial that was killed l
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -14,6 +14,7 @@ from typing import Any
 from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.sources.reading import reading_options
+from openmae.experiments.unseen import RECONSTRUCTED, reconstruct_unseen
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
@@ -30,6 +31,7 @@ from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 TRIAL, RESULT = "trial.json", "result.json"
 OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
+WARM_UP = 0.25  # the share of the steps, the first ones, that are not timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class Stage:
     """A command of a trial.
 
     Attributes:
-        kind: pretrain, tokenizer, finetune, probe or knn.
+        kind: pretrain, tokenizer, finetune, probe, knn, reconstruct, or speed: a pre-training that is timed.
         settings: of its config; without device, workers and output folder.
         rates: base rates of fine-tuning, each a run of its own; the best on the split that chooses is measured.
         work: FLOPs, about, to say how far the trial is and how long it takes.
@@ -205,10 +207,52 @@ def _knn(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     return {"protocols": {"knn": {"value": float(summary["top1"])}}}
 
 
+def _reconstruct(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    run = place.folder / "pretrain"
+    settings = {name: value for name, value in stage.settings.items() if name != "init"}
+    config = PretrainConfig(**settings, out=str(run), device=place.device)
+    found = {"value": reconstruct_unseen(_init(stage, place), config, place.folder / RECONSTRUCTED)}
+    held_out = summary_of(run).get("held_out_loss")
+    return {"protocols": {"psnr": found if held_out is None else {**found, "held_out_loss": float(held_out)}}}
+
+
+def num_warm_up(steps: int) -> int:
+    """How many first steps are not timed."""
+    return min(max(1, round(WARM_UP * steps)), steps - 1)
+
+
+def speed_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The speed of a run that wrote a line of metrics.jsonl for each step.
+
+    Returns:
+        `value`, images a second; `data_wait`, the share of time spent waiting for data (both medians over the steps
+        behind the warm-up); and `memory`, the peak in bytes.
+    """
+    steps = [line for line in lines if "images_per_second" in line]
+    timed = steps[num_warm_up(len(steps)) :]
+    return {
+        "value": median(float(line["images_per_second"]) for line in timed),
+        "data_wait": median(float(line["data_wait"]) for line in timed),
+        "memory": max(int(line["memory"]) for line in steps),
+    }
+
+
+def _speed(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    """Pre-train for a few steps, without a break: what was stopped starts anew."""
+    run = place.folder / "speed"
+    if summary_of(run).get("status") != "complete":
+        shutil.rmtree(run, ignore_errors=True)
+        pretrain(PretrainConfig(**{**stage.settings, **place.settings(trial, "speed")}))
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # large, and of no use
+    return {"protocols": {"speed": {**speed_of(read_metrics(run / "metrics.jsonl")), "round": trial.seed}}}
+
+
 STAGES: dict[str, Callable[[Stage, Trial, Place], dict[str, Any]]] = {
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
     "finetune": _finetune,
     "probe": _probe,
     "knn": _knn,
+    "reconstruct": _reconstruct,
+    "speed": _speed,
 }

@@ -5,9 +5,10 @@ from typing import Any
 from openmae.config import ClassifierShape, MAEShape, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
-from openmae.experiments.setup import Setup
+from openmae.experiments.setup import SHARED, Setup
 from openmae.experiments.study import Row, Study
 from openmae.experiments.trial import OWN_MODEL, Stage, Trial
+from openmae.experiments.unseen import NUM_DRAWN
 from openmae.model import cost
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import make_pretrain_plan, planned_memory
@@ -66,7 +67,7 @@ def make_trials(
         classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
         tuned = setup.finetune["batch_size"] * cost.classifier_activation_bytes(classifier, None, 4)
         memory = max(memory, row_memory, tuned + 16 * cost.classifier_parameters(classifier))
-    counts = {row.name: max(seeds, setup.default_seeds if row.name == study.baseline else 1) for row in study.rows}
+    counts = {row.name: max(seeds, setup.default_seeds if study.is_repeated(row) else 1) for row in study.rows}
     trials = [
         Trial(row=row.name, seed=seed, stages=by_row[row.name])
         for seed in range(max(counts.values()))
@@ -83,11 +84,16 @@ def _stages(
     work = flops * settings["steps"] * settings["batch_size"]
     classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
     tuning = float(cost.classifier_flops(classifier, None))
+    if "speed" in protocols:
+        return (Stage(kind="speed", settings=settings, work=work),)
     stages = []
     if settings["target"] == "token" and not setup.token_settings:
         stages.append(Stage(kind="tokenizer", settings=setup.tokenizer, work=0.2 * work))
     if not row.is_scratch:
         stages.append(Stage(kind="pretrain", settings=settings, work=work))
+    if "psnr" in protocols:
+        shared = {name: settings[name] for name in SHARED}
+        stages.append(Stage(kind="reconstruct", settings={**shared, "init": OWN_MODEL}, work=flops * NUM_DRAWN))
     if "finetune" in protocols:
         tuned = {**setup.finetune, "init": OWN_MODEL}
         if row.is_scratch:
