@@ -11,7 +11,8 @@ import torch
 
 from openmae.config import Preprocessing, TokenizerShape
 from openmae.data.batch import Batch, Crops
-from openmae.experiments import experiment, trial
+from openmae.experiments import experiment
+from openmae.experiments.trials import trial
 from openmae.model.tokenizer import DiscreteVAE
 from openmae.run.progress import Progress
 from openmae.training.checkpoint import save_checkpoint

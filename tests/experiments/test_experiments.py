@@ -16,8 +16,8 @@ from PIL import Image
 from openmae.cli import run as openmae_run
 from openmae.config import ExperimentConfig
 from openmae.errors import Fault, RequestError
-from openmae.experiments import side_by_side
 from openmae.experiments.experiment import experiment
+from openmae.experiments.trials import side_by_side
 
 from ..shared import snapshot
 

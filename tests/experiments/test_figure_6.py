@@ -11,13 +11,13 @@ from PIL import Image
 from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
-from openmae.experiments.figure_6 import SAMPLINGS, draw_samplings, figure_6, held_out_losses
-from openmae.experiments.plain_report import plain_report
 from openmae.experiments.plan import plan_experiment
-from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.side_by_side import Job, prepare
-from openmae.experiments.trial import OWN_MODEL, RESULT, TRIAL, Trial
-from openmae.experiments.unseen import RECONSTRUCTED, reconstruct_unseen, unseen_images
+from openmae.experiments.results.plain_report import plain_report
+from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.studies.figure_6 import SAMPLINGS, draw_samplings, figure_6, held_out_losses
+from openmae.experiments.trials.side_by_side import Job, prepare
+from openmae.experiments.trials.trial import OWN_MODEL, RESULT, TRIAL, Trial
+from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen, unseen_images
 from openmae.tasks.pretrain.data import open_training_data
 
 

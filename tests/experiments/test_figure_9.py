@@ -14,11 +14,11 @@ from openmae.cli import run as openmae_run
 from openmae.config import ExperimentConfig
 from openmae.data.sources.open import open_source
 from openmae.errors import Interrupted, RequestError
-from openmae.experiments import trial
 from openmae.experiments.experiment import experiment
 from openmae.experiments.figure_9.plan import plan_figure_9
 from openmae.experiments.figure_9.study import with_blocks, with_defaults
-from openmae.experiments.side_by_side import run_side_by_side
+from openmae.experiments.trials import trial
+from openmae.experiments.trials.side_by_side import run_side_by_side
 from openmae.planning import probe as probe_planning
 from openmae.run.lock import locked
 from openmae.tasks.pretrain.pretrain import pretrain

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from openmae.experiments.differences import base_name, differences
-from openmae.experiments.report import report
+from openmae.experiments.results.differences import base_name, differences
+from openmae.experiments.results.report import report
 
 from .samples import DEFAULT_ROW, FIGURE, ODD, SMALL, TABLE, figure_results, result, table_results
 

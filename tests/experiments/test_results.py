@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from openmae.experiments.results import Measured, RowResult, collect, stored_settings, write_results
-from openmae.experiments.side_by_side import Job
-from openmae.experiments.trial import RESULT, Trial
+from openmae.experiments.results.results import Measured, RowResult, collect, stored_settings, write_results
+from openmae.experiments.trials.side_by_side import Job
+from openmae.experiments.trials.trial import RESULT, Trial
 
 from .samples import DEFAULT_ROW, ODD, SMALL, TABLE, table_results
 

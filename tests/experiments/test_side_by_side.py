@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from openmae.errors import Interrupted, RequestError
-from openmae.experiments import side_by_side
-from openmae.experiments.side_by_side import Resources, last_line, prepare, run_side_by_side
-from openmae.experiments.trial import Stage, Trial
+from openmae.experiments.trials import side_by_side
+from openmae.experiments.trials.side_by_side import Resources, last_line, prepare, run_side_by_side
+from openmae.experiments.trials.trial import Stage, Trial
 
 # Writes down what it was given, and does what its row says.
 STAND_IN = """
@@ -127,7 +127,7 @@ def test_a_trial_dies_with_its_parent_even_where_that_is_killed(tmp_path):
         textwrap.dedent("""
             import os, sys, time
             from pathlib import Path
-            from openmae.experiments.trial_process import end_with_parent
+            from openmae.experiments.trials.process import end_with_parent
             end_with_parent()
             Path(sys.argv[1], "pid").write_text(str(os.getpid()))
             time.sleep(60)

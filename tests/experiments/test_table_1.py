@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from openmae.experiments.figures import PAPER_SIZES
-from openmae.experiments.study import DEFAULT
-from openmae.experiments.table_1 import SECTIONS, table_1
+from openmae.experiments.studies.figures import PAPER_SIZES
+from openmae.experiments.studies.study import DEFAULT
+from openmae.experiments.studies.table_1 import SECTIONS, table_1
 
 PAPER = (Path(__file__).parents[2] / "docs" / "paper.md").read_text(encoding="utf-8")
 

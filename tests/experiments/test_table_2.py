@@ -10,12 +10,12 @@ from PIL import Image
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
-from openmae.experiments.plain_report import plain_report
 from openmae.experiments.plan import plan_experiment
-from openmae.experiments.results import Measured, RowResult
+from openmae.experiments.results.plain_report import plain_report
+from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.start import CHANGES_TIMES, MAY_CHANGE, check_same
-from openmae.experiments.table_2 import PAPER, with_hours_and_speedups
-from openmae.experiments.trial import num_warm_up, speed_of
+from openmae.experiments.studies.table_2 import PAPER, with_hours_and_speedups
+from openmae.experiments.trials.trial import num_warm_up, speed_of
 from openmae.machine.device import num_cores
 
 ROWS = ["L mask tokens 8 blocks", "L 8 blocks", "L 1 block", "H mask tokens 8 blocks", "H 8 blocks", "H 1 block"]

@@ -8,7 +8,7 @@ from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.preprocess import DataFacts, survey
 from openmae.errors import RequestError, shown
-from openmae.experiments.unseen import NUM_DRAWN, unseen_images
+from openmae.experiments.trials.unseen import NUM_DRAWN, unseen_images
 from openmae.tasks.pretrain.data import open_training_data
 
 ADVICE = "this experiment measures classes, name them otherwise"

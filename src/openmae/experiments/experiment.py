@@ -12,12 +12,12 @@ from openmae.experiments.figure_9.old_results import keep_old_results
 from openmae.experiments.figure_9.plan import Figure9Plan, plan_figure_9
 from openmae.experiments.paper_scale import command_lines
 from openmae.experiments.plan import ExperimentPlan, plan_experiment
-from openmae.experiments.progress import ProgressTable
-from openmae.experiments.results import collect, write_results
-from openmae.experiments.side_by_side import LOG, Job, prepare, run_side_by_side
+from openmae.experiments.results.results import collect, write_results
 from openmae.experiments.start import create_experiment, find_experiment
-from openmae.experiments.study import PROTOCOLS
-from openmae.experiments.trial import RESULT
+from openmae.experiments.studies.study import PROTOCOLS
+from openmae.experiments.trials.progress import ProgressTable
+from openmae.experiments.trials.side_by_side import LOG, Job, prepare, run_side_by_side
+from openmae.experiments.trials.trial import RESULT
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.run.reader import read_json_object
 

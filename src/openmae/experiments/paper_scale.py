@@ -7,8 +7,8 @@ from typing import Any
 from openmae.config import SIZES, ExperimentConfig, flag_of, format_value
 from openmae.data.preprocess import DataFacts
 from openmae.experiments.setup import Setup, label_settings, shared_settings
-from openmae.experiments.study import Study
-from openmae.experiments.trial import OWN_MODEL, Stage, Trial
+from openmae.experiments.studies.study import Study
+from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
 from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
 
 RECIPE = {"pretrain": "table-1d-pixel", "finetune": "imagenet-large", "probe": "imagenet-large"}  # of the default row

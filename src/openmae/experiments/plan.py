@@ -11,22 +11,22 @@ import torch
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
 from openmae.experiments.data import ExperimentData, open_data
-from openmae.experiments.figure_6 import figure_6
-from openmae.experiments.figures import figure_5, figure_7, figure_8
 from openmae.experiments.paper_scale import make_paper_setup
-from openmae.experiments.picture import Picture
-from openmae.experiments.plain_report import plain_report
-from openmae.experiments.report import report
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
-from openmae.experiments.results import RowResult, stored_settings
+from openmae.experiments.results.picture import Picture
+from openmae.experiments.results.plain_report import plain_report
+from openmae.experiments.results.report import report
+from openmae.experiments.results.results import RowResult, stored_settings
 from openmae.experiments.setup import Setup, make_setup
-from openmae.experiments.side_by_side import Resources
 from openmae.experiments.start import DATA
-from openmae.experiments.study import Study
-from openmae.experiments.table_1 import SECTIONS, table_1
-from openmae.experiments.table_2 import table_2
-from openmae.experiments.trial import Trial
-from openmae.experiments.trials import make_trials, row_settings, row_shape
+from openmae.experiments.studies.figure_6 import figure_6
+from openmae.experiments.studies.figures import figure_5, figure_7, figure_8
+from openmae.experiments.studies.study import Study
+from openmae.experiments.studies.table_1 import SECTIONS, table_1
+from openmae.experiments.studies.table_2 import table_2
+from openmae.experiments.trials.make_trials import make_trials, row_settings, row_shape
+from openmae.experiments.trials.side_by_side import Resources
+from openmae.experiments.trials.trial import Trial
 from openmae.machine.device import pick_device
 from openmae.planning.decisions import Machine
 

@@ -8,7 +8,7 @@ import torch
 
 from openmae.config import ExperimentConfig, MAEShape
 from openmae.errors import RequestError
-from openmae.experiments.side_by_side import Resources
+from openmae.experiments.trials.side_by_side import Resources
 from openmae.machine.device import num_cores, pick_device
 from openmae.machine.files import format_bytes
 from openmae.model.mae import MAE

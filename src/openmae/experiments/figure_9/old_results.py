@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openmae.errors import RequestError
-from openmae.experiments.study import Study
-from openmae.experiments.trial import RESULT, Trial
+from openmae.experiments.studies.study import Study
+from openmae.experiments.trials.trial import RESULT, Trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.reader import read_json_object
 

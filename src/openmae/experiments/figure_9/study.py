@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
-from openmae.experiments.study import Row, Section, Study
+from openmae.experiments.studies.study import Row, Section, Study
 
 ALL_LABELS = "100%"
 # Of ViT-L, all labels of ImageNet (section 4.4); 84.9 is that of table 1.

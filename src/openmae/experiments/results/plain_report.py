@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from openmae.experiments.report import text_of
-from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.statistics import rank_correlation
-from openmae.experiments.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.results.report import text_of
+from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.results.statistics import rank_correlation
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
 
 
 def plain_report(study: Study, rows: Sequence[RowResult], budget: Sequence[str]) -> str:

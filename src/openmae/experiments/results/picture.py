@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from openmae.experiments.differences import base_name, difference_of, images_behind, is_ratio
-from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.statistics import noise_of
-from openmae.experiments.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.results.differences import base_name, difference_of, images_behind, is_ratio
+from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.results.statistics import noise_of
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
 from openmae.pictures.comparison import Column, Group, Mark, draw_comparison
 from openmae.pictures.paired_curves import CurvePanel, PairedCurve, PairedPoint, XAxis, draw_paired_curves
 

@@ -1,4 +1,4 @@
-"""The program that runs one trial: `python -m openmae.experiments.trial_process FOLDER [DEVICE] [WORKERS]`.
+"""The program that runs one trial: `python -m openmae.experiments.trials.process FOLDER [DEVICE] [WORKERS]`.
 
 It reads FOLDER/trial.json and ends like a command does. Its standard input is a pipe that nothing is written to: it
 closes when the process that started the trial dies, in whatever way, and then the trial saves and ends, too.
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     end_with_parent()
     import torch
 
-    from openmae.experiments.trial import TRIAL, Place, Trial, run_trial
+    from openmae.experiments.trials.trial import TRIAL, Place, Trial, run_trial
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     folder, device, workers = Path(arguments[0]), arguments[1] or None, arguments[2]

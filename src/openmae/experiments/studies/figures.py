@@ -1,8 +1,8 @@
 """Figures 5, 7 and 8: the mask ratio, the length of pre-training, MAE against supervised training over model sizes."""
 
 from openmae.experiments.setup import Setup
-from openmae.experiments.study import DEFAULT, Row, Section, Study, label_with_paper
-from openmae.experiments.table_1 import PAPER_DEFAULT, PROTOCOLS
+from openmae.experiments.studies.study import DEFAULT, Row, Section, Study, label_with_paper
+from openmae.experiments.studies.table_1 import PAPER_DEFAULT, PROTOCOLS
 
 RATIOS = (10, 20, 30, 40, 50, 60, 70, 75, 80, 90)  # per cent
 DEFAULT_RATIO = 75

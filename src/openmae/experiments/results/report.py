@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from openmae.experiments.differences import (
+from openmae.experiments.results.differences import (
     Difference,
     base_name,
     difference_of,
@@ -13,9 +13,9 @@ from openmae.experiments.differences import (
     is_ratio,
     leads,
 )
-from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.statistics import chance_correlation, noise_of, rank_correlation
-from openmae.experiments.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.results.statistics import chance_correlation, noise_of, rank_correlation
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
 from openmae.pictures.comparison import signed
 
 

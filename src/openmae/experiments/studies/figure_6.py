@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openmae.experiments.results import RowResult
+from openmae.experiments.results.results import RowResult
 from openmae.experiments.setup import Setup
-from openmae.experiments.side_by_side import Job
-from openmae.experiments.study import DEFAULT, Section, Study
-from openmae.experiments.table_1 import mask_rows
-from openmae.experiments.unseen import RECONSTRUCTED
+from openmae.experiments.studies.study import DEFAULT, Section, Study
+from openmae.experiments.studies.table_1 import mask_rows
+from openmae.experiments.trials.side_by_side import Job
+from openmae.experiments.trials.unseen import RECONSTRUCTED
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.pictures.sheet import sheet
 

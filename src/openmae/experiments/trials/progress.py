@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from openmae.experiments.side_by_side import Job
-from openmae.experiments.trial import Stage
+from openmae.experiments.trials.side_by_side import Job
+from openmae.experiments.trials.trial import Stage
 from openmae.run.lock import summary_of
 from openmae.run.reader import read_json_object, read_metrics
 from openmae.training.telemetry import format_duration

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from openmae.experiments.results import Measured, RowResult
+from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.setup import NEVER, Setup
-from openmae.experiments.study import Row, Section, Study, label_with_paper
-from openmae.experiments.trial import num_warm_up
+from openmae.experiments.studies.study import Row, Section, Study, label_with_paper
+from openmae.experiments.trials.trial import num_warm_up
 from openmae.machine.files import format_bytes
 from openmae.pictures.comparison import Column, Group, Mark, draw_comparison
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openmae.experiments.results import RowResult
-    from openmae.experiments.side_by_side import Job
+    from openmae.experiments.results.results import RowResult
+    from openmae.experiments.trials.side_by_side import Job
 
 DEFAULT = "default"
 

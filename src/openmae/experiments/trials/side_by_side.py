@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from openmae.errors import Interrupted, RequestError
-from openmae.experiments.trial import RESULT, TRIAL, Trial
+from openmae.experiments.trials.trial import RESULT, TRIAL, Trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.signals import StopRequest, before_immediate_exit
 from openmae.run.reader import read_json_object
@@ -21,7 +21,7 @@ from openmae.run.reader import read_json_object
 LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_SAVE = 60  # when all are to stop, before they are killed
-PROGRAM = ("-m", "openmae.experiments.trial_process")  # of this Python
+PROGRAM = ("-m", "openmae.experiments.trials.process")  # of this Python
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -6,9 +6,9 @@ from openmae.config import ClassifierShape, MAEShape, PretrainConfig
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.experiments.setup import SHARED, Setup
-from openmae.experiments.study import Row, Study
-from openmae.experiments.trial import OWN_MODEL, Stage, Trial
-from openmae.experiments.unseen import NUM_DRAWN
+from openmae.experiments.studies.study import Row, Study
+from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
+from openmae.experiments.trials.unseen import NUM_DRAWN
 from openmae.model import cost
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import make_pretrain_plan, planned_memory

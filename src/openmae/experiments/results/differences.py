@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openmae.experiments.results import Measured, RowResult
-from openmae.experiments.statistics import noise_of
-from openmae.experiments.study import DEFAULT, UNITS, Study
+from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.results.statistics import noise_of
+from openmae.experiments.studies.study import DEFAULT, UNITS, Study
 
 RATIOS = ("h", "×")  # units that are compared by division
 

@@ -14,7 +14,7 @@ from typing import Any
 from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, TokenizerConfig
 from openmae.data.labels.labelled import open_labelled
 from openmae.data.sources.reading import reading_options
-from openmae.experiments.unseen import RECONSTRUCTED, reconstruct_unseen
+from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel

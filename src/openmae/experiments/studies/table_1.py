@@ -7,7 +7,7 @@ values, all as in the paper, whatever the model's size.
 from collections.abc import Callable
 
 from openmae.experiments.setup import Setup
-from openmae.experiments.study import DEFAULT, Row, Section, Study, label_with_paper
+from openmae.experiments.studies.study import DEFAULT, Row, Section, Study, label_with_paper
 from openmae.planning.encoder import heads_for
 
 PROTOCOLS = ("finetune", "linear", "knn")

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from openmae.experiments.side_by_side import Job
-from openmae.experiments.study import TIMES, Row, Study
-from openmae.experiments.trial import RESULT
+from openmae.experiments.studies.study import TIMES, Row, Study
+from openmae.experiments.trials.side_by_side import Job
+from openmae.experiments.trials.trial import RESULT
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.reader import read_json_object
 

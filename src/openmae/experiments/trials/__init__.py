@@ -1,0 +1,1 @@
+"""Trials: rows with a seed, run as processes side by side."""
