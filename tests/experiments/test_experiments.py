@@ -185,11 +185,23 @@ def test_paper_scale_prints_each_rows_commands_and_cost(tmp_path, capsys):
     commands = [line for line in lines if line.startswith("openmae ")]
     assert [line.split()[1] for line in commands] == ["pretrain", "finetune", "probe", "knn"] * 4
     assert "--recipe table-1d-pixel" in commands[0]
-    assert "--target norm-pixel" in commands[4]
-    assert "--pca-coefficients 96 " in commands[8]
-    assert "--tokenizer hf:facebook/flava-image-codebook" in commands[12]
+    targets = ("pixel", "norm-pixel", "pca", "token")
+    assert all(f"--recipe table-1d-{target} " in commands[4 * i] for i, target in enumerate(targets))
+    assert all("--recipe imagenet-large --init" in commands[4 * i + 1] for i in range(4))
+    assert all("--target" not in line and "--steps" not in line and "--width" not in line for line in commands)
     assert all(f"--init {tmp_path}/out/runs/default/seed-0/pretrain" in line for line in commands[1:4])
     assert sum("EFLOP, about" in line for line in lines) == 17
+
+
+def test_paper_scale_compares_sizes_by_their_own_recipes(tmp_path, capsys):
+    data = noise_images(tmp_path / "data")
+    experiment(config(tmp_path / "out", "figure-8", scale="paper", data=data))
+    commands = [line.split(" --") for line in capsys.readouterr().out.splitlines() if line.startswith("openmae ")]
+    recipes = [next(flag.removeprefix("recipe ") for flag in line if flag.startswith("recipe ")) for line in commands]
+    assert recipes == [
+        *(name for size in ("base", "large", "huge") for name in (f"mae-{size}", f"imagenet-{size}", f"scratch-{size}"))
+    ]
+    assert not any("steps" in flag or "epochs" in flag for line in commands for flag in line)  # the recipes' own
 
 
 def start(out, name="table-1c", *flags):

@@ -33,7 +33,7 @@ ROWS = {
 
 def setup(width=128, decoder_depth=8, patch_values=48):
     """As much of an experiment's set-up as the rows ask for."""
-    return SimpleNamespace(width=width, decoder_depth=decoder_depth, patch_values=patch_values)
+    return SimpleNamespace(token_settings={}, width=width, decoder_depth=decoder_depth, patch_values=patch_values)
 
 
 def page_tables():

@@ -39,7 +39,7 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     config = find_experiment(config)
     plan = plan_figure_9(config) if config.is_figure_9 else plan_experiment(config)
     if isinstance(plan, ExperimentPlan) and plan.only_prints:
-        print("\n".join(command_lines(plan.study, plan.trials, config.out)), flush=True)
+        print("\n".join(command_lines(plan.study, plan.trials, config.out, plan.setup.count)), flush=True)
         return {"experiment": config.name, "scale": plan.config.scale, "rows": []}
     with ExitStack() as lock:
         create_experiment(plan.config, plan.fingerprints, lock)

@@ -15,7 +15,27 @@ from openmae.planning.pretrain import make_pretrain_plan
 
 SHARED = ("data", "train", "val", "test", "value_range", "axes", "nodata")
 LABEL_SETTINGS = ("label_file", "held_out")
+SCRATCH_STEPS = 4  # times those of fine-tuning, as in the paper: 200 epochs of ViT-L from scratch, 50 of fine-tuning
 NEVER = 10**9  # steps between evaluations: all but the last would only cost time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A model size that stands for one of the paper's, and how it is trained on labels.
+
+    Attributes:
+        model: encoder and decoder, as settings of pre-training.
+        pretrain: what else differs from the default row in the model that is compared over sizes (table 3).
+        finetune, rates: of fine-tuning, as of `Setup`.
+        scratch, scratch_rates: of training from scratch.
+    """
+
+    model: dict[str, Any]
+    pretrain: dict[str, Any]
+    finetune: dict[str, Any]
+    rates: tuple[float, ...]
+    scratch: dict[str, Any]
+    scratch_rates: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +47,7 @@ class Setup:
         count: training images.
         rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
         token_settings: further settings of rows that predict tokens: a tokenizer that there is; empty: one is trained.
-        models: the encoder and decoder of the sizes that stand for ViT-B, L and H, as settings.
+        sizes: those that stand for ViT-B, L and H.
         timed_steps: of a row whose time is measured.
         default_seeds, threads: see `Scale`.
     """
@@ -41,7 +61,7 @@ class Setup:
     knn: dict[str, Any]
     tokenizer: dict[str, Any]
     token_settings: dict[str, Any]
-    models: tuple[dict[str, Any], ...]
+    sizes: tuple[Size, ...]
     timed_steps: int
     default_seeds: int
     threads: int
@@ -132,18 +152,20 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
     if plan.config.mask_ratio == pretrain["mask_ratio"]:
         del pretrain["mask_ratio"]  # the default, which masks of a fixed ratio refuse
     finetune_batch = min(scale.finetune_batch, batch)
+    finetune = {
+        **labelled,
+        "steps": max(1, round(scale.finetune_share * steps * batch / finetune_batch)),
+        "batch_size": finetune_batch,
+        "evaluate_every": NEVER,
+        "report": "held-out",
+    }
+    rates = config.base_lr or scale.rates
     return Setup(
         scale=scale_name,
         count=facts.count,
         pretrain=pretrain,
-        finetune={
-            **labelled,
-            "steps": max(1, round(scale.finetune_share * steps * batch / finetune_batch)),
-            "batch_size": finetune_batch,
-            "evaluate_every": NEVER,
-            "report": "held-out",
-        },
-        rates=config.base_lr or scale.rates,
+        finetune=finetune,
+        rates=rates,
         probe={**labelled, **scale.probe, "evaluate_every": NEVER},
         knn={**labelled, "k": (10,)},
         tokenizer={
@@ -152,7 +174,17 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
             **scale.tokenizer,
         },
         token_settings={},
-        models=tuple(model_of(width, depth) for width, depth in scale.sizes),
+        sizes=tuple(
+            Size(
+                model=model_of(width, depth),
+                pretrain={},
+                finetune=finetune,
+                rates=rates,
+                scratch={**finetune, "steps": SCRATCH_STEPS * finetune["steps"]},
+                scratch_rates=rates,
+            )
+            for width, depth in scale.sizes
+        ),
         default_seeds=scale.default_seeds,
         timed_steps=config.steps or scale.timed_steps,
         threads=config.threads or (num_cores() if config.is_timed and machine.device == "cpu" else scale.threads),

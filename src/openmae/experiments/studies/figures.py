@@ -71,8 +71,8 @@ def figure_7(name: str, setup: Setup) -> Study:
 def figure_8(name: str, setup: Setup) -> Study:
     """Figure 8: MAE and supervised training of three sizes, which stand for ViT-B, L and H."""
     rows = []
-    for model, settings in zip(MODELS, setup.models, strict=True):
-        width, depth = settings["width"], settings["depth"]
+    for number, (model, size) in enumerate(zip(MODELS, setup.sizes, strict=True)):
+        width, depth = size.model["width"], size.model["depth"]
         mae, scratch = PAPER_SIZES[model]
         ours = f"{width} wide, {depth} blocks (paper: ViT-{model})"
         position = float(width * width * depth)
@@ -81,10 +81,11 @@ def figure_8(name: str, setup: Setup) -> Study:
                 Row(
                     name=f"{curve} {model}",
                     label=f"{curve}, {ours}",
-                    changes=settings,
+                    changes={**size.model, **size.pretrain},
                     paper={"finetune": paper},
                     position=position,
                     curve=curve,
+                    size=number,
                     is_scratch=is_scratch,
                 )
             )
@@ -96,10 +97,16 @@ def figure_8(name: str, setup: Setup) -> Study:
         axis="size of the encoder: width² × blocks",
         is_log_axis=True,
         baseline="MAE B",
-        remarks=(
-            "Supervised training has four times the steps of fine-tuning, as in the paper for ViT-L (200 and 50 "
-            "epochs), and chooses among the same rates.",
-            "The paper's MAE models of this figure predict normalised pixels for 1600 epochs (table 3); here they are "
-            "as the default row of table 1.",
-        ),
+        remarks=_size_remarks(setup),
+    )
+
+
+def _size_remarks(setup: Setup) -> tuple[str, ...]:
+    if setup.scale == "paper":
+        return ()
+    return (
+        "Supervised training has four times the steps of fine-tuning, as in the paper for ViT-L (200 and 50 epochs), "
+        "and chooses among the same rates.",
+        "The paper's MAE models of this figure predict normalised pixels for 1600 epochs (table 3); here they are as "
+        "the default row of table 1.",
     )

@@ -45,6 +45,7 @@ class Row:
         paper_cost: the paper's "FLOPs" and "time" of pre-training, as multiples of the default row's.
         position: where it lies on the axis of a figure.
         curve: the curve of a figure that it belongs to.
+        size: which of the setup's sizes it is of, where an experiment compares sizes.
         is_scratch: nothing is pre-trained: fine-tuning starts from random weights.
         labels, blocks: of fine-tuning: a share of the labels, and the last blocks that are trained; None: all.
         protocols: what is measured of this row where it is not what the experiment says.
@@ -57,6 +58,7 @@ class Row:
     paper_cost: Mapping[str, float] = field(default_factory=dict)
     position: float | None = None
     curve: str = ""
+    size: int | None = None
     is_scratch: bool = False
     labels: str | None = None
     blocks: float | None = None

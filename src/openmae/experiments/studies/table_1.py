@@ -143,11 +143,11 @@ def table_1(name: str, setup: Setup) -> Study:
         title=f"{name.replace('-', ' ').capitalize()}: {what}",
         sections=sections,
         protocols=PROTOCOLS,
-        remarks=_remarks(name),
+        remarks=_remarks(name, setup),
     )
 
 
-def _remarks(name: str) -> tuple[str, ...]:
-    if name not in ("table-1", "table-1d"):
+def _remarks(name: str, setup: Setup) -> tuple[str, ...]:
+    if name not in ("table-1", "table-1d") or setup.token_settings:
         return ()
     return ("The tokens are of a tokenizer trained on the same images, where the paper takes DALL-E's.",)

@@ -47,7 +47,7 @@ def table_2(name: str, setup: Setup) -> Study:
             f"Hours are extrapolated from images a second to {PAPER_EPOCHS} epochs of the {setup.count:,} training "
             "images on this machine; the paper's are of ImageNet's 1.28 million on 128 TPU-v3 cores. Speed-ups can be "
             "compared: they are of two rows of one round.",
-            *([] if "patch_size" in setup.models[SIZES["H"]] else [PATCHES]),
+            *([] if "patch_size" in setup.sizes[SIZES["H"]].model else [PATCHES]),
             "As in the paper, the decoder is equally wide for both sizes.",
         ),
         derive=lambda rows: with_hours_and_speedups(rows, setup.count),
@@ -57,7 +57,7 @@ def table_2(name: str, setup: Setup) -> Study:
 
 
 def _section(model: str, setup: Setup) -> Section:
-    size, of_large = setup.models[SIZES[model]], setup.models[SIZES["L"]]
+    size, of_large = setup.sizes[SIZES[model]].model, setup.sizes[SIZES["L"]].model
     decoder = {name: value for name, value in of_large.items() if name.startswith("decoder_")}
     rows = []
     for has_tokens, blocks, hours, speedup in PAPER[model]:

@@ -13,7 +13,6 @@ from openmae.model import cost
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import make_pretrain_plan, planned_memory
 
-SCRATCH_STEPS = 4  # times those of fine-tuning, as in the paper: 200 epochs of ViT-L from scratch, 50 of fine-tuning
 PROCESS_BYTES = 700_000_000  # of a process with torch, before it has a model
 
 
@@ -95,16 +94,27 @@ def _stages(
         shared = {name: settings[name] for name in SHARED}
         stages.append(Stage(kind="reconstruct", settings={**shared, "init": OWN_MODEL}, work=flops * NUM_DRAWN))
     if "finetune" in protocols:
-        tuned = {**setup.finetune, "init": OWN_MODEL}
-        if row.is_scratch:
-            model = ("width", "depth", "num_heads", "patch_size", "image_size", "channels")
-            tuned |= {"init": "none", "steps": SCRATCH_STEPS * tuned["steps"]}
-            tuned |= {name: settings[name] for name in model}
-        images = tuned["steps"] * tuned["batch_size"] * len(setup.rates)
-        stages.append(Stage(kind="finetune", settings=tuned, rates=setup.rates, work=tuning * images))
+        tuned, rates = _supervised(row, setup, settings)
+        images = tuned["steps"] * tuned["batch_size"] * len(rates)
+        stages.append(Stage(kind="finetune", settings=tuned, rates=rates, work=tuning * images))
     look = tuning / 3 * 1.5 * setup.count  # forward, over the training images and the others
     if "linear" in protocols:
         stages.append(Stage(kind="probe", settings={**setup.probe, "init": OWN_MODEL}, work=look))
     if "knn" in protocols:
         stages.append(Stage(kind="knn", settings={**setup.knn, "init": OWN_MODEL}, work=look))
     return tuple(stages)
+
+
+def _supervised(row: Row, setup: Setup, settings: dict[str, Any]) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """The settings and base rates with which a row is trained on labels.
+
+    Args:
+        settings: of its pre-training, for the shape of a model from scratch.
+    """
+    if row.size is None:
+        return {**setup.finetune, "init": OWN_MODEL}, setup.rates
+    size = setup.sizes[row.size]
+    if not row.is_scratch:
+        return {**size.finetune, "init": OWN_MODEL}, size.rates
+    model = {name: settings[name] for name in ("width", "depth", "num_heads", "patch_size", "image_size", "channels")}
+    return {**size.scratch, "init": "none", **model}, size.scratch_rates
