@@ -296,7 +296,7 @@ def test_a_wrong_usage_is_one_line_too(place, capsys, arguments, wanted):
         ("embed images", ["--out got 'out'", ".npz or .parquet"]),
         ("attention images", ["--out got 'out'", ".png"]),
         ("robustness", ["--imagenet-c"]),
-        ("experiment figure-10 images", ["the experiment got 'figure-10'", "did you mean 'figure-"]),
+        ("experiment figure-3 images", ["the experiment got 'figure-3'", "did you mean 'figure-"]),
         ("experiment figure-9 images --epochs 1", ["--epochs got 1 values for 3 --labels"]),
         ("experiment figure-9 images --blocks 0.5", ["has neither a test nor a val part"]),
     ],
