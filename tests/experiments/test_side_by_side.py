@@ -13,7 +13,7 @@ import pytest
 
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments.trials import side_by_side
-from openmae.experiments.trials.side_by_side import Resources, last_line, prepare, run_side_by_side
+from openmae.experiments.trials.side_by_side import Resources, check_rows, last_line, prepare, run_side_by_side
 from openmae.experiments.trials.trial import Stage, Trial
 
 # Writes down what it was given, and does what its row says.
@@ -101,7 +101,20 @@ def test_a_row_of_other_settings_is_refused_by_name(tmp_path):
     prepare(tmp_path, trials("a"))
     other = Trial(row="a", seed=0, stages=(Stage(kind="knn", settings={"k": (20,)}),))
     with pytest.raises(RequestError, match=r"holds this row with other settings \(knn: k was \[10\] and is \[20\]\)"):
-        prepare(tmp_path, [other])
+        check_rows(tmp_path, [other])
+
+
+def test_data_may_have_moved(tmp_path):
+    """What it is, its fingerprint says; a row goes on where it is now."""
+
+    def trial(data):
+        return Trial(row="a", seed=0, stages=(Stage(kind="knn", settings={"k": (10,), "data": data}),))
+
+    (prepare(tmp_path, [trial("here")])[0].folder / "result.json").write_text('{"protocols": {}}')
+    check_rows(tmp_path, [trial("there")])
+    (job,) = prepare(tmp_path, [trial("there")])
+    assert job.state == "done"
+    assert json.loads((job.folder / "trial.json").read_text())["stages"][0]["settings"]["data"] == "there"
 
 
 @pytest.mark.usefixtures("stand_in")

@@ -16,6 +16,7 @@ from openmae.errors import Interrupted, RequestError
 from openmae.experiments.trials.trial import RESULT, TRIAL, Trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.signals import StopRequest, before_immediate_exit
+from openmae.run.folder import DATA_PATHS
 from openmae.run.reader import read_json_object
 
 LOG = "log.txt"
@@ -64,39 +65,55 @@ class Resources:
     workers: int | None = None
 
 
+def check_rows(out: Path, trials: Iterable[Trial]) -> None:
+    """Raise RequestError where OUT/runs holds one of the rows with other settings. Data may have another path."""
+    for trial in trials:
+        folder, now = out / "runs" / trial.folder, trial.to_dict()
+        stored, _ = read_json_object(folder / TRIAL)
+        if stored and not is_same(stored, now) and not is_shared(stored, now):
+            raise RequestError(
+                f"{folder} holds this row with other settings ({_difference(stored, now)}): remove it to run the row "
+                "anew, or choose another --out"
+            )
+
+
 def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
     """Write each trial's trial.json, and find those that an earlier start finished.
 
     Where a folder holds the row of another experiment that only measures in other ways, its runs are taken, and what
-    the trial comes to is found anew.
-
-    Raises:
-        RequestError: a folder holds a trial of other settings.
+    the trial comes to is found anew. `check_rows` has been called.
     """
     jobs = []
     for trial in trials:
-        folder = out / "runs" / trial.folder
+        folder, now = out / "runs" / trial.folder, trial.to_dict()
         stored, _ = read_json_object(folder / TRIAL)
-        if stored and stored != trial.to_dict() and is_shared(stored, trial.to_dict()):
-            (folder / RESULT).unlink(missing_ok=True)
-            stored = {}
-        if stored and stored != trial.to_dict():
-            raise RequestError(
-                f"{folder} holds this row with other settings ({_difference(stored, trial.to_dict())}): "
-                "remove it to run the row anew, or choose another --out"
-            )
-        if not stored:
-            with disk_faults(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / TRIAL, trial.to_dict())
+        with disk_faults(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if stored and not is_same(stored, now):
+                (folder / RESULT).unlink(missing_ok=True)
+            if stored != now:
+                write_json(folder / TRIAL, now)
         result, _ = read_json_object(folder / RESULT)
         jobs.append(Job(trial, folder, state="done" if result else "waiting"))
     return jobs
 
 
+def is_same(stored: dict, now: dict) -> bool:
+    """Whether two trials, as dictionaries, are one but for the paths of the data."""
+    return _without_paths(stored) == _without_paths(now)
+
+
+def _without_paths(trial: dict) -> dict:
+    stages = [
+        {**stage, "settings": {k: v for k, v in stage.get("settings", {}).items() if k not in DATA_PATHS}}
+        for stage in trial.get("stages", [])
+    ]
+    return {**trial, "stages": stages}
+
+
 def is_shared(stored: dict, now: dict) -> bool:
     """Whether two trials, as dictionaries, are of one pre-training and nothing that both do differs."""
-    before, after = ({stage["kind"]: stage for stage in trial.get("stages", [])} for trial in (stored, now))
+    before, after = ({stage["kind"]: stage for stage in _without_paths(trial)["stages"]} for trial in (stored, now))
     both = before.keys() & after.keys()
     is_same_row = (stored.get("row"), stored.get("seed")) == (now["row"], now["seed"])
     return is_same_row and "pretrain" in both and all(before[kind] == after[kind] for kind in both)
@@ -106,7 +123,7 @@ def _difference(stored: dict, now: dict) -> str:
     """What differs first between two trials."""
     before, after = stored.get("stages", []), now["stages"]
     for old, new in zip(before, after, strict=False):
-        for name in sorted({*old.get("settings", {}), *new["settings"]}):
+        for name in sorted({*old.get("settings", {}), *new["settings"]} - DATA_PATHS):
             values = old.get("settings", {}).get(name), new["settings"].get(name)
             if values[0] != values[1]:
                 return f"{new['kind']}: {name} was {values[0]} and is {values[1]}"
