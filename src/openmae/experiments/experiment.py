@@ -48,6 +48,8 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
             keep_old_results(Path(config.out), plan.study, plan.trials)
         jobs = prepare(Path(config.out), plan.trials)
         print("\n".join([plan.study.title, *plan.budget]), flush=True)
+        if any(job.state == "done" for job in jobs):
+            write(plan, jobs)
         with ProgressTable(jobs, result_text, plan.measured_rate(), plan.resources.jobs) as progress:
             print(resources_line(plan, jobs, progress.remaining()), flush=True)
 
