@@ -40,7 +40,7 @@ def table_2(name: str, setup: Setup) -> Study:
         repeated=tuple(row.name for section in sections for row in section.rows),
         budget=(
             f"Every row: {steps:,} steps of {batch} images in each round, alone on the machine, all rows of a round in "
-            f"turn; the first {num_warm_up(steps)} are not timed. A round's speed is the median over its steps, and a "
+            f"turn; not timed: the first {num_warm_up(steps)}. A round's speed is the median over its steps, and a "
             "row's figure the median of its rounds (their range).",
         ),
         remarks=(
