@@ -15,7 +15,7 @@ from openmae.experiments.plan import plan_experiment
 from openmae.experiments.results.plain_report import plain_report
 from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.studies.figure_6 import SAMPLINGS, draw_samplings, figure_6, held_out_losses
-from openmae.experiments.trials.side_by_side import Job, prepare
+from openmae.experiments.trials.side_by_side import Job, check_rows, prepare
 from openmae.experiments.trials.trial import OWN_MODEL, RESULT, TRIAL, Trial
 from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen, unseen_images
 from openmae.tasks.pretrain.data import open_training_data
@@ -56,7 +56,7 @@ def test_a_pre_training_of_table_1f_is_taken(plan, tmp_path):
     assert json.loads((folder / TRIAL).read_text()) == jobs["block 50"].trial.to_dict()
     longer = plan_experiment(config(tmp_path / "other", steps=9))
     with pytest.raises(RequestError, match="pretrain: steps was 8 and is 9"):
-        prepare(tmp_path, longer.trials)
+        check_rows(tmp_path, longer.trials)
 
 
 def test_one_seed_unless_asked(tmp_path):

@@ -16,7 +16,7 @@ from openmae.experiments.results.results import collect, write_results
 from openmae.experiments.start import create_experiment, find_experiment
 from openmae.experiments.studies.study import PROTOCOLS
 from openmae.experiments.trials.progress import ProgressTable
-from openmae.experiments.trials.side_by_side import LOG, Job, check_rows, prepare, run_side_by_side
+from openmae.experiments.trials.side_by_side import LOG, Job, prepare, run_side_by_side
 from openmae.experiments.trials.trial import RESULT
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.run.reader import read_json_object
@@ -41,9 +41,8 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     if isinstance(plan, ExperimentPlan) and plan.only_prints:
         print("\n".join(command_lines(plan.study, plan.trials, config.out, plan.setup.count)), flush=True)
         return {"experiment": config.name, "scale": plan.config.scale, "rows": []}
-    check_rows(Path(config.out), plan.trials)
     with ExitStack() as lock:
-        create_experiment(plan.config, plan.fingerprints, lock)
+        create_experiment(plan.config, plan.fingerprints, plan.trials, lock)
         if config.is_figure_9:
             keep_old_results(Path(config.out), plan.study, plan.trials)
         jobs = prepare(Path(config.out), plan.trials)

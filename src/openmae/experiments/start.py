@@ -1,6 +1,7 @@
 """Starting an experiment, or continuing one: rows that are finished must be of the same settings."""
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
+from openmae.experiments.trials.side_by_side import check_rows
+from openmae.experiments.trials.trial import Trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.preflight.experiment import check_folder_and_labels
 from openmae.run.create import make_and_lock
@@ -39,7 +42,9 @@ def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
     return replace(config, **{name: value for name, value in decided.items() if value is not None})
 
 
-def create_experiment(config: ExperimentConfig, fingerprints: dict[str, str], lock: ExitStack) -> None:
+def create_experiment(
+    config: ExperimentConfig, fingerprints: dict[str, str], trials: Sequence[Trial], lock: ExitStack
+) -> None:
     """Check what an earlier start left in OUT, lock it until `lock` is closed, and write OUT/config.json.
 
     Args:
@@ -54,6 +59,7 @@ def create_experiment(config: ExperimentConfig, fingerprints: dict[str, str], lo
     stored, _ = read_json_object(out / "config.json")
     if stored:
         check_same(config.name, out, stored, record, MAY_CHANGE - (CHANGES_TIMES if config.is_timed else set()))
+    check_rows(out, trials)
     make_and_lock(out, lock)
     with disk_faults(out):
         write_json(out / "config.json", record)
