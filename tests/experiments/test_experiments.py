@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openmae.cli import parse, resolve_config
 from openmae.cli import run as openmae_run
-from openmae.config import ExperimentConfig
+from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.errors import Fault, RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.trials import side_by_side
@@ -191,6 +193,17 @@ def test_paper_scale_prints_each_rows_commands_and_cost(tmp_path, capsys):
     assert all("--target" not in line and "--steps" not in line and "--width" not in line for line in commands)
     assert all(f"--init {tmp_path}/out/runs/default/seed-0/pretrain" in line for line in commands[1:4])
     assert sum("EFLOP, about" in line for line in lines) == 17
+
+
+@pytest.mark.parametrize("name", ["table-1", "table-2", "figure-5", "figure-6", "figure-7", "figure-8"])
+def test_what_paper_scale_prints_can_be_typed(tmp_path, capsys, name):
+    """Every command goes through the real command line, up to its checks of the settings."""
+    experiment(config(tmp_path / "out", name, scale="paper", data=noise_images(tmp_path / "data"), jobs=None))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("openmae ")]
+    configs = [resolve_config(parse(shlex.split(line)[1:])) for line in lines]
+    assert len(configs) > 2
+    trained = [config for config in configs if isinstance(config, PretrainConfig)]
+    assert any(config.mask_tokens_in_encoder for config in trained) == (name in ("table-1", "table-2"))
 
 
 def test_paper_scale_compares_sizes_by_their_own_recipes(tmp_path, capsys):

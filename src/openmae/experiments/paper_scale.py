@@ -2,9 +2,20 @@
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
-from openmae.config import SIZES, ExperimentConfig, flag_of, format_value
+from openmae.config import (
+    SIZES,
+    ExperimentConfig,
+    FinetuneConfig,
+    KnnConfig,
+    PretrainConfig,
+    ProbeConfig,
+    flag_of,
+    format_value,
+)
+from openmae.config.checks import Settings
 from openmae.data.preprocess import DataFacts
 from openmae.experiments.setup import Setup, Size, label_settings, shared_settings
 from openmae.experiments.studies.study import Study
@@ -17,6 +28,12 @@ DEFAULT_PRETRAIN, DEFAULT_TUNED = "table-1d-pixel", "imagenet-large"
 MODELS = ("base", "large", "huge")
 DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_num_heads": 16}
 TOKENIZER = "hf:facebook/flava-image-codebook"
+CONFIGS: dict[str, type[Settings]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "probe": ProbeConfig,
+    "knn": KnnConfig,
+}
 COMMANDS = {"speed": "pretrain"}  # of kinds of stages that are called otherwise
 TIMED_STEPS = 60
 H100 = 0.4 * 989e12  # FLOPs a second that one reaches, about: 40 % of its dense bf16 peak
@@ -113,6 +130,14 @@ def _cost(work: float) -> str:
     return f"{work / 1e18:,.3g} EFLOP, about {work / H100 / 3600:,.3g} hours of an H100 at 40 % of its bf16 peak"
 
 
+def _typed(name: str, value: Any, config: type[Settings]) -> list[str]:
+    """A setting as it is typed: of one that is off by default the flag alone."""
+    if value is True and any(f.name == name and f.default is False for f in fields(config)):
+        return [flag_of(name)]
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return [flag_of(name), *(shlex.quote(format_value(one)) for one in values)]
+
+
 def nearest_recipe(command: str, settings: dict[str, Any], count: int) -> tuple[str, dict[str, Any]]:
     """The recipe that says most of the settings, and those that it does not say.
 
@@ -148,8 +173,7 @@ def _commands(stage: Stage, trial: Trial, out: str, count: int) -> list[str]:
     if settings.get("init") == OWN_MODEL:
         settings["init"] = f"{folder}/pretrain"
     for name, value in settings.items():
-        values = [*map(format_value, value)] if isinstance(value, (tuple, list)) else [format_value(value)]
-        flags += [flag_of(name), *map(shlex.quote, values)]
+        flags += _typed(name, value, CONFIGS[command])
     flags += ["--seed", str(trial.seed)]
     runs = [
         (run, [] if not stage.rates else ["--base-lr", f"{rate:g}"])
