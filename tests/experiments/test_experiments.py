@@ -246,12 +246,14 @@ def wait_until(condition, seconds=90.0):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_one_at_a_time_gives_the_same_numbers(finished, tmp_path):
     experiment(config(tmp_path / "out", jobs=1))
     assert values(tmp_path / "out") == values(finished)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_started_again_it_comes_to_the_same(finished, tmp_path, number):
     """In the middle of pre-training; rows end with their parent, however that ends."""
@@ -278,6 +280,7 @@ def table_1(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 19 trials of some 15 seconds, two at a time; far more on a busy machine
 def test_table_1_whole(table_1, finished):
     out, _ = table_1
     found = values(out)
@@ -296,6 +299,7 @@ def test_table_1_whole(table_1, finished):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("name", "num_rows"),
     [
