@@ -170,6 +170,14 @@ def noise_images(root):
     return str(root)
 
 
+def test_data_without_a_part_to_measure_on_is_refused(tmp_path):
+    """What chooses the rates would measure them, too."""
+    whole = noise_images(tmp_path / "whole")
+    with pytest.raises(RequestError, match="has neither a test nor a val part: make one"):
+        experiment(config(tmp_path / "out", data=f"{whole}/train"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_coefficients_than_patches_are_refused(tmp_path):
     """PCA's components are fitted on patches: ten images of four patches have too few for 96 coefficients."""
     settings = {"data": noise_images(tmp_path / "data"), "image_size": 32, "patch_size": 16}

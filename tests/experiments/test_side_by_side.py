@@ -111,6 +111,9 @@ def test_data_may_have_moved(tmp_path):
         return Trial(row="a", seed=0, stages=(Stage(kind="knn", settings={"k": (10,), "data": data}),))
 
     (prepare(tmp_path, [trial("here")])[0].folder / "result.json").write_text('{"protocols": {}}')
+    with pytest.raises(RequestError, match=r"\(knn: data was here and is there\)"):
+        check_rows(tmp_path, [trial("there")])  # copied from another experiment: it may be of other data
+    (tmp_path / "config.json").write_text("{}")
     check_rows(tmp_path, [trial("there")])
     (job,) = prepare(tmp_path, [trial("there")])
     assert job.state == "done"
@@ -131,6 +134,20 @@ def test_a_stop_lets_all_save_and_starts_no_more(tmp_path):
     assert jobs[0].state == "stopped"
     with pytest.raises(ProcessLookupError):
         os.kill(started(jobs[0])["pid"], 0)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_breaks_lets_all_save_first(tmp_path):
+    """A full disk, or a picture that cannot be drawn, while another row ends."""
+    jobs = prepare(tmp_path, trials("endless", "a"))
+
+    def ended(job):
+        wait_for(jobs[0].folder / "started.json")
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        run_side_by_side(jobs, Resources(jobs=2), lambda: None, ended)
+    assert (jobs[0].folder / "saved").exists()
 
 
 def test_a_trial_dies_with_its_parent_even_where_that_is_killed(tmp_path):

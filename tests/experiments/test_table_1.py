@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from openmae.experiments.setup import model_of
 from openmae.experiments.studies.figures import PAPER_SIZES
 from openmae.experiments.studies.study import DEFAULT
 from openmae.experiments.studies.table_1 import SECTIONS, table_1
@@ -103,6 +104,12 @@ def test_widths_are_eighths_of_the_encoders(width, wanted):
     assert [row.changes["decoder_width"] for row in rows] == wanted
     for row in rows:
         assert row.changes["decoder_width"] % row.changes["decoder_num_heads"] == 0
+
+
+@pytest.mark.parametrize("width", [32, 36, 44, 52, 128])
+def test_the_default_is_as_wide_as_its_label_says(width):
+    row = next(row for row in table_1("table-1b", setup(width=width)).rows if row.name == DEFAULT)
+    assert row.label.startswith(f"{model_of(width, 2)['decoder_width']} wide")
 
 
 @pytest.mark.parametrize(("values", "count"), [(768, 96), (48, 6), (16, 2), (4, 1)])

@@ -66,7 +66,7 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
 
 
 def open_labels(config: ExperimentConfig) -> LabelledData:
-    """The labelled splits. Raises RequestError where they are not one class an image, or cannot be used."""
+    """The labelled splits. Raises RequestError where they cannot be used; see `check_measurable`."""
     data = open_labelled(
         config.dataset,
         labels=config.labels[0] if config.labels else None,
@@ -79,12 +79,17 @@ def open_labels(config: ExperimentConfig) -> LabelledData:
         needs_validation=True,
         advice=ADVICE,
     )
-    check_one_class(config, data)
+    check_measurable(config, data)
     return data
 
 
-def check_one_class(config: ExperimentConfig, data: LabelledData) -> None:
-    """Raise RequestError where the labels are not one class an image."""
+def check_measurable(config: ExperimentConfig, data: LabelledData) -> None:
+    """Raise RequestError where what chooses rates would measure them too, or the labels are not one class an image."""
+    if data.test is None:
+        raise RequestError(
+            f"{shown(str(config.dataset))} has neither a test nor a val part: make one, so that all runs are measured "
+            "alike"
+        )
     if data.is_multi_label or data.scale is not None:
         what = "several classes an image" if data.is_multi_label else "numbers as labels"
         raise RequestError(f"{config.name} measures one class an image, and {shown(str(config.dataset))} has {what}")

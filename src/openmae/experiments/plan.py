@@ -91,6 +91,8 @@ class ExperimentPlan:
             return measured_rate(shape, ratio, self.flops[first.name], device, self.setup.threads)
         except torch.OutOfMemoryError:
             raise RequestError(f"{device} is short of memory already: wait for what else runs on it") from None
+        finally:
+            torch.cuda.empty_cache()  # this process keeps nothing of what its trials need; does nothing without CUDA
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -87,9 +87,14 @@ class Setup:
         return self.pretrain["steps"]
 
 
+def width_of_decoder(width: int, eighths: int) -> int:
+    """So many eighths of the encoder's width, as nearly as positions allow, which need a multiple of 4."""
+    return max(4, round(width * eighths / 32) * 4)
+
+
 def model_of(width: int, depth: int) -> dict[str, Any]:
     """The settings of an encoder, and of a decoder half as wide and as deep as ViT-L's."""
-    decoder_width = max(4, width // 8 * 4)
+    decoder_width = width_of_decoder(width, 4)
     return {
         "width": width,
         "depth": depth,
@@ -138,8 +143,7 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
         **model_of(config.width or scale.width, config.depth or scale.depth),
         **images,
         "target": "pixel",
-        "mask": "random",
-        "mask_ratio": 0.75,
+        "mask": "random",  # with the default ratio, which is not named: masks of a fixed ratio refuse one
         "augment": "crop",
         "steps": steps,
         "batch_size": batch,
@@ -149,8 +153,6 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
     }
     plan = make_pretrain_plan(PretrainConfig(**pretrain, out=config.out), facts, machine)
     pretrain |= {name: getattr(plan.config, name) for name in ("image_size", "patch_size", "channels", "base_lr")}
-    if plan.config.mask_ratio == pretrain["mask_ratio"]:
-        del pretrain["mask_ratio"]  # the default, which masks of a fixed ratio refuse
     finetune_batch = min(scale.finetune_batch, batch)
     finetune = {
         **labelled,

@@ -9,9 +9,8 @@ from openmae.data.depths import survey_depths
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.sources.views import axes_of
 from openmae.data.value_scale import match_scale, stated_range, stored_value_range, value_lines
-from openmae.experiments.data import ADVICE, check_one_class
+from openmae.experiments.data import ADVICE, check_measurable
 from openmae.run.lock import check_outside
-from openmae.tasks.classification.classification import check_has_final_split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +46,9 @@ def open_figure_9_data(config: ExperimentConfig, p: Preprocessing) -> Figure9Dat
     Raises:
         RequestError: DATA or its labels cannot be used.
     """
-    check_has_final_split(config.dataset, config.axes, p.axes)
     check_outside(config.dataset, config.out)
     data = _open(config, p)
-    check_one_class(config, data)
+    check_measurable(config, data)
     held_out = None
     if data.validation is None:  # else DATA's own val part chooses
         held_out = config.held_out or len(_parts_to_choose(config, p).held_out_names())

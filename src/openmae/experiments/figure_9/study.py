@@ -7,7 +7,7 @@ from openmae.errors import RequestError
 from openmae.experiments.studies.study import Row, Section, Study
 
 ALL_LABELS = "100%"
-# Of ViT-L, all labels of ImageNet (section 4.4); 84.9 is that of table 1.
+# Of ViT-L, all labels of ImageNet (section 4.3); 84.9 is that of table 1.
 PAPER = {"probe": 73.5, "0.5 blocks": 79.1, "1 blocks": 81.0, "full": 84.9}
 
 

@@ -6,7 +6,7 @@ values, all as in the paper, whatever the model's size.
 
 from collections.abc import Callable
 
-from openmae.experiments.setup import Setup
+from openmae.experiments.setup import Setup, width_of_decoder
 from openmae.experiments.studies.study import DEFAULT, Row, Section, Study, label_with_paper
 from openmae.planning.encoder import heads_for
 
@@ -41,7 +41,7 @@ def table_1b(setup: Setup) -> Section:
     """The decoder's width."""
     rows = []
     for theirs, paper in WIDTHS.items():
-        ours = max(4, round(setup.width * theirs / 1024 / 4) * 4)  # positions need a multiple of 4
+        ours = width_of_decoder(setup.width, theirs // 128)
         label = label_with_paper(ours, theirs, "wide")
         changes = {"decoder_width": ours, "decoder_num_heads": heads_for(ours, 32)}
         name = f"decoder width {theirs // 128}-8ths"

@@ -66,11 +66,18 @@ class Resources:
 
 
 def check_rows(out: Path, trials: Iterable[Trial]) -> None:
-    """Raise RequestError where OUT/runs holds one of the rows with other settings. Data may have another path."""
+    """Raise RequestError where OUT/runs holds one of the rows with other settings.
+
+    Of an experiment that goes on, the data may have another path, for config.json says what data it is. Of rows that
+    were copied from another experiment only the path says that.
+    """
+    may_move = (out / "config.json").exists()
     for trial in trials:
         folder, now = out / "runs" / trial.folder, trial.to_dict()
         stored, _ = read_json_object(folder / TRIAL)
-        if stored and not is_same(stored, now) and not is_shared(stored, now):
+        if stored and may_move:
+            stored, now = _without_paths(stored), _without_paths(now)
+        if stored and stored != now and not is_shared(stored, now):
             raise RequestError(
                 f"{folder} holds this row with other settings ({_difference(stored, now)}): remove it to run the row "
                 "anew, or choose another --out"
@@ -89,18 +96,13 @@ def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
         stored, _ = read_json_object(folder / TRIAL)
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if stored and not is_same(stored, now):
+            if stored and _without_paths(stored) != _without_paths(now):
                 (folder / RESULT).unlink(missing_ok=True)
             if stored != now:
                 write_json(folder / TRIAL, now)
         result, _ = read_json_object(folder / RESULT)
         jobs.append(Job(trial, folder, state="done" if result else "waiting"))
     return jobs
-
-
-def is_same(stored: dict, now: dict) -> bool:
-    """Whether two trials, as dictionaries, are one but for the paths of the data."""
-    return _without_paths(stored) == _without_paths(now)
 
 
 def _without_paths(trial: dict) -> dict:
@@ -113,7 +115,7 @@ def _without_paths(trial: dict) -> dict:
 
 def is_shared(stored: dict, now: dict) -> bool:
     """Whether two trials, as dictionaries, are of one pre-training and nothing that both do differs."""
-    before, after = ({stage["kind"]: stage for stage in _without_paths(trial)["stages"]} for trial in (stored, now))
+    before, after = ({stage["kind"]: stage for stage in trial.get("stages", [])} for trial in (stored, now))
     both = before.keys() & after.keys()
     is_same_row = (stored.get("row"), stored.get("seed")) == (now["row"], now["seed"])
     return is_same_row and "pretrain" in both and all(before[kind] == after[kind] for kind in both)
@@ -123,7 +125,7 @@ def _difference(stored: dict, now: dict) -> str:
     """What differs first between two trials."""
     before, after = stored.get("stages", []), now["stages"]
     for old, new in zip(before, after, strict=False):
-        for name in sorted({*old.get("settings", {}), *new["settings"]} - DATA_PATHS):
+        for name in sorted({*old.get("settings", {}), *new["settings"]}):
             values = old.get("settings", {}).get(name), new["settings"].get(name)
             if values[0] != values[1]:
                 return f"{new['kind']}: {name} was {values[0]} and is {values[1]}"
@@ -147,7 +149,7 @@ def run_side_by_side(
     with StopRequest() as stop, contextlib.ExitStack() as at_end:
         stop.defer()
         before_immediate_exit(lambda: _kill(running))
-        at_end.callback(_kill, running)
+        at_end.callback(_stop, running)
         while (waiting or running) and not stop.is_received():
             while waiting and len(running) < resources.jobs:
                 job = waiting.popleft()
@@ -161,7 +163,7 @@ def run_side_by_side(
                 on_end(job)
         if stop.is_received():
             _stop(running)
-            watch()
+            watch()  # says that they have stopped
             num_done = sum(job.state == "done" for job in jobs)
             raise Interrupted(
                 f"{stop.received}: {num_done} of {len(jobs)} runs are done, the others saved; the same command goes on"
@@ -212,7 +214,7 @@ def last_line(log: Path) -> str:
 
 
 def _stop(running: Sequence[Job]) -> None:
-    """Ask all to save and end, and wait until they have."""
+    """Ask all to save and end, wait until they have, and kill what does not."""
     for job in running:
         assert job.process is not None
         job.process.terminate()
@@ -222,6 +224,7 @@ def _stop(running: Sequence[Job]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             job.process.wait(max(0.1, until - time.monotonic()))
         job.state = "stopped"
+    _kill(running)
 
 
 def _kill(running: Sequence[Job]) -> None:

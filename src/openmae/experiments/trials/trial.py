@@ -12,8 +12,6 @@ from statistics import median
 from typing import Any
 
 from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, TokenizerConfig
-from openmae.data.labels.labelled import open_labelled
-from openmae.data.sources.reading import reading_options
 from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
@@ -23,6 +21,7 @@ from openmae.machine.files import write_json
 from openmae.machine.parallel import Processes
 from openmae.run.lock import summary_of
 from openmae.run.reader import read_metrics
+from openmae.tasks.classification.classification import open_data
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.pretrain.pretrain import pretrain
@@ -147,16 +146,18 @@ def _pretrain(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     return {"cost": {"seconds": float(summary["seconds"]), "images_per_second": median(rates) if rates else None}}
 
 
-def _init(stage: Stage, place: Place) -> str:
+def _init(stage: Stage, trial: Trial, place: Place) -> str:
+    """The model to start from; one that a person gave may be called `pretrain`, too."""
     init = stage.settings["init"]
-    return str(place.folder / "pretrain") if init == OWN_MODEL else init
+    is_own = init == OWN_MODEL and any(other.kind == "pretrain" for other in trial.stages)
+    return str(place.folder / "pretrain") if is_own else init
 
 
 def _finetune(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     """Fine-tune with each rate, choose one on val or a split of train, and measure it on the test split."""
     top1, configs, seconds = dict[float, float](), dict[float, FinetuneConfig](), 0.0
     for rate, run in zip(stage.rates, stage.runs, strict=True):
-        settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, place)}
+        settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, trial, place)}
         configs[rate] = FinetuneConfig(**settings, base_lr=rate, resume="auto")
         summary = finetune(configs[rate])
         top1[rate] = float(summary["top1"])
@@ -171,15 +172,7 @@ def final_top1(config: FinetuneConfig) -> float:
     """Top-1 in per cent of a fine-tuned run on the final split of its data."""
     classifier = load(config.out, config.device)
     assert isinstance(classifier, ClassifierModel)
-    data = open_labelled(
-        config.dataset,
-        labels=config.labels,
-        label_file=config.label_file,
-        held_out=config.held_out,
-        seed_of_split=config.seed or 0,
-        needs_validation=True,
-        **reading_options(config, classifier.preprocessing),
-    )
+    data = open_data(config, classifier.preprocessing, needs_validation=True)
     predictions = predict(
         classifier.classifier,
         data.final_source,
@@ -194,7 +187,7 @@ def final_top1(config: FinetuneConfig) -> float:
 
 
 def _probe(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
-    settings = {**stage.settings, **place.settings(trial, "probe"), "init": _init(stage, place)}
+    settings = {**stage.settings, **place.settings(trial, "probe"), "init": _init(stage, trial, place)}
     summary = probe(ProbeConfig(**settings, resume="auto"))
     return {"protocols": {"linear": {"value": float(summary["top1"]), "chosen_by": float(summary["choice_top1"])}}}
 
@@ -203,7 +196,9 @@ def _knn(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     run = place.folder / "knn"
     if (summary := summary_of(run)).get("status") != "complete":
         shutil.rmtree(run, ignore_errors=True)  # of a start that was stopped: kNN is quick and cannot be resumed
-        summary = knn(KnnConfig(**{**stage.settings, **place.settings(trial, "knn"), "init": _init(stage, place)}))
+        summary = knn(
+            KnnConfig(**{**stage.settings, **place.settings(trial, "knn"), "init": _init(stage, trial, place)})
+        )
     return {"protocols": {"knn": {"value": float(summary["top1"])}}}
 
 
@@ -211,7 +206,7 @@ def _reconstruct(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     run = place.folder / "pretrain"
     settings = {name: value for name, value in stage.settings.items() if name != "init"}
     config = PretrainConfig(**settings, out=str(run), device=place.device)
-    found = {"value": reconstruct_unseen(_init(stage, place), config, place.folder / RECONSTRUCTED)}
+    found = {"value": reconstruct_unseen(_init(stage, trial, place), config, place.folder / RECONSTRUCTED)}
     held_out = summary_of(run).get("held_out_loss")
     return {"protocols": {"psnr": found if held_out is None else {**found, "held_out_loss": float(held_out)}}}
 

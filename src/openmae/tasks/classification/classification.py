@@ -7,9 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from openmae.config import ClassifierShape, Dataset, LabelledConfig, Preprocessing
+from openmae.config import ClassifierShape, LabelledConfig, Preprocessing
 from openmae.data.labels.labelled import LabelledData, open_labelled
-from openmae.data.sources.open import open_splits
 from openmae.data.sources.reading import reading_options
 from openmae.errors import RequestError
 from openmae.inference.metrics import Predictions, compute_metrics
@@ -32,12 +31,6 @@ def open_data(
         needs_validation=needs_validation,
         task=config.task,
     )
-
-
-def check_has_final_split(data: Dataset, axes: str | None = None, default_axes: str | None = None) -> None:
-    """Raise RequestError where DATA has neither a test nor a val split to measure on."""
-    if not open_splits(data, ("test", "val"), axes=axes, default_axes=default_axes).sources:
-        raise RequestError(f"{data} has neither a test nor a val part: make one, so that all runs are measured alike")
 
 
 def without_test(data: LabelledData) -> LabelledData:
