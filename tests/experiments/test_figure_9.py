@@ -469,7 +469,6 @@ def test_bad_input_is_refused_in_a_line_before_anything_runs(pretrained, tmp_pat
 
 def test_data_without_a_test_part_is_refused(pretrained, tmp_path):
     data = folders(tmp_path / "data", train=20)
-    shutil.move(data / "train", data / "images")
     with pytest.raises(RequestError, match="has neither a test nor a val part: make one"):
         experiment(config(tmp_path / "out", pretrained, data=str(data)))
     assert not (tmp_path / "out").exists()
