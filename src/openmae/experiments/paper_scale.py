@@ -17,7 +17,7 @@ from openmae.config import (
 )
 from openmae.config.checks import Settings
 from openmae.data.preprocess import DataFacts
-from openmae.experiments.setup import Setup, Size, label_settings, shared_settings
+from openmae.experiments.setup import NEIGHBOURS, Setup, Size, label_settings, shared_settings
 from openmae.experiments.studies.study import Study
 from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
 from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
@@ -95,7 +95,7 @@ def make_paper_setup(config: ExperimentConfig, facts: DataFacts) -> Setup:
         finetune=finetune,
         rates=rates,
         probe={**labelled, **in_steps(recipe_settings("probe", DEFAULT_TUNED), facts.count)},
-        knn={**labelled, "k": (10,)},
+        knn={**labelled, "k": (min(NEIGHBOURS, facts.count),)},
         tokenizer={},
         token_settings={"tokenizer": TOKENIZER},
         sizes=tuple(map(size, MODELS)),

@@ -16,6 +16,7 @@ from openmae.planning.pretrain import make_pretrain_plan
 SHARED = ("data", "train", "val", "test", "value_range", "axes", "nodata")
 LABEL_SETTINGS = ("label_file", "held_out")
 SCRATCH_STEPS = 4  # times those of fine-tuning, as in the paper: 200 epochs of ViT-L from scratch, 50 of fine-tuning
+NEIGHBOURS = 10
 NEVER = 10**9  # steps between evaluations: all but the last would only cost time
 
 
@@ -127,7 +128,7 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
         RequestError: settings do not fit each other or the data.
     """
     scale = SCALES[scale_name]
-    batch = config.batch_size or min(scale.batch_size, largest_doubling(8, max(8, facts.count // 8)))
+    batch = config.batch_size or min(scale.batch_size, facts.count, largest_doubling(8, facts.count // 8))
     if batch > facts.count:
         raise RequestError(f"--batch-size got {batch}, and there are {facts.count} training images: give a smaller one")
     steps = config.steps or scale.steps
@@ -169,7 +170,7 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
         finetune=finetune,
         rates=rates,
         probe={**labelled, **scale.probe, "evaluate_every": NEVER},
-        knn={**labelled, "k": (10,)},
+        knn={**labelled, "k": (min(NEIGHBOURS, facts.count),)},
         tokenizer={
             **shared,
             **{name: pretrain[name] for name in ("image_size", "patch_size", "steps")},
@@ -183,7 +184,7 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
                 finetune=finetune,
                 rates=rates,
                 scratch={**finetune, "steps": SCRATCH_STEPS * finetune["steps"]},
-                scratch_rates=rates,
+                scratch_rates=config.base_lr or scale.scratch_rates,
             )
             for width, depth in scale.sizes
         ),

@@ -11,7 +11,7 @@ from openmae.config import ExperimentConfig, flag_of
 from openmae.errors import RequestError
 from openmae.experiments.trials.side_by_side import check_rows
 from openmae.experiments.trials.trial import Trial
-from openmae.machine.files import disk_faults, write_json
+from openmae.machine.files import PARTIAL_PREFIX, disk_faults, write_json
 from openmae.preflight.experiment import check_folder_and_labels
 from openmae.run.create import make_and_lock
 from openmae.run.reader import read_json_object
@@ -33,7 +33,7 @@ def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
     """
     out = Path(config.out)
     check_folder_and_labels(config, out)
-    if not out.exists() or not {path.name for path in out.iterdir()} - {"runs"}:
+    if not out.exists() or all(path.name == "runs" or path.name.startswith(PARTIAL_PREFIX) for path in out.iterdir()):
         return config  # finished rows of another experiment may lie in runs/
     stored, _ = read_json_object(out / "config.json")
     if stored.get("name") != config.name:

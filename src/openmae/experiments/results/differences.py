@@ -7,8 +7,6 @@ from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import noise_of
 from openmae.experiments.studies.study import DEFAULT, UNITS, Study
 
-RATIOS = ("h", "×")  # units that are compared by division
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -16,9 +14,8 @@ class Difference:
 
     Attributes:
         label: of the row, with its section's title where that says what it is.
-        ours, paper: the differences, or ratios; `paper` is None where the paper has no figure for both.
+        ours, paper: the differences; `paper` is None where the paper has no figure for both.
         threshold: how large ours must be to be more than chance; None where nothing is known of chance.
-        is_ratio: compared by division; nothing is known of chance then.
     """
 
     label: str
@@ -26,7 +23,6 @@ class Difference:
     ours: float
     paper: float | None
     threshold: float | None
-    is_ratio: bool = False
 
     @property
     def is_clear(self) -> bool:
@@ -55,11 +51,6 @@ def _rounded(difference: float) -> float:
     return round(difference, 6)
 
 
-def is_ratio(protocol: str) -> bool:
-    """Whether rows are compared by division."""
-    return UNITS[protocol] in RATIOS
-
-
 def images_behind(protocol: str, num_test: int) -> int:
     """The test images behind a figure that is a share in per cent, else 0."""
     return num_test if UNITS[protocol].endswith("%") else 0
@@ -68,9 +59,6 @@ def images_behind(protocol: str, num_test: int) -> int:
 def difference_of(label: str, protocol: str, row: Measured, base: Measured, num_test: int) -> Difference:
     """The difference of a row to the one that it is compared with."""
     has_paper = row.paper is not None and base.paper is not None
-    if is_ratio(protocol):
-        paper = row.paper / base.paper if has_paper and base.paper else None  # type: ignore[operator]
-        return Difference(label, protocol, row.mean / base.mean if base.mean else 1.0, paper, None, True)
     paper = row.paper - base.paper if has_paper else None  # type: ignore[operator]
     seeds = len(row.values), len(base.values)
     threshold = noise_of(base, images_behind(protocol, num_test), seeds=seeds).threshold

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from openmae.experiments.results.differences import base_name, difference_of, images_behind, is_ratio
+from openmae.experiments.results.differences import base_name, difference_of, images_behind
 from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import noise_of
 from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
@@ -120,8 +120,6 @@ def _band(base: Measured, name: str, rows: Rows, baseline: str, num_test: int) -
 def _column(name: str, rows: Rows, base: RowResult, num_test: int) -> Column:
     measured = base.protocols[name]
     title, subtitle = f"{PROTOCOLS[name]} ({UNITS[name]})", f"default row: {_values(measured)}"
-    if is_ratio(name):
-        return Column(title=title, subtitle=subtitle, x_label="times the default row's", reference=1.0, is_log=True)
     noise = _band(measured, name, rows, base.row.name, num_test)
     band = None if noise is None else (-noise, noise)
     return Column(title=title, subtitle=subtitle, x_label=f"difference to the default row, {_unit(name)}", band=band)
@@ -143,10 +141,7 @@ def _mark(name: str, row: RowResult, base: RowResult) -> Mark:
         return Mark()
     measured, compared = row.protocols[name], base.protocols[name]
     found = difference_of("", name, measured, compared, 0)
-    spread = measured.spread
-    if found.is_ratio and spread is not None:
-        spread = spread / compared.mean if compared.mean else None
-    return Mark(ours=found.ours, spread=spread, paper=found.paper)
+    return Mark(ours=found.ours, spread=measured.spread, paper=found.paper)
 
 
 def _panel(study: Study, name: str, rows: Rows, base: Measured, num_test: int) -> CurvePanel:
@@ -155,7 +150,7 @@ def _panel(study: Study, name: str, rows: Rows, base: Measured, num_test: int) -
         own = [rows[row.name] for row in study.rows if row.curve == curve and row.name in rows]
         points = [_point(row, name) for row in own if row.row.position is not None and _has(row, name)]
         curves.append(PairedCurve(curve, tuple(sorted(points, key=lambda point: point.x))))
-    noise = None if is_ratio(name) else _band(base, name, rows, study.baseline, num_test)
+    noise = _band(base, name, rows, study.baseline, num_test)
     return CurvePanel(
         title=PROTOCOLS[name],
         subtitle=f"{base_name(study).removeprefix('the ')}: {_values(base)}",

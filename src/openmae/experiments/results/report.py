@@ -10,7 +10,6 @@ from openmae.experiments.results.differences import (
     differences,
     full_label,
     images_behind,
-    is_ratio,
     leads,
 )
 from openmae.experiments.results.results import Measured, RowResult
@@ -88,7 +87,7 @@ def _listed(found: Sequence[Difference], *, bold: bool = False) -> str:
 
 
 def _marked(one: Difference, bold: bool) -> str:
-    text = f"{one.ours:.2f}×" if one.is_ratio else signed(one.ours)
+    text = signed(one.ours)
     return f"**{text}**" if bold and one.is_clear else text
 
 
@@ -96,8 +95,6 @@ def legend(study: Study, rows: Sequence[RowResult]) -> str:
     """How to read the columns."""
     base = base_name(study)
     sentences = [f"Δ is the difference to {base}, in the paper and here; bold where it is more than chance (95 %)."]
-    if any(is_ratio(name) for name in study.protocols):
-        sentences.append("Hours and speed-ups are divided instead.")
     if any(measured.spread is not None for row in rows for measured in row.protocols.values()):
         sentences.append("± is the standard deviation over seeds.")
     costs = ["FLOPs of an image"] * _has_flops(rows) + ["time (rows side by side share the machine)"] * _has_time(rows)
@@ -147,7 +144,7 @@ def _cells(
         ours = _marked(found, bold=True)
     base_paper = base.row.paper.get(name) if base else None
     if paper is not None and base_paper is not None and base is not None and row.name != base.row.name:
-        theirs = f"{paper / base_paper:.2f}×" if is_ratio(name) else signed(paper - base_paper)
+        theirs = signed(paper - base_paper)
     if not has_paper:
         return [text_of(measured), ours]
     return ["" if paper is None else f"{paper:.1f}", text_of(measured), theirs, ours]
@@ -224,11 +221,32 @@ def cautions(study: Study, rows: Sequence[RowResult], found: Sequence[Difference
             "A difference that is not bold speaks neither for the paper nor against it. "
             f"Of differences that are chance alone, one in twenty is bold all the same: {by_chance}."
         )
+    lines += _at_the_edge(rows)
+    if any(measured.spread is not None for row in rows for measured in row.protocols.values()):
+        lines.append(
+            "All seeds choose and measure on the same images: ± holds nothing of what other images would give."
+        )
     lines.append(
         "The paper prints its figures without a spread. Where model, images or schedule are others than the paper's, "
         "signs and order can be compared, sizes hardly."
     )
     return lines
+
+
+def _at_the_edge(rows: Sequence[RowResult]) -> list[str]:
+    """A sentence about runs whose best rate was the largest or smallest tried: a better one may lie beyond it."""
+    chosen = [rate for row in rows if (m := row.protocols.get("finetune")) for rate in m.details.get("base_lr", ())]
+    if not chosen or len(set(chosen)) == 1 == len(chosen):
+        return []
+    largest, smallest = sum(rate == max(chosen) for rate in chosen), sum(rate == min(chosen) for rate in chosen)
+    if max(chosen) == min(chosen):
+        return [
+            f"All {len(chosen)} fine-tuned runs chose the rate {max(chosen):g}: another may suit some of them better."
+        ]
+    return [
+        f"Of {len(chosen)} fine-tuned runs {largest} chose the rate {max(chosen):g} and {smallest} {min(chosen):g}, "
+        "the largest and the smallest that any did: better ones may lie beyond."
+    ]
 
 
 def _order(value: float, num_rows: int) -> str:
@@ -245,7 +263,7 @@ def _chance(study: Study, name: str, base: Measured, found: Sequence[Difference]
     unit = "points" if UNITS[name].endswith("%") else UNITS[name]
     noise = noise_of(base, images)
     others = [one for one in found if one.protocol == name]
-    if noise.threshold is None or is_ratio(name):
+    if noise.threshold is None:
         return "nothing is known of chance."
     clear = f": {sum(one.is_clear for one in others)} of {len(others)} differences are" if others else ""
     if noise.spread is None:

@@ -106,7 +106,7 @@ def _size_remarks(setup: Setup) -> tuple[str, ...]:
         return ()
     return (
         "Supervised training has four times the steps of fine-tuning, as in the paper for ViT-L (200 and 50 epochs), "
-        "and chooses among the same rates.",
+        "and chooses among the same rates and lower ones.",
         "The paper's MAE models of this figure predict normalised pixels for 1600 epochs (table 3); here they are as "
         "the default row of table 1.",
     )

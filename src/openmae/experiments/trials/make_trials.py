@@ -1,8 +1,9 @@
 """From an experiment to its trials: every row with each of its seeds, and what each command of it costs."""
 
+from dataclasses import replace
 from typing import Any
 
-from openmae.config import ClassifierShape, MAEShape, PretrainConfig
+from openmae.config import ClassifierShape, MAEShape, PretrainConfig, TokenizerConfig, TokenizerShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.experiments.setup import SHARED, Setup
@@ -10,9 +11,13 @@ from openmae.experiments.studies.study import Row, Study
 from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
 from openmae.experiments.trials.unseen import NUM_DRAWN
 from openmae.model import cost
+from openmae.model.tokenizer_cost import tokens_flops
 from openmae.planning.decisions import Machine
 from openmae.planning.pretrain import make_pretrain_plan, planned_memory
+from openmae.planning.tokenizer import make_tokenizer_plan
 
+# DALL-E's encoder, as the published files have it.
+DALLE = TokenizerShape(kind="dalle", patch_size=None, stride=8, channels=3, codebook=8192, width=256, depth=2)
 PROCESS_BYTES = 700_000_000  # of a process with torch, before it has a model
 
 
@@ -29,18 +34,35 @@ def row_shape(row: Row, setup: Setup, facts: DataFacts, machine: Machine, out: s
         RequestError: the row's settings do not fit the data.
     """
     settings = row_settings(row, setup)
-    if settings["target"] == "token":  # its tokenizer is not at hand yet; the model is nearly that of pixels
+    has_tokens = settings["target"] == "token"
+    if has_tokens:  # its tokenizer is not at hand yet, only its shape
         settings |= {"target": "pixel", "tokenizer": None}
     plan = make_pretrain_plan(PretrainConfig(**settings, out=out), facts, machine)
-    encoder, config = plan.shape.encoder, plan.config
-    coefficients, patches = plan.shape.pca_coefficients, facts.count * encoder.num_patches
+    shape, config = plan.shape, plan.config
+    encoder = shape.encoder
+    if has_tokens:
+        shape = replace(shape, target="token", tokenizer=_tokenizer_shape(setup, facts, machine, out))
+    coefficients, patches = shape.pca_coefficients, facts.count * encoder.num_patches
     if coefficients is not None and coefficients > patches:
         raise RequestError(
             f"{row.label} needs at least as many patches to fit on, and {facts.count} images have {patches}: "
             "give more images"
         )
     visible = max(1, int(encoder.num_patches * (1 - config.mask_ratio)))
-    return plan.shape, visible, planned_memory(plan.shape, config, config.micro_batch_size)
+    return shape, visible, planned_memory(shape, config, config.micro_batch_size)
+
+
+def _tokenizer_shape(setup: Setup, facts: DataFacts, machine: Machine, out: str) -> TokenizerShape:
+    """The shape of the tokenizer that is trained, or of DALL-E's."""
+    if setup.token_settings:
+        return DALLE
+    return make_tokenizer_plan(TokenizerConfig(**setup.tokenizer, out=out), facts, machine, 0).shape
+
+
+def image_flops(shape: MAEShape, visible: int) -> float:
+    """To pre-train on an image, with what a tokenizer takes to give its patches their tokens."""
+    tokens = 0 if shape.tokenizer is None else tokens_flops(shape.tokenizer, shape.encoder.grid)
+    return float(cost.training_flops(shape, visible) + tokens)
 
 
 def make_trials(
@@ -61,7 +83,7 @@ def make_trials(
     by_row, flops, memory = dict[str, tuple[Stage, ...]](), dict[str, float](), 0
     for row in study.rows:
         shape, visible, row_memory = row_shape(row, setup, facts, machine, out)
-        flops[row.name] = float(cost.training_flops(shape, visible))
+        flops[row.name] = image_flops(shape, visible)
         by_row[row.name] = _stages(row, study.protocols_of(row), setup, shape, flops[row.name], num_classes)
         classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
         tuned = setup.finetune["batch_size"] * cost.classifier_activation_bytes(classifier, None, 4)

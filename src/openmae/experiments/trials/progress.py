@@ -22,6 +22,7 @@ WORDS = {
     "reconstruct": "drawing",
     "speed": "timing",
 }
+SECONDS_A_RUN = 4.0  # to start a command, read the data's headers, and write its report, about
 SECONDS_BETWEEN_LINES = 60.0
 SECONDS_BETWEEN_TABLES = 2.0
 
@@ -41,10 +42,10 @@ def share_done(job: Job, stage: Stage) -> float:
 
 
 def work_done(job: Job) -> float:
-    """FLOPs of a trial that are done, about."""
+    """FLOPs of a trial that are done, about, by this start or an earlier one."""
     if job.state == "done":
         return job.trial.work
-    return sum(stage.work * share_done(job, stage) for stage in job.trial.stages) if job.state == "running" else 0.0
+    return sum(stage.work * share_done(job, stage) for stage in job.trial.stages)
 
 
 def state_text(job: Job, result: Callable[[Job], str]) -> str:
@@ -65,7 +66,7 @@ class ProgressTable:
 
     Attributes:
         result: from a finished trial to its figures, as text.
-        rate: FLOPs a second of one trial, as estimated before the first one ended.
+        rate: FLOPs a second of one trial, as measured before it started.
         num_jobs: trials at a time.
     """
 
@@ -76,10 +77,13 @@ class ProgressTable:
     _live: Any = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _looked: float = 0.0
-    _work: float = 0.0
+    _expected: float = 0.0
     _seconds: float = 0.0
+    _begun: dict[str, float] = field(default_factory=dict)
 
     def __enter__(self) -> "ProgressTable":
+        # What an earlier start did of a trial takes no time now.
+        self._begun = {job.trial.folder: 1 - self._share_left(job) for job in self.jobs if job.state == "waiting"}
         self._looked = time.monotonic()
         if sys.stdout.isatty():
             from rich.live import Live
@@ -109,7 +113,7 @@ class ProgressTable:
         """Say what a trial came to; after the first one, how long the others will take by it."""
         if job.state == "done" and job.seconds:
             is_first = not self._seconds
-            self._work += job.trial.work
+            self._expected += self._seconds_of(job) * (1 - self._begun[job.trial.folder])
             self._seconds += job.seconds
             note = f"; {self.remaining()}, by what this one took" if is_first else ""
         else:
@@ -123,9 +127,17 @@ class ProgressTable:
 
     def remaining(self) -> str:
         """How long the rest takes, about."""
-        rate = self._work / self._seconds if self._seconds else self.rate
-        left = sum(job.trial.work - work_done(job) for job in self.jobs if job.state in ("waiting", "running"))
-        return f"about {format_duration(left / rate / self.num_jobs)} left"
+        slower = self._seconds / self._expected if self._expected else 1.0
+        unfinished = [job for job in self.jobs if job.state in ("waiting", "running")]
+        left = sum(self._seconds_of(job) * self._share_left(job) for job in unfinished) / self.num_jobs
+        return f"about {format_duration(left * slower)} left"
+
+    def _seconds_of(self, job: Job) -> float:
+        """How long a trial takes, as expected before any was run."""
+        return job.trial.work / self.rate + SECONDS_A_RUN * sum(len(stage.runs) for stage in job.trial.stages)
+
+    def _share_left(self, job: Job) -> float:
+        return 1 - work_done(job) / job.trial.work if job.trial.work else 1.0
 
     def _count(self) -> str:
         done = sum(job.state == "done" for job in self.jobs)

@@ -197,7 +197,8 @@ def _finish(job: Job) -> None:
     job.seconds, job.exit_code = time.monotonic() - job.started, job.process.returncode
     _close(job.process.stdin)
     result, _ = read_json_object(job.folder / RESULT)
-    job.state = "done" if job.exit_code == 0 and result else "failed"
+    is_stopped = job.exit_code == Interrupted.exit_code  # by a signal that did not come from here
+    job.state = "done" if job.exit_code == 0 and result else "stopped" if is_stopped else "failed"
     if job.state == "failed":
         job.why = last_line(job.folder / LOG)
         if job.exit_code < 0:
