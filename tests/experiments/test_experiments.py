@@ -20,6 +20,7 @@ from openmae.config import ExperimentConfig, PretrainConfig
 from openmae.errors import Fault, RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.trials import side_by_side
+from openmae.experiments.trials.trial import Place, Trial, run_trial
 
 from ..shared import snapshot
 
@@ -101,10 +102,40 @@ def test_finished_rows_of_another_table_are_taken(finished, tmp_path, monkeypatc
     assert "grid, 75 %" in text
 
 
+def test_a_row_goes_on_where_the_folder_has_moved(finished, tmp_path):
+    """What it began with names the old place: fine-tuning and probe are done, kNN runs anew."""
+    shutil.copytree(finished, tmp_path / "moved")
+    folder = tmp_path / "moved" / "runs" / "default" / "seed-0"
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "knn")
+    trial = Trial.from_dict(json.loads((folder / "trial.json").read_text()))
+    found = run_trial(trial, Place(folder=folder, device="cpu", workers=0))
+    assert found["protocols"]["knn"]["value"] == values(finished)["default"]["knn"]["values"][0]
+    assert found["protocols"]["finetune"]["value"] == values(finished)["default"]["finetune"]["values"][0]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("config.json", r"config\.json is damaged"),
+        ("runs", r"runs is no folder: choose another --out"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_a_line(finished, tmp_path, damage, message):
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    if damage == "runs":
+        shutil.rmtree(out / "runs")
+    text = (out / "config.json").read_text()
+    (out / damage).write_text(text.replace('"seeds": null', '"seeds": "abc"') if damage == "config.json" else "")
+    with pytest.raises(RequestError, match=message):
+        experiment(config(out))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 9}, r"--steps got 9, the table-1c in \S+ has None: go on with the settings it began with"),
+        ({"steps": 9}, r"--steps got 9, the table-1c in \S+ has none: go on with the settings it began with"),
         ({"width": 48}, r"--width got 48"),
         ({"scale": "laptop"}, r"--scale got laptop, the table-1c in \S+ has tiny"),
         ({"base_lr": (0.1,)}, r"--base-lr got \[0\.1\]"),
@@ -125,6 +156,11 @@ def test_changed_settings_are_refused_by_name(finished, changes, message):
     [
         (["tabel-1", "embedded:digits"], "the experiment got 'tabel-1': did you mean 'table-1'?"),
         (["table-1a", "embedded:photos", "--scale", "tiny"], "no training image of embedded:photos has a label"),
+        (["table-1a", "embedded:digits", "--epochs", "1e300"], "--epochs got 1e+300: it must be above 0 and at most"),
+        (
+            ["table-1a", "embedded:digits", "--seeds", "1000000000"],
+            "--seeds got 1e+09: it must be at least 1 and at most",
+        ),
         (["table-1a", "embedded:digits", "--jobs", "4000"], "--jobs got 4000: 4000 on cpu need about"),
         (
             ["table-1a", "embedded:digits", "--scale", "small"],
@@ -295,12 +331,14 @@ def test_table_1_whole(table_1, finished):
     assert found["default"] == values(finished)["default"]
     text = (out / "results.md").read_text()
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## a: decoder depth",
-        "## b: decoder width",
-        "## c: mask token",
-        "## d: target",
-        "## e: augmentation",
-        "## f: mask sampling",
+        "## Table 1a: decoder depth",
+        "## Table 1b: decoder width",
+        "## Table 1c: mask token",
+        "## Table 1d: target",
+        "## Table 1e: augmentation",
+        "## Table 1f: mask sampling",
+        "## What this can show",
+        "## How it was measured",
     ]
 
 

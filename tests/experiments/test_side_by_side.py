@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from openmae.errors import Interrupted, RequestError
 from openmae.experiments.trials import side_by_side
+from openmae.experiments.trials.process import wait_for_folder
 from openmae.experiments.trials.side_by_side import Resources, check_rows, last_line, prepare, run_side_by_side
 from openmae.experiments.trials.trial import Stage, Trial
+from openmae.run.lock import locked
 
 # Writes down what it was given, and does what its row says.
 STAND_IN = """
@@ -33,9 +37,12 @@ if row == "bad":
 if row == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 time.sleep(60 if row == "endless" else 0.3)
-(folder / "result.json").write_text(json.dumps({"protocols": {}, "cost": {}}))
+(folder / "result.json").write_text(json.dumps({"protocols": {"knn": {"value": 50.0}}, "cost": {}}))
 (folder / "ended").write_text(str(time.time()))
 """
+
+
+RESULT = '{"protocols": {"knn": {"value": 50.0}}, "cost": {"seconds": 1}}'
 
 
 def trials(*rows):
@@ -110,7 +117,7 @@ def test_data_may_have_moved(tmp_path):
     def trial(data):
         return Trial(row="a", seed=0, stages=(Stage(kind="knn", settings={"k": (10,), "data": data}),))
 
-    (prepare(tmp_path, [trial("here")])[0].folder / "result.json").write_text('{"protocols": {}}')
+    (prepare(tmp_path, [trial("here")])[0].folder / "result.json").write_text(RESULT)
     with pytest.raises(RequestError, match=r"\(knn: data was here and is there\)"):
         check_rows(tmp_path, [trial("there")])  # copied from another experiment: it may be of other data
     (tmp_path / "config.json").write_text("{}")
@@ -204,3 +211,75 @@ def test_the_last_line_of_a_log(tmp_path):
     assert last_line(log) == ""
     log.write_text("one\nopenmae: two\n\n")
     assert last_line(log) == "two"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "{",
+        "[]",
+        '{"a": 1}',
+        '{"protocols": 7}',
+        '{"protocols": {}}',
+        '{"protocols": {"linear": {"value": 1.0}}}',
+        '{"protocols": {"knn": 7}}',
+        '{"protocols": {"knn": {"value": "x"}}}',
+        '{"protocols": {"knn": {"value": NaN}}}',
+        '{"protocols": {"knn": {"value": 1.0}}, "cost": {"seconds": "x"}}',
+    ],
+)
+def test_a_damaged_result_is_found_anew(tmp_path, damage):
+    (job,) = prepare(tmp_path, trials("a"))
+    (job.folder / "result.json").write_text(RESULT)
+    assert prepare(tmp_path, trials("a"))[0].state == "done"
+    (job.folder / "result.json").write_text(damage)
+    assert prepare(tmp_path, trials("a"))[0].state == "waiting"
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"stages": 7}', '{"stages": [7]}'])
+def test_a_result_without_its_trial_is_found_anew(tmp_path, damage):
+    """Nobody knows what it is the result of."""
+    (job,) = prepare(tmp_path, trials("a"))
+    (job.folder / "result.json").write_text(RESULT)
+    (job.folder / "trial.json").unlink()
+    if damage is not None:
+        (job.folder / "trial.json").write_text(damage)
+    check_rows(tmp_path, trials("a"))
+    assert prepare(tmp_path, trials("a"))[0].state == "waiting"
+    assert not (job.folder / "result.json").exists()
+
+
+def test_a_trial_waits_for_one_that_still_saves(tmp_path):
+    """The parent was killed and started again at once."""
+    held = ExitStack()
+    held.enter_context(locked(tmp_path))
+    threading.Timer(0.5, held.close).start()
+    with ExitStack() as lock:
+        wait_for_folder(tmp_path, lock)
+    held.enter_context(locked(tmp_path))
+    with held, ExitStack() as lock, pytest.raises(RequestError, match="another process writes into"):
+        wait_for_folder(tmp_path, lock, seconds=0.3)
+
+
+def test_files_in_the_current_folder_are_no_modules(tmp_path, monkeypatch):
+    """A person may well have a statistics.py beside the images."""
+    (tmp_path / "statistics.py").write_text("raise SystemExit('not yours')")
+    monkeypatch.chdir(tmp_path)
+    (job,) = prepare(tmp_path / "out", trials("a"))
+    run([job])
+    assert job.state == "failed"  # its only stage has no data
+    assert "not yours" not in (job.folder / "log.txt").read_text()
+
+
+def test_a_signal_without_a_name_is_named_by_its_number(tmp_path, monkeypatch, stand_in):
+    (tmp_path / "stand_in.py").write_text("import os; os.kill(os.getpid(), 37)")
+    (job,) = prepare(tmp_path, trials("a"))
+    run([job])
+    assert (job.state, job.why) == ("failed", "ended by signal 37")
+
+
+def test_one_that_ends_without_a_result_or_a_word_is_named(tmp_path, stand_in):
+    (tmp_path / "stand_in.py").write_text("")
+    (job,) = prepare(tmp_path, trials("a"))
+    run([job])
+    assert (job.state, job.why) == ("failed", "ended with exit code 0 and no result")

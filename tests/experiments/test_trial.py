@@ -8,5 +8,5 @@ def test_a_given_model_may_be_called_as_the_own_one(tmp_path):
     place, stage = Place(folder=tmp_path), Stage(kind="knn", settings={"init": OWN_MODEL})
     measured = Trial(row="kNN, 10%", seed=0, stages=(stage,))
     trained = Trial(row="default", seed=0, stages=(Stage(kind="pretrain", settings={}), stage))
-    assert _init(stage, measured, place) == OWN_MODEL
-    assert _init(stage, trained, place) == str(tmp_path / "pretrain")
+    assert _init(stage, measured, place, "knn") == OWN_MODEL
+    assert _init(stage, trained, place, "knn") == str(tmp_path / "pretrain")

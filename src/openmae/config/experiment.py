@@ -22,6 +22,7 @@ EXPERIMENTS = (
     "table-2",
     *(f"figure-{number}" for number in (5, 6, 7, 8, 9)),
 )
+MAX_EPOCHS, MAX_STEPS, MAX_SEEDS, MAX_THREADS = 1e6, 10**9, 1000, 1024  # larger values are mistakes
 SCALE_NAMES = ("tiny", "laptop", "gpu", "paper")
 # Figure 9 compares ways of using a model that there is; the others train their own.
 ONLY_FIGURE_9 = ("init", "blocks")
@@ -120,7 +121,9 @@ class ExperimentConfig(Sized, SplitSettings):
         else:
             self._check_others()
         for value in self.epochs or ():
-            check_range("--epochs", value, 0, open_low=True)
+            check_range("--epochs", value, 0, MAX_EPOCHS, open_low=True)
+        for name, most in (("seeds", MAX_SEEDS), ("steps", MAX_STEPS), ("threads", MAX_THREADS)):
+            check_range(flag_of(name), getattr(self, name), 1, most)
         for value in self.base_lr or ():
             check_range("--base-lr", value, 0, open_low=True)
         for name in ("seeds", "batch_size", "held_out", "jobs", "threads", "width", "depth", "patch_size", "steps"):

@@ -17,9 +17,8 @@ from openmae.experiments.start import create_experiment, find_experiment
 from openmae.experiments.studies.study import PROTOCOLS
 from openmae.experiments.trials.progress import ProgressTable
 from openmae.experiments.trials.side_by_side import LOG, Job, prepare, run_side_by_side
-from openmae.experiments.trials.trial import RESULT
+from openmae.experiments.trials.trial import read_result
 from openmae.machine.files import atomic_write, disk_faults
-from openmae.run.reader import read_json_object
 
 
 def experiment(config: ExperimentConfig) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
         Interrupted: a signal; the same command continues.
     """
     config = config.plain()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise RequestError("an experiment starts its own processes, see --jobs: start it without torchrun")
     config = find_experiment(config)
     plan = plan_figure_9(config) if config.is_figure_9 else plan_experiment(config)
@@ -78,7 +77,7 @@ def write(plan: ExperimentPlan | Figure9Plan, jobs: Sequence[Job], *, is_last: b
 
 def result_text(job: Job) -> str:
     """A finished trial's figures: fine-tuning 71.2, linear probe 65.0."""
-    found = read_json_object(job.folder / RESULT)[0].get("protocols", {})
+    found = read_result(job.folder, job.trial).get("protocols", {})
     return ", ".join(f"{PROTOCOLS[name]} {values['value']:.1f}" for name, values in found.items())
 
 

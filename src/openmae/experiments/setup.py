@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from openmae.config import ExperimentConfig, PretrainConfig
+from openmae.config import ExperimentConfig, PretrainConfig, pair
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.experiments.scales import DECODER_DEPTH, SCALES
@@ -17,6 +17,7 @@ SHARED = ("data", "train", "val", "test", "value_range", "axes", "nodata")
 LABEL_SETTINGS = ("label_file", "held_out")
 SCRATCH_STEPS = 4  # times those of fine-tuning, as in the paper: 200 epochs of ViT-L from scratch, 50 of fine-tuning
 NEIGHBOURS = 10
+MIN_GRID = 4  # patches along the short side: of fewer, 90 % cannot be hidden
 NEVER = 10**9  # steps between evaluations: all but the last would only cost time
 
 
@@ -137,6 +138,8 @@ def make_setup(config: ExperimentConfig, scale_name: str, facts: DataFacts, mach
     images = {"image_size": config.image_size, "patch_size": config.patch_size}
     if config.image_size is None:
         patch, size, _ = image_size_for(facts, scale.max_side, config.patch_size, is_huge=False, device="cpu")
+        while config.patch_size is None and patch > 1 and min(pair(size)) // patch < MIN_GRID:
+            patch //= 2
         images = {"image_size": size, "patch_size": patch}
     shared, labelled = shared_settings(config), label_settings(config)
     pretrain = {

@@ -33,13 +33,32 @@ def find_experiment(config: ExperimentConfig) -> ExperimentConfig:
     """
     out = Path(config.out)
     check_folder_and_labels(config, out)
+    if (out / "runs").exists() and not (out / "runs").is_dir():
+        raise RequestError(f"{out / 'runs'} is no folder: choose another --out")
     if not out.exists() or all(path.name == "runs" or path.name.startswith(PARTIAL_PREFIX) for path in out.iterdir()):
         return config  # finished rows of another experiment may lie in runs/
-    stored, _ = read_json_object(out / "config.json")
-    if stored.get("name") != config.name:
+    found, why = read_json_object(out / "config.json")
+    if found.get("name") != config.name and not (why and (out / "config.json").exists()):
         raise RequestError(f"{out} holds no {config.name}: choose another --out")
+    stored = read_stored(out)
+    if config.scale is not None and stored.get("scale") not in (None, config.scale):
+        raise RequestError(
+            f"--scale got {config.scale}, the {config.name} in {out} has {stored['scale']}: choose another --out"
+        )
     decided = {name: stored.get(name) for name in ("scale", "threads") if getattr(config, name) is None}
     return replace(config, **{name: value for name, value in decided.items() if value is not None})
+
+
+def read_stored(out: Path) -> dict[str, Any]:
+    """What OUT/config.json holds; {} where there is none. Raises RequestError where it is damaged."""
+    stored, _ = read_json_object(out / "config.json")
+    if not stored and not (out / "config.json").exists():
+        return {}
+    try:
+        ExperimentConfig.from_dict(stored)
+    except (RequestError, TypeError, ValueError) as error:
+        raise RequestError(f"{out / 'config.json'} is damaged ({error}): restore it, or choose another --out") from None
+    return stored
 
 
 def create_experiment(
@@ -56,8 +75,7 @@ def create_experiment(
     """
     out = Path(config.out)
     record = json.loads(json.dumps({**config.to_dict(), **fingerprints}))
-    stored, _ = read_json_object(out / "config.json")
-    if stored:
+    if stored := read_stored(out):
         check_same(config.name, out, stored, record, MAY_CHANGE - (CHANGES_TIMES if config.is_timed else set()))
     check_rows(out, trials)
     make_and_lock(out, lock)
@@ -78,7 +96,8 @@ def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, A
             raise RequestError(f"the {WHAT[key]} is not what the {name} in {out} began with: restore it, or {advice}")
     if changed:
         key = min(changed)
-        raise RequestError(f"{flag_of(key)} got {record[key]}, the {name} in {out} has {stored[key]}: {advice}")
+        got, had = ("none" if values[key] is None else values[key] for values in (record, stored))
+        raise RequestError(f"{flag_of(key)} got {got}, the {name} in {out} has {had}: {advice}")
 
 
 def _figure_9_changes(stored: dict[str, Any], record: dict[str, Any]) -> list[str]:

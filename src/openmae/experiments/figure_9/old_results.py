@@ -8,13 +8,13 @@ from pathlib import Path
 
 from openmae.errors import RequestError
 from openmae.experiments.studies.study import Study
-from openmae.experiments.trials.trial import RESULT, Trial
+from openmae.experiments.trials.trial import RESULT, TRIAL, Trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.run.reader import read_json_object
 
 
 def keep_old_results(out: Path, study: Study, trials: Sequence[Trial]) -> None:
-    """Write the result.json of what such a folder finished; what it had begun is run anew.
+    """Write trial.json and result.json of what such a folder finished; what it had begun is run anew.
 
     Raises:
         RequestError: its results cannot be read.
@@ -34,4 +34,5 @@ def keep_old_results(out: Path, study: Study, trials: Sequence[Trial]) -> None:
         protocols = {name: {key: v for key, v in found.items() if v is not None} for name in row.protocols or ()}
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / TRIAL, trial.to_dict())
             write_json(folder / RESULT, {"protocols": protocols, "cost": {}})

@@ -9,9 +9,8 @@ from typing import Any
 
 from openmae.experiments.studies.study import TIMES, Row, Study
 from openmae.experiments.trials.side_by_side import Job
-from openmae.experiments.trials.trial import RESULT
+from openmae.experiments.trials.trial import read_result
 from openmae.machine.files import disk_faults, write_json
-from openmae.run.reader import read_json_object
 
 NOT_SETTINGS = {"data", "train", "val", "test", "evaluate_every", "picture_every", "compile"}
 
@@ -89,7 +88,7 @@ def collect(
     rows = []
     for row in study.rows:
         own = [job for job in jobs if job.trial.row == row.name]
-        found = [read_json_object(job.folder / RESULT)[0] for job in own if job.state == "done"]
+        found = [read_result(job.folder, job.trial) for job in own if job.state == "done"]
         failed = next((job.why for job in own if job.state == "failed"), "")
         if found or failed:
             protocols = {name: _measured(name, row, found) for name in study.protocols_of(row)}

@@ -85,7 +85,7 @@ class ProgressTable:
         # What an earlier start did of a trial takes no time now.
         self._begun = {job.trial.folder: 1 - self._share_left(job) for job in self.jobs if job.state == "waiting"}
         self._looked = time.monotonic()
-        if sys.stdout.isatty():
+        if sys.stdout is not None and sys.stdout.isatty():
             from rich.live import Live
 
             self._live = self._stack.enter_context(Live(auto_refresh=False))
@@ -129,7 +129,9 @@ class ProgressTable:
         """How long the rest takes, about."""
         slower = self._seconds / self._expected if self._expected else 1.0
         unfinished = [job for job in self.jobs if job.state in ("waiting", "running")]
-        left = sum(self._seconds_of(job) * self._share_left(job) for job in unfinished) / self.num_jobs
+        left = sum(self._seconds_of(job) * self._share_left(job) for job in unfinished) / max(
+            1, min(self.num_jobs, len(unfinished))
+        )
         return f"about {format_duration(left * slower)} left"
 
     def _seconds_of(self, job: Job) -> float:
@@ -163,7 +165,7 @@ class ProgressTable:
 
         table = Table(title=f"{self._count()}, {self.remaining()}", title_justify="left")
         for column in ("row", "seed", ""):
-            table.add_column(column)
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
         for job in self._shown():
             table.add_row(Text(job.trial.row), Text(str(job.trial.seed)), Text(state_text(job, self.result)))
         return table

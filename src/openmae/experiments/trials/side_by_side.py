@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from openmae.errors import Interrupted, RequestError
-from openmae.experiments.trials.trial import RESULT, TRIAL, Trial
+from openmae.errors import Interrupted, RequestError, shown
+from openmae.experiments.trials.trial import RESULT, TRIAL, Trial, read_result, read_trial
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.signals import StopRequest, before_immediate_exit
 from openmae.run.folder import DATA_PATHS
-from openmae.run.reader import read_json_object
 
 LOG = "log.txt"
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_SAVE = 60  # when all are to stop, before they are killed
-PROGRAM = ("-m", "openmae.experiments.trials.process")  # of this Python
+# -P: files in the person's current folder are no modules of ours
+PROGRAM = ("-P", "-m", "openmae.experiments.trials.process")  # of this Python
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -74,7 +74,7 @@ def check_rows(out: Path, trials: Iterable[Trial]) -> None:
     may_move = (out / "config.json").exists()
     for trial in trials:
         folder, now = out / "runs" / trial.folder, trial.to_dict()
-        stored, _ = read_json_object(folder / TRIAL)
+        stored = read_trial(folder)
         if stored and may_move:
             stored, now = _without_paths(stored), _without_paths(now)
         if stored and stored != now and not is_shared(stored, now):
@@ -93,15 +93,14 @@ def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
     jobs = []
     for trial in trials:
         folder, now = out / "runs" / trial.folder, trial.to_dict()
-        stored, _ = read_json_object(folder / TRIAL)
+        stored = read_trial(folder)
         with disk_faults(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if stored and _without_paths(stored) != _without_paths(now):
+            if _without_paths(stored) != _without_paths(now):
                 (folder / RESULT).unlink(missing_ok=True)
             if stored != now:
                 write_json(folder / TRIAL, now)
-        result, _ = read_json_object(folder / RESULT)
-        jobs.append(Job(trial, folder, state="done" if result else "waiting"))
+        jobs.append(Job(trial, folder, state="done" if read_result(folder, trial) else "waiting"))
     return jobs
 
 
@@ -196,22 +195,23 @@ def _finish(job: Job) -> None:
     assert job.process is not None
     job.seconds, job.exit_code = time.monotonic() - job.started, job.process.returncode
     _close(job.process.stdin)
-    result, _ = read_json_object(job.folder / RESULT)
+    result = read_result(job.folder, job.trial)
     is_stopped = job.exit_code == Interrupted.exit_code  # by a signal that did not come from here
     job.state = "done" if job.exit_code == 0 and result else "stopped" if is_stopped else "failed"
     if job.state == "failed":
-        job.why = last_line(job.folder / LOG)
+        job.why = last_line(job.folder / LOG) or f"ended with exit code {job.exit_code} and no result"
         if job.exit_code < 0:
-            job.why = f"ended by {signal.Signals(-job.exit_code).name}"
+            names = {number.value: number.name for number in signal.Signals}
+            job.why = f"ended by {names.get(-job.exit_code, f'signal {-job.exit_code}')}"
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not empty, without the program's name."""
+    """The last line of a log that is not empty, printable, without the program's name."""
     try:
         lines = log.read_bytes()[-4000:].decode("utf-8", "replace").split("\n")
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("openmae: ")
+    return shown(next((line.strip() for line in reversed(lines) if line.strip()), "").removeprefix("openmae: "))
 
 
 def _stop(running: Sequence[Job]) -> None:

@@ -4,6 +4,7 @@ Each command's run is resumed where it was stopped, so a trial that was killed l
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from openmae.inference.predict import predict
 from openmae.machine.files import write_json
 from openmae.machine.parallel import Processes
 from openmae.run.lock import summary_of
-from openmae.run.reader import read_metrics
+from openmae.run.reader import read_json_object, read_metrics
 from openmae.tasks.classification.classification import open_data
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
@@ -29,6 +30,7 @@ from openmae.tasks.probe.probe import probe
 from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 TRIAL, RESULT = "trial.json", "result.json"
+PROTOCOL_OF = {"finetune": "finetune", "probe": "linear", "knn": "knn", "reconstruct": "psnr", "speed": "speed"}
 OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
 WARM_UP = 0.25  # the share of the steps, the first ones, that are not timed
 
@@ -48,6 +50,11 @@ class Stage:
     settings: dict[str, Any]
     rates: tuple[float, ...] = ()
     work: float = 0.0
+
+    @property
+    def protocol(self) -> str | None:
+        """What it measures; None where it only makes something."""
+        return PROTOCOL_OF.get(self.kind)
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -131,6 +138,30 @@ def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
     return result
 
 
+def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
+    """What result.json holds; {} where it is missing, damaged, or lacks a number that the trial measures."""
+    found, _ = read_json_object(folder / RESULT)
+    protocols, cost = found.get("protocols"), found.get("cost", {})
+    wanted = {stage.protocol for stage in trial.stages} - {None}
+    if not isinstance(protocols, dict) or not isinstance(cost, dict) or not wanted <= protocols.keys():
+        return {}
+    is_whole = all(isinstance(values, dict) and "value" in values for values in protocols.values())
+    numbers = [number for values in protocols.values() for number in values.values()] if is_whole else [None]
+    numbers += [number for number in cost.values() if number is not None]
+    is_finite = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    return found if is_finite else {}
+
+
+def read_trial(folder: Path) -> dict[str, Any]:
+    """What trial.json holds; {} where it is missing or damaged."""
+    found, _ = read_json_object(folder / TRIAL)
+    stages = found.get("stages")
+    if not isinstance(stages, list):
+        return {}
+    is_whole = all(isinstance(stage, dict) and isinstance(stage.get("settings"), dict) for stage in stages)
+    return found if is_whole else {}
+
+
 def _tokenizer(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     config = TokenizerConfig(**{**stage.settings, **place.settings(trial, "tokenizer"), "resume": "auto"})
     return {"cost": {"tokenizer_seconds": float(tokenizer(config)["seconds"])}}
@@ -146,18 +177,23 @@ def _pretrain(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     return {"cost": {"seconds": float(summary["seconds"]), "images_per_second": median(rates) if rates else None}}
 
 
-def _init(stage: Stage, trial: Trial, place: Place) -> str:
-    """The model to start from; one that a person gave may be called `pretrain`, too."""
+def _init(stage: Stage, trial: Trial, place: Place, run: str) -> str:
+    """The model to start from; one that a person gave may be called `pretrain`, too.
+
+    A run that began keeps the path that it began with: the experiment's folder may have moved, or be spelled otherwise.
+    """
     init = stage.settings["init"]
-    is_own = init == OWN_MODEL and any(other.kind == "pretrain" for other in trial.stages)
-    return str(place.folder / "pretrain") if is_own else init
+    if init != OWN_MODEL or all(other.kind != "pretrain" for other in trial.stages):
+        return init
+    begun_with = read_json_object(place.folder / run / "config.json")[0].get("init")
+    return begun_with if isinstance(begun_with, str) else str(place.folder / "pretrain")
 
 
 def _finetune(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     """Fine-tune with each rate, choose one on val or a split of train, and measure it on the test split."""
     top1, configs, seconds = dict[float, float](), dict[float, FinetuneConfig](), 0.0
     for rate, run in zip(stage.rates, stage.runs, strict=True):
-        settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, trial, place)}
+        settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, trial, place, run)}
         configs[rate] = FinetuneConfig(**settings, base_lr=rate, resume="auto")
         summary = finetune(configs[rate])
         top1[rate] = float(summary["top1"])
@@ -187,7 +223,7 @@ def final_top1(config: FinetuneConfig) -> float:
 
 
 def _probe(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
-    settings = {**stage.settings, **place.settings(trial, "probe"), "init": _init(stage, trial, place)}
+    settings = {**stage.settings, **place.settings(trial, "probe"), "init": _init(stage, trial, place, "probe")}
     summary = probe(ProbeConfig(**settings, resume="auto"))
     return {"protocols": {"linear": {"value": float(summary["top1"]), "chosen_by": float(summary["choice_top1"])}}}
 
@@ -197,7 +233,7 @@ def _knn(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     if (summary := summary_of(run)).get("status") != "complete":
         shutil.rmtree(run, ignore_errors=True)  # of a start that was stopped: kNN is quick and cannot be resumed
         summary = knn(
-            KnnConfig(**{**stage.settings, **place.settings(trial, "knn"), "init": _init(stage, trial, place)})
+            KnnConfig(**{**stage.settings, **place.settings(trial, "knn"), "init": _init(stage, trial, place, "knn")})
         )
     return {"protocols": {"knn": {"value": float(summary["top1"])}}}
 
@@ -206,7 +242,7 @@ def _reconstruct(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     run = place.folder / "pretrain"
     settings = {name: value for name, value in stage.settings.items() if name != "init"}
     config = PretrainConfig(**settings, out=str(run), device=place.device)
-    found = {"value": reconstruct_unseen(_init(stage, trial, place), config, place.folder / RECONSTRUCTED)}
+    found = {"value": reconstruct_unseen(_init(stage, trial, place, ""), config, place.folder / RECONSTRUCTED)}
     held_out = summary_of(run).get("held_out_loss")
     return {"protocols": {"psnr": found if held_out is None else {**found, "held_out_loss": float(held_out)}}}
 
