@@ -1,7 +1,6 @@
 """Made-up results of an experiment, for what is written and drawn of them."""
 
-from openmae.experiments.results.results import Measured, RowResult
-from openmae.experiments.studies.study import DEFAULT, Row, Section, Study
+from openmae.experiments.studies.study import DEFAULT, Measured, Row, RowResult, Section, Study
 
 DEFAULT_ROW = Row(name=DEFAULT, label="large, default", paper={"finetune": 84.9, "linear": 73.5})
 SMALL = Row(name="small", label="small (paper: smaller)", paper={"finetune": 84.9, "linear": 65.5})

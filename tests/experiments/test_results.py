@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from openmae.experiments.results.results import Measured, RowResult, collect, stored_settings, write_results
+from openmae.experiments.results.results import collect, stored_settings, write_results
+from openmae.experiments.studies.study import Measured, RowResult
 from openmae.experiments.trials.side_by_side import Job
 from openmae.experiments.trials.trial import RESULT, Trial
 

@@ -5,9 +5,8 @@ import math
 import pytest
 from scipy import stats
 
-from openmae.experiments.results.results import Measured
 from openmae.experiments.results.statistics import chance_correlation, noise_of, rank_correlation
-from openmae.experiments.studies.study import Row
+from openmae.experiments.studies.study import Measured, Row
 
 from .samples import result
 

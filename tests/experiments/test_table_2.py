@@ -12,8 +12,8 @@ from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.plan import plan_experiment
 from openmae.experiments.results.plain_report import plain_report
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.start import CHANGES_TIMES, MAY_CHANGE, check_same
+from openmae.experiments.studies.study import Measured, RowResult
 from openmae.experiments.studies.table_2 import PAPER, with_hours_and_speedups
 from openmae.experiments.trials.trial import num_warm_up, speed_of
 from openmae.machine.device import num_cores

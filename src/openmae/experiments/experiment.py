@@ -68,7 +68,8 @@ def write(plan: ExperimentPlan | Figure9Plan, jobs: Sequence[Job], *, is_last: b
     rows = collect(plan.study, plan.settings, jobs, plan.flops)
     results = write_results(out, plan.study, plan.config.scale, rows)
     if plan.study.draw is not None:
-        plan.study.draw(out / f"{plan.study.name}.png", rows, jobs)
+        finished = {job.trial.row: job.folder for job in jobs if job.trial.seed == 0 and job.state == "done"}
+        plan.study.draw(out / f"{plan.study.name}.png", rows, finished)
     text = plan.report(rows, is_last=is_last)
     with disk_faults(out), atomic_write(out / "results.md") as partial:
         partial.write_text(text, encoding="utf-8")

@@ -16,12 +16,12 @@ from openmae.experiments.resources import check_memory, measured_rate, resources
 from openmae.experiments.results.picture import Picture
 from openmae.experiments.results.plain_report import plain_report
 from openmae.experiments.results.report import report
-from openmae.experiments.results.results import RowResult, stored_settings
+from openmae.experiments.results.results import stored_settings
 from openmae.experiments.setup import Setup, make_setup
 from openmae.experiments.start import DATA
 from openmae.experiments.studies.figure_6 import figure_6
 from openmae.experiments.studies.figures import figure_5, figure_7, figure_8
-from openmae.experiments.studies.study import Study
+from openmae.experiments.studies.study import RowResult, Study
 from openmae.experiments.studies.table_1 import SECTIONS, table_1
 from openmae.experiments.studies.table_2 import table_2
 from openmae.experiments.trials.make_trials import make_trials, row_settings, row_shape

@@ -12,10 +12,10 @@ from openmae.experiments.figure_9.data import Figure9Data, open_figure_9_data
 from openmae.experiments.figure_9.report import draw_figure_9, figure_9_report
 from openmae.experiments.figure_9.study import DEFAULTS, figure_9, with_blocks, with_defaults
 from openmae.experiments.resources import check_memory, flops_a_second, images_to_time, resources_of
-from openmae.experiments.results.results import RowResult, stored_settings
+from openmae.experiments.results.results import stored_settings
 from openmae.experiments.setup import NEVER
 from openmae.experiments.start import DATA, ENCODER
-from openmae.experiments.studies.study import Row, Study
+from openmae.experiments.studies.study import Row, RowResult, Study
 from openmae.experiments.trials.make_trials import PROCESS_BYTES
 from openmae.experiments.trials.side_by_side import Resources
 from openmae.experiments.trials.trial import Stage, Trial

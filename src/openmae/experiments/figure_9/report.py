@@ -5,8 +5,7 @@ from pathlib import Path
 
 from openmae.experiments.figure_9.study import ALL_LABELS
 from openmae.experiments.results.report import text_of
-from openmae.experiments.results.results import Measured, RowResult
-from openmae.experiments.studies.study import Row, Study
+from openmae.experiments.studies.study import Measured, Row, RowResult, Study
 from openmae.pictures.curves import Curve, draw_curves
 
 LEVELS = {"scratch": "from scratch", "kNN": "kNN"}  # drawn as levels: they have no number of fine-tuned blocks

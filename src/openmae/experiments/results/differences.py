@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import noise_of
-from openmae.experiments.studies.study import DEFAULT, UNITS, Study
+from openmae.experiments.studies.study import DEFAULT, UNITS, Measured, RowResult, Study
 
 
 @dataclass(frozen=True)

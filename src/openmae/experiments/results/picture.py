@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from openmae.experiments.results.differences import base_name, difference_of, images_behind
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import noise_of
-from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Measured, Row, RowResult, Section, Study
 from openmae.pictures.comparison import Column, Group, Mark, draw_comparison
 from openmae.pictures.paired_curves import CurvePanel, PairedCurve, PairedPoint, XAxis, draw_paired_curves
 

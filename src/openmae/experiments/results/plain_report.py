@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from openmae.experiments.results.report import text_of
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import rank_correlation
-from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Measured, Row, RowResult, Section, Study
 
 
 def plain_report(study: Study, rows: Sequence[RowResult], budget: Sequence[str]) -> str:

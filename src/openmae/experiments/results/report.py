@@ -12,9 +12,8 @@ from openmae.experiments.results.differences import (
     images_behind,
     leads,
 )
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.results.statistics import chance_correlation, noise_of, rank_correlation
-from openmae.experiments.studies.study import PROTOCOLS, UNITS, Row, Section, Study
+from openmae.experiments.studies.study import PROTOCOLS, UNITS, Measured, Row, RowResult, Section, Study
 from openmae.pictures.comparison import signed
 
 

@@ -2,78 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median, stdev
 from typing import Any
 
-from openmae.experiments.studies.study import TIMES, Row, Study
+from openmae.experiments.studies.study import TIMES, Measured, Row, RowResult, Study
 from openmae.experiments.trials.side_by_side import Job
 from openmae.experiments.trials.trial import read_result
 from openmae.machine.files import disk_faults, write_json
 
 NOT_SETTINGS = {"data", "train", "val", "test", "evaluate_every", "picture_every", "compile"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of a row by one protocol.
-
-    Attributes:
-        values: of each seed.
-        paper: the paper's figure; None where it gives none.
-        details: further lists, a value of each seed: the chosen rate, what it was chosen by.
-        is_median: whether their median stands for them, and not their mean.
-    """
-
-    values: tuple[float, ...]
-    paper: float | None = None
-    details: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    is_median: bool = False
-
-    @property
-    def centre(self) -> float:
-        """What stands for all of them: the mean, of times the median."""
-        return median(self.values) if self.is_median else self.mean
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """The standard deviation over seeds; None of a single one."""
-        return stdev(self.values) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
-class RowResult:
-    """A row with what is known of it so far.
-
-    Attributes:
-        protocols: by name, those that have a value.
-        cost: as results.json holds it.
-        failed: why a trial of it failed; empty where none did.
-    """
-
-    row: Row
-    settings: dict[str, Any]
-    protocols: dict[str, Measured]
-    cost: dict[str, Any]
-    failed: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row as results.json holds it."""
-        protocols = {
-            name: {
-                "values": list(measured.values),
-                "paper": measured.paper,
-                **{detail: list(values) for detail, values in measured.details.items()},
-            }
-            for name, measured in self.protocols.items()
-        }
-        row = {"row": self.row.name, "settings": self.settings, "protocols": protocols, "cost": self.cost}
-        return {**row, "failed": self.failed} if self.failed else row
 
 
 def collect(

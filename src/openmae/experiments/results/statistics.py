@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openmae.experiments.results.results import Measured, RowResult
+from openmae.experiments.studies.study import Measured, RowResult
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # of the normal distribution, what 95 % lie within

@@ -3,18 +3,16 @@
 Three of table 1f's rows: random and grid hide 75 %, blocks 50 %. The sheet has a line for each image, as the paper's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openmae.experiments.results.results import RowResult
 from openmae.experiments.setup import Setup
-from openmae.experiments.studies.study import DEFAULT, Section, Study
+from openmae.experiments.studies.study import DEFAULT, RowResult, Section, Study
 from openmae.experiments.studies.table_1 import mask_rows
-from openmae.experiments.trials.side_by_side import Job
 from openmae.experiments.trials.unseen import RECONSTRUCTED
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.pictures.sheet import sheet
@@ -55,13 +53,13 @@ def held_out_losses(rows: Sequence[RowResult]) -> list[str]:
     return [f"Held-out loss, on masked patches of normalised images: {'; '.join(found)}."] if found else []
 
 
-def draw_samplings(path: Path, rows: Sequence[RowResult], jobs: Sequence[Job]) -> None:
-    """Draw the sheet of the trials of seed 0 that are done; nothing where none is."""
-    parts = {
-        job.trial.row: _read(job.folder / RECONSTRUCTED)
-        for job in jobs
-        if job.trial.seed == 0 and job.state == "done" and job.trial.row in SAMPLINGS
-    }
+def draw_samplings(path: Path, rows: Sequence[RowResult], folders: Mapping[str, Path]) -> None:
+    """Draw the sheet of the trials that are done; nothing where none is.
+
+    Args:
+        folders: of these trials, by their rows.
+    """
+    parts = {name: _read(folders[name] / RECONSTRUCTED) for name in SAMPLINGS if name in folders}
     if not parts:
         return
     headers, columns = ["image"], [next(iter(parts.values()))["truth"]]

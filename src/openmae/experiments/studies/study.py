@@ -1,13 +1,10 @@
-"""What an experiment is: rows that differ from a default row in a few settings, and the paper's figures beside them."""
+"""What an experiment is: rows that differ from a default row in a few settings; and what was measured of a row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from openmae.experiments.results.results import RowResult
-    from openmae.experiments.trials.side_by_side import Job
+from statistics import fmean, median, stdev
+from typing import Any
 
 DEFAULT = "default"
 
@@ -66,6 +63,67 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured of a row by one protocol.
+
+    Attributes:
+        values: of each seed.
+        paper: the paper's figure; None where it gives none.
+        details: further lists, a value of each seed: the chosen rate, what it was chosen by.
+        is_median: whether their median stands for them, and not their mean.
+    """
+
+    values: tuple[float, ...]
+    paper: float | None = None
+    details: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    is_median: bool = False
+
+    @property
+    def centre(self) -> float:
+        """What stands for all of them: the mean, of times the median."""
+        return median(self.values) if self.is_median else self.mean
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over seeds; None of a single one."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with what is known of it so far.
+
+    Attributes:
+        protocols: by name, those that have a value.
+        cost: as results.json holds it.
+        failed: why a trial of it failed; empty where none did.
+    """
+
+    row: Row
+    settings: dict[str, Any]
+    protocols: dict[str, Measured]
+    cost: dict[str, Any]
+    failed: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The row as results.json holds it."""
+        protocols = {
+            name: {
+                "values": list(measured.values),
+                "paper": measured.paper,
+                **{detail: list(values) for detail, values in measured.details.items()},
+            }
+            for name, measured in self.protocols.items()
+        }
+        row = {"row": self.row.name, "settings": self.settings, "protocols": protocols, "cost": self.cost}
+        return {**row, "failed": self.failed} if self.failed else row
+
+
+@dataclass(frozen=True)
 class Section:
     """One of the paper's tables: its title and its rows, the default row among them under the section's own label."""
 
@@ -89,7 +147,8 @@ class Study:
         remarks: sentences for results.md about what differs from the paper.
         derive: what is computed from several rows: from the measured rows to those of the results.
         findings: sentences for results.md that follow from the results, where no row is compared with another.
-        draw: draws a picture of its own, given the PNG's path, the results and the trials.
+        draw: draws a picture of its own, given the PNG's path, the results, and the folders of the finished trials of
+            seed 0 by their rows.
     """
 
     name: str
@@ -102,9 +161,9 @@ class Study:
     repeated: tuple[str, ...] | None = None
     budget: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-    derive: "Callable[[list[RowResult]], list[RowResult]] | None" = None
-    findings: "Callable[[Sequence[RowResult]], list[str]] | None" = None
-    draw: "Callable[[Path, Sequence[RowResult], Sequence[Job]], None] | None" = None
+    derive: Callable[[list[RowResult]], list[RowResult]] | None = None
+    findings: Callable[[Sequence[RowResult]], list[str]] | None = None
+    draw: Callable[[Path, Sequence[RowResult], Mapping[str, Path]], None] | None = None
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from openmae.experiments.results.results import Measured, RowResult
 from openmae.experiments.setup import NEVER, Setup
-from openmae.experiments.studies.study import Row, Section, Study, label_with_paper
+from openmae.experiments.studies.study import Measured, Row, RowResult, Section, Study, label_with_paper
 from openmae.experiments.trials.trial import num_warm_up
 from openmae.machine.files import format_bytes
 from openmae.pictures.comparison import Column, Group, Mark, draw_comparison
@@ -52,7 +51,7 @@ def table_2(name: str, setup: Setup) -> Study:
         ),
         derive=lambda rows: with_hours_and_speedups(rows, setup.count),
         findings=lambda rows: [*waits(rows), *memory_and_work(rows)],
-        draw=lambda path, rows, jobs: draw_speedups(path, sections, rows),
+        draw=lambda path, rows, folders: draw_speedups(path, sections, rows),
     )
 
 
