@@ -214,6 +214,16 @@ def test_data_without_a_part_to_measure_on_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_too_many_broken_files_are_refused_before_anything_runs(tmp_path):
+    data = Path(noise_images(tmp_path / "data"))
+    (data / "train" / "a" / "empty.png").touch()
+    with pytest.raises(
+        RequestError, match=r"1 of 11 images looked at cannot be read, the first .*empty\.png .*--max-bad 0"
+    ):
+        experiment(config(tmp_path / "out", data=str(data)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_more_coefficients_than_patches_are_refused(tmp_path):
     """PCA's components are fitted on patches: ten images of four patches have too few for 96 coefficients."""
     settings = {"data": noise_images(tmp_path / "data"), "image_size": 32, "patch_size": 16}

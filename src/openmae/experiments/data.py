@@ -11,6 +11,8 @@ from openmae.errors import RequestError, shown
 from openmae.experiments.trials.unseen import NUM_DRAWN, unseen_images
 from openmae.tasks.pretrain.data import open_training_data
 
+DEFAULT_MAX_BAD = 0.01  # what pre-training decides
+SURVEYED = 256  # images that `survey` looks at, at most
 ADVICE = "this experiment measures classes, name them otherwise"
 
 
@@ -47,6 +49,7 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
     training = open_training_data(pretraining)
     others = () if training.held_out is None else (training.held_out,)
     facts = survey(training.train, other_splits=others if labelled is None else labelled.parts)
+    check_readable(facts, config.max_bad)
     if labelled is None:
         unseen, split = unseen_images(pretraining, training)
         return ExperimentData(
@@ -63,6 +66,17 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
         final_split=labelled.final_split,
         chosen_on="a split of train" if labelled.is_validation_split else "val",
     )
+
+
+def check_readable(facts: DataFacts, max_bad: float | None) -> None:
+    """Raise RequestError where more of the images looked at are unreadable than `--max-bad` allows."""
+    limit, num_looked_at = DEFAULT_MAX_BAD if max_bad is None else max_bad, min(SURVEYED, facts.count)
+    if len(facts.bad) > limit * num_looked_at:
+        name, reason = next(iter(facts.bad.items()))
+        raise RequestError(
+            f"{len(facts.bad)} of {num_looked_at} images looked at cannot be read, the first {shown(name)} ({reason}): "
+            f"more than --max-bad {limit:g}, a higher one skips them"
+        )
 
 
 def open_labels(config: ExperimentConfig) -> LabelledData:

@@ -16,7 +16,7 @@ from openmae.preflight.experiment import check_folder_and_labels
 from openmae.run.create import make_and_lock
 from openmae.run.reader import read_json_object
 
-MAY_CHANGE = {"device", "workers", "jobs", "run", "out", "data", "train", "val", "test"}
+MAY_CHANGE = {"max_bad", "device", "workers", "jobs", "run", "out", "data", "train", "val", "test"}
 MAY_GROW = {"seeds"}
 CHANGES_TIMES = {"device", "workers"}
 # Of figure 9: shares of the labels with their epochs, and numbers of blocks, may be added.

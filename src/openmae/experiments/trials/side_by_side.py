@@ -23,6 +23,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_SAVE = 60  # when all are to stop, before they are killed
 # -P: files in the person's current folder are no modules of ours
 PROGRAM = ("-P", "-m", "openmae.experiments.trials.process")  # of this Python
+NOT_COMPARED = DATA_PATHS | {"max_bad"}  # what may change of a row that goes on
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -106,7 +107,7 @@ def prepare(out: Path, trials: Iterable[Trial]) -> list[Job]:
 
 def _without_paths(trial: dict) -> dict:
     stages = [
-        {**stage, "settings": {k: v for k, v in stage.get("settings", {}).items() if k not in DATA_PATHS}}
+        {**stage, "settings": {k: v for k, v in stage.get("settings", {}).items() if k not in NOT_COMPARED}}
         for stage in trial.get("stages", [])
     ]
     return {**trial, "stages": stages}
