@@ -79,7 +79,7 @@ PARTS: tuple[Part, ...] = (
     _command("embed", f"`embed` {BOTH}"),
     _command("attention", f"`attention` {BOTH}"),
     _command("reconstruct", f"`reconstruct` {BOTH}"),
-    _command("experiment", f"`experiment figure-9` {BOTH}", 25),
+    _command("experiment", f"`experiment table-1c`, its two rows side by side, {BOTH}", 30),
     _command("demo", f"`demo`, 20 steps, {BOTH}", 20, after=()),
     _command("bench", f"`bench step --quick` {BOTH}", 30, after=()),
     _command("torchrun", "`pretrain` under torchrun, a process for each GPU, two at most", after=()),
