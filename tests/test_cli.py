@@ -298,7 +298,7 @@ def test_a_wrong_usage_is_one_line_too(place, capsys, arguments, wanted):
         ("robustness", ["--imagenet-c"]),
         ("experiment figure-3 images", ["the experiment got 'figure-3'", "did you mean 'figure-"]),
         ("experiment figure-9 images --epochs 1", ["--epochs got 1 values for 3 --labels"]),
-        ("experiment figure-9 images --blocks 0.5", ["has neither a test nor a val part"]),
+        ("experiment figure-9 images --blocks 0.5", ["no training image of images has a label"]),
     ],
 )
 def test_commands_on_a_model_refuse(place, capsys, command, wanted):

@@ -227,6 +227,9 @@ def _stop(running: Sequence[Job]) -> None:
             job.process.wait(max(0.1, until - time.monotonic()))
         job.state = "stopped"
     _kill(running)
+    for job in running:
+        assert job.process is not None
+        _close(job.process.stdin)
 
 
 def _kill(running: Sequence[Job]) -> None:
