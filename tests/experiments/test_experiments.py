@@ -218,7 +218,7 @@ def test_too_many_broken_files_are_refused_before_anything_runs(tmp_path):
     data = Path(noise_images(tmp_path / "data"))
     (data / "train" / "a" / "empty.png").touch()
     with pytest.raises(
-        RequestError, match=r"1 of 11 images looked at cannot be read, the first .*empty\.png .*--max-bad 0"
+        RequestError, match=r"1 of 11 images looked at cannot be read: .*empty\.png.*more than --max-bad 0"
     ):
         experiment(config(tmp_path / "out", data=str(data)))
     assert not (tmp_path / "out").exists()

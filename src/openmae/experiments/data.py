@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from openmae.config import ExperimentConfig, PretrainConfig
+from openmae.config import ExperimentConfig, KnnConfig, PretrainConfig
 from openmae.config.checks import MAX_PIXELS
 from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.preprocess import DataFacts, survey
 from openmae.errors import RequestError, shown
 from openmae.experiments.trials.unseen import NUM_DRAWN, unseen_images
+from openmae.inference.features import check_readable
 from openmae.tasks.pretrain.data import open_training_data
 
-DEFAULT_MAX_BAD = 0.01  # what pre-training decides
-SURVEYED = 256  # images that `survey` looks at, at most
+SURVEYED = 256  # images, at most
 ADVICE = "this experiment measures classes, name them otherwise"
 
 
@@ -48,8 +48,9 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
     pretraining = PretrainConfig(**{name: getattr(config, name) for name in names})
     training = open_training_data(pretraining)
     others = () if training.held_out is None else (training.held_out,)
-    facts = survey(training.train, other_splits=others if labelled is None else labelled.parts)
-    check_readable(facts, config.max_bad)
+    facts = survey(training.train, SURVEYED, other_splits=others if labelled is None else labelled.parts)
+    max_bad = KnnConfig.max_bad if config.max_bad is None else config.max_bad  # the default of every command
+    check_readable(facts.bad, min(SURVEYED, facts.count), max_bad, "images looked at")
     if labelled is None:
         unseen, split = unseen_images(pretraining, training)
         return ExperimentData(
@@ -66,17 +67,6 @@ def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData
         final_split=labelled.final_split,
         chosen_on="a split of train" if labelled.is_validation_split else "val",
     )
-
-
-def check_readable(facts: DataFacts, max_bad: float | None) -> None:
-    """Raise RequestError where more of the images looked at are unreadable than `--max-bad` allows."""
-    limit, num_looked_at = DEFAULT_MAX_BAD if max_bad is None else max_bad, min(SURVEYED, facts.count)
-    if len(facts.bad) > limit * num_looked_at:
-        name, reason = next(iter(facts.bad.items()))
-        raise RequestError(
-            f"{len(facts.bad)} of {num_looked_at} images looked at cannot be read, the first {shown(name)} ({reason}): "
-            f"more than --max-bad {limit:g}, a higher one skips them"
-        )
 
 
 def open_labels(config: ExperimentConfig) -> LabelledData:
