@@ -28,6 +28,7 @@ from openmae.config import (
     ProbeConfig,
     ReconstructConfig,
     RobustnessConfig,
+    SegmentConfig,
     TokenizerConfig,
 )
 from openmae.errors import Fault, Interrupted, RequestError
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from openmae.tasks.probe.probe import probe
     from openmae.tasks.reconstruct import reconstruct
     from openmae.tasks.robustness.robustness import robustness
+    from openmae.tasks.segment.segment import segment
     from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "RegressionModel",
     "RequestError",
     "RobustnessConfig",
+    "SegmentConfig",
     "TokenizerConfig",
     "attention",
     "bench",
@@ -88,6 +91,7 @@ __all__ = [
     "probe",
     "reconstruct",
     "robustness",
+    "segment",
     "tokenizer",
 ]
 

@@ -26,12 +26,13 @@ from openmae.config import (
     ProbeConfig,
     ReconstructConfig,
     RobustnessConfig,
+    SegmentConfig,
     TokenizerConfig,
     flag_of,
 )
 from openmae.config.checks import Settings
 from openmae.errors import RequestError, shown
-from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES
+from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES, SEGMENT_RECIPES
 from openmae.recipes.show import Recipes
 
 
@@ -142,6 +143,13 @@ COMMANDS: tuple[Command, ...] = (
         preflight="training",
         positional=("data",),
         recipes=PROBE_RECIPES,
+    ),
+    Command(
+        config=SegmentConfig,
+        module="openmae.tasks.segment.segment",
+        preflight="training",
+        positional=("data",),
+        recipes=SEGMENT_RECIPES,
     ),
     Command(
         config=TokenizerConfig, module="openmae.tasks.tokenizer.tokenizer", preflight="training", positional=("data",)

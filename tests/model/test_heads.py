@@ -12,10 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from openmae.config import ClassifierShape, ViTShape
-from openmae.data.mixing import drop_path_masks
+from openmae.data.mixing import drop_path_masks, drop_path_rates
 from openmae.model.heads import Classifier
 from openmae.model.positions import resample_positions
-from openmae.tasks.finetune.step import drop_path_rates
 
 BATCH, CLASSES, RATE = 6, 7, 0.3
 

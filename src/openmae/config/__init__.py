@@ -45,6 +45,7 @@ from openmae.config.training.finetune import FinetuneConfig, ResolvedFinetuneCon
 from openmae.config.training.labelled import LabelledConfig
 from openmae.config.training.pretrain import MASKS, PretrainConfig, ResolvedPretrainConfig
 from openmae.config.training.probe import ProbeConfig, ResolvedProbeConfig
+from openmae.config.training.segment import ResolvedSegmentConfig, SegmentConfig
 from openmae.config.training.tokenizer import ResolvedTokenizerConfig, TokenizerConfig
 from openmae.config.training.training import (
     AUGMENTS,
@@ -96,9 +97,11 @@ __all__ = [
     "ResolvedFinetuneConfig",
     "ResolvedPretrainConfig",
     "ResolvedProbeConfig",
+    "ResolvedSegmentConfig",
     "ResolvedTokenizerConfig",
     "ResolvedTrainingConfig",
     "RobustnessConfig",
+    "SegmentConfig",
     "Settings",
     "SplitPaths",
     "SplitSettings",

@@ -1,12 +1,4 @@
-"""The endless stream of training samples and its DataLoader (docs/architecture.md: order and randomness).
-
-Epoch e is a permutation of the n images (`Permutation`); position t of the stream is element t mod n of the permutation
-of epoch t // n. Batch s holds the positions s·B … (s+1)·B − 1. Every batch is full, so the step alone says where a run
-stands.
-
-With K crops per decoded image (repeated augmentation), positions K·g … K·g + K − 1 are crops of the image that position
-g would have: an image comes K times in a row, once in every K epochs. An epoch stays n crops, so the length and the
-schedule of a run do not change.
+"""Training samples that are augmented images, and the DataLoader of any stream of samples.
 
 A reader is a worker process of the DataLoader.
 """
@@ -18,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from openmae.config import Preprocessing
 from openmae.data.augment import NUM_UNIFORMS, Augmentation, Crop, check_rand_augment
@@ -29,16 +21,14 @@ from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
 from openmae.data.empty_patches import empty_patches, nodata_mask_for, stack_empty_patches
-from openmae.data.randomness import Permutation, crop_keys, sample_keys, uniforms
-from openmae.data.reader_process import MemoryShortage
+from openmae.data.randomness import uniforms
 from openmae.data.readers import make_loader
 from openmae.data.resize import Pixels
+from openmae.data.sample_stream import MAX_REPLACEMENTS, SampleStream
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import Tiled, is_blank, replacements
 from openmae.data.sources.views import raw_shape
 from openmae.errors import RequestError
-
-MAX_REPLACEMENTS = 1000  # unreadable images in a row, or blank ones, after which the run ends
 
 
 class Sample(NamedTuple):
@@ -63,8 +53,8 @@ class Sample(NamedTuple):
     is_empty: Tensor | None = None
 
 
-class Stream(Dataset):
-    """Training samples by their position in the endless stream.
+class Stream(SampleStream):
+    """Augmented images by their position in the endless stream.
 
     Args:
         source: the training images.
@@ -94,15 +84,13 @@ class Stream(Dataset):
         crops_per_decode: int = 1,
         crop_on_device: bool = False,
     ) -> None:
-        assert crops_per_decode >= 1
+        super().__init__(source, seed, crops_per_decode)
         assert augmentation.only_crops or not crop_on_device
         if augmentation.rand_augment is not None:
             check_rand_augment(preprocessing.channels, preprocessing.dtype)
             assert augmentation.fill is None or len(augmentation.fill) == preprocessing.channels
-        self.source, self.preprocessing, self.augmentation = source, preprocessing, augmentation
-        self.seed, self.patch_size, self.with_labels = seed, patch_size, with_labels
-        self.crops_per_decode, self.crop_on_device = crops_per_decode, crop_on_device
-        self.shortage = MemoryShortage()  # how many readers memory allows; kept when readers are restarted
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.patch_size, self.with_labels, self.crop_on_device = patch_size, with_labels, crop_on_device
 
     @property
     def bytes_per_sample(self) -> int:
@@ -111,20 +99,7 @@ class Stream(Dataset):
         shape = raw_shape(self.source) if self.crop_on_device else None
         return math.prod(shape or (p.channels, *p.image_size)) * (1 if p.dtype == "uint8" else 4)
 
-    def locate(self, positions: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The index in the source and the key of each of B positions: two (B,) arrays."""
-        # `groups` number the decoded images, `crops` the crops of one of them.
-        groups, crops = np.divmod(np.asarray(positions, dtype=np.int64), self.crops_per_decode)
-        epochs, offsets = np.divmod(groups, len(self.source))
-        indices = np.empty_like(offsets)
-        for epoch in np.unique(epochs).tolist():
-            in_epoch = epochs == epoch
-            indices[in_epoch] = Permutation(len(self.source), self.seed, epoch)(offsets[in_epoch])
-        keys = sample_keys(self.seed, epochs, indices)
-        return indices, keys if self.crops_per_decode == 1 else crop_keys(keys, crops)
-
     def __getitems__(self, positions: Sequence[int]) -> list[Sample]:
-        """A whole batch: DataLoader calls this where it is defined, and hashing a batch at once is far cheaper."""
         indices, keys = self.locate(positions)
         draws = uniforms(keys, NUM_UNIFORMS, "augment")
         previous_index, decoded, samples = None, None, list[Sample]()
@@ -138,8 +113,11 @@ class Stream(Dataset):
                 samples.append(self._sample(decoded, key, draw))
         return samples
 
-    def __getitem__(self, position: int) -> Sample:
-        return self.__getitems__([position])[0]
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        return collate(samples)
+
+    def load(self) -> None:
+        self.augmentation.load()
 
     def _sample(self, decoded: "_Decoded", key: int, draw: NDArray[np.float64]) -> Sample:
         """Augment a decoded image; `draw` holds its (NUM_UNIFORMS,) random numbers, see `Augmentation`."""
@@ -232,7 +210,7 @@ class _MicroBatchSampler:
 
 
 def training_loader(
-    stream: Stream,
+    stream: SampleStream,
     *,
     steps: range,
     batch_size: int,
@@ -252,6 +230,6 @@ def training_loader(
         pin_memory: as of `DataLoader`.
         use_pipes: see `make_loader`.
     """
-    stream.augmentation.load()
+    stream.load()
     sampler = _MicroBatchSampler(steps, batch_size, share, micro_batch_size)
-    return make_loader(stream, sampler, collate, workers=workers, pin_memory=pin_memory, use_pipes=use_pipes)
+    return make_loader(stream, sampler, stream.collate, workers=workers, pin_memory=pin_memory, use_pipes=use_pipes)

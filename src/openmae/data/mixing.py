@@ -1,4 +1,4 @@
-"""Regularisation of fine-tuning batches: mixup, cutmix, random erasing, drop path (paper, table 9; docs/paper.md).
+"""Regularisation of batches: mixup, cutmix, random erasing, drop path, dropout (paper, table 9; docs/paper.md).
 
 All randomness derives from the samples' keys or from (seed, step), so neither micro-batches nor the number of
 processes change a step.
@@ -173,3 +173,24 @@ def drop_path_masks(keys: Int64[Tensor, " b"], rates: Sequence[float]) -> Float[
     draws = torch.from_numpy(uniforms(keys.numpy(), 2 * len(rates), "drop-path")).view(-1, len(rates), 2)
     probabilities = torch.tensor(rates, dtype=torch.float64).view(-1, 1, 1)
     return ((draws.permute(1, 2, 0) >= probabilities) / (1 - probabilities)).float()
+
+
+def drop_path_rates(rate: float, depth: int, num_blocks: float | None = None) -> list[float]:
+    """The drop-path rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing.
+
+    Args:
+        num_blocks: how many of the last blocks are trained, half ones counted whole; None: all.
+    """
+    first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
+    rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
+    return [0.0 if block < first else value for block, value in enumerate(rates)]
+
+
+def channel_masks(keys: Int64[Tensor, " b"], num_channels: int, rate: float) -> Float[Tensor, "b c"]:
+    """Dropout of whole channels: the factor of each, for each sample: 0 where dropped, else 1 / (1 − rate).
+
+    Args:
+        keys: the samples' keys, on the CPU.
+    """
+    draws = torch.from_numpy(uniforms(keys.numpy(), num_channels, "dropout"))
+    return ((draws >= rate) / (1 - rate)).float()

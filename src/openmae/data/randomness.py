@@ -13,7 +13,17 @@ from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Each purpose has its own stream of numbers: a crop must not be correlated with a mask.
-_STREAMS = {"augment": 1, "mask": 2, "rand-augment": 3, "erase": 4, "drop-path": 5, "mix": 6, "pca": 7, "gumbel": 8}
+_STREAMS = {
+    "augment": 1,
+    "mask": 2,
+    "rand-augment": 3,
+    "erase": 4,
+    "drop-path": 5,
+    "mix": 6,
+    "pca": 7,
+    "gumbel": 8,
+    "dropout": 9,
+}
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

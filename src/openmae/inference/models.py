@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from openmae.data.decoding.nodata import contiguous, resolve_nodata
 from openmae.data.empty_patches import empty_patches_of, stack_empty_patches
 from openmae.data.preprocess import normalise
 from openmae.data.randomness import sample_keys
+from openmae.data.resize import Pixels
 from openmae.data.value_scale import scale_warning
 from openmae.errors import RequestError, shown
 from openmae.inference.mask_sampler import MaskSampler, mask_from_description, read_mask, to_device
@@ -97,6 +99,23 @@ class EncoderModel:
         self, item: ImageLike, size: tuple[int, int], max_pixels: int, doubts: list[str]
     ) -> tuple[Tensor, Tensor | None]:
         p, side = self.preprocessing, self.encoder.shape.patch_size
+        array, pixels = self._decoded(item, max_pixels, doubts, side)
+        box = evaluation_box(pixels, size, p.crop_fraction)
+        empty = empty_patches_of(array, p.channels, box, size, side)
+        return resized_crop(pixels, box, size), empty
+
+    def _decoded(
+        self, item: ImageLike, max_pixels: int, doubts: list[str], min_side: int = 1
+    ) -> tuple[NDArray, Pixels]:
+        """An image as it is stored, H x W x C, and in the model's channels and number type.
+
+        Args:
+            doubts: a line is added where the values look like those of another scale.
+
+        Raises:
+            RequestError: it cannot be read or does not fit the model.
+        """
+        p = self.preprocessing
         try:
             if isinstance(item, (str, Path)):
                 array = decode(Path(item).read_bytes(), p.background, max_pixels, p.axes, resolve_nodata(None, p))
@@ -111,13 +130,10 @@ class EncoderModel:
                 array = masked_array(array, resolve_nodata(None, p))
             if (doubt := scale_warning(array, p)) is not None:
                 doubts.append(f"{doubt}; openmae.load(…, value_range=(LOW, HIGH)) says otherwise")
-            pixels = conform_to_model(array, p, side)
+            return array, conform_to_model(array, p, min_side)
         except (BadImage, OSError) as error:
             what = shown(item) if isinstance(item, (str, Path)) else type(item).__name__
             raise RequestError(f"{what} cannot be used: {error}") from None
-        box = evaluation_box(pixels, size, p.crop_fraction)
-        empty = empty_patches_of(array, p.channels, box, size, side)
-        return resized_crop(pixels, box, size), empty
 
     @torch.no_grad()
     def encode(self, images: ImageLike | Sequence[ImageLike] | Tensor) -> Tensor:

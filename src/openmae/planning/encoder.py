@@ -1,12 +1,14 @@
 """The encoder's shape: decided where the user left it open, and checked against the images."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from openmae.config import SIZES, ViTShape, pair
+from openmae.config import SIZES, Preprocessing, ViTShape, flag_of, pair
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.planning.decisions import Decisions, Machine
 from openmae.planning.image_size import image_size_for
+
+ENCODER_SETTINGS = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
 class HasEncoder(Protocol):
@@ -43,6 +45,28 @@ def encoder_shape(config: HasEncoder, like: ViTShape | None = None) -> ViTShape:
         num_heads=c.num_heads,
     )
     return encoder if like is None else like.resized(encoder.image_size, encoder.patch_size)
+
+
+def adopt_encoder(encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions) -> None:
+    """Decide encoder and preprocessing as the model has them, which a user may not change.
+
+    The value range may be given: it says which of the data's values become the model's 0 and 1.
+
+    Raises:
+        RequestError: the user asked for another encoder or preprocessing.
+    """
+    config = decisions.config
+    decisions.decide("value_range", preprocessing.value_range, "as --init")
+    kept: dict[str, Any] = {name: getattr(encoder, name) for name in ENCODER_SETTINGS}
+    kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
+    for name, value in kept.items():
+        requested = getattr(config, name)
+        if requested is not None and requested != value and name != "patch_size":  # that is resampled
+            raise RequestError(f"{flag_of(name)} got {requested}, but --init has {value}: leave it out")
+        decisions.decide(name, value, "as --init")
+    for name in ("model", "statistics"):
+        if getattr(config, name) is not None:
+            raise RequestError(f"{flag_of(name)} is for training from scratch (--init none): leave it out")
 
 
 def check_channels(facts: DataFacts, channels: int, message: str) -> None:

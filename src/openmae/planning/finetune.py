@@ -1,7 +1,6 @@
 """The plan of a fine-tuning: settings that the user left open, each decided with its reason."""
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -31,7 +30,7 @@ from openmae.planning.decisions import (
     saved_encoder_shape,
     survey_data_and_machine,
 )
-from openmae.planning.encoder import check_channels, decide_model, decide_size, encoder_shape
+from openmae.planning.encoder import adopt_encoder, check_channels, decide_model, decide_size, encoder_shape
 from openmae.planning.micro_batch import check_memory, decide_micro_batch
 from openmae.planning.preprocessing import (
     check_scale,
@@ -48,7 +47,6 @@ from openmae.recipes.finetune import RAND_AUGMENT
 MIN_FINETUNE_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1.25e-4}
 SMALL_IMAGE = 64  # pixels; in a smaller image a crop of 8 % of the area shows next to nothing
 MIXED_EPOCHS = 50  # mixup, cutmix and erasing slow learning down: too much for fewer epochs
-ENCODER_SETTINGS = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
 class FinetunePlan(Plan[ResolvedFinetuneConfig, ClassifierShape]):
@@ -130,7 +128,7 @@ def make_finetune_plan(
     for name in CLASS_ONLY_SETTINGS if config.is_regression else ():
         decide(name, 0.0, "numbers are not mixed or smoothed (--task regression)")
     if init is not None:
-        _adopt_encoder(config, *init, decisions)
+        adopt_encoder(*init, decisions)
     decisions.apply_recipe(FINETUNE_RECIPES)
     if init is not None and get("model") is not None:
         raise RequestError(f"--recipe {config.recipe} is for training from scratch: give --init none with it")
@@ -164,29 +162,6 @@ def make_finetune_plan(
         )
     preprocessing = with_reading_settings(preprocessing, facts, resolved.nodata, None if init is None else init[1].axes)
     return FinetunePlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
-
-
-def _adopt_encoder(
-    config: FinetuneConfig, encoder: ViTShape, preprocessing: Preprocessing, decisions: Decisions
-) -> None:
-    """Decide encoder and preprocessing as the model has them, which a user may not change.
-
-    The value range may be given: it says which of the data's values become the model's 0 and 1.
-
-    Raises:
-        RequestError: the user asked for another encoder or preprocessing.
-    """
-    decisions.decide("value_range", preprocessing.value_range, "as --init")
-    kept: dict[str, Any] = {name: getattr(encoder, name) for name in ENCODER_SETTINGS}
-    kept |= {name: getattr(preprocessing, name) for name in ("mean", "std", "background")}
-    for name, value in kept.items():
-        requested = getattr(config, name)
-        if requested is not None and requested != value and name != "patch_size":  # that is resampled
-            raise RequestError(f"{flag_of(name)} got {requested}, but --init has {value}: leave it out")
-        decisions.decide(name, value, "as --init")
-    for name in ("model", "statistics"):
-        if getattr(config, name) is not None:
-            raise RequestError(f"{flag_of(name)} is for training from scratch (--init none): leave it out")
 
 
 def _decide_optimisation(config: FinetuneConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:

@@ -5,11 +5,19 @@ A resumed run takes its weights and data from its own config.json, which the com
 
 from pathlib import Path
 
-from openmae.config import SPLITS, FinetuneConfig, PretrainConfig, ProbeConfig, TokenizerConfig, TrainingConfig
+from openmae.config import (
+    SPLITS,
+    FinetuneConfig,
+    PretrainConfig,
+    ProbeConfig,
+    SegmentConfig,
+    TokenizerConfig,
+    TrainingConfig,
+)
 from openmae.config.training.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
 from openmae.data.sources.named import check_named
-from openmae.errors import RequestError
+from openmae.errors import RequestError, shown
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
@@ -64,6 +72,23 @@ def check_tokenizer(config: TokenizerConfig) -> None:
     if _check_start(config):
         check_outside(config.dataset, config.out)
         check_named(config.dataset, ("train",) if config.held_out == 0 else ("train", "val"))
+
+
+def check_segment(config: SegmentConfig) -> None:
+    """Raise RequestError where the run folder cannot be used, or a new run's weights, data or named files are missing.
+
+    With `--predict` the folder is one of pictures, and the images need no masks.
+    """
+    config = config.plain()
+    if not _check_start(config):
+        return
+    if not config.is_from_scratch:
+        check_init(config.init)
+    check_outside(config.dataset, config.out)
+    check_named(config.dataset, SPLITS)
+    for flag, path in (("--class-names", config.class_names), ("--palette", config.palette)):
+        if path is not None and not Path(path).is_file():
+            raise RequestError(f"{flag} {shown(path)}: there is no such file")
 
 
 def watch_error(watch: str | None, error: RequestError) -> RequestError:

@@ -3,5 +3,13 @@
 from openmae.recipes.finetune import FINETUNE_RECIPES
 from openmae.recipes.pretrain import PRETRAIN_RECIPES, named_tokenizer, recipe_setting
 from openmae.recipes.probe import PROBE_RECIPES
+from openmae.recipes.segment import SEGMENT_RECIPES
 
-__all__ = ["FINETUNE_RECIPES", "PRETRAIN_RECIPES", "PROBE_RECIPES", "named_tokenizer", "recipe_setting"]
+__all__ = [
+    "FINETUNE_RECIPES",
+    "PRETRAIN_RECIPES",
+    "PROBE_RECIPES",
+    "SEGMENT_RECIPES",
+    "named_tokenizer",
+    "recipe_setting",
+]

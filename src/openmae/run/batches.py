@@ -9,8 +9,9 @@ import torch
 
 from openmae.data.batch import Batch
 from openmae.data.hand_over import needs_pipes
-from openmae.data.loader import Stream, training_loader
+from openmae.data.loader import training_loader
 from openmae.data.readers import iterate_batches
+from openmae.data.sample_stream import SampleStream
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import StopRequest
 from openmae.run.model_input import ModelInput
@@ -31,7 +32,7 @@ class Batches:
 
 
 def stream_batches(
-    stream: Stream,
+    stream: SampleStream,
     prepare: Callable[[Batch], ModelInput],
     *,
     batch_size: int,
@@ -69,7 +70,7 @@ def stream_batches(
 
 
 def read_steps(
-    stream: Stream,
+    stream: SampleStream,
     batch_size: int,
     micro_batch_size: int,
     workers: int,
@@ -116,7 +117,7 @@ def read_steps(
                 micro_batches = []
 
 
-def names_of_step(stream: Stream, step: int, batch_size: int) -> list[str]:
+def names_of_step(stream: SampleStream, step: int, batch_size: int) -> list[str]:
     """The inputs that a step trained on, in the order of the batch."""
     indices, _ = stream.locate(range(step * batch_size, (step + 1) * batch_size))
     return [stream.source.name(index) for index in indices.tolist()]

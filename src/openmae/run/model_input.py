@@ -17,6 +17,7 @@ class ModelInput:
         masking: which patches are hidden; None where none are.
         labels: as in `Batch`; None in tasks without labels.
         drop_path: (depth, 2, B) scales of each block's branches; None where none is dropped.
+        dropout: (B, channels) scales of the channels before a head; None where none is dropped.
         is_counted: (B, masked) float32, 1 for the masked patches that count in the loss, 0 for empty ones; None where
             all count.
         num_counted: the number of masked patches that count; 0 where `is_counted` is None.
@@ -27,6 +28,7 @@ class ModelInput:
     masking: Masking | None = None
     labels: Tensor | None = None
     drop_path: Tensor | None = None
+    dropout: Tensor | None = None
     is_counted: Tensor | None = None
     num_counted: int = 0
 
@@ -36,7 +38,7 @@ class ModelInput:
     def tensors(self) -> list[Tensor]:
         """All tensors but the keys, which stay on the CPU."""
         masks = [] if self.masking is None else [self.masking.keep_ids, self.masking.masked_ids]
-        tensors = (self.images, *masks, self.labels, self.drop_path, self.is_counted)
+        tensors = (self.images, *masks, self.labels, self.drop_path, self.dropout, self.is_counted)
         return [tensor for tensor in tensors if tensor is not None]
 
     @property

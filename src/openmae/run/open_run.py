@@ -10,7 +10,7 @@ from torch import nn
 
 from openmae.config import Preprocessing
 from openmae.data.batch import Batch
-from openmae.data.loader import Stream
+from openmae.data.sample_stream import SampleStream
 from openmae.errors import RequestError
 from openmae.machine.device import use_device
 from openmae.machine.files import check_disk
@@ -175,7 +175,7 @@ class Run(Generic[ResolvedConfigT]):
     def batches(
         self,
         config: ResolvedConfigT,
-        stream: Stream,
+        stream: SampleStream,
         prepare: Callable[[Batch], ModelInput],
         *,
         is_paired: bool = False,

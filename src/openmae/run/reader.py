@@ -6,7 +6,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openmae.config import ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedProbeConfig, ResolvedTokenizerConfig
+from openmae.config import (
+    ResolvedFinetuneConfig,
+    ResolvedPretrainConfig,
+    ResolvedProbeConfig,
+    ResolvedSegmentConfig,
+    ResolvedTokenizerConfig,
+)
 from openmae.errors import Fault, RequestError
 from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify_checkpoint
 from openmae.training.telemetry import read_lines
@@ -14,7 +20,13 @@ from openmae.training.telemetry import read_lines
 MAX_NUMBER = 1e15  # no metric of a run is larger
 MAX_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
 COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
-ResolvedConfig = ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedProbeConfig | ResolvedTokenizerConfig
+ResolvedConfig = (
+    ResolvedPretrainConfig
+    | ResolvedFinetuneConfig
+    | ResolvedProbeConfig
+    | ResolvedTokenizerConfig
+    | ResolvedSegmentConfig
+)
 
 
 def read_json_object(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -60,6 +72,8 @@ def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None
         if "decoder_width" in values
         else ResolvedTokenizerConfig
         if "codebook" in values
+        else ResolvedSegmentConfig
+        if "max_class_share" in values
         else ResolvedFinetuneConfig
         if "blocks" in values
         else ResolvedProbeConfig
@@ -68,7 +82,7 @@ def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         detail = "" if not values else f": {' '.join(str(error).split())[:100]}"
-        return None, f"config.json is not of a run of pretrain, finetune, probe or tokenizer{detail}"
+        return None, f"config.json is not of a run of pretrain, finetune, probe, segment or tokenizer{detail}"
 
 
 def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
@@ -94,7 +108,7 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
         "lowest_held_out_loss": min(held_out, default=None),
         "other_figures": {
             name: value
-            for name in ("top1", "r2", "mae", "knn_top1", "probe_top1", "psnr", "perplexity")
+            for name in ("top1", "miou", "pixel_accuracy", "r2", "mae", "knn_top1", "probe_top1", "psnr", "perplexity")
             if isinstance(value := summary.get(name, next(reversed(series(name)), None)), (int, float))
         },
         "lr": series("lr")[-1] if series("lr") else None,

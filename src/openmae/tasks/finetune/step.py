@@ -1,14 +1,12 @@
 """A step of fine-tuning: images erased and mixed, blocks dropped, the loss of soft targets or of numbers."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from openmae.data.batch import Batch
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.labels.subsets import class_weights, targets_of
-from openmae.data.mixing import Mixing, drop_path_masks, erase
+from openmae.data.mixing import Mixing, drop_path_masks, drop_path_rates, erase
 from openmae.data.preprocess import normalise
 from openmae.inference.regression import squared_error, standardised
 from openmae.machine.device import autocast
@@ -62,17 +60,6 @@ class FinetuneStep:
         if self.scale is not None:
             return squared_error(outputs, targets)
         return classification_loss(outputs, targets, self.is_multi_label, self.weights)
-
-
-def drop_path_rates(rate: float, depth: int, num_blocks: float | None) -> list[float]:
-    """The drop-path rate of each block: linear from 0 to `rate` over depth; frozen blocks drop nothing.
-
-    Args:
-        num_blocks: how many of the last blocks are trained, half ones counted whole; None: all.
-    """
-    first = 0 if num_blocks is None else depth - math.ceil(num_blocks)
-    rates = [rate * block / max(depth - 1, 1) for block in range(depth)]
-    return [0.0 if block < first else value for block, value in enumerate(rates)]
 
 
 def train_step(

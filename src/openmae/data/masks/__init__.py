@@ -1,0 +1,1 @@
+"""Images with class-index masks: files, layouts, classes; their joint augmentation and loading."""

@@ -1,0 +1,93 @@
+"""Whole images for evaluation and prediction: each once, in order, resized but not cropped, perhaps with labels."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from openmae.config import Preprocessing
+from openmae.data.augment import resized_crop
+from openmae.data.conformed import conform_to_model
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.regions import open_pixels
+from openmae.data.masks.augment import scaled_size
+from openmae.data.masks.source import Masked
+from openmae.data.masks.stream import read_pair
+from openmae.data.readers import iterate_batches, make_loader
+from openmae.data.sources.open import Source
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """An image to segment.
+
+    Attributes:
+        index: in the source.
+        name: in the source.
+        image: (C, h, w), uint8 or float32, not normalised, its short side that of the model's crops; the reason where
+            it cannot be used.
+        size: height and width of the image as it is stored.
+        labels: (H, W) int32 class ids, of that size; None where not requested.
+    """
+
+    index: int
+    name: str
+    image: Tensor | str
+    size: tuple[int, int] = (0, 0)
+    labels: NDArray[np.int32] | None = None
+
+
+class _WholeImages(Dataset):
+    def __init__(self, source: Source, preprocessing: Preprocessing, with_labels: bool) -> None:
+        self.source, self.preprocessing, self.with_labels = source, preprocessing, with_labels
+
+    def __getitem__(self, index: int) -> WholeImage:
+        p, labels, name = self.preprocessing, None, self.source.name(index)
+        try:
+            if self.with_labels:
+                assert isinstance(self.source, Masked)
+                pixels, labels = read_pair(self.source, index, p)
+            else:
+                pixels = conform_to_model(open_pixels(self.source, index), p)
+            height, width = pixels.shape[:2]
+            image = resized_crop(pixels, (0, 0, height, width), scaled_size((height, width), p.image_size))
+        except BadImage as error:
+            return WholeImage(index, name, str(error))
+        return WholeImage(index, name, image, (height, width), labels)
+
+
+def whole_images(
+    source: Source,
+    preprocessing: Preprocessing,
+    indices: range | NDArray[np.int64],
+    *,
+    workers: int,
+    with_labels: bool,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Generator[WholeImage, None, None]:
+    """Read the images at `indices` once and in order, whatever the number of workers.
+
+    With several processes each passes its own share of the indices: nothing is padded, every image counts once.
+
+    Args:
+        with_labels: read the masks, too; the source has some.
+        should_stop: see `iterate_batches`: once it is true there are no more images.
+    """
+    dataset = _WholeImages(source, preprocessing, with_labels)
+    # Images differ in size, so there is no telling whether they fit into shared memory: a pipe has no limit.
+    one_each = [[int(index)] for index in indices]
+    loader = make_loader(dataset, one_each, _single, workers=workers, pin_memory=False, use_pipes=True)
+    return iterate_batches(loader, should_stop)
+
+
+def read_whole(source: Source, preprocessing: Preprocessing, index: int, with_labels: bool = True) -> WholeImage:
+    """One image of a source, as `whole_images` gives it."""
+    return _WholeImages(source, preprocessing, with_labels)[index]
+
+
+def _single(samples: Sequence[WholeImage]) -> WholeImage:
+    assert len(samples) == 1
+    return samples[0]

@@ -1,0 +1,108 @@
+"""Training samples that are crops of images with their labels."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from openmae.config import Preprocessing
+from openmae.data.batch import Batch, stack_images
+from openmae.data.conformed import conform_to_model
+from openmae.data.decoding.decode import BadImage
+from openmae.data.decoding.nodata import fill_values
+from openmae.data.decoding.regions import open_pixels
+from openmae.data.jitter import colour_operations
+from openmae.data.masks.augment import NUM_MASK_UNIFORMS, MaskAugmentation
+from openmae.data.masks.source import Masked
+from openmae.data.randomness import uniforms
+from openmae.data.resize import Pixels
+from openmae.data.sample_stream import MAX_REPLACEMENTS, SampleStream
+from openmae.errors import RequestError
+
+
+class MaskedSample(NamedTuple):
+    """One training sample.
+
+    Attributes:
+        image: (C, H, W), augmented.
+        labels: (H, W) int16.
+        key: the seed of the sample's randomness, see `Batch`.
+        bad: the unusable inputs that this one replaces: name → reason.
+    """
+
+    image: Tensor
+    labels: NDArray[np.int16]
+    key: int
+    bad: dict[str, str]
+
+
+class MaskedStream(SampleStream):
+    """Crops of images with their labels, by their position in the endless stream.
+
+    Args:
+        source: the training images and their masks.
+        preprocessing: how a decoded image becomes the model's input; its size is the crop's.
+        seed: determines the order and the augmentation.
+    """
+
+    source: Masked
+
+    def __init__(self, source: Masked, preprocessing: Preprocessing, augmentation: MaskAugmentation, seed: int) -> None:
+        super().__init__(source, seed)
+        self.preprocessing, self.augmentation = preprocessing, augmentation
+        self.fill = fill_values(preprocessing)
+
+    @property
+    def bytes_per_sample(self) -> int:
+        p = self.preprocessing
+        values = math.prod(p.image_size)
+        return values * (p.channels * (1 if p.dtype == "uint8" else 4) + 2)
+
+    def load(self) -> None:
+        if self.augmentation.kind == "crop-jitter":
+            colour_operations()
+
+    def __getitems__(self, positions: Sequence[int]) -> list[MaskedSample]:
+        indices, keys = self.locate(positions)
+        draws = uniforms(keys, NUM_MASK_UNIFORMS, "augment")
+        return [
+            self._sample(index, key, draw)
+            for index, key, draw in zip(indices.tolist(), keys.tolist(), draws, strict=True)
+        ]
+
+    def collate(self, samples: Sequence[MaskedSample]) -> Batch:
+        images, labels, keys, bad = zip(*samples, strict=True)
+        return Batch(
+            images=stack_images(images),
+            keys=torch.tensor(keys),
+            bad={name: reason for of_sample in bad for name, reason in of_sample.items()},
+            labels=stack_images(labels),
+        )
+
+    def _sample(self, index: int, key: int, draw: NDArray[np.float64]) -> MaskedSample:
+        """The sample of an image, or where that or its mask is unusable, of the next usable one in the source's order.
+
+        Raises:
+            RequestError: far too many in a row are unusable.
+        """
+        bad, p, count = dict[str, str](), self.preprocessing, len(self.source)
+        for candidate in itertools.islice(((index + i) % count for i in range(count)), MAX_REPLACEMENTS):
+            try:
+                image, labels = read_pair(self.source, candidate, p)
+                crop = self.augmentation(image, labels, p.image_size, draw, p.value_range, self.fill)
+                return MaskedSample(crop[0], np.ascontiguousarray(crop[1], np.int16), key, bad)
+            except BadImage as error:
+                bad[self.source.name(candidate)] = str(error)
+        name, reason = next(iter(bad.items()))
+        raise RequestError(f"{len(bad)} images in a row cannot be used, the first {name!r}: {reason}")
+
+
+def read_pair(source: Masked, index: int, preprocessing: Preprocessing) -> tuple[Pixels, NDArray[np.int32]]:
+    """An image in the model's channels and number type, H × W × C, and its labels, (H, W). Raises BadImage."""
+    pixels = conform_to_model(open_pixels(source, index), preprocessing)
+    return pixels, source.labels(index)

@@ -1,0 +1,231 @@
+"""The plan of a segmentation: settings that the user left open, each decided with its reason."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, pair
+from openmae.data.masks.segmentation import SegmentationData
+from openmae.data.preprocess import DataFacts
+from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
+from openmae.interchange.stored import StoredModel
+from openmae.planning.decisions import (
+    CROP_ASPECT_REASON,
+    Decisions,
+    Machine,
+    Plan,
+    Previous,
+    decide_base_lr,
+    decide_device_and_defaults,
+    decide_intervals,
+    largest_doubling,
+    limit_warmup,
+    planned_epochs,
+    planned_steps,
+    saved_encoder_shape,
+    survey_data_and_machine,
+)
+from openmae.planning.encoder import adopt_encoder, check_channels, decide_model, decide_size, encoder_shape
+from openmae.planning.micro_batch import check_memory, decide_micro_batch
+from openmae.planning.preprocessing import (
+    check_scale,
+    choose_axes,
+    choose_nodata,
+    decide_statistics,
+    preprocessing_of,
+    with_reading_settings,
+)
+from openmae.recipes import SEGMENT_RECIPES
+from openmae.transfer.pyramid import pyramid_blocks
+from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
+
+MIN_SEGMENT_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1e-4}  # peak rates, as of fine-tuning
+PAPER_CROP = 512
+CPU_CROP = 128  # pixels; on a CPU larger crops take minutes a step
+AUXILIARY_WIDTH = 256
+NARROW_HEAD = {"cpu": 64, "cuda": 256}
+PATCH_FRACTION = 2 / 3  # stride over window: 341 of 512 px
+
+
+class SegmentPlan(Plan[ResolvedSegmentConfig, SegmenterShape]):
+    """A segmentation's config without open settings, and what follows from it."""
+
+
+def plan_segment(
+    config: SegmentConfig,
+    init: StoredModel | None,
+    data: SegmentationData,
+    device: torch.device,
+    num_processes: int,
+    previous: Previous[ResolvedSegmentConfig] | None,
+) -> tuple[SegmentPlan, DataFacts | None]:
+    """The plan of the previous run where one is resumed; else a new plan, and the facts about the data behind it.
+
+    Args:
+        init: the model to start from; None from scratch.
+        num_processes: on this machine, which share it.
+
+    Raises:
+        RequestError: none of the sampled images can be read, or the settings do not fit.
+    """
+    if previous is not None:
+        resolved = replace(previous.config, device=str(device))
+        shape = segmenter_shape(resolved, len(data.classes), saved_encoder_shape(previous))
+        return SegmentPlan(resolved, shape, previous.preprocessing, {}), None
+    facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
+    start = None if init is None else (init.encoder_shape, init.preprocessing)
+    config = replace(config, ignore_index=data.ignore_index)
+    return make_segment_plan(config, facts, len(data.classes), machine, start), facts
+
+
+def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTShape | None = None) -> SegmenterShape:
+    """The shape of the model that a resolved config describes. Raises RequestError where numbers do not fit together.
+
+    Args:
+        like: the encoder to start from, for what no setting names (layer scale, …).
+    """
+    encoder = encoder_shape(config, like)
+    if encoder.relative_positions == "none" and config.relative_positions == "bias":
+        encoder = replace(encoder, relative_positions="bias")
+    return SegmenterShape(
+        encoder=encoder,
+        num_classes=num_classes,
+        pyramid_blocks=pyramid_blocks(encoder.depth),
+        head_width=config.head_width,
+        auxiliary_width=min(AUXILIARY_WIDTH, config.head_width),
+    )
+
+
+def make_segment_plan(
+    config: SegmentConfig,
+    facts: DataFacts,
+    num_classes: int,
+    machine: Machine,
+    init: tuple[ViTShape, Preprocessing] | None,
+) -> SegmentPlan:
+    """Decide every open setting.
+
+    Args:
+        facts: about the training images.
+        init: the encoder's shape and preprocessing; None from scratch.
+
+    Raises:
+        RequestError: the settings do not fit each other or the data.
+    """
+    decisions = Decisions(config)
+    decide, get = decisions.decide, decisions.get
+    if init is not None:
+        adopt_encoder(*init, decisions)
+    decisions.apply_recipe(SEGMENT_RECIPES)
+    if init is None:
+        if get("model") is not None:
+            decide_size(decisions, get("model"))
+        decide_model(facts, machine, decisions)
+        decide_statistics(facts, decisions)
+    _decide_crop(facts, machine, decisions, None if init is None else init[0])
+    _decide_model(machine, decisions, None if init is None else init[0])
+    _decide_optimisation(config, facts, machine, decisions)
+    choose_axes(facts, decisions)
+    choose_nodata(None if init is None else init[1], decisions)
+    decide_device_and_defaults(machine, decisions, get("width"))
+    limit_warmup(decisions, facts.count)
+    decide("micro_batch_size", get("batch_size"), "all at once")
+    draft = decisions.resolved(ResolvedSegmentConfig)
+    shape = segmenter_shape(draft, num_classes, None if init is None else init[0])
+    dtype = init[1].dtype if init is not None else facts.dtype
+    channels = shape.encoder.channels
+    has = f"the model takes {channels} channels, but the images have {facts.channels}"
+    check_channels(facts, channels, f"{has}: use another --init")
+    check_scale(dtype, facts, config.value_range)
+    _fit_memory(shape, machine, decisions)
+    resolved = decisions.resolved(ResolvedSegmentConfig)
+    preprocessing = preprocessing_of(resolved, dtype)
+    if init is None:
+        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    else:
+        preprocessing, notes = match_scale(
+            with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
+        )
+    preprocessing = with_reading_settings(preprocessing, facts, resolved.nodata, None if init is None else init[1].axes)
+    return SegmentPlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
+
+
+def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
+    """The crop, how it is drawn, and how whole images are segmented."""
+    decide, patch = decisions.decide, decisions.get("patch_size")
+    own = 0 if encoder is None else min(encoder.image_size)
+    is_cpu = machine.device == "cpu"
+    largest = max(own, CPU_CROP) if is_cpu else PAPER_CROP
+    side = max(patch, min(largest, facts.short_side) // patch * patch)
+    why = "the images' short side" if side > facts.short_side - patch else "usual for " + machine.device
+    decide("image_size", side, f"{why}, in whole patches" if not is_cpu or side < PAPER_CROP else why)
+    decide(
+        "augment", "crop-jitter" if facts.channels == 3 else "crop", "table 5's: scaled, cropped, flipped, distorted"
+    )
+    decide("crop_aspect", "model", CROP_ASPECT_REASON)
+    decide("resize_range", (0.5, 2.0), "table 5's")
+    decide("max_class_share", 0.75, "table 5's")
+    height, width = pair(decisions.get("image_size"))
+    decide("inference", "slide", "table 5's: the positions that were trained")
+    decide("stride", max(1, math.floor(PATCH_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
+    decide("ignore_index", 255, "the default")
+
+
+def _decide_model(machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
+    decide, width = decisions.decide, decisions.get("width")
+    own = "none" if encoder is None else encoder.relative_positions
+    if own != "none":
+        decide("relative_positions", "bias", "the encoder has relative positions of its own")
+    decide(
+        "relative_positions", "none", "the paper's bias takes a quarter more time; --relative-positions bias adds it"
+    )
+    narrow = min(width, NARROW_HEAD.get(machine.device, 256))
+    decide("head_width", narrow, f"enough for few classes on {machine.device}; the paper's is the encoder's {width}")
+
+
+def _decide_optimisation(config: SegmentConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
+    decide, get, count = decisions.decide, decisions.get, facts.count
+    is_cpu, scratch = machine.device == "cpu", config.is_from_scratch
+    decide("batch_size", largest_doubling(1, min(16, max(1, count // 4))), "table 5's, or a quarter of the images")
+    if config.steps is None:
+        epochs = 50.0 if is_cpu or count >= 5000 else 100.0
+        decide("epochs", epochs, f"{count:,} images on {machine.device}")
+    decide_base_lr(decisions, 1e-4 * 256 / 16, MIN_SEGMENT_RATE)
+    decide("min_lr", 0.0, "table 5's")
+    decide("layer_decay", 1.0 if scratch else 0.75, "nothing to preserve" if scratch else "as fine-tuning (table 9)")
+    decide("weight_decay", 0.05, "as fine-tuning (table 9)")
+    decide("betas", (0.9, 0.999), "as fine-tuning (table 9)")
+    drop_path = 0.0 if get("width") <= 192 or config.freeze else 0.1
+    decide("drop_path", drop_path, "as fine-tuning (table 9)" if drop_path else "a small or frozen encoder")
+    decide("warmup_epochs", 0.05 * planned_epochs(decisions, count), "5 % of the steps")
+    decide_intervals(planned_steps(decisions, count), decisions)
+
+
+def _fit_memory(shape: SegmenterShape, machine: Machine, decisions: Decisions) -> None:
+    config = decisions.resolved(ResolvedSegmentConfig)
+
+    def bytes_needed(micro_batch_size: int) -> float:
+        activations = segmenter_activation_bytes(shape, 2 if config.precision == "bf16" else 4)
+        return 16 * segmenter_parameters(shape) + micro_batch_size * activations
+
+    decide_micro_batch(decisions, bytes_needed, machine)
+    micro_batch_size = decisions.get("micro_batch_size")
+    check_memory(
+        micro_batch_size, bytes_needed(micro_batch_size), machine, "give a smaller --image-size or --head-width"
+    )
+
+
+def training_flops(shape: SegmenterShape) -> int:
+    """FLOPs to train on one image: 2 × multiply-adds, backward = 2 × forward, counted by running it without numbers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from openmae.transfer.segmenter import Segmenter
+
+    encoder = shape.encoder
+    with torch.device("meta"):
+        model = Segmenter.from_shape(shape).train()
+        images = torch.empty(2, encoder.channels, *encoder.image_size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    return 3 * counter.get_total_flops() // 2

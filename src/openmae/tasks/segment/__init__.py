@@ -1,0 +1,1 @@
+"""`openmae segment`: training a segmenter, and using one."""

@@ -1,0 +1,135 @@
+"""Evaluation of a segmenter: while it trains, and at the end; every image once, whole, at its own size."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openmae.data.masks.evaluation import WholeImage, read_whole, whole_images
+from openmae.data.masks.segmentation import SegmentationData
+from openmae.data.masks.source import Masked
+from openmae.data.readers import ReaderKilled
+from openmae.inference.segmentation import Windows, class_map
+from openmae.inference.segmentation_metrics import ConfusionMatrix
+from openmae.inference.segmentation_result import (
+    ImageScore,
+    SegmentationResult,
+    merge_results,
+    segmentation_metrics,
+)
+from openmae.machine.parallel import Processes
+from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.planning.segment import SegmentPlan
+from openmae.run.quarantine import Quarantine
+from openmae.tasks.segment.report import write_report
+from openmae.transfer.segmenter import Segmenter
+
+MIN_IMAGES = 16  # of fewer images, readers take longer to start than to read
+
+
+class SegmentEvaluation:
+    """Class maps of the validation images and the final split, counted in one confusion matrix.
+
+    Where these are the same images, the last evaluation is the final one.
+    """
+
+    def __init__(
+        self,
+        plan: SegmentPlan,
+        data: SegmentationData,
+        model: Segmenter,
+        device: torch.device,
+        processes: Processes,
+        stop: StopRequest,
+    ) -> None:
+        self.plan, self.data, self.model = plan, data, model
+        self.device, self.processes, self.stop = device, processes, stop
+        self.windows = Windows.from_config(plan.config)
+        self.last: tuple[int, SegmentationResult] | None = None  # the step, where it was the final split
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics by name after a step; their names begin with `val_` where the final split is another one."""
+        data = self.data
+        result = self._measure(data.validation if data.validation is not None else data.final_source)
+        if data.validation is None or data.test is None:
+            self.last = step, result
+            return segmentation_metrics(result)
+        return segmentation_metrics(result, "val_")
+
+    def finish(self, run: Path, step: int, quarantine: Quarantine) -> dict[str, Any]:
+        """Measure on the final split after the last step, and write the report; what the summary says of it."""
+        self.model.eval()
+        data = self.data
+        known = self.last is not None and self.last[0] == step
+        result = self.last[1] if self.last is not None and known else self._measure(data.final_source)
+        if self.processes.is_first:
+            for split in ("val", "test"):
+                quarantine.replace_part(
+                    split, {**data.bad.get(split, {}), **(result.bad if split == data.final_split else {})}
+                )
+            write_report(run, result, self.picture, f"{run.name}, {data.final_split}")
+        counts = {"report": data.final_split, "report_images": len(data.final_source)}
+        return {**segmentation_metrics(result), **counts, "train_images": len(data.train), "classes": len(data.classes)}
+
+    def picture(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]:
+        """An image of the final split as it is drawn, its labels and what the model says."""
+        source = self.data.final_source
+        whole = read_whole(source, self.plan.preprocessing, index)
+        assert whole.labels is not None and not isinstance(whole.image, str), "it could be read before"
+        return self.windows.drawn(whole, self.plan.preprocessing), whole.labels, self._class_map(whole)
+
+    def _class_map(self, whole: WholeImage) -> NDArray[np.int64]:
+        assert not isinstance(whole.image, str)
+        c = self.plan.config
+        return class_map(
+            self.model,
+            whole.image,
+            whole.size,
+            self.plan.preprocessing,
+            self.windows,
+            device=self.device,
+            precision=c.precision,
+            batch_size=c.micro_batch_size,
+        )
+
+    def _measure(self, source: Masked) -> SegmentationResult:
+        """Segment all images of a source; unreadable ones are left out and named.
+
+        Each process segments its share, and every process gets the result of all.
+
+        Raises:
+            EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
+            ReaderKilled: the operating system killed reader processes of this one, twice.
+        """
+        share = self.processes.share(len(source))
+        num_classes = len(self.data.classes)
+        matrix, scores, bad = ConfusionMatrix.empty(num_classes, self.device), list[ImageScore](), dict[str, str]()
+        images = whole_images(
+            source,
+            self.plan.preprocessing,
+            share,
+            workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
+            with_labels=True,
+            should_stop=self.stop.is_received,
+        )
+        killed: ReaderKilled | None = None
+        try:
+            with closing(images):
+                for whole in images:
+                    if isinstance(whole.image, str):
+                        bad[whole.name] = whole.image
+                        continue
+                    assert whole.labels is not None
+                    truth = torch.from_numpy(whole.labels).to(self.device)
+                    of_image = ConfusionMatrix.count(truth, self._class_map(whole), num_classes)
+                    matrix += of_image
+                    scores.append(ImageScore.of(whole.index, whole.name, of_image.cpu()))
+        except ReaderKilled as error:  # the other processes wait for this one
+            killed = error
+        if self.processes.any(killed is not None or self.stop.is_received()):
+            raise EvaluationStopped if killed is None else killed
+        own = SegmentationResult(matrix=matrix.cpu(), images=tuple(scores), bad=bad, classes=self.data.classes)
+        return merge_results(self.processes.gather(own))

@@ -1,0 +1,89 @@
+"""Make a segmentation set whose answer is known: shapes pasted on photographs.
+
+    python tools/paste_shapes.py OUT --train 400 --val 100 --side 128
+
+OUT/images/{train,val}/NNNN.png and OUT/masks/{train,val}/NNNN.png: 0 background, then disc, square, triangle, ring and
+cross, of any colour, size, angle and transparency, one over the other. The photographs are those inside scikit-image and
+scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from openmae.data.sources.embedded import embedded_source
+
+CLASSES = ("background", "disc", "square", "triangle", "ring", "cross")
+MIN_RADIUS, MAX_RADIUS = 0.12, 0.3  # of the side
+MAX_SHAPES = 4
+
+
+def is_inside(kind: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points of a shape's own coordinates, of radius 1, lie in it."""
+    distance = np.hypot(x, y)
+    if kind == 1:
+        return distance <= 0.9
+    if kind == 2:
+        return (np.abs(x) <= 0.75) & (np.abs(y) <= 0.75)
+    if kind == 3:
+        return (y <= 0.5) & (y >= -1 + 1.7 * np.abs(x))
+    if kind == 4:
+        return (distance <= 1) & (distance >= 0.55)
+    return ((np.abs(x) <= 0.28) | (np.abs(y) <= 0.28)) & (np.maximum(np.abs(x), np.abs(y)) <= 1)
+
+
+def scene(photograph: NDArray[np.uint8], side: int, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
+    """An image (side × side × 3) and its class map, uint8 both."""
+    planes = torch.from_numpy(photograph).permute(2, 0, 1)[None].float()
+    short = min(planes.shape[2:])
+    planes = planes[:, :, :short, :short]
+    image = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    classes = np.zeros((side, side), np.uint8)
+    rows, columns = np.mgrid[:side, :side] + 0.5
+    for _ in range(generator.integers(1, MAX_SHAPES + 1)):
+        kind, radius = int(generator.integers(1, len(CLASSES))), generator.uniform(MIN_RADIUS, MAX_RADIUS) * side
+        top, left = generator.uniform(0.5 * radius, side - 0.5 * radius, 2)
+        angle = generator.uniform(-0.35, 0.35)  # radians: a square on its corner would still be one, and is rare here
+        y, x = (rows - top) / radius, (columns - left) / radius
+        x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
+        inside = is_inside(kind, x, y)
+        colour, alpha = generator.uniform(0, 255, 3), generator.uniform(0.6, 1.0)
+        image[inside] = (1 - alpha) * image[inside] + alpha * colour
+        classes[inside] = kind
+    noise = generator.normal(0, 4, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), classes
+
+
+def write(out: Path, split: str, count: int, side: int, seed: int) -> None:
+    """Write `count` scenes of a split."""
+    source = embedded_source("photos", split)
+    assert source is not None
+    generator = np.random.default_rng(seed)
+    for folder in ("images", "masks"):
+        (out / folder / split).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image, classes = scene(source.read(int(generator.integers(len(source)))), side, generator)
+        Image.fromarray(image).save(out / "images" / split / f"{number:04}.png")
+        Image.fromarray(classes).save(out / "masks" / split / f"{number:04}.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--train", type=int, default=400)
+    parser.add_argument("--val", type=int, default=100)
+    parser.add_argument("--side", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed)
+    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1)
+    (arguments.out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+
+
+if __name__ == "__main__":
+    main()
