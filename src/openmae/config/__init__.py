@@ -24,6 +24,7 @@ from openmae.config.pack import FORMATS, PackConfig
 from openmae.config.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from openmae.config.reconstruct import UNDO, DemoConfig, ReconstructConfig
 from openmae.config.robustness import RobustnessConfig
+from openmae.config.segmenter_shape import SegmenterShape
 from openmae.config.shapes import (
     DEFAULT_POOL,
     HEADS,
@@ -102,6 +103,7 @@ __all__ = [
     "ResolvedTrainingConfig",
     "RobustnessConfig",
     "SegmentConfig",
+    "SegmenterShape",
     "Settings",
     "SplitPaths",
     "SplitSettings",

@@ -4,6 +4,8 @@ Parameter names and shapes are timm's (`blocks.0.attn.qkv.weight`, `patch_embed.
 encoder's weights are a ViT checkpoint without conversion.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -98,22 +100,25 @@ class ViT(nn.Module):
 
     def encode(self, tokens: Float[Tensor, "b n d"], class_position: Float[Tensor, "1 k d"]) -> Float[Tensor, "b m d"]:
         """Run embedded tokens, a class token before them, through the blocks and the final norm."""
-        return self.norm(self._run_blocks(tokens, class_position))
+        return self.norm(self._run_blocks(self._with_class_token(tokens, class_position)))
 
-    def _run_blocks(
-        self,
-        tokens: Float[Tensor, "b n d"],
-        class_position: Float[Tensor, "1 k d"],
-        branch_scales: Float[Tensor, "depth 2 b"] | None = None,
-        num_blocks: int | None = None,
-        grid: Grid | None = None,
+    def _with_class_token(
+        self, tokens: Float[Tensor, "b n d"], class_position: Float[Tensor, "1 k d"]
     ) -> Float[Tensor, "b m d"]:
+        """The tokens as the first block takes them."""
         x = tokens
         if self.cls_token is not None:
             # x.shape[0]: `len` is a Python integer, which torch.export would keep as the only batch size.
             x = torch.cat([(self.cls_token + class_position).expand(x.shape[0], -1, -1), x], dim=1)
-        if self.bf16_residual:
-            x = to_autocast_dtype(x)
+        return to_autocast_dtype(x) if self.bf16_residual else x
+
+    def _run_blocks(
+        self,
+        x: Float[Tensor, "b m d"],
+        branch_scales: Float[Tensor, "depth 2 b"] | None = None,
+        num_blocks: int | None = None,
+        grid: Grid | None = None,
+    ) -> Float[Tensor, "b m d"]:
         for number, block in enumerate(self.blocks[:num_blocks]):
             x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
         return x
@@ -148,11 +153,36 @@ class ViT(nn.Module):
             branch_scales: drop path, for each block (see `Block`).
             num_blocks: stop after this many blocks.
         """
+        x, grid = self._embedded(images)
+        return self._run_blocks(x, branch_scales, num_blocks, grid)
+
+    def feature_maps(
+        self,
+        images: Float[Tensor, "b c h w"],
+        blocks: Sequence[int],
+        branch_scales: Float[Tensor, "depth 2 b"] | None = None,
+    ) -> list[Float[Tensor, "b d rows columns"]]:
+        """The patch tokens after each of these blocks as maps, without class token and final norm.
+
+        Args:
+            blocks: counted from 0, in any order, repeats allowed; blocks after the last of them do not run.
+            branch_scales: drop path, for each block (see `Block`).
+        """
+        x, grid = self._embedded(images)
+        maps: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks[: max(blocks) + 1]):
+            x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
+            if number in blocks:
+                maps[number] = x[:, self.shape.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
+        return [maps[number] for number in blocks]
+
+    def _embedded(self, images: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b m d"], Grid]:
+        """The tokens of whole images as the first block takes them, and the grid of their patches."""
         height, width = images.shape[-2:]
         grid, first = grid_of(height, width, self.shape.patch_size), self.shape.num_prefix_tokens
         positions = self.positions(grid)
         tokens = self.embed(patchify(images, self.shape.patch_size), positions[:, first:])
-        return self._run_blocks(tokens, positions[:, :first], branch_scales, num_blocks, grid)
+        return self._with_class_token(tokens, positions[:, :first]), grid
 
 
 def _block(shape: ViTShape, number: int) -> Block:

@@ -10,6 +10,9 @@ from torch import nn
 
 BLOCK_NAME = re.compile(r"encoder\.blocks\.(\d+)\..+")
 CLASS_AND_POSITIONS = ("encoder.cls_token", "encoder.pos_embed")
+RELATIVE_POSITIONS = (".relative.table", ".relative.rel_pos_h", ".relative.rel_pos_w")
+AFTER_BLOCKS = ("encoder.norm.", "fc_norm.", "head.", "pyramid.", "auxiliary.")
+WARMUP_START = 1e-6  # of segmentation (docs/paper.md)
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -26,17 +29,17 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 def layer_decay_groups(
     model: nn.Module, *, depth: int, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of a classifier by layer, each group with the `lr_scale` that multiplies its learning rate.
+    """Trainable parameters of a classifier or a segmentation model by layer, each group with the `lr_scale` that multiplies its learning rate.
 
     | id | parameters |
     |---|---|
     | 0 | class token, positions, patch projection |
     | k + 1 | block k of `depth` |
-    | depth + 1 | encoder norm, pooling norm, head |
+    | depth + 1 | encoder norm, pooling norm, feature pyramid, heads |
 
     The scale is layer_decay^(depth + 1 - id). An id has a group with weight decay and one without (1-D parameters,
-    class token, positions), in the order of ids, decayed first; empty ones are left out (table 9; docs/paper.md,
-    fine-tuning).
+    class token, positions, relative ones too), in the order of ids, decayed first; empty ones are left out (table 9;
+    docs/paper.md, fine-tuning).
 
     Raises:
         AssertionError: a parameter, trainable or not, has no layer, or the model has not `depth` blocks: layer decay
@@ -50,7 +53,7 @@ def layer_decay_groups(
     assert not missing, f"layer decay over {depth} blocks: the model has none numbered {min(missing) - 1}"
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[layers[name], parameter.ndim <= 1 or name in CLASS_AND_POSITIONS].append(parameter)
+            groups[layers[name], _has_no_decay(name, parameter)].append(parameter)
     return [
         {
             "params": parameters,
@@ -62,6 +65,10 @@ def layer_decay_groups(
     ]
 
 
+def _has_no_decay(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim <= 1 or name in CLASS_AND_POSITIONS or name.endswith(RELATIVE_POSITIONS)
+
+
 def _layer_id(name: str, depth: int) -> int:
     if name in CLASS_AND_POSITIONS or name.startswith("encoder.patch_embed."):
         return 0
@@ -69,7 +76,7 @@ def _layer_id(name: str, depth: int) -> int:
         number = int(match[1])
         assert number < depth, f"layer decay over {depth} blocks: {name} is in a later one"
         return number + 1
-    assert name.startswith(("encoder.norm.", "fc_norm.", "head.")), f"layer decay knows no layer for {name}"
+    assert name.startswith(AFTER_BLOCKS), f"layer decay knows no layer for {name}"
     return depth + 1
 
 
@@ -113,6 +120,28 @@ class CosineSchedule:
             return self.peak * step / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1e-9)
         return self.minimum + (self.peak - self.minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolynomialSchedule:
+    """Linear warm-up from 1e-6 to `peak`, then down to `minimum` by a power of the remaining part, per optimiser step.
+
+    A smaller peak is kept from the first step on.
+    """
+
+    peak: float
+    minimum: float
+    warmup_steps: float
+    total_steps: float
+    power: float = 1.0
+
+    def __call__(self, step: float) -> float:
+        """The learning rate of the step with this number, counted from 0."""
+        if step < self.warmup_steps:
+            start = min(WARMUP_START, self.peak)
+            return start + (self.peak - start) * step / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1e-9)
+        return self.minimum + (self.peak - self.minimum) * (1 - min(progress, 1.0)) ** self.power
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
