@@ -1,0 +1,1 @@
+"""`openmae segment`: semantic segmentation with a pre-trained encoder."""
