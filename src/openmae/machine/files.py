@@ -1,10 +1,11 @@
 """Atomic file writes, and clear messages where the disk fails."""
 
+import csv
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def json_bytes(values: dict[str, Any]) -> bytes:
     """The bytes that `write_json` writes."""
     return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write a table (RFC 4180, UTF-8) whole or not at all; bytes in names that are not Unicode are escaped.
+
+    Raises:
+        Fault: it cannot be written.
+    """
+    with (
+        disk_faults(path),
+        atomic_write(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        csv.writer(file).writerows(rows)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -2,7 +2,10 @@
 
 import math
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from openmae.machine.files import atomic_write, disk_faults
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
@@ -84,6 +87,21 @@ def wrapped_lines(text: str, width: float) -> list[str]:
     return [fitted(line, width, 8) for line in shown_lines]
 
 
+def per_cent(share: float) -> str:
+    """A share as text; 0 % and 100 % only where it is exactly that."""
+    return "<1 %" if 0 < share < 0.005 else ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
+
+
+def short_count(count: int) -> str:
+    """A number in at most five characters up to 10 billion: 99999, 100k, 10M, 10G."""
+    if count < 100_000:
+        return str(count)
+    for unit, size in (("k", 1e3), ("M", 1e6)):
+        if round(count / size) < 10_000:
+            return f"{count / size:.0f}{unit}"
+    return f"{count / 1e9:.0f}G"
+
+
 def _cut(text: str, keep: int) -> str:
     head = -(-keep * 3 // 5)
     return text[:head] + "…" + text[len(text) - (keep - head) :]
@@ -120,6 +138,12 @@ def page(width: int, height: int) -> "Figure":
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_picture(path: Path, figure: "Figure") -> None:
+    """Write a picture whole or not at all. Raises Fault where it cannot be written."""
+    with disk_faults(path), atomic_write(path) as partial:
+        figure.savefig(partial, dpi=DPI, facecolor="white")
 
 
 def box(figure: "Figure", left: float, top: float, width: float, height: float) -> tuple[float, float, float, float]:

@@ -1,10 +1,8 @@
 """The report of a classifier: tables of its classes and of its predictions, and pictures."""
 
-import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +19,9 @@ from openmae.inference.metrics import (
     losses,
     predicted_labels,
 )
-from openmae.machine.files import atomic_write, disk_faults
-from openmae.pictures.text import DPI
+from openmae.machine.files import write_csv
+from openmae.pictures.text import save_picture
 from openmae.tasks.classification.report_pictures import confusion_picture, most_wrong_picture
-
-if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
-    from matplotlib.figure import Figure
 
 
 def write_report(
@@ -60,22 +55,6 @@ def write_report(
     save_picture(
         run / "pictures" / "most-wrong.png", most_wrong_picture(predictions, source, classes, preprocessing, title)
     )
-
-
-def write_csv(path: Path, rows: Iterable[Iterable[object]]) -> None:
-    """Write a table whole or not at all."""
-    with (
-        disk_faults(path),
-        atomic_write(path) as partial,
-        open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file,
-    ):
-        csv.writer(file).writerows(rows)
-
-
-def save_picture(path: Path, figure: "Figure") -> None:
-    """Write a picture whole or not at all."""
-    with disk_faults(path), atomic_write(path) as partial:
-        figure.savefig(partial, dpi=DPI, facecolor="white")
 
 
 def _class_rows(predictions: Predictions, classes: tuple[str, ...]) -> list[list[object]]:

@@ -10,6 +10,7 @@ from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, check, losses
 from openmae.inference.regression import r2_scores
+from openmae.machine.files import write_csv
 from openmae.pictures.captioned import IMAGE_HEIGHT, CaptionedImage, captioned_grid
 from openmae.pictures.text import (
     FAINT,
@@ -22,9 +23,9 @@ from openmae.pictures.text import (
     heading_height,
     headings,
     page,
+    save_picture,
     text_width,
 )
-from openmae.tasks.classification.classification_report import save_picture, write_csv
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure

@@ -10,30 +10,15 @@ from openmae.config import Preprocessing
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, class_counts, confusion_counts, interval, losses, predicted_labels
 from openmae.pictures.captioned import IMAGE_HEIGHT, CaptionedImage, captioned_grid
-from openmae.pictures.text import (
-    FAINT,
-    INK,
-    PAD,
-    box,
-    draw_heading,
-    draw_text,
-    fitted,
-    heading_height,
-    headings,
-    page,
-    text_width,
-)
+from openmae.pictures.confusion import draw_confusion
+from openmae.pictures.text import fitted, per_cent, text_width
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 MAX_DRAWN = 100  # classes; of more than these only the most confused are drawn
 MAX_CONFUSED = 30
-MAX_WITH_NUMBERS = 30  # classes, up to which cells show numbers
 MAX_WRONG = 24
-MAX_NAME_WIDTH = 190  # of a class beside the matrix, in pixels
-NO_IMAGES = "#e4e4e4"  # colour of the row of a class without images
 
 
 def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title: str) -> "Figure":
@@ -41,62 +26,18 @@ def confusion_picture(predictions: Predictions, classes: tuple[str, ...], title:
     pairs, images = confusion_counts(predictions), class_counts(predictions)
     is_part = len(classes) > MAX_DRAWN
     ids = _most_confused(pairs, images)[:MAX_CONFUSED] if is_part else np.arange(len(classes))
-    counts = _matrix(pairs, ids, len(classes))
-    with np.errstate(invalid="ignore"):
-        shares = counts / images[ids, None]  # of a class without images: NaN, drawn grey
-    has_numbers = len(ids) <= MAX_WITH_NUMBERS
-    cell, size = (max(64, 140 // len(ids)), 10) if len(ids) <= 12 else (50, 9) if has_numbers else (16, 7)
-    rows = [f"{fitted(classes[k], MAX_NAME_WIDTH, size)} ({images[k]})" for k in ids]
-    columns = [fitted(classes[k], MAX_NAME_WIDTH, size) for k in ids] + ["all other classes"] * is_part
-    is_upright = any(text_width(name, size) > cell - 6 for name in columns)
-    room = 8 + (max(text_width(name, size) for name in columns) if is_upright else 16)
-    left, matrix = PAD + 32 + max(text_width(name, size) for name in rows), (counts.shape[1] * cell, len(ids) * cell)
-    width = max(600, left + matrix[0] + PAD + (0 if has_numbers else 70))
-
     right, count = int(pairs[pairs[:, 0] == pairs[:, 1], 2].sum()), len(predictions.indices)
     low, high = (100 * bound for bound in interval(right, count))
     most = "most confused" if right < count else "most frequent"
     part = f" of the {len(ids)} {most} of {len(classes)} classes" if is_part else ""
-    lines = headings(
-        f"Confusion matrix{part}: {title}",
-        f"Top-1 {100 * right / count:.1f} % of {count} images (95 % interval: {low:.1f} to {high:.1f} %)"
-        f"{_unreadable(predictions)}. Each row shows what the images of one true class were taken for"
-        + (": per cent of the row, below it images." if has_numbers else ", as a share of the row.")
-        + " Grey rows are classes without images." * bool((images[ids] == 0).any()),
-        width,
+    return draw_confusion(
+        _matrix(pairs, ids, len(classes)),
+        images[ids],
+        [classes[k] for k in ids],
+        title=f"Confusion matrix{part}: {title}",
+        subtitle=f"Top-1 {100 * right / count:.1f} % of {count} images (95 % interval: {low:.1f} to {high:.1f} %)"
+        f"{_unreadable(predictions)}.",
     )
-    top = heading_height(lines)
-    figure = page(width, top + matrix[1] + room + 24 + PAD)
-    draw_heading(figure, lines)
-    axes = figure.add_axes(box(figure, left, top, *matrix))
-    from matplotlib.colors import PowerNorm
-
-    colours, norm = _colours(), PowerNorm(0.5, 0, 1)  # the root makes a few per cent visible
-    axes.imshow(shares, cmap=colours, norm=norm, aspect="auto", interpolation="nearest", origin="upper")
-    axes.set_xticks(np.arange(1, counts.shape[1]) - 0.5, [])
-    axes.set_yticks(np.arange(1, len(ids)) - 0.5, [])
-    axes.tick_params(length=0)
-    axes.grid(color="#dddddd", lw=0.5)
-    for row, name in enumerate(rows):
-        draw_text(figure, left - 8, top + (row + 0.5) * cell, name, size, across="right")
-    for column, name in enumerate(columns):
-        x, turn = left + (column + 0.5) * cell, 90 if is_upright else 0
-        draw_text(figure, x, top + matrix[1] + 8, name, size, across="center", down="top", rotation=turn)
-    draw_text(figure, PAD + 4, top + matrix[1] / 2, "true class (images)", 10, FAINT, "center", rotation=90)
-    draw_text(figure, left + matrix[0] / 2, top + matrix[1] + room + 18, "predicted class", 10, FAINT, "center")
-    if has_numbers:
-        for row, column in np.argwhere(counts).tolist():
-            x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell
-            colour = "white" if shares[row, column] > 0.35 else INK
-            draw_text(figure, x, y - cell * 0.15, _per_cent(shares[row, column]), size, colour, "center")
-            draw_text(figure, x, y + cell * 0.2, _short(counts[row, column]), size - 2, colour, "center")
-    else:
-        start, length = left + matrix[0] + PAD, min(300, matrix[1])
-        bar = figure.add_axes(box(figure, start, top, 12, length), xticks=[], yticks=[])
-        bar.imshow(np.linspace(1, 0, length)[:, None] ** 2, cmap=colours, norm=norm, aspect="auto", origin="upper")
-        for share in (0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1):
-            draw_text(figure, start + 18, top + length * (1 - share**0.5), f"{100 * share:.0f} %", 7)
-    return figure
 
 
 def _most_confused(pairs: NDArray[np.int64], images: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -151,7 +92,7 @@ def _captions(predictions: Predictions, classes: tuple[str, ...], row: int, widt
     """The captions with the true and the predicted class or labels, each a line of `width` pixels."""
     logits, predicted = predictions.logits[row].double(), predicted_labels(predictions)[row]
     if not predictions.is_multi_label:
-        confidence = f" ({_per_cent(float(torch.softmax(logits, 0)[predicted]))})"
+        confidence = f" ({per_cent(float(torch.softmax(logits, 0)[predicted]))})"
         true_name = classes[int(predictions.targets[row])]
         return _caption("true ", [true_name], "", width), _caption(
             "predicted ", [classes[predicted]], confidence, width
@@ -176,18 +117,3 @@ def _caption(start: str, names: list[str], end: str, width: int) -> str:
 def _unreadable(predictions: Predictions) -> str:
     count = len(predictions.bad)
     return f", {count} more cannot be read" if count else ""
-
-
-def _per_cent(share: float) -> str:
-    """A share as text; 0 % and 100 % only where it is exactly that."""
-    return "<1 %" if 0 < share < 0.005 else ">99 %" if 0.995 <= share < 1 else f"{100 * share:.0f} %"
-
-
-def _short(count: int) -> str:
-    return str(count) if count < 100_000 else f"{count / 1000:.0f}k" if count < 10_000_000 else f"{count / 1e6:.0f}M"
-
-
-def _colours() -> "Colormap":
-    import matplotlib
-
-    return matplotlib.colormaps["Blues"].with_extremes(bad=NO_IMAGES)

@@ -1,0 +1,144 @@
+"""A sheet of segmented images: photograph, truth and prediction side by side, and a legend of the classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from openmae.pictures.captioned import WRONG
+from openmae.pictures.class_colours import class_colours
+from openmae.pictures.overlay import overlaid
+from openmae.pictures.text import (
+    FAINT,
+    INK,
+    PAD,
+    box,
+    draw_heading,
+    draw_text,
+    fitted,
+    heading_height,
+    headings,
+    page,
+    per_cent,
+)
+
+if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 320, 240  # of an image on the sheet at most, in pixels
+CAPTION, HEADER = 26, 24  # heights below a row and above the first
+MAX_IN_LEGEND, LEGEND_COLUMNS, LEGEND_LINE = 20, 4, 20
+COLUMNS = ("image", "truth", "prediction")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SegmentedImage:
+    """An image (H, W, 3) uint8 with its true and its predicted labels (H, W), below 0 where ignored."""
+
+    image: NDArray[np.uint8]
+    truth: NDArray
+    prediction: NDArray
+
+    def __post_init__(self) -> None:
+        shape = self.image.shape[:2]
+        assert self.truth.shape == self.prediction.shape == shape, (shape, self.truth.shape, self.prediction.shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """A row of the sheet: what is shown, or why nothing can be; the image's name and its score as captions."""
+
+    content: SegmentedImage | str
+    name: str
+    score: str
+
+
+def segmentation_sheet(title: str, subtitle: str, rows: Sequence[Row], classes: Sequence[str]) -> "Figure":
+    """The rows below a heading; class maps in colour over the photograph, which ignored pixels leave bare."""
+    legend = _most_frequent(rows, len(classes))
+    shown = legend[:MAX_IN_LEGEND]
+    width = 2 * PAD + len(COLUMNS) * WIDTH + (len(COLUMNS) - 1) * PAD // 2
+    lines = headings(title, subtitle, width)
+    top = heading_height(lines)
+    below = top + HEADER + len(rows) * (HEIGHT + CAPTION)
+    legend_lines = -(-len(shown) // LEGEND_COLUMNS) + (len(legend) > len(shown))
+    figure = page(width, below + 12 + legend_lines * LEGEND_LINE + PAD)
+    draw_heading(figure, lines)
+    lefts = [PAD + number * (WIDTH + PAD // 2) for number in range(len(COLUMNS))]
+    for left, column in zip(lefts, COLUMNS, strict=True):
+        draw_text(figure, left, top + HEADER / 2 - 4, column, 10)
+    colours = class_colours(len(classes))
+    for number, row in enumerate(rows):
+        y = top + HEADER + number * (HEIGHT + CAPTION)
+        if isinstance(row.content, str):
+            text = fitted(f"unreadable: {row.content}", width - 2 * PAD, 9)
+            draw_text(figure, PAD, y + HEIGHT / 2, text, 9, WRONG)
+        else:
+            for left, picture in zip(lefts, _pictures(row.content, colours), strict=True):
+                _draw_picture(figure, picture, left, y)
+        draw_text(figure, lefts[0], y + HEIGHT + 11, fitted(row.name, 2 * WIDTH, 8), 8, FAINT)
+        draw_text(figure, width - PAD, y + HEIGHT + 11, fitted(row.score, WIDTH - PAD, 9), 9, INK, across="right")
+    _draw_legend(figure, below + 12, width, classes, colours, shown, len(legend) - len(shown))
+    return figure
+
+
+def _most_frequent(rows: Sequence[Row], num_classes: int) -> list[tuple[int, float]]:
+    """The classes that occur, with their share of the pixels that are shown, in truth and prediction together."""
+    counts = np.zeros(num_classes, np.int64)
+    for row in rows:
+        if isinstance(row.content, SegmentedImage):
+            for labels in (row.content.truth, row.content.prediction):
+                counts += np.bincount(labels[labels >= 0].ravel(), minlength=num_classes)
+    order = np.argsort(-counts, kind="stable")
+    return [(int(k), counts[k] / counts.sum()) for k in order if counts[k]]
+
+
+def _pictures(content: SegmentedImage, colours: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Image, truth and prediction at the size of the sheet; small images are enlarged without smoothing."""
+    height, width = content.image.shape[:2]
+    scale = min(WIDTH / width, HEIGHT / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resampling = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
+    image = np.asarray(Image.fromarray(np.ascontiguousarray(content.image)).resize(size, resampling))
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+        for new, old in zip(size[::-1], (height, width), strict=True)
+    )
+    maps = [labels[rows[:, None], columns] for labels in (content.truth, content.prediction)]
+    return [image, *(overlaid(image, labels, colours) for labels in maps)]
+
+
+def _draw_picture(figure: "Figure", picture: NDArray[np.uint8], left: float, top: float) -> None:
+    height, width = picture.shape[:2]
+    x, y = left + (WIDTH - width) // 2, top + (HEIGHT - height) // 2
+    axes = figure.add_axes(box(figure, x, y, width, height))
+    axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
+    axes.axis("off")
+
+
+def _draw_legend(
+    figure: "Figure",
+    top: float,
+    width: int,
+    classes: Sequence[str],
+    colours: NDArray[np.uint8],
+    shown: list[tuple[int, float]],
+    num_more: int,
+) -> None:
+    """A line of four classes after the other, the most pixels first."""
+    from matplotlib.patches import Rectangle
+
+    room = (width - 2 * PAD) / LEGEND_COLUMNS
+    for number, (k, share) in enumerate(shown):
+        line, column = divmod(number, LEGEND_COLUMNS)
+        x, y = PAD + column * room, top + (line + 0.5) * LEGEND_LINE
+        left, low, across, down = box(figure, x, y - 6, 12, 12)
+        figure.add_artist(Rectangle((left, low), across, down, color=tuple(colours[k] / 255), lw=0))
+        text = f" ({per_cent(share)})"
+        draw_text(figure, x + 18, y, fitted(classes[k], room - 70, 9) + text, 9)
+    if num_more:
+        y = top + (-(-len(shown) // LEGEND_COLUMNS) + 0.5) * LEGEND_LINE
+        draw_text(figure, PAD, y, f"and {num_more} more classes with fewer pixels", 9, FAINT)
