@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-from openmae.data.masks.evaluation import WholeImage, read_whole, whole_images
+from openmae.data.decoding.decode import BadImage
+from openmae.data.masks.augment import nearest
+from openmae.data.masks.evaluation import read_whole, whole_images
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked
+from openmae.data.preprocess import normalise, to_unit
 from openmae.data.readers import ReaderKilled
 from openmae.inference.segmentation import Windows, class_map
 from openmae.inference.segmentation_metrics import ConfusionMatrix
@@ -22,6 +25,8 @@ from openmae.inference.segmentation_result import (
 )
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.pictures.segmentation_sheet import SegmentedImage
+from openmae.pictures.sheet import to_picture
 from openmae.planning.segment import SegmentPlan
 from openmae.run.quarantine import Quarantine
 from openmae.tasks.segment.report import write_report
@@ -74,20 +79,27 @@ class SegmentEvaluation:
         counts = {"report": data.final_split, "report_images": len(data.final_source)}
         return {**segmentation_metrics(result), **counts, "train_images": len(data.train), "classes": len(data.classes)}
 
-    def picture(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int64]]:
-        """An image of the final split as it is drawn, its labels and what the model says."""
-        source = self.data.final_source
-        whole = read_whole(source, self.plan.preprocessing, index)
-        assert whole.labels is not None and not isinstance(whole.image, str), "it could be read before"
-        return self.windows.drawn(whole, self.plan.preprocessing), whole.labels, self._class_map(whole)
+    def picture(self, index: int) -> SegmentedImage:
+        """An image of the final split, its labels and what the model says, at the size that the model sees.
 
-    def _class_map(self, whole: WholeImage) -> NDArray[np.int64]:
-        assert not isinstance(whole.image, str)
+        Raises:
+            BadImage: it can no longer be read.
+        """
+        whole, p = read_whole(self.data.final_source, self.plan.preprocessing, index), self.plan.preprocessing
+        if isinstance(whole.image, str):
+            raise BadImage(whole.image)
+        assert whole.labels is not None
+        image = np.asarray(to_picture(to_unit(normalise(whole.image[None], p), p)[0]))
+        size = (image.shape[0], image.shape[1])
+        truth = nearest(whole.labels, (0, 0, *whole.size), size)
+        return SegmentedImage(image=image, truth=truth, prediction=self._class_map(whole.image, size).cpu().numpy())
+
+    def _class_map(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         c = self.plan.config
         return class_map(
             self.model,
-            whole.image,
-            whole.size,
+            image,
+            size,
             self.plan.preprocessing,
             self.windows,
             device=self.device,
@@ -124,7 +136,7 @@ class SegmentEvaluation:
                         continue
                     assert whole.labels is not None
                     truth = torch.from_numpy(whole.labels).to(self.device)
-                    of_image = ConfusionMatrix.count(truth, self._class_map(whole), num_classes)
+                    of_image = ConfusionMatrix.count(truth, self._class_map(whole.image, whole.size), num_classes)
                     matrix += of_image
                     scores.append(ImageScore.of(whole.index, whole.name, of_image.cpu()))
         except ReaderKilled as error:  # the other processes wait for this one

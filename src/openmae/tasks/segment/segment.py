@@ -11,7 +11,6 @@ from openmae.data.masks.open import open_segmentation
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.stream import MaskedStream
 from openmae.data.sources.reading import reading_options
-from openmae.inference.segmentation_metrics import result_text
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_encoder, load_weights
@@ -28,6 +27,7 @@ from openmae.run.open_run import Run, open_run
 from openmae.run.step import StepResult
 from openmae.tasks.segment.evaluation import SegmentEvaluation
 from openmae.tasks.segment.predict import predict_images
+from openmae.tasks.segment.report import result_text
 from openmae.tasks.segment.step import SegmentStep, train_step
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer
 from openmae.training.optim import PolynomialSchedule, adamw_from_groups, layer_decay_groups
@@ -105,7 +105,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
             bad={**bad, **(facts.bad if facts else {})},
             finish=lambda: evaluation.finish(run.path, run.num_steps, run.progress.log.quarantine),
             final_message=lambda summary: (
-                f"{result_text(summary)}\n"
+                f"{result_text(summary, data.final_split)}\n"
                 f"done       {run.path / MODEL}; see {run.path / 'pictures'} and {run.path / 'classes.csv'}; use it: "
                 f"openmae segment IMAGES --init {run.path} --predict --out FOLDER"
             ),
