@@ -32,7 +32,7 @@ from openmae.data.decoding.pillow import frame_to_array, open_with_pillow, orien
 from openmae.data.decoding.pixels import BadImage, apply_orientation, check_size
 from openmae.data.decoding.tiff import TIFF_SIGNATURES, read_tiff
 
-__all__ = ["MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "to_channels"]
+__all__ = ["MAX_PIXELS", "BadImage", "decode", "from_pil_image", "masked_array", "reason_of", "to_channels"]
 
 
 def decode(
@@ -66,7 +66,7 @@ def decode(
     except BadImage:
         raise
     except Exception as error:  # the decoders raise OSError, ValueError, SyntaxError, struct.error and many more
-        raise BadImage(_reason(error)) from error
+        raise BadImage(reason_of(error)) from error
 
 
 def _decoded(
@@ -131,7 +131,7 @@ def from_pil_image(image: Image.Image, background: float = 1.0, nodata: float | 
     except BadImage:
         raise
     except Exception as error:  # PIL images are lazy: the file may be read only now
-        raise BadImage(_reason(error)) from error
+        raise BadImage(reason_of(error)) from error
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
@@ -178,7 +178,7 @@ def _pillow_orientation(data: bytes, max_pixels: int) -> int | None:
         return None
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """One short line for an exception of any library, without paths and addresses."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image in a format that is read here"

@@ -1,0 +1,221 @@
+"""Opening the data of semantic segmentation: pairs, classes, splits."""
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openmae.config import Dataset
+from openmae.config.checks import OFF
+from openmae.data.masks.class_names import read_class_names
+from openmae.data.masks.classes import DecidedClasses, check_numbering, check_train_classes, decide_classes
+from openmae.data.masks.numbering import Numbering
+from openmae.data.masks.pairs import FoundPairs, find_pairs
+from openmae.data.masks.palette import IGNORED, Palette, read_palette
+from openmae.data.masks.segmentation import SegmentationData
+from openmae.data.masks.source import Masked, MaskedSource, MaskedSubset
+from openmae.data.masks.survey import MaskSurvey, survey_masks
+from openmae.data.randomness import Permutation
+from openmae.data.sources.axes import decide_axes, shapes_of_files
+from openmae.data.sources.open import Splits
+from openmae.errors import RequestError, shown
+from openmae.machine.device import num_cores
+
+_MAX_HELD_OUT = 1000
+_HELD_OUT_KEY = 0x5E65
+_OF_TRAIN = "split of train"
+_NAMED = 5
+
+
+def open_segmentation(
+    dataset: Dataset,
+    *,
+    class_names: str | None = None,
+    palette: str | None = None,
+    ignore_index: int | None = None,
+    reduce_zero_label: bool = False,
+    held_out: int | None = None,
+    background: float,
+    max_pixels: int,
+    axes: str | None = None,
+    default_axes: str | None = None,
+    nodata: float | str = OFF,
+    seed_of_split: int = 0,
+    threads: int | None = None,
+    known_classes: tuple[str, ...] | None = None,
+    known_ignore_index: int | None = None,
+    known_bad: Mapping[str, Mapping[str, str]] | None = None,
+) -> SegmentationData:
+    """Open the images and masks of DATA's splits, decide on their classes, and hold out a split where there is none.
+
+    Every mask is decoded once for it, unless `known_classes` says what was decided. Pairs that cannot be used (an
+    unreadable mask, a size other than the image's, values that are no classes) are left out, and named in `bad`.
+
+    Args:
+        class_names, palette: paths, see `read_class_names` and `read_palette`.
+        ignore_index: the stored value that is ignored, -1 for none, None: see `decide_classes`.
+        reduce_zero_label: 0 is ignored, and every other value is one more than its class, as in ADE20K.
+        held_out: how many images to hold out of train; None: a fifth of fewer than 2,500, else a tenth, at most 1,000,
+            and only where there is no val and no test split.
+        background, max_pixels, axes, default_axes, nodata: see `open_splits`.
+        threads: for the pass over all masks; None: one for each core.
+        known_classes: `classes` of a run that is resumed: no mask is decoded here.
+        known_ignore_index, known_bad: `ignore_index` and `bad` of that run.
+
+    Raises:
+        RequestError: DATA is in none of the known layouts, no mask of a split can be used, train has fewer than two
+            classes, or an option does not fit the data.
+    """
+    check_numbering(ignore_index, reduce_zero_label, palette, class_names)
+    colours = None if palette is None else read_palette(palette)
+    names = None if class_names is None or known_classes is not None else read_class_names(class_names)
+    data, found = str(dataset), find_pairs(dataset)
+    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
+    sources = _open_sources(found, colours, reading, axes, default_axes)
+    surveys: dict[str, MaskSurvey] = {}
+    if known_classes is None:
+        num_threads = num_cores() if threads is None else threads
+        surveys = {split: survey_masks(source, num_threads) for split, source in sources.items()}
+        bad = {split: survey.bad for split, survey in surveys.items()}
+        _check_readable(data, sources, bad)
+        options: dict[str, Any] = {"ignore_index": ignore_index, "reduce_zero_label": reduce_zero_label}
+        decided = decide_classes(_pixels_by_value(surveys), names=names, palette=colours, **options)
+        bad = {s: survey.bad | _beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
+    else:
+        decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
+        bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
+    _check_readable(data, sources, bad)
+    kept = {s: np.array([i for i in range(len(of)) if of.name(i) not in bad[s]]) for s, of in sources.items()}
+    rest, held_out_ids = _hold_out(data, kept, held_out, seed_of_split)
+    pixels = {s: _pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
+    if pixels:
+        check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
+    sources = {split: source.numbered(decided.numbering, decided.classes) for split, source in sources.items()}
+    whole: dict[str, Masked] = {s: _take(sources[s], kept[s]) for s in ("val", "test") if s in sources}
+    final_split = next((split for split in ("test", "val") if split in whole), _OF_TRAIN)
+    taken = MaskedSubset(sources["train"], held_out_ids) if len(held_out_ids) else None
+    test = taken if final_split == _OF_TRAIN else whole[final_split]
+    assert test is not None
+    return SegmentationData(
+        train=_take(sources["train"], rest),
+        validation=whole["val"] if len(whole) == 2 else taken if taken is not test else None,
+        test=test,
+        final_split=final_split,
+        is_validation_split=taken is not None,
+        classes=decided.classes,
+        pixels=pixels.get("train"),
+        ignore_index=decided.numbering.ignore_index,
+        reduce_zero_label=reduce_zero_label,
+        bad={split: reasons for split, reasons in bad.items() if reasons},
+        notes=(*found.notes, *decided.notes, *_absent_in_train(pixels, decided.classes)),
+        origins={split: pairs.origin for split, pairs in found.parts.items()},
+        source_lines=tuple(_splits(found, sources).lines),
+    )
+
+
+def _open_sources(
+    found: FoundPairs, palette: Palette | None, reading: dict[str, Any], axes: str | None, default_axes: str | None
+) -> dict[str, MaskedSource]:
+    """The splits, whose stored values have no meaning yet."""
+    shapes = chain.from_iterable(shapes_of_files(pairs.root, pairs.images) for pairs in found.parts.values())
+    reading = {**reading, "axes": decide_axes(shapes, axes, default_axes)}
+    return {
+        split: MaskedSource(
+            pairs.root,
+            pairs.images,
+            pairs.masks,
+            numbering=Numbering(),
+            palette=palette,
+            ignored=found.ignored,
+            **reading,
+        )
+        for split, pairs in found.parts.items()
+    }
+
+
+def _check_readable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise RequestError where all pairs of a split are bad."""
+    for split, source in sources.items():
+        if len(bad[split]) == len(source):
+            name, reason = next(iter(bad[split].items()))
+            raise RequestError(
+                f"none of the {len(source):,} masks of {split} in {shown(data)} can be used: {shown(name)}: {reason}"
+            )
+
+
+def _pixels_by_value(surveys: Mapping[str, MaskSurvey]) -> dict[int, int]:
+    total: dict[int, int] = {}
+    for survey in surveys.values():
+        for value, count in survey.pixels_by_value.items():
+            total[value] = total.get(value, 0) + count
+    return total
+
+
+def _beyond_classes(source: MaskedSource, survey: MaskSurvey, numbering: Numbering) -> dict[str, str]:
+    """The reason, by name, for each mask with values that are no classes."""
+    beyond = np.flatnonzero(numbering.ids_of(survey.values) < IGNORED)
+    images, starts = np.unique(survey.images[beyond], return_index=True)
+    return {
+        source.name(image): f"mask: {numbering.reason_of(survey.values[entries], survey.pixels[entries])}"
+        for image, entries in zip(images.tolist(), np.split(beyond, starts[1:]), strict=True)
+    }
+
+
+def _pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The pixels of each class in the masks at `indices`: (classes,)."""
+    ids = decided.numbering.ids_of(survey.values)
+    counts = np.zeros(len(decided.classes), np.int64)
+    is_counted = (ids >= 0) & np.isin(survey.images, indices)
+    np.add.at(counts, ids[is_counted], survey.pixels[is_counted])
+    return counts
+
+
+def _hold_out(
+    data: str, kept: Mapping[str, NDArray[np.int64]], held_out: int | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The training images at `kept`, divided: sorted indices (the rest, the held-out ones). The same in every run."""
+    train = kept["train"]
+    if held_out and {"val", "test"} <= kept.keys():
+        raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
+    has_final = len(kept) > 1
+    if held_out is not None and (held_out < 0 or (held_out == 0 and not has_final)):
+        raise RequestError(
+            f"--held-out {held_out} leaves nothing to measure on: {shown(data)} has no val and test parts with masks"
+        )
+    if held_out is None:
+        default = len(train) // 5 if len(train) < 2500 else min(len(train) // 10, _MAX_HELD_OUT)
+        held_out = 0 if has_final else max(1, default)
+    if held_out >= len(train):
+        raise RequestError(
+            f"--held-out {held_out}: {shown(data)} has {len(train)} training images with masks, of which one must be "
+            "left; hold out fewer, or give a test part"
+        )
+    order = Permutation(len(train), _HELD_OUT_KEY, seed)(np.arange(len(train)))
+    return train[np.sort(order[held_out:])], train[np.sort(order[:held_out])]
+
+
+def _take(source: MaskedSource, indices: NDArray[np.int64]) -> Masked:
+    return source if len(indices) == len(source) else MaskedSubset(source, indices)
+
+
+def _absent_in_train(pixels: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]) -> list[str]:
+    """A line for each evaluation split with classes that are nowhere in train."""
+    lines = []
+    for split, counts in pixels.items():
+        absent = np.flatnonzero((counts > 0) & (pixels["train"] == 0)).tolist()
+        if absent:
+            named = ", ".join(shown(classes[i]) for i in absent[:_NAMED]) + (", …" if len(absent) > _NAMED else "")
+            plural = "classes" if len(absent) > 1 else "class"
+            lines.append(f"{split} has {len(absent)} {plural} that no training mask has: {named}")
+    return lines
+
+
+def _splits(found: FoundPairs, sources: Mapping[str, MaskedSource]) -> Splits:
+    return Splits(
+        sources=dict(sources),
+        origins={split: pairs.origin for split, pairs in found.parts.items()},
+        ignored=(found.ignored.line,) if found.ignored.line else (),
+        warnings=found.warnings,
+    )
