@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int64, Num
 from torch import Tensor
 
-from openmae.data.preprocess import normalise
 from openmae.config import Preprocessing
+from openmae.data.preprocess import normalise
 from openmae.inference.windows import resized_class_map, sliding_logits
 from openmae.machine.device import autocast
 from openmae.transfer.segmenter import Segmenter

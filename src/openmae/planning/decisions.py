@@ -11,6 +11,7 @@ from openmae.config import (
     MAEShape,
     Preprocessing,
     ResolvedTrainingConfig,
+    SegmenterShape,
     TokenizerShape,
     ViTShape,
     check_name,
@@ -31,7 +32,7 @@ CROP_ASPECT_REASON = "crops stretch an image by a third at most compared with ev
 
 ResolvedConfigT = TypeVar("ResolvedConfigT", bound=ResolvedTrainingConfig)
 ResolvedConfigT_co = TypeVar("ResolvedConfigT_co", bound=ResolvedTrainingConfig, covariant=True)
-ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape)
+ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape, SegmenterShape)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How raw values become the model's input, decided where the user left it open."""
 
 from dataclasses import replace
+from typing import Protocol
 
-from openmae.config import Preprocessing, ResolvedFinetuneConfig, ResolvedPretrainConfig, ResolvedTokenizerConfig
+from openmae.config import Preprocessing
 from openmae.config.checks import MARKED
 from openmae.data.decoding.nodata import resolve_nodata, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
@@ -51,11 +52,24 @@ def choose_nodata(model: Preprocessing | None, decisions: Decisions) -> None:
     decisions.set("nodata", setting, "NaN, and what TIFFs mark" if setting == MARKED else "as --init")
 
 
-def preprocessing_of(
-    config: ResolvedPretrainConfig | ResolvedFinetuneConfig | ResolvedTokenizerConfig,
-    dtype: str,
-    crop_fraction: float = 1.0,
-) -> Preprocessing:
+class InputSettings(Protocol):
+    """The settings of a resolved config that say how images become the model's input."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def value_range(self) -> tuple[float, float]: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def background(self) -> float: ...
+
+
+def preprocessing_of(config: InputSettings, dtype: str, crop_fraction: float = 1.0) -> Preprocessing:
     """How images become the model's input, as far as the config says it."""
     return Preprocessing(
         channels=config.channels,

@@ -11,7 +11,6 @@ from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.interchange.stored import StoredModel
 from openmae.planning.decisions import (
-    CROP_ASPECT_REASON,
     Decisions,
     Machine,
     Plan,
@@ -27,6 +26,7 @@ from openmae.planning.decisions import (
     survey_data_and_machine,
 )
 from openmae.planning.encoder import adopt_encoder, check_channels, decide_model, decide_size, encoder_shape
+from openmae.planning.image_size import default_patch_size
 from openmae.planning.micro_batch import check_memory, decide_micro_batch
 from openmae.planning.preprocessing import (
     check_scale,
@@ -45,7 +45,8 @@ PAPER_CROP = 512
 CPU_CROP = 128  # pixels; on a CPU larger crops take minutes a step
 AUXILIARY_WIDTH = 256
 NARROW_HEAD = {"cpu": 64, "cuda": 256}
-PATCH_FRACTION = 2 / 3  # stride over window: 341 of 512 px
+STRIDE_FRACTION = 2 / 3  # of a window: 341 of 512 px
+AS_INIT = "as --init"  # a reason that the plan leaves out: nobody has to decide about it
 
 
 class SegmentPlan(Plan[ResolvedSegmentConfig, SegmenterShape]):
@@ -118,12 +119,12 @@ def make_segment_plan(
     if init is not None:
         adopt_encoder(*init, decisions)
     decisions.apply_recipe(SEGMENT_RECIPES)
+    _decide_crop(facts, machine, decisions, None if init is None else init[0])
     if init is None:
         if get("model") is not None:
             decide_size(decisions, get("model"))
         decide_model(facts, machine, decisions)
         decide_statistics(facts, decisions)
-    _decide_crop(facts, machine, decisions, None if init is None else init[0])
     _decide_model(machine, decisions, None if init is None else init[0])
     _decide_optimisation(config, facts, machine, decisions)
     choose_axes(facts, decisions)
@@ -153,22 +154,22 @@ def make_segment_plan(
 
 def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
     """The crop, how it is drawn, and how whole images are segmented."""
-    decide, patch = decisions.decide, decisions.get("patch_size")
+    decide = decisions.decide
     own = 0 if encoder is None else min(encoder.image_size)
-    is_cpu = machine.device == "cpu"
-    largest = max(own, CPU_CROP) if is_cpu else PAPER_CROP
-    side = max(patch, min(largest, facts.short_side) // patch * patch)
-    why = "the images' short side" if side > facts.short_side - patch else "usual for " + machine.device
-    decide("image_size", side, f"{why}, in whole patches" if not is_cpu or side < PAPER_CROP else why)
+    largest = min(facts.short_side, max(own, CPU_CROP) if machine.device == "cpu" else PAPER_CROP)
+    patch = decisions.get("patch_size") or default_patch_size(largest)
+    side = max(patch, largest // patch * patch)
+    why = "the images' short side" if side > facts.short_side - patch else f"usual for {machine.device}"
+    decide("image_size", side, f"{why}, in whole patches of {patch} px")
     decide(
         "augment", "crop-jitter" if facts.channels == 3 else "crop", "table 5's: scaled, cropped, flipped, distorted"
     )
-    decide("crop_aspect", "model", CROP_ASPECT_REASON)
+    decide("crop_aspect", "model", AS_INIT)
     decide("resize_range", (0.5, 2.0), "table 5's")
     decide("max_class_share", 0.75, "table 5's")
     height, width = pair(decisions.get("image_size"))
     decide("inference", "slide", "table 5's: the positions that were trained")
-    decide("stride", max(1, math.floor(PATCH_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
+    decide("stride", max(1, math.floor(STRIDE_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
     decide("ignore_index", 255, "the default")
 
 

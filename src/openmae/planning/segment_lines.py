@@ -7,7 +7,7 @@ from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
 from openmae.planning.reader_memory import reader_lines
-from openmae.planning.segment import SegmentPlan, training_flops
+from openmae.planning.segment import AS_INIT, SegmentPlan, training_flops
 from openmae.planning.summary_lines import (
     CHECKPOINT_BYTES_PER_PARAMETER,
     decided_lines,
@@ -30,6 +30,7 @@ def segment_lines(
     peak = c.base_lr * c.batch_size / 256
     lines = [
         *data.source_lines,
+        *(f"masks      {note}" for note in data.notes),
         f"data       {count:,} images with masks to train on, {len(data.classes)} classes; short side about "
         f"{facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"measured   on {len(data.final_source):,} images of {data.final_split}, each whole and at its own size"
@@ -46,7 +47,7 @@ def segment_lines(
         *reader_lines(facts.largest, c.workers),
     ]
     lines += nodata_lines(facts) + value_lines(plan.notes)
-    return lines + decided_lines(plan, left_out="as --init")
+    return lines + decided_lines(plan, left_out=AS_INIT)
 
 
 def checkpoint_bytes(shape: SegmenterShape) -> int:

@@ -107,6 +107,8 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
             raise RequestError(
                 f"--stride got {self.stride}, more than --image-size {min(self.size)}: pixels are missed"
             )
+        if self.crop_aspect not in (None, "model"):
+            raise RequestError(f"--crop-aspect {self.crop_aspect} is not for segment, which keeps an image's aspect")
         self.check_statistics()
         self.check_adamw()
         if self.is_from_scratch and (self.freeze or self.predict):
