@@ -34,7 +34,7 @@ class SegmenterShape:
         blocks = self.pyramid_blocks
         if list(blocks) != sorted(blocks) or blocks[0] < 0 or blocks[-1] >= self.encoder.depth:
             raise RequestError(
-                f"the pyramid's blocks are {' '.join(map(str, blocks))}: give four numbers in ascending order from 0 to "
+                f"the pyramid's blocks are {' '.join(map(str, blocks))}: give four in ascending order from 0 to "
                 f"{self.encoder.depth - 1}, for this encoder has {self.encoder.depth} blocks"
             )
 

@@ -2,17 +2,19 @@
 
 from dataclasses import replace
 
-from openmae.config import MAEShape, ViTShape
+from openmae.config import MAEShape, SegmenterShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
 from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
+from openmae.interchange.stored import KIND_NAMES
 from openmae.machine.device import pick_device
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
+from openmae.transfer.segmenter import Segmenter
 
 __all__ = ["ClassifierModel", "EncoderModel", "MAEModel", "RegressionModel", "load", "load_mae"]
 
@@ -69,6 +71,11 @@ def load(
         encoder = ViT(stored.shape)
         load_encoder(encoder, stored)
         return EncoderModel(encoder.eval().to(target_device), *common)
+    if isinstance(stored.shape, SegmenterShape):
+        segmenter = Segmenter.from_shape(stored.shape)
+        load_weights(segmenter, stored.weights, str(stored.path))
+        segmenter.eval().to(target_device)
+        return EncoderModel(segmenter.encoder, *common)
     classifier = Classifier.from_shape(stored.shape)
     load_weights(classifier, stored.weights, str(stored.path))
     classifier.eval().to(target_device)
@@ -84,7 +91,13 @@ def load_mae(init: str, device: str | None = None) -> MAEModel:
     """
     model = load(init, device, verbose=True)
     if not isinstance(model, MAEModel):
-        kinds = {ClassifierModel: "a classifier", RegressionModel: "a regression model"}
-        what = kinds.get(type(model), "an encoder only")
-        raise RequestError(f"--init {init} is {what}: reconstruction needs the decoder of a pre-trained model")
+        raise RequestError(
+            f"--init {init} is {kind_of(model)}: reconstruction needs the decoder of a pre-trained model"
+        )
     return model
+
+
+def kind_of(model: EncoderModel) -> str:
+    """The kind of a loaded model, for messages."""
+    kind = model.description.get("kind", "encoder")
+    return "an encoder only" if kind == "encoder" else KIND_NAMES[kind]

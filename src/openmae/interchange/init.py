@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -11,6 +12,7 @@ from openmae.config import (
     ClassifierShape,
     MAEShape,
     Preprocessing,
+    SegmenterShape,
     TargetScale,
     ViTShape,
     check_name,
@@ -24,10 +26,11 @@ from openmae.interchange.incoming.files import locate_checkpoint, read_raw_check
 from openmae.interchange.incoming.named import TIMM
 from openmae.interchange.incoming.timm_models import read_timm
 from openmae.interchange.report import LoadReport
-from openmae.interchange.stored import StoredModel, check_weights, expected_weights
+from openmae.interchange.stored import KIND_NAMES, ModelShape, StoredModel, check_weights, expected_weights
 from openmae.model import cost
 from openmae.model.tokenizer_cost import stored_parameters
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
+from openmae.transfer.segmenter_cost import segmenter_parameters
 
 
 def read_init(init: str, hints: Hints | None = None, *, verbose: bool = True) -> StoredModel:
@@ -73,6 +76,7 @@ def _with_report(model: StoredModel, init: str) -> StoredModel:
         "mae": "masked autoencoder",
         "classifier": "classifier",
         "regressor": "regression model",
+        "segmenter": "segmentation model",
         "encoder": "encoder",
     }
     step = model.description.get("step")
@@ -116,8 +120,17 @@ def find_model(path: Path, flag: str = "--init") -> Path:
     raise RequestError(f"{flag} {shown(path)} does not exist: give a run folder, a checkpoint or a model.safetensors")
 
 
+def check_label_numbers(description: dict[str, Any]) -> None:
+    """Raise an error where a segmentation model's description lacks how its mask files number classes."""
+    ignored, reduced = description["ignore_index"], description["reduce_zero_label"]
+    if type(ignored) is not int or type(reduced) is not bool:
+        raise TypeError(
+            f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of the wrong type"
+        )
+
+
 def read_stored_model(path: Path) -> StoredModel:
-    """Read a masked autoencoder, a classifier, a regression model or an encoder of ours, and check its weights.
+    """Read a masked autoencoder, a classifier, a regression or segmentation model or an encoder of ours, and check its weights.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
@@ -126,9 +139,9 @@ def read_stored_model(path: Path) -> StoredModel:
     kind = description.get("kind", "mae")
     if kind == "tokenizer":
         raise RequestError(f"{path} is a tokenizer and no model with features: give it as --tokenizer to pretrain")
-    if kind not in ("mae", "classifier", "regressor", "encoder"):
-        raise RequestError(f"{path} says it is a {kind!r}: a mae, a classifier, a regressor or an encoder is needed")
-    shape: MAEShape | ClassifierShape | ViTShape
+    if kind not in KIND_NAMES:
+        raise RequestError(f"{path} says it is a {kind!r}: {', '.join(KIND_NAMES.values())} would do")
+    shape: ModelShape
     try:
         preprocessing = Preprocessing.from_dict(description["preprocessing"])
         if kind == "mae":
@@ -142,8 +155,9 @@ def read_stored_model(path: Path) -> StoredModel:
             shape = ViTShape.from_dict(description["shape"])
             num_described = cost.encoder_parameters(shape)
         else:
-            shape = ClassifierShape.from_dict(description["shape"])
-            name = "classes" if kind == "classifier" else "columns"
+            is_segmenter = kind == "segmenter"
+            shape = (SegmenterShape if is_segmenter else ClassifierShape).from_dict(description["shape"])
+            name = "columns" if kind == "regressor" else "classes"
             names = description[name]
             if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
                 raise ValueError(f"{name} are no names")
@@ -151,7 +165,11 @@ def read_stored_model(path: Path) -> StoredModel:
                 raise ValueError(f"{len(names)} names for {shape.num_classes} {name}")
             if kind == "regressor":
                 TargetScale.from_description(description)
-            num_described = cost.classifier_parameters(shape)
+            if isinstance(shape, SegmenterShape):
+                check_label_numbers(description)
+                num_described = segmenter_parameters(shape)
+            else:
+                num_described = cost.classifier_parameters(shape)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         raise RequestError(f"{path} has a description that does not make a model: {error!r}") from None
     num_held = sum(tensor.numel() for tensor in weights.values())

@@ -27,13 +27,18 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     """Load a trained encoder; what depends on the image or patch size is resampled.
 
     Returns:
-        A line about each weight that was resampled.
+        A line about each weight that was resampled, and one about relative position biases that the trained encoder
+        did not have: they stay zero, which changes nothing (paper, A.4).
 
     Raises:
         RequestError: an encoder weight is missing or of another shape.
     """
     weights, changed = fit_encoder(init.encoder_weights, init.encoder_shape, encoder.shape, str(init.path))
-    for name, value in encoder.state_dict().items():
+    fresh: set[str] = set()
+    if encoder.shape.relative_positions == "bias" and init.encoder_shape.relative_positions == "none":
+        fresh = {name for name in encoder.state_dict() if name.endswith(".relative.table")}
+    needed = {name: value for name, value in encoder.state_dict().items() if name not in fresh}
+    for name, value in needed.items():
         if name not in weights:
             raise RequestError(f"{init.path} lacks the encoder's {name} {tuple(value.shape)}: it is of another kind")
         if weights[name].shape != value.shape:
@@ -41,8 +46,11 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
                 f"{init.path}: the encoder's {name} is {tuple(weights[name].shape)} there and "
                 f"{tuple(value.shape)} here; leave the model's flags out to take its shape"
             )
-    encoder.load_state_dict({name: weights[name] for name in encoder.state_dict()})
-    return [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+    encoder.load_state_dict({name: weights[name] for name in needed}, strict=not fresh)
+    lines = [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+    if fresh:
+        lines.append(f"           relative position biases of {len(fresh)} blocks: fresh, zero at first")
+    return lines
 
 
 def load_for_pretraining(model: MAE, init: StoredModel, *, same_tokens: bool = True) -> list[str]:

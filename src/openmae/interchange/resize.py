@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from openmae.config import ClassifierShape, MAEShape, ViTShape
+from openmae.config import MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.report import Shape
-from openmae.interchange.stored import ENCODER, StoredModel
+from openmae.interchange.stored import ENCODER, ModelShape, StoredModel
 from openmae.model.positions import resample_positions
 from openmae.model.relative_positions import resample_bias_table, resample_vectors
 
@@ -73,7 +73,7 @@ def resized_model(
     fitted, changed = fit_encoder(model.encoder_weights, old, new, str(model.path))
     weights = {**model.weights, **{ENCODER + name: value for name, value in fitted.items()}}
     lines = [f"resized    {ENCODER}{name}: {was} -> {now}" for name, (was, now) in changed.items()]
-    shape: MAEShape | ClassifierShape | ViTShape = new
+    shape: ModelShape = new
     if not isinstance(model.shape, ViTShape):
         shape = replace(model.shape, encoder=new)
     if isinstance(model.shape, MAEShape):

@@ -2,25 +2,28 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, MAEShape, Preprocessing, TargetScale, ViTShape
+from openmae.config import ClassifierShape, MAEShape, Preprocessing, SegmenterShape, TargetScale, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
+from openmae.transfer.segmenter import Segmenter
 
+ModelShape = MAEShape | ClassifierShape | SegmenterShape | ViTShape
 ENCODER = "encoder."
 KIND_NAMES = {  # by the kind in a file's description, for messages
     "mae": "a masked autoencoder",
     "classifier": "a classifier",
     "regressor": "a regression model",
+    "segmenter": "a segmentation model",
     "encoder": "an encoder alone",
 }
 
@@ -31,22 +34,25 @@ class StoredModel:
 
     Attributes:
         path: the file they come from, for messages.
-        weights: by the parameter names of `MAE`, of `Classifier`, or of an encoder alone behind `encoder.`.
-        shape: of a masked autoencoder, a classifier (a regression model is one, of as many outputs), or (`ViTShape`) an
-            encoder alone.
+        weights: by the parameter names of `MAE`, `Classifier` or `Segmenter`, or of an encoder alone behind `encoder.`.
+        shape: of a masked autoencoder, a classifier (a regression model is one, of as many outputs), a segmentation
+            model, or (`ViTShape`) an encoder alone.
         description: the file's metadata: kind, recipe, seed, step, classes, …
         report: what happened to each of the file's weights; None where the model was not read by `read_init`.
     """
 
     path: Path
     weights: dict[str, Tensor]
-    shape: MAEShape | ClassifierShape | ViTShape
+    shape: ModelShape
     preprocessing: Preprocessing
     description: dict[str, Any]
     report: LoadReport | None = None
 
     @property
     def encoder_shape(self) -> ViTShape:
+        """The encoder's shape; that of a segmentation model has no final norm, whatever it had before."""
+        if isinstance(self.shape, SegmenterShape):
+            return replace(self.shape.encoder, final_norm=False)
         return self.shape if isinstance(self.shape, ViTShape) else self.shape.encoder
 
     @property
@@ -61,6 +67,8 @@ class StoredModel:
             return KIND_NAMES["encoder"]
         if isinstance(self.shape, MAEShape):
             return KIND_NAMES["mae"]
+        if isinstance(self.shape, SegmenterShape):
+            return KIND_NAMES["segmenter"]
         return KIND_NAMES["classifier" if self.scale is None else "regressor"]
 
     @property
@@ -69,13 +77,18 @@ class StoredModel:
         return {k.removeprefix(ENCODER): v for k, v in self.weights.items() if k.startswith(ENCODER)}
 
 
-def expected_weights(shape: MAEShape | ClassifierShape | ViTShape) -> dict[str, Tensor]:
+def expected_weights(shape: ModelShape) -> dict[str, Tensor]:
     """The weights that a `StoredModel` of this shape must have, without memory (on torch's meta device)."""
     model: nn.Module
     with torch.device("meta"):
         if isinstance(shape, ViTShape):
             return {ENCODER + name: value for name, value in ViT(shape).state_dict().items()}
-        model = MAE.from_shape(shape) if isinstance(shape, MAEShape) else Classifier.from_shape(shape)
+        if isinstance(shape, MAEShape):
+            model = MAE.from_shape(shape)
+        elif isinstance(shape, SegmenterShape):
+            model = Segmenter.from_shape(shape)
+        else:
+            model = Classifier.from_shape(shape)
     return dict(model.state_dict())
 
 

@@ -29,7 +29,9 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 def layer_decay_groups(
     model: nn.Module, *, depth: int, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of a classifier or a segmentation model by layer, each group with the `lr_scale` that multiplies its learning rate.
+    """Trainable parameters of a classifier or a segmentation model by layer, in groups.
+
+    Each has an `lr_scale`, which multiplies its learning rate.
 
     | id | parameters |
     |---|---|

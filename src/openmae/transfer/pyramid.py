@@ -48,13 +48,13 @@ class Pyramid(nn.Module):
 
     def __init__(self, width: int, norm: Callable[[int], nn.Module] = SyncBatchNorm) -> None:
         super().__init__()
-        self.quarter = nn.Sequential(
+        self.upsample_4 = nn.Sequential(
             nn.ConvTranspose2d(width, width, 2, stride=2),
             norm(width),
             nn.GELU(),
             nn.ConvTranspose2d(width, width, 2, stride=2),
         )
-        self.half = nn.ConvTranspose2d(width, width, 2, stride=2)
+        self.upsample_2 = nn.ConvTranspose2d(width, width, 2, stride=2)
         self.init_weights()
 
     @torch.no_grad()
@@ -83,4 +83,4 @@ class Pyramid(nn.Module):
         if len(maps) != 4:
             raise ValueError(f"the pyramid takes 4 maps, got {len(maps)}")
         first, second, third, last = maps
-        return [self.quarter(first), self.half(second), third, F.max_pool2d(last, 2, ceil_mode=True)]
+        return [self.upsample_4(first), self.upsample_2(second), third, F.max_pool2d(last, 2, ceil_mode=True)]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openmae.config import ClassifierShape, MAEShape, ViTShape
+from openmae.config import ClassifierShape, MAEShape, SegmenterShape, ViTShape
 from openmae.config.shapes import PIXEL_TARGETS
 from openmae.errors import RequestError
 from openmae.interchange.stored import ENCODER, StoredModel
@@ -50,11 +50,11 @@ class Outgoing:
 def encoder_part(model: StoredModel) -> StoredModel:
     """The encoder alone, its weights' names with the prefix `encoder.`; a model that is only an encoder is unchanged.
 
-    A classifier that norms the mean of its tokens has an encoder without a final norm.
+    A classifier that norms the mean of its tokens has an encoder without a final norm, and so has a segmentation model.
     """
     if isinstance(model.shape, ViTShape):
         return model
-    shape = model.shape.encoder
+    shape = model.encoder_shape
     if isinstance(model.shape, ClassifierShape) and has_fc_norm(model.shape):
         shape = replace(shape, final_norm=False)
     kept = ("preprocessing", "recipe", "seed", "step")
@@ -103,8 +103,12 @@ def check_plain(model: StoredModel, to: str) -> None:
     A missing final norm is not checked here: each format decides about it.
 
     Raises:
-        RequestError: it differs from a plain ViT; the message says how.
+        RequestError: it differs from a plain ViT, the message says how; or the model is one of segmentation.
     """
+    if isinstance(model.shape, SegmenterShape):
+        raise RequestError(
+            f"--to {to} holds no segmentation model of openmae: --part encoder its encoder, --to openmae the whole"
+        )
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return

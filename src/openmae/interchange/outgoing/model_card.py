@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ClassifierShape, MAEShape
+from openmae.config import ClassifierShape, MAEShape, SegmenterShape
 from openmae.interchange.stored import StoredModel
 
 NOT_RECORDED = "not recorded"
@@ -63,6 +63,8 @@ def model_card(model: StoredModel, to: str, licence: str, metrics: Mapping[str, 
         tags.append("image-regression")  # the hub has no pipeline of that kind
     else:
         front["pipeline_tag"] = "image-classification" if classifier else "image-feature-extraction"
+    if isinstance(model.shape, SegmenterShape):
+        front["pipeline_tag"] = "image-segmentation"
     lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", *(f"- {tag}" for tag in tags)]
     lines += ["---", "", f"# {title_of(model)}", ""]
     paper = "[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377)"
@@ -89,6 +91,8 @@ def title_of(model: StoredModel) -> str:
         if model.scale is not None:
             return f"A regression model of {shape.num_classes} number{'s' * (shape.num_classes > 1)}: {made} {vit}"
         return f"A classifier of {shape.num_classes} classes: {made} {vit}"
+    if isinstance(shape, SegmenterShape):
+        return f"A segmentation model of {shape.num_classes} classes: UperNet on a {vit}"
     return f"An encoder: {vit}"
 
 

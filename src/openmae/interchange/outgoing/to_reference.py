@@ -63,7 +63,9 @@ def to_reference(model: StoredModel) -> Outgoing:
     remarks = [f"{remark}: tell its reader"]
     remarks += eps_remarks(model, "the reference")
     if not model.encoder_shape.final_norm:
-        remarks.append("the encoder of a classifier that norms the mean of its tokens has no norm of its own")
+        remarks.append(
+            "an encoder that comes from segmentation, or from a classifier that norms the mean, has no norm of its own"
+        )
     extras: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
     if isinstance(model.shape, MAEShape):
         extras["decoder_num_heads"] = model.shape.decoder.num_heads

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ClassifierShape, InspectConfig, MAEShape, ViTShape
+from openmae.config import ClassifierShape, InspectConfig, MAEShape, SegmenterShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.report import group_blocks
@@ -18,6 +18,7 @@ from openmae.training.checkpoint import MANIFEST, DamagedCheckpoint, verify_chec
 USES = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
     ClassifierShape: "robustness, finetune, knn, embed, attention, convert; its decoder is gone",
+    SegmenterShape: "segment, finetune, probe, knn, embed, attention, convert; its decoder is gone",
     ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
 }
 
@@ -88,10 +89,11 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
             f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in targets
         ]
         lines.append(f"           pooled by {init.shape.pool}")
-    elif isinstance(init.shape, ClassifierShape):
+    elif isinstance(init.shape, ClassifierShape | SegmenterShape):
         classes = init.description["classes"]
         names = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
-        lines.append(f"classes    {len(classes)}: {names}; pooled by {init.shape.pool}")
+        how = f"pooled by {init.shape.pool}" if isinstance(init.shape, ClassifierShape) else "one for each pixel"
+        lines.append(f"classes    {len(classes)}: {names}; {how}")
     lines.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
         f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, "

@@ -118,6 +118,8 @@ def load_classifier(init: str, device: str) -> ClassifierModel:
     model = load(init, device, verbose=True)
     if not isinstance(model, ClassifierModel):
         what = "predicts numbers" if isinstance(model, RegressionModel) else "has no classes"
+        if model.description.get("kind") == "segmenter":
+            what = "is a segmentation model"
         raise RequestError(f"--init {init} {what}: give a fine-tuned or probed classifier")
     if model.description.get("is_multi_label"):
         raise RequestError(f"--init {init} gives an image several labels: these sets have one for each")
