@@ -1,5 +1,7 @@
 """Windows cover every pixel, their logits are averaged, and the class map is that of F.interpolate."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ def test_windows_cover_every_pixel_and_stay_inside(length, window, data):
     assert covered == set(range(length))
     assert starts == sorted(set(starts))
     assert starts[-1] == max(0, length - window)
-    assert all(after - before <= stride for before, after in zip(starts, starts[1:], strict=False))
+    assert all(after - before <= stride for before, after in pairwise(starts))
 
 
 @pytest.mark.parametrize("stride", [0, -1, 9])
