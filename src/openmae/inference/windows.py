@@ -73,7 +73,7 @@ def sliding_logits(
     return total.div_(times.to(images.device))
 
 
-def _times_covered(length: int, starts: list[int], window: int) -> Float[Tensor, "length"]:
+def _times_covered(length: int, starts: list[int], window: int) -> Float[Tensor, " length"]:
     times = torch.zeros(length)
     for start in starts:
         times[start : start + window] += 1

@@ -53,7 +53,7 @@ def class_bars(
     top = heading_height(lines) + HEADER
     figure = page(width, top + max(1, len(drawn)) * LINE + AXIS + PAD)
     draw_heading(figure, lines)
-    for text, x in (("IoU", left + BARS + NUMBER), ("of the pixels", left + BARS + 2 * NUMBER + 8)):
+    for text, x in (("IoU", left + BARS + NUMBER), ("pixels", left + BARS + 2 * NUMBER + 8)):
         draw_text(figure, x, top - 10, text, 8.5, FAINT, across="right")
     axes = figure.add_axes(box(figure, left, top, BARS, max(1, len(drawn)) * LINE))
     axes.barh(np.arange(len(drawn)) + 0.5, values[drawn], height=0.72, color=COLOURS[1])

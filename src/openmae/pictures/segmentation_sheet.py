@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 320, 240  # of an image on the sheet at most, in pixels
-CAPTION, HEADER = 26, 24  # heights below a row and above the first
+CAPTION, HEADER, UNREADABLE = 30, 24, 60  # heights: below a row, above the first, of a row without an image
+GAP = 8  # between columns
 MAX_IN_LEGEND, LEGEND_COLUMNS, LEGEND_LINE = 20, 4, 20
 COLUMNS = ("image", "truth", "prediction")
 
@@ -58,29 +59,30 @@ class Row:
 
 def segmentation_sheet(title: str, subtitle: str, rows: Sequence[Row], classes: Sequence[str]) -> "Figure":
     """The rows below a heading; class maps in colour over the photograph, which ignored pixels leave bare."""
-    legend = _most_frequent(rows, len(classes))
+    legend, colours = _most_frequent(rows, len(classes)), class_colours(len(classes))
     shown = legend[:MAX_IN_LEGEND]
-    width = 2 * PAD + len(COLUMNS) * WIDTH + (len(COLUMNS) - 1) * PAD // 2
+    pictures = [None if isinstance(row.content, str) else _pictures(row.content, colours) for row in rows]
+    heights = [UNREADABLE if row is None else row[0].shape[0] for row in pictures]
+    width = 2 * PAD + len(COLUMNS) * WIDTH + (len(COLUMNS) - 1) * GAP
     lines = headings(title, subtitle, width)
     top = heading_height(lines)
-    below = top + HEADER + len(rows) * (HEIGHT + CAPTION)
+    below = top + HEADER + sum(heights) + len(rows) * CAPTION
     legend_lines = -(-len(shown) // LEGEND_COLUMNS) + (len(legend) > len(shown))
     figure = page(width, below + 12 + legend_lines * LEGEND_LINE + PAD)
     draw_heading(figure, lines)
-    lefts = [PAD + number * (WIDTH + PAD // 2) for number in range(len(COLUMNS))]
+    lefts = [PAD + number * (WIDTH + GAP) for number in range(len(COLUMNS))]
     for left, column in zip(lefts, COLUMNS, strict=True):
         draw_text(figure, left, top + HEADER / 2 - 4, column, 10)
-    colours = class_colours(len(classes))
-    for number, row in enumerate(rows):
-        y = top + HEADER + number * (HEIGHT + CAPTION)
+    y = top + HEADER
+    for row, parts, height in zip(rows, pictures, heights, strict=True):
         if isinstance(row.content, str):
             text = fitted(f"unreadable: {row.content}", width - 2 * PAD, 9)
-            draw_text(figure, PAD, y + HEIGHT / 2, text, 9, WRONG)
-        else:
-            for left, picture in zip(lefts, _pictures(row.content, colours), strict=True):
-                _draw_picture(figure, picture, left, y)
-        draw_text(figure, lefts[0], y + HEIGHT + 11, fitted(row.name, 2 * WIDTH, 8), 8, FAINT)
-        draw_text(figure, width - PAD, y + HEIGHT + 11, fitted(row.score, WIDTH - PAD, 9), 9, INK, across="right")
+            draw_text(figure, PAD, y + height / 2, text, 9, WRONG)
+        for left, picture in zip(lefts, parts or (), strict=False):
+            _draw_picture(figure, picture, left, y)
+        y += height + CAPTION
+        draw_text(figure, lefts[0], y - CAPTION + 11, fitted(row.name, 2 * WIDTH, 8), 8, FAINT)
+        draw_text(figure, width - PAD, y - CAPTION + 11, fitted(row.score, WIDTH - PAD, 9), 9, INK, across="right")
     _draw_legend(figure, below + 12, width, classes, colours, shown, len(legend) - len(shown))
     return figure
 
@@ -113,8 +115,7 @@ def _pictures(content: SegmentedImage, colours: NDArray[np.uint8]) -> list[NDArr
 
 def _draw_picture(figure: "Figure", picture: NDArray[np.uint8], left: float, top: float) -> None:
     height, width = picture.shape[:2]
-    x, y = left + (WIDTH - width) // 2, top + (HEIGHT - height) // 2
-    axes = figure.add_axes(box(figure, x, y, width, height))
+    axes = figure.add_axes(box(figure, left + (WIDTH - width) // 2, top, width, height))
     axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
     axes.axis("off")
 

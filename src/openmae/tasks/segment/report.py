@@ -120,7 +120,11 @@ def _row(image: ImageScore, read: Read) -> Row:
         content: SegmentedImage | str = read(image.index)
     except BadImage as error:  # it was readable a moment ago
         content = str(error)
-    score = f"mIoU {image.miou:.1f} %, pixels {image.pixel_accuracy:.1f} %" if image.pixels else "all pixels ignored"
+    score = (
+        f"mIoU {image.miou:.1f} %, pixel accuracy {image.pixel_accuracy:.1f} %"
+        if image.pixels
+        else "all pixels ignored"
+    )
     return Row(content=content, name=image.name, score=score)
 
 
