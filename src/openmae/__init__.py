@@ -37,7 +37,7 @@ from openmae.version import __version__ as __version__
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
-    from openmae.inference.load import ClassifierModel, MAEModel, RegressionModel, load
+    from openmae.inference.load import ClassifierModel, MAEModel, RegressionModel, SegmenterModel, load
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo
@@ -75,6 +75,7 @@ __all__ = [
     "RequestError",
     "RobustnessConfig",
     "SegmentConfig",
+    "SegmenterModel",
     "TokenizerConfig",
     "attention",
     "bench",
@@ -96,7 +97,7 @@ __all__ = [
 ]
 
 _COMMANDS = {command.name: command for command in COMMANDS}
-_OF_LOAD = ("ClassifierModel", "MAEModel", "RegressionModel", "load")
+_OF_LOAD = ("ClassifierModel", "MAEModel", "RegressionModel", "SegmenterModel", "load")
 _ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 
 

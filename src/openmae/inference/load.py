@@ -6,6 +6,7 @@ from openmae.config import MAEShape, SegmenterShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
 from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
+from openmae.inference.segmenter_model import SegmenterModel
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.load_weights import load_encoder, load_weights
@@ -16,7 +17,7 @@ from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 from openmae.transfer.segmenter import Segmenter
 
-__all__ = ["ClassifierModel", "EncoderModel", "MAEModel", "RegressionModel", "load", "load_mae"]
+__all__ = ["ClassifierModel", "EncoderModel", "MAEModel", "RegressionModel", "SegmenterModel", "load", "load_mae"]
 
 
 def load(
@@ -29,7 +30,7 @@ def load(
     axes: str | None = None,
     nodata: float | str | None = None,
     verbose: bool = False,
-) -> MAEModel | ClassifierModel | RegressionModel | EncoderModel:
+) -> MAEModel | ClassifierModel | RegressionModel | SegmenterModel | EncoderModel:
     """Load a model that encodes images and, by its kind, reconstructs them, classifies them or predicts numbers.
 
     Args:
@@ -75,7 +76,7 @@ def load(
         segmenter = Segmenter.from_shape(stored.shape)
         load_weights(segmenter, stored.weights, str(stored.path))
         segmenter.eval().to(target_device)
-        return EncoderModel(segmenter.encoder, *common)
+        return SegmenterModel(segmenter.encoder, *common, segmenter)
     classifier = Classifier.from_shape(stored.shape)
     load_weights(classifier, stored.weights, str(stored.path))
     classifier.eval().to(target_device)
