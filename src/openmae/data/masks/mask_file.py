@@ -56,7 +56,7 @@ def _decoded(data: bytes, palette: Palette | None, max_pixels: int) -> NDArray[n
             values = _numbers(image, int(bits[0]), int(colour_type[0]))
         else:
             values = palette.ids_of(_colours(image, int(bits[0])))
-        return np.ascontiguousarray(apply_orientation(values, orientation_of(image)))
+        return np.ascontiguousarray(apply_orientation(values[..., None], orientation_of(image))[..., 0])
 
 
 def _numbers(image: Image.Image, bits: int, colour_type: int) -> NDArray[np.int32]:
