@@ -78,9 +78,7 @@ def test_split_names_of_kinds_may_differ(tmp_path):
 def test_several_folders_of_one_split(tmp_path):
     """Equal names in them are not mixed up; 1 is in both."""
     put_pairs(tmp_path / "below", "train_a/1", "train_b/1", "val/1")
-    assert pairs(tmp_path / "below")["train"] == [
-        (f"images/train_{n}/1.jpg", f"masks/train_{n}/1.png") for n in "ab"
-    ]
+    assert pairs(tmp_path / "below")["train"] == [(f"images/train_{n}/1.jpg", f"masks/train_{n}/1.png") for n in "ab"]
     for name in ("train", "train_2"):
         put_pairs(tmp_path / "beside", "1", images=name, masks=name + "annot")
         put_pairs(tmp_path / "above" / name, "1")

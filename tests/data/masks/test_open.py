@@ -82,9 +82,7 @@ def test_named_classes(tmp_path):
     data = opened(tmp_path, class_names=path)
     assert data.classes == ("void", "b", "class 2", "d", "e")
     assert names(data.train) == ["images/train/1.jpg"]
-    assert data.bad == {
-        "train": {"images/train/2.jpg": "mask: value 9 (8 pixels) and 1 other values in no class"}
-    }
+    assert data.bad == {"train": {"images/train/2.jpg": "mask: value 9 (9 pixels) and 1 other values in no class"}}
     assert data.notes == (
         "4 classes from --class-names; 1 numbers between them have no name; 1 of them in no mask (e)",
         "class 0 is learnt though it is called void: --reduce-zero-label ignores it and numbers the others from 0, "

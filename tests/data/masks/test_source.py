@@ -72,7 +72,7 @@ def test_values_of_no_class(tmp_path, rule, reason):
 def test_sizes_must_agree_as_the_image_is_read(tmp_path):
     put(tmp_path, x=mask(0, 1, size=(4, 6)))
     write(tmp_path / "masks/x.png", png(mask(0, 1, size=(4, 5))))
-    with pytest.raises(BadImage, match="a mask of 4 x 5 pixels for an image of 4 x 6$"):
+    with pytest.raises(BadImage, match=r"a mask of 4 x 5 pixels for an image of 4 x 6$"):
         opened(tmp_path).labels(0)
     exif = Image.Exif()
     exif[0x0112] = 6  # read, it is 6 x 4

@@ -157,6 +157,8 @@ def _beyond_classes(source: MaskedSource, survey: MaskSurvey, numbering: Numberi
     """The reason, by name, for each mask with values that are no classes."""
     beyond = np.flatnonzero(numbering.ids_of(survey.values) < IGNORED)
     images, starts = np.unique(survey.images[beyond], return_index=True)
+    if not len(images):
+        return {}
     return {
         source.name(image): f"mask: {numbering.reason_of(survey.values[entries], survey.pixels[entries])}"
         for image, entries in zip(images.tolist(), np.split(beyond, starts[1:]), strict=True)
