@@ -33,13 +33,13 @@ def indexed(values, colours=None):
     return buffer.getvalue()
 
 
-def raw_png(rows, width, bits, colour_type=0):
+def raw_png(rows, width, bits, colour_type=0, height=None):
     """A PNG of any bit depth from the packed bytes of its rows, which Pillow cannot write."""
 
     def chunk(kind, data):
         return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
 
-    header = width.to_bytes(4) + len(rows).to_bytes(4) + bytes([bits, colour_type, 0, 0, 0])
+    header = width.to_bytes(4) + (height or len(rows)).to_bytes(4) + bytes([bits, colour_type, 0, 0, 0])
     data = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 

@@ -116,8 +116,8 @@ def check_train_classes(data: str, pixels: Iterable[int], classes: tuple[str, ..
             "NAME"
         )
     raise RequestError(
-        f"all pixels of the training masks of {shown(data)} are {shown(classes[present[0]])} or ignored ({ignored}): at "
-        f"least two classes are needed{advice}"
+        f"all pixels of the training masks of {shown(data)} are {shown(classes[present[0]])} or ignored ({ignored}): "
+        f"at least two classes are needed{advice}"
     )
 
 

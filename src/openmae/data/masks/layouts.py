@@ -126,8 +126,8 @@ def _of_kinds(root: Path, level: _Level, only: str | None) -> MaskLayout | None:
     for same in names:
         if len(same) > 1:
             raise RequestError(
-                f"{shown(root / os.fsdecode(level.path))} holds {' and '.join(map(_shown, sorted(same)))}: leave one of "
-                "them, it is not clear which is meant"
+                f"{shown(root / os.fsdecode(level.path))} holds {' and '.join(map(_shown, sorted(same)))}: leave one "
+                "of them, it is not clear which is meant"
             )
     (images,), (masks,) = names
     parts: dict[str, FoundPart] = {}

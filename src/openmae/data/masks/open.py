@@ -78,10 +78,14 @@ def open_segmentation(
     if known_classes is None:
         num_threads = num_cores() if threads is None else threads
         surveys = {split: survey_masks(source, num_threads) for split, source in sources.items()}
-        bad = {split: survey.bad for split, survey in surveys.items()}
-        _check_readable(data, sources, bad)
-        options: dict[str, Any] = {"ignore_index": ignore_index, "reduce_zero_label": reduce_zero_label}
-        decided = decide_classes(_pixels_by_value(surveys), names=names, palette=colours, **options)
+        _check_readable(data, sources, {split: survey.bad for split, survey in surveys.items()})
+        decided = decide_classes(
+            _pixels_by_value(surveys),
+            names=names,
+            palette=colours,
+            ignore_index=ignore_index,
+            reduce_zero_label=reduce_zero_label,
+        )
         bad = {s: survey.bad | _beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
     else:
         decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
@@ -92,18 +96,8 @@ def open_segmentation(
     pixels = {s: _pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
     if pixels:
         check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
-    sources = {split: source.numbered(decided.numbering, decided.classes) for split, source in sources.items()}
-    whole: dict[str, Masked] = {s: _take(sources[s], kept[s]) for s in ("val", "test") if s in sources}
-    final_split = next((split for split in ("test", "val") if split in whole), _OF_TRAIN)
-    taken = MaskedSubset(sources["train"], held_out_ids) if len(held_out_ids) else None
-    test = taken if final_split == _OF_TRAIN else whole[final_split]
-    assert test is not None
     return SegmentationData(
-        train=_take(sources["train"], rest),
-        validation=whole["val"] if len(whole) == 2 else taken if taken is not test else None,
-        test=test,
-        final_split=final_split,
-        is_validation_split=taken is not None,
+        **_divided(sources, decided, {**kept, "train": rest}, held_out_ids),
         classes=decided.classes,
         pixels=pixels.get("train"),
         ignore_index=decided.numbering.ignore_index,
@@ -113,6 +107,28 @@ def open_segmentation(
         origins={split: pairs.origin for split, pairs in found.parts.items()},
         source_lines=tuple(_splits(found, sources).lines),
     )
+
+
+def _divided(
+    sources: Mapping[str, MaskedSource],
+    decided: DecidedClasses,
+    kept: Mapping[str, NDArray[np.int64]],
+    held_out_ids: NDArray[np.int64],
+) -> dict[str, Any]:
+    """The fields of `SegmentationData` about splits: of each split the images `kept`, of train those held out."""
+    numbered = {split: source.numbered(decided.numbering, decided.classes) for split, source in sources.items()}
+    whole: dict[str, Masked] = {s: _take(numbered[s], kept[s]) for s in ("val", "test") if s in numbered}
+    final_split = next((split for split in ("test", "val") if split in whole), _OF_TRAIN)
+    taken = MaskedSubset(numbered["train"], held_out_ids) if len(held_out_ids) else None
+    test = taken if final_split == _OF_TRAIN else whole[final_split]
+    assert test is not None
+    return {
+        "train": _take(numbered["train"], kept["train"]),
+        "validation": whole["val"] if len(whole) == 2 else taken if taken is not test else None,
+        "test": test,
+        "final_split": final_split,
+        "is_validation_split": taken is not None,
+    }
 
 
 def _open_sources(

@@ -126,7 +126,7 @@ def _matched(root: Path, prefix: bytes, split: str, part: FoundPart, scanned: Sc
     pairs = []
     for key in images.keys() & masks.keys():
         pngs = [file for file in masks[key] if file.lower().endswith(b".png")]
-        candidates = pngs if len(pngs) == 1 else masks[key]
+        candidates = pngs or masks[key]  # what is no PNG beside one is a preview
         image = _only(place, images[key], "images", f"mask, {_shown(candidates[0])}")
         pairs.append((image, _only(place, candidates, "masks", f"image, {_shown(image)}")))
     alone = [
