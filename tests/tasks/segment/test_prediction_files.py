@@ -91,7 +91,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
     assert sorted(entry.name for entry in (tmp_path / "out").iterdir()) == ["masks", "overlays"]
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "猫" * 85, "\udcff" * 255, "a" * 251 + ".jpg"])
+@pytest.mark.parametrize("name", ["x" * 255, "猫" * 85, "\udcff" * 255, "a" * 251 + ".jpg", "\ud800.jpg"])
 def test_names_as_long_as_a_file_system_takes_can_be_written(tmp_path, name):
     (path,) = prediction_paths([name])
     assert len(os.fsencode(path.name)) <= MAX_NAME_BYTES

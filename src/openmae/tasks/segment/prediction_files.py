@@ -63,6 +63,10 @@ def _candidate(name: str, length: int) -> PurePosixPath:
 def _safe(part: str) -> str:
     """A file's or folder's name that stays below its folder, and that file systems take."""
     part = "_" if part == ".." else part.replace("\0", "_")
+    try:
+        os.fsencode(part)
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold
+        part = part.encode("utf-8", "backslashreplace").decode()
     return part if len(os.fsencode(part)) <= MAX_NAME_BYTES else _with_hash(part, part)
 
 
