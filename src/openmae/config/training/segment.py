@@ -28,6 +28,8 @@ PREDICT_SETTINGS = {
 class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     """Semantic segmentation: UperNet on the encoder, trained on images and masks (paper, table 5); or --predict."""
 
+    can_read_packs = False
+
     data: str | None = None
     """Folder of images and class-index PNG masks of the same names: images/ and masks/ (annotations/, labels/,
     semantic/), or train/ and trainannot/; with --predict any images."""
@@ -44,7 +46,7 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     palette: str | None = field(default=None, metadata=NONE_IS_OFF)
     """For masks in colours: a file with a line for each class, red green blue and its name."""
     ignore_index: int | None = None
-    """Value in a mask of pixels without a class, which train and measure nothing; 255 unless given."""
+    """Value in a mask of pixels without a class, which train and measure nothing; 255 unless given, -1: there is none."""
     reduce_zero_label: bool = False
     """Value 0 is no class, and value 1 the first one (ADE20K)."""
     held_out: int | None = None
@@ -96,7 +98,7 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
         check_name("--inference", self.inference, INFERENCES)
         for name in ("width", "depth", "num_heads", "patch_size", "channels", "head_width", "stride"):
             check_range(flag_of(name), getattr(self, name), 1)
-        check_range("--ignore-index", self.ignore_index, 0, MAX_STORED_VALUE)
+        check_range("--ignore-index", self.ignore_index, -1, MAX_STORED_VALUE)
         check_range("--max-class-share", self.max_class_share, 0, 1, open_low=True)
         check_range("--drop-path", self.drop_path, 0, 1, open_high=True)
         check_range("--layer-decay", self.layer_decay, 0, 1, open_low=True)
