@@ -124,7 +124,7 @@ def check_label_numbers(description: dict[str, Any]) -> None:
     """Raise an error where a segmentation model's description lacks how its mask files number classes."""
     ignored, reduced = description["ignore_index"], description["reduce_zero_label"]
     if type(ignored) is not int or type(reduced) is not bool:
-        raise TypeError(f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of the wrong type")
+        raise TypeError(f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of another type")
 
 
 def read_stored_model(path: Path) -> StoredModel:
