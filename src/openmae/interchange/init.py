@@ -128,7 +128,7 @@ def check_label_numbers(description: dict[str, Any]) -> None:
 
 
 def read_stored_model(path: Path) -> StoredModel:
-    """Read a masked autoencoder, a classifier, a regression or segmentation model or an encoder of ours, and check its weights.
+    """Read a model with features of ours, of any kind in `KIND_NAMES`, and check its weights.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.
