@@ -247,8 +247,9 @@ def test_bad_pairs_are_counted_and_named(scenes, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_a_line(scenes, tmp_path, settings, message):
+    config = config_of(scenes, tmp_path / "run").to_dict()
     with pytest.raises(RequestError, match=message):
-        segment(config_of(scenes, tmp_path / "run", **settings))
+        segment(SegmentConfig.from_dict(config | settings))
     assert not (tmp_path / "run").exists()
 
 
