@@ -99,18 +99,19 @@ def test_where_a_decoder_or_another_head_is_needed_the_message_names_its_kind(tm
 
 def test_convert_keeps_it_whole_or_takes_its_encoder(tmp_path, capsys):
     init, model = saved(tmp_path / "init")
-    assert openmae_run(["convert", init, "--to", "openmae", "--out", str(tmp_path / "copy")]) == 0
+    assert openmae_run(["convert", init, "--to", "openmae", str(tmp_path / "copy")]) == 0
     assert read_init(str(tmp_path / "copy"), verbose=False).shape == SHAPE
     assert "A segmentation model of 2 classes" in (tmp_path / "copy" / "README.md").read_text(encoding="utf-8")
     for to in ("timm", "transformers"):
-        assert openmae_run(["convert", init, "--to", to, "--out", str(tmp_path / "no")]) == 2
+        assert openmae_run(["convert", init, "--to", to, str(tmp_path / "no")]) == 2
         assert "holds no segmentation model" in capsys.readouterr().err
-    part = ["--part", "encoder", "--to", "timm", "--out", str(tmp_path / "timm")]
+    part = ["--part", "encoder", "--to", "openmae", str(tmp_path / "encoder")]
     assert openmae_run(["convert", init, *part]) == 0
+    assert read_init(str(tmp_path / "encoder"), verbose=False).kind_name == "an encoder alone"
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        found = openmae.load(str(tmp_path / "timm"), "cpu").encoder(images)
-        torch.testing.assert_close(found, model.encoder.tokens(images))
+        found = openmae.load(str(tmp_path / "encoder"), "cpu").encoder(images)
+        assert torch.equal(found, model.encoder.tokens(images))
 
 
 def test_inspect_reports_it(tmp_path, capsys):
