@@ -51,7 +51,9 @@ def test_as_torchmetrics(absent, unpredicted):
     truth, prediction = maps(1, absent, unpredicted)
     found = ConfusionMatrix.count(truth, prediction, NUM_CLASSES)
     theirs = MulticlassJaccardIndex(NUM_CLASSES, average="macro", ignore_index=IGNORED)
-    assert found.miou == pytest.approx(100 * float(theirs(prediction, truth)), abs=1e-4)  # single precision there; measured: 4.3e-6 apart
+    assert found.miou == pytest.approx(
+        100 * float(theirs(prediction, truth)), abs=1e-4
+    )  # single precision there; measured: 4.3e-6 apart
 
 
 def test_by_hand():

@@ -45,7 +45,7 @@ MIN_SEGMENT_RATE = {"narrow": 1e-3, "medium": 5e-4, "wide": 1e-4}  # peak rates,
 PAPER_CROP = 512
 CPU_CROP = 128  # pixels; on a CPU larger crops take minutes a step
 AUXILIARY_WIDTH = 256
-NARROW_HEAD = {"cpu": 64, "cuda": 256}
+NARROW_HEAD = {"cpu": 32, "cuda": 256}
 STRIDE_FRACTION = 2 / 3  # of a window: 341 of 512 px
 AS_INIT = "as --init"  # a reason that the plan leaves out: nobody has to decide about it
 
