@@ -209,7 +209,7 @@ def _fit_memory(shape: SegmenterShape, machine: Machine, decisions: Decisions) -
     config = decisions.resolved(ResolvedSegmentConfig)
 
     def bytes_needed(micro_batch_size: int) -> float:
-        activations = segmenter_activation_bytes(shape, 2 if config.precision == "bf16" else 4)
+        activations = segmenter_activation_bytes(shape, 2 if config.precision == "bf16" else 4, frozen=config.freeze)
         return 16 * segmenter_parameters(shape) + micro_batch_size * activations
 
     decide_micro_batch(decisions, bytes_needed, machine)

@@ -20,63 +20,10 @@ from openmae.errors import Interrupted, RequestError
 from openmae.tasks.segment.step import pixel_losses
 
 from ...processes import run, run_with_stops
+from ...scenes import config_of
 from ...shared import metrics, same_training_state, signal_at, untimed
 
 STEPS = 20
-
-
-def write_scenes(root, split, count, seed, side=24):
-    """Dark grounds with a light rectangle (class 1) and a red one (class 2); the edge of each is ignored."""
-    chance = np.random.default_rng(seed)
-    for folder in ("images", "masks"):
-        (root / folder / split).mkdir(parents=True)
-    for number in range(count):
-        image = chance.integers(0, 60, (side, side + number % 2 * 4, 3)).astype(np.uint8)
-        classes = np.zeros(image.shape[:2], np.uint8)
-        for kind, colour in ((1, (220, 220, 220)), (2, (230, 30, 30))):
-            top, left = chance.integers(0, side - 10, 2)
-            box = slice(top, top + 10), slice(left, left + 10)
-            classes[box] = 255
-            inner = slice(top + 1, top + 9), slice(left + 1, left + 9)
-            image[box], classes[inner] = colour, kind
-        Image.fromarray(image).save(root / "images" / split / f"{number:02}.png")
-        Image.fromarray(classes).save(root / "masks" / split / f"{number:02}.png")
-
-
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "scenes"
-    write_scenes(root, "train", 24, 0)
-    write_scenes(root, "val", 7, 1)
-    (root / "names.txt").write_text("ground\nlight\nred\n")
-    return root
-
-
-def config_of(data, out, **settings):
-    defaults = {
-        "data": str(data),
-        "init": "none",
-        "width": 16,
-        "depth": 4,
-        "num_heads": 2,
-        "patch_size": 2,
-        "image_size": 12,
-        "head_width": 16,
-        "augment": "crop",
-        "resize_range": (0.8, 1.5),
-        "base_lr": 0.3,
-        "steps": 10,
-        "batch_size": 8,
-        "device": "cpu",
-        "precision": "fp32",
-        "workers": 0,
-        "evaluate_every": 5,
-        "save_every": 4,
-        "log_every": 1,
-        "drop_path": 0.1,
-        "class_names": str(data / "names.txt"),
-    }
-    return SegmentConfig(out=str(out), **defaults | settings)
 
 
 def arguments(data, out, workers, micro=8):
@@ -87,14 +34,8 @@ def arguments(data, out, workers, micro=8):
     )
 
 
-@pytest.fixture(scope="module")
-def trained(scenes, tmp_path_factory):
-    out = tmp_path_factory.mktemp("segmenters") / "run"
-    return out, segment(config_of(scenes, out, steps=90, evaluate_every=45))
-
-
-def test_it_learns(trained):
-    out, summary = trained
+def test_it_learns(segmenter):
+    out, summary = segmenter
     measured = [line["miou"] for line in metrics(out) if "miou" in line]
     assert len(measured) == 2
     assert summary["status"] == "complete"
@@ -106,8 +47,8 @@ def test_it_learns(trained):
     assert summary["report"] == "val"
 
 
-def test_its_report(trained):
-    out, summary = trained
+def test_its_report(segmenter):
+    out, summary = segmenter
     with (out / "classes.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == ["ground", "light", "red"]
@@ -120,9 +61,9 @@ def test_its_report(trained):
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
-def test_the_reported_figure_is_that_of_the_loaded_model(trained, scenes):
+def test_the_reported_figure_is_that_of_the_loaded_model(segmenter, scenes):
     """Computed here from class maps and masks, by nothing that the evaluation uses."""
-    model = openmae.load(str(trained[0]), "cpu")
+    model = openmae.load(str(segmenter[0]), "cpu")
     assert model.classes == ("ground", "light", "red")
     paths = sorted((scenes / "images" / "val").iterdir())
     right = union = 0
@@ -133,21 +74,23 @@ def test_the_reported_figure_is_that_of_the_loaded_model(trained, scenes):
         known = truth != 255
         right = right + (one[0] & one[1] & known).sum((1, 2))
         union = union + ((one[0] | one[1]) & known).sum((1, 2))
-    assert 100 * np.mean(right / union) == pytest.approx(trained[1]["miou"], abs=1e-4)
+    assert 100 * np.mean(right / union) == pytest.approx(segmenter[1]["miou"], abs=1e-4)
 
 
-def test_its_encoder_is_an_init_like_any_other(trained, scenes, tmp_path):
-    features = openmae.load(str(trained[0]), "cpu").features(scenes / "images" / "val" / "00.png")
+def test_its_encoder_is_an_init_like_any_other(segmenter, scenes, tmp_path):
+    features = openmae.load(str(segmenter[0]), "cpu").features(scenes / "images" / "val" / "00.png")
     assert features.shape == (1, 16)
-    summary = segment(config_of(scenes, tmp_path / "run", init=str(trained[0]), width=None, depth=None, num_heads=None))
+    summary = segment(
+        config_of(scenes, tmp_path / "run", init=str(segmenter[0]), width=None, depth=None, num_heads=None)
+    )
     assert summary["status"] == "complete"
 
 
-def test_a_frozen_encoder_stays(trained, scenes, tmp_path):
+def test_a_frozen_encoder_stays(segmenter, scenes, tmp_path):
     out = tmp_path / "run"
     settings = {"width": None, "depth": None, "num_heads": None, "freeze": True, "drop_path": 0.0}
-    segment(config_of(scenes, out, init=str(trained[0]), **settings))
-    before, after = (load_file(run / "model.safetensors") for run in (trained[0], out))
+    segment(config_of(scenes, out, init=str(segmenter[0]), **settings))
+    before, after = (load_file(run / "model.safetensors") for run in (segmenter[0], out))
     changed = {name.split(".")[0] for name in after if name in before and not torch.equal(before[name], after[name])}
     assert changed == {"pyramid", "head", "auxiliary"}
 
@@ -259,8 +202,8 @@ def test_what_cannot_be_trained_is_refused_in_a_line(scenes, tmp_path, settings,
     assert not (tmp_path / "run").exists()
 
 
-def test_other_settings_do_not_go_on(trained, scenes):
-    out = trained[0]
+def test_other_settings_do_not_go_on(segmenter, scenes):
+    out = segmenter[0]
     config = config_of(scenes, out, steps=90, evaluate_every=45, resume="auto")
     assert segment(config)["status"] == "complete"
     with pytest.raises(RequestError, match=r"has --max-class-share 0\.75, not 0\.5"):

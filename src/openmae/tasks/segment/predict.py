@@ -187,5 +187,5 @@ def windows_of(config: SegmentConfig, model: SegmenterModel) -> Windows | None:
 def drawn(source: Source, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """An image at its own size as an RGB picture, H × W × 3. Raises BadImage."""
     pixels = conform_to_model(open_pixels(source, index), preprocessing)[:, :]
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
     return np.array(to_picture(to_unit(normalise(planes, preprocessing), preprocessing)[0]))

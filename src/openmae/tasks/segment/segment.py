@@ -15,6 +15,7 @@ from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.interchange.stored import StoredModel
+from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import parallelise
 from openmae.planning.decisions import total_steps
 from openmae.planning.segment import SegmentPlan, plan_segment
@@ -87,6 +88,10 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
             description=describe_segmenter(plan, data),
             state={"classes": list(data.classes), "ignore_index": data.ignore_index, "bad_pairs": data.bad},
         )
+
+        if processes.is_first and (names := data.held_out_names()):
+            with disk_faults(run.path):
+                write_json(run.path / "split.json", {"held_out": names})
 
         # The step, on every batch of the stream; evaluations on the way and at the end.
         wrapped = parallelise(model.train(), processes, device)
