@@ -75,6 +75,7 @@ PARTS: tuple[Part, ...] = (
             limit=200, cores=2, memory=15, options={"case": "base", "batch": 256, "precision": "bf16"}),
     _command("finetune", f"`finetune` {BOTH}"),
     _command("probe", f"`probe` {BOTH}"),
+    _command("segment", f"`segment` {BOTH}, and `segment --predict` with each"),
     _command("knn", f"`knn` {BOTH}"),
     _command("embed", f"`embed` {BOTH}"),
     _command("attention", f"`attention` {BOTH}"),

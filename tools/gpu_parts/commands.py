@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.data import corrupted, labelled, photographs
+from gpu_parts.data import corrupted, labelled, masked, photographs
 from gpu_parts.part import NO_COMPILER, Context, Failed, read_json, read_metrics, start_python
 
 MODEL = "--image-size 32 --patch-size 8 --width 48 --depth 2 --num-heads 3"
@@ -127,6 +127,24 @@ def finetune(context: Context) -> None:
 def probe(context: Context) -> None:
     data, init = labelled(context.work), default_run(context)
     run_on_devices(context, lambda out: f"probe {data} --init {init} --out {out} {LABELLED}", is_good_run(context, 8))
+
+
+def segment(context: Context) -> None:
+    data, init = masked(context.work), default_run(context)
+    run_on_devices(
+        context,
+        lambda out: f"segment {data} --init {init} --out {out} --steps 8 --batch-size 8 --log-every 2 --workers 1",
+        is_good_run(context, 8),
+    )
+    run_on_devices(
+        context,
+        lambda out: (
+            f"segment {data}/images/val --init {out.parent / out.name.removesuffix('-masks')} --predict "
+            f"--out {out} --workers 1"
+        ),
+        lambda out: holds_something(out / "masks"),
+        end="-masks",
+    )
 
 
 def knn(context: Context) -> None:

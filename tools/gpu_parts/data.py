@@ -42,6 +42,30 @@ def labelled(work: Path) -> Path:
     return made(work, "labelled", make)
 
 
+def masked(work: Path) -> Path:
+    """train and val of small images with masks: light rectangles on dark grounds, their edges ignored."""
+
+    def make(folder: Path) -> None:
+        import numpy as np
+        from PIL import Image
+
+        for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+            generator = np.random.default_rng(count)
+            for part in ("images", "masks"):
+                (folder / part / split).mkdir(parents=True)
+            for number in range(count):
+                image = generator.integers(0, 60, (SIDE, SIDE + number % 3, 3), dtype=np.uint8)
+                classes = np.zeros(image.shape[:2], np.uint8)
+                top, left = generator.integers(0, SIDE - 14, 2)
+                image[top : top + 14, left : left + 14] = 220
+                classes[top : top + 14, left : left + 14] = 255
+                classes[top + 1 : top + 13, left + 1 : left + 13] = 1
+                Image.fromarray(image).save(folder / "images" / split / f"{number:02}.png")
+                Image.fromarray(classes).save(folder / "masks" / split / f"{number:02}.png")
+
+    return made(work, "masked", make)
+
+
 def corrupted(work: Path) -> Path:
     """A folder laid out as ImageNet-C: every corruption and severity, an image of each class."""
     from openmae.data.sources.imagenet_variants import ALEXNET, SEVERITIES
