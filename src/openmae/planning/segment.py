@@ -47,6 +47,7 @@ CPU_CROP = 128  # pixels; on a CPU larger crops take minutes a step
 AUXILIARY_WIDTH = 256
 NARROW_HEAD = {"cpu": 32, "cuda": 256}
 STRIDE_FRACTION = 2 / 3  # of a window: 341 of 512 px
+NOTHING_IGNORED = -1
 AS_INIT = "as --init"  # a reason that the plan leaves out: nobody has to decide about it
 
 
@@ -78,8 +79,8 @@ def plan_segment(
         return SegmentPlan(resolved, shape, previous.preprocessing, {}), None
     facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
-    config = replace(config, ignore_index=data.ignore_index)
-    return make_segment_plan(config, facts, len(data.classes), machine, start), facts
+    ignored = NOTHING_IGNORED if data.ignore_index is None else data.ignore_index
+    return make_segment_plan(config, facts, len(data.classes), ignored, machine, start), facts
 
 
 def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTShape | None = None) -> SegmenterShape:
@@ -104,6 +105,7 @@ def make_segment_plan(
     config: SegmentConfig,
     facts: DataFacts,
     num_classes: int,
+    ignore_index: int,
     machine: Machine,
     init: tuple[ViTShape, Preprocessing] | None,
 ) -> SegmentPlan:
@@ -111,6 +113,7 @@ def make_segment_plan(
 
     Args:
         facts: about the training images.
+        ignore_index: the value that the masks ignore, as was decided when they were opened.
         init: the encoder's shape and preprocessing; None from scratch.
 
     Raises:
@@ -118,6 +121,7 @@ def make_segment_plan(
     """
     decisions = Decisions(config)
     decide, get = decisions.decide, decisions.get
+    decide("ignore_index", ignore_index, "by what the masks hold")
     if init is not None:
         adopt_encoder(*init, decisions)
     decisions.apply_recipe(SEGMENT_RECIPES)
@@ -172,7 +176,6 @@ def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encod
     height, width = pair(decisions.get("image_size"))
     decide("inference", "slide", "table 5's: the positions that were trained")
     decide("stride", max(1, math.floor(STRIDE_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
-    decide("ignore_index", 255, "the default")
 
 
 def _decide_model(machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
@@ -202,7 +205,9 @@ def _decide_optimisation(config: SegmentConfig, facts: DataFacts, machine: Machi
     drop_path = 0.0 if get("width") <= 192 or config.freeze else 0.1
     decide("drop_path", drop_path, "as fine-tuning (table 9)" if drop_path else "a small or frozen encoder")
     decide("warmup_epochs", 0.05 * planned_epochs(decisions, count), "5 % of the steps")
-    decide_intervals(planned_steps(decisions, count), decisions)
+    steps = planned_steps(decisions, count)
+    decide("evaluate_every", max(1, steps // 5), "about 5 times: whole images take long")
+    decide_intervals(steps, decisions)
 
 
 def _fit_memory(shape: SegmenterShape, machine: Machine, decisions: Decisions) -> None:

@@ -142,7 +142,7 @@ def open_data(
         config.dataset,
         class_names=config.class_names,
         palette=config.palette,
-        ignore_index=config.ignore_index,
+        ignore_index=config.ignore_index if previous is None else None,
         reduce_zero_label=config.reduce_zero_label,
         held_out=config.held_out,
         known_classes=None if previous is None else tuple(previous.state["classes"]),
