@@ -54,7 +54,7 @@ class MaskedSource:
         **reading: Any,
     ) -> None:
         assert len(images) == len(masks) and images == sorted(images)
-        self.images = FolderSource(root, images, **reading)
+        self.images = FolderSource(root, images, ignored=ignored, **reading)
         self.masks = FolderSource(root, masks)
         # The masks' source sorts them by their own paths.
         positions = {mask: position for position, mask in enumerate(sorted(masks))}
