@@ -137,7 +137,7 @@ def mask_findings(
         "classes": None if decided is None else [shown(name) for name in decided.classes],
         "ignore_index": None if decided is None else decided.numbering.ignore_index,
         "reduce_zero_label": decided is not None and decided.numbering.reduce_zero_label,
-        **_uneven_classes(judged),
+        **_uneven_classes(judged, {row["value"] for row in values}),
         "notes": [
             *found.notes,
             *(() if decided is None else (*decided.notes, *absent_in_train(judged.pixels, decided.classes))),
@@ -191,16 +191,16 @@ def _kind_of(reason: str) -> str:
     return "unreadable_image"
 
 
-def _uneven_classes(judged: Judgement) -> dict[str, Any]:
+def _uneven_classes(judged: Judgement, stored: set[int]) -> dict[str, Any]:
     """The classes in no mask, those that only an evaluation split has, and those that are rare in train."""
     if judged.decided is None:
         return {"absent": [], "absent_in_train": {}, "rare": {}}
     classes, numbering, pixels = judged.decided.classes, judged.decided.numbering, judged.pixels
-    train, everywhere = pixels["train"], sum(pixels.values())
-    is_named = ~np.isin(np.arange(len(classes)), numbering.unused)
+    train = pixels["train"]
+    named = [i for i in range(len(classes)) if i not in numbering.unused]
     share = train / max(int(train.sum()), 1)
     return {
-        "absent": [shown(classes[i]) for i in np.flatnonzero(is_named & (everywhere == 0))],
+        "absent": [shown(classes[i]) for i in named if numbering.stored_value(i) not in stored],
         "absent_in_train": {
             split: [shown(classes[i]) for i in np.flatnonzero((counts > 0) & (train == 0))]
             for split, counts in pixels.items()

@@ -17,6 +17,7 @@ from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import axes_of
 from openmae.data.survey.census import examine
+from openmae.data.survey.duplicate_findings import Duplicates, find_duplicates
 from openmae.data.survey.findings import (
     SplitCensus,
     class_findings,
@@ -30,7 +31,6 @@ from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.preflight.inspect import check_report_folder
-from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
 from openmae.tasks.inspect.mask_screen import mask_lines
 from openmae.tasks.inspect.masks import OpenedMasks, mask_problems, open_masks, overlay_sheet, segment_command
 from openmae.tasks.inspect.pictures import contact_sheet, pair_sheet, sample_images
@@ -161,7 +161,8 @@ def _write(
     value_range = None if facts is None else (facts.dtype, facts.value_range)
     with disk_faults(out), atomic_write_folder(out) as folder:
         write_json(folder / "inspect.json", report)
-        lines = [json.dumps(line) + "\n" for line in report["bad"]]
+        bad = report["bad"] + ([] if masks is None else report["masks"]["bad"])
+        lines = [json.dumps(line) + "\n" for line in bad]
         (folder / "bad.jsonl").write_text("".join(lines))
         contact_sheet(sample_images(splits, seed), report, value_range).savefig(folder / "contact-sheet.png")
         overlays = None if masks is None else overlay_sheet(masks, report["path"], seed, value_range)

@@ -30,7 +30,7 @@ def _values(rows: list[dict[str, Any]]) -> list[str]:
     """The table of stored values, the most frequent first."""
     if not rows:
         return []
-    lines = ["", f"{'values':<{INDENT}}{'value':>6}  {'class':<{NAME_WIDTH}} {'pixels':>9} {'images':>9}"]
+    lines = ["", f"{'values':<{INDENT}}{'value':>6}  {'class':<{NAME_WIDTH}} {'of pixels':>9} {'images':>9}"]
     for row in rows[:MAX_VALUES]:
         name = row["class"] if row["meaning"] == "class" else f"({row['meaning']})"
         value = row["value"] if row["value"] >= 0 else "-"  # a colour that the palette ignores
