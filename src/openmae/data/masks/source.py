@@ -19,6 +19,9 @@ from openmae.data.sources.open import Source
 from openmae.data.sources.views import IndexedSubset
 
 
+_NO_CLASSES = 4096  # deeper than any path: an image as a whole has no class, whatever its folder is called
+
+
 @runtime_checkable
 class Masked(Source, Protocol):
     """A source whose images have labels for every pixel."""
@@ -54,7 +57,7 @@ class MaskedSource:
         **reading: Any,
     ) -> None:
         assert len(images) == len(masks) and images == sorted(images)
-        self.images = FolderSource(root, images, ignored=ignored, **reading)
+        self.images = FolderSource(root, images, class_depth=_NO_CLASSES, ignored=ignored, **reading)
         self.masks = FolderSource(root, masks)
         # The masks' source sorts them by their own paths.
         positions = {mask: position for position, mask in enumerate(sorted(masks))}
