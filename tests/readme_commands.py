@@ -31,6 +31,7 @@ SMALL_FLAGS = {
     "pretrain": f"{TRAINING} --held-out 8",
     "finetune": f"{TRAINING} --image-size 16",
     "probe": TRAINING,
+    "segment": f"{TRAINING} --image-size 16 --head-width 8",
     "tokenizer": f"{TRAINING} --held-out 8 --width 16 --depth 1 --image-size 16 --patch-size 4",
     "knn": ON_CPU,
     "embed": ON_CPU,
@@ -106,8 +107,10 @@ def run_line(line: str) -> tuple[int, str, str]:
 
 def small_flags(arguments: list[str]) -> list[str]:
     """The flags to add to a command."""
+    if "--predict" in arguments:
+        return ON_CPU.split()
     added = SMALL_FLAGS[arguments[0]].split()
-    if arguments[0] in ("pretrain", "finetune", "probe", "tokenizer"):
+    if arguments[0] in ("pretrain", "finetune", "probe", "segment", "tokenizer"):
         added += ["--epochs", "0.1"] if "--epochs" in arguments else ["--steps", "2"]
     if arguments[0] == "finetune" and "--labels" in arguments:
         added += ["--labels", "50"]  # of 90 images
@@ -156,6 +159,12 @@ def make_inputs() -> None:
             for split, count in (("train", num_train), ("val", 6), ("test", 6)):
                 for number in range(count):
                     write_image(Path(folder, split, name, f"{number:03}.png"))
+    for split, count in (("train", 12), ("val", 4)):
+        for number in range(count):
+            write_image(Path("SCENES", "images", split, f"{number:02}.jpg"))
+            mask = Path("SCENES", "masks", split, f"{number:02}.png")
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 3, (20, 20), dtype=np.uint8)).save(mask)
     for name in CLASSES:
         for number in range(4):
             for folder in ("A", "R", "SKETCH"):

@@ -17,6 +17,14 @@ from openmae.errors import RequestError
 # fmt: off
 REQUESTS = """
 pretrain nowhere --out out
+segment nowhere --init none --out out
+segment images --init nowhere --out out
+segment images --init none --out run
+segment images --init none --out images/run
+segment images --init none --out out --class-names nowhere
+segment images --init none --out out --palette nowhere
+segment images --init nowhere --out out --predict
+segment images --init none --out out --resume nowhere
 tokenizer nowhere --out out
 tokenizer images --out run
 tokenizer images --out out --resume nowhere

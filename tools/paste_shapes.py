@@ -3,7 +3,7 @@
     python tools/paste_shapes.py OUT --train 400 --val 100 --side 128
 
 OUT/images/{train,val}/NNNN.png and OUT/masks/{train,val}/NNNN.png: 0 background, then disc, square, triangle, ring and
-cross, of any colour, size, angle and transparency, one over the other. The photographs are those inside scikit-image and
+cross, of any colour, size and transparency, one over the other. The photographs are those inside scikit-image and
 scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
 """
 

@@ -16,8 +16,9 @@ from openmae.config import (
 )
 from openmae.config.training.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
+from openmae.data.masks.text_file import read_text
 from openmae.data.sources.named import check_named
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError
 from openmae.inference.mask_file import check_mask_file
 from openmae.interchange.incoming.named import check_init
 from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
@@ -86,9 +87,10 @@ def check_segment(config: SegmentConfig) -> None:
         check_init(config.init)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, SPLITS)
-    for flag, path in (("--class-names", config.class_names), ("--palette", config.palette)):
-        if path is not None and not Path(path).is_file():
-            raise RequestError(f"{flag} {shown(path)}: there is no such file")
+    if config.palette is not None:
+        read_text(config.palette, "--palette")
+    if config.class_names is not None:
+        read_text(config.class_names, "--class-names")
 
 
 def watch_error(watch: str | None, error: RequestError) -> RequestError:

@@ -42,7 +42,8 @@ def coded_pair(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 def test_labels_stay_with_their_pixels(height, width, seed, size):
     image, labels = coded_pair(height, width)
     pixels, cropped = MaskAugmentation(kind="crop")(image, labels, size, draws(seed), (0, 255), FILL)
-    assert pixels.shape == (3, *size) and pixels.dtype == torch.uint8
+    assert pixels.shape == (3, *size)
+    assert pixels.dtype == torch.uint8
     assert cropped.shape == size
     expected = torch.from_numpy(np.where(cropped == IGNORED, 0, cropped * 30 + 20)).float()
     # At the squares' edges resizing mixes greys: compared where a pixel's neighbourhood has one label.
@@ -72,7 +73,8 @@ def test_equal_numbers_give_equal_samples_and_others_do_not():
     image, labels = coded_pair(90, 70)
     augment = MaskAugmentation(kind="crop-jitter")
     one, same, other = (augment(image, labels, (32, 32), draws(seed), (0, 255), FILL) for seed in (1, 1, 2))
-    assert torch.equal(one[0], same[0]) and np.array_equal(one[1], same[1])
+    assert torch.equal(one[0], same[0])
+    assert np.array_equal(one[1], same[1])
     assert not torch.equal(one[0], other[0])
 
 
@@ -118,7 +120,10 @@ def test_boxes_lie_in_the_image(height, width, top, left, factor):
     scaled = scaled_size((height, width), (32, 32), factor)
     inner = min(scaled[0], 32), min(scaled[1], 32)
     y, x, rows, columns = crop_box((height, width), scaled, inner, top, left)
-    assert rows >= 1 and columns >= 1 and 0 <= y <= height - rows and 0 <= x <= width - columns
+    assert rows >= 1
+    assert columns >= 1
+    assert 0 <= y <= height - rows
+    assert 0 <= x <= width - columns
 
 
 def test_nearest_labels_are_those_of_torch():
@@ -131,7 +136,8 @@ def test_nearest_labels_are_those_of_torch():
 
 def test_padding():
     image = torch.full((3, 2, 2), 9, dtype=torch.uint8)
-    assert padded(image, (2, 2), FILL) is not None and padded(image, (3, 4), (1.4, 300.0, -5.0))[:, 2, 3].tolist() == [
+    assert padded(image, (2, 2), FILL) is not None
+    assert padded(image, (3, 4), (1.4, 300.0, -5.0))[:, 2, 3].tolist() == [
         1,
         255,
         0,

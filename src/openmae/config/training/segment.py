@@ -46,7 +46,7 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     palette: str | None = field(default=None, metadata=NONE_IS_OFF)
     """For masks in colours: a file with a line for each class, red green blue and its name."""
     ignore_index: int | None = None
-    """Value in a mask of pixels without a class, which train and measure nothing; 255 unless given, -1: there is none."""
+    """Value in a mask of pixels that neither train nor are measured; 255 unless given, -1: there is none."""
     reduce_zero_label: bool = False
     """Value 0 is no class, and value 1 the first one (ADE20K)."""
     held_out: int | None = None
