@@ -18,7 +18,6 @@ from openmae.data.sources.folder import FolderSource, Ignored
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import IndexedSubset
 
-
 _NO_CLASSES = 4096  # deeper than any path: an image as a whole has no class, whatever its folder is called
 
 

@@ -1,7 +1,7 @@
 """The masks of a data set: opened as `openmae segment` opens them, read once, and what follows for training."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +124,17 @@ def mask_problems(masks: dict[str, Any]) -> list[str]:
         lines.append(f"Value{plural} {named} stand{'' if plural else 's'} for no class: give names, or --ignore-index.")
     for split, names in masks["absent_in_train"].items():
         if names:
-            lines.append(f"{split} has {len(names):,} classes that train lacks, such as {', '.join(names[:3])}.")
+            lines.append(f"{split} has {_classes(names)} that train lacks, such as {', '.join(names[:3])}.")
     if rare := masks["rare"]:
         lines.append(
-            f"{len(rare):,} classes have less than 0.1 % of the training pixels each, such as "
-            f"{', '.join(list(rare)[:3])}: they are hard to learn, and each counts as much in mIoU as any other."
+            f"Less than 0.1 % of the training pixels: {_classes(rare)}, such as {', '.join(list(rare)[:3])}. Rare "
+            "classes are hard to learn, and each counts as much in mIoU as any other."
         )
     return lines
+
+
+def _classes(names: Collection[str]) -> str:
+    return f"{len(names):,} class{'es' * (len(names) != 1)}"
 
 
 KINDS = {
