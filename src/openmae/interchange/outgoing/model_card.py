@@ -134,10 +134,13 @@ def class_list(model: StoredModel) -> str:
 
 def whole_images_text(model: StoredModel) -> str:
     """How a segmentation model segments whole images, in words."""
-    (height, width), stride = model.preprocessing.image_size, model.description["stride"]
-    short = f"resized so that the short side has {min(height, width)} px"
-    if model.description["inference"] == "whole":
+    height, width = model.preprocessing.image_size
+    short, inference = f"resized so that the short side has {min(height, width)} px", model.description.get("inference")
+    if inference is None:
+        return f"{short}; windows {NOT_RECORDED}"
+    if inference == "whole":
         return f"{short}, segmented at once"
+    stride = model.description["stride"]
     return f"{short}, in windows of {height} x {width} px every {stride} px, the mean of their scores"
 
 
