@@ -16,6 +16,7 @@ from openmae.config import (
     DecoderShape,
     MAEShape,
     Preprocessing,
+    SegmenterShape,
     ViTShape,
 )
 from openmae.data.decoding.decode import decode
@@ -24,6 +25,7 @@ from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.tasks.convert import convert
 from openmae.training.checkpoint import save_weights
+from openmae.transfer.segmenter import Segmenter
 
 CLASSES = ["a cat", "dog", "größe", "tench, Tinca", "owl"]
 
@@ -89,7 +91,7 @@ def make_classifier(
 def save_run(
     folder: Path,
     model: nn.Module,
-    shape: MAEShape | ClassifierShape,
+    shape: MAEShape | ClassifierShape | SegmenterShape,
     preprocessing: Preprocessing | None = None,
     **more: Any,
 ) -> Path:
@@ -99,6 +101,9 @@ def save_run(
     kind: dict[str, Any] = {"kind": "mae", "masking": {"kind": "random", "ratio": 0.6}}
     if isinstance(shape, ClassifierShape):
         kind = {"kind": "classifier", "classes": CLASSES, "is_multi_label": False}
+    if isinstance(shape, SegmenterShape):
+        kind = {"kind": "segmenter", "classes": CLASSES, "ignore_index": 255, "reduce_zero_label": False}
+        kind |= {"inference": "slide", "stride": 10}
     description = {
         "shape": shape.to_dict(),
         "preprocessing": asdict(preprocessing),
@@ -136,3 +141,13 @@ def photo_images(shape: ViTShape, batch: int = 2) -> Tensor:
 def relative_error(got: Tensor, expected: Tensor) -> float:
     assert got.shape == expected.shape
     return float((got.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def make_segmenter(image_size: tuple[int, int] = (16, 16)) -> tuple[Segmenter, SegmenterShape]:
+    encoder = make_encoder(image_size=image_size, patch_size=4, width=16, depth=4, num_heads=2)
+    shape = SegmenterShape(
+        encoder=encoder, num_classes=len(CLASSES), pyramid_blocks=(0, 1, 2, 3), head_width=8, auxiliary_width=8
+    )
+    segmenter = Segmenter.from_shape(shape)
+    draw_weights(segmenter)
+    return segmenter.eval(), shape

@@ -105,3 +105,12 @@ def test_of_many_classes_those_with_the_most_pixels_are_drawn():
     assert "49" not in texts(figure)
     assert "50" in texts(figure)
     assert f"s. The {MAX_DRAWN} classes with the most pixels are drawn." in texts(figure)
+
+
+def test_without_predictions_there_is_no_column_for_them():
+    truth = np.zeros((4, 6), np.int64)
+    row = Row(content=SegmentedImage(image=np.zeros((4, 6, 3), np.uint8), truth=truth), name="n", score="s")
+    shown = texts(segmentation_sheet("t", "s", [row], ("a", "b")))
+    assert {"image", "mask"} <= set(shown)
+    assert not {"truth", "prediction"} & set(shown)
+    assert "a (100 %)" in shown

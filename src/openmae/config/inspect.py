@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from openmae.config.checks import MAX_PIXELS, NONE_IS_OFF, check_images, check_range, check_tiles, check_types
 from openmae.config.dataset import Dataset, SplitSettings
+from openmae.config.training.segment import MAX_STORED_VALUE
 from openmae.errors import RequestError
 
 
@@ -27,6 +28,14 @@ class InspectConfig(SplitSettings):
     0 255 for 8-bit images, else measured."""
     axes: str | None = None
     """The order of the axes of 3-D .npy arrays (channels, rows, columns): CYX or YXC; by their shapes unless given."""
+    class_names: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """For images with masks: a file of the classes' names, one a line from class 0 on, a CSV of id,name, or JSON."""
+    palette: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """For masks in colours: a file with a line for each class, red green blue and its name."""
+    ignore_index: int | None = None
+    """Value in a mask of pixels without a class; 255 unless given, -1: there is none."""
+    reduce_zero_label: bool = False
+    """Value 0 of masks is no class, and value 1 the first one (ADE20K)."""
     max_pixels: int = MAX_PIXELS
     """Images of more pixels are refused: they may be decompression bombs."""
     seed: int = 0
@@ -40,6 +49,7 @@ class InspectConfig(SplitSettings):
             raise RequestError("inspect got an empty path: name a data set, a run folder or a checkpoint")
         check_range("--limit", self.limit, 1)
         check_range("--workers", self.workers, 0)
+        check_range("--ignore-index", self.ignore_index, -1, MAX_STORED_VALUE)
         check_images(self)
         check_range("--seed", self.seed, 0, 2**63 - 1)
 

@@ -82,6 +82,8 @@ def resized_model(
         lines.append(f"resized    decoder.pos_embed: {tuple(before.shape)} -> {tuple(after.shape)}")
     preprocessing = replace(model.preprocessing, image_size=new.image_size)
     description = {**model.description, "shape": shape.to_dict(), "preprocessing": preprocessing.to_dict()}
+    if "stride" in description:  # of a segmentation model's windows, which leave no pixel out
+        description["stride"] = min(description["stride"], *new.image_size)
     resized = replace(model, weights=weights, shape=shape, preprocessing=preprocessing, description=description)
     return resized, lines
 

@@ -32,20 +32,25 @@ WIDTH, HEIGHT = 320, 240  # of an image on the sheet at most, in pixels
 CAPTION, HEADER, UNREADABLE = 30, 24, 60  # heights: below a row, above the first, of a row without an image
 GAP = 8  # between columns
 MAX_IN_LEGEND, LEGEND_COLUMNS, LEGEND_LINE = 20, 4, 20
-COLUMNS = ("image", "truth", "prediction")
+COLUMNS, COLUMNS_WITHOUT_PREDICTION = ("image", "truth", "prediction"), ("image", "mask")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SegmentedImage:
-    """An image (H, W, 3) uint8 with its true and its predicted labels (H, W), below 0 where ignored."""
+    """An image (H, W, 3) uint8 with its true and perhaps its predicted labels (H, W), below 0 where ignored."""
 
     image: NDArray[np.uint8]
     truth: NDArray
-    prediction: NDArray
+    prediction: NDArray | None = None
 
     def __post_init__(self) -> None:
         shape = self.image.shape[:2]
-        assert self.truth.shape == self.prediction.shape == shape, (shape, self.truth.shape, self.prediction.shape)
+        assert all(labels.shape == shape for labels in self.maps), (shape, [labels.shape for labels in self.maps])
+
+    @property
+    def maps(self) -> list[NDArray]:
+        """The labels that there are, in order of columns."""
+        return [self.truth] if self.prediction is None else [self.truth, self.prediction]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,20 +63,25 @@ class Row:
 
 
 def segmentation_sheet(title: str, subtitle: str, rows: Sequence[Row], classes: Sequence[str]) -> "Figure":
-    """The rows below a heading; class maps in colour over the photograph, which ignored pixels leave bare."""
+    """The rows below a heading; class maps in colour over the photograph, which ignored pixels leave bare.
+
+    Where no row has a prediction, there is no column for it.
+    """
+    has_predictions = any(isinstance(row.content, SegmentedImage) and len(row.content.maps) > 1 for row in rows)
+    columns = COLUMNS if has_predictions else COLUMNS_WITHOUT_PREDICTION
     legend, colours = _most_frequent(rows, len(classes)), class_colours(len(classes))
     shown = legend[:MAX_IN_LEGEND]
     pictures = [None if isinstance(row.content, str) else _pictures(row.content, colours) for row in rows]
     heights = [UNREADABLE if row is None else row[0].shape[0] for row in pictures]
-    width = 2 * PAD + len(COLUMNS) * WIDTH + (len(COLUMNS) - 1) * GAP
+    width = 2 * PAD + len(columns) * WIDTH + (len(columns) - 1) * GAP
     lines = headings(title, subtitle, width)
     top = heading_height(lines)
     below = top + HEADER + sum(heights) + len(rows) * CAPTION
     legend_lines = -(-len(shown) // LEGEND_COLUMNS) + (len(legend) > len(shown))
     figure = page(width, below + 12 + legend_lines * LEGEND_LINE + PAD)
     draw_heading(figure, lines)
-    lefts = [PAD + number * (WIDTH + GAP) for number in range(len(COLUMNS))]
-    for left, column in zip(lefts, COLUMNS, strict=True):
+    lefts = [PAD + number * (WIDTH + GAP) for number in range(len(columns))]
+    for left, column in zip(lefts, columns, strict=True):
         draw_text(figure, left, top + HEADER / 2 - 4, column, 10)
     y = top + HEADER
     for row, parts, height in zip(rows, pictures, heights, strict=True):
@@ -92,7 +102,7 @@ def _most_frequent(rows: Sequence[Row], num_classes: int) -> list[tuple[int, flo
     counts = np.zeros(num_classes, np.int64)
     for row in rows:
         if isinstance(row.content, SegmentedImage):
-            for labels in (row.content.truth, row.content.prediction):
+            for labels in row.content.maps:
                 counts += np.bincount(labels[labels >= 0].ravel(), minlength=num_classes)
     order = np.argsort(-counts, kind="stable")
     return [(int(k), counts[k] / counts.sum()) for k in order if counts[k]]
@@ -109,7 +119,7 @@ def _pictures(content: SegmentedImage, colours: NDArray[np.uint8]) -> list[NDArr
         ((np.arange(new) + 0.5) * old / new).astype(np.int64)
         for new, old in zip(size[::-1], (height, width), strict=True)
     )
-    maps = [labels[rows[:, None], columns] for labels in (content.truth, content.prediction)]
+    maps = [labels[rows[:, None], columns] for labels in content.maps]
     return [image, *(overlaid(image, labels, colours) for labels in maps)]
 
 

@@ -10,7 +10,10 @@ from openmae.interchange.incoming.named import HUB, TIMM, check_init
 from openmae.run.lock import check_run_folder
 
 CHECKPOINT_EXTENSIONS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx")
-DATA_ONLY_SETTINGS = ("limit", "tiles", "value_range", "axes", "max_pixels")  # not for a run or a model
+DATA_ONLY_SETTINGS = (  # not for a run or a model
+    *("limit", "tiles", "value_range", "axes", "max_pixels"),
+    *("class_names", "palette", "ignore_index", "reduce_zero_label"),
+)
 
 
 def check_inspect(config: InspectConfig) -> None:

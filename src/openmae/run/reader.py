@@ -14,7 +14,7 @@ from openmae.config import (
     ResolvedTokenizerConfig,
 )
 from openmae.errors import Fault, RequestError
-from openmae.training.checkpoint import DamagedCheckpoint, checkpoint_folders, verify_checkpoint
+from openmae.training.checkpoint import STATE, DamagedCheckpoint, checkpoint_folders, verify_checkpoint
 from openmae.training.telemetry import read_lines
 
 MAX_NUMBER = 1e15  # no metric of a run is larger
@@ -108,7 +108,18 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
         "lowest_held_out_loss": min(held_out, default=None),
         "other_figures": {
             name: value
-            for name in ("top1", "miou", "pixel_accuracy", "r2", "mae", "knn_top1", "probe_top1", "psnr", "perplexity")
+            for name in (
+                "top1",
+                "miou",
+                "val_miou",
+                "pixel_accuracy",
+                "r2",
+                "mae",
+                "knn_top1",
+                "probe_top1",
+                "psnr",
+                "perplexity",
+            )
             if isinstance(value := summary.get(name, next(reversed(series(name)), None)), (int, float))
         },
         "lr": series("lr")[-1] if series("lr") else None,
@@ -118,6 +129,15 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
         "lines": len(lines),
         **counts,
     }
+
+
+def saved_classes(run: Path, checkpoints: Sequence[dict[str, Any]]) -> list[str] | None:
+    """The names of the classes in the newest whole one of the `checkpoints` (see `list_checkpoints`); None: there are
+    none."""
+    newest = next((checkpoint["name"] for checkpoint in checkpoints if checkpoint["is_whole"]), None)
+    state = {} if newest is None else read_json_object(run / "checkpoints" / newest / STATE)[0]
+    names = state.get("classes")
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def list_checkpoints(run: Path) -> list[dict[str, Any]]:

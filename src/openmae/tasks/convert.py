@@ -1,17 +1,18 @@
 """`openmae convert`: write a trained model in a format that other programs read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ConvertConfig
+from openmae.config import ConvertConfig, SegmenterShape
 from openmae.config.convert import FORMATS
 from openmae.errors import shown
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
 from openmae.interchange.outgoing import exported
-from openmae.interchange.outgoing.format import Outgoing, encoder_part, names_left_out
+from openmae.interchange.outgoing.format import Outgoing, backbone_part, encoder_part, names_left_out
 from openmae.interchange.outgoing.hub import push
-from openmae.interchange.outgoing.model_card import metrics_beside, model_card
+from openmae.interchange.outgoing.model_card import metrics_beside, model_card, whole_images_text
 from openmae.interchange.outgoing.to_onnx import OPSET, check_extra, write_onnx
 from openmae.interchange.outgoing.to_reference import to_reference, write_reference
 from openmae.interchange.outgoing.to_timm import to_timm
@@ -57,11 +58,12 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     whole = model
     if config.part == "encoder":
         model = encoder_part(model)
+    model, remarks = backbone_part(model, config.to)
     dropped = names_left_out(whole.weights, model.weights)
     out = Path(config.out)
     result: dict[str, Any] = {"status": "complete"}
     if FORMATS[config.to] is None:
-        outgoing = outgoing_of(model, config.to)
+        outgoing = with_remarks(outgoing_of(model, config.to), remarks)
         with disk_faults(out), atomic_write_folder(out) as folder:
             if config.to == "openmae":
                 save_weights(folder / MODEL, model.weights, model.description)
@@ -71,7 +73,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             card = model_card(model, config.to, config.licence, metrics, outgoing.remarks)
             (folder / CARD).write_text(card, encoding="utf-8")
     elif config.to == "reference":
-        outgoing = to_reference(model)
+        outgoing = with_remarks(to_reference(model), remarks)
         with disk_faults(out), atomic_write(out) as file:
             write_reference(file, outgoing)
     else:
@@ -94,6 +96,11 @@ def outgoing_of(model: StoredModel, to: str) -> Outgoing:
     return Outgoing(model.weights, remarks=() if kept is None else (f"its tokenizer: {kept}",))
 
 
+def with_remarks(outgoing: Outgoing, remarks: tuple[str, ...]) -> Outgoing:
+    """The same with remarks before its own."""
+    return replace(outgoing, remarks=(*remarks, *outgoing.remarks))
+
+
 def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple[Outgoing, float]:
     """Export a program and check it against the model; an ONNX file above 2 GB has a second one beside it.
 
@@ -107,6 +114,11 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
     weights = {name: value for name, value in model.weights.items() if name not in left_out}
     remarks = [f"ONNX opset {OPSET}"] if config.to == "onnx" else []
     remarks.append("input images: float32, normalised, any batch size")
+    if isinstance(model.shape, SegmenterShape):
+        height, width = model.encoder_shape.image_size
+        classes = model.shape.num_classes
+        remarks.append(f"output logits: a score for each of {classes} classes at each of the {height} x {width} pixels")
+        remarks.append(f"whole images: {whole_images_text(model)}")
     if model.scale is not None:
         remarks.append(f"output numbers, in their own units: {', '.join(map(shown, model.scale.columns))}")
     return Outgoing(weights, left_out, remarks=tuple(remarks)), error

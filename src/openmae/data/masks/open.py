@@ -19,7 +19,7 @@ from openmae.data.masks.source import Masked, MaskedSource, MaskedSubset
 from openmae.data.masks.survey import MaskSurvey, survey_masks
 from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import decide_axes, shapes_of_files
-from openmae.data.sources.open import Splits
+from openmae.data.sources.open import Source, Splits
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 
@@ -73,27 +73,27 @@ def open_segmentation(
     names = None if class_names is None or known_classes is not None else read_class_names(class_names)
     data, found = str(dataset), find_pairs(dataset)
     reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    sources = _open_sources(found, colours, reading, axes, default_axes)
+    sources = open_sources(found, colours, reading, axes, default_axes)
     surveys: dict[str, MaskSurvey] = {}
     if known_classes is None:
         num_threads = num_cores() if threads is None else threads
         surveys = {split: survey_masks(source, num_threads) for split, source in sources.items()}
-        _check_readable(data, sources, {split: survey.bad for split, survey in surveys.items()})
+        check_usable(data, sources, {split: survey.bad for split, survey in surveys.items()})
         decided = decide_classes(
-            _pixels_by_value(surveys),
+            pixels_by_value(surveys),
             names=names,
             palette=colours,
             ignore_index=ignore_index,
             reduce_zero_label=reduce_zero_label,
         )
-        bad = {s: survey.bad | _beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
+        bad = {s: survey.bad | beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
     else:
         decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
         bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
-    _check_readable(data, sources, bad)
-    kept = {s: np.array([i for i in range(len(of)) if of.name(i) not in bad[s]]) for s, of in sources.items()}
-    rest, held_out_ids = _hold_out(data, kept, held_out, seed_of_split)
-    pixels = {s: _pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
+    check_usable(data, sources, bad)
+    kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
+    rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split)
+    pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
     if pixels:
         check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
     return SegmentationData(
@@ -103,9 +103,9 @@ def open_segmentation(
         ignore_index=decided.numbering.ignore_index,
         reduce_zero_label=reduce_zero_label,
         bad={split: reasons for split, reasons in bad.items() if reasons},
-        notes=(*found.notes, *decided.notes, *_absent_in_train(pixels, decided.classes)),
+        notes=(*found.notes, *decided.notes, *absent_in_train(pixels, decided.classes)),
         origins={split: pairs.origin for split, pairs in found.parts.items()},
-        source_lines=tuple(_splits(found, sources).lines),
+        source_lines=tuple(splits_of(found, sources).lines),
     )
 
 
@@ -131,7 +131,7 @@ def _divided(
     }
 
 
-def _open_sources(
+def open_sources(
     found: FoundPairs, palette: Palette | None, reading: dict[str, Any], axes: str | None, default_axes: str | None
 ) -> dict[str, MaskedSource]:
     """The splits, whose stored values have no meaning yet."""
@@ -151,7 +151,7 @@ def _open_sources(
     }
 
 
-def _check_readable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[str, Mapping[str, str]]) -> None:
+def check_usable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[str, Mapping[str, str]]) -> None:
     """Raise RequestError where all pairs of a split are bad."""
     for split, source in sources.items():
         if len(bad[split]) == len(source):
@@ -161,7 +161,8 @@ def _check_readable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping
             )
 
 
-def _pixels_by_value(surveys: Mapping[str, MaskSurvey]) -> dict[int, int]:
+def pixels_by_value(surveys: Mapping[str, MaskSurvey]) -> dict[int, int]:
+    """The pixels of each stored value, over all splits."""
     total: dict[int, int] = {}
     for survey in surveys.values():
         for value, count in survey.pixels_by_value.items():
@@ -169,7 +170,7 @@ def _pixels_by_value(surveys: Mapping[str, MaskSurvey]) -> dict[int, int]:
     return total
 
 
-def _beyond_classes(source: MaskedSource, survey: MaskSurvey, numbering: Numbering) -> dict[str, str]:
+def beyond_classes(source: MaskedSource, survey: MaskSurvey, numbering: Numbering) -> dict[str, str]:
     """The reason, by name, for each mask with values that are no classes."""
     beyond = np.flatnonzero(numbering.ids_of(survey.values) < IGNORED)
     images, starts = np.unique(survey.images[beyond], return_index=True)
@@ -181,7 +182,12 @@ def _beyond_classes(source: MaskedSource, survey: MaskSurvey, numbering: Numberi
     }
 
 
-def _pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def indices_kept(source: MaskedSource, bad: Mapping[str, str]) -> NDArray[np.int64]:
+    """The indices of the pairs that are not `bad`, which are by name."""
+    return np.array([i for i in range(len(source)) if source.name(i) not in bad], np.int64)
+
+
+def class_pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[np.int64]) -> NDArray[np.int64]:
     """The pixels of each class in the masks at `indices`: (classes,)."""
     ids = decided.numbering.ids_of(survey.values)
     counts = np.zeros(len(decided.classes), np.int64)
@@ -190,10 +196,14 @@ def _pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[np.int
     return counts
 
 
-def _hold_out(
+def hold_out(
     data: str, kept: Mapping[str, NDArray[np.int64]], held_out: int | None, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The training images at `kept`, divided: sorted indices (the rest, the held-out ones). The same in every run."""
+    """The training images at `kept`, divided: sorted indices (the rest, the held-out ones). The same in every run.
+
+    Raises:
+        RequestError: `held_out` leaves nothing to train on or to measure on.
+    """
     train = kept["train"]
     if held_out and {"val", "test"} <= kept.keys():
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
@@ -218,7 +228,7 @@ def _take(source: MaskedSource, indices: NDArray[np.int64]) -> Masked:
     return source if len(indices) == len(source) else MaskedSubset(source, indices)
 
 
-def _absent_in_train(pixels: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]) -> list[str]:
+def absent_in_train(pixels: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]) -> list[str]:
     """A line for each evaluation split with classes that are nowhere in train."""
     lines = []
     for split, counts in pixels.items():
@@ -230,7 +240,8 @@ def _absent_in_train(pixels: Mapping[str, NDArray[np.int64]], classes: tuple[str
     return lines
 
 
-def _splits(found: FoundPairs, sources: Mapping[str, MaskedSource]) -> Splits:
+def splits_of(found: FoundPairs, sources: Mapping[str, Source]) -> Splits:
+    """The splits as they are told of: where they were found, what was left out, what is to be distrusted."""
     return Splits(
         sources=dict(sources),
         origins={split: pairs.origin for split, pairs in found.parts.items()},

@@ -34,20 +34,44 @@ class Pairs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unpaired:
+    """The files of a split without a partner: images without masks, masks without images; sorted."""
+
+    images: list[bytes]
+    masks: list[bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoundPairs:
     """The splits of DATA in which images have masks.
 
     Attributes:
         parts: by split; train is among them.
+        unpaired: by split, also those that are no part for want of masks.
         ignored: the files that were left out by their kind or name.
         notes: which images have no mask, which masks no image, which splits no masks; a line each.
         warnings: reasons to distrust a metric.
     """
 
     parts: dict[str, Pairs]
+    unpaired: dict[str, Unpaired]
     ignored: Ignored
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def has_masks(dataset: Dataset) -> bool:
+    """Whether DATA, or the path of its training images, is a folder in one of the layouts of images with masks."""
+    only, path = ("train", dataset.train) if isinstance(dataset, SplitPaths) else (None, dataset)
+    if path is None or path.startswith(EMBEDDED) or not is_folder(path):
+        return False
+    root = Path(path)
+    files = scan(root, branch_of).images if only is None else scan(root).images
+    try:
+        layout = find_mask_layout(root, files) if only is None else find_whole(root, files, only)
+    except RequestError:
+        return False
+    return any(part.masks for part in layout.parts.values())
 
 
 def find_pairs(dataset: Dataset) -> FoundPairs:
@@ -60,6 +84,7 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
     """
     named = dataset.paths if isinstance(dataset, SplitPaths) else {None: dataset}
     parts: dict[str, Pairs] = {}
+    unpaired: dict[str, Unpaired] = {}
     notes: list[str] = []
     ignored = Ignored()
     for only, path in named.items():
@@ -67,7 +92,7 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
         _add(ignored, scanned.ignored)
         notes += _beside_note(layout, path)
         for split, part in layout.parts.items():
-            pairs = _matched(root, prefix, split, part, scanned, notes)
+            pairs, unpaired[split] = _matched(root, prefix, split, part, scanned, notes)
             if pairs is not None:
                 parts[split] = pairs
     if "train" not in parts:
@@ -80,7 +105,13 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
         split: FolderPart(root=pairs.root, files=pairs.images, depth=0, is_table=False, ignored=ignored)
         for split, pairs in parts.items()
     }
-    return FoundPairs(parts=parts, ignored=ignored, notes=tuple(notes), warnings=tuple(leak_warnings(links)))
+    return FoundPairs(
+        parts=parts,
+        unpaired=unpaired,
+        ignored=ignored,
+        notes=tuple(notes),
+        warnings=tuple(leak_warnings(links)),
+    )
 
 
 def _layout_of(path: str, only: str | None) -> tuple[Path, bytes, MaskLayout, Scan]:
@@ -104,8 +135,10 @@ def _layout_of(path: str, only: str | None) -> tuple[Path, bytes, MaskLayout, Sc
     return Path(parent), os.fsencode(name), layout, scanned
 
 
-def _matched(root: Path, prefix: bytes, split: str, part: FoundPart, scanned: Scan, notes: list[str]) -> Pairs | None:
-    """The pairs of a split, None where it has none; adds to `notes` what has no partner.
+def _matched(
+    root: Path, prefix: bytes, split: str, part: FoundPart, scanned: Scan, notes: list[str]
+) -> tuple[Pairs | None, Unpaired]:
+    """The pairs of a split, None where it has none, and what has no partner, which `notes` are told.
 
     Raises:
         RequestError: see `find_pairs`.
@@ -121,7 +154,7 @@ def _matched(root: Path, prefix: bytes, split: str, part: FoundPart, scanned: Sc
     images, masks = of_kind
     if not masks:
         notes.append(f"{split} has no masks ({len(images):,} images in {part.origin}): left out")
-        return None
+        return None, Unpaired(images=sorted(file for files in images.values() for file in files), masks=[])
     place = root / os.fsdecode(prefix)
     pairs = []
     for key in images.keys() & masks.keys():
@@ -130,19 +163,22 @@ def _matched(root: Path, prefix: bytes, split: str, part: FoundPart, scanned: Sc
         image = _only(place, images[key], "images", f"mask, {_shown(candidates[0])}")
         pairs.append((image, _only(place, candidates, "masks", f"image, {_shown(image)}")))
     alone = [
-        (sorted(file for key in own.keys() - others.keys() for file in own[key]), what)
-        for own, others, what in ((images, masks, "images have no mask"), (masks, images, "masks have no image"))
+        sorted(file for key in own.keys() - others.keys() for file in own[key])
+        for own, others in ((images, masks), (masks, images))
     ]
-    notes += [f"{split}: {_counted(files, what)}; left out" for files, what in alone if files]
+    for files, what in zip(alone, ("images have no mask", "masks have no image"), strict=True):
+        notes += [f"{split}: {_counted(files, what)}; left out"] if files else []
+    unpaired = Unpaired(images=alone[0], masks=alone[1])
     if not pairs:
-        return None
+        return None, unpaired
     pairs.sort()
-    return Pairs(
+    found = Pairs(
         root=root,
         images=[_within(prefix, image) for image, _ in pairs],
         masks=[_within(prefix, mask) for _, mask in pairs],
         origin=part.origin if not prefix else shown(place),
     )
+    return found, unpaired
 
 
 def _only(place: Path, files: list[bytes], what: str, other: str) -> bytes:

@@ -18,6 +18,8 @@ from openmae.data.sources.folder import FolderSource, Ignored
 from openmae.data.sources.open import Source
 from openmae.data.sources.views import IndexedSubset
 
+_NO_CLASSES = 4096  # deeper than any path: an image as a whole has no class, whatever its folder is called
+
 
 @runtime_checkable
 class Masked(Source, Protocol):
@@ -54,7 +56,7 @@ class MaskedSource:
         **reading: Any,
     ) -> None:
         assert len(images) == len(masks) and images == sorted(images)
-        self.images = FolderSource(root, images, **reading)
+        self.images = FolderSource(root, images, class_depth=_NO_CLASSES, ignored=ignored, **reading)
         self.masks = FolderSource(root, masks)
         # The masks' source sorts them by their own paths.
         positions = {mask: position for position, mask in enumerate(sorted(masks))}

@@ -7,14 +7,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, TargetScale
+from openmae.config import ClassifierShape, SegmenterShape, TargetScale
 from openmae.errors import Fault, RequestError
 from openmae.interchange.outgoing.format import encoder_part
 from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
+from openmae.transfer.segmenter import Segmenter
 
+AUXILIARY = "auxiliary."  # a segmentation model's second head, which only helps in training
 TOLERANCE = 1e-4  # relative to the largest value; with a larger error nothing is written
 BATCHES = (1, 2, 5)  # batch sizes that an exported file is checked with
 
@@ -44,6 +46,17 @@ class RegressorInUnits(nn.Module):
         return self.regressor(images) * self.std + self.mean
 
 
+class PixelLogits(nn.Module):
+    """A segmentation model that returns the logits of each pixel, at the size of its images."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes h w"]:
+        return self.segmenter.segment(images)
+
+
 def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
     """The module to export, in evaluation mode, and the names of its outputs; for a masked autoencoder its encoder.
 
@@ -56,6 +69,10 @@ def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[s
         if model.scale is not None:
             return RegressorInUnits(classifier, model.scale).eval(), ("numbers",)
         return classifier.eval(), ("logits",)
+    if isinstance(model.shape, SegmenterShape):
+        segmenter = Segmenter.from_shape(model.shape)
+        segmenter.load_state_dict(model.weights)
+        return PixelLogits(segmenter).eval(), ("logits",)
     part = encoder_part(model)
     shape = part.encoder_shape
     if pool == "cls" and not shape.class_token:
@@ -67,8 +84,13 @@ def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[s
 
 def left_out(model: StoredModel) -> tuple[str, ...]:
     """Our names of the weights that `exportable_module` does not contain."""
-    is_complete = isinstance(model.shape, ClassifierShape)
-    return () if is_complete else tuple(sorted(name for name in model.weights if not name.startswith(ENCODER)))
+    if isinstance(model.shape, ClassifierShape):
+        return ()
+    if isinstance(model.shape, SegmenterShape):
+        last = model.shape.pyramid_blocks[-1]
+        unused = (AUXILIARY, *(f"{ENCODER}blocks.{i}." for i in range(last + 1, model.shape.encoder.depth)))
+        return tuple(sorted(name for name in model.weights if name.startswith(unused)))
+    return tuple(sorted(name for name in model.weights if not name.startswith(ENCODER)))
 
 
 def example_images(model: StoredModel, batch: int) -> Float[Tensor, "b c h w"]:
@@ -91,7 +113,8 @@ def metadata(model: StoredModel, outputs: tuple[str, ...], pool: str) -> dict[st
         values["pool"] = pool
     if "classes" in model.description:
         values["classes"] = model.description["classes"]
-        values["is_multi_label"] = bool(model.description.get("is_multi_label"))
+        if isinstance(model.shape, ClassifierShape):
+            values["is_multi_label"] = bool(model.description.get("is_multi_label"))
     if model.scale is not None:
         values["columns"] = list(model.scale.columns)
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}

@@ -18,6 +18,7 @@ from openmae.machine.files import make_readable
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
 
+WHOLE_SEGMENTERS = ("openmae", "onnx", "torch-export")  # the formats that hold a segmentation model whole
 # A probe's BatchNorm, which is folded into its linear head.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 
@@ -64,6 +65,14 @@ def encoder_part(model: StoredModel) -> StoredModel:
     return replace(model, weights=weights, shape=shape, description=description)
 
 
+def backbone_part(model: StoredModel, to: str) -> tuple[StoredModel, tuple[str, ...]]:
+    """The encoder of a segmentation model, for a format that holds no more of it, and a remark; others unchanged."""
+    if not isinstance(model.shape, SegmenterShape) or to in WHOLE_SEGMENTERS:
+        return model, ()
+    remark = f"its encoder only: {to} has no such segmentation model; --to openmae, onnx and torch-export hold it whole"
+    return encoder_part(model), (remark,)
+
+
 def has_fc_norm(shape: ClassifierShape) -> bool:
     """Whether the norm follows the mean over tokens, as timm's `fc_norm`, and tokens are not normed (docs/paper.md)."""
     return shape.head == "fine-tune" and shape.pool == "mean"
@@ -103,12 +112,9 @@ def check_plain(model: StoredModel, to: str) -> None:
     A missing final norm is not checked here: each format decides about it.
 
     Raises:
-        RequestError: it differs from a plain ViT, the message says how; or the model is one of segmentation.
+        RequestError: it differs from a plain ViT, the message says how.
     """
-    if isinstance(model.shape, SegmenterShape):
-        raise RequestError(
-            f"--to {to} holds no segmentation model of openmae: --part encoder its encoder, --to openmae the whole"
-        )
+    assert not isinstance(model.shape, SegmenterShape), "`backbone_part` takes its encoder before"
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return

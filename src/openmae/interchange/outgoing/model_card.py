@@ -16,6 +16,9 @@ METRICS = {
     "top1_high": "its 95 % interval, to",
     "top5": "top-5, %",
     "balanced_top1": "mean recall of the classes, %",
+    "miou": "mean IoU of the classes, %",
+    "pixel_accuracy": "pixels that are right, %",
+    "mean_accuracy": "mean accuracy of the classes, %",
     "map": "mean average precision, %",
     "r2": "R2 (mean over columns)",
     "mae": "mean absolute error (mean over columns)",
@@ -28,6 +31,7 @@ METRICS = {
     "knn_top1": "kNN top-1 while training, %",
     "probe_top1": "probe top-1 while training, %",
 }
+MAX_CLASSES = 20  # of a segmentation model, that are named
 LICENCE_OTHER = (
     "Weights keep the licence of what they were trained from: its images, and the weights that training began with. "
     "Converting them to another format changes nothing about that."
@@ -110,10 +114,34 @@ def size_rows(model: StoredModel) -> dict[str, str]:
         values["target"] = model.shape.target_name
     if isinstance(model.shape, ClassifierShape):
         values["pooling"] = model.shape.pool
+    if isinstance(model.shape, SegmenterShape):
+        blocks = ", ".join(str(block + 1) for block in model.shape.pyramid_blocks)
+        values["pyramid"] = f"4 maps, of cells of 1/4, 1/2, 1 and 2 patches, from blocks {blocks}"
+        values["head"] = f"UperNet, {model.shape.head_width} channels"
+        values["classes"] = f"{model.shape.num_classes}: {table_cell(class_list(model))}"
+        values["whole images"] = whole_images_text(model)
     if model.scale is not None:
         for name, mean, std in zip(model.scale.columns, model.scale.mean, model.scale.std, strict=True):
             values[f"predicts {table_cell(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
     return values
+
+
+def class_list(model: StoredModel) -> str:
+    """The names of the first classes."""
+    names = model.description["classes"]
+    return ", ".join(name[:60] for name in names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
+
+
+def whole_images_text(model: StoredModel) -> str:
+    """How a segmentation model segments whole images, in words."""
+    height, width = model.preprocessing.image_size
+    short, inference = f"resized so that the short side has {min(height, width)} px", model.description.get("inference")
+    if inference is None:
+        return f"{short}; windows {NOT_RECORDED}"
+    if inference == "whole":
+        return f"{short}, segmented at once"
+    stride = model.description["stride"]
+    return f"{short}, in windows of {height} x {width} px every {stride} px, the mean of their scores"
 
 
 def training_rows(model: StoredModel) -> dict[str, str]:
@@ -139,6 +167,10 @@ def preprocessing_rows(model: StoredModel) -> dict[str, str]:
     rows = {
         "cut out": f"the largest centred box of the model's aspect, {p.crop_fraction:g} of its sides",
         "resize": f"{p.interpolation}, antialiased, to {p.image_size[0]} x {p.image_size[1]}",
+    }
+    if isinstance(model.shape, SegmenterShape):
+        rows = {"resize": f"{p.interpolation}, antialiased; nothing is cut out"}
+    rows |= {
         "0 and 1 are": f"{p.value_range[0]:g} and {p.value_range[1]:g} ({p.dtype})",
         "mean": ", ".join(f"{value:g}" for value in p.mean),
         "deviation": ", ".join(f"{value:g}" for value in p.std),
@@ -172,6 +204,11 @@ def usage_example(model: StoredModel, to: str) -> list[str]:
             used = ['print(model.classify("photo.jpg"), model.classes)']
             if model.scale is not None:
                 used = ['print(model.predict("photo.jpg"), model.columns)']
+        elif isinstance(model.shape, SegmenterShape):
+            used = [
+                '(labels,) = model.segment("photo.jpg")  # (height, width), numbers of classes',
+                "print([model.classes[k] for k in labels.unique()])",
+            ]
         else:
             used = ['features = model.features("photo.jpg")  # (1, width); pool="cls" or "grid" for others']
         return ["import openmae", "", 'model = openmae.load("FOLDER")', *used]

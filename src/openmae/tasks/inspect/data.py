@@ -17,12 +17,8 @@ from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
 from openmae.data.sources.views import axes_of
 from openmae.data.survey.census import examine
-from openmae.errors import RequestError, shown
-from openmae.machine.device import num_cores
-from openmae.machine.files import atomic_write_folder, disk_faults, write_json
-from openmae.preflight.inspect import check_report_folder
-from openmae.tasks.inspect.duplicates import Duplicates, find_duplicates
-from openmae.tasks.inspect.findings import (
+from openmae.data.survey.duplicate_findings import Duplicates, find_duplicates
+from openmae.data.survey.findings import (
     SplitCensus,
     class_findings,
     count_reasons,
@@ -31,6 +27,12 @@ from openmae.tasks.inspect.findings import (
     split_findings,
     statistics_findings,
 )
+from openmae.errors import RequestError, shown
+from openmae.machine.device import num_cores
+from openmae.machine.files import atomic_write_folder, disk_faults, write_json
+from openmae.preflight.inspect import check_report_folder
+from openmae.tasks.inspect.mask_screen import mask_lines
+from openmae.tasks.inspect.masks import OpenedMasks, mask_problems, open_masks, overlay_sheet, segment_command
 from openmae.tasks.inspect.pictures import contact_sheet, pair_sheet, sample_images
 from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import planned_settings, problems_to_fix, size_advice
@@ -60,15 +62,17 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     out = None if config.out is None else check_report_folder(config.out, *paths_of(config.dataset))
-    opened = open_splits(config.dataset, **reading_options(config, None))
+    masks = open_masks(config)
+    opened = open_splits(config.dataset, **reading_options(config, None)) if masks is None else masks.images
     splits = [_examine_split(name, source, config) for name, source in opened.sources.items()]
     facts = _facts(splits[0].tiled or splits[0].source, config)
     duplicates = find_duplicates(splits, MAX_PAIRS)
-    report = _report(config, opened, splits, facts, duplicates)
+    report = _report(config, opened, splits, facts, duplicates, masks)
     report["seconds"] = round(time.monotonic() - started, 1)
-    print("\n".join(data_lines(report)), flush=True)
+    about_masks = [] if masks is None else mask_lines(report["masks"])
+    print("\n".join(data_lines(report, about_masks)), flush=True)
     if out is not None:
-        _write(out, report, splits, facts, duplicates, config.seed)
+        _write(out, report, splits, facts, duplicates, config.seed, masks)
         print(f"\nwrote      {shown(out)}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
     return report
 
@@ -101,7 +105,12 @@ def _facts(source: Source, config: InspectConfig) -> DataFacts | None:
 
 
 def _report(
-    config: InspectConfig, opened: Splits, splits: list[SplitCensus], facts: DataFacts | None, duplicates: Duplicates
+    config: InspectConfig,
+    opened: Splits,
+    splits: list[SplitCensus],
+    facts: DataFacts | None,
+    duplicates: Duplicates,
+    masks: OpenedMasks | None,
 ) -> dict[str, Any]:
     by_split = {split.name: split_findings(split) for split in splits}
     totals = {key: sum(found[key] for found in by_split.values()) for key in SUMMED}
@@ -121,6 +130,7 @@ def _report(
         "statistics": statistics_findings(splits[0], facts),
         "classes": class_findings(splits),
         "numbers": numeric_label_findings(splits),
+        "masks": None if masks is None else masks.findings,
         **duplicates.findings,
         "splits": by_split,
         "bad": [
@@ -130,6 +140,10 @@ def _report(
         ],
     }
     report["to_mend"] = problems_to_fix(report)
+    if masks is not None:
+        report["to_mend"] = [*mask_problems(report["masks"]), *report["to_mend"]]
+        report["masks"]["command"] = segment_command(config, report["masks"])
+        return report | {"would_choose": [], "size_advice": None}  # they are about pre-training
     report["would_choose"] = planned_settings(config, facts)
     report["size_advice"] = size_advice(report, facts)
     return report
@@ -142,13 +156,18 @@ def _write(
     facts: DataFacts | None,
     duplicates: Duplicates,
     seed: int,
+    masks: OpenedMasks | None,
 ) -> None:
     value_range = None if facts is None else (facts.dtype, facts.value_range)
     with disk_faults(out), atomic_write_folder(out) as folder:
         write_json(folder / "inspect.json", report)
-        lines = [json.dumps(line) + "\n" for line in report["bad"]]
+        bad = report["bad"] + ([] if masks is None else report["masks"]["bad"])
+        lines = [json.dumps(line) + "\n" for line in bad]
         (folder / "bad.jsonl").write_text("".join(lines))
         contact_sheet(sample_images(splits, seed), report, value_range).savefig(folder / "contact-sheet.png")
+        overlays = None if masks is None else overlay_sheet(masks, report["path"], seed, value_range)
+        if overlays is not None:
+            overlays.savefig(folder / "masks.png")
         if duplicates.pairs:
             images = [(splits[number], index) for number, index in duplicates.rows[np.ravel(duplicates.pairs)].tolist()]
             pairs = list(zip(images[::2], images[1::2], strict=True))

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ClassifierShape, InspectConfig, MAEShape, SegmenterShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
+from openmae.interchange.outgoing.model_card import METRICS, metrics_beside, whole_images_text
 from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
 from openmae.interchange.token_models import tokenizer_shape, tokenizer_text
@@ -40,6 +43,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     assert init.report is not None
     report: dict[str, Any] = {
         "kind": "model",
+        "init": shlex.quote(config.path),
         "what": init.report.kind,
         "model": init.description.get("kind", "mae"),
         "parameters": sum(value.numel() for value in init.weights.values()),
@@ -48,6 +52,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         **{name: init.description.get(name) for name in ("recipe", "seed", "step", "masking")},
         "classes": init.description.get("classes"),
         "columns": init.description.get("columns"),
+        "figures": metrics_beside(config.path) if isinstance(init.shape, SegmenterShape) else {},
         "remarks": list(init.report.remarks),
         "loaded": {name: list(shape) for name, shape in init.report.loaded.items()},
         "unused": {name: list(shape) for name, shape in init.report.unused.items()},
@@ -94,6 +99,8 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
         names = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
         how = f"pooled by {init.shape.pool}" if isinstance(init.shape, ClassifierShape) else "one for each pixel"
         lines.append(f"classes    {len(classes)}: {names}; {how}")
+    if isinstance(init.shape, SegmenterShape):
+        lines += segmenter_lines(init, init.shape, report["figures"])
     lines.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
         f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, "
@@ -109,7 +116,20 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
         lines += [f"             {line}" for line in group_blocks(init.report.unused)]
     lines += [f"sha256     {digest}  {shown(name)}" for name, digest in report["checksums"].items()]
     lines.append(f"good for   {uses(init)}")
+    if isinstance(init.shape, SegmenterShape):
+        lines.append(f"use        openmae segment IMAGES --init {report['init']} --predict --out FOLDER")
     return [shown(line) for line in lines]  # names in a file may contain terminal escape sequences
+
+
+def segmenter_lines(init: StoredModel, shape: SegmenterShape, figures: Mapping[str, Any]) -> list[str]:
+    """What a segmentation model has in place of a decoder, how it segments whole images, how well it does."""
+    blocks = ", ".join(str(block + 1) for block in shape.pyramid_blocks)
+    lines = [
+        f"head       UperNet of {shape.head_width} channels, on a pyramid of 4 maps from blocks {blocks}",
+        f"whole      images are {whole_images_text(init)}",
+    ]
+    values = [f"{METRICS[name]} {value:.4g}" for name, value in figures.items() if isinstance(value, (int, float))]
+    return lines + ([f"figures    {'; '.join(values)}"] if values else [])
 
 
 def uses(init: StoredModel) -> str:

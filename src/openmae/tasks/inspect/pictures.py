@@ -7,6 +7,7 @@ import numpy as np
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.randomness import Permutation
+from openmae.data.survey.findings import SplitCensus
 from openmae.errors import shown
 from openmae.pictures.sheet import ValueRange, rgb_picture
 from openmae.pictures.text import (
@@ -22,7 +23,6 @@ from openmae.pictures.text import (
     page,
     wrapped_lines,
 )
-from openmae.tasks.inspect.findings import SplitCensus
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure

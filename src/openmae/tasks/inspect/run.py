@@ -11,6 +11,7 @@ from openmae.config import (
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
+    ResolvedSegmentConfig,
     ResolvedTokenizerConfig,
 )
 from openmae.errors import shown
@@ -27,29 +28,34 @@ from openmae.run.reader import (
     parse_resolved_config,
     read_json_object,
     read_metrics,
+    saved_classes,
     steps_per_epoch,
     summarise_metrics,
 )
 from openmae.tasks.inspect.run_screen import run_lines
 from openmae.tasks.inspect.screen import shorten
+from openmae.training.checkpoint import MODEL
 
 TITLES: dict[type, str] = {
     ResolvedPretrainConfig: "pre-training",
     ResolvedFinetuneConfig: "fine-tuning",
     ResolvedProbeConfig: "linear probe",
+    ResolvedSegmentConfig: "semantic segmentation",
     ResolvedTokenizerConfig: "tokenizer",
 }
 COMMANDS: dict[type, str] = {
     ResolvedPretrainConfig: "pretrain",
     ResolvedFinetuneConfig: "finetune",
     ResolvedProbeConfig: "probe",
+    ResolvedSegmentConfig: "segment",
     ResolvedTokenizerConfig: "tokenizer",
 }
 # The settings of a run that are shown, in this order.
 # fmt: off
 SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "codebook", "stride", "mask", "mask_ratio", "target", "tokenizer", "augment", "init", "task",
+    "decoder_depth", "head_width", "codebook", "inference", "stride",
+    "mask", "mask_ratio", "target", "tokenizer", "augment", "init", "task",
     "blocks", "labels", "optimizer", "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay",
     "epochs", "steps", "precision", "device", "seed",
 )
@@ -82,6 +88,9 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "checkpoints": list_checkpoints(run),
     }
     report |= _health(config_of_run, lines, report)
+    is_segmenter = isinstance(config_of_run, ResolvedSegmentConfig)
+    report["classes"] = saved_classes(run, report["checkpoints"]) if is_segmenter else None
+    report["use"] = use_command(config.path) if is_segmenter and (run / MODEL).is_file() else None
     report["resume"] = resume_command(config.path, config_of_run, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
@@ -146,6 +155,11 @@ def _health(config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], repo
         lines=lines,
     ).verdict()
     return {"health": verdict.word, "health_reason": verdict.reason}
+
+
+def use_command(path: str) -> str:
+    """The command that segments images with a run of segmentation."""
+    return shown(f"openmae segment IMAGES --init {shlex.quote(path)} --predict --out FOLDER")
 
 
 def resume_command(path: str, config: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,10 @@ def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[s
     settings = ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in report["settings"].items())
     if settings:
         rows += labelled_lines("settings", settings)
+    if report["classes"] is not None:
+        names = ", ".join(shorten(shown(name), 30) for name in report["classes"][:8])
+        more = ", …" if len(report["classes"]) > 8 else ""
+        rows += labelled_lines("classes", f"{len(report['classes']):,}: {names}{more}; one for each pixel")
     rows += labelled_lines("status", _status(report))
     rows += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
@@ -60,6 +64,8 @@ def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[s
     rows += labelled_lines("resume", f"{'possible' if resume['can'] else 'not possible'}: {resume['why']}")
     if resume["command"]:
         rows.append(f"  {resume['command']}")  # not wrapped, so that it can be copied
+    if report["use"]:
+        rows += [*labelled_lines("use", "segment images, whole ones of any size:"), f"  {report['use']}"]
     return rows
 
 

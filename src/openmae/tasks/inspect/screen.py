@@ -1,6 +1,7 @@
 """The report on a data set as lines of at most 100 columns."""
 
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 WIDTH = 100
@@ -9,8 +10,8 @@ NAMED = 5
 TINY = 16  # px
 
 
-def data_lines(report: dict[str, Any]) -> list[str]:
-    """The lines of the report."""
+def data_lines(report: dict[str, Any], about_masks: Sequence[str] = ()) -> list[str]:
+    """The lines of the report; those about masks stand in place of those about labels."""
     lines: list[str] = [""]
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
@@ -20,7 +21,10 @@ def data_lines(report: dict[str, Any]) -> list[str]:
         lines += labelled_lines("axes", f"{report['axes']}: {report['axes_reason']}")
     for line in report["ignored"]:
         lines += labelled_lines("ignored", line)
-    lines += _classes(report["classes"]) if report["classes"] is not None or report["numbers"] is None else []
+    if about_masks:
+        lines += about_masks
+    elif report["classes"] is not None or report["numbers"] is None:
+        lines += _classes(report["classes"])
     lines += _numbers(report["numbers"])
     for split, facts in report["splits"].items():
         lines += ["", *_split(split, facts)]
@@ -32,6 +36,8 @@ def data_lines(report: dict[str, Any]) -> list[str]:
         "Nothing was found that must be mended. Whether the images suit your purpose, only you can say."
     ]:
         lines += bullet(line)
+    if report["masks"] is not None and report["masks"]["command"] is not None:
+        lines += ["", "Then", f"  {report['masks']['command']}"]  # not wrapped, so that it can be copied
     if report["would_choose"]:
         lines += ["", "What openmae pretrain would choose here"]
         for line in [*report["would_choose"], *([report["size_advice"]] if report["size_advice"] else [])]:

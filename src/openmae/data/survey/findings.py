@@ -1,4 +1,4 @@
-"""What `inspect` reports of a data set, as JSON values: counts, sizes, formats, classes, statistics.
+"""What a census of a data set found, as JSON values: counts, sizes, formats, classes, statistics.
 
 All of it is computed from the census of each split (`data/survey/census.py`: one pass that keeps a record of every
 image) and from the labels; no image is read here.

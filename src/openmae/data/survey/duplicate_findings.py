@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from openmae.config import SPLITS
 from openmae.data.survey.census import BLANK, LOW_DETAIL
 from openmae.data.survey.duplicates import as_keys, equal_groups, find_near_duplicates
+from openmae.data.survey.findings import SplitCensus
 from openmae.errors import shown
-from openmae.tasks.inspect.findings import SplitCensus
 
 MAX_LISTED = 10_000  # groups and leaks in the JSON; all are counted
 MAX_NAMED = 50  # images of a group
