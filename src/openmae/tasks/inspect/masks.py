@@ -171,9 +171,9 @@ def overlay_sheet(masks: OpenedMasks, title: str, seed: int, value_range: ValueR
     chosen = np.sort(Permutation(len(places), seed)(np.arange(min(NUM_OVERLAYS, len(places))))).tolist()
     rows = []
     for split, i in (places[place] for place in chosen):
-        source, content = numbered[split], None
+        source = numbered[split]
         try:
-            content = _overlaid(source, i, value_range)
+            content: SegmentedImage | str = _overlaid(source, i, value_range)
         except BadImage as error:
             content = str(error)
         rows.append(Row(content=content, name=shown(source.name(i)), score=split))
