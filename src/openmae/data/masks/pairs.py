@@ -83,6 +83,15 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
     return FoundPairs(parts=parts, ignored=ignored, notes=tuple(notes), warnings=tuple(leak_warnings(links)))
 
 
+def has_masks(dataset: Dataset) -> bool:
+    """Whether DATA, or what is given as its train split, lies in one of the known layouts of images and masks."""
+    path, only = (dataset.train, "train") if isinstance(dataset, SplitPaths) else (dataset, None)
+    try:
+        return path is not None and any(part.masks for part in _layout_of(path, only)[2].parts.values())
+    except RequestError:
+        return False
+
+
 def training_folder(dataset: Dataset) -> Path:
     """The folder that holds the training images and nothing else, for what trains on images alone.
 

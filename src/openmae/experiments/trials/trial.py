@@ -41,7 +41,8 @@ class Stage:
     Attributes:
         kind: pretrain, tokenizer, finetune, segment, probe, knn, reconstruct, or speed: a pre-training that is timed.
         settings: of its config; without device, workers and output folder.
-        rates: base rates of fine-tuning or segmentation, each a run of its own; the best on the split that chooses is measured.
+        rates: base rates of fine-tuning or segmentation, each a run of its own; the best on the split that chooses is
+            measured.
         work: FLOPs, about, to say how far the trial is and how long it takes.
     """
 
@@ -123,8 +124,8 @@ def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
     """Run what is not finished yet, and write result.json.
 
     Returns:
-        What result.json holds: `protocols` (value, and where rates were tried the chosen one and what it was chosen by) and
-        `cost` (seconds of each stage that trains, and images a second of pre-training).
+        What result.json holds: `protocols` (value, and where rates were tried the chosen one and what chose it) and `cost`
+        (seconds of each stage that trains, and images a second of pre-training).
 
     Raises: as the commands.
     """

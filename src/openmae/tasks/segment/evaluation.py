@@ -159,9 +159,7 @@ def measure_images(
         ReaderKilled: the operating system killed the reader processes, twice.
     """
     matrix, scores, bad = ConfusionMatrix.empty(len(classes)), list[ImageScore](), dict[str, str]()
-    images = whole_images(
-        source, preprocessing, indices, workers=workers, with_labels=True, should_stop=should_stop
-    )
+    images = whole_images(source, preprocessing, indices, workers=workers, with_labels=True, should_stop=should_stop)
     with closing(images):
         for whole in images:
             if isinstance(whole.image, str):
