@@ -35,54 +35,72 @@ def step(norm, x, gradient):
     return {"y": y.detach(), "x": x.grad, "weight": norm.weight.grad, "bias": norm.bias.grad, **buffers}
 
 
-def take_part(rank, shares, size, port, queue):
+CASES = {  # images of each process, and the size of a map
+    "uneven": ((2, 1), (4, 5)),
+    "empty share": ((3, 0), (4, 5)),
+    "one value": ((1, 0), (1, 1)),
+    "no value": ((0, 0), (1, 1)),
+}
+
+
+def take_part(rank, file, queue):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=len(shares))
-    x, gradient = inputs_of(sum(shares), size=size)
-    start = sum(shares[:rank])
-    own = slice(start, start + shares[rank])
-    result = step(randomised(SyncBatchNorm(WIDTH, momentum=MOMENTUM)), x[own], gradient[own])
-    queue.put((rank, {name: value.numpy() for name, value in result.items()}))
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    for case, (shares, size) in CASES.items():
+        x, gradient = inputs_of(sum(shares), size=size)
+        start = sum(shares[:rank])
+        own = slice(start, start + shares[rank])
+        result = step(randomised(SyncBatchNorm(WIDTH, momentum=MOMENTUM)), x[own], gradient[own])
+        queue.put((case, rank, {name: value.numpy() for name, value in result.items()}))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def results_of(tmp_path, shares, size=(4, 5)):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The results of both processes, by case: processes are slow to start."""
     context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    port = str(tmp_path / "rendezvous")
-    processes = [context.Process(target=take_part, args=(rank, shares, size, port, queue)) for rank in (0, 1)]
+    queue, file = context.Queue(), str(tmp_path_factory.mktemp("gloo") / "rendezvous")
+    processes = [context.Process(target=take_part, args=(rank, file, queue)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    found = dict(queue.get(timeout=60) for _ in processes)
+    results = {case: [None, None] for case in CASES}
+    for _ in range(2 * len(CASES)):
+        case, rank, values = queue.get(timeout=100)
+        results[case][rank] = {name: torch.from_numpy(value) for name, value in values.items()}
     for process in processes:
         process.join(30)
         assert process.exitcode == 0
-    return [{name: torch.from_numpy(value) for name, value in found[rank].items()} for rank in (0, 1)]
+    return results
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("shares", [(2, 1), (3, 0)], ids=["uneven", "empty share"])
-def test_two_processes_equal_one_with_the_joined_batch(tmp_path, shares):
-    """Largest error measured: 4.8e-7."""
-    expected = step(randomised(nn.BatchNorm2d(WIDTH, momentum=MOMENTUM)), *inputs_of(sum(shares)))
-    first, second = results_of(tmp_path, shares)
-    for name in ("y", "x"):
-        joined = torch.cat([first[name], second[name]])
-        torch.testing.assert_close(joined, expected[name], rtol=1e-6, atol=1e-6)
-    for name in ("weight", "bias"):
-        torch.testing.assert_close(first[name] + second[name], expected[name], rtol=1e-6, atol=1e-5)
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("case", ["uneven", "empty share"])
+def test_two_processes_equal_one_with_the_joined_batch(found, case):
+    """Largest errors measured: output 2.4e-7, input gradient 1.8e-7, running statistics 1.2e-7.
+
+    Of the parameters' summed gradients, up to 17 in size: 1.9e-6.
+    """
+    shares, size = CASES[case]
+    norm = randomised(nn.BatchNorm2d(WIDTH, momentum=MOMENTUM))
+    expected = step(norm, *inputs_of(sum(shares), size=size))
+    first, second = found[case]
+    joined = {name: torch.cat([first[name], second[name]]) for name in ("y", "x")}
+    joined |= {name: first[name] + second[name] for name in ("weight", "bias")}
+    for name, value in joined.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6)
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("shares", [(1, 0), (0, 0)], ids=["one value", "no value"])
-def test_too_few_values_in_all_processes_use_and_keep_the_running_statistics(tmp_path, shares):
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("case", ["one value", "no value"])
+def test_too_few_values_in_all_processes_use_and_keep_the_running_statistics(found, case):
+    shares, size = CASES[case]
     norm = randomised(nn.BatchNorm2d(WIDTH)).eval()
-    x, _ = inputs_of(sum(shares), size=(1, 1))
-    for result in results_of(tmp_path, shares, size=(1, 1)):
+    x, _ = inputs_of(sum(shares), size=size)
+    for result in found[case]:
         assert torch.equal(result["running_mean"], norm.running_mean)
         assert torch.equal(result["running_var"], norm.running_var)
         assert result["num_batches_tracked"] == 0
@@ -118,11 +136,11 @@ def test_an_empty_batch_is_returned_and_counts_nothing():
 
 
 def test_statistics_under_autocast_are_in_float32():
-    """A mean of 300 and a deviation of 1: squares summed in bf16 would lose it. Deviation measured: .999."""
+    """A mean of 300 and a deviation of 1: squares summed in bf16 would lose it. Deviation measured: .9998."""
     x = (300 + 16 * torch.randn(64, WIDTH, 8, 8, generator=torch.Generator().manual_seed(0))).bfloat16()
     norm = SyncBatchNorm(WIDTH).train()
     with torch.autocast("cpu", torch.bfloat16):
-        y = norm(x)
+        y = norm(x).detach()
     assert y.dtype == torch.bfloat16
     assert abs(float(y.float().std()) - 1) < 0.01
     assert abs(float(y.float().mean())) < 0.01

@@ -18,8 +18,8 @@ def test_colours_are_distinct_and_do_not_depend_on_how_many_follow(num_classes):
 def test_the_first_colours_are_far_apart_and_no_greys():
     colours = class_colours(20).astype(int)
     apart = np.abs(colours[:, None] - colours[None]).max(2) + 255 * np.eye(20, dtype=int)
-    assert apart.min() >= 60  # measured: 68
-    assert (colours.max(1) - colours.min(1)).min() >= 30
+    assert apart.min() >= 50  # of 255; measured: 51
+    assert (colours.max(1) - colours.min(1)).min() >= 50  # measured: 51
     assert class_colours(3).tolist() == [[0, 0, 255], [0, 255, 0], [255, 0, 17]]  # as in pictures of earlier runs
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from openmae.config import ClassifierShape, ViTShape
+from openmae.config import ClassifierShape, SegmenterShape, ViTShape
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.training.optim import (
     CosineSchedule,
+    PolynomialSchedule,
     adamw,
     adamw_from_groups,
     layer_decay_groups,
@@ -18,6 +19,7 @@ from openmae.training.optim import (
     sgd,
     weight_decay_groups,
 )
+from openmae.transfer.segmenter import Segmenter
 
 
 def group_names(model, decay=0.05):
@@ -311,3 +313,46 @@ def test_sgd_equals_torchs_plain_one_however_many_steps_are_skipped(momentum, we
             plain.step()
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-13, atol=1e-14)
+
+
+def segmenter():
+    encoder = ViTShape(
+        image_size=(16, 16), patch_size=8, channels=1, width=8, depth=2, num_heads=2, relative_positions="bias"
+    )
+    shape = SegmenterShape(encoder=encoder, num_classes=3, pyramid_blocks=(0, 0, 1, 1), head_width=4, auxiliary_width=4)
+    return Segmenter.from_shape(shape)
+
+
+def test_pyramid_and_heads_of_segmentation_have_the_full_rate():
+    model = segmenter()
+    groups = layer_decay_groups(model, depth=2, layer_decay=0.5, weight_decay=0.1)
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = {"encoder.blocks.1": 0.5, "encoder.blocks.0": 0.25}.get(name[:16], 1 / 8)
+        expected = expected if name.startswith("encoder.") else 1.0
+        assert scales[id(parameter)] == expected, name
+
+
+def test_relative_position_tables_are_not_decayed():
+    model = segmenter()
+    groups = layer_decay_groups(model, depth=2, layer_decay=0.5, weight_decay=0.1)
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    tables = [p for name, p in model.named_parameters() if name.endswith("relative.table")]
+    assert len(tables) == 2
+    assert {decays[id(p)] for p in tables} == {0.0}
+    assert decays[id(model.encoder.blocks[0].attn.qkv.weight)] == 0.1
+
+
+@pytest.mark.parametrize("power", [1.0, 0.9, 2.0])
+def test_the_polynomial_schedule_is_as_published(power):
+    schedule = PolynomialSchedule(peak=1e-3, minimum=1e-5, warmup_steps=10, total_steps=110, power=power)
+    assert schedule(0) == 1e-6
+    assert schedule(5) == pytest.approx((1e-6 + 1e-3) / 2)
+    assert schedule(10) == 1e-3
+    assert schedule(60) == pytest.approx(1e-5 + (1e-3 - 1e-5) * 0.5**power)
+    assert schedule(110) == schedule(200) == 1e-5
+
+
+def test_warm_up_does_not_start_above_a_small_peak():
+    schedule = PolynomialSchedule(peak=1e-7, minimum=0.0, warmup_steps=10, total_steps=20)
+    assert [schedule(step) for step in (0, 5, 10)] == [1e-7] * 3

@@ -66,7 +66,7 @@ def test_blocks_after_the_last_map_do_not_run_and_are_frozen():
 
 @pytest.mark.parametrize("size", [(16, 24), (20, 12)], ids=["own grid", "other grid"])
 def test_fresh_relative_biases_change_nothing(size):
-    """Largest difference measured: 6e-8 in logits of about 1e-2, as another attention kernel computes it."""
+    """Largest difference measured: 0; another attention kernel than here may round otherwise."""
     plain = make_segmenter().eval()
     biased = make_segmenter(segmenter_shape(relative_positions="bias")).eval()
     tables = {name for name in biased.state_dict() if name.endswith(".relative.table")}

@@ -49,7 +49,9 @@ def kept_bytes(shape, batch, bytes_per_value, frozen):
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 @pytest.mark.parametrize("bytes_per_value", [4, 2])
 @pytest.mark.parametrize("relative_positions", ["none", "bias"])
-@pytest.mark.parametrize(("size", "width", "head_width", "num_classes"), [((64, 96), 48, 48, 8), ((96, 96), 64, 24, 30)])
+@pytest.mark.parametrize(
+    ("size", "width", "head_width", "num_classes"), [((64, 96), 48, 48, 8), ((96, 96), 64, 24, 30)]
+)
 def test_activation_bytes_are_near_what_is_kept(
     size, width, head_width, num_classes, relative_positions, bytes_per_value, frozen
 ):

@@ -123,12 +123,12 @@ def find_model(path: Path, flag: str = "--init") -> Path:
 def check_label_numbers(description: dict[str, Any]) -> None:
     """Raise an error where a segmentation model's description lacks how its mask files number classes."""
     ignored, reduced = description["ignore_index"], description["reduce_zero_label"]
-    if type(ignored) is not int or type(reduced) is not bool:
-        raise TypeError(f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of the wrong type")
+    if type(ignored) not in (int, type(None)) or type(reduced) is not bool:
+        raise TypeError(f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of another type")
 
 
 def read_stored_model(path: Path) -> StoredModel:
-    """Read a masked autoencoder, a classifier, a regression or segmentation model or an encoder of ours, and check its weights.
+    """Read a model with features of ours, of any kind in `KIND_NAMES`, and check its weights.
 
     Raises:
         RequestError: it cannot be read, describes none, or a weight is missing, unknown or of another shape.

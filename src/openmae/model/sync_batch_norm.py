@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.autograd.function import FunctionCtx
 
 
 class SyncBatchNorm(nn.Module):
@@ -84,12 +84,12 @@ class SyncBatchNorm(nn.Module):
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         own_count = values.new_full((1,), x.numel() // self.num_features)
-        sums = all_reduce(torch.cat([values.sum(dims), own_count]))
+        sums = _AllReduce.apply(torch.cat([values.sum(dims), own_count]))
         count = sums[-1].detach()
         is_batch = count > 1
         mean = torch.where(is_batch, sums[:-1] / count.clamp(min=1), self.running_mean.to(values.dtype))
         centred = values - mean.view(shape)
-        squares = all_reduce(centred.square().sum(dims))
+        squares = _AllReduce.apply(centred.square().sum(dims))
         batch_variance = squares / count.clamp(min=1)
         variance = torch.where(is_batch, batch_variance, self.running_var.to(values.dtype))
         scale = (variance + self.eps).rsqrt() * self.weight.to(values.dtype)
@@ -100,6 +100,24 @@ class SyncBatchNorm(nn.Module):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
             self.num_batches_tracked += is_batch
         return (centred * scale.view(shape) + self.bias.to(values.dtype).view(shape)).to(x.dtype)
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum over all processes; so is its gradient. torch's own differentiable one is deprecated in 2.15."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(values: Tensor) -> Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(values)
+    return values
 
 
 def _num_processes() -> int:

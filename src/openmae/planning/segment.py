@@ -9,6 +9,7 @@ from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, 
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
+from openmae.interchange.init import read_stored_model
 from openmae.interchange.stored import StoredModel
 from openmae.planning.decisions import (
     Decisions,
@@ -22,7 +23,6 @@ from openmae.planning.decisions import (
     limit_warmup,
     planned_epochs,
     planned_steps,
-    saved_encoder_shape,
     survey_data_and_machine,
 )
 from openmae.planning.encoder import adopt_encoder, check_channels, decide_model, decide_size, encoder_shape
@@ -37,6 +37,7 @@ from openmae.planning.preprocessing import (
     with_reading_settings,
 )
 from openmae.recipes import SEGMENT_RECIPES
+from openmae.training.checkpoint import MODEL
 from openmae.transfer.pyramid import pyramid_blocks
 from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
 
@@ -72,7 +73,8 @@ def plan_segment(
     """
     if previous is not None:
         resolved = replace(previous.config, device=str(device))
-        shape = segmenter_shape(resolved, len(data.classes), saved_encoder_shape(previous))
+        shape = read_stored_model(previous.checkpoint.folder / MODEL).shape
+        assert isinstance(shape, SegmenterShape), "a checkpoint of this command"
         return SegmentPlan(resolved, shape, previous.preprocessing, {}), None
     facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)

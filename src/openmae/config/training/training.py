@@ -1,7 +1,6 @@
 """Settings that all commands that train have in common."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from openmae.config.checks import (
     MAX_PIXELS,
@@ -28,7 +27,7 @@ PRECISIONS = ("fp32", "bf16")
 class TrainingConfig(Sized, DataSettings):
     """What all commands that train have in common: the data, the optimisation and the run."""
 
-    can_read_packs: ClassVar[bool] = True  # whether DATA may be a pack, which is read faster
+    can_read_packs = True  # no setting: whether DATA may be a pack, which is read faster
 
     data: str | None = None
     """Folder of images, parquet file or folder, a pack, or embedded:photos, embedded:digits."""

@@ -43,8 +43,9 @@ def prediction_paths(names: Sequence[str]) -> list[PurePosixPath]:
         ]
         if not clashing:
             break
+        shortest = min(lengths[number] for number in clashing)
         for number in clashing:
-            lengths[number] += 1
+            lengths[number] += lengths[number] == shortest
     assert len(set(keys)) == len(keys), "an image's name occurs twice"
     return paths
 
@@ -108,7 +109,7 @@ def write_prediction(
     # A name may hold a dot, so the extension is appended and never replaces one.
     mask_path, overlay_path = out / "masks" / f"{path}.png", out / "overlays" / f"{path}.jpg"
     with disk_faults(mask_path), atomic_write(mask_path) as partial:
-        mask.save(partial, format="PNG", **({"bits": 8} if mask.mode == "P" else {}))
+        mask.save(partial, format="PNG")
     overlay = Image.fromarray(overlaid(image, labels, class_colours(num_classes)))
     if max(overlay.size) > MAX_JPEG_SIDE:
         overlay.thumbnail((MAX_JPEG_SIDE, MAX_JPEG_SIDE))
@@ -124,5 +125,6 @@ def mask_picture(labels: NDArray, num_classes: int) -> Image.Image:
     if num_classes > MAX_PALETTE:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8), "P")
-    picture.putpalette(class_colours(num_classes).tobytes())
+    # With as many colours as a palette can have, else Pillow writes fewer bits, which not every program reads.
+    picture.putpalette(class_colours(MAX_PALETTE).tobytes())
     return picture
