@@ -41,7 +41,8 @@ def report(
         lines += [one_seed, ""]
     lines += [legend(study, rows), ""]
     for section in study.sections:
-        lines += [f"## {study.title.partition(':')[0]}{section.title}", ""] if len(study.sections) > 1 else []
+        joint = "" if ": " in section.title else ", "
+        lines += [f"## {study.title.partition(':')[0]}{joint}{section.title}", ""] * (len(study.sections) > 1)
         lines += [*table(study, section, rows, num_test), ""]
     lines += lead_lines(study, rows, num_test)
     lines += ["## What this can show", "", *(f"- {line}" for line in cautions(study, rows, found, num_test)), ""]
@@ -292,5 +293,5 @@ def _one_seed(study: Study, rows: Sequence[RowResult]) -> str:
         return ""
     who = base_name(study, is_start=True)
     if not any(images_behind(name, 1) for name in base.protocols):
-        return f"{who} has one seed so far: nothing is known of chance."
+        return ""
     return f"{who} has one seed so far: “chance” is that of the test images alone, and in truth larger."

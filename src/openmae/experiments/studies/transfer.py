@@ -42,7 +42,7 @@ def table_5(name: str, setup: Setup) -> Study:
             for one in setup.given
             if size is None or size == int(one.encoder.width >= WIDE)
         ]
-        sections.append(Section(f": ViT-{model}", tuple(rows)))
+        sections.append(Section("initialisation" if setup.scale != "paper" else f"ViT-{model}", tuple(rows)))
     return Study(
         name=name,
         title="Table 5: initialisations by segmentation",
@@ -72,7 +72,7 @@ def table_7(name: str, setup: Setup) -> Study:
                     size=size,
                 )
             )
-        sections.append(Section(f": ViT-{model}", tuple(rows)))
+        sections.append(Section("target" if setup.scale != "paper" else f"ViT-{model}", tuple(rows)))
     return Study(
         name=name,
         title="Table 7: targets by transfer",

@@ -11,7 +11,7 @@ from openmae.planning.decisions import Machine
 from openmae.planning.segment import make_segment_plan, training_flops
 from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
 
-MODEL_SETTINGS = ("width", "depth", "num_heads", "patch_size")
+MODEL_SETTINGS = ("width", "depth", "num_heads", "patch_size", "channels")
 
 
 def segment_stage(
@@ -26,8 +26,7 @@ def segment_stage(
         RequestError: the row's model does not fit the data or the crops.
     """
     settings = setup.segment[row.size or 0]
-    scratch = {name: pretrain[name] for name in MODEL_SETTINGS} | {"channels": masked.facts.channels}
-    own = {"init": "none", **scratch}
+    own = {"init": "none", **{name: pretrain[name] for name in MODEL_SETTINGS}}
     given = next((one for one in setup.given if one.name == row.name), None)
     if given is None:  # what is pre-trained has the shape that it has from scratch, and is not at hand yet
         planned, start = {**settings, **own}, None

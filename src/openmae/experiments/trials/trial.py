@@ -124,8 +124,8 @@ def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
     """Run what is not finished yet, and write result.json.
 
     Returns:
-        What result.json holds: `protocols` (value, and where rates were tried the chosen one and what chose it) and `cost`
-        (seconds of each stage that trains, and images a second of pre-training).
+        What result.json holds: `protocols` (value, and where rates were tried the chosen one and what chose it) and
+        `cost` (seconds of each stage that trains, and images a second of pre-training).
 
     Raises: as the commands.
     """
