@@ -81,8 +81,8 @@ def test_the_papers_figures():
 
 @pytest.mark.parametrize(
     ("name", "figure"),
-    [("MAE", 48.1), ("moco", 47.3), ("MoCo v3", 47.3), ("moco-v3", 47.3), ("BEiT", 47.1), ("supervised", 47.4), ("Sup", 47.4)],
-)  # fmt: skip
+    [("MAE", 48.1), ("moco", 47.3), ("MoCo v3", 47.3), ("moco-v3", 47.3), ("BEiT", 47.1), ("supervised", 47.4)],
+)
 def test_usual_spellings(name, figure):
     assert paper_miou(name, 0) == {"miou": figure}
     assert paper_miou(name + "x", 0) == {}

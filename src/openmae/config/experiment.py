@@ -46,7 +46,8 @@ class ExperimentConfig(Sized, SplitSettings):
     name: str
     """table-1 (all six ablations) or table-1a decoder depth, 1b width, 1c mask token, 1d target, 1e augmentation, 1f
     sampling; table-2 wall clock; table-5 initialisations, by segmentation; table-7 targets, by transfer; figure-5 mask
-    ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model sizes; figure-9 the last blocks of --init fine-tuned."""
+    ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model sizes; figure-9 the last blocks of --init
+    fine-tuned."""
     data: str | tuple[str, ...] | None = None
     """Labelled images with a test or val part; table-2 and figure-6 need no labels, table-5 needs images with masks,
     table-7 takes one or both of these."""
