@@ -55,9 +55,7 @@ def named_inits(also: Sequence[str], taken: Sequence[str] = ()) -> tuple[NamedIn
 
 def short_name(init: str) -> str:
     """The name of an `--init` in short: a folder's or file's own, or what stands behind `timm:` or `hf:ORG/`."""
-    if init.startswith("timm:"):
-        return init.removeprefix("timm:")
-    if init.startswith("hf:"):
-        return init.rpartition("/")[2].partition("@")[0]
+    if init.startswith(("timm:", "hf:")):
+        return init.partition(":")[2].partition("@")[0].rpartition("/")[2]
     path = PurePath(init)
     return path.stem if path.suffix in (".safetensors", ".pth", ".pt", ".bin", ".npz") else path.name
