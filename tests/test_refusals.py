@@ -57,6 +57,9 @@ robustness --imagenet-a nowhere --out run --init nowhere
 robustness --imagenet-a images --out images/out --init nowhere
 robustness --imagenet-a images --out out --init nowhere
 experiment figure-9 images --out out --init nowhere
+experiment table-5 images --out out --also mine=nowhere
+experiment table-5 images --out out --also hf:nobody
+experiment table-7 images nowhere --out out
 convert nowhere out --to openmae
 convert nowhere file --to openmae
 convert nowhere run/checkpoints/out --to openmae

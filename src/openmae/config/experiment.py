@@ -14,12 +14,14 @@ from openmae.config.checks import (
     flag_of,
 )
 from openmae.config.dataset import Dataset, SplitSettings
+from openmae.config.named_init import NamedInit, named_inits
+from openmae.config.training.segment import MAX_STORED_VALUE
 from openmae.errors import RequestError
 
 EXPERIMENTS = (
     "table-1",
     *(f"table-1{part}" for part in "abcdef"),
-    "table-2",
+    *(f"table-{number}" for number in (2, 5, 7)),
     *(f"figure-{number}" for number in (5, 6, 7, 8, 9)),
 )
 MAX_EPOCHS, MAX_STEPS, MAX_SEEDS, MAX_THREADS = 1e6, 10**9, 1000, 1024  # larger values are mistakes
@@ -31,6 +33,10 @@ TIMED = ("table-2",)
 NOT_UNLABELLED = ("label_file", "labels", "held_out", "base_lr")
 NOT_TIMED = ("epochs", "width", "depth")  # hours are of the paper's 800 epochs, and of two sizes of the scale's
 NOT_FIGURE_9 = ("width", "depth", "patch_size", "image_size", "steps", "label_file")
+OWN_ROWS = ("random init", "MAE", "random init L", "MAE L")  # of table-5, which no row of --also may be called
+OF_MASKS = ("ignore_index", "reduce_zero_label", "palette")
+WITH_MASKS = ("table-5", "table-7")
+NOT_MASKS_ONLY = ("label_file", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +45,12 @@ class ExperimentConfig(Sized, SplitSettings):
 
     name: str
     """table-1 (all six ablations) or table-1a decoder depth, 1b width, 1c mask token, 1d target, 1e augmentation, 1f
-    sampling; table-2 wall clock; figure-5 mask ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model
-    sizes; figure-9 the last blocks of --init fine-tuned."""
-    data: str | None = None
-    """Labelled images with a test or val part; table-2 and figure-6 need no labels."""
+    sampling; table-2 wall clock; table-5 initialisations, by segmentation; table-7 targets, by transfer; figure-5 mask
+    ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model sizes; figure-9 the last blocks of --init
+    fine-tuned."""
+    data: str | tuple[str, ...] | None = None
+    """Labelled images with a test or val part; table-2 and figure-6 need no labels, table-5 needs images with masks,
+    table-7 takes one or both of these."""
     out: str
     """Folder of the experiment; the same command goes on where it was stopped."""
 
@@ -88,6 +96,16 @@ class ExperimentConfig(Sized, SplitSettings):
     blocks: tuple[float, ...] | None = None
     """figure-9: how many last blocks to train, beside none (the probe) and all."""
 
+    # Tables 5 and 7
+    also: tuple[str, ...] | None = field(default=None, metadata=NONE_IS_OFF)
+    """table-5: further models to compare, each [NAME=]INIT: a run folder, a file, timm:NAME or hf:ORG/NAME."""
+    ignore_index: int | None = None
+    """Value in a mask of pixels without a class; 255 unless given, -1: there is none."""
+    reduce_zero_label: bool = False
+    """Value 0 in a mask is no class, and value 1 the first one (ADE20K)."""
+    palette: str | None = field(default=None, metadata=NONE_IS_OFF)
+    """For masks in colours: a file with a line for each class, red green blue and its name."""
+
     # The images
     value_range: tuple[float, float] | None = None
     """Raw values that become the model's 0 and 1, such as 0 4095 for 12-bit images in 16 bits."""
@@ -109,13 +127,14 @@ class ExperimentConfig(Sized, SplitSettings):
 
     def __post_init__(self) -> None:
         check_types(self)
-        self.check_split_paths(self.data, "DATA")
+        self.check_split_paths(" ".join(self.paths) or None, "DATA")
         check_name("the experiment", self.name, EXPERIMENTS)
         check_name("--scale", self.scale, SCALE_NAMES)
         check_value_range(self.value_range)
         check_axes(self.axes)
         check_nodata(self.nodata)
         self.check_size()
+        self._check_tables_5_and_7()
         if self.is_figure_9:
             self._check_figure_9()
         else:
@@ -165,8 +184,10 @@ class ExperimentConfig(Sized, SplitSettings):
                     raise RequestError(f"{flag_of(name)} is the paper's at --scale paper: leave it out")
         if self.epochs is not None and self.steps is not None:
             raise RequestError(f"got both --epochs {self.epochs[0]:g} and --steps {self.steps}: give one of them")
-        if not self.needs_labels:
+        if self.name in UNLABELLED:
             self._check_absent(NOT_UNLABELLED, "needs no labels and tunes nothing")
+        if self.name == "table-5":
+            self._check_absent(NOT_MASKS_ONLY, "measures by masks")
         if self.is_timed:
             self._check_absent(NOT_TIMED, "times two sizes of --scale and says the hours of the paper's 800 epochs")
             if (self.jobs or 1) > 1 or len(self.devices) > 1:
@@ -174,6 +195,21 @@ class ExperimentConfig(Sized, SplitSettings):
                     f"--jobs got {self.jobs}" if (self.jobs or 1) > 1 else f"--device got {len(self.devices)} devices"
                 )
                 raise RequestError(f"{what}, and {self.name} times its rows one at a time, on one device: leave it out")
+
+    def _check_tables_5_and_7(self) -> None:
+        if len(self.paths) > (2 if self.name == "table-7" else 1):
+            most = "one with labels and one with masks" if self.name == "table-7" else "one"
+            raise RequestError(f"got {len(self.paths)} DATA, {' '.join(self.paths)}, and {self.name} takes {most}")
+        if len(set(self.paths)) < len(self.paths):
+            raise RequestError(f"DATA got {self.paths[0]} twice: leave one of them out")
+        if self.name not in WITH_MASKS:
+            for name in OF_MASKS:
+                if getattr(self, name) not in (None, False):
+                    raise RequestError(f"{flag_of(name)} is about masks, which {self.name} has none of: leave it out")
+        if self.also is not None and self.name != "table-5":
+            raise RequestError(f"--also is for table-5, {self.name} compares no other models: leave it out")
+        check_range("--ignore-index", self.ignore_index, -1, MAX_STORED_VALUE)
+        named_inits(self.also or (), OWN_ROWS)
 
     def _check_absent(self, names: tuple[str, ...], why: str) -> None:
         for name in names:
@@ -186,8 +222,18 @@ class ExperimentConfig(Sized, SplitSettings):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it measures by labels."""
-        return self.name not in UNLABELLED
+        """Whether it measures by labels, one class an image."""
+        return self.name not in UNLABELLED and self.name != "table-5"
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether it can measure by masks."""
+        return self.name in WITH_MASKS
+
+    @property
+    def also_inits(self) -> tuple[NamedInit, ...]:
+        """The rows that `--also` asks for."""
+        return named_inits(self.also or (), OWN_ROWS)
 
     @property
     def is_timed(self) -> bool:
@@ -200,6 +246,11 @@ class ExperimentConfig(Sized, SplitSettings):
         return (self.device,) if isinstance(self.device, str) else self.device or ()
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """DATA as it was given; none where its splits are."""
+        return (self.data,) if isinstance(self.data, str) else self.data or ()
+
+    @property
     def dataset(self) -> Dataset:
-        """DATA, or the paths of its splits."""
-        return self.split_paths if self.data is None else self.data
+        """DATA, or the paths of its splits; the first of several."""
+        return self.split_paths if self.data is None else self.paths[0]

@@ -8,6 +8,7 @@ from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.preprocess import DataFacts, survey
 from openmae.errors import RequestError, shown
+from openmae.experiments.masks import MaskedData
 from openmae.experiments.trials.unseen import NUM_DRAWN, unseen_images
 from openmae.inference.features import check_readable
 from openmae.tasks.pretrain.data import open_training_data
@@ -27,6 +28,7 @@ class ExperimentData:
         num_test: images that accuracies are of; where labels are not needed, those that are drawn.
         final_split: the name of their split.
         chosen_on: what chooses rates.
+        masked: what is segmented, where something is; the others are of labelled data.
     """
 
     facts: DataFacts
@@ -35,6 +37,7 @@ class ExperimentData:
     num_test: int = 0
     final_split: str = ""
     chosen_on: str = ""
+    masked: MaskedData | None = None
 
 
 def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def experiment(config: ExperimentConfig) -> dict[str, Any]:
     config = config.plain()
     if os.environ.get("WORLD_SIZE", "1") not in ("", "1"):
         raise RequestError("an experiment starts its own processes, see --jobs: start it without torchrun")
-    config = find_experiment(config)
+    config = find_experiment(config if len(config.paths) != 1 else replace(config, data=config.paths[0]))
     plan = plan_figure_9(config) if config.is_figure_9 else plan_experiment(config)
     if isinstance(plan, ExperimentPlan) and plan.only_prints:
         print("\n".join(command_lines(plan.study, plan.trials, config.out, plan.setup.count)), flush=True)

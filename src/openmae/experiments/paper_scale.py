@@ -12,6 +12,7 @@ from openmae.config import (
     KnnConfig,
     PretrainConfig,
     ProbeConfig,
+    SegmentConfig,
     flag_of,
     format_value,
 )
@@ -32,6 +33,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "probe": ProbeConfig,
+    "segment": SegmentConfig,
     "knn": KnnConfig,
 }
 COMMANDS = {"speed": "pretrain"}  # of kinds of stages that are called otherwise
@@ -165,7 +167,9 @@ def _commands(stage: Stage, trial: Trial, out: str, count: int) -> list[str]:
     settings = {name: value for name, value in stage.settings.items() if value is not None}
     data = settings.pop("data", None)
     flags: list[str] = [] if data is None else [shlex.quote(str(data))]
-    if command in RECIPES:
+    if "recipe" in settings:
+        flags += ["--recipe", settings.pop("recipe")]
+    elif command in RECIPES:
         recipe, settings = nearest_recipe(command, settings, count)
         flags += ["--recipe", recipe]
     if len(stage.rates) == 1:

@@ -10,13 +10,16 @@ import torch
 
 from openmae.config import ExperimentConfig
 from openmae.errors import RequestError
+from openmae.experiments.budget import budget_lines
 from openmae.experiments.data import ExperimentData, open_data
+from openmae.experiments.masks import MaskedData, divide, images_alone, open_masks
 from openmae.experiments.paper_scale import make_paper_setup
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
 from openmae.experiments.results.picture import Picture
 from openmae.experiments.results.plain_report import plain_report
 from openmae.experiments.results.report import report
 from openmae.experiments.results.results import stored_settings
+from openmae.experiments.segment_setup import with_segmentation
 from openmae.experiments.setup import Setup, make_setup
 from openmae.experiments.start import DATA
 from openmae.experiments.studies.figure_6 import figure_6
@@ -24,7 +27,8 @@ from openmae.experiments.studies.figures import figure_5, figure_7, figure_8
 from openmae.experiments.studies.study import RowResult, Study
 from openmae.experiments.studies.table_1 import SECTIONS, table_1
 from openmae.experiments.studies.table_2 import table_2
-from openmae.experiments.trials.make_trials import make_trials, row_settings, row_shape
+from openmae.experiments.studies.transfer import table_5, table_7
+from openmae.experiments.trials.make_trials import make_trials, row_shape, stored_row
 from openmae.experiments.trials.side_by_side import Resources
 from openmae.experiments.trials.trial import Trial
 from openmae.machine.device import pick_device
@@ -33,6 +37,8 @@ from openmae.planning.decisions import Machine
 STUDIES: dict[str, Callable[[str, Setup], Study]] = {
     **dict.fromkeys(("table-1", *SECTIONS), table_1),
     "table-2": table_2,
+    "table-5": table_5,
+    "table-7": table_7,
     "figure-5": figure_5,
     "figure-6": figure_6,
     "figure-7": figure_7,
@@ -47,7 +53,7 @@ class ExperimentPlan:
     Attributes:
         config: with `scale` and `threads` decided.
         trials: in the order in which they are begun.
-        settings: of each row's pre-training, by its name, as results.json holds them.
+        settings: of each row, by its name, as results.json holds them.
         flops: of each row's pre-training for an image, by the row's name.
         resources: what the trials run on.
         machine: the first device and its host.
@@ -102,25 +108,7 @@ class ExperimentPlan:
     @property
     def budget(self) -> list[str]:
         """What every row is given, for the screen and for results.md."""
-        setup, data, p, f = self.setup, self.data, self.setup.pretrain, self.setup.finetune
-        size = p["image_size"] if isinstance(p["image_size"], int) else f"{p['image_size'][0]}x{p['image_size'][1]}"
-        epochs = setup.steps * p["batch_size"] / setup.count
-        measured = f", {data.num_test:,} to measure on ({data.final_split})" if data.num_test else ""
-        tuned = (
-            f"; fine-tuning {f['steps']:,} steps of {f['batch_size']} with each of the base rates "
-            f"{', '.join(f'{rate:g}' for rate in setup.rates)}, of which {data.chosen_on} chooses"
-        )
-        scale = f"Scale {setup.scale}, {setup.threads} CPU thread{'s' * (setup.threads > 1)} a row."
-        if self.study.budget:
-            return [f"Data: {setup.count:,} images to pre-train on, at {size} px.", *self.study.budget, scale]
-        return [
-            f"Data: {setup.count:,} images to pre-train on{measured}, at {size} px.",
-            f"Default row: encoder {p['width']} wide, {p['depth']} blocks; decoder {p['decoder_width']} wide, "
-            f"{p['decoder_depth']} blocks; patches of {p['patch_size']} px; pixels, random crops, 75 % hidden.",
-            f"Every row: {setup.steps:,} steps of {p['batch_size']} images of pre-training ({epochs:.3g} epochs)"
-            f"{tuned if 'finetune' in self.study.protocols else ''}.",
-            scale,
-        ]
+        return budget_lines(self.setup, self.data, self.study)
 
 
 def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
@@ -134,19 +122,31 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     """
     device = pick_device(config.devices[0] if config.devices else None)
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
-    data = open_data(config, needs_labels=config.needs_labels)
+    labelled, data = open_all(config)
     machine = Machine.of(device, 1, data.facts.largest)
+    source = labelled if data.masked is None else labelled or images_alone(config, data.masked)
+    assert source is not None
     if scale == "paper":
-        setup = make_paper_setup(config, data.facts)
+        setup = make_paper_setup(source, data.facts)
     else:
-        setup = make_setup(config, scale, data.facts, machine)
+        setup = make_setup(source, scale, data.facts, machine)
+    if data.masked is not None:
+        setup = with_segmentation(setup, config, data.masked, is_only=labelled is None)
+    setup = replace(setup, has_labels=labelled is not None)
     study = STUDIES[config.name](config.name, setup)
     if "psnr" in study.protocols and not data.num_test:
         raise RequestError(
             f"{config.name} draws images that were not trained on: give a val or test part, or more images"
         )
     trials, memory, flops = make_trials(
-        study, setup, data.facts, machine, seeds=config.seeds or 1, num_classes=data.num_classes, out=config.out
+        study,
+        setup,
+        data.facts,
+        machine,
+        seeds=config.seeds or 1,
+        num_classes=data.num_classes,
+        out=config.out,
+        masked=data.masked,
     )
     resources = resources_of(config, device, setup.threads)
     plan = ExperimentPlan(
@@ -155,7 +155,7 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         setup=setup,
         study=study,
         trials=trials,
-        settings={row.name: stored_settings(row_settings(row, setup)) for row in study.rows},
+        settings={row.name: stored_settings(stored_row(row, setup)) for row in study.rows},
         flops=flops,
         resources=resources,
         machine=machine,
@@ -163,3 +163,23 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     if plan.only_prints:
         return plan
     return replace(plan, resources=check_memory(resources, memory, machine, config.jobs is not None))
+
+
+def open_all(config: ExperimentConfig) -> tuple[ExperimentConfig | None, ExperimentData]:
+    """The config with the DATA that has no masks, if any, and the data of the experiment.
+
+    Raises:
+        RequestError: a DATA cannot be used.
+    """
+    labelled, with_masks = divide(config)
+    masked: MaskedData | None = None if with_masks is None else open_masks(with_masks)
+    if masked is None:
+        assert labelled is not None
+        return labelled, open_data(labelled, needs_labels=config.needs_labels)
+    if labelled is not None:
+        data = open_data(labelled, needs_labels=True)
+    else:
+        assert with_masks is not None
+        # Nothing is measured on what pre-training holds out.
+        data = replace(open_data(images_alone(with_masks, masked), needs_labels=False), num_test=0, final_split="")
+    return labelled, replace(data, masked=masked, fingerprint=f"{data.fingerprint} {masked.fingerprint}")

@@ -17,6 +17,8 @@ class Scale:
         finetune_share: the images that one fine-tuning sees, as a share of those that pre-training sees.
         finetune_batch: images a step of fine-tuning.
         rates, scratch_rates: base rates that fine-tuning, and training from scratch, choose from by a split of train.
+        segment_share, segment_batch, segment_rates: of segmentation, as of fine-tuning.
+        head_width: channels of its head.
         probe, tokenizer: further settings of the linear probe and of the tokenizer, which trains for as many steps as
             pre-training.
         default_seeds: how often the default row is run at least: what others are compared with needs a spread.
@@ -34,6 +36,10 @@ class Scale:
     finetune_batch: int
     rates: tuple[float, ...]
     scratch_rates: tuple[float, ...]
+    segment_share: float
+    segment_batch: int
+    segment_rates: tuple[float, ...]
+    head_width: int
     probe: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     default_seeds: int
@@ -41,6 +47,8 @@ class Scale:
     threads: int
 
 
+# At a batch of 16 peaks of 1e-4, 4e-4 and 1.6e-3: from what suits ViT-B to what suits narrow encoders and random ones.
+SEGMENT_RATES = (1.6e-3, 6.4e-3, 2.56e-2)
 DECODER_DEPTH = 8  # at every scale, so that the depths of table 1a are the paper's own
 
 SCALES: dict[str, Scale] = {
@@ -55,6 +63,10 @@ SCALES: dict[str, Scale] = {
         finetune_batch=32,
         rates=(3e-3, 1e-2),
         scratch_rates=(1e-3, 3e-3, 1e-2),
+        segment_share=0.5,
+        segment_batch=8,
+        segment_rates=(8e-3, 3.2e-2),
+        head_width=16,
         probe={"steps": 20},
         tokenizer={"codebook": 32, "width": 8, "batch_size": 8},
         default_seeds=1,
@@ -72,6 +84,10 @@ SCALES: dict[str, Scale] = {
         finetune_batch=128,
         rates=(3e-3, 1e-2),
         scratch_rates=(1e-3, 3e-3, 1e-2),
+        segment_share=0.25,
+        segment_batch=16,
+        segment_rates=SEGMENT_RATES,
+        head_width=64,
         default_seeds=3,
         timed_steps=16,
         threads=1,
@@ -87,6 +103,10 @@ SCALES: dict[str, Scale] = {
         finetune_batch=256,
         rates=(1e-3, 3e-3, 1e-2),
         scratch_rates=(3e-4, 1e-3, 3e-3, 1e-2),
+        segment_share=0.25,
+        segment_batch=16,
+        segment_rates=SEGMENT_RATES,
+        head_width=128,
         default_seeds=3,
         timed_steps=60,
         threads=2,

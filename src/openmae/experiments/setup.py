@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from openmae.config import ExperimentConfig, PretrainConfig, pair
+from openmae.config import ExperimentConfig, Preprocessing, PretrainConfig, ViTShape, pair
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.experiments.scales import DECODER_DEPTH, SCALES
@@ -41,6 +41,16 @@ class Size:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenModel:
+    """A model of `--also`: a row that is not pre-trained here."""
+
+    name: str
+    init: str
+    encoder: ViTShape
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """The settings of each command for the default row; a row changes some of `pretrain`'s.
 
@@ -50,6 +60,10 @@ class Setup:
         rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
         token_settings: further settings of rows that predict tokens: a tokenizer that there is; empty: one is trained.
         sizes: those that stand for ViT-B, L and H.
+        segment: of segmentation; at the paper's scale of B and of L; empty where nothing is segmented.
+        segment_rates: base rates that it chooses from, as `rates`.
+        given: the models of `--also`.
+        has_labels: there is labelled data, so that fine-tuning can be measured.
         timed_steps: of a row whose time is measured.
         default_seeds, threads: see `Scale`.
     """
@@ -67,6 +81,10 @@ class Setup:
     timed_steps: int
     default_seeds: int
     threads: int
+    segment: tuple[dict[str, Any], ...] = ()
+    segment_rates: tuple[float, ...] = ()
+    given: tuple[GivenModel, ...] = ()
+    has_labels: bool = True
 
     @property
     def width(self) -> int:

@@ -21,6 +21,7 @@ MAY_GROW = {"seeds"}
 CHANGES_TIMES = {"device", "workers"}
 # Of figure 9: shares of the labels with their epochs, and numbers of blocks, may be added.
 FIGURE_9_MAY_GROW = {"labels", "epochs", "blocks"}
+ALSO = "also"  # of table 5: rows may be added
 DATA, ENCODER = "data_fingerprint", "encoder"
 WHAT = {DATA: "data", ENCODER: "encoder"}
 
@@ -85,9 +86,10 @@ def create_experiment(
 
 def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any], may_change: set[str]) -> None:
     """Raise RequestError, naming the setting, where a start has other settings or data than the one before."""
-    may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else set())
+    may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else {ALSO} if name == "table-5" else set())
     changed = [key for key in record.keys() - may_change - may_grow if record[key] != stored.get(key, record[key])]
     changed += [key for key in MAY_GROW if (record[key] or 1) < (stored.get(key) or 1)]
+    changed += [ALSO] if not set(stored.get(ALSO) or ()) <= set(record.get(ALSO) or ()) else []
     changed += _figure_9_changes(stored, record) if name == "figure-9" else []
     what_may = " and ".join(sorted(flag_of(key) for key in may_grow - {"epochs"}))
     advice = f"go on with the settings it began with ({what_may} may grow), or choose another --out"

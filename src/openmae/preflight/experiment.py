@@ -14,10 +14,13 @@ def check_experiment(config: ExperimentConfig) -> None:
     """Raise RequestError where the model or the data cannot be found or the output folder cannot be used."""
     if config.init is not None:
         check_init(config.init)
+    for one in config.also_inits:
+        check_init(one.init)
     for device in config.devices:
         check_device(device)
-    check_named(config.dataset)
-    check_outside(config.dataset, config.out)
+    for dataset in config.paths or (config.dataset,):
+        check_named(dataset)
+        check_outside(dataset, config.out)
     check_folder_and_labels(config, Path(config.out))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 
 from openmae.config.checks import NONE_IS_OFF, check_name, check_range, flag_of
 from openmae.config.shapes import SIZES
-from openmae.config.training.finetune import FROM_SCRATCH
+from openmae.config.training.finetune import FROM_SCRATCH, REPORTS
 from openmae.config.training.training import (
     AdamWSettings,
     ResolvedTrainingConfig,
@@ -51,6 +51,8 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     """Value 0 is no class, and value 1 the first one (ADE20K)."""
     held_out: int | None = None
     """Images of train held out to measure on, where DATA has neither val nor test with masks."""
+    report: str = "test"
+    """test, or held-out: the final figure is of the split of train (or val), and test is not looked at."""
 
     # The model
     image_size: int | tuple[int, int] | None = None
@@ -93,6 +95,7 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name("--model", self.model, SIZES)
+        check_name("--report", self.report, REPORTS)
         check_name("--augment", self.augment, SEGMENT_AUGMENTS)
         check_name("--relative-positions", self.relative_positions, BIASES)
         check_name("--inference", self.inference, INFERENCES)

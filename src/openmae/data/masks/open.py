@@ -37,6 +37,7 @@ def open_segmentation(
     ignore_index: int | None = None,
     reduce_zero_label: bool = False,
     held_out: int | None = None,
+    needs_validation: bool = False,
     background: float,
     max_pixels: int,
     axes: str | None = None,
@@ -58,7 +59,8 @@ def open_segmentation(
         ignore_index: the stored value that is ignored, -1 for none, None: see `decide_classes`.
         reduce_zero_label: 0 is ignored, and every other value is one more than its class, as in ADE20K.
         held_out: how many images to hold out of train; None: a fifth of fewer than 2,500, else a tenth, at most 1,000,
-            and only where there is no val and no test split.
+            and only where there is no val and no test split, or one alone and `needs_validation`.
+        needs_validation: something is chosen by a split that is not the final one.
         background, max_pixels, axes, default_axes, nodata: see `open_splits`.
         threads: for the pass over all masks; None: one for each core.
         known_classes: `classes` of a run that is resumed: no mask is decoded here.
@@ -92,7 +94,7 @@ def open_segmentation(
         bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
     check_usable(data, sources, bad)
     kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
-    rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split)
+    rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split, needs_validation)
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
     if pixels:
         check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
@@ -197,7 +199,11 @@ def class_pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[n
 
 
 def hold_out(
-    data: str, kept: Mapping[str, NDArray[np.int64]], held_out: int | None, seed: int
+    data: str,
+    kept: Mapping[str, NDArray[np.int64]],
+    held_out: int | None,
+    seed: int,
+    needs_validation: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The training images at `kept`, divided: sorted indices (the rest, the held-out ones). The same in every run.
 
@@ -207,14 +213,15 @@ def hold_out(
     train = kept["train"]
     if held_out and {"val", "test"} <= kept.keys():
         raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
-    has_final = len(kept) > 1
-    if held_out is not None and (held_out < 0 or (held_out == 0 and not has_final)):
+    has_all = len(kept) > (2 if needs_validation else 1)
+    if held_out is not None and (held_out < 0 or (held_out == 0 and not has_all)):
+        what = "to choose by" if len(kept) > 1 else "to measure on"
         raise RequestError(
-            f"--held-out {held_out} leaves nothing to measure on: {shown(data)} has no val and test parts with masks"
+            f"--held-out {held_out} leaves nothing {what}: {shown(data)} has no val and test parts with masks"
         )
     if held_out is None:
         default = len(train) // 5 if len(train) < 2500 else min(len(train) // 10, _MAX_HELD_OUT)
-        held_out = 0 if has_final else max(1, default)
+        held_out = 0 if has_all else max(1, default)
     if held_out >= len(train):
         raise RequestError(
             f"--held-out {held_out}: {shown(data)} has {len(train)} training images with masks, of which one must be "

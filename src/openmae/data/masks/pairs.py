@@ -114,6 +114,38 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
     )
 
 
+def has_masks(dataset: Dataset) -> bool:
+    """Whether DATA, or what is given as its train split, lies in one of the known layouts of images and masks."""
+    path, only = (dataset.train, "train") if isinstance(dataset, SplitPaths) else (dataset, None)
+    try:
+        return path is not None and any(part.masks for part in _layout_of(path, only)[2].parts.values())
+    except RequestError:
+        return False
+
+
+def training_folder(dataset: Dataset) -> Path:
+    """The folder that holds the training images and nothing else, for what trains on images alone.
+
+    Raises:
+        RequestError: DATA is in none of the known layouts, or the training images lie in several folders.
+    """
+    path, only = (dataset.train, "train") if isinstance(dataset, SplitPaths) else (dataset, None)
+    assert path is not None
+    root, prefix, layout, scanned = _layout_of(path, only)
+    part = layout.parts.get("train", FoundPart())
+    if not part.images:
+        raise RequestError(f"no train images in {shown(str(dataset))}: put them as {LAYOUTS}")
+    images = {file for _, file in part.images}
+    folder = os.path.commonpath([os.path.dirname(file) for file in images])
+    others = [file for file in scanned.images if file not in images and (not folder or file.startswith(folder + b"/"))]
+    if others:
+        raise RequestError(
+            f"the training images lie in {part.origin}, with others between them ({_shown(others[0])}): put them in "
+            "one folder of their own, such as images/train/, for pre-training sees images alone"
+        )
+    return root / os.fsdecode(prefix) / os.fsdecode(folder)
+
+
 def _layout_of(path: str, only: str | None) -> tuple[Path, bytes, MaskLayout, Scan]:
     """The root of its paths, what is put before them, the layout, and the scan of a folder."""
     flag = "" if only is None else f"--{only} "

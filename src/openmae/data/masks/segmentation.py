@@ -1,7 +1,7 @@
 """The data of semantic segmentation: the splits of masked images, their classes, and how these were decided."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -56,6 +56,13 @@ class SegmentationData:
     def final_source(self) -> Masked:
         """The split that the final metrics are of."""
         return self.test
+
+    def without_test(self) -> "SegmentationData":
+        """The final metrics are of what chooses: `validation`, where there is one beside `test`."""
+        if self.validation is None:
+            return self
+        final_split = "split of train" if self.is_validation_split else "val"
+        return replace(self, test=self.validation, validation=None, final_split=final_split)
 
     @property
     def held_out(self) -> Masked | None:

@@ -51,8 +51,8 @@ def _rounded(difference: float) -> float:
 
 
 def images_behind(protocol: str, num_test: int) -> int:
-    """The test images behind a figure that is a share in per cent, else 0."""
-    return num_test if UNITS[protocol].endswith("%") else 0
+    """The test images behind a figure that is a share of them, else 0: a mean IoU is of pixels, which depend."""
+    return num_test if UNITS[protocol].startswith("top-1") else 0
 
 
 def difference_of(label: str, protocol: str, row: Measured, base: Measured, num_test: int) -> Difference:

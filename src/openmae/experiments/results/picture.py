@@ -68,7 +68,7 @@ def draw_picture(out: Path, study: Study, rows: Sequence[RowResult], num_test: i
         return True
     groups = [group for section in study.sections if (group := _group(study, section, names, finished, base))]
     if groups:
-        draw_comparison(path, [_column(name, finished, base, num_test) for name in names], groups, **texts)
+        draw_comparison(path, [_column(study, name, finished, base, num_test) for name in names], groups, **texts)
     return bool(groups)
 
 
@@ -89,10 +89,11 @@ def _subtitle(study: Study, num_finished: int, num_test: int) -> str:
     if study.axis:
         what = f"Both axes of a panel have the same scale, and meet at {base_name(study)}"
     else:
-        what = "How far each row lies from the default row, in the paper and here"
+        what = f"How far each row lies from {base_name(study)}, in the paper and here"
     parts = [what]
     if num_test and any(images_behind(name, num_test) for name in study.protocols):
-        parts.append(f"measured on {num_test:,} images")
+        what = "top-1 " if "miou" in study.protocols else ""
+        parts.append(f"{what}measured on {num_test:,} images")
     if num_finished < len(study.rows):
         parts.append(f"{num_finished} of {len(study.rows)} rows so far")
     return "; ".join(parts) + "."
@@ -116,12 +117,13 @@ def _band(base: Measured, name: str, rows: Rows, baseline: str, num_test: int) -
     return noise_of(base, images_behind(name, num_test), seeds=seeds).threshold
 
 
-def _column(name: str, rows: Rows, base: RowResult, num_test: int) -> Column:
+def _column(study: Study, name: str, rows: Rows, base: RowResult, num_test: int) -> Column:
     measured = base.protocols[name]
-    title, subtitle = f"{PROTOCOLS[name]} ({UNITS[name]})", f"default row: {_values(measured)}"
+    title = f"{PROTOCOLS[name]} ({UNITS[name]})"
+    subtitle = f"{base_name(study).removeprefix('the ')}: {_values(measured)}"
     noise = _band(measured, name, rows, base.row.name, num_test)
     band = None if noise is None else (-noise, noise)
-    return Column(title=title, subtitle=subtitle, x_label=f"difference to the default row, {_unit(name)}", band=band)
+    return Column(title=title, subtitle=subtitle, x_label=f"difference to {base_name(study)}, {_unit(name)}", band=band)
 
 
 def _group(study: Study, section: Section, names: Sequence[str], rows: Rows, base: RowResult) -> Group | None:

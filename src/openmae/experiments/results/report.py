@@ -41,7 +41,8 @@ def report(
         lines += [one_seed, ""]
     lines += [legend(study, rows), ""]
     for section in study.sections:
-        lines += [f"## {study.title.partition(':')[0]}{section.title}", ""] if len(study.sections) > 1 else []
+        joint = "" if ": " in section.title else ", "
+        lines += [f"## {study.title.partition(':')[0]}{joint}{section.title}", ""] * (len(study.sections) > 1)
         lines += [*table(study, section, rows, num_test), ""]
     lines += lead_lines(study, rows, num_test)
     lines += ["## What this can show", "", *(f"- {line}" for line in cautions(study, rows, found, num_test)), ""]
@@ -53,6 +54,8 @@ def report(
 def against_paper(found: Sequence[Difference]) -> list[str]:
     """Paragraphs: what disagrees with the paper by more than chance, what of the paper's is not seen, what agrees."""
     known = [one for one in found if one.paper is not None and one.threshold is not None]
+    if not known and any(one.paper is not None for one in found):
+        return ["Nothing is known of chance yet, so that no difference can be held against the paper's."]
     if not known:
         return ["Nothing to compare with the paper yet."]
     against, missed = [one for one in known if one.is_against_paper], [one for one in known if one.is_missed]
@@ -96,7 +99,9 @@ def legend(study: Study, rows: Sequence[RowResult]) -> str:
     sentences = [f"Δ is the difference to {base}, in the paper and here; bold where it is more than chance (95 %)."]
     if any(measured.spread is not None for row in rows for measured in row.protocols.values()):
         sentences.append("± is the standard deviation over seeds.")
-    costs = ["FLOPs of an image"] * _has_flops(rows) + ["time (rows side by side share the machine)"] * _has_time(rows)
+    costs = ["FLOPs of an image"] * _has_flops(rows) + ["time (rows side by side share the machine)"] * _has_time(
+        study, rows
+    )
     if costs:
         sentences.append(f"Of pre-training, as multiples of those of {base}: {' and '.join(costs)}.")
     return " ".join(sentences)
@@ -119,14 +124,14 @@ def table(study: Study, section: Section, rows: Sequence[RowResult], num_test: i
     for name in shown:
         title = f"{PROTOCOLS[name]}, {UNITS[name].removeprefix('top-1, ')}: "
         columns += [f"{title}paper", "ours", "Δ paper", "Δ ours"] if name in with_paper else [f"{title}ours", "Δ ours"]
-    columns += ["FLOPs"] * _has_flops(rows) + ["time"] * _has_time(rows)
+    columns += ["FLOPs"] * _has_flops(rows) + ["time"] * _has_time(study, rows)
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for row in section.rows:
         result = by_name.get(row.name)
         cells = [
             cell for name in shown for cell in _cells(row, result, base, name, num_test, has_paper=name in with_paper)
         ]
-        cells += [_flops(result)] * _has_flops(rows) + [_time(result, base)] * _has_time(rows)
+        cells += [_flops(result)] * _has_flops(rows) + [_time(result, base)] * _has_time(study, rows)
         lines.append(f"| {row.label} | {' | '.join(cells)} |")
     return lines
 
@@ -158,15 +163,15 @@ def text_of(measured: Measured | None) -> str:
 
 def _has_flops(rows: Sequence[RowResult]) -> bool:
     """Whether rows differ in them."""
-    return len({row.cost.get("flops_to_default") for row in rows if row.protocols and not row.row.is_scratch}) > 1
+    return len({row.cost.get("flops_to_default") for row in rows if row.protocols and row.row.is_pretrained_here}) > 1
 
 
-def _has_time(rows: Sequence[RowResult]) -> bool:
-    return any(row.cost.get("seconds") for row in rows)
+def _has_time(study: Study, rows: Sequence[RowResult]) -> bool:
+    return any(row.cost.get("seconds") for row in rows) and sum(row.is_pretrained_here for row in study.rows) > 1
 
 
 def _flops(row: RowResult | None) -> str:
-    if row is None or row.row.is_scratch or "flops_to_default" not in row.cost:
+    if row is None or not row.row.is_pretrained_here or "flops_to_default" not in row.cost:
         return ""
     return f"{row.cost['flops_to_default']:.2f}×"
 
@@ -234,16 +239,19 @@ def cautions(study: Study, rows: Sequence[RowResult], found: Sequence[Difference
 
 def _at_the_edge(rows: Sequence[RowResult]) -> list[str]:
     """A sentence about runs whose best rate was the largest or smallest tried: a better one may lie beyond it."""
-    chosen = [rate for row in rows if (m := row.protocols.get("finetune")) for rate in m.details.get("base_lr", ())]
+    kinds = {"finetune": "fine-tuned runs", "miou": "segmenters"}
+    return [line for name, runs in kinds.items() for line in _at_the_edge_of(rows, name, runs)]
+
+
+def _at_the_edge_of(rows: Sequence[RowResult], name: str, runs: str) -> list[str]:
+    chosen = [rate for row in rows if (m := row.protocols.get(name)) for rate in m.details.get("base_lr", ())]
     if not chosen or len(set(chosen)) == 1 == len(chosen):
         return []
     largest, smallest = sum(rate == max(chosen) for rate in chosen), sum(rate == min(chosen) for rate in chosen)
     if max(chosen) == min(chosen):
-        return [
-            f"All {len(chosen)} fine-tuned runs chose the rate {max(chosen):g}: another may suit some of them better."
-        ]
+        return [f"All {len(chosen)} {runs} chose the rate {max(chosen):g}: another may suit some of them better."]
     return [
-        f"Of {len(chosen)} fine-tuned runs {largest} chose the rate {max(chosen):g} and {smallest} {min(chosen):g}, "
+        f"Of {len(chosen)} {runs} {largest} chose the rate {max(chosen):g} and {smallest} {min(chosen):g}, "
         "the largest and the smallest that any did: better ones may lie beyond."
     ]
 
@@ -284,4 +292,6 @@ def _one_seed(study: Study, rows: Sequence[RowResult]) -> str:
     if base is None or any(measured.spread is not None for measured in base.protocols.values()):
         return ""
     who = base_name(study, is_start=True)
+    if not any(images_behind(name, 1) for name in base.protocols):
+        return ""
     return f"{who} has one seed so far: “chance” is that of the test images alone, and in truth larger."

@@ -20,7 +20,7 @@ def collect(
 
     Args:
         settings: of each row, by its name.
-        flops: of each row's training for an image, by the row's name.
+        flops: of each row's training for an image, by the row's name; none of rows that are not pre-trained.
     """
     rows = []
     for row in study.rows:
@@ -34,7 +34,7 @@ def collect(
                     row,
                     {name: value for name, value in settings[row.name].items() if value is not None},
                     {name: measured for name, measured in protocols.items() if measured.values},
-                    _cost(found, flops[row.name], flops.get(study.baseline)),
+                    _cost(found, flops.get(row.name), flops.get(study.baseline)),
                     failed,
                 )
             )
@@ -47,12 +47,14 @@ def _measured(name: str, row: Row, found: Sequence[dict[str, Any]]) -> Measured:
     return Measured(details.pop("value", ()), row.paper.get(name), details, name in TIMES)
 
 
-def _cost(found: Sequence[dict[str, Any]], flops: float, default_flops: float | None) -> dict[str, Any]:
+def _cost(found: Sequence[dict[str, Any]], flops: float | None, default_flops: float | None) -> dict[str, Any]:
     """FLOPs of training and what it took, a value of each seed."""
     lists: dict[str, Any] = {}
-    for name in ("seconds", "images_per_second", "tokenizer_seconds", "finetune_seconds"):
+    for name in ("seconds", "images_per_second", "tokenizer_seconds", "finetune_seconds", "segment_seconds"):
         if values := [result["cost"][name] for result in found if result.get("cost", {}).get(name) is not None]:
             lists[name] = values
+    if flops is None:
+        return lists
     to_default = {} if default_flops is None else {"flops_to_default": round(flops / default_flops, 3)}
     return {"gflop_an_image": round(flops / 1e9, 6), **to_default, **lists}
 

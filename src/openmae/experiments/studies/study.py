@@ -11,6 +11,7 @@ DEFAULT = "default"
 # What is measured of a row, as results.json names it, and as a person reads it.
 PROTOCOLS = {
     "finetune": "fine-tuning",
+    "miou": "segmentation",
     "linear": "linear probe",
     "knn": "kNN",
     "hours": "hours",
@@ -20,6 +21,7 @@ PROTOCOLS = {
 }
 UNITS = {
     "finetune": "top-1, %",
+    "miou": "mIoU, %",
     "linear": "top-1, %",
     "knn": "top-1, %",
     "hours": "h",
@@ -43,7 +45,8 @@ class Row:
         position: where it lies on the axis of a figure.
         curve: the curve of a figure that it belongs to.
         size: which of the setup's sizes it is of, where an experiment compares sizes.
-        is_scratch: nothing is pre-trained: fine-tuning starts from random weights.
+        is_scratch: nothing is pre-trained: fine-tuning or segmentation starts from random weights.
+        init: nothing is pre-trained: it starts from this model.
         labels, blocks: of fine-tuning: a share of the labels, and the last blocks that are trained; None: all.
         protocols: what is measured of this row where it is not what the experiment says.
     """
@@ -57,9 +60,14 @@ class Row:
     curve: str = ""
     size: int | None = None
     is_scratch: bool = False
+    init: str = ""
     labels: str | None = None
     blocks: float | None = None
     protocols: tuple[str, ...] | None = None
+
+    @property
+    def is_pretrained_here(self) -> bool:
+        return not self.is_scratch and not self.init
 
 
 @dataclass(frozen=True)

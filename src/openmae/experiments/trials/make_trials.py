@@ -1,13 +1,16 @@
 """From an experiment to its trials: every row with each of its seeds, and what each command of it costs."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from openmae.config import ClassifierShape, MAEShape, PretrainConfig, TokenizerConfig, TokenizerShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
+from openmae.experiments.masks import MaskedData
 from openmae.experiments.setup import SHARED, Setup
 from openmae.experiments.studies.study import Row, Study
+from openmae.experiments.trials.segment_stage import segment_stage
 from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
 from openmae.experiments.trials.unseen import NUM_DRAWN
 from openmae.model import cost
@@ -25,6 +28,13 @@ def row_settings(row: Row, setup: Setup) -> dict[str, Any]:
     """The settings of a row's pre-training."""
     settings = {**setup.pretrain, **row.changes}
     return settings | setup.token_settings if settings["target"] == "token" else settings
+
+
+def stored_row(row: Row, setup: Setup) -> dict[str, Any]:
+    """The settings of a row that results.json names it by: of its pre-training, or what it starts from."""
+    if row.init or (row.is_scratch and setup.segment):
+        return {**setup.segment[row.size or 0], "init": row.init or "none"}
+    return row_settings(row, setup)
 
 
 def row_shape(row: Row, setup: Setup, facts: DataFacts, machine: Machine, out: str) -> tuple[MAEShape, int, int]:
@@ -66,25 +76,42 @@ def image_flops(shape: MAEShape, visible: int) -> float:
 
 
 def make_trials(
-    study: Study, setup: Setup, facts: DataFacts, machine: Machine, *, seeds: int, num_classes: int, out: str
+    study: Study,
+    setup: Setup,
+    facts: DataFacts,
+    machine: Machine,
+    *,
+    seeds: int,
+    num_classes: int,
+    out: str,
+    masked: MaskedData | None = None,
 ) -> tuple[list[Trial], int, dict[str, float]]:
     """Every row with each of its seeds: first one of each row, then the others.
 
     Args:
         num_classes: of the labels; 0 where there are none.
+        masked: what is segmented.
 
     Returns:
         The trials; the bytes of memory that the largest of them needs; and the FLOPs of each row's pre-training for an
-        image, by the row's name.
+        image, by the row's name, but of those that only segment.
 
     Raises:
         RequestError: a row's settings do not fit the data.
     """
-    by_row, flops, memory = dict[str, tuple[Stage, ...]](), dict[str, float](), 0
+    by_row, flops, memory = dict[str, tuple[Stage, ...]](), dict[str, float](), 0.0
     for row in study.rows:
+        protocols, segmented = study.protocols_of(row), tuple[Stage, ...]()
+        if "miou" in protocols:
+            assert masked is not None
+            stage, segment_memory = segment_stage(row, setup, row_settings(row, setup), masked, machine, out)
+            segmented, memory = (stage,), max(memory, segment_memory)
+            if not row.is_pretrained_here:
+                by_row[row.name] = segmented
+                continue
         shape, visible, row_memory = row_shape(row, setup, facts, machine, out)
         flops[row.name] = image_flops(shape, visible)
-        by_row[row.name] = _stages(row, study.protocols_of(row), setup, shape, flops[row.name], num_classes)
+        by_row[row.name] = _stages(row, protocols, setup, shape, flops[row.name], num_classes) + segmented
         classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
         tuned = setup.finetune["batch_size"] * cost.classifier_activation_bytes(classifier, None, 4)
         memory = max(memory, row_memory, tuned + 16 * cost.classifier_parameters(classifier))
@@ -95,7 +122,7 @@ def make_trials(
         for row in study.rows
         if seed < counts[row.name]
     ]
-    return trials, PROCESS_BYTES + memory, flops
+    return trials, PROCESS_BYTES + math.ceil(memory), flops
 
 
 def _stages(

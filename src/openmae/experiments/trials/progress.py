@@ -17,6 +17,7 @@ WORDS = {
     "tokenizer": "tokenizer",
     "pretrain": "pre-training",
     "finetune": "fine-tuning",
+    "segment": "segmentation",
     "probe": "linear probe",
     "knn": "kNN",
     "reconstruct": "drawing",

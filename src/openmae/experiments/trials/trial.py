@@ -10,27 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, TokenizerConfig
+from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
+from openmae.experiments.trials.final_figures import final_miou, final_top1
 from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen
-from openmae.inference.load import load
-from openmae.inference.metrics import compute_metrics
-from openmae.inference.models import ClassifierModel
-from openmae.inference.predict import predict
 from openmae.machine.files import write_json
-from openmae.machine.parallel import Processes
 from openmae.run.lock import summary_of
 from openmae.run.reader import read_json_object, read_metrics
-from openmae.tasks.classification.classification import open_data
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.pretrain.pretrain import pretrain
 from openmae.tasks.probe.probe import probe
+from openmae.tasks.segment.segment import segment
 from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 TRIAL, RESULT = "trial.json", "result.json"
-PROTOCOL_OF = {"finetune": "finetune", "probe": "linear", "knn": "knn", "reconstruct": "psnr", "speed": "speed"}
+PROTOCOL_OF = {
+    **{"finetune": "finetune", "segment": "miou", "probe": "linear", "knn": "knn"},
+    **{"reconstruct": "psnr", "speed": "speed"},
+}
 OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
 WARM_UP = 0.25  # the share of the steps, the first ones, that are not timed
 
@@ -40,9 +39,10 @@ class Stage:
     """A command of a trial.
 
     Attributes:
-        kind: pretrain, tokenizer, finetune, probe, knn, reconstruct, or speed: a pre-training that is timed.
+        kind: pretrain, tokenizer, finetune, segment, probe, knn, reconstruct, or speed: a pre-training that is timed.
         settings: of its config; without device, workers and output folder.
-        rates: base rates of fine-tuning, each a run of its own; the best on the split that chooses is measured.
+        rates: base rates of fine-tuning or segmentation, each a run of its own; the best on the split that chooses is
+            measured.
         work: FLOPs, about, to say how far the trial is and how long it takes.
     """
 
@@ -124,7 +124,7 @@ def run_trial(trial: Trial, place: Place) -> dict[str, Any]:
     """Run what is not finished yet, and write result.json.
 
     Returns:
-        What result.json holds: `protocols` (value, and for fine-tuning the chosen rate and what it was chosen by) and
+        What result.json holds: `protocols` (value, and where rates were tried the chosen one and what chose it) and
         `cost` (seconds of each stage that trains, and images a second of pre-training).
 
     Raises: as the commands.
@@ -190,36 +190,34 @@ def _init(stage: Stage, trial: Trial, place: Place, run: str) -> str:
 
 
 def _finetune(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
-    """Fine-tune with each rate, choose one on val or a split of train, and measure it on the test split."""
-    top1, configs, seconds = dict[float, float](), dict[float, FinetuneConfig](), 0.0
+    return _chosen(stage, trial, place, Tuned(FinetuneConfig, finetune, "top1", final_top1))
+
+
+def _segment(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    return _chosen(stage, trial, place, Tuned(SegmentConfig, segment, "miou", final_miou))
+
+
+class Tuned(NamedTuple):
+    """A command that has rates to choose from: its config, what it does, the figure that chooses, the final one."""
+
+    config: Callable[..., Any]
+    command: Callable[[Any], dict[str, Any]]
+    metric: str
+    final: Callable[[Any], float]
+
+
+def _chosen(stage: Stage, trial: Trial, place: Place, tuned: Tuned) -> dict[str, Any]:
+    """Train with each rate, choose one on val or a split of train, and measure it on the test split."""
+    figures, configs, seconds = dict[float, float](), dict[float, Any](), 0.0
     for rate, run in zip(stage.rates, stage.runs, strict=True):
         settings = {**stage.settings, **place.settings(trial, run), "init": _init(stage, trial, place, run)}
-        configs[rate] = FinetuneConfig(**settings, base_lr=rate, resume="auto")
-        summary = finetune(configs[rate])
-        top1[rate] = float(summary["top1"])
+        configs[rate] = tuned.config(**settings, base_lr=rate, resume="auto")
+        summary = tuned.command(configs[rate])
+        figures[rate] = float(summary[tuned.metric])
         seconds += float(summary.get("seconds", 0.0))
-    best = max(top1, key=lambda rate: top1[rate])
-    value = final_top1(configs[best])
-    found = {"value": value, "base_lr": best, "chosen_by": top1[best]}
-    return {"protocols": {"finetune": found}, "cost": {"finetune_seconds": seconds}}
-
-
-def final_top1(config: FinetuneConfig) -> float:
-    """Top-1 in per cent of a fine-tuned run on the final split of its data."""
-    classifier = load(config.out, config.device)
-    assert isinstance(classifier, ClassifierModel)
-    data = open_data(config, classifier.preprocessing, needs_validation=True)
-    predictions = predict(
-        classifier.classifier,
-        data.final_source,
-        classifier.preprocessing,
-        device=classifier.device,
-        precision="fp32",
-        batch_size=256,
-        workers=config.workers or 0,
-        processes=Processes(),
-    )
-    return compute_metrics(predictions)["top1"]
+    best = max(figures, key=lambda rate: figures[rate])
+    found = {"value": tuned.final(configs[best]), "base_lr": best, "chosen_by": figures[best]}
+    return {"protocols": {stage.protocol: found}, "cost": {f"{stage.kind}_seconds": seconds}}
 
 
 def _probe(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
@@ -282,6 +280,7 @@ STAGES: dict[str, Callable[[Stage, Trial, Place], dict[str, Any]]] = {
     "tokenizer": _tokenizer,
     "pretrain": _pretrain,
     "finetune": _finetune,
+    "segment": _segment,
     "probe": _probe,
     "knn": _knn,
     "reconstruct": _reconstruct,

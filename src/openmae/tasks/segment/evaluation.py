@@ -1,13 +1,16 @@
 """Evaluation of a segmenter: while it trains, and at the end; every image once, whole, at its own size."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from openmae.config import Preprocessing
 from openmae.data.decoding.decode import BadImage
 from openmae.data.masks.augment import nearest
 from openmae.data.masks.evaluation import read_whole, whole_images
@@ -117,31 +120,55 @@ class SegmentEvaluation:
             ReaderKilled: the operating system killed reader processes of this one, twice.
         """
         share = self.processes.share(len(source))
-        num_classes = len(self.data.classes)
-        matrix, scores, bad = ConfusionMatrix.empty(num_classes, self.device), list[ImageScore](), dict[str, str]()
-        images = whole_images(
-            source,
-            self.plan.preprocessing,
-            share,
-            workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
-            with_labels=True,
-            should_stop=self.stop.is_received,
-        )
+        own: SegmentationResult | None = None
         killed: ReaderKilled | None = None
         try:
-            with closing(images):
-                for whole in images:
-                    if isinstance(whole.image, str):
-                        bad[whole.name] = whole.image
-                        continue
-                    assert whole.labels is not None
-                    truth = torch.from_numpy(whole.labels).to(self.device)
-                    of_image = ConfusionMatrix.count(truth, self._class_map(whole.image, whole.size), num_classes)
-                    matrix += of_image
-                    scores.append(ImageScore.of(whole.index, whole.name, of_image.cpu()))
+            own = measure_images(
+                self._class_map,
+                source,
+                share,
+                self.plan.preprocessing,
+                self.data.classes,
+                workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
+                should_stop=self.stop.is_received,
+            )
         except ReaderKilled as error:  # the other processes wait for this one
             killed = error
         if self.processes.any(killed is not None or self.stop.is_received()):
             raise EvaluationStopped if killed is None else killed
-        own = SegmentationResult(matrix=matrix.cpu(), images=tuple(scores), bad=bad, classes=self.data.classes)
+        assert own is not None
         return merge_results(self.processes.gather(own))
+
+
+def measure_images(
+    class_map_of: Callable[[Tensor, tuple[int, int]], Tensor],
+    source: Masked,
+    indices: range | NDArray[np.int64],
+    preprocessing: Preprocessing,
+    classes: tuple[str, ...],
+    *,
+    workers: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> SegmentationResult:
+    """Segment the images at `indices`, each whole, and count their pixels at their own size.
+
+    Args:
+        class_map_of: from an image, as `whole_images` gives it, and its own size to the class of each pixel.
+
+    Raises:
+        ReaderKilled: the operating system killed the reader processes, twice.
+    """
+    matrix, scores, bad = ConfusionMatrix.empty(len(classes)), list[ImageScore](), dict[str, str]()
+    images = whole_images(source, preprocessing, indices, workers=workers, with_labels=True, should_stop=should_stop)
+    with closing(images):
+        for whole in images:
+            if isinstance(whole.image, str):
+                bad[whole.name] = whole.image
+                continue
+            assert whole.labels is not None
+            predicted = class_map_of(whole.image, whole.size)
+            truth = torch.from_numpy(whole.labels).to(predicted.device)
+            of_image = ConfusionMatrix.count(truth, predicted, len(classes)).cpu()
+            matrix += of_image
+            scores.append(ImageScore.of(whole.index, whole.name, of_image))
+    return SegmentationResult(matrix=matrix, images=tuple(scores), bad=bad, classes=classes)

@@ -127,16 +127,32 @@ def read_initial_model(run: Run[ResolvedSegmentConfig]) -> StoredModel | None:
 def open_data(
     config: SegmentConfig, preprocessing: Preprocessing | None, previous: PreviousRun[ResolvedSegmentConfig] | None
 ) -> SegmentationData:
-    """The images and masks of DATA.
+    """The images and masks of DATA; with `--report held-out` without the test split.
+
+    Args: see `open_with_test`.
+
+    Raises:
+        RequestError: they cannot be used, or the run folder would lie among them.
+    """
+    check_outside(config.dataset, config.out)
+    data = open_with_test(config, preprocessing, previous)
+    return data.without_test() if config.report == "held-out" else data
+
+
+def open_with_test(
+    config: SegmentConfig,
+    preprocessing: Preprocessing | None,
+    previous: PreviousRun[ResolvedSegmentConfig] | None = None,
+) -> SegmentationData:
+    """All splits of DATA, whatever `--report` says; with `held-out` there is one to choose by.
 
     Args:
         preprocessing: of the model to start from, for what the config leaves open; None from scratch.
         previous: of a resumed run, which knows its classes: the masks need not all be read again.
 
     Raises:
-        RequestError: they cannot be used, or the run folder would lie among them.
+        RequestError: they cannot be used.
     """
-    check_outside(config.dataset, config.out)
     background = config.background if preprocessing is None else preprocessing.background
     return open_segmentation(
         config.dataset,
@@ -145,6 +161,7 @@ def open_data(
         ignore_index=config.ignore_index if previous is None else None,
         reduce_zero_label=config.reduce_zero_label,
         held_out=config.held_out,
+        needs_validation=config.report == "held-out",
         known_classes=None if previous is None else tuple(previous.state["classes"]),
         known_ignore_index=None if previous is None else previous.state["ignore_index"],
         known_bad=None if previous is None else previous.state["bad_pairs"],

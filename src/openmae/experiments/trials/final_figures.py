@@ -1,0 +1,68 @@
+"""The figure of a chosen run: on the final split of its data, whose images decided nothing."""
+
+from torch import Tensor
+
+from openmae.config import FinetuneConfig, SegmentConfig
+from openmae.errors import RequestError
+from openmae.inference.load import load
+from openmae.inference.metrics import compute_metrics
+from openmae.inference.models import ClassifierModel
+from openmae.inference.predict import predict
+from openmae.inference.segmentation import class_map
+from openmae.inference.segmentation_result import segmentation_metrics
+from openmae.inference.segmenter_model import SegmenterModel
+from openmae.machine.parallel import Processes
+from openmae.tasks.classification.classification import open_data
+from openmae.tasks.segment.evaluation import measure_images
+from openmae.tasks.segment.segment import open_with_test
+
+WINDOWS_AT_ONCE = 8
+
+
+def final_top1(config: FinetuneConfig) -> float:
+    """Top-1 in per cent of a fine-tuned run on the final split of its data."""
+    classifier = load(config.out, config.device)
+    assert isinstance(classifier, ClassifierModel)
+    data = open_data(config, classifier.preprocessing, needs_validation=True)
+    predictions = predict(
+        classifier.classifier,
+        data.final_source,
+        classifier.preprocessing,
+        device=classifier.device,
+        precision="fp32",
+        batch_size=256,
+        workers=config.workers or 0,
+        processes=Processes(),
+    )
+    return compute_metrics(predictions)["top1"]
+
+
+def final_miou(config: SegmentConfig) -> float:
+    """Mean IoU in per cent of a segmenter's run on the final split of its data.
+
+    Raises:
+        RequestError: none of its images can be read, or the data has not the run's classes any more.
+    """
+    model = load(config.out, config.device)
+    assert isinstance(model, SegmenterModel)
+    data = open_with_test(config, model.preprocessing)
+    if data.classes != model.classes:
+        raise RequestError(f"{config.dataset} has not the classes that {config.out} learnt: restore it, or begin anew")
+
+    def class_map_of(image: Tensor, size: tuple[int, int]) -> Tensor:
+        return class_map(
+            model.segmenter,
+            image,
+            size,
+            model.preprocessing,
+            model.windows,
+            device=model.device,
+            precision="fp32",
+            batch_size=WINDOWS_AT_ONCE,
+        )
+
+    indices, workers = range(len(data.final_source)), config.workers or 0
+    result = measure_images(
+        class_map_of, data.final_source, indices, model.preprocessing, data.classes, workers=workers
+    )
+    return segmentation_metrics(result)["miou"]
