@@ -60,20 +60,6 @@ class FoundPairs:
     warnings: tuple[str, ...] = ()
 
 
-def has_masks(dataset: Dataset) -> bool:
-    """Whether DATA, or the path of its training images, is a folder in one of the layouts of images with masks."""
-    only, path = ("train", dataset.train) if isinstance(dataset, SplitPaths) else (None, dataset)
-    if path is None or path.startswith(EMBEDDED) or not is_folder(path):
-        return False
-    root = Path(path)
-    files = scan(root, branch_of).images if only is None else scan(root).images
-    try:
-        layout = find_mask_layout(root, files) if only is None else find_whole(root, files, only)
-    except RequestError:
-        return False
-    return any(part.masks for part in layout.parts.values())
-
-
 def find_pairs(dataset: Dataset) -> FoundPairs:
     """Find the images and masks of each split, and match them by their paths without extension.
 

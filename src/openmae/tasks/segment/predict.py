@@ -15,7 +15,7 @@ from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
 from openmae.data.masks.evaluation import WholeImage, whole_images
-from openmae.data.masks.pairs import find_pairs
+from openmae.data.masks.pairs import has_masks
 from openmae.data.preprocess import normalise, to_unit
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.reading import reading_options
@@ -121,14 +121,10 @@ def load_segmenter(init: str, device: str) -> SegmenterModel:
 
 def open_images(config: SegmentConfig, preprocessing: Preprocessing) -> dict[str, Source]:
     """The images of DATA, whatever part they are of. Raises RequestError where masks lie among them."""
-    try:
-        pairs = find_pairs(config.dataset)
-    except RequestError:
-        return dict(
-            open_splits(config.dataset, ("train", "val", "test"), **reading_options(config, preprocessing)).sources
-        )
-    origins = ", ".join(part.origin for part in pairs.parts.values())
-    raise RequestError(f"{shown(str(config.dataset))} holds masks beside images ({origins}): name the folder of images")
+    if has_masks(config.dataset):
+        raise RequestError(f"{shown(str(config.dataset))} holds masks beside images: name the folder of images")
+    options = reading_options(config, preprocessing)
+    return dict(open_splits(config.dataset, ("train", "val", "test"), **options).sources)
 
 
 def write_predictions(
