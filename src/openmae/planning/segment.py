@@ -80,7 +80,7 @@ def plan_segment(
     facts, machine = survey_data_and_machine(config, data.train, data.parts, device, num_processes)
     start = None if init is None else (init.encoder_shape, init.preprocessing)
     ignored = NOTHING_IGNORED if data.ignore_index is None else data.ignore_index
-    return make_segment_plan(config, facts, len(data.classes), ignored, machine, start), facts
+    return make_segment_plan(config, facts, len(data.classes), machine, start, ignored), facts
 
 
 def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTShape | None = None) -> SegmenterShape:
@@ -105,16 +105,16 @@ def make_segment_plan(
     config: SegmentConfig,
     facts: DataFacts,
     num_classes: int,
-    ignore_index: int,
     machine: Machine,
     init: tuple[ViTShape, Preprocessing] | None,
+    ignore_index: int = 255,
 ) -> SegmentPlan:
     """Decide every open setting.
 
     Args:
         facts: about the training images.
-        ignore_index: the value that the masks ignore, as was decided when they were opened.
         init: the encoder's shape and preprocessing; None from scratch.
+        ignore_index: the value that the masks ignore, as was decided when they were opened.
 
     Raises:
         RequestError: the settings do not fit each other or the data.
