@@ -223,19 +223,22 @@ def planned_steps(decisions: Decisions, num_images: int) -> int:
     return max(1, round(planned_epochs(decisions, num_images) * num_images / decisions.get("batch_size")))
 
 
-def decide_base_lr(decisions: Decisions, paper_base_lr: float, min_peak_lr: dict[str, float]) -> None:
+def decide_base_lr(
+    decisions: Decisions, paper_base_lr: float, min_peak_lr: dict[str, float], source: str = "the paper's"
+) -> None:
     """Decide the base learning rate: the paper's, unless the peak would be too small for an encoder of this width.
 
     At small batches the paper's would hardly change the weights. A base learning rate that the user gives may be lower.
 
     Args:
+        source: whose rate it is, where the paper names none.
         min_peak_lr: the smallest peak learning rate for encoders that are "narrow", "medium" and "wide".
     """
     batch, width = decisions.get("batch_size"), decisions.get("width")
     least = min_peak_lr["narrow" if width <= NARROW else "medium" if width <= MEDIUM else "wide"]
     peak = paper_base_lr * batch / 256
-    why = f"the paper's {paper_base_lr:g} gives {peak:.1e} at this batch, too little"
-    decisions.decide("base_lr", max(peak, least) * 256 / batch, "the paper's" if peak >= least else why)
+    why = f"{source} {paper_base_lr:g} gives {peak:.1e} at this batch, too little"
+    decisions.decide("base_lr", max(peak, least) * 256 / batch, source if peak >= least else why)
 
 
 def limit_warmup(decisions: Decisions, num_images: int) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import torch
 
-from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, pair
+from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, flag_of, pair
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
+from openmae.errors import RequestError
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.stored import StoredModel
 from openmae.planning.decisions import (
@@ -90,8 +91,13 @@ def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTSh
         like: the encoder to start from, for what no setting names (layer scale, …).
     """
     encoder = encoder_shape(config, like)
-    if encoder.relative_positions == "none" and config.relative_positions == "bias":
-        encoder = replace(encoder, relative_positions="bias")
+    own, wanted = encoder.relative_positions, config.relative_positions
+    if own != wanted and (own, wanted) != ("none", "bias"):
+        has = f"--init has {own} relative positions" if own != "none" else "only bias can be added"
+        raise RequestError(f"--relative-positions got {wanted}, but {has}: leave it out")
+    if own != wanted and not encoder.class_token:
+        raise RequestError("--relative-positions bias is for encoders with a class token, unlike --init: leave it out")
+    encoder = replace(encoder, relative_positions=wanted)
     return SegmenterShape(
         encoder=encoder,
         num_classes=num_classes,
@@ -124,6 +130,12 @@ def make_segment_plan(
     decide("ignore_index", ignore_index, "by what the masks hold")
     if init is not None:
         adopt_encoder(*init, decisions)
+    own = "none" if init is None else init[0].relative_positions
+    if own != "none":
+        decide("relative_positions", own, AS_INIT)
+    if config.freeze:
+        for name, value in (("drop_path", 0.0), ("layer_decay", 1.0), ("relative_positions", own)):
+            decide(name, value, "the encoder is frozen")
     decisions.apply_recipe(SEGMENT_RECIPES)
     _decide_crop(facts, machine, decisions, None if init is None else init[0])
     if init is None:
@@ -131,7 +143,7 @@ def make_segment_plan(
             decide_size(decisions, get("model"))
         decide_model(facts, machine, decisions)
         decide_statistics(facts, decisions)
-    _decide_model(machine, decisions, None if init is None else init[0])
+    _decide_model(machine, decisions)
     _decide_optimisation(config, facts, machine, decisions)
     choose_axes(facts, decisions)
     choose_nodata(None if init is None else init[1], decisions)
@@ -145,6 +157,9 @@ def make_segment_plan(
     has = f"the model takes {channels} channels, but the images have {facts.channels}"
     check_channels(facts, channels, f"{has}: use another --init")
     check_scale(dtype, facts, config.value_range)
+    for name in ("resize_range", "max_class_share") if draft.augment == "none" else ():
+        if getattr(config, name) is not None:
+            raise RequestError(f"{flag_of(name)} is for random crops, not for --augment none: leave it out")
     _fit_memory(shape, machine, decisions)
     resolved = decisions.resolved(ResolvedSegmentConfig)
     preprocessing = preprocessing_of(resolved, dtype)
@@ -167,27 +182,23 @@ def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encod
     side = max(patch, largest // patch * patch)
     why = "the images' short side" if side > facts.short_side - patch else f"usual for {machine.device}"
     decide("image_size", side, f"{why}, in whole patches of {patch} px")
-    decide(
-        "augment", "crop-jitter" if facts.channels == 3 else "crop", "table 5's: scaled, cropped, flipped, distorted"
-    )
+    is_rgb, how = facts.channels == 3, "scaled, cropped, flipped"
+    decide("augment", "crop-jitter" if is_rgb else "crop", f"table 5's: {how}, distorted" if is_rgb else how)
     decide("crop_aspect", "model", AS_INIT)
-    decide("resize_range", (0.5, 2.0), "table 5's")
-    decide("max_class_share", 0.75, "table 5's")
+    is_cropped = decisions.get("augment") != "none"
+    decide("resize_range", (0.5, 2.0) if is_cropped else (1.0, 1.0), "table 5's" if is_cropped else "--augment none")
+    decide("max_class_share", 0.75 if is_cropped else 1.0, "table 5's" if is_cropped else "--augment none")
     height, width = pair(decisions.get("image_size"))
     decide("inference", "slide", "table 5's: the positions that were trained")
-    decide("stride", max(1, math.floor(STRIDE_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
+    if decisions.get("inference") == "slide":
+        decide("stride", max(1, math.floor(STRIDE_FRACTION * min(height, width))), "two thirds of a crop, as table 5's")
 
 
-def _decide_model(machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
+def _decide_model(machine: Machine, decisions: Decisions) -> None:
     decide, width = decisions.decide, decisions.get("width")
-    own = "none" if encoder is None else encoder.relative_positions
-    if own != "none":
-        decide("relative_positions", "bias", "the encoder has relative positions of its own")
-    decide(
-        "relative_positions", "none", "the paper's bias takes a quarter more time; --relative-positions bias adds it"
-    )
+    decide("relative_positions", "none", "a quarter less time than with the paper's, --relative-positions bias")
     narrow = min(width, NARROW_HEAD.get(machine.device, 256))
-    decide("head_width", narrow, f"enough for few classes on {machine.device}; the paper's is the encoder's {width}")
+    decide("head_width", narrow, f"narrow, for {machine.device}; the paper's is the encoder's {width}")
 
 
 def _decide_optimisation(config: SegmentConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
@@ -197,13 +208,13 @@ def _decide_optimisation(config: SegmentConfig, facts: DataFacts, machine: Machi
     if config.steps is None:
         epochs = 50.0 if is_cpu or count >= 5000 else 100.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
-    decide_base_lr(decisions, 1e-4 * 256 / 16, MIN_SEGMENT_RATE)
+    decide_base_lr(decisions, 1e-4 * 256 / 16, MIN_SEGMENT_RATE, "recipe ade20k-base's")
     decide("min_lr", 0.0, "table 5's")
     decide("layer_decay", 1.0 if scratch else 0.75, "nothing to preserve" if scratch else "as fine-tuning (table 9)")
     decide("weight_decay", 0.05, "as fine-tuning (table 9)")
     decide("betas", (0.9, 0.999), "as fine-tuning (table 9)")
-    drop_path = 0.0 if get("width") <= 192 or config.freeze else 0.1
-    decide("drop_path", drop_path, "as fine-tuning (table 9)" if drop_path else "a small or frozen encoder")
+    drop_path = 0.0 if get("width") <= 192 else 0.1
+    decide("drop_path", drop_path, "as fine-tuning (table 9)" if drop_path else "a small encoder")
     decide("warmup_epochs", 0.05 * planned_epochs(decisions, count), "5 % of the steps")
     steps = planned_steps(decisions, count)
     decide("evaluate_every", max(1, steps // 5), "about 5 times: whole images take long")

@@ -14,7 +14,7 @@ from openmae.config.training.training import (
 from openmae.errors import RequestError
 
 SEGMENT_AUGMENTS = ("none", "crop", "crop-jitter")
-BIASES = ("none", "bias")
+BIASES = ("none", "bias", "decomposed")
 INFERENCES = ("slide", "whole")
 MAX_STORED_VALUE = 65535  # of a 16-bit mask
 # What `--predict` takes beside DATA, --init and --out: all else would be training.
@@ -83,6 +83,10 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
     """Rate of the last block; it rises linearly from 0 over depth."""
 
     # The optimisation
+    min_lr: float | None = None
+    """Learning rate that the line ends at."""
+    warmup_epochs: float | None = None
+    """Epochs in which the rate rises from 1e-6, before it falls along a line."""
     layer_decay: float | None = None
     """What each layer's rate is of the next one's; 1 is off. Pyramid and heads have the full rate."""
 
@@ -105,6 +109,10 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
         check_range("--max-class-share", self.max_class_share, 0, 1, open_low=True)
         check_range("--drop-path", self.drop_path, 0, 1, open_high=True)
         check_range("--layer-decay", self.layer_decay, 0, 1, open_low=True)
+        if self.split_rules == 1:
+            raise RequestError("--split-rules 1 is for runs from before segment: leave it out")
+        if self.inference == "whole" and self.stride is not None:
+            raise RequestError(f"--stride {self.stride} is for --inference slide: leave it out")
         low, high = self.resize_range or (1.0, 1.0)
         if not 0 < low <= high <= 16:
             raise RequestError(f"--resize-range got {low:g} {high:g}: two factors, rising, above 0 and at most 16")
@@ -124,9 +132,7 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
 
     def _check_predict(self) -> None:
         training = [
-            f.name
-            for f in fields(self)
-            if f.name not in PREDICT_SETTINGS and f.name != "keep" and getattr(self, f.name) != f.default
+            f.name for f in fields(self) if f.name not in PREDICT_SETTINGS and getattr(self, f.name) != f.default
         ]
         if training:
             raise RequestError(f"{flag_of(training[0])} is for training, and --predict only uses --init: leave it out")
@@ -162,4 +168,3 @@ class ResolvedSegmentConfig(ResolvedTrainingConfig, SegmentConfig):
     betas: tuple[float, float]
     layer_decay: float
     inference: str
-    stride: int
