@@ -17,7 +17,7 @@ from openmae.errors import Interrupted, RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.figure_9.plan import plan_figure_9
 from openmae.experiments.figure_9.study import with_blocks, with_defaults
-from openmae.experiments.trials import trial
+from openmae.experiments.trials import final_figures, trial
 from openmae.experiments.trials.side_by_side import run_side_by_side
 from openmae.planning import probe as probe_planning
 from openmae.run.lock import locked
@@ -171,7 +171,7 @@ def test_the_split_of_train_chooses_and_only_the_chosen_is_tested(finished, pret
     monkeypatch.setattr(trial, "probe", lambda c: {"top1": 1.0, "choice_top1": 2.0})
     monkeypatch.setattr(trial, "knn", lambda c: {"top1": 1.0})
     monkeypatch.setattr(trial, "finetune", lambda c: asked.append(c) or {"top1": found[c.base_lr]})
-    monkeypatch.setattr(trial, "load", lambda path, device: seen.append(path) or openmae.load(chosen, device))
+    monkeypatch.setattr(final_figures, "load", lambda path, device: seen.append(path) or openmae.load(chosen, device))
     experiment(config(tmp_path / "out", pretrained, blocks=(), seeds=1))
     assert [Path(path).relative_to(tmp_path / "out" / "runs").parts[::2] for path in seen] == [
         ("full-10%", "finetune-0.01"),

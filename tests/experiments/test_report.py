@@ -101,7 +101,7 @@ def test_without_seeds_and_images_nothing_is_called_clear():
     written = text([result(DEFAULT_ROW, finetune=70.0), result(SMALL, finetune=10.0)], images=0)
     assert "**fine-tuning**: nothing is known of chance." in written
     assert cells(written, "small (paper: smaller)")[:4] == ["84.9", "10.0", "0.0", "−60.0"]
-    assert "Nothing to compare with the paper yet." in written
+    assert "Nothing is known of chance yet, so that no difference can be held against the paper's." in written
 
 
 def test_columns_of_cost_stand_only_where_rows_differ():

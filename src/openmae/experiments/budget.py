@@ -60,8 +60,10 @@ def _mask_lines(data: ExperimentData, setup: Setup) -> list[str]:
 
 
 def rates_text(rates: tuple[float, ...]) -> str:
+    """Base rates, with commas between them."""
     return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def size_text(size: int | tuple[int, int]) -> str:
+    """A side in pixels, or height x width."""
     return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"

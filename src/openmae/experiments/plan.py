@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from openmae.config import ExperimentConfig
+from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.experiments.budget import budget_lines
 from openmae.experiments.data import ExperimentData, open_data
@@ -31,6 +32,7 @@ from openmae.experiments.studies.transfer import table_5, table_7
 from openmae.experiments.trials.make_trials import make_trials, row_shape, stored_row
 from openmae.experiments.trials.side_by_side import Resources
 from openmae.experiments.trials.trial import Trial
+from openmae.interchange.incoming.named import check_init
 from openmae.machine.device import pick_device
 from openmae.planning.decisions import Machine
 
@@ -120,6 +122,10 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     Raises:
         RequestError: a wrong setting, unusable data, or too little memory.
     """
+    for one in config.also_inits:
+        check_init(one.init)
+    for dataset in config.paths:
+        check_named(dataset)
     device = pick_device(config.devices[0] if config.devices else None)
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
     labelled, data = open_all(config)

@@ -132,8 +132,11 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
 
 
 def saved_classes(run: Path, checkpoints: Sequence[dict[str, Any]]) -> list[str] | None:
-    """The names of the classes in the newest whole one of the `checkpoints` (see `list_checkpoints`); None: there are
-    none."""
+    """The names of the classes in the newest whole checkpoint; None where there are none.
+
+    Args:
+        checkpoints: see `list_checkpoints`.
+    """
     newest = next((checkpoint["name"] for checkpoint in checkpoints if checkpoint["is_whole"]), None)
     state = {} if newest is None else read_json_object(run / "checkpoints" / newest / STATE)[0]
     names = state.get("classes")
