@@ -95,6 +95,8 @@ def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTSh
     if own != wanted and (own, wanted) != ("none", "bias"):
         has = f"--init has {own} relative positions" if own != "none" else "only bias can be added"
         raise RequestError(f"--relative-positions got {wanted}, but {has}: leave it out")
+    if own != wanted and config.freeze:
+        raise RequestError("--relative-positions bias would stay zero in an encoder that --freeze keeps: leave one out")
     if own != wanted and not encoder.class_token:
         raise RequestError("--relative-positions bias is for encoders with a class token, unlike --init: leave it out")
     encoder = replace(encoder, relative_positions=wanted)
@@ -155,7 +157,10 @@ def make_segment_plan(
     dtype = init[1].dtype if init is not None else facts.dtype
     channels = shape.encoder.channels
     has = f"the model takes {channels} channels, but the images have {facts.channels}"
-    check_channels(facts, channels, f"{has}: use another --init")
+    check_channels(facts, channels, f"{has}: {'use another --init' if init else 'leave --channels out'}")
+    peak = draft.base_lr * draft.batch_size / 256
+    if draft.min_lr > peak:
+        raise RequestError(f"--min-lr got {draft.min_lr:g}, above the peak rate of {peak:.3g}: give less")
     check_scale(dtype, facts, config.value_range)
     for name in ("resize_range", "max_class_share") if draft.augment == "none" else ():
         if getattr(config, name) is not None:

