@@ -157,6 +157,7 @@ def arguments(predicted, segmenter, out, *more):
     return ["segment", str(predicted[0] / "new"), "--init", str(segmenter[0]), "--out", str(out), *common, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_processes_write_what_one_writes(predicted, segmenter, tmp_path):
     log, out = tmp_path / "log", tmp_path / "out"
