@@ -1,7 +1,6 @@
 """A segmenter put to use: the class map of a whole image of any size."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Int64, Num
@@ -9,20 +8,12 @@ from torch import Tensor
 
 from openmae.config import Preprocessing
 from openmae.data.preprocess import normalise
+from openmae.errors import Fault
 from openmae.inference.windows import resized_class_map, sliding_logits
-from openmae.machine.device import autocast
+from openmae.machine.device import autocast, is_out_of_memory
 from openmae.transfer.segmenter import Segmenter
 
-
-class InferenceSettings(Protocol):
-    """The settings that say how whole images are segmented."""
-
-    @property
-    def inference(self) -> str: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def size(self) -> tuple[int, int]: ...
+WINDOWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -38,11 +29,77 @@ class Windows:
     stride: tuple[int, int]
 
     @classmethod
-    def from_config(cls, config: InferenceSettings) -> "Windows | None":
-        return None if config.inference == "whole" else cls(config.size, (config.stride, config.stride))
+    def from_settings(cls, inference: str, stride: int, size: tuple[int, int]) -> "Windows | None":
+        """As `--inference` (slide or whole) and `--stride` say, for crops of `size`."""
+        return None if inference == "whole" else cls(size, (stride, stride))
 
 
-@torch.no_grad()
+@dataclass(frozen=True, kw_only=True)
+class WholeImageSegmenter:
+    """A segmenter and how it is used on whole images.
+
+    Attributes:
+        model: in evaluation mode when it is used.
+        windows: None: each image at once.
+        windows_at_once: fewer where memory runs out.
+    """
+
+    model: Segmenter
+    preprocessing: Preprocessing
+    windows: Windows | None
+    device: torch.device
+    precision: str
+    windows_at_once: int = WINDOWS_AT_ONCE
+
+    def class_map(self, image: Num[Tensor, "c h w"], size: tuple[int, int]) -> Int64[Tensor, "H W"]:
+        """The most likely class of each pixel, on the device.
+
+        Args:
+            image: raw values, not normalised, its short side that of the model's crops.
+            size: height and width of the result.
+
+        Raises:
+            Fault: a logit is not finite, or not even one window fits into memory.
+        """
+        count = 1 if self.windows is None else self.windows_at_once
+        while True:
+            try:
+                return self._class_map(image, size, count)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if count == 1:
+                    raise Fault(self._out_of_memory(image)) from None
+            count //= 2  # after the handler, which keeps the failed attempt's tensors alive
+
+    @torch.no_grad()
+    def _class_map(self, image: Tensor, size: tuple[int, int], windows_at_once: int) -> Tensor:
+        images = normalise(image[None].to(self.device), self.preprocessing)
+        with autocast(self.device, self.precision):
+            if self.windows is None:
+                logits = self.model.segment(images)
+            else:
+                logits = sliding_logits(
+                    self.model.segment,
+                    images,
+                    self.windows.size,
+                    self.windows.stride,
+                    self.model.shape.num_classes,
+                    windows_at_once,
+                )
+        return resized_class_map(logits.float(), size)
+
+    def _out_of_memory(self, image: Tensor) -> str:
+        height, width = image.shape[-2:]
+        if self.windows is None:
+            return f"out of memory with an image of {height}x{width} px at once: --inference slide takes windows of it"
+        window_height, window_width = self.windows.size
+        return (
+            f"out of memory with one window of {window_height}x{window_width} px of an image of {height}x{width} px at "
+            "a time: a device with more memory is needed (--device cpu)"
+        )
+
+
 def class_map(
     model: Segmenter,
     image: Num[Tensor, "c h w"],
@@ -54,20 +111,13 @@ def class_map(
     precision: str,
     batch_size: int,
 ) -> Int64[Tensor, "H W"]:
-    """The most likely class of each pixel, on the device.
-
-    Args:
-        model: in evaluation mode.
-        image: raw values, not normalised, its short side that of the model's crops.
-        size: height and width of the result.
-        batch_size: windows at a time.
-    """
-    images = normalise(image[None].to(device), preprocessing)
-    with autocast(device, precision):
-        if windows is None:
-            logits = model.segment(images)
-        else:
-            logits = sliding_logits(
-                model.segment, images, windows.size, windows.stride, model.shape.num_classes, batch_size
-            )
-    return resized_class_map(logits.float(), size)
+    """`WholeImageSegmenter.class_map` of a single image, `batch_size` windows at a time."""
+    segmenter = WholeImageSegmenter(
+        model=model,
+        preprocessing=preprocessing,
+        windows=windows,
+        device=device,
+        precision=precision,
+        windows_at_once=batch_size,
+    )
+    return segmenter.class_map(image, size)

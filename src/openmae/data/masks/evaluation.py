@@ -17,6 +17,7 @@ from openmae.data.masks.augment import scaled_size
 from openmae.data.masks.source import Masked
 from openmae.data.masks.stream import read_pair
 from openmae.data.readers import iterate_batches, make_loader
+from openmae.data.resize import Pixels
 from openmae.data.sources.open import Source
 
 
@@ -31,6 +32,7 @@ class WholeImage:
             it cannot be used.
         size: height and width of the image as it is stored.
         labels: (H, W) int32 class ids, of that size; None where not requested.
+        picture: (H, W, 3), the image for the eye, of that size; None where not requested.
     """
 
     index: int
@@ -38,11 +40,13 @@ class WholeImage:
     image: Tensor | str
     size: tuple[int, int] = (0, 0)
     labels: NDArray[np.int32] | None = None
+    picture: NDArray[np.uint8] | None = None
 
 
 class _WholeImages(Dataset):
-    def __init__(self, source: Source, preprocessing: Preprocessing, with_labels: bool) -> None:
-        self.source, self.preprocessing, self.with_labels = source, preprocessing, with_labels
+    def __init__(self, source: Source, preprocessing: Preprocessing, with_labels: bool, with_pictures: bool) -> None:
+        self.source, self.preprocessing = source, preprocessing
+        self.with_labels, self.with_pictures = with_labels, with_pictures
 
     def __getitem__(self, index: int) -> WholeImage:
         p, labels, name = self.preprocessing, None, self.source.name(index)
@@ -54,9 +58,10 @@ class _WholeImages(Dataset):
                 pixels = conform_to_model(open_pixels(self.source, index), p)
             height, width = pixels.shape[:2]
             image = resized_crop(pixels, (0, 0, height, width), scaled_size((height, width), p.image_size))
+            picture = rgb_picture(pixels, p) if self.with_pictures else None
         except BadImage as error:
             return WholeImage(index, name, str(error))
-        return WholeImage(index, name, image, (height, width), labels)
+        return WholeImage(index, name, image, (height, width), labels, picture)
 
 
 def whole_images(
@@ -66,6 +71,7 @@ def whole_images(
     *,
     workers: int,
     with_labels: bool,
+    with_pictures: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Generator[WholeImage, None, None]:
     """Read the images at `indices` once and in order, whatever the number of workers.
@@ -74,9 +80,10 @@ def whole_images(
 
     Args:
         with_labels: read the masks, too; the source has some.
+        with_pictures: give each image as a picture, too, from the same decoding.
         should_stop: see `iterate_batches`: once it is true there are no more images.
     """
-    dataset = _WholeImages(source, preprocessing, with_labels)
+    dataset = _WholeImages(source, preprocessing, with_labels, with_pictures)
     # Images differ in size, so there is no telling whether they fit into shared memory: a pipe has no limit.
     one_each = [[int(index)] for index in indices]
     loader = make_loader(dataset, one_each, _single, workers=workers, pin_memory=False, use_pipes=True)
@@ -85,7 +92,21 @@ def whole_images(
 
 def read_whole(source: Source, preprocessing: Preprocessing, index: int, with_labels: bool = True) -> WholeImage:
     """One image of a source, as `whole_images` gives it."""
-    return _WholeImages(source, preprocessing, with_labels)[index]
+    return _WholeImages(source, preprocessing, with_labels, with_pictures=False)[index]
+
+
+def rgb_picture(pixels: Pixels, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """An image in the model's channels and number type, H × W × C, as an RGB picture, H × W × 3.
+
+    Black and white are 0 and 1 of the preprocessing. Of more than three channels the first three, of two the first.
+    """
+    values, channels = np.asarray(pixels[:, :]), preprocessing.channels
+    values = values[..., : 3 if channels >= 3 else 1]
+    low, high = preprocessing.value_range
+    if values.dtype != np.uint8 or (low, high) != (0, 255):
+        shares = (values.astype(np.float32) - low) / (high - low)
+        values = np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
 
 
 def _single(samples: Sequence[WholeImage]) -> WholeImage:

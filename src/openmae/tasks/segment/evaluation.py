@@ -18,7 +18,7 @@ from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked
 from openmae.data.preprocess import normalise, to_unit
 from openmae.data.readers import ReaderKilled
-from openmae.inference.segmentation import Windows, class_map
+from openmae.inference.segmentation import WholeImageSegmenter, Windows
 from openmae.inference.segmentation_metrics import ConfusionMatrix
 from openmae.inference.segmentation_result import (
     ImageScore,
@@ -54,32 +54,43 @@ class SegmentEvaluation:
         stop: StopRequest,
     ) -> None:
         self.plan, self.data, self.model = plan, data, model
-        self.device, self.processes, self.stop = device, processes, stop
-        self.windows = Windows.from_config(plan.config)
+        self.processes, self.stop = processes, stop
+        c = plan.config
+        self.segmenter = WholeImageSegmenter(
+            model=model,
+            preprocessing=plan.preprocessing,
+            windows=Windows.from_settings(c.inference, c.stride, c.size),
+            device=device,
+            precision=c.precision,
+        )
         self.last: tuple[int, SegmentationResult] | None = None  # the step, where it was the final split
+        self.bad: dict[str, dict[str, str]] = {}  # by split, of its last evaluation: name and reason
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics by name after a step; their names begin with `val_` where the final split is another one."""
+        """Metrics by name after a step.
+
+        Where the final split is another one, their names begin with `val_`, or with `held_out_` for a split of train.
+        """
         data = self.data
-        result = self._measure(data.validation if data.validation is not None else data.final_source)
-        if data.validation is None or data.test is None:
+        if data.validation is None:
+            result = self._measure(data.test, data.final_split)
             self.last = step, result
             return segmentation_metrics(result)
-        return segmentation_metrics(result, "val_")
+        split, prefix = ("split of train", "held_out_") if data.is_validation_split else ("val", "val_")
+        return segmentation_metrics(self._measure(data.validation, split), prefix)
 
     def finish(self, run: Path, step: int, quarantine: Quarantine) -> dict[str, Any]:
         """Measure on the final split after the last step, and write the report; what the summary says of it."""
         self.model.eval()
         data = self.data
         known = self.last is not None and self.last[0] == step
-        result = self.last[1] if self.last is not None and known else self._measure(data.final_source)
+        result = self.last[1] if self.last is not None and known else self._measure(data.test, data.final_split)
         if self.processes.is_first:
-            for split in ("val", "test"):
-                quarantine.replace_part(
-                    split, {**data.bad.get(split, {}), **(result.bad if split == data.final_split else {})}
-                )
+            # Those that were left out before training are named too, also of a split that nothing is measured on.
+            for split in sorted({"val", "test"} | self.bad.keys()):
+                quarantine.replace_part(split, {**data.bad.get(split, {}), **self.bad.get(split, {})})
             write_report(run, result, self.picture, f"{run.name}, {data.final_split}")
-        counts = {"report": data.final_split, "report_images": len(data.final_source)}
+        counts = {"report": data.final_split, "report_images": len(data.test)}
         return {**segmentation_metrics(result), **counts, "train_images": len(data.train), "classes": len(data.classes)}
 
     def picture(self, index: int) -> SegmentedImage:
@@ -88,30 +99,19 @@ class SegmentEvaluation:
         Raises:
             BadImage: it can no longer be read.
         """
-        whole, p = read_whole(self.data.final_source, self.plan.preprocessing, index), self.plan.preprocessing
+        whole, p = read_whole(self.data.test, self.plan.preprocessing, index), self.plan.preprocessing
         if isinstance(whole.image, str):
             raise BadImage(whole.image)
         assert whole.labels is not None
         image = np.asarray(to_picture(to_unit(normalise(whole.image[None], p), p)[0]))
         size = (image.shape[0], image.shape[1])
         truth = nearest(whole.labels, (0, 0, *whole.size), size)
-        return SegmentedImage(image=image, truth=truth, prediction=self._class_map(whole.image, size).cpu().numpy())
-
-    def _class_map(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        c = self.plan.config
-        return class_map(
-            self.model,
-            image,
-            size,
-            self.plan.preprocessing,
-            self.windows,
-            device=self.device,
-            precision=c.precision,
-            batch_size=c.micro_batch_size,
+        return SegmentedImage(
+            image=image, truth=truth, prediction=self.segmenter.class_map(whole.image, size).cpu().numpy()
         )
 
-    def _measure(self, source: Masked) -> SegmentationResult:
-        """Segment all images of a source; unreadable ones are left out and named.
+    def _measure(self, source: Masked, split: str) -> SegmentationResult:
+        """Segment all images of a split; unreadable ones are left out and named.
 
         Each process segments its share, and every process gets the result of all.
 
@@ -124,7 +124,7 @@ class SegmentEvaluation:
         killed: ReaderKilled | None = None
         try:
             own = measure_images(
-                self._class_map,
+                self.segmenter.class_map,
                 source,
                 share,
                 self.plan.preprocessing,
@@ -137,7 +137,9 @@ class SegmentEvaluation:
         if self.processes.any(killed is not None or self.stop.is_received()):
             raise EvaluationStopped if killed is None else killed
         assert own is not None
-        return merge_results(self.processes.gather(own))
+        result = merge_results(self.processes.gather(own))
+        self.bad[split] = result.bad
+        return result
 
 
 def measure_images(

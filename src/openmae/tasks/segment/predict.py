@@ -1,80 +1,46 @@
 """`openmae segment IMAGES --init RUN --predict --out FOLDER`: the class of each pixel of new images."""
 
 import time
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from openmae.config import Preprocessing, SegmentConfig
-from openmae.data.conformed import conform_to_model
-from openmae.data.decoding.decode import BadImage
-from openmae.data.decoding.regions import open_pixels
-from openmae.data.masks.evaluation import WholeImage, whole_images
+from openmae.data.masks.evaluation import whole_images
 from openmae.data.masks.pairs import has_masks
-from openmae.data.preprocess import normalise, to_unit
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.reading import reading_options
-from openmae.errors import Interrupted, RequestError, shown
+from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.inference.features import check_readable
 from openmae.inference.load import load
 from openmae.inference.matched import matched_model
-from openmae.inference.segmentation import Windows, class_map
+from openmae.inference.segmentation import WINDOWS_AT_ONCE, WholeImageSegmenter
 from openmae.inference.segmenter_model import SegmenterModel
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, join_processes
 from openmae.machine.signals import StopRequest
-from openmae.pictures.sheet import to_picture
 from openmae.run.create import make_and_lock
 from openmae.run.lock import check_outside, check_vacant
-from openmae.run.quarantine import write_quarantine
+from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.segment.prediction_files import prediction_paths, write_classes, write_prediction
 from openmae.training.telemetry import ProgressBar
 
 MAX_BAD = 0.01
-WINDOWS_AT_ONCE = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A segmenter and how it is used on new images."""
-
-    model: SegmenterModel
-    windows: Windows | None
-    precision: str
-    batch_size: int
-
-    def class_map(self, whole: WholeImage) -> NDArray[np.int64]:
-        """The class of each pixel of an image, at its own size."""
-        assert not isinstance(whole.image, str)
-        classes = class_map(
-            self.model.segmenter,
-            whole.image,
-            whole.size,
-            self.model.preprocessing,
-            self.windows,
-            device=self.model.device,
-            precision=self.precision,
-            batch_size=self.batch_size,
-        )
-        return classes.cpu().numpy()
 
 
 def predict_images(config: SegmentConfig) -> dict[str, Any]:
     """Write OUT/masks and OUT/overlays, a file for each image, and OUT/classes.csv.
 
     Returns:
-        status, images, unreadable, seconds; the same stands in OUT/summary.json.
+        status, images, unreadable, seconds; the same stands in OUT/summary.json. Where an error below is raised after
+        OUT was made, that holds the status alone: failed or interrupted.
 
     Raises:
         RequestError: `--init` is no segmenter, or too many images cannot be read.
         Interrupted: a signal; what is written stays.
-        Fault: a full disk.
+        Fault: a full disk, a dead reader process, too little memory.
     """
     started, out = time.monotonic(), Path(config.out)
     check_outside(config.dataset, config.out)
@@ -84,29 +50,48 @@ def predict_images(config: SegmentConfig) -> dict[str, Any]:
         model = load_segmenter(config.init, str(device))
         sources = open_images(config, model.preprocessing)
         model, lines = matched_model(model, tuple(sources.values()), config.value_range)
+        segmenter = segmenter_for(config, model)
+        count = sum(map(len, sources.values()))
         processes.wait()  # until all have seen the folder as it was
+        stop.defer()
         if processes.is_first:
             make_and_lock(out, lock)
-            print("\n".join([f"images     {sum(map(len, sources.values())):,} to segment", *lines]), flush=True)
-            write_classes(out, model.classes)
-            with disk_faults(out):
-                write_json(out / "summary.json", {"status": "running"})
-        stop.defer()
-        bad: dict[str, str] = {}
-        for source in sources.values():
-            bad |= write_predictions(config, model, source, processes, stop)
-        count = sum(map(len, sources.values()))
-        summary = {"status": "complete", "images": count - len(bad), "unreadable": len(bad)}
-        summary |= {"seconds": round(time.monotonic() - started, 1)}
-        if processes.is_first:
-            write_quarantine(out, ((name, reason, None) for name, reason in bad.items()))
+        with status_written(out, processes.is_first):
+            if processes.is_first:
+                print("\n".join([f"images     {count:,} to segment", *lines]), flush=True)
+                write_classes(out, model.classes)
+                (out / QUARANTINE).unlink(missing_ok=True)  # of an attempt that failed here
+            processes.wait()  # until the folder is made and locked
+            bad: dict[str, str] = {}
+            for source in sources.values():
+                bad |= write_predictions(config, model, segmenter, source, processes, stop)
+            if processes.is_first:
+                write_quarantine(out, ((name, reason, None) for name, reason in bad.items()))
             check_readable(bad, count, MAX_BAD if config.max_bad is None else config.max_bad, "images")
-            with disk_faults(out):
-                write_json(out / "summary.json", summary)
-            print(
-                f"done       {count - len(bad):,} images: {shown(str(out / 'masks'))}, {shown(str(out / 'overlays'))}"
-            )
+            summary = {"status": "complete", "images": count - len(bad), "unreadable": len(bad)}
+            summary |= {"seconds": round(time.monotonic() - started, 1)}
+            if processes.is_first:
+                with disk_faults(out):
+                    write_json(out / "summary.json", summary)
+                masks, overlays = shown(str(out / "masks")), shown(str(out / "overlays"))
+                print(f"done       {count - len(bad):,} images: {masks}, {overlays}")
     return summary
+
+
+@contextmanager
+def status_written(out: Path, is_first: bool) -> Iterator[None]:
+    """OUT/summary.json says "running" within the context, and what became of it where that ends with an error."""
+    if is_first:
+        with disk_faults(out):
+            write_json(out / "summary.json", {"status": "running"})
+    try:
+        yield
+    except BaseException as error:
+        if is_first:
+            status = "interrupted" if isinstance(error, (Interrupted, KeyboardInterrupt)) else "failed"
+            with suppress(Fault, OSError):  # the first error is the one to report
+                write_json(out / "summary.json", {"status": status})
+        raise
 
 
 def load_segmenter(init: str, device: str) -> SegmenterModel:
@@ -127,61 +112,61 @@ def open_images(config: SegmentConfig, preprocessing: Preprocessing) -> dict[str
     return dict(open_splits(config.dataset, ("train", "val", "test"), **options).sources)
 
 
+def segmenter_for(config: SegmentConfig, model: SegmenterModel) -> WholeImageSegmenter:
+    """The model as `--inference`, `--stride`, `--precision` and `--micro-batch-size` say, else as it was evaluated.
+
+    Raises:
+        RequestError: the stride is larger than the model's crops.
+    """
+    return model.whole_image_segmenter(
+        inference=config.inference,
+        stride=config.stride,
+        precision=config.precision or "fp32",
+        windows_at_once=config.micro_batch_size or WINDOWS_AT_ONCE,
+    )
+
+
 def write_predictions(
-    config: SegmentConfig, model: SegmenterModel, source: Source, processes: Processes, stop: StopRequest
+    config: SegmentConfig,
+    model: SegmenterModel,
+    segmenter: WholeImageSegmenter,
+    source: Source,
+    processes: Processes,
+    stop: StopRequest,
 ) -> dict[str, str]:
     """Segment the images of a source, each process its share; return which could not be read, of all processes.
 
     Raises:
         Interrupted: a signal came to one of the processes.
+        RequestError, Fault: one of the processes failed; all of them raise it.
     """
-    out, p, workers = Path(config.out), model.preprocessing, config.workers
-    prediction = Prediction(
-        model=model,
-        windows=windows_of(config, model),
-        precision=config.precision or "fp32",
-        batch_size=config.micro_batch_size or WINDOWS_AT_ONCE,
-    )
     paths = prediction_paths([source.name(index) for index in range(len(source))])
-    share, bad = processes.share(len(source)), dict[str, str]()
+    share, bad, workers = processes.share(len(source)), dict[str, str](), config.workers
     images = whole_images(
         source,
-        p,
+        model.preprocessing,
         share,
         workers=default_workers(model.device, processes.local_count) if workers is None else workers,
         with_labels=False,
+        with_pictures=True,
         should_stop=stop.is_received,
     )
-    with closing(images), ProgressBar(len(share), 0, "segment", quiet=not processes.is_first) as screen:
-        for number, whole in enumerate(images, start=1):
-            try:
+    failure: RequestError | Fault | None = None
+    try:
+        with closing(images), ProgressBar(len(share), 0, "segment", quiet=not processes.is_first) as screen:
+            for number, whole in enumerate(images, start=1):
                 if isinstance(whole.image, str):
-                    raise BadImage(whole.image)
-                picture = drawn(source, whole.index, p)
-                write_prediction(out, paths[whole.index], picture, prediction.class_map(whole), len(model.classes))
-            except BadImage as error:
-                bad[whole.name] = str(error)
-            screen.update(number, whole.name)
+                    bad[whole.name] = whole.image
+                else:
+                    assert whole.picture is not None
+                    labels = segmenter.class_map(whole.image, whole.size).cpu().numpy()
+                    write_prediction(Path(config.out), paths[whole.index], whole.picture, labels, len(model.classes))
+                screen.update(number, whole.name)
+    except (RequestError, Fault) as error:  # such as ReaderKilled; the other processes wait for this one
+        failure = error
+    failures = [error for error in processes.gather(failure) if error is not None]
+    if failures:
+        raise failures[0] if failure is None else failure
     if processes.any(stop.is_received()):
-        raise Interrupted(f"stopped: {shown(str(out))} holds the images so far; delete it to begin again")
+        raise Interrupted(f"stopped: {shown(config.out)} holds the images so far; delete it to begin again")
     return {name: reason for part in processes.gather(bad) for name, reason in part.items()}
-
-
-def windows_of(config: SegmentConfig, model: SegmenterModel) -> Windows | None:
-    """How whole images are segmented: as `--inference` and `--stride` say, else as the model was evaluated."""
-    if config.inference == "whole":
-        return None
-    windows, size = model.windows, model.preprocessing.image_size
-    if config.stride is not None and config.stride > min(size):
-        raise RequestError(f"--stride got {config.stride}, more than the model's crops of {min(size)} px: give less")
-    if windows is None and config.inference is None and config.stride is None:
-        return None
-    stride = config.stride or model.description["stride"]
-    return Windows(size, (stride, stride))
-
-
-def drawn(source: Source, index: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """An image at its own size as an RGB picture, H × W × 3. Raises BadImage."""
-    pixels = conform_to_model(open_pixels(source, index), preprocessing)[:, :]
-    planes = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
-    return np.array(to_picture(to_unit(normalise(planes, preprocessing), preprocessing)[0]))
