@@ -98,26 +98,3 @@ class WholeImageSegmenter:
             f"out of memory with one window of {window_height}x{window_width} px of an image of {height}x{width} px at "
             "a time: a device with more memory is needed (--device cpu)"
         )
-
-
-def class_map(
-    model: Segmenter,
-    image: Num[Tensor, "c h w"],
-    size: tuple[int, int],
-    preprocessing: Preprocessing,
-    windows: Windows | None,
-    *,
-    device: torch.device,
-    precision: str,
-    batch_size: int,
-) -> Int64[Tensor, "H W"]:
-    """`WholeImageSegmenter.class_map` of a single image, `batch_size` windows at a time."""
-    segmenter = WholeImageSegmenter(
-        model=model,
-        preprocessing=preprocessing,
-        windows=windows,
-        device=device,
-        precision=precision,
-        windows_at_once=batch_size,
-    )
-    return segmenter.class_map(image, size)

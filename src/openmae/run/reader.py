@@ -111,6 +111,7 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
             for name in (
                 "top1",
                 "miou",
+                "held_out_miou",
                 "val_miou",
                 "pixel_accuracy",
                 "r2",

@@ -1,22 +1,17 @@
 """The figure of a chosen run: on the final split of its data, whose images decided nothing."""
 
-from torch import Tensor
-
 from openmae.config import FinetuneConfig, SegmentConfig
 from openmae.errors import RequestError
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import predict
-from openmae.inference.segmentation import class_map
 from openmae.inference.segmentation_result import segmentation_metrics
 from openmae.inference.segmenter_model import SegmenterModel
 from openmae.machine.parallel import Processes
 from openmae.tasks.classification.classification import open_data
 from openmae.tasks.segment.evaluation import measure_images
 from openmae.tasks.segment.segment import open_with_test
-
-WINDOWS_AT_ONCE = 8
 
 
 def final_top1(config: FinetuneConfig) -> float:
@@ -49,18 +44,7 @@ def final_miou(config: SegmentConfig) -> float:
     if data.classes != model.classes:
         raise RequestError(f"{config.dataset} has not the classes that {config.out} learnt: restore it, or begin anew")
 
-    def class_map_of(image: Tensor, size: tuple[int, int]) -> Tensor:
-        return class_map(
-            model.segmenter,
-            image,
-            size,
-            model.preprocessing,
-            model.windows,
-            device=model.device,
-            precision="fp32",
-            batch_size=WINDOWS_AT_ONCE,
-        )
-
+    class_map_of = model.whole_image_segmenter().class_map
     indices, workers = range(len(data.final_source)), config.workers or 0
     result = measure_images(
         class_map_of, data.final_source, indices, model.preprocessing, data.classes, workers=workers
