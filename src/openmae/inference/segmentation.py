@@ -29,9 +29,15 @@ class Windows:
     stride: tuple[int, int]
 
     @classmethod
-    def from_settings(cls, inference: str, stride: int, size: tuple[int, int]) -> "Windows | None":
-        """As `--inference` (slide or whole) and `--stride` say, for crops of `size`."""
-        return None if inference == "whole" else cls(size, (stride, stride))
+    def from_settings(cls, inference: str, stride: int | None, size: tuple[int, int]) -> "Windows | None":
+        """As `--inference` (slide or whole) and `--stride` say, for crops of `size`.
+
+        Without a stride, as of a model that was trained to see images whole, it is two thirds of a crop.
+        """
+        if inference == "whole":
+            return None
+        stride = stride or max(1, 2 * min(size) // 3)
+        return cls(size, (stride, stride))
 
 
 @dataclass(frozen=True, kw_only=True)
