@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmae.data.masks.augment import (
-    IGNORED,
     NUM_MASK_UNIFORMS,
     MaskAugmentation,
     crop_box,
@@ -18,6 +17,7 @@ from openmae.data.masks.augment import (
     padded_labels,
     scaled_size,
 )
+from openmae.data.masks.palette import IGNORED
 
 FILL = (1.0, 2.0, 3.0)
 
