@@ -63,7 +63,7 @@ def _numbers(image: Image.Image, bits: int, colour_type: int) -> NDArray[np.inte
     if colour_type == _GREY_ALPHA:
         if bits == 16:  # Pillow would reduce it to 8 bits
             raise BadImage("16 bits with alpha: save masks without alpha")
-        return np.asarray(_opaque(image))[..., 0]
+        return np.asarray(_opaque(image), np.uint8)[..., 0]
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadImage("colours, not class numbers: give --palette FILE")
     values = np.asarray(image).astype(np.uint16 if bits == 16 else np.uint8, copy=False)

@@ -20,8 +20,8 @@ class Numbering:
     """What each stored value of a mask means.
 
     Attributes:
-        num_classes: class ids are 0 … num_classes − 1; None: every value that is not ignored is a class, up to the highest
-            that a model can have.
+        num_classes: class ids are 0 … num_classes − 1; None: every value that is not ignored is a class, up to what a
+            model can have.
         ignore_index: the stored value of ignored pixels; None: there is none.
         reduce_zero_label: 0 is ignored, and every other value is one more than its class.
         unused: class ids below `num_classes` that no pixel may have, as those without a name in a list with gaps.

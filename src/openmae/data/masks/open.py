@@ -96,11 +96,12 @@ def open_segmentation(
             reduce_zero_label=reduce_zero_label,
         )
         bad = {s: survey.bad | beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
-        check_share_of_bad(data, sources, bad, MAX_BAD if max_bad is None else max_bad)
     else:
         decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
         bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
     check_usable(data, sources, bad)
+    if known_classes is None:
+        check_share_of_bad(data, sources, bad, MAX_BAD if max_bad is None else max_bad)
     kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
     rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split, needs_validation)
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}

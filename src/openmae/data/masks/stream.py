@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,10 +132,10 @@ def open_pair(
     image = source.read(index) if decode_fully else open_pixels(source, index)
     pixels, labels = conform_to_model(image, preprocessing), source.label_map(index)
     is_nodata = nodata_mask_for(image, preprocessing.channels)
-    return pixels, labels if is_nodata is None else replace(labels, is_ignored=is_nodata.all(axis=2))
+    return pixels, labels if is_nodata is None else replace(labels, is_ignored=np.all(is_nodata, axis=2))
 
 
-def read_pair(source: Masked, index: int, preprocessing: Preprocessing) -> tuple[Pixels, NDArray[np.int16]]:
-    """`open_pair` with the labels of all pixels, (H, W)."""
+def read_pair(source: Masked, index: int, preprocessing: Preprocessing) -> tuple[Pixels, NDArray[Any]]:
+    """`open_pair` with the labels of all pixels, (H, W) int16."""
     pixels, labels = open_pair(source, index, preprocessing)
     return pixels, labels.whole()
