@@ -52,10 +52,11 @@ def _decoded(data: bytes, palette: Palette | None, max_pixels: int) -> NDArray[n
             raise BadImage("an animation where one mask is expected")
         image.load()
         if palette is None:
-            values = _numbers(image, int(bits[0]), int(colour_type[0]))
+            values: NDArray[np.integer] = _numbers(image, int(bits[0]), int(colour_type[0]))
         else:
             values = palette.ids_of(_colours(image, int(bits[0])))
-        return np.ascontiguousarray(apply_orientation(values[..., None], orientation_of(image))[..., 0])
+        upright: NDArray[np.integer] = apply_orientation(values[..., None], orientation_of(image))[..., 0]
+        return np.ascontiguousarray(upright)
 
 
 def _numbers(image: Image.Image, bits: int, colour_type: int) -> NDArray[np.integer]:
