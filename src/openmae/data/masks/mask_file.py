@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def _numbers(image: Image.Image, bits: int, colour_type: int) -> NDArray[np.inte
         return np.asarray(_opaque(image), np.uint8)[..., 0]
     if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
         raise BadImage("colours, not class numbers: give --palette FILE")
-    values = np.asarray(image).astype(np.uint16 if bits == 16 else np.uint8, copy=False)
+    values: NDArray[Any] = np.asarray(image).astype(np.uint16 if bits == 16 else np.uint8, copy=False)
     # Pillow spreads grey of 2 and 4 bits over 0 to 255, so that class 1 would become 85 or 17.
     return values // (255 // (2**bits - 1)) if colour_type == _GREY and bits in (2, 4) else values
 

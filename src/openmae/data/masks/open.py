@@ -80,28 +80,22 @@ def open_segmentation(
     colours = None if palette is None else read_palette(palette)
     names = None if class_names is None or known_classes is not None else read_class_names(class_names)
     data, found = str(dataset), find_pairs(dataset)
-    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
+    reading = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     sources = open_sources(found, colours, reading, axes, default_axes)
     surveys: dict[str, MaskSurvey] = {}
     if known_classes is None:
-        if threads is None:
-            threads = num_cores() // (1 if processes is None else processes.local_count)
-        surveys = {split: survey_masks(source, threads, processes) for split, source in sources.items()}
+        surveys = _surveyed(sources, threads, processes)
         check_usable(data, sources, {split: survey.bad for split, survey in surveys.items()})
+        values = pixels_by_value(surveys)
         decided = decide_classes(
-            pixels_by_value(surveys),
-            names=names,
-            palette=colours,
-            ignore_index=ignore_index,
-            reduce_zero_label=reduce_zero_label,
+            values, names=names, palette=colours, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label
         )
         bad = {s: survey.bad | beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
     else:
         decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
         bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
     check_usable(data, sources, bad)
-    if known_classes is None:
-        check_share_of_bad(data, sources, bad, MAX_BAD if max_bad is None else max_bad)
+    check_share_of_bad(data, surveys, bad, MAX_BAD if max_bad is None else max_bad)
     kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
     rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split, needs_validation)
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
@@ -118,6 +112,14 @@ def open_segmentation(
         origins={split: pairs.origin for split, pairs in found.parts.items()},
         source_lines=tuple(splits_of(found, sources).lines),
     )
+
+
+def _surveyed(
+    sources: Mapping[str, MaskedSource], threads: int | None, processes: Processes | None
+) -> dict[str, MaskSurvey]:
+    if threads is None:
+        threads = num_cores() // (1 if processes is None else processes.local_count)
+    return {split: survey_masks(source, threads, processes) for split, source in sources.items()}
 
 
 def _divided(
@@ -173,14 +175,15 @@ def check_usable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[st
 
 
 def check_share_of_bad(
-    data: str, sources: Mapping[str, MaskedSource], bad: Mapping[str, Mapping[str, str]], max_bad: float
+    data: str, surveys: Mapping[str, MaskSurvey], bad: Mapping[str, Mapping[str, str]], max_bad: float
 ) -> None:
-    """Raise RequestError where more than `max_bad` of a split's pairs are bad: a figure would be of the rest."""
-    for split, source in sources.items():
-        if len(bad[split]) > max_bad * len(source):
+    """Raise RequestError where more than `max_bad` of a surveyed split are bad: a figure would be of the rest."""
+    for split, survey in surveys.items():
+        count = len(survey.sizes)
+        if len(bad[split]) > max_bad * count:
             name, reason = next(iter(bad[split].items()))
             raise RequestError(
-                f"{len(bad[split])} of {len(source):,} pairs of {split} in {shown(data)} cannot be used, the first "
+                f"{len(bad[split])} of {count:,} pairs of {split} in {shown(data)} cannot be used, the first "
                 f"{shown(name)} ({reason}): more than --max-bad {max_bad:g}; openmae inspect names them, a higher "
                 "--max-bad skips them"
             )
