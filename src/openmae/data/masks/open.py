@@ -81,8 +81,7 @@ def open_segmentation(
     names = None if class_names is None or known_classes is not None else read_class_names(class_names)
     data, found = str(dataset), find_pairs(dataset)
     reading = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    sources = open_sources(found, colours, reading, axes, default_axes)
-    surveys: dict[str, MaskSurvey] = {}
+    sources, surveys = open_sources(found, colours, reading, axes, default_axes), dict[str, MaskSurvey]()
     if known_classes is None:
         surveys = _surveyed(sources, threads, processes)
         check_usable(data, sources, {split: survey.bad for split, survey in surveys.items()})
