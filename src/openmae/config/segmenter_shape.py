@@ -7,7 +7,7 @@ from openmae.config.checks import check_range, check_types
 from openmae.config.shapes import LIMITS, ViTShape
 from openmae.errors import RequestError
 
-MAX_SEGMENT_CLASSES = 65_535  # a mask file of 16 bits holds no more, one number being left for what is ignored
+MAX_SEGMENT_CLASSES = 32_767  # labels of crops are int16
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openmae.data.masks.augment import (
-    IGNORED,
     NUM_MASK_UNIFORMS,
     MaskAugmentation,
     crop_box,
@@ -18,6 +17,7 @@ from openmae.data.masks.augment import (
     padded_labels,
     scaled_size,
 )
+from openmae.data.masks.palette import IGNORED
 
 FILL = (1.0, 2.0, 3.0)
 
@@ -38,7 +38,7 @@ def coded_pair(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @settings(max_examples=60)
-@given(st.integers(20, 150), st.integers(20, 150), st.integers(0, 10**6), st.sampled_from([(32, 32), (24, 48)]))
+@given(st.integers(40, 150), st.integers(40, 150), st.integers(0, 10**6), st.sampled_from([(32, 32), (24, 48)]))
 def test_labels_stay_with_their_pixels(height, width, seed, size):
     image, labels = coded_pair(height, width)
     pixels, cropped = MaskAugmentation(kind="crop")(image, labels, size, draws(seed), (0, 255), FILL)
@@ -114,6 +114,27 @@ def test_short_and_long_side_of_a_scaled_image(height, width, factor):
     short, long = min(rows, columns), max(rows, columns)
     assert long <= round(2048 * factor) + 1
     assert short == pytest.approx(512 * factor, abs=1) or long == pytest.approx(2048 * factor, abs=1)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600), st.integers(1, 600))
+def test_an_image_covers_the_crop(height, width, rows, columns):
+    """At a factor of 1 it is as small as covers the crop, unless it is so long that its long side is limited."""
+    found = scaled_size((height, width), (rows, columns))
+    if max(height * max(rows / height, columns / width), width * max(rows / height, columns / width)) <= 4 * max(
+        rows, columns
+    ):
+        assert found[0] >= rows
+        assert found[1] >= columns
+        assert found[0] == rows or found[1] == columns
+    assert max(found) <= 4 * max(rows, columns)
+
+
+def test_a_wide_crop_of_a_portrait_is_full():
+    image, labels = coded_pair(150, 100)
+    augment = MaskAugmentation(kind="crop", resize_range=(1.0, 1.0))
+    for seed in range(5):
+        _, cropped = augment(image, labels, (24, 48), draws(seed), (0, 255), FILL)
+        assert (cropped != IGNORED).all()
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 3))

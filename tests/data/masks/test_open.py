@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from openmae.config import SplitPaths
-from openmae.data.masks.open import open_segmentation
+from openmae.data.masks.open import open_segmentation, open_sources
+from openmae.data.masks.pairs import find_pairs
+from openmae.data.masks.survey import survey_masks
 from openmae.errors import RequestError
 
 from .made import mask, png, put_images, put_masks, put_pairs, write
@@ -18,7 +20,7 @@ COCO = Path("/work/shared/data/coco-sample")
 
 def opened(root, **options):
     data = root if isinstance(root, SplitPaths) else str(root)
-    return open_segmentation(data, **({"background": 1.0, "max_pixels": 10**8, "threads": 2} | options))
+    return open_segmentation(data, **({"background": 1.0, "max_pixels": 10**8, "threads": 2, "max_bad": 1} | options))
 
 
 def names(source):
@@ -59,20 +61,105 @@ def test_classes_by_the_highest_value(tmp_path):
     ("values", "options", "ignore_index", "num_classes"),
     [
         ((0, 1, 65535), {}, 65535, 2),
-        ((0, 1, 255, 400), {}, 65535, 401),
-        ((0, 1, 255, 400, 65535), {}, 65535, 401),
-        ((0, 1, 255), {"ignore_index": 1}, 1, 256),
-        ((0, 1, 255), {"ignore_index": -1}, None, 256),
+        ((*range(0, 400, 2), 255), {}, 65535, 399),
+        ((*range(0, 400, 2), 65535), {}, 65535, 399),
+        ((0, 1, 30), {"ignore_index": 1}, 1, 31),
+        (tuple(range(256)), {"ignore_index": -1}, None, 256),
         ((0, 1, 2, 255), {"reduce_zero_label": True}, 255, 2),
     ],
 )
 def test_the_ignored_value(tmp_path, values, options, ignore_index, num_classes):
-    put_pairs(tmp_path, "1", "2", values=values)
+    put_images(tmp_path, "images/1.png", "images/2.png", size=(20, 20))
+    put_masks(tmp_path, "masks/1.png", "masks/2.png", values=values, size=(20, 20))
     data = opened(tmp_path, **options)
     assert data.ignore_index == ignore_index
     assert data.num_classes == num_classes
     assert data.pixels.sum() == np.sum([(data.train.labels(i) >= 0).sum() for i in range(len(data.train))])
     assert (ignore_index == 65535) == any("65535" in note for note in data.notes)
+
+
+SHADES = {
+    "grey": ([[0, 128]], "of the numbers 0 to 128 the masks hold only 2 \\(0, 128\\): "),
+    "nearly white": ([[0, 254]], "of the numbers 0 to 254 the masks hold only 2 \\(0, 254\\): "),
+    "greys": ([[0, 38, 75, 113, 128, 255]], "of the numbers 0 to 128 the masks hold only 5 \\(0, 38, 75"),
+    "soft edges": ([[0] * 3000 + [255] * 3000 + list(range(256))], r"hold 255 values \(0, 1, 2, 3, 4, … 254\), but"),
+}
+
+
+@pytest.mark.parametrize("case", SHADES)
+def test_shades_are_no_classes(tmp_path, case):
+    values, message = SHADES[case]
+    stored = np.array(values, np.uint8)
+    for name in ("1", "2"):
+        put_images(tmp_path, f"images/{name}.png", size=stored.shape)
+        write(tmp_path / f"masks/{name}.png", png(stored))
+    refused(tmp_path, f"{message}.*--class-names FILE .* id,name .*--palette FILE")
+    found = sorted(set(stored.ravel().tolist()) - {255})
+    data = opened(tmp_path, class_names=text(tmp_path, "".join(f"{value},name {value}\n" for value in found)))
+    assert data.num_classes == found[-1] + 1
+
+
+def test_black_and_white_without_an_ignored_value(tmp_path):
+    put_pairs(tmp_path, "1", "2", values=(0, 255))
+    refused(tmp_path, r"of the numbers 0 to 255 the masks hold only 2 \(0, 255\)", ignore_index=-1)
+
+
+def test_many_numbers_with_gaps_are_classes(tmp_path):
+    """COCO's stuff: ids to 200, of which a part of the data holds 130. And few numbers however sparse."""
+    chosen = (0, 200, *np.random.default_rng(0).choice(np.arange(1, 200), 128, replace=False).tolist())
+    for name, values in (("stuff", chosen), ("voc", (0, 20, 255))):
+        put_images(tmp_path / name, "images/1.png", "images/2.png", size=(12, 12))
+        put_masks(tmp_path / name, "masks/1.png", "masks/2.png", values=values, size=(12, 12))
+    assert opened(tmp_path / "stuff").num_classes == 201
+    assert opened(tmp_path / "voc").num_classes == 21
+
+
+def test_more_classes_than_a_model_has(tmp_path):
+    """Labels of crops are int16: as one, 40000 would be −25536."""
+    put_pairs(tmp_path, "1", "2", values=(0, 40000))
+    refused(
+        tmp_path,
+        "--class-names numbers a class 40000: the highest that a model can have is 32766",
+        class_names=text(tmp_path, "0,a\n40000,b\n"),
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_bad_pairs_are_limited_in_every_split(tmp_path, split):
+    put_pairs(tmp_path, *(f"{part}/{i}" for part in ("train", "val", "test") for i in range(4)))
+    write(tmp_path / f"masks/{split}/2.png", b"x")
+    message = rf"1 of 4 pairs of {split} in .*, the first images/{split}/2.jpg \(mask: .*\): more than --max-bad 0.01; "
+    refused(tmp_path, message, max_bad=None)
+    refused(tmp_path, "more than --max-bad 0.2", max_bad=0.2)
+    assert list(opened(tmp_path, max_bad=0.25).bad) == [split]
+
+
+class Ranks:
+    """Two processes, one after the other: the first leaves what it gathers to the second."""
+
+    def __init__(self, rank, left):
+        self.rank, self.left, self.local_count = rank, left, 2
+
+    def share(self, count):
+        return range(count // 2) if self.rank == 0 else range(count // 2, count)
+
+    def gather(self, value):
+        self.left.append(value)
+        return self.left[-2:]
+
+
+def test_processes_survey_their_shares_and_get_the_whole(tmp_path):
+    put_pairs(tmp_path, *map(str, range(9)), values=(0, 1, 2))
+    write(tmp_path / "masks/7.png", b"x")
+    alone, left = opened(tmp_path), []
+    first, source = find_pairs(str(tmp_path)), {"background": 1.0, "max_pixels": 10**6}
+    sources = open_sources(first, None, source, None, None)
+    survey_masks(sources["train"], 1, Ranks(0, left))
+    assert len(left[0]) == 4
+    together = opened(tmp_path, processes=Ranks(1, left))
+    assert len(left[1]) == 5
+    assert (together.bad, together.pixels.tolist()) == (alone.bad, alone.pixels.tolist())
+    assert together.fingerprint == alone.fingerprint
 
 
 def test_named_classes(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from openmae.data.decoding.decode import BadImage
-from openmae.data.masks.mask_file import IGNORED
 from openmae.data.masks.numbering import Numbering
+from openmae.data.masks.palette import IGNORED
 from openmae.data.masks.source import Masked, MaskedSource, MaskedSubset
 from openmae.data.masks.survey import survey_masks
 
@@ -48,7 +48,7 @@ def opened(root, **rule):
 def test_what_values_mean(tmp_path, rule, labels):
     put(tmp_path, x=VALUES)
     found = opened(tmp_path, **rule).labels(0)
-    assert found.dtype == np.int32
+    assert found.dtype == np.int16
     np.testing.assert_array_equal(found, labels)
     assert IGNORED == -1
 

@@ -75,7 +75,7 @@ def test_pairs_and_values_are_counted_and_masks_are_no_images(faulty, capsys):
 
 def test_it_finds_what_segment_opens(faulty):
     names = str(faulty / "names.txt")
-    opened = open_segmentation(str(faulty), class_names=names, background=1.0, max_pixels=10**6, threads=1)
+    opened = open_segmentation(str(faulty), class_names=names, background=1.0, max_pixels=10**6, threads=1, max_bad=1)
     masks = inspected(faulty, class_names=names)["masks"]
     assert masks["classes"] == list(opened.classes)
     assert masks["notes"] == list(opened.notes)
@@ -109,7 +109,7 @@ def test_what_segment_would_refuse_is_said_in_its_words(tmp_path, case):
 
 
 def test_the_command_is_taken_and_settings_are_those_given(tmp_path, capsys):
-    put_pairs(tmp_path / "d a", "1", "2", "3", values=(0, 1, 2, 255))
+    put_pairs(tmp_path / "d a", "1", "2", "3", values=(0, 1, 2, 20))
     found = inspected(tmp_path / "d a", reduce_zero_label=True, ignore_index=200)
     words = shlex.split(found["masks"]["command"])
     assert words == [

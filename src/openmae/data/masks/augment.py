@@ -14,11 +14,12 @@ from torch import Tensor
 from openmae.config.training.segment import SEGMENT_AUGMENTS
 from openmae.data.augment import resized_crop
 from openmae.data.jitter import NUM_DISTORTIONS, photometric_distortion
+from openmae.data.masks.label_map import Labels
 from openmae.data.masks.palette import IGNORED
 from openmae.data.resize import Pixels
 
 CROP_ATTEMPTS = 10
-LONG_SIDE = 4  # times the short side: longer images are scaled by their long side (2048 beside 512)
+LONG_SIDE = 4  # times the crop's: images that would be longer are scaled by their long side (2048 beside 512)
 NUM_MASK_UNIFORMS = 2 + 2 * CROP_ATTEMPTS + NUM_DISTORTIONS  # scale, flip, crops, distortion
 
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -29,9 +30,8 @@ class MaskAugmentation:
     """The augmentation of a training image with its labels.
 
     Attributes:
-        kind: none (scaled so that its short side is the crop's, the middle of it), crop or crop-jitter.
-        resize_range: smallest and largest factor by which the image is scaled, after its short side was brought to the
-            crop's.
+        kind: none (scaled so that it just covers the crop, the middle of it), crop or crop-jitter.
+        resize_range: smallest and largest factor by which the image is scaled; at 1 it just covers the crop.
         max_class_share: a crop of which one class fills more, ignored pixels not counted, is drawn again.
     """
 
@@ -45,7 +45,7 @@ class MaskAugmentation:
     def __call__(
         self,
         image: Pixels,
-        labels: NDArray[np.integer],
+        labels: Labels,
         size: tuple[int, int],
         uniforms: NDArray[np.float64],
         value_range: tuple[float, float],
@@ -55,7 +55,7 @@ class MaskAugmentation:
 
         Args:
             image: H × W × C of uint8 or float32.
-            labels: (H, W) class ids.
+            labels: (H, W) class ids, of which only those of crops are taken.
             size: height and width of the crop.
             uniforms: (NUM_MASK_UNIFORMS,) uniform random numbers.
             value_range: black and white of float32 images, for the distortion.
@@ -78,7 +78,7 @@ class MaskAugmentation:
 
     def _box(
         self,
-        labels: NDArray[np.integer],
+        labels: Labels,
         scaled: tuple[int, int],
         inner: tuple[int, int],
         uniforms: NDArray[np.float64],
@@ -95,13 +95,14 @@ class MaskAugmentation:
 
 
 def scaled_size(shape: tuple[int, ...], size: tuple[int, int], factor: float = 1.0) -> tuple[int, int]:
-    """Height and width of an image scaled so that its short side is `factor` times that of `size`.
+    """Height and width of an image scaled to `factor` times the size at which it just covers one of `size`.
 
-    Images more than `LONG_SIDE` times as long as wide are scaled by their long side, as 2048 limits it beside 512.
+    For a square `size` the short side is `factor` times the square's. Images of which the long side would be more than
+    `LONG_SIDE` times that of `size` are scaled by their long side, as 2048 limits it beside 512.
     """
     height, width = shape[0], shape[1]
-    short = min(size) * factor
-    scale = min(short / min(height, width), LONG_SIDE * short / max(height, width))
+    covering = max(size[0] / height, size[1] / width)
+    scale = factor * min(covering, LONG_SIDE * max(size) / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
@@ -117,7 +118,7 @@ def crop_box(shape: tuple[int, ...], scaled: tuple[int, int], inner: tuple[int, 
     return round(top * (shape[0] - height)), round(left * (shape[1] - width)), height, width
 
 
-def nearest(labels: NDArray[np.integer], box: Box, size: tuple[int, int]) -> NDArray[np.integer]:
+def nearest(labels: Labels, box: Box, size: tuple[int, int]) -> NDArray[np.integer]:
     """A box of (H, W) labels at another size, each pixel's label that of the nearest: classes cannot be averaged."""
     top, left, height, width = box
     rows = top + ((np.arange(size[0]) + 0.5) * height / size[0]).astype(np.int64)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from openmae.config.segmenter_shape import MAX_SEGMENT_CLASSES
 from openmae.data.masks.class_names import MAX_ID
 from openmae.data.masks.numbering import Numbering
 from openmae.data.masks.palette import IGNORED, IGNORED_NAMES, Palette
@@ -11,6 +12,13 @@ from openmae.errors import RequestError, shown
 DEFAULT_IGNORE_INDEX = 255
 _NO_CLASS_NAMES = (*IGNORED_NAMES, "background", "other", "others")  # what the 0 of --reduce-zero-label is called
 _MAX_UNNAMED = 1000  # classes that are believed in without names
+# Guessing from the values: a few numbers that do not occur are classes of other images (VOC has 21). Where most up to a
+# high one do not, that one is rather a shade: 128, 254 or 255 of a black and white picture, 38 of a palette made grey.
+_MIN_DOUBTFUL = 32
+_SHADES, _SHADE_SHARE = (
+    200,
+    0.1,
+)  # so many values, all but 0 and 255 on so few pixels: the soft edges of black and white
 _NAMED = 5
 
 
@@ -69,7 +77,7 @@ def decide_classes(
             (it is named, or other masks have higher numbers), 65535.
 
     Raises:
-        RequestError: the values are too many to be classes, or all are ignored.
+        RequestError: the values are too many to be classes, do not look like classes, or all are ignored.
     """
     if palette is not None:
         numbering = Numbering(num_classes=len(palette.names))
@@ -79,6 +87,11 @@ def decide_classes(
     ignored, reason = _ignore_index(ignore_index, names_by_id, set(values), reduce_zero_label)
     notes += [reason] if reason else []
     if names_by_id is not None:
+        if max(names_by_id) >= MAX_SEGMENT_CLASSES:
+            raise RequestError(
+                f"--class-names numbers a class {max(names_by_id)}: the highest that a model can have is "
+                f"{MAX_SEGMENT_CLASSES - 1}, so number the classes of the masks anew"
+            )
         classes = tuple(names_by_id.get(i, f"class {i}") for i in range(max(names_by_id) + 1))
         unused = tuple(i for i in range(len(classes)) if i not in names_by_id)
         origin = "--class-names"
@@ -92,6 +105,7 @@ def decide_classes(
                 f"the highest value in the masks is {highest}: so many classes need --class-names FILE, which also "
                 f"says what is no class; or --ignore-index {highest}, if that is what its pixels mean"
             )
+        _check_looks_like_classes(values, ignored, highest)
         classes, unused = tuple(f"class {i}" for i in range(count)), ()
         origin = f"the highest value in the masks, {highest} (--class-names FILE would say more)"
     numbering = Numbering(
@@ -99,6 +113,24 @@ def decide_classes(
     )
     notes += _absent_notes(classes, numbering, values, origin)
     return DecidedClasses(classes=classes, numbering=numbering, notes=tuple(notes))
+
+
+def _check_looks_like_classes(values: dict[int, int], ignored: int | None, highest: int) -> None:
+    """Raise RequestError where the values up to the highest are hardly the numbers of classes."""
+    found = sorted(v for v in values if v not in (IGNORED, ignored))
+    few = ", ".join(map(str, found[:_NAMED])) + (f", … {highest}" if len(found) > _NAMED else "")
+    advice = (
+        "if these are classes, name them: --class-names FILE with a line id,name for each; if the masks are black and "
+        "white pictures, --palette FILE with the lines 0 0 0 NAME and 255 255 255 NAME"
+    )
+    if highest >= _MIN_DOUBTFUL and 2 * len(found) < highest + 1:
+        raise RequestError(f"of the numbers 0 to {highest} the masks hold only {len(found)} ({few}): {advice}")
+    between = sum(count for value, count in values.items() if 0 < value < DEFAULT_IGNORE_INDEX)
+    if len(found) >= _SHADES and max(values) <= DEFAULT_IGNORE_INDEX and between < _SHADE_SHARE * sum(values.values()):
+        raise RequestError(
+            f"the masks hold {len(found)} values ({few}), but all between 0 and 255 on few pixels, as soft edges of "
+            f"black and white pictures do: save them without smoothing, and {advice}"
+        )
 
 
 def check_train_classes(data: str, pixels: Iterable[int], classes: tuple[str, ...], numbering: Numbering) -> None:

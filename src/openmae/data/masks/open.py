@@ -22,7 +22,9 @@ from openmae.data.sources.axes import decide_axes, shapes_of_files
 from openmae.data.sources.open import Source, Splits
 from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
+from openmae.machine.parallel import Processes
 
+MAX_BAD = 0.01  # of the pairs of a split, unless --max-bad says otherwise
 _MAX_HELD_OUT = 1000
 _HELD_OUT_KEY = 0x5E65
 _OF_TRAIN = "split of train"
@@ -44,7 +46,9 @@ def open_segmentation(
     default_axes: str | None = None,
     nodata: float | str = OFF,
     seed_of_split: int = 0,
+    max_bad: float | None = None,
     threads: int | None = None,
+    processes: Processes | None = None,
     known_classes: tuple[str, ...] | None = None,
     known_ignore_index: int | None = None,
     known_bad: Mapping[str, Mapping[str, str]] | None = None,
@@ -62,37 +66,35 @@ def open_segmentation(
             and only where there is no val and no test split, or one alone and `needs_validation`.
         needs_validation: something is chosen by a split that is not the final one.
         background, max_pixels, axes, default_axes, nodata: see `open_splits`.
+        max_bad: the largest share of a split's pairs that may be unusable; None: .01.
         threads: for the pass over all masks; None: one for each core.
+        processes: those that make the pass together, each over its share, so that all decide alike; None: this one.
         known_classes: `classes` of a run that is resumed: no mask is decoded here.
         known_ignore_index, known_bad: `ignore_index` and `bad` of that run.
 
     Raises:
-        RequestError: DATA is in none of the known layouts, no mask of a split can be used, train has fewer than two
-            classes, or an option does not fit the data.
+        RequestError: DATA is in none of the known layouts, no mask of a split or too few of them can be used, train has
+            fewer than two classes, or an option does not fit the data.
     """
     check_numbering(ignore_index, reduce_zero_label, palette, class_names)
     colours = None if palette is None else read_palette(palette)
     names = None if class_names is None or known_classes is not None else read_class_names(class_names)
     data, found = str(dataset), find_pairs(dataset)
-    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
-    sources = open_sources(found, colours, reading, axes, default_axes)
-    surveys: dict[str, MaskSurvey] = {}
+    reading = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
+    sources, surveys = open_sources(found, colours, reading, axes, default_axes), dict[str, MaskSurvey]()
     if known_classes is None:
-        num_threads = num_cores() if threads is None else threads
-        surveys = {split: survey_masks(source, num_threads) for split, source in sources.items()}
+        surveys = _surveyed(sources, threads, processes)
         check_usable(data, sources, {split: survey.bad for split, survey in surveys.items()})
+        values = pixels_by_value(surveys)
         decided = decide_classes(
-            pixels_by_value(surveys),
-            names=names,
-            palette=colours,
-            ignore_index=ignore_index,
-            reduce_zero_label=reduce_zero_label,
+            values, names=names, palette=colours, ignore_index=ignore_index, reduce_zero_label=reduce_zero_label
         )
         bad = {s: survey.bad | beyond_classes(sources[s], survey, decided.numbering) for s, survey in surveys.items()}
     else:
         decided = DecidedClasses.of_known(known_classes, known_ignore_index, reduce_zero_label)
         bad = {split: dict((known_bad or {}).get(split, {})) for split in sources}
     check_usable(data, sources, bad)
+    check_share_of_bad(data, surveys, bad, MAX_BAD if max_bad is None else max_bad)
     kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
     rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split, needs_validation)
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
@@ -109,6 +111,14 @@ def open_segmentation(
         origins={split: pairs.origin for split, pairs in found.parts.items()},
         source_lines=tuple(splits_of(found, sources).lines),
     )
+
+
+def _surveyed(
+    sources: Mapping[str, MaskedSource], threads: int | None, processes: Processes | None
+) -> dict[str, MaskSurvey]:
+    if threads is None:
+        threads = num_cores() // (1 if processes is None else processes.local_count)
+    return {split: survey_masks(source, threads, processes) for split, source in sources.items()}
 
 
 def _divided(
@@ -160,6 +170,21 @@ def check_usable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[st
             name, reason = next(iter(bad[split].items()))
             raise RequestError(
                 f"none of the {len(source):,} masks of {split} in {shown(data)} can be used: {shown(name)}: {reason}"
+            )
+
+
+def check_share_of_bad(
+    data: str, surveys: Mapping[str, MaskSurvey], bad: Mapping[str, Mapping[str, str]], max_bad: float
+) -> None:
+    """Raise RequestError where more than `max_bad` of a surveyed split are bad: a figure would be of the rest."""
+    for split, survey in surveys.items():
+        count = len(survey.sizes)
+        if len(bad[split]) > max_bad * count:
+            name, reason = next(iter(bad[split].items()))
+            raise RequestError(
+                f"{len(bad[split])} of {count:,} pairs of {split} in {shown(data)} cannot be used, the first "
+                f"{shown(name)} ({reason}): more than --max-bad {max_bad:g}; openmae inspect names them, a higher "
+                "--max-bad skips them"
             )
 
 

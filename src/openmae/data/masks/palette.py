@@ -1,6 +1,7 @@
 """The colours of classes, for masks that are coloured pictures (`--palette FILE`)."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.config.segmenter_shape import MAX_SEGMENT_CLASSES
 from openmae.data.decoding.pixels import BadImage
+from openmae.data.decoding.strips import in_strips
 from openmae.data.masks.text_file import read_text
 from openmae.errors import RequestError, shown
 
@@ -41,14 +44,27 @@ class Palette:
         known = (*self.colours, *self.ignored)
         if len(self.names) != len(self.colours):
             raise RequestError(f"a palette of {len(self.names)} names and {len(self.colours)} colours: give one each")
+        if len(self.names) > MAX_SEGMENT_CLASSES:
+            raise RequestError(f"a palette of {len(self.names)} classes: a model has at most {MAX_SEGMENT_CLASSES}")
         if len(set(known)) < len(known):
             raise RequestError("a palette in which two classes have one colour: give each its own")
 
-    def ids_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.int32]:
+    def ids_of(self, pixels: NDArray[np.uint8]) -> NDArray[np.int16]:
         """The class of each pixel, from its colour: (H, W, 3) to (H, W), `IGNORED` for an ignored colour.
 
         Raises BadImage for colours that are not in the palette.
         """
+        unknown = Counter[int]()
+        ids = in_strips(pixels.shape, lambda rows: self._ids_of(pixels[rows], unknown))
+        if unknown:
+            (most, count), *others = sorted(unknown.items(), key=lambda found: (-found[1], found[0]))
+            colour = " ".join(str(most >> shift & 255) for shift in (16, 8, 0))
+            beside = f" and {len(others)} other colours" if others else ""
+            raise BadImage(f"colour {colour} ({count} pixels){beside} not in --palette")
+        return ids
+
+    def _ids_of(self, pixels: NDArray[np.uint8], unknown: Counter[int]) -> NDArray[np.int16]:
+        """`ids_of` some rows, that counts the pixels of colours that are not in the palette, as 24-bit numbers."""
         packed = pixels[..., 0].astype(np.int32) << 16
         packed |= pixels[..., 1].astype(np.int32) << 8
         packed |= pixels[..., 2]
@@ -57,19 +73,16 @@ class Palette:
         is_known = keys[positions] == packed
         if not is_known.all():
             found, counts = np.unique(packed[~is_known], return_counts=True)
-            most = int(counts.argmax())
-            colour = " ".join(str(int(found[most]) >> shift & 255) for shift in (16, 8, 0))
-            others = f" and {len(found) - 1} other colours" if len(found) > 1 else ""
-            raise BadImage(f"colour {colour} ({counts[most]} pixels){others} not in --palette")
+            unknown.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
         return ids[positions]
 
     @cached_property
-    def _table(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    def _table(self) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
         """All colours as sorted 24-bit numbers, and their classes."""
         colours = np.array((*self.colours, *self.ignored), np.int32)
         packed = colours @ np.array([1 << 16, 1 << 8, 1], np.int32)
         order = np.argsort(packed)
-        ids = np.array([*range(len(self.colours)), *[IGNORED] * len(self.ignored)], np.int32)
+        ids = np.array([*range(len(self.colours)), *[IGNORED] * len(self.ignored)], np.int16)
         return packed[order], ids[order]
 
 

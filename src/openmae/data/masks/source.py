@@ -1,5 +1,6 @@
 """Images with a class id for every pixel, as a source; and subsets of it."""
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmae.config.checks import MAX_PIXELS
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import StoredImage
+from openmae.data.masks.label_map import LabelMap
 from openmae.data.masks.mask_file import decode_mask
 from openmae.data.masks.numbering import Numbering
 from openmae.data.masks.palette import Palette
@@ -25,11 +27,15 @@ _NO_CLASSES = 4096  # deeper than any path: an image as a whole has no class, wh
 class Masked(Source, Protocol):
     """A source whose images have labels for every pixel."""
 
-    def labels(self, index: int) -> NDArray[np.int32]:
+    def label_map(self, index: int) -> LabelMap:
         """The class id of each pixel, `IGNORED` where none counts: (H, W), the size of the image as it is read.
 
         Raises BadImage for a mask that cannot be used.
         """
+        ...
+
+    def labels(self, index: int) -> NDArray[np.int16]:
+        """`label_map`, looked up as a whole."""
         ...
 
 
@@ -86,14 +92,26 @@ class MaskedSource:
     def stored_image(self, index: int) -> StoredImage | None:
         return self.images.stored_image(index)
 
-    def labels(self, index: int) -> NDArray[np.int32]:
+    def label_map(self, index: int) -> LabelMap:
         """The class id of each pixel, `IGNORED` where none counts: (H, W), the size of the image as it is read.
 
         Raises BadImage for a mask that cannot be read, has another size than the image, or values that are no classes.
         """
-        return self.numbering.labels_of(self.stored_labels(index))
+        return self.numbering.label_map(self.stored_labels(index))
 
-    def stored_labels(self, index: int) -> NDArray[np.int32]:
+    def labels(self, index: int) -> NDArray[np.int16]:
+        """`label_map`, looked up as a whole."""
+        return self.label_map(index).whole()
+
+    def mask_pixels(self, index: int) -> int:
+        """How many pixels the mask has, by its file's header; 0 where that cannot be read."""
+        try:
+            height, width = self.masks.size(int(self._mask_ids[index]))
+        except BadImage:
+            return 0
+        return height * width
+
+    def stored_labels(self, index: int) -> NDArray[np.integer]:
         """The values as the mask stores them: (H, W). Raises BadImage as `labels`, but for values of no class."""
         header = self.images.header(index)
         try:
@@ -108,8 +126,8 @@ class MaskedSource:
 
     def numbered(self, numbering: Numbering, classes: tuple[str, ...]) -> "MaskedSource":
         """The same pairs with other meanings of the stored values."""
-        other = object.__new__(MaskedSource)
-        other.__dict__ |= self.__dict__ | {"numbering": numbering, "classes": classes}
+        other = copy.copy(self)
+        other.numbering, other.classes = numbering, classes
         return other
 
     def fingerprint(self) -> str:
@@ -128,5 +146,8 @@ class MaskedSubset(IndexedSubset):
     def __init__(self, source: Masked, indices: ArrayLike) -> None:
         super().__init__(source, indices)
 
-    def labels(self, index: int) -> NDArray[np.int32]:
-        return self.source.labels(self._checked(index))
+    def label_map(self, index: int) -> LabelMap:
+        return self.source.label_map(self._checked(index))
+
+    def labels(self, index: int) -> NDArray[np.int16]:
+        return self.label_map(index).whole()

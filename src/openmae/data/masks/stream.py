@@ -3,7 +3,8 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import fill_values
 from openmae.data.decoding.regions import open_pixels
+from openmae.data.empty_patches import nodata_mask_for
 from openmae.data.jitter import colour_operations
 from openmae.data.masks.augment import NUM_MASK_UNIFORMS, MaskAugmentation
+from openmae.data.masks.label_map import LabelMap
 from openmae.data.masks.source import Masked
 from openmae.data.randomness import uniforms
 from openmae.data.resize import Pixels
@@ -90,19 +93,49 @@ class MaskedStream(SampleStream):
         Raises:
             RequestError: far too many in a row are unusable.
         """
-        bad, p, count = dict[str, str](), self.preprocessing, len(self.source)
+        bad, count = dict[str, str](), len(self.source)
         for candidate in itertools.islice(((index + i) % count for i in range(count)), MAX_REPLACEMENTS):
             try:
-                image, labels = read_pair(self.source, candidate, p)
-                crop = self.augmentation(image, labels, p.image_size, draw, p.value_range, self.fill)
-                return MaskedSample(crop[0], np.ascontiguousarray(crop[1], np.int16), key, bad)
+                image, labels = self._crop(candidate, draw)
+                return MaskedSample(image, np.ascontiguousarray(labels, np.int16), key, bad)
             except BadImage as error:
                 bad[self.source.name(candidate)] = str(error)
         name, reason = next(iter(bad.items()))
         raise RequestError(f"{len(bad)} images in a row cannot be used, the first {name!r}: {reason}")
 
+    def _crop(self, index: int, draw: NDArray[np.float64]) -> tuple[Tensor, NDArray[np.integer]]:
+        """The crop of an image and its labels. Raises BadImage where the two files cannot be used."""
+        p = self.preprocessing
+        image, labels = open_pair(self.source, index, p)
+        try:
+            return self.augmentation(image, labels, p.image_size, draw, p.value_range, self.fill)
+        except BadImage:
+            # Part of a file that is read crop by crop is damaged. Whether an image is replaced must depend on its file
+            # alone, not on where the crops of a run lie: decoded whole it fails always, or never.
+            image, labels = open_pair(self.source, index, p, decode_fully=True)
+            return self.augmentation(image, labels, p.image_size, draw, p.value_range, self.fill)
 
-def read_pair(source: Masked, index: int, preprocessing: Preprocessing) -> tuple[Pixels, NDArray[np.int32]]:
-    """An image in the model's channels and number type, H × W × C, and its labels, (H, W). Raises BadImage."""
-    pixels = conform_to_model(open_pixels(source, index), preprocessing)
-    return pixels, source.labels(index)
+
+def open_pair(
+    source: Masked, index: int, preprocessing: Preprocessing, decode_fully: bool = False
+) -> tuple[Pixels, LabelMap]:
+    """An image in the model's channels and number type, H × W × C, and its labels, (H, W).
+
+    Pixels that are nodata in all of the model's channels are ignored: there the model sees the mean alone.
+
+    Args:
+        decode_fully: decode the whole file even where a crop could be read without the rest.
+
+    Raises:
+        BadImage: the image or its mask cannot be used.
+    """
+    image = source.read(index) if decode_fully else open_pixels(source, index)
+    pixels, labels = conform_to_model(image, preprocessing), source.label_map(index)
+    is_nodata = nodata_mask_for(image, preprocessing.channels)
+    return pixels, labels if is_nodata is None else replace(labels, is_ignored=np.all(is_nodata, axis=2))
+
+
+def read_pair(source: Masked, index: int, preprocessing: Preprocessing) -> tuple[Pixels, NDArray[Any]]:
+    """`open_pair` with the labels of all pixels, (H, W) int16."""
+    pixels, labels = open_pair(source, index, preprocessing)
+    return pixels, labels.whole()

@@ -9,9 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.data.decoding.decode import BadImage
+from openmae.data.masks.label_map import count_values
+from openmae.data.masks.memory_budget import MemoryBudget
 from openmae.data.masks.source import MaskedSource
+from openmae.machine.device import free_memory
+from openmae.machine.parallel import Processes
 
 _IMAGES_AT_ONCE = 32  # of a thread, so that few futures are waiting
+_MEMORY_SHARE = 0.5  # of the free memory, for masks being decoded
+_BYTES_PER_PIXEL, _BYTES_PER_COLOUR = 6, 14  # at the peak of decoding numbers (16 bits; of 8 bits 3), and colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +66,19 @@ class _Counted:
     reason: str = ""
 
 
-def survey_masks(source: MaskedSource, threads: int) -> MaskSurvey:
+def survey_masks(source: MaskedSource, threads: int, processes: Processes | None = None) -> MaskSurvey:
     """Decode every mask of a source once, in threads, and check its size against the image's header.
 
     Values that are no classes are no reason to be bad here: what is a class is decided by what is found.
+
+    Args:
+        threads: at most; fewer decode at a time where masks are so large that memory would not do.
+        processes: each decodes its share, and all get the same survey; None: this one decodes all.
     """
-    counted = list(_in_threads(source, threads))
+    share = range(len(source)) if processes is None else processes.share(len(source))
+    counted = list(_in_threads(source, share, threads, 1 if processes is None else processes.local_count))
+    if processes is not None:  # shares follow each other in the order of ranks
+        counted = [one for of_process in processes.gather(counted) for one in of_process]
     none, no_pixels = np.empty(0, np.int32), np.empty(0, np.int64)
     values = [none if one.values is None else one.values for one in counted]
     pixels = [no_pixels if one.pixels is None else one.pixels for one in counted]
@@ -78,30 +91,36 @@ def survey_masks(source: MaskedSource, threads: int) -> MaskSurvey:
     )
 
 
-def _in_threads(source: MaskedSource, threads: int) -> Iterator[_Counted]:
-    """Each mask in order. Ctrl-C waits for the few that are being decoded."""
+def _in_threads(source: MaskedSource, share: range, threads: int, num_processes: int) -> Iterator[_Counted]:
+    """Each mask of the share in order; `num_processes` share the memory.
 
-    def some(start: int) -> list[_Counted]:
-        return [_count(source, i) for i in range(start, min(start + _IMAGES_AT_ONCE, len(source)))]
+    Ctrl-C waits for the few that are being decoded.
+    """
+    free = free_memory()
+    budget = MemoryBudget(None if free is None else int(_MEMORY_SHARE * free / num_processes))
+
+    def some(indices: range) -> list[_Counted]:
+        return [_count(source, i, budget) for i in indices]
 
     threads = max(1, threads)
     pool = ThreadPoolExecutor(threads)
     try:
-        starts = iter(range(0, len(source), _IMAGES_AT_ONCE))
-        waiting: list[Future[list[_Counted]]] = [pool.submit(some, start) for start in islice(starts, 2 * threads)]
+        parts = (share[start : start + _IMAGES_AT_ONCE] for start in range(0, len(share), _IMAGES_AT_ONCE))
+        waiting: list[Future[list[_Counted]]] = [pool.submit(some, part) for part in islice(parts, 2 * threads)]
         while waiting:
             yield from waiting.pop(0).result()
-            waiting += [pool.submit(some, start) for start in islice(starts, 1)]
+            waiting += [pool.submit(some, part) for part in islice(parts, 1)]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _count(source: MaskedSource, index: int) -> _Counted:
-    try:
-        stored = source.stored_labels(index)
-    except BadImage as error:
-        return _Counted(reason=str(error))
-    counts = np.bincount(stored.ravel() + 1)  # the lowest value is -1, a colour that the palette ignores
-    values = np.flatnonzero(counts)
+def _count(source: MaskedSource, index: int, budget: MemoryBudget) -> _Counted:
+    num_bytes = _BYTES_PER_PIXEL if source.palette is None else _BYTES_PER_COLOUR
+    with budget.take(num_bytes * source.mask_pixels(index)):
+        try:
+            stored = source.stored_labels(index)
+        except BadImage as error:
+            return _Counted(reason=str(error))
+        values, pixels = count_values(stored)
     height, width = stored.shape
-    return _Counted((height, width), (values - 1).astype(np.int32), counts[values])
+    return _Counted((height, width), values.astype(np.int32), pixels)

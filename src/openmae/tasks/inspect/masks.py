@@ -111,9 +111,9 @@ def mask_problems(masks: dict[str, Any]) -> list[str]:
     for split, facts in masks["splits"].items():
         bad, count = facts["unusable"], facts["looked_at"]
         kinds = [f"{facts[kind]:,} {words}" for kind, words in KINDS.items() if facts[kind]]
-        if bad and split == "train" and bad > MAX_BAD * count:
+        if bad > MAX_BAD * count:
             lines.append(
-                f"{bad:,} of {count:,} pairs of train cannot be used ({', '.join(kinds)}): more than --max-bad "
+                f"{bad:,} of {count:,} pairs of {split} cannot be used ({', '.join(kinds)}): more than --max-bad "
                 f"{MAX_BAD:g} allows, so training would stop. Mend or remove them."
             )
         elif bad:

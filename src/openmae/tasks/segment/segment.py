@@ -17,7 +17,7 @@ from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, write_json
-from openmae.machine.parallel import parallelise
+from openmae.machine.parallel import Processes, parallelise
 from openmae.planning.decisions import total_steps
 from openmae.planning.segment import SegmentPlan, plan_segment
 from openmae.planning.segment_lines import checkpoint_bytes, segment_lines
@@ -59,7 +59,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
         # The data, and the settings that the user left open.
         device, processes = run.device, run.processes
         init = read_initial_model(run)
-        data = open_data(run.requested, None if init is None else init.preprocessing, run.previous)
+        data = open_data(run.requested, None if init is None else init.preprocessing, run.previous, processes)
         plan, facts = plan_segment(run.requested, init, data, device, processes.local_count, run.previous)
         resolved, num_steps = plan.config, total_steps(plan.config, len(data.train))
         run.check_batch_size(resolved.batch_size)
@@ -140,7 +140,10 @@ def read_initial_model(run: Run[ResolvedSegmentConfig]) -> StoredModel | None:
 
 
 def open_data(
-    config: SegmentConfig, preprocessing: Preprocessing | None, previous: PreviousRun[ResolvedSegmentConfig] | None
+    config: SegmentConfig,
+    preprocessing: Preprocessing | None,
+    previous: PreviousRun[ResolvedSegmentConfig] | None,
+    processes: Processes | None = None,
 ) -> SegmentationData:
     """The images and masks of DATA; with `--report held-out` without the test split.
 
@@ -150,7 +153,7 @@ def open_data(
         RequestError: they cannot be used, or the run folder would lie among them.
     """
     check_outside(config.dataset, config.out)
-    data = open_with_test(config, preprocessing, previous)
+    data = open_with_test(config, preprocessing, previous, processes)
     return data.without_test() if config.report == "held-out" else data
 
 
@@ -158,12 +161,14 @@ def open_with_test(
     config: SegmentConfig,
     preprocessing: Preprocessing | None,
     previous: PreviousRun[ResolvedSegmentConfig] | None = None,
+    processes: Processes | None = None,
 ) -> SegmentationData:
     """All splits of DATA, whatever `--report` says; with `held-out` there is one to choose by.
 
     Args:
         preprocessing: of the model to start from, for what the config leaves open; None from scratch.
         previous: of a resumed run, which knows its classes: the masks need not all be read again.
+        processes: those that read the masks together; None: this one does.
 
     Raises:
         RequestError: they cannot be used.
@@ -177,6 +182,8 @@ def open_with_test(
         reduce_zero_label=config.reduce_zero_label,
         held_out=config.held_out,
         needs_validation=config.report == "held-out",
+        max_bad=config.max_bad,
+        processes=processes,
         known_classes=None if previous is None else tuple(previous.state["classes"]),
         known_ignore_index=None if previous is None else previous.state["ignore_index"],
         known_bad=None if previous is None else previous.state["bad_pairs"],
