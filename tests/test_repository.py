@@ -10,7 +10,14 @@ ROOT = Path(__file__).parents[1]
 
 # Joined here, so that this file passes its own test.
 REGISTRIES = ["files.python" + "hosted.org", "py" + "pi.org/simple", "download.py" + "torch.org"]
-MACHINE_PATHS = ["/opt/" + "wheels", "/opt/" + "pypi", "file:" + "///", "/root/" + ".", "/home/" + "runner"]
+MACHINE_PATHS = [
+    "/work/" + "shared",
+    "/opt/" + "wheels",
+    "/opt/" + "pypi",
+    "file:" + "///",
+    "/root/" + ".",
+    "/home/" + "runner",
+]
 
 
 def committed_files() -> list[Path]:

@@ -24,7 +24,7 @@ from openmae.interchange.incoming.named import check_init
 from openmae.interchange.incoming.named import check_tokenizer as check_tokenizer_name
 from openmae.machine.device_name import check_device
 from openmae.recipes import named_tokenizer, recipe_setting
-from openmae.run.lock import cannot_resume_error, check_outside, check_run_folder, check_vacant, is_vacant
+from openmae.run.lock import cannot_resume_error, check_free, check_outside, check_run_folder, check_vacant, is_vacant
 from openmae.training.checkpoint_name import CHECKPOINT_NAME
 
 
@@ -81,7 +81,11 @@ def check_segment(config: SegmentConfig) -> None:
     With `--predict` the folder is one of pictures, and the images need no masks.
     """
     config = config.plain()
-    if not _check_start(config):
+    if config.predict:
+        check_run_folder(Path(config.out))
+        check_free(Path(config.out))
+        check_device(config.device)
+    elif not _check_start(config):
         return
     if not config.is_from_scratch:
         check_init(config.init)

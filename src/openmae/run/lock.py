@@ -67,6 +67,12 @@ def check_vacant(run: Path) -> None:
         raise already_exists_error(run)
 
 
+def check_free(folder: Path) -> None:
+    """Raise RequestError where a folder for files that nothing resumes holds something."""
+    if not is_vacant(folder):
+        raise RequestError(f"{folder} exists already: delete it, or give another --out")
+
+
 def already_exists_error(run: Path) -> RequestError:
     """The error for a run folder that holds a run, where `--resume never` asks for a new one."""
     return RequestError(f"{run} exists already: --resume auto continues the run there, another --out starts one")

@@ -15,7 +15,7 @@ from openmae.errors import RequestError
 
 from .made import mask, png, put_images, put_masks, put_pairs, write
 
-COCO = Path("/work/shared/data/coco-sample")
+COCO = Path(__file__).parents[4] / "shared" / "data" / "coco-sample"  # beside a checkout, where it is at hand
 
 
 def opened(root, **options):
@@ -297,3 +297,17 @@ def test_real_masks():
     assert all(of_image.shape == data.train.read(i).shape[:2] for i, of_image in enumerate(labels[:5]))
     counts = np.bincount(np.concatenate([of_image.ravel() for of_image in labels]) + 1, minlength=201)
     np.testing.assert_array_equal(data.pixels, counts[1:])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_split_whose_pixels_are_all_ignored_is_refused_before_anything_is_trained(tmp_path, split):
+    put_pairs(tmp_path, "train/1", "train/2", values=(0, 1, 255))
+    put_pairs(tmp_path, f"{split}/1", values=(255, 255, 255))
+    refused(tmp_path, f"all pixels of the masks of {split} in .* are ignored")
+
+
+def test_a_held_out_split_without_labels_is_refused(tmp_path):
+    put_pairs(tmp_path, *(f"train/{i}" for i in range(6)), values=(0, 1, 255))
+    held_out = opened(tmp_path, held_out=1).held_out_names()[0]
+    put_pairs(tmp_path, held_out.removeprefix("images/").rpartition(".")[0], values=(255, 255, 255))
+    refused(tmp_path, "all pixels of the masks of the split of train in .* are ignored", held_out=1)

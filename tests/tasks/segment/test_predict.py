@@ -103,8 +103,11 @@ def test_whole_and_sliding_are_settings(segmenter, tmp_path):
 
 
 def test_a_stride_beyond_the_crops_is_refused_before_the_folder_is_made(predicted, segmenter, tmp_path):
-    for settings in ({}, {"inference": "whole"}):
-        with pytest.raises(RequestError, match="--stride got 99, more than the model's crops of 12 px"):
+    for settings, message in (
+        ({}, "--stride got 99, more than the model's crops of 12 px"),
+        ({"inference": "whole"}, "--stride 99 is for --inference slide"),
+    ):
+        with pytest.raises(RequestError, match=message):
             segment(config_of(predicted[0] / "new", segmenter[0], tmp_path / "far", stride=99, **settings))
         assert not (tmp_path / "far").exists()
 
@@ -193,6 +196,21 @@ def test_a_folder_with_masks_is_not_segmented_as_images(segmenter, scenes, tmp_p
     with pytest.raises(RequestError, match="holds masks beside images"):
         segment(config_of(scenes, segmenter[0], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_that_fit_no_layout_are_not_segmented_either(segmenter, scenes, tmp_path):
+    for name in ("masks", "labels"):
+        shutil.copytree(scenes / "masks" / "val", tmp_path / "data" / name)
+    shutil.copytree(scenes / "images" / "val", tmp_path / "data" / "images")
+    with pytest.raises(RequestError, match="holds masks beside images"):
+        segment(config_of(tmp_path / "data", segmenter[0], tmp_path / "out"))
+
+
+def test_parts_mean_nothing(segmenter, scenes, tmp_path):
+    for name in ("train/z.png", "val/z.png", "a.PNG"):
+        (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(scenes / "images" / "val" / "00.png", tmp_path / "new" / name)
+    assert segment(config_of(tmp_path / "new", segmenter[0], tmp_path / "out"))["images"] == 3
 
 
 def test_another_kind_of_model_is_refused(pixel_run, scenes, tmp_path):

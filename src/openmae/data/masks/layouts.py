@@ -100,6 +100,12 @@ def find_whole(root: Path, files: list[bytes], split: str) -> MaskLayout:
     )
 
 
+def are_images_and_masks(files: Iterable[bytes]) -> bool:
+    """Whether some folders of these paths are named as those of images, and others as those of masks."""
+    names = {part.lower() for file in files for part in file.split(b"/")[:-1]}
+    return bool(names & set(IMAGE_FOLDERS)) and bool(names & set(MASK_FOLDERS))
+
+
 def _levels(files: list[bytes]) -> Iterator[_Level]:
     """The folder that was searched, then the one in it as long as that is around everything."""
     path = b""

@@ -100,6 +100,8 @@ def open_segmentation(
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
     if pixels:
         check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
+        held_out_pixels = class_pixels(surveys["train"], decided, held_out_ids)
+        check_measurable(data, pixels | ({"the split of train": held_out_pixels} if len(held_out_ids) else {}))
     return SegmentationData(
         **_divided(sources, decided, {**kept, "train": rest}, held_out_ids),
         classes=decided.classes,
@@ -111,6 +113,16 @@ def open_segmentation(
         origins={split: pairs.origin for split, pairs in found.parts.items()},
         source_lines=tuple(splits_of(found, sources).lines),
     )
+
+
+def check_measurable(data: str, pixels: Mapping[str, NDArray[np.int64]]) -> None:
+    """Raise RequestError where no pixel of a split has a class, so that nothing could be measured on it."""
+    for split, counts in pixels.items():
+        if not counts.sum():
+            raise RequestError(
+                f"all pixels of the masks of {split} in {shown(data)} are ignored: nothing can be measured on it; see "
+                "which values stand for classes, or hold out more images"
+            )
 
 
 def _surveyed(

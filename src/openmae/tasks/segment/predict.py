@@ -8,9 +8,15 @@ from typing import Any
 
 from openmae.config import Preprocessing, SegmentConfig
 from openmae.data.masks.evaluation import whole_images
+from openmae.data.masks.layouts import are_images_and_masks
 from openmae.data.masks.pairs import has_masks
+from openmae.data.sources.axes import decide_axes
+from openmae.data.sources.folder_part import FolderPart
+from openmae.data.sources.manifest import read_pack
+from openmae.data.sources.named import EMBEDDED, is_folder
 from openmae.data.sources.open import Source, open_splits
 from openmae.data.sources.reading import reading_options
+from openmae.data.sources.scan import scan
 from openmae.errors import Fault, Interrupted, RequestError, shown
 from openmae.inference.features import check_readable
 from openmae.inference.load import load
@@ -22,7 +28,7 @@ from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, join_processes
 from openmae.machine.signals import StopRequest
 from openmae.run.create import make_and_lock
-from openmae.run.lock import check_outside, check_vacant
+from openmae.run.lock import check_free, check_outside, check_run_folder
 from openmae.run.quarantine import QUARANTINE, write_quarantine
 from openmae.tasks.segment.prediction_files import prediction_paths, write_classes, write_prediction
 from openmae.training.telemetry import ProgressBar
@@ -44,7 +50,8 @@ def predict_images(config: SegmentConfig) -> dict[str, Any]:
     """
     started, out = time.monotonic(), Path(config.out)
     check_outside(config.dataset, config.out)
-    check_vacant(out)
+    check_run_folder(out)
+    check_free(out)
     with join_processes() as processes, StopRequest() as stop, ExitStack() as lock:
         device = use_device(config.device, processes.local_rank)
         model = load_segmenter(config.init, str(device))
@@ -106,10 +113,18 @@ def load_segmenter(init: str, device: str) -> SegmenterModel:
 
 def open_images(config: SegmentConfig, preprocessing: Preprocessing) -> dict[str, Source]:
     """The images of DATA, whatever part they are of. Raises RequestError where masks lie among them."""
-    if has_masks(config.dataset):
-        raise RequestError(f"{shown(str(config.dataset))} holds masks beside images: name the folder of images")
-    options = reading_options(config, preprocessing)
-    return dict(open_splits(config.dataset, ("train", "val", "test"), **options).sources)
+    options, data = reading_options(config, preprocessing), str(config.data)
+    if data.startswith(EMBEDDED) or not is_folder(data) or read_pack(Path(data)) is not None:
+        return dict(open_splits(data, ("train", "val", "test"), **options).sources)
+    scanned = scan(Path(data))
+    if has_masks(data) or are_images_and_masks(scanned.images):
+        raise RequestError(f"{shown(data)} holds masks beside images: name the folder of images")
+    if not scanned.images:
+        return dict(open_splits(data, ("train", "val", "test"), **options).sources)
+    part = FolderPart(root=Path(data), files=scanned.images, depth=0, is_table=False, ignored=scanned.ignored)
+    axes = decide_axes(part.shapes(), options["axes"], options["default_axes"])
+    reading = {name: options[name] for name in ("background", "max_pixels", "nodata")}
+    return {"all": part.open([], {**reading, "axes": axes})}
 
 
 def segmenter_for(config: SegmentConfig, model: SegmenterModel) -> WholeImageSegmenter:
