@@ -272,7 +272,7 @@ def open_progress(
             cores=num_cores() // processes.local_count,
             crops_per_decode=getattr(config, "crops_per_decode", None),
             tiles=getattr(config, "tiles", None),
-            can_read_packs=config.can_read_packs,
+            can_read_packs=getattr(config, "can_read_packs", True),
         ),
         is_tiled=getattr(config, "tiles", None) is not None,
     )

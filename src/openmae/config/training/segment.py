@@ -122,13 +122,13 @@ class SegmentConfig(StatisticsSettings, AdamWSettings, TrainingConfig):
             )
         if self.crop_aspect not in (None, "model"):
             raise RequestError(f"--crop-aspect {self.crop_aspect} is not for segment, which keeps an image's aspect")
-        if self.freeze:
-            self._check_frozen()
         self.check_statistics()
         self.check_adamw()
         if self.is_from_scratch and (self.freeze or self.predict):
             flag = "--freeze" if self.freeze else "--predict"
             raise RequestError(f"{flag} needs a trained model, and --init none has nothing: name one")
+        if self.freeze:
+            self._check_frozen()
         if self.predict:
             self._check_predict()
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.masks.checks import check_usable
 from openmae.data.masks.classes import DecidedClasses, check_train_classes, decide_classes
 from openmae.data.masks.open import (
     absent_in_train,
     beyond_classes,
-    check_usable,
     class_pixels,
     hold_out,
     indices_kept,

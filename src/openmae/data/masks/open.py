@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from openmae.config import Dataset
 from openmae.config.checks import OFF
+from openmae.data.masks.checks import check_pixels, check_share_of_bad, check_usable
 from openmae.data.masks.class_names import read_class_names
-from openmae.data.masks.classes import DecidedClasses, check_numbering, check_train_classes, decide_classes
+from openmae.data.masks.classes import DecidedClasses, check_numbering, decide_classes
 from openmae.data.masks.numbering import Numbering
 from openmae.data.masks.pairs import FoundPairs, find_pairs
 from openmae.data.masks.palette import IGNORED, Palette, read_palette
@@ -68,7 +69,7 @@ def open_segmentation(
         background, max_pixels, axes, default_axes, nodata: see `open_splits`.
         max_bad: the largest share of a split's pairs that may be unusable; None: .01.
         threads: for the pass over all masks; None: one for each core.
-        processes: those that make the pass together, each over its share, so that all decide alike; None: this one.
+        processes: those that make the pass together, each over its share; None: this one.
         known_classes: `classes` of a run that is resumed: no mask is decoded here.
         known_ignore_index, known_bad: `ignore_index` and `bad` of that run.
 
@@ -98,10 +99,8 @@ def open_segmentation(
     kept = {s: indices_kept(of, bad[s]) for s, of in sources.items()}
     rest, held_out_ids = hold_out(data, kept, held_out, seed_of_split, needs_validation)
     pixels = {s: class_pixels(survey, decided, rest if s == "train" else kept[s]) for s, survey in surveys.items()}
-    if pixels:
-        check_train_classes(data, pixels["train"].tolist(), decided.classes, decided.numbering)
-        held_out_pixels = class_pixels(surveys["train"], decided, held_out_ids)
-        check_measurable(data, pixels | ({"the split of train": held_out_pixels} if len(held_out_ids) else {}))
+    if surveys:
+        check_pixels(data, pixels, class_pixels(surveys["train"], decided, held_out_ids), len(held_out_ids), decided)
     return SegmentationData(
         **_divided(sources, decided, {**kept, "train": rest}, held_out_ids),
         classes=decided.classes,
@@ -113,16 +112,6 @@ def open_segmentation(
         origins={split: pairs.origin for split, pairs in found.parts.items()},
         source_lines=tuple(splits_of(found, sources).lines),
     )
-
-
-def check_measurable(data: str, pixels: Mapping[str, NDArray[np.int64]]) -> None:
-    """Raise RequestError where no pixel of a split has a class, so that nothing could be measured on it."""
-    for split, counts in pixels.items():
-        if not counts.sum():
-            raise RequestError(
-                f"all pixels of the masks of {split} in {shown(data)} are ignored: nothing can be measured on it; see "
-                "which values stand for classes, or hold out more images"
-            )
 
 
 def _surveyed(
@@ -173,31 +162,6 @@ def open_sources(
         )
         for split, pairs in found.parts.items()
     }
-
-
-def check_usable(data: str, sources: Mapping[str, MaskedSource], bad: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise RequestError where all pairs of a split are bad."""
-    for split, source in sources.items():
-        if len(bad[split]) == len(source):
-            name, reason = next(iter(bad[split].items()))
-            raise RequestError(
-                f"none of the {len(source):,} masks of {split} in {shown(data)} can be used: {shown(name)}: {reason}"
-            )
-
-
-def check_share_of_bad(
-    data: str, surveys: Mapping[str, MaskSurvey], bad: Mapping[str, Mapping[str, str]], max_bad: float
-) -> None:
-    """Raise RequestError where more than `max_bad` of a surveyed split are bad: a figure would be of the rest."""
-    for split, survey in surveys.items():
-        count = len(survey.sizes)
-        if len(bad[split]) > max_bad * count:
-            name, reason = next(iter(bad[split].items()))
-            raise RequestError(
-                f"{len(bad[split])} of {count:,} pairs of {split} in {shown(data)} cannot be used, the first "
-                f"{shown(name)} ({reason}): more than --max-bad {max_bad:g}; openmae inspect names them, a higher "
-                "--max-bad skips them"
-            )
 
 
 def pixels_by_value(surveys: Mapping[str, MaskSurvey]) -> dict[int, int]:
