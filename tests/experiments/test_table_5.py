@@ -233,6 +233,7 @@ def test_given_rates_are_segmentations(scenes, tmp_path):
     assert {trial.stages[-1].rates for trial in plan.trials} == {(0.5,)}
 
 
+@pytest.mark.slow
 def test_paper_scale_prints_commands_that_can_be_typed(scenes, other, tmp_path, capsys):
     found = experiment(config(tmp_path / "out", scenes, scale="paper", also=(f"x={other}",), reduce_zero_label=True))
     assert found["rows"] == []

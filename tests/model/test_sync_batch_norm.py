@@ -74,6 +74,7 @@ def found(tmp_path_factory):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("case", ["uneven", "empty share"])
 def test_two_processes_equal_one_with_the_joined_batch(found, case):

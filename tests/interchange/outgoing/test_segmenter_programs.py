@@ -88,6 +88,7 @@ def test_onnx_says_its_classes_and_how_whole_images_are_segmented(onnx_file):
 
 
 # Measured: 0.
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_export_gives_the_same_logits(square, capsys):
     init, segmenter = square

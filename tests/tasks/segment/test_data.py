@@ -45,6 +45,7 @@ def classes_of(out):
         return [row["class"] for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_a_palette_gives_the_model_of_numbers_and_goes_on(data, scenes, tmp_path, monkeypatch):
     change(data, "masks", lambda values: COLOURS[values])
     (data / "colours.txt").write_text("7 7 7 void\n0 0 0 ground\n200 200 200 light\n200 0 0 red\n")

@@ -170,6 +170,7 @@ def test_two_processes_write_what_one_writes(predicted, segmenter, tmp_path):
     assert all((out / path).read_bytes() == (predicted[0] / "out" / path).read_bytes() for path in files)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_processes_fail_together(predicted, segmenter, tmp_path):
     """Whether what is wrong is known to all of them, or happened in one: no process waits for another."""

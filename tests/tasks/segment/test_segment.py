@@ -86,6 +86,7 @@ def test_its_encoder_is_an_init_like_any_other(segmenter, scenes, tmp_path):
     assert summary["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_stays(segmenter, scenes, tmp_path):
     out = tmp_path / "run"
     settings = {"width": None, "depth": None, "num_heads": None, "freeze": True, "drop_path": 0.0}
@@ -106,6 +107,7 @@ def test_relative_positions_start_at_zero_and_are_learned(pixel_run, scenes, tmp
     assert resumed["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_bytes(scenes, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "run"
     segment(config_of(scenes, whole, workers=2))
@@ -160,6 +162,7 @@ def test_a_batch_of_one_trains(scenes, tmp_path):
     assert np.isfinite(summary["loss"])
 
 
+@pytest.mark.slow
 def test_bad_pairs_are_counted_and_named(scenes, tmp_path):
     import shutil
 
