@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as judge
 from torchmetrics.classification import MulticlassJaccardIndex
 
-from openmae.inference.segmentation_metrics import IGNORED, ConfusionMatrix
+from openmae.data.masks.palette import IGNORED
+from openmae.inference.segmentation_metrics import ConfusionMatrix
 
 NUM_CLASSES = 7
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from openmae.data.masks.palette import IGNORED
 from openmae.errors import RequestError
-from openmae.inference.segmentation_metrics import IGNORED, ConfusionMatrix
+from openmae.inference.segmentation_metrics import ConfusionMatrix
 from openmae.inference.segmentation_result import (
     ImageScore,
     SegmentationResult,

@@ -8,7 +8,7 @@ from jaxtyping import Int, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-IGNORED = -1  # the label of a pixel that does not count
+from openmae.data.masks.palette import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

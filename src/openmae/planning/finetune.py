@@ -9,7 +9,6 @@ from openmae.config.training.finetune import CLASS_ONLY_SETTINGS
 from openmae.data.augment import check_rand_augment, crop_fraction_of
 from openmae.data.labels.labelled import LabelledData
 from openmae.data.preprocess import DataFacts
-from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.interchange.stored import StoredModel
 from openmae.model import cost
@@ -37,8 +36,8 @@ from openmae.planning.preprocessing import (
     choose_axes,
     choose_nodata,
     decide_statistics,
+    matched_to_data,
     preprocessing_of,
-    with_reading_settings,
 )
 from openmae.recipes import FINETUNE_RECIPES
 from openmae.recipes.finetune import RAND_AUGMENT
@@ -154,13 +153,8 @@ def make_finetune_plan(
 
     resolved = decisions.resolved(ResolvedFinetuneConfig)
     preprocessing = preprocessing_of(resolved, dtype, crop_fraction_of(resolved.size, facts.short_side))
-    if init is None:
-        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
-    else:
-        preprocessing, notes = match_scale(
-            with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
-        )
-    preprocessing = with_reading_settings(preprocessing, facts, resolved.nodata, None if init is None else init[1].axes)
+    model = None if init is None else init[1]
+    preprocessing, notes = matched_to_data(preprocessing, model, facts, config.value_range, resolved.nodata)
     return FinetunePlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
 
 

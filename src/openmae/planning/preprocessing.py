@@ -8,6 +8,7 @@ from openmae.config.checks import MARKED
 from openmae.data.decoding.nodata import resolve_nodata, stored_nodata
 from openmae.data.decoding.npy import CHANNELS_LAST
 from openmae.data.preprocess import DataFacts, imagenet_statistics
+from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.planning.decisions import Decisions
 
@@ -88,6 +89,28 @@ def with_reading_settings(
 ) -> Preprocessing:
     """The preprocessing with how the data was read: its order of axes, or else `axes`, and its nodata value."""
     return replace(preprocessing, axes=facts.axes.order or axes, nodata=stored_nodata(nodata))
+
+
+def matched_to_data(
+    preprocessing: Preprocessing,
+    model: Preprocessing | None,
+    facts: DataFacts,
+    value_range: tuple[float, float] | None,
+    nodata: str | float,
+) -> tuple[Preprocessing, list[str]]:
+    """The preprocessing with the data's scale of values, axes and nodata value, and lines about the scale.
+
+    Args:
+        model: of the model to start from, whose scale is kept; None from scratch.
+        value_range: as `--value-range` says.
+    """
+    if model is None:
+        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
+    else:
+        preprocessing, notes = match_scale(
+            with_scale_of(preprocessing, model), facts.depths, value_range, stated=facts.stated_range
+        )
+    return with_reading_settings(preprocessing, facts, nodata, None if model is None else model.axes), notes
 
 
 def check_scale(dtype: str, facts: DataFacts, value_range: tuple[float, float] | None) -> None:

@@ -8,7 +8,6 @@ import torch
 from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, flag_of, pair
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
-from openmae.data.value_scale import match_own_scale, match_scale, with_scale_of
 from openmae.errors import RequestError
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.stored import StoredModel
@@ -34,8 +33,8 @@ from openmae.planning.preprocessing import (
     choose_axes,
     choose_nodata,
     decide_statistics,
+    matched_to_data,
     preprocessing_of,
-    with_reading_settings,
 )
 from openmae.recipes import SEGMENT_RECIPES
 from openmae.training.checkpoint import MODEL
@@ -168,13 +167,8 @@ def make_segment_plan(
     _fit_memory(shape, machine, decisions)
     resolved = decisions.resolved(ResolvedSegmentConfig)
     preprocessing = preprocessing_of(resolved, dtype)
-    if init is None:
-        preprocessing, notes = match_own_scale(preprocessing, facts.depths)
-    else:
-        preprocessing, notes = match_scale(
-            with_scale_of(preprocessing, init[1]), facts.depths, config.value_range, stated=facts.stated_range
-        )
-    preprocessing = with_reading_settings(preprocessing, facts, resolved.nodata, None if init is None else init[1].axes)
+    model = None if init is None else init[1]
+    preprocessing, notes = matched_to_data(preprocessing, model, facts, config.value_range, resolved.nodata)
     return SegmentPlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
 
 
