@@ -17,6 +17,7 @@ from openmae.config.checks import (
 )
 from openmae.config.convert import ConvertConfig
 from openmae.config.dataset import SPLITS, Dataset, DataSettings, SplitPaths, SplitSettings, paths_of
+from openmae.config.detector_shape import PYRAMIDS, Conventions, DetectorShape
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
 from openmae.config.inspect import InspectConfig
@@ -69,6 +70,7 @@ __all__ = [
     "MASKS",
     "POOLS",
     "PRECISIONS",
+    "PYRAMIDS",
     "SIZES",
     "SPLITS",
     "STATISTICS",
@@ -77,11 +79,13 @@ __all__ = [
     "AttentionConfig",
     "BenchConfig",
     "ClassifierShape",
+    "Conventions",
     "ConvertConfig",
     "DataSettings",
     "Dataset",
     "DecoderShape",
     "DemoConfig",
+    "DetectorShape",
     "EmbedConfig",
     "ExperimentConfig",
     "FinetuneConfig",

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.data.hand_over import allocate_batch
+from openmae.data.instances import Instances
+from openmae.data.pinned import pinned
 from openmae.data.sources.open import Label
 from openmae.errors import RequestError
 
@@ -47,6 +49,7 @@ class Batch:
         num_blank: how many samples replace a blank tile.
         is_empty: (B, N) bool: patches that are mostly nodata (missing values); None where none of the batch is. It is
             not pinned: it is small, and few batches have it.
+        instances: the objects in the images; None except for detection.
     """
 
     images: Tensor
@@ -56,6 +59,7 @@ class Batch:
     crops: Crops | None = None
     num_blank: int = 0
     is_empty: Tensor | None = None
+    instances: Instances | None = None
 
     def pin_memory(self) -> "Batch":
         return replace(
@@ -64,12 +68,8 @@ class Batch:
             keys=self.keys.pin_memory(),
             labels=pinned(self.labels),
             crops=None if self.crops is None else self.crops.pin_memory(),
+            instances=None if self.instances is None else self.instances.pin_memory(),
         )
-
-
-def pinned(tensor: Tensor | None) -> Tensor | None:
-    """The tensor in page-locked memory, from which a GPU copies asynchronously."""
-    return None if tensor is None else tensor.pin_memory()
 
 
 def stack_images(images: Sequence[Tensor | NDArray]) -> Tensor:

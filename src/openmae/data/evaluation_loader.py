@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
-from openmae.data.batch import pinned, stack_images, stack_labels
+from openmae.data.batch import stack_images, stack_labels
+from openmae.data.pinned import pinned
 from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
