@@ -15,7 +15,13 @@ WIDTH, HEADS = 16, 2
 
 
 def shape_of(grid=(5, 6), **changes):
-    settings = {"depth": 4, "relative_positions": "bias", "class_token": False, "window_size": 3, "global_blocks": (1, 3)}
+    settings = {
+        "depth": 4,
+        "relative_positions": "bias",
+        "class_token": False,
+        "window_size": 3,
+        "global_blocks": (1, 3),
+    }
     size = (4 * grid[0], 4 * grid[1])
     common = {"image_size": size, "patch_size": 4, "channels": 3, "width": WIDTH, "num_heads": HEADS}
     return ViTShape(**common, **{**settings, "shares_relative_positions": True, **changes})
