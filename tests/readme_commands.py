@@ -32,6 +32,7 @@ SMALL_FLAGS = {
     "finetune": f"{TRAINING} --image-size 16",
     "probe": TRAINING,
     "segment": f"{TRAINING} --image-size 16 --head-width 8",
+    "detect": f"{TRAINING} --image-size 32 --head-width 8 --roi-samples 8",
     "tokenizer": f"{TRAINING} --held-out 8 --width 16 --depth 1 --image-size 16 --patch-size 4",
     "knn": ON_CPU,
     "embed": ON_CPU,
@@ -110,7 +111,7 @@ def small_flags(arguments: list[str]) -> list[str]:
     if "--predict" in arguments:
         return ON_CPU.split()
     added = SMALL_FLAGS[arguments[0]].split()
-    if arguments[0] in ("pretrain", "finetune", "probe", "segment", "tokenizer"):
+    if arguments[0] in ("pretrain", "finetune", "probe", "segment", "detect", "tokenizer"):
         added += ["--epochs", "0.1"] if "--epochs" in arguments else ["--steps", "2"]
     if arguments[0] == "finetune" and "--labels" in arguments:
         added += ["--labels", "50"]  # of 90 images

@@ -248,7 +248,7 @@ def test_demo_replaces_nothing_but_a_demo(place, capsys):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ("", ["pretrain, finetune, probe, segment, tokenizer, knn, embed, attention, robustness, experiment"]),
+        ("", ["pretrain, finetune, probe, segment, detect, tokenizer, knn, embed, attention, robustness, experiment"]),
         ("pretrian images --out out", ["'pretrian'", "did you mean 'pretrain'"]),
         ("pretrain", ["DATA", "--out"]),
         ("pretrain images", ["--out"]),

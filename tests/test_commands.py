@@ -11,7 +11,7 @@ from openmae.commands import COMMANDS
 
 DOCS = Path(__file__).parents[1] / "docs" / "commands.md"
 FIRST, LAST = "<!-- the table of commands -->", "<!-- its end -->"
-OF_LOAD = {"ClassifierModel", "MAEModel", "RegressionModel", "SegmenterModel", "load"}
+OF_LOAD = {"ClassifierModel", "DetectorModel", "MAEModel", "RegressionModel", "SegmenterModel", "load"}
 ERRORS = {"Fault", "Interrupted", "RequestError"}
 
 

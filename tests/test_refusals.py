@@ -25,6 +25,12 @@ segment images --init none --out out --class-names nowhere
 segment images --init none --out out --palette nowhere
 segment images --init nowhere --out out --predict
 segment images --init none --out out --resume nowhere
+detect nowhere --init none --out out
+detect images --init nowhere --out out
+detect images --init none --out run
+detect images --init none --out images/run
+detect images --init nowhere --out out --predict
+detect images --init none --out out --resume nowhere
 tokenizer nowhere --out out
 tokenizer images --out run
 tokenizer images --out out --resume nowhere

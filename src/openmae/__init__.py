@@ -18,6 +18,7 @@ from openmae.config import (
     BenchConfig,
     ConvertConfig,
     DemoConfig,
+    DetectConfig,
     EmbedConfig,
     ExperimentConfig,
     FinetuneConfig,
@@ -37,10 +38,11 @@ from openmae.version import __version__ as __version__
 if TYPE_CHECKING:
     from openmae.benchmarks.bench import bench
     from openmae.experiments.experiment import experiment
-    from openmae.inference.load import ClassifierModel, MAEModel, RegressionModel, SegmenterModel, load
+    from openmae.inference.load import ClassifierModel, DetectorModel, MAEModel, RegressionModel, SegmenterModel, load
     from openmae.tasks.attention import attention
     from openmae.tasks.convert import convert
     from openmae.tasks.demo import demo
+    from openmae.tasks.detect.detect import detect
     from openmae.tasks.embed import embed
     from openmae.tasks.finetune.finetune import finetune
     from openmae.tasks.inspect.inspect import inspect
@@ -59,6 +61,8 @@ __all__ = [
     "ClassifierModel",
     "ConvertConfig",
     "DemoConfig",
+    "DetectConfig",
+    "DetectorModel",
     "EmbedConfig",
     "ExperimentConfig",
     "Fault",
@@ -81,6 +85,7 @@ __all__ = [
     "bench",
     "convert",
     "demo",
+    "detect",
     "embed",
     "experiment",
     "finetune",
@@ -97,7 +102,7 @@ __all__ = [
 ]
 
 _COMMANDS = {command.name: command for command in COMMANDS}
-_OF_LOAD = ("ClassifierModel", "MAEModel", "RegressionModel", "SegmenterModel", "load")
+_OF_LOAD = ("ClassifierModel", "DetectorModel", "MAEModel", "RegressionModel", "SegmenterModel", "load")
 _ALIASES = {"Model": "MAEModel"}  # names of earlier releases
 
 

@@ -16,6 +16,7 @@ from openmae.config import (
     BenchConfig,
     ConvertConfig,
     DemoConfig,
+    DetectConfig,
     EmbedConfig,
     ExperimentConfig,
     FinetuneConfig,
@@ -32,7 +33,7 @@ from openmae.config import (
 )
 from openmae.config.checks import Settings
 from openmae.errors import RequestError, shown
-from openmae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES, SEGMENT_RECIPES
+from openmae.recipes import DETECT_RECIPES, FINETUNE_RECIPES, PRETRAIN_RECIPES, PROBE_RECIPES, SEGMENT_RECIPES
 from openmae.recipes.show import Recipes
 
 
@@ -150,6 +151,13 @@ COMMANDS: tuple[Command, ...] = (
         preflight="training",
         positional=("data",),
         recipes=SEGMENT_RECIPES,
+    ),
+    Command(
+        config=DetectConfig,
+        module="openmae.tasks.detect.detect",
+        preflight="training",
+        positional=("data",),
+        recipes=DETECT_RECIPES,
     ),
     Command(
         config=TokenizerConfig, module="openmae.tasks.tokenizer.tokenizer", preflight="training", positional=("data",)

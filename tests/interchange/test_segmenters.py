@@ -70,7 +70,7 @@ def test_biases_that_the_init_lacks_stay_zero(tmp_path):
     stored = read_init(init, verbose=False)
     biased = ViT(ViTShape.from_dict({**stored.encoder_shape.to_dict(), "relative_positions": "bias"}))
     (line,) = load_encoder(biased, stored)
-    assert line.split() == "relative position biases of 2 blocks: fresh, zero at first".split()
+    assert line.split() == "relative positions, 2 tables: fresh, zero at first".split()
     assert not biased.blocks[0].attn.relative.table.any()
 
 

@@ -7,9 +7,9 @@ import pytest
 from openmae.config import Preprocessing, SegmentConfig, ViTShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
+from openmae.machine.parallel import check_even_shares
 from openmae.planning.decisions import Machine
 from openmae.planning.segment import make_segment_plan, training_flops
-from openmae.tasks.segment.segment import check_even_shares
 
 FACTS = DataFacts(
     count=300, channels=3, dtype="uint8", short_side=480, value_range=(0, 255), mean=(100.0,) * 3, std=(50.0,) * 3

@@ -43,6 +43,7 @@ from openmae.config.shapes import (
 )
 from openmae.config.target_scale import TargetScale
 from openmae.config.tokenizer_shape import TokenizerShape
+from openmae.config.training.detect import DetectConfig, ResolvedDetectConfig
 from openmae.config.training.finetune import FinetuneConfig, ResolvedFinetuneConfig
 from openmae.config.training.labelled import LabelledConfig
 from openmae.config.training.pretrain import MASKS, PretrainConfig, ResolvedPretrainConfig
@@ -57,6 +58,7 @@ from openmae.config.training.training import (
     ResolvedTrainingConfig,
     TrainingConfig,
 )
+from openmae.config.training.transfer import ResolvedTransferConfig, TransferConfig
 
 __all__ = [
     "AUGMENTS",
@@ -85,6 +87,7 @@ __all__ = [
     "Dataset",
     "DecoderShape",
     "DemoConfig",
+    "DetectConfig",
     "DetectorShape",
     "EmbedConfig",
     "ExperimentConfig",
@@ -99,12 +102,14 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
+    "ResolvedDetectConfig",
     "ResolvedFinetuneConfig",
     "ResolvedPretrainConfig",
     "ResolvedProbeConfig",
     "ResolvedSegmentConfig",
     "ResolvedTokenizerConfig",
     "ResolvedTrainingConfig",
+    "ResolvedTransferConfig",
     "RobustnessConfig",
     "SegmentConfig",
     "SegmenterShape",
@@ -115,6 +120,7 @@ __all__ = [
     "TokenizerConfig",
     "TokenizerShape",
     "TrainingConfig",
+    "TransferConfig",
     "ViTShape",
     "check_name",
     "check_range",

@@ -24,7 +24,7 @@ class Conventions:
         rpn_convolutions: of the region proposal network, before its two outputs.
         box_convolutions, box_linears: layers of the box head, before its two outputs.
         mask_convolutions: layers of the mask head, before its deconvolution.
-        head_norm: after the convolutions of FPN, box and mask head: batch (synchronised), layer (over channels) or none.
+        head_norm: after the convolutions of FPN, box and mask head: batch (synchronised), layer (of channels) or none.
     """
 
     roi_aligned: bool = True

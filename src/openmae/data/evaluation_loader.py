@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 from openmae.config import Preprocessing
 from openmae.data.augment import evaluation_box, resized_crop
 from openmae.data.batch import stack_images, stack_labels
-from openmae.data.pinned import pinned
 from openmae.data.conformed import conform_to_model
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.regions import open_pixels
 from openmae.data.empty_patches import empty_patches_of, stack_empty_patches
 from openmae.data.hand_over import needs_pipes
+from openmae.data.pinned import pinned
 from openmae.data.readers import iterate_batches, make_loader
 from openmae.data.sources.open import Label, Source
 from openmae.data.sources.tiles import BLANK, is_blank

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
@@ -33,8 +34,15 @@ class Instances:
         known = (self.boxes, self.labels, self.counts, self.sizes, self.masks)
         return [tensor for tensor in known if tensor is not None]
 
+    def __len__(self) -> int:
+        """How many images they are of."""
+        return len(self.counts)
+
+    def to(self, device: torch.device) -> "Instances":
+        """All on the device but counts and sizes, which the CPU reads."""
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        boxes, labels = (tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.labels))
+        return Instances(boxes, labels, self.counts, self.sizes, masks)
+
     def pin_memory(self) -> "Instances":
-        boxes, labels, counts, sizes = (
-            t.pin_memory() for t in (self.boxes, self.labels, self.counts, self.sizes)
-        )
-        return Instances(boxes, labels, counts, sizes, pinned(self.masks))
+        return Instances(self.boxes.pin_memory(), self.labels.pin_memory(), self.counts, self.sizes, pinned(self.masks))

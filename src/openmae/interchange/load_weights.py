@@ -27,16 +27,16 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     """Load a trained encoder; what depends on the image or patch size is resampled.
 
     Returns:
-        A line about each weight that was resampled, and one about relative position biases that the trained encoder
-        did not have: they stay zero, which changes nothing (paper, A.4).
+        A line about each weight that was resampled, one about a class token that was left out, and one about relative
+        positions that the trained encoder did not have: they stay zero, which changes nothing (paper, A.4).
 
     Raises:
         RequestError: an encoder weight is missing or of another shape.
     """
     weights, changed = fit_encoder(init.encoder_weights, init.encoder_shape, encoder.shape, str(init.path))
     fresh: set[str] = set()
-    if encoder.shape.relative_positions == "bias" and init.encoder_shape.relative_positions == "none":
-        fresh = {name for name in encoder.state_dict() if name.endswith(".relative.table")}
+    if encoder.shape.relative_positions != "none" and init.encoder_shape.relative_positions == "none":
+        fresh = {name for name in encoder.state_dict() if "relative" in name}
     needed = {name: value for name, value in encoder.state_dict().items() if name not in fresh}
     for name, value in needed.items():
         if name not in weights:
@@ -48,8 +48,10 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
             )
     encoder.load_state_dict({name: weights[name] for name in needed}, strict=not fresh)
     lines = [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
+    if init.encoder_shape.class_token and not encoder.shape.class_token:
+        lines.append("           class token: left out, for windows have no place for it")
     if fresh:
-        lines.append(f"           relative position biases of {len(fresh)} blocks: fresh, zero at first")
+        lines.append(f"           relative positions, {len(fresh)} tables: fresh, zero at first")
     return lines
 
 

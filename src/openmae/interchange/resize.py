@@ -21,7 +21,8 @@ def fit_encoder(
 
     Position tables and relative position biases are resampled bicubically, relative position vectors linearly, and the
     patch projection so that a resized patch gives the same embedding (FlexiViT's pseudo-inverse, timm's
-    `resample_patch_embed`).
+    `resample_patch_embed`). A class token that the new encoder has no place for (windows) is left out, with its
+    position.
 
     Args:
         weights: by their names inside the encoder.
@@ -31,8 +32,10 @@ def fit_encoder(
         The weights for `new`, and the shapes of the changed ones before and after.
 
     Raises:
-        RequestError: the window sizes differ.
+        RequestError: the weights were trained with windows of another size.
     """
+    if old.class_token and not new.class_token:
+        weights, old = without_class_token(weights), replace(old, class_token=False)
     if old.patch_size != new.patch_size and KERNEL in weights:
         from timm.layers.patch_embed import resample_patch_embed
 
@@ -48,9 +51,17 @@ def fit_encoder(
         width_and_channels = (new.width, new.channels)
         before, after = ((shape.patch_size, shape.patch_size) for shape in (old, new))
         changed[KERNEL] = (width_and_channels + before, width_and_channels + after)
-    if old.window_size != new.window_size:
+    if old.window_size not in (0, new.window_size):
         raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are requested")
     return fitted, changed
+
+
+def without_class_token(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's weights without its class token and that one's position."""
+    kept = {name: value for name, value in weights.items() if name != "cls_token"}
+    if "pos_embed" in kept:
+        kept["pos_embed"] = kept["pos_embed"][:, 1:]
+    return kept
 
 
 def resized_model(

@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from openmae.errors import RequestError
 from openmae.machine.compiler import compile_model
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)
@@ -114,6 +115,19 @@ def _join(backend: str) -> None:
     store, rank, count = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     store = PrefixStore(f"attempt-{attempt}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=COLLECTIVE_TIMEOUT)
+
+
+def check_even_shares(batch_size: int, num_processes: int) -> None:
+    """Raise RequestError where processes would take different numbers of images.
+
+    Batch norms sum over all processes, which must therefore call them equally often.
+    """
+    if batch_size % num_processes:
+        nearest = max(1, round(batch_size / num_processes)) * num_processes
+        raise RequestError(
+            f"--batch-size {batch_size} for {num_processes} processes: batch norms are over all of them, give a "
+            f"multiple, such as {nearest}"
+        )
 
 
 def parallelise(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from openmae.config import Preprocessing, ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, flag_of, pair
+from openmae.config import ResolvedSegmentConfig, SegmentConfig, SegmenterShape, ViTShape, pair
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
@@ -17,24 +17,21 @@ from openmae.planning.decisions import (
     Plan,
     Previous,
     decide_base_lr,
-    decide_device_and_defaults,
-    decide_intervals,
     largest_doubling,
-    limit_warmup,
-    planned_epochs,
-    planned_steps,
     survey_data_and_machine,
 )
-from openmae.planning.encoder import adopt_encoder, check_channels, decide_model, decide_size, encoder_shape
+from openmae.planning.encoder import encoder_shape
 from openmae.planning.image_size import default_patch_size
-from openmae.planning.micro_batch import check_memory, decide_micro_batch
-from openmae.planning.preprocessing import (
-    check_scale,
-    choose_axes,
-    choose_nodata,
-    decide_statistics,
-    matched_to_data,
-    preprocessing_of,
+from openmae.planning.transfer import (
+    Start,
+    check_draft,
+    check_relative_positions,
+    decide_by_init,
+    decide_encoder_from_scratch,
+    decide_fine_tuning,
+    decide_rest,
+    fit_memory,
+    matched_preprocessing,
 )
 from openmae.recipes import SEGMENT_RECIPES
 from openmae.training.checkpoint import MODEL
@@ -48,7 +45,6 @@ AUXILIARY_WIDTH = 256
 NARROW_HEAD = {"cpu": 32, "cuda": 256}
 STRIDE_FRACTION = 2 / 3  # of a window: 341 of 512 px
 NOTHING_IGNORED = -1
-AS_INIT = "as --init"  # a reason that the plan leaves out: nobody has to decide about it
 
 
 class SegmentPlan(Plan[ResolvedSegmentConfig, SegmenterShape]):
@@ -91,11 +87,7 @@ def segmenter_shape(config: ResolvedSegmentConfig, num_classes: int, like: ViTSh
     """
     encoder = encoder_shape(config, like)
     own, wanted = encoder.relative_positions, config.relative_positions
-    if own != wanted and (own, wanted) != ("none", "bias"):
-        has = f"--init has {own} relative positions" if own != "none" else "only bias can be added"
-        raise RequestError(f"--relative-positions got {wanted}, but {has}: leave it out")
-    if own != wanted and config.freeze:
-        raise RequestError("--relative-positions bias would stay zero in an encoder that --freeze keeps: leave one out")
+    check_relative_positions(own, config, ("bias",))
     if own != wanted and not encoder.class_token:
         raise RequestError("--relative-positions bias is for encoders with a class token, unlike --init: leave it out")
     encoder = replace(encoder, relative_positions=wanted)
@@ -113,7 +105,7 @@ def make_segment_plan(
     facts: DataFacts,
     num_classes: int,
     machine: Machine,
-    init: tuple[ViTShape, Preprocessing] | None,
+    init: Start | None,
     ignore_index: int = 255,
 ) -> SegmentPlan:
     """Decide every open setting.
@@ -127,49 +119,26 @@ def make_segment_plan(
         RequestError: the settings do not fit each other or the data.
     """
     decisions = Decisions(config)
-    decide, get = decisions.decide, decisions.get
-    decide("ignore_index", ignore_index, "by what the masks hold")
-    if init is not None:
-        adopt_encoder(*init, decisions)
-    own = "none" if init is None else init[0].relative_positions
-    if own != "none":
-        decide("relative_positions", own, AS_INIT)
-    if config.freeze:
-        for name, value in (("drop_path", 0.0), ("layer_decay", 1.0), ("relative_positions", own)):
-            decide(name, value, "the encoder is frozen")
-    decisions.apply_recipe(SEGMENT_RECIPES)
+    decisions.decide("ignore_index", ignore_index, "by what the masks hold")
+    decide_by_init(init, SEGMENT_RECIPES, decisions)
     _decide_crop(facts, machine, decisions, None if init is None else init[0])
     if init is None:
-        if get("model") is not None:
-            decide_size(decisions, get("model"))
-        decide_model(facts, machine, decisions)
-        decide_statistics(facts, decisions)
+        decide_encoder_from_scratch(facts, machine, decisions)
     _decide_model(machine, decisions)
     _decide_optimisation(config, facts, machine, decisions)
-    choose_axes(facts, decisions)
-    choose_nodata(None if init is None else init[1], decisions)
-    decide_device_and_defaults(machine, decisions, get("width"))
-    limit_warmup(decisions, facts.count)
-    decide("micro_batch_size", get("batch_size"), "all at once")
+    decide_rest(facts, machine, init, decisions)
     draft = decisions.resolved(ResolvedSegmentConfig)
     shape = segmenter_shape(draft, num_classes, None if init is None else init[0])
-    dtype = init[1].dtype if init is not None else facts.dtype
-    channels = shape.encoder.channels
-    has = f"the model takes {channels} channels, but the images have {facts.channels}"
-    check_channels(facts, channels, f"{has}: {'use another --init' if init else 'leave --channels out'}")
-    peak = draft.base_lr * draft.batch_size / 256
-    if draft.min_lr > peak:
-        raise RequestError(f"--min-lr got {draft.min_lr:g}, above the peak rate of {peak:.3g}: give less")
-    check_scale(dtype, facts, config.value_range)
-    for name in ("resize_range", "max_class_share") if draft.augment == "none" else ():
-        if getattr(config, name) is not None:
-            raise RequestError(f"{flag_of(name)} is for random crops, not for --augment none: leave it out")
-    _fit_memory(shape, machine, decisions)
+    check_draft(draft, facts, init, decisions)
+
+    def bytes_needed(micro_batch_size: int) -> float:
+        activations = segmenter_activation_bytes(shape, 2 if draft.precision == "bf16" else 4, frozen=draft.freeze)
+        return 16 * segmenter_parameters(shape) + micro_batch_size * activations
+
+    fit_memory(bytes_needed, machine, decisions)
     resolved = decisions.resolved(ResolvedSegmentConfig)
-    preprocessing = preprocessing_of(resolved, dtype)
-    model = None if init is None else init[1]
-    preprocessing, notes = matched_to_data(preprocessing, model, facts, config.value_range, resolved.nodata)
-    return SegmentPlan(resolved, shape, preprocessing, decisions.reasons, tuple(notes))
+    preprocessing, notes = matched_preprocessing(resolved, facts, init, decisions)
+    return SegmentPlan(resolved, shape, preprocessing, decisions.reasons, notes)
 
 
 def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encoder: ViTShape | None) -> None:
@@ -183,7 +152,6 @@ def _decide_crop(facts: DataFacts, machine: Machine, decisions: Decisions, encod
     decide("image_size", side, f"{why}, in whole patches of {patch} px")
     is_rgb, how = facts.channels == 3, "scaled, cropped, flipped"
     decide("augment", "crop-jitter" if is_rgb else "crop", f"table 5's: {how}, distorted" if is_rgb else how)
-    decide("crop_aspect", "model", AS_INIT)
     is_cropped = decisions.get("augment") != "none"
     decide("resize_range", (0.5, 2.0) if is_cropped else (1.0, 1.0), "table 5's" if is_cropped else "--augment none")
     decide("max_class_share", 0.75 if is_cropped else 1.0, "table 5's" if is_cropped else "--augment none")
@@ -201,37 +169,14 @@ def _decide_model(machine: Machine, decisions: Decisions) -> None:
 
 
 def _decide_optimisation(config: SegmentConfig, facts: DataFacts, machine: Machine, decisions: Decisions) -> None:
-    decide, get, count = decisions.decide, decisions.get, facts.count
-    is_cpu, scratch = machine.device == "cpu", config.is_from_scratch
+    decide, count = decisions.decide, facts.count
     decide("batch_size", largest_doubling(1, min(16, max(1, count // 4))), "table 5's, or a quarter of the images")
     if config.steps is None:
-        epochs = 50.0 if is_cpu or count >= 5000 else 100.0
+        epochs = 50.0 if machine.device == "cpu" or count >= 5000 else 100.0
         decide("epochs", epochs, f"{count:,} images on {machine.device}")
     decide_base_lr(decisions, 1e-4 * 256 / 16, MIN_SEGMENT_RATE, "recipe ade20k-base's")
     decide("min_lr", 0.0, "table 5's")
-    decide("layer_decay", 1.0 if scratch else 0.75, "nothing to preserve" if scratch else "as fine-tuning (table 9)")
-    decide("weight_decay", 0.05, "as fine-tuning (table 9)")
-    decide("betas", (0.9, 0.999), "as fine-tuning (table 9)")
-    drop_path = 0.0 if get("width") <= 192 else 0.1
-    decide("drop_path", drop_path, "as fine-tuning (table 9)" if drop_path else "a small encoder")
-    decide("warmup_epochs", 0.05 * planned_epochs(decisions, count), "5 % of the steps")
-    steps = planned_steps(decisions, count)
-    decide("evaluate_every", max(1, steps // 5), "about 5 times: whole images take long")
-    decide_intervals(steps, decisions)
-
-
-def _fit_memory(shape: SegmenterShape, machine: Machine, decisions: Decisions) -> None:
-    config = decisions.resolved(ResolvedSegmentConfig)
-
-    def bytes_needed(micro_batch_size: int) -> float:
-        activations = segmenter_activation_bytes(shape, 2 if config.precision == "bf16" else 4, frozen=config.freeze)
-        return 16 * segmenter_parameters(shape) + micro_batch_size * activations
-
-    decide_micro_batch(decisions, bytes_needed, machine)
-    micro_batch_size = decisions.get("micro_batch_size")
-    check_memory(
-        micro_batch_size, bytes_needed(micro_batch_size), machine, "give a smaller --image-size or --head-width"
-    )
+    decide_fine_tuning(config, count, decisions)
 
 
 def training_flops(shape: SegmenterShape) -> int:

@@ -7,7 +7,7 @@ from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
 from openmae.planning.reader_memory import reader_lines
-from openmae.planning.segment import AS_INIT, SegmentPlan, training_flops
+from openmae.planning.segment import SegmentPlan, training_flops
 from openmae.planning.summary_lines import (
     CHECKPOINT_BYTES_PER_PARAMETER,
     decided_lines,
@@ -15,6 +15,7 @@ from openmae.planning.summary_lines import (
     nodata_lines,
     steps_line,
 )
+from openmae.planning.transfer import AS_INIT
 from openmae.transfer.segmenter_cost import segmenter_parameters
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from openmae.config import (
     SPLITS,
+    DetectConfig,
     FinetuneConfig,
     PretrainConfig,
     ProbeConfig,
     SegmentConfig,
     TokenizerConfig,
     TrainingConfig,
+    TransferConfig,
 )
 from openmae.config.training.pretrain import check_token_target
 from openmae.data.labels.named_file import check_label_file
@@ -81,20 +83,35 @@ def check_segment(config: SegmentConfig) -> None:
     With `--predict` the folder is one of pictures, and the images need no masks.
     """
     config = config.plain()
+    if not _check_transfer(config):
+        return
+    if config.palette is not None:
+        read_text(config.palette, "--palette")
+    if config.class_names is not None:
+        read_text(config.class_names, "--class-names")
+
+
+def check_detect(config: DetectConfig) -> None:
+    """Raise RequestError where the run folder cannot be used, or a new run's weights or data are missing."""
+    _check_transfer(config.plain())
+
+
+def _check_transfer(config: TransferConfig) -> bool:
+    """Check folder, weights and data of a new run or of `--predict`; return whether it is one, not a resumed run.
+
+    With `--predict` the folder is one of pictures, and the images need no labels.
+    """
     if config.predict:
         check_run_folder(Path(config.out))
         check_free(Path(config.out))
         check_device(config.device)
     elif not _check_start(config):
-        return
+        return False
     if not config.is_from_scratch:
         check_init(config.init)
     check_outside(config.dataset, config.out)
     check_named(config.dataset, SPLITS)
-    if config.palette is not None:
-        read_text(config.palette, "--palette")
-    if config.class_names is not None:
-        read_text(config.class_names, "--class-names")
+    return True
 
 
 def watch_error(watch: str | None, error: RequestError) -> RequestError:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from openmae.data.instances import Instances
 from openmae.model.masking import Masking
 
 
@@ -17,6 +18,7 @@ class ModelInput:
         masking: which patches are hidden; None where none are.
         labels: as in `Batch`; None in tasks without labels.
         drop_path: (depth, 2, B) scales of each block's branches; None where none is dropped.
+        instances: the objects in the images; None except for detection.
         dropout: (B, channels) scales of the channels before a head; None where none is dropped.
         is_counted: (B, masked) float32, 1 for the masked patches that count in the loss, 0 for empty ones; None where
             all count.
@@ -31,6 +33,7 @@ class ModelInput:
     dropout: Tensor | None = None
     is_counted: Tensor | None = None
     num_counted: int = 0
+    instances: Instances | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +42,8 @@ class ModelInput:
         """All tensors but the keys, which stay on the CPU."""
         masks = [] if self.masking is None else [self.masking.keep_ids, self.masking.masked_ids]
         tensors = (self.images, *masks, self.labels, self.drop_path, self.dropout, self.is_counted)
-        return [tensor for tensor in tensors if tensor is not None]
+        objects = [] if self.instances is None else self.instances.tensors()
+        return [*(tensor for tensor in tensors if tensor is not None), *objects]
 
     @property
     def weight(self) -> int:

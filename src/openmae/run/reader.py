@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from openmae.config import (
+    ResolvedDetectConfig,
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
@@ -19,6 +20,12 @@ from openmae.training.telemetry import read_lines
 
 MAX_NUMBER = 1e15  # no metric of a run is larger
 MAX_JSON = 1 << 24  # bytes of a config.json or summary.json that are read
+BOX_METRICS = [
+    f"{prefix}{kind}_{name}"
+    for kind in ("box", "mask")
+    for name in ("ap", "ap50", "ap75")
+    for prefix in ("", "held_out_", "val_")
+]
 COUNTS = ("skipped_steps", "loss_spikes", "rollbacks", "bad_inputs")
 ResolvedConfig = (
     ResolvedPretrainConfig
@@ -26,6 +33,7 @@ ResolvedConfig = (
     | ResolvedProbeConfig
     | ResolvedTokenizerConfig
     | ResolvedSegmentConfig
+    | ResolvedDetectConfig
 )
 
 
@@ -74,6 +82,8 @@ def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None
         if "codebook" in values
         else ResolvedSegmentConfig
         if "max_class_share" in values
+        else ResolvedDetectConfig
+        if "roi_samples" in values
         else ResolvedFinetuneConfig
         if "blocks" in values
         else ResolvedProbeConfig
@@ -82,7 +92,7 @@ def parse_resolved_config(values: dict[str, Any]) -> tuple[ResolvedConfig | None
         return kind.from_dict(values), None
     except (RequestError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         detail = "" if not values else f": {' '.join(str(error).split())[:100]}"
-        return None, f"config.json is not of a run of pretrain, finetune, probe, segment or tokenizer{detail}"
+        return None, f"config.json is not of a run of pretrain, finetune, probe, segment, detect or tokenizer{detail}"
 
 
 def steps_per_epoch(lines: Sequence[dict[str, Any]]) -> float:
@@ -110,6 +120,7 @@ def summarise_metrics(lines: Sequence[dict[str, Any]], summary: dict[str, Any]) 
             name: value
             for name in (
                 "top1",
+                *BOX_METRICS,
                 "miou",
                 "held_out_miou",
                 "val_miou",

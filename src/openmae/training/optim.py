@@ -11,8 +11,10 @@ from torch import nn
 BLOCK_NAME = re.compile(r"encoder\.blocks\.(\d+)\..+")
 CLASS_AND_POSITIONS = ("encoder.cls_token", "encoder.pos_embed")
 RELATIVE_POSITIONS = (".relative.table", ".relative.rel_pos_h", ".relative.rel_pos_w")
-AFTER_BLOCKS = ("encoder.norm.", "fc_norm.", "head.", "pyramid.", "auxiliary.")
+AFTER_BLOCKS = ("encoder.norm.", "fc_norm.", "head.", "pyramid.", "auxiliary.", "fpn.", "rpn.", "roi_heads.")
 WARMUP_START = 1e-6  # of segmentation (docs/paper.md)
+STEP_MILESTONES = (8 / 9, 26 / 27)
+STEP_WARMUP_START = 0.001
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -144,6 +146,25 @@ class PolynomialSchedule:
             return start + (self.peak - start) * step / self.warmup_steps
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1e-9)
         return self.minimum + (self.peak - self.minimum) * (1 - min(progress, 1.0)) ** self.power
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSchedule:
+    """Linear warm-up from 0.001 of `peak`, then a tenth of it after 8/9 of the steps and a hundredth after 26/27.
+
+    These are ViTDet's milestones: 163,889 and 177,546 of 184,375 (docs/paper.md).
+    """
+
+    peak: float
+    warmup_steps: float
+    total_steps: float
+
+    def __call__(self, step: float) -> float:
+        """The learning rate of the step with this number, counted from 0."""
+        if step < self.warmup_steps:
+            start = STEP_WARMUP_START * self.peak
+            return start + (self.peak - start) * step / self.warmup_steps
+        return self.peak * 0.1 ** sum(step >= milestone * self.total_steps for milestone in STEP_MILESTONES)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

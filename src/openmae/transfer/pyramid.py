@@ -26,8 +26,11 @@ def pyramid_blocks(depth: int) -> tuple[int, int, int, int]:
     """
     if depth < 1:
         raise ValueError(f"a pyramid needs an encoder of 1 block at least, got {depth}")
-    if depth in PAPER_BLOCKS:
-        return PAPER_BLOCKS[depth]
+    return PAPER_BLOCKS.get(depth) or quarter_blocks(depth)
+
+
+def quarter_blocks(depth: int) -> tuple[int, int, int, int]:
+    """The last blocks, counted from 0, of an encoder's four quarters: those of table 4, and ViTDet's global ones."""
     first, second, third, last = (-(-depth * quarter // 4) - 1 for quarter in (1, 2, 3, 4))
     return first, second, third, last
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from openmae.config import (
     InspectConfig,
+    ResolvedDetectConfig,
     ResolvedFinetuneConfig,
     ResolvedPretrainConfig,
     ResolvedProbeConfig,
     ResolvedSegmentConfig,
     ResolvedTokenizerConfig,
+    ResolvedTransferConfig,
 )
 from openmae.errors import shown
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
@@ -41,6 +43,7 @@ TITLES: dict[type, str] = {
     ResolvedFinetuneConfig: "fine-tuning",
     ResolvedProbeConfig: "linear probe",
     ResolvedSegmentConfig: "semantic segmentation",
+    ResolvedDetectConfig: "detection",
     ResolvedTokenizerConfig: "tokenizer",
 }
 COMMANDS: dict[type, str] = {
@@ -48,13 +51,14 @@ COMMANDS: dict[type, str] = {
     ResolvedFinetuneConfig: "finetune",
     ResolvedProbeConfig: "probe",
     ResolvedSegmentConfig: "segment",
+    ResolvedDetectConfig: "detect",
     ResolvedTokenizerConfig: "tokenizer",
 }
 # The settings of a run that are shown, in this order.
 # fmt: off
 SHOWN_SETTINGS = (
     "recipe", "model", "width", "depth", "num_heads", "patch_size", "image_size", "channels", "decoder_width",
-    "decoder_depth", "head_width", "codebook", "inference", "stride",
+    "decoder_depth", "pyramid", "window_size", "head_width", "roi_samples", "codebook", "inference", "stride",
     "mask", "mask_ratio", "target", "tokenizer", "augment", "init", "task",
     "blocks", "labels", "optimizer", "batch_size", "base_lr", "weight_decay", "warmup_epochs", "layer_decay",
     "epochs", "steps", "precision", "device", "seed",
@@ -88,9 +92,9 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "checkpoints": list_checkpoints(run),
     }
     report |= _health(config_of_run, lines, report)
-    is_segmenter = isinstance(config_of_run, ResolvedSegmentConfig)
-    report["classes"] = saved_classes(run, report["checkpoints"]) if is_segmenter else None
-    report["use"] = use_command(config.path) if is_segmenter and (run / MODEL).is_file() else None
+    is_transfer = isinstance(config_of_run, ResolvedTransferConfig)
+    report["classes"] = saved_classes(run, report["checkpoints"]) if is_transfer else None
+    report["use"] = use_command(config.path, config_of_run.command) if is_transfer and (run / MODEL).is_file() else None
     report["resume"] = resume_command(config.path, config_of_run, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
@@ -157,9 +161,9 @@ def _health(config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], repo
     return {"health": verdict.word, "health_reason": verdict.reason}
 
 
-def use_command(path: str) -> str:
-    """The command that segments images with a run of segmentation."""
-    return shown(f"openmae segment IMAGES --init {shlex.quote(path)} --predict --out FOLDER")
+def use_command(path: str, command: str) -> str:
+    """The command that uses a segmenter or a detector on images."""
+    return shown(f"openmae {command} IMAGES --init {shlex.quote(path)} --predict --out FOLDER")
 
 
 def resume_command(path: str, config: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:

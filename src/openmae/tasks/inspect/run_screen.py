@@ -29,7 +29,7 @@ def run_lines(report: dict[str, Any], lines: Sequence[dict[str, Any]]) -> list[s
     if report["classes"] is not None:
         names = ", ".join(shorten(shown(name), 30) for name in report["classes"][:8])
         more = ", …" if len(report["classes"]) > 8 else ""
-        rows += labelled_lines("classes", f"{len(report['classes']):,}: {names}{more}; one for each pixel")
+        rows += labelled_lines("classes", f"{len(report['classes']):,}: {names}{more}")
     rows += labelled_lines("status", _status(report))
     rows += _curve("loss", lines, report["first_loss"], report["lowest_loss"], report["loss"])
     held_out = [line["held_out_loss"] for line in lines if "held_out_loss" in line]

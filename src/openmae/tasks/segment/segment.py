@@ -11,13 +11,12 @@ from openmae.data.masks.open import open_segmentation
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.stream import MaskedStream
 from openmae.data.sources.reading import reading_options
-from openmae.errors import RequestError
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
 from openmae.interchange.load_weights import load_encoder, load_weights
 from openmae.interchange.stored import StoredModel
 from openmae.machine.files import disk_faults, write_json
-from openmae.machine.parallel import Processes, parallelise
+from openmae.machine.parallel import Processes, check_even_shares, parallelise
 from openmae.planning.decisions import total_steps
 from openmae.planning.segment import SegmentPlan, plan_segment
 from openmae.planning.segment_lines import checkpoint_bytes, segment_lines
@@ -116,19 +115,6 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 f"done       {run.path / MODEL}; see {run.path / 'pictures'} and {run.path / 'classes.csv'}; use it: "
                 f"openmae segment IMAGES --init {run.path} --predict --out FOLDER"
             ),
-        )
-
-
-def check_even_shares(batch_size: int, num_processes: int) -> None:
-    """Raise RequestError where processes would take different numbers of images.
-
-    Batch norms sum over all processes, which must therefore call them equally often.
-    """
-    if batch_size % num_processes:
-        nearest = max(1, round(batch_size / num_processes)) * num_processes
-        raise RequestError(
-            f"--batch-size {batch_size} for {num_processes} processes: batch norms are over all of them, give a "
-            f"multiple, such as {nearest}"
         )
 
 

@@ -1,0 +1,1 @@
+"""`openmae detect`: training a detector, and using one."""
