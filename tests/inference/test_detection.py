@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from openmae.config import Preprocessing
+from openmae.data.coco.run_lengths import mask_of
 from openmae.errors import Fault
 from openmae.inference.detection import WholeImageDetector
-from openmae.inference.run_lengths import mask_of
 from openmae.transfer.detection.detections import Detections
 
 SIDE = 32

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from openmae.data.coco.annotations import Annotations
+from openmae.data.coco.run_lengths import box_run_lengths
 from openmae.inference.detection import ImageDetections
 from openmae.inference.detection_metrics import MeasuredImage, average_precision
-from openmae.inference.run_lengths import box_run_lengths
 
 from ..objects_found import random_image
 

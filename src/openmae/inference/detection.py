@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import Preprocessing
+from openmae.data.coco.run_lengths import RunLengths
 from openmae.data.preprocess import normalise
 from openmae.errors import Fault
-from openmae.inference.run_lengths import RunLengths, pasted
+from openmae.inference.pasted_mask import pasted
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.transfer.detection.detections import Detections
 

@@ -8,7 +8,8 @@ from faster_coco_eval.core import mask as judge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openmae.inference.run_lengths import box_run_lengths, encoded, mask_of, pasted, run_lengths_of
+from openmae.data.coco.run_lengths import box_run_lengths, encoded, mask_of, run_lengths_of
+from openmae.inference.pasted_mask import pasted
 
 
 @given(

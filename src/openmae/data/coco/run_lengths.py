@@ -1,15 +1,12 @@
-"""Masks of objects as COCO's compressed run lengths, and a detector's small masks pasted into images as such."""
+"""Masks of objects as COCO's compressed run lengths."""
 
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from numpy.typing import NDArray
-from torch import Tensor
 
 RunLengths = dict[str, Any]  # {"size": [height, width], "counts": str}, as COCO's results have them
-MASK_THRESHOLD = 0.5
 
 
 def run_lengths_of(segmentation: Any, size: tuple[int, int]) -> RunLengths:
@@ -22,7 +19,10 @@ def run_lengths_of(segmentation: Any, size: tuple[int, int]) -> RunLengths:
 
     height, width = size
     if isinstance(segmentation, list):
-        coded = coco_masks.merge(coco_masks.frPyObjects(segmentation, height, width))
+        # Far beyond the image nothing changes, but the library takes time and memory for the whole outline.
+        low, high = -2.0 * max(size) - 2, 3.0 * max(size) + 2
+        polygons = [np.clip(polygon, low, high).tolist() for polygon in segmentation]
+        coded = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
     elif isinstance(segmentation["counts"], list):
         coded = coco_masks.frPyObjects(segmentation, height, width)
     else:
@@ -64,32 +64,6 @@ def encoded(crop: Bool[np.ndarray, "h w"], left: int, top: int, size: tuple[int,
     counts = np.diff(bounds, prepend=0, append=height * width)
     counts = counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
     return _as_json(coco_masks.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width))
-
-
-def pasted(mask: Float[Tensor, "m m"], box: NDArray[np.float64], size: tuple[int, int]) -> RunLengths:
-    """A detector's mask resampled into its box: the pixels where it is at least a half.
-
-    Bilinear between the centres of the mask's cells, and falling to zero at half a cell outside, as zero padding would.
-
-    Args:
-        mask: how likely each cell of the box belongs to the object, on the CPU.
-        box: left, top, right, bottom in pixels of the image, within it.
-        size: height and width of the image.
-    """
-    left, top, right, bottom = box.tolist()
-    # Pixels whose centres lie in the box; outside it the mask is below a half everywhere.
-    columns = range(*(int(np.ceil(edge - 0.5)) for edge in (left, right)))
-    rows = range(*(int(np.ceil(edge - 0.5)) for edge in (top, bottom)))
-    down, across = _weights(rows, top, bottom, len(mask)), _weights(columns, left, right, len(mask))
-    crop = (down @ mask.float() @ across.T) >= MASK_THRESHOLD
-    return encoded(crop.numpy(), columns.start, rows.start, size)
-
-
-def _weights(pixels: range, low: float, high: float, cells: int) -> Float[Tensor, "p m"]:
-    """How much each cell of a mask counts for each pixel, along one side of its box."""
-    centres = torch.arange(pixels.start, pixels.stop, dtype=torch.float64) + 0.5
-    places = (centres - low) / (high - low) * cells - 0.5 if len(pixels) else centres
-    return (1 - (places[:, None] - torch.arange(cells)).abs()).clamp(min=0).float()
 
 
 def _as_json(coded: dict[str, Any]) -> RunLengths:
