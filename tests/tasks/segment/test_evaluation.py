@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from openmae import segment
-from openmae.data.masks.evaluation import WholeImage, _WholeImages
+from openmae.data.annotated.whole_images import WholeImage, _WholeImages
 from openmae.tasks.segment.segment import open_with_test
 
 from ...scenes import config_of, write_scenes

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmae.data.annotated.hold_out import absent_in_train, hold_out
 from openmae.data.masks.checks import check_usable
 from openmae.data.masks.classes import DecidedClasses, check_train_classes, decide_classes
-from openmae.data.masks.open import (
-    absent_in_train,
-    beyond_classes,
-    class_pixels,
-    hold_out,
-    indices_kept,
-    pixels_by_value,
-)
+from openmae.data.masks.open import beyond_classes, class_pixels, indices_kept, pixels_by_value
 from openmae.data.masks.pairs import FoundPairs
 from openmae.data.masks.palette import IGNORED, Palette
 from openmae.data.masks.source import MaskedSource

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from openmae.config import Dataset
 from openmae.config.checks import OFF
+from openmae.data.annotated.divided import divide
+from openmae.data.annotated.hold_out import MAX_BAD, absent_in_train, hold_out
 from openmae.data.masks.checks import check_pixels, check_share_of_bad, check_usable
 from openmae.data.masks.class_names import read_class_names
 from openmae.data.masks.classes import DecidedClasses, check_numbering, decide_classes
@@ -18,18 +20,10 @@ from openmae.data.masks.palette import IGNORED, Palette, read_palette
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked, MaskedSource, MaskedSubset
 from openmae.data.masks.survey import MaskSurvey, survey_masks
-from openmae.data.randomness import Permutation
 from openmae.data.sources.axes import decide_axes, shapes_of_files
 from openmae.data.sources.open import Source, Splits
-from openmae.errors import RequestError, shown
 from openmae.machine.device import num_cores
 from openmae.machine.parallel import Processes
-
-MAX_BAD = 0.01  # of the pairs of a split, unless --max-bad says otherwise
-_MAX_HELD_OUT = 1000
-_HELD_OUT_KEY = 0x5E65
-_OF_TRAIN = "split of train"
-_NAMED = 5
 
 
 def open_segmentation(
@@ -131,17 +125,8 @@ def _divided(
     """The fields of `SegmentationData` about splits: of each split the images `kept`, of train those held out."""
     numbered = {split: source.numbered(decided.numbering, decided.classes) for split, source in sources.items()}
     whole: dict[str, Masked] = {s: _take(numbered[s], kept[s]) for s in ("val", "test") if s in numbered}
-    final_split = next((split for split in ("test", "val") if split in whole), _OF_TRAIN)
     taken = MaskedSubset(numbered["train"], held_out_ids) if len(held_out_ids) else None
-    test = taken if final_split == _OF_TRAIN else whole[final_split]
-    assert test is not None
-    return {
-        "train": _take(numbered["train"], kept["train"]),
-        "validation": whole["val"] if len(whole) == 2 else taken if taken is not test else None,
-        "test": test,
-        "final_split": final_split,
-        "is_validation_split": taken is not None,
-    }
+    return {"train": _take(numbered["train"], kept["train"]), **divide(whole, taken)}
 
 
 def open_sources(
@@ -199,53 +184,8 @@ def class_pixels(survey: MaskSurvey, decided: DecidedClasses, indices: NDArray[n
     return counts
 
 
-def hold_out(
-    data: str,
-    kept: Mapping[str, NDArray[np.int64]],
-    held_out: int | None,
-    seed: int,
-    needs_validation: bool = False,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The training images at `kept`, divided: sorted indices (the rest, the held-out ones). The same in every run.
-
-    Raises:
-        RequestError: `held_out` leaves nothing to train on or to measure on.
-    """
-    train = kept["train"]
-    if held_out and {"val", "test"} <= kept.keys():
-        raise RequestError(f"--held-out {held_out} splits train, but {shown(data)} has a val part: leave it out")
-    has_all = len(kept) > (2 if needs_validation else 1)
-    if held_out is not None and (held_out < 0 or (held_out == 0 and not has_all)):
-        what = "to choose by" if len(kept) > 1 else "to measure on"
-        raise RequestError(
-            f"--held-out {held_out} leaves nothing {what}: {shown(data)} has no val and test parts with masks"
-        )
-    if held_out is None:
-        default = len(train) // 5 if len(train) < 2500 else min(len(train) // 10, _MAX_HELD_OUT)
-        held_out = 0 if has_all else max(1, default)
-    if held_out >= len(train):
-        raise RequestError(
-            f"--held-out {held_out}: {shown(data)} has {len(train)} training images with masks, of which one must be "
-            "left; hold out fewer, or give a test part"
-        )
-    order = Permutation(len(train), _HELD_OUT_KEY, seed)(np.arange(len(train)))
-    return train[np.sort(order[held_out:])], train[np.sort(order[:held_out])]
-
-
 def _take(source: MaskedSource, indices: NDArray[np.int64]) -> Masked:
     return source if len(indices) == len(source) else MaskedSubset(source, indices)
-
-
-def absent_in_train(pixels: Mapping[str, NDArray[np.int64]], classes: tuple[str, ...]) -> list[str]:
-    """A line for each evaluation split with classes that are nowhere in train."""
-    lines = []
-    for split, counts in pixels.items():
-        absent = np.flatnonzero((counts > 0) & (pixels["train"] == 0)).tolist()
-        if absent:
-            named = ", ".join(shown(classes[i]) for i in absent[:_NAMED]) + (", …" if len(absent) > _NAMED else "")
-            plural = "classes" if len(absent) > 1 else "class"
-            lines.append(f"{split} has {len(absent)} {plural} that no training mask has: {named}")
-    return lines
 
 
 def splits_of(found: FoundPairs, sources: Mapping[str, Source]) -> Splits:

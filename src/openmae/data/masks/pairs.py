@@ -75,7 +75,7 @@ def find_pairs(dataset: Dataset) -> FoundPairs:
     ignored = Ignored()
     for only, path in named.items():
         root, prefix, layout, scanned = _layout_of(path, only)
-        _add(ignored, scanned.ignored)
+        ignored.add(scanned.ignored)
         notes += _beside_note(layout, path)
         for split, part in layout.parts.items():
             pairs, unpaired[split] = _matched(root, prefix, split, part, scanned, notes)
@@ -219,14 +219,6 @@ def _counted(files: list[bytes], what: str) -> str:
     named = ", ".join(map(_shown, files[:_NAMED])) + (", …" if len(files) > _NAMED else "")
     one = what.replace("images have", "image has").replace("masks have", "mask has")
     return f"{len(files):,} {what if len(files) > 1 else one} ({named})"
-
-
-def _add(ignored: Ignored, other: Ignored) -> None:
-    for extension, count in other.extensions.items():
-        ignored.extensions[extension] = ignored.extensions.get(extension, 0) + count
-    ignored.unusable |= other.unusable
-    ignored.unnamed += other.unnamed
-    ignored.hidden += other.hidden
 
 
 def _within(prefix: bytes, file: bytes) -> bytes:

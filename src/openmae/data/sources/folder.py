@@ -77,6 +77,14 @@ class Ignored:
         else:
             self.unnamed += 1
 
+    def add(self, other: "Ignored") -> None:
+        """Count what another scan left out, too."""
+        for extension, count in other.extensions.items():
+            self.extensions[extension] = self.extensions.get(extension, 0) + count
+        self.unusable |= other.unusable
+        self.unnamed += other.unnamed
+        self.hidden += other.hidden
+
 
 class FolderSource:
     """Image files below a root.

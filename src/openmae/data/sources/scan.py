@@ -1,7 +1,7 @@
 """All data files below a folder: links are followed, cycles end, and what is ignored is counted and named."""
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ class Scan:
 
     Attributes:
         images, tables: image and parquet files, sorted by bytes.
+        others: files of the other kinds that were asked for, sorted by bytes.
         ignored: what was left out.
         entered: the paths by which each folder was entered, in that order.
         has_links: whether anything was reached through a link.
@@ -24,6 +25,7 @@ class Scan:
 
     images: list[bytes] = field(default_factory=list)
     tables: list[bytes] = field(default_factory=list)
+    others: list[bytes] = field(default_factory=list)
     ignored: Ignored = field(default_factory=Ignored)
     entered: dict[Identity, list[bytes]] = field(default_factory=dict)
     has_links: bool = False
@@ -38,7 +40,7 @@ class _Folder:
     is_link: bool = False
 
 
-def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: None) -> Scan:
+def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: None, also: Collection[str] = ()) -> Scan:
     """Find all images and parquet files below `root`, and what is left out.
 
     Names that start with a dot are skipped. Links are followed, except to a folder that contains them. A folder is
@@ -46,6 +48,7 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
 
     Args:
         branch_of: maps the path of a folder to a branch; a folder is entered once for each branch.
+        also: extensions, such as .json, of files to list rather than to count as ignored.
     """
     found = Scan()
     names: dict[tuple[Identity, Hashable], bytes] = {}
@@ -71,11 +74,12 @@ def scan(root: Path, branch_of: Callable[[bytes], Hashable] = lambda folder: Non
             found.has_links |= folder.is_link
             with os.scandir(here) as entries:
                 for entry in entries:
-                    _sort_entry(entry, folder, (*folder.within, identity), found, folders, links)
+                    _sort_entry(entry, folder, (*folder.within, identity), found, folders, links, also)
         except OSError as error:  # a folder that may not be read costs its files, not the run
             found.ignored.add_unusable(folder.path or b".", error.strerror)
     found.images.sort()
     found.tables.sort()
+    found.others.sort()
     return found
 
 
@@ -107,6 +111,7 @@ def _sort_entry(
     found: Scan,
     folders: list[_Folder],
     links: list[_Folder],
+    also: Collection[str],
 ) -> None:
     """Add an entry of `folder` to the files, to the folders to read, or to what is ignored."""
     if entry.name.startswith(b"."):
@@ -118,10 +123,11 @@ def _sort_entry(
         is_link = entry.is_symlink()
         if entry.is_dir():
             (links if is_link else folders).append(_Folder(path, within, is_link))
-        elif extension != ".parquet" and extension not in EXTENSIONS:
+        elif extension != ".parquet" and extension not in EXTENSIONS and extension not in also:
             found.ignored.add_extension(extension)
         elif entry.is_file():
-            (found.tables if extension == ".parquet" else found.images).append(path)
+            kinds = {".parquet": found.tables} | dict.fromkeys(also, found.others)
+            kinds.get(extension, found.images).append(path)
             found.has_links |= is_link
         else:
             found.ignored.add_unusable(path, "dangling link" if is_link else "not a regular file")

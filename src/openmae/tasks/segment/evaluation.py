@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openmae.config import Preprocessing
+from openmae.data.annotated.whole_images import read_whole, whole_images
 from openmae.data.decoding.decode import BadImage
 from openmae.data.masks.augment import nearest
-from openmae.data.masks.evaluation import read_whole, whole_images
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked
 from openmae.data.preprocess import normalise, to_unit
@@ -99,7 +99,7 @@ class SegmentEvaluation:
         Raises:
             BadImage: it can no longer be read.
         """
-        whole, p = read_whole(self.data.test, self.plan.preprocessing, index), self.plan.preprocessing
+        whole, p = read_whole(self.data.test, self.plan.preprocessing, index, with_labels=True), self.plan.preprocessing
         if isinstance(whole.image, str):
             raise BadImage(whole.image)
         assert whole.labels is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import Preprocessing, SegmentConfig
-from openmae.data.masks.evaluation import whole_images
+from openmae.data.annotated.whole_images import whole_images
 from openmae.data.masks.layouts import are_images_and_masks
 from openmae.data.masks.pairs import has_masks
 from openmae.data.sources.axes import decide_axes

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from openmae.config import Preprocessing
-from openmae.data.masks.evaluation import read_whole, rgb_picture, whole_images
+from openmae.data.annotated.whole_images import read_whole, rgb_picture, whole_images
 from openmae.data.masks.open import open_segmentation
 
 from ...scenes import write_scenes
@@ -56,7 +56,7 @@ def test_a_bad_image_is_named_in_its_place(source):
 def test_without_labels_and_pictures_there_are_none(source):
     (whole,) = whole_images(source, PREPROCESSING, range(1), workers=0, with_labels=False)
     assert whole.labels is whole.picture is None
-    whole = read_whole(source, PREPROCESSING, 0)
+    whole = read_whole(source, PREPROCESSING, 0, with_labels=True)
     assert whole.labels is not None
     assert whole.picture is None
 
