@@ -8,7 +8,8 @@ import pytest
 
 from openmae.pictures.class_bars import MAX_DRAWN, class_bars
 from openmae.pictures.class_colours import class_colours
-from openmae.pictures.segmentation_sheet import MAX_IN_LEGEND, Row, SegmentedImage, segmentation_sheet
+from openmae.pictures.legend import MAX_IN_LEGEND
+from openmae.pictures.segmentation_sheet import Row, SegmentedImage, segmentation_sheet
 
 HOSTILE = ("$\\alpha$", "new\nline", "\udcff", "", "a" * 999, "Žluťoučký")
 

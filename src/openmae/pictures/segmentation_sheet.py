@@ -10,6 +10,7 @@ from PIL import Image
 
 from openmae.pictures.captioned import WRONG
 from openmae.pictures.class_colours import class_colours
+from openmae.pictures.legend import draw_legend, legend_height
 from openmae.pictures.overlay import overlaid
 from openmae.pictures.text import (
     FAINT,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
 WIDTH, HEIGHT = 320, 240  # of an image on the sheet at most, in pixels
 CAPTION, HEADER, UNREADABLE = 30, 24, 60  # heights: below a row, above the first, of a row without an image
 GAP = 8  # between columns
-MAX_IN_LEGEND, LEGEND_COLUMNS, LEGEND_LINE = 20, 4, 20
 COLUMNS, COLUMNS_WITHOUT_PREDICTION = ("image", "truth", "prediction"), ("image", "mask")
 
 
@@ -70,15 +70,13 @@ def segmentation_sheet(title: str, subtitle: str, rows: Sequence[Row], classes: 
     has_predictions = any(isinstance(row.content, SegmentedImage) and len(row.content.maps) > 1 for row in rows)
     columns = COLUMNS if has_predictions else COLUMNS_WITHOUT_PREDICTION
     legend, colours = _most_frequent(rows, len(classes)), class_colours(len(classes))
-    shown = legend[:MAX_IN_LEGEND]
     pictures = [None if isinstance(row.content, str) else _pictures(row.content, colours) for row in rows]
     heights = [UNREADABLE if row is None else row[0].shape[0] for row in pictures]
     width = 2 * PAD + len(columns) * WIDTH + (len(columns) - 1) * GAP
     lines = headings(title, subtitle, width)
     top = heading_height(lines)
     below = top + HEADER + sum(heights) + len(rows) * CAPTION
-    legend_lines = -(-len(shown) // LEGEND_COLUMNS) + (len(legend) > len(shown))
-    figure = page(width, below + 12 + legend_lines * LEGEND_LINE + PAD)
+    figure = page(width, below + 12 + legend_height(len(legend)) + PAD)
     draw_heading(figure, lines)
     lefts = [PAD + number * (WIDTH + GAP) for number in range(len(columns))]
     for left, column in zip(lefts, columns, strict=True):
@@ -93,19 +91,19 @@ def segmentation_sheet(title: str, subtitle: str, rows: Sequence[Row], classes: 
         y += height + CAPTION
         draw_text(figure, lefts[0], y - CAPTION + 11, fitted(row.name, 2 * WIDTH, 8), 8, FAINT)
         draw_text(figure, width - PAD, y - CAPTION + 11, fitted(row.score, WIDTH - PAD, 9), 9, INK, across="right")
-    _draw_legend(figure, below + 12, width, classes, colours, shown, len(legend) - len(shown))
+    draw_legend(figure, below + 12, width, classes, colours, legend, "with fewer pixels")
     return figure
 
 
-def _most_frequent(rows: Sequence[Row], num_classes: int) -> list[tuple[int, float]]:
-    """The classes that occur, with their share of the pixels that are shown, in truth and prediction together."""
+def _most_frequent(rows: Sequence[Row], num_classes: int) -> list[tuple[int, str]]:
+    """The classes that occur, the most frequent first, with their share of what is shown in truth and prediction."""
     counts = np.zeros(num_classes, np.int64)
     for row in rows:
         if isinstance(row.content, SegmentedImage):
             for labels in row.content.maps:
                 counts += np.bincount(labels[labels >= 0].ravel(), minlength=num_classes)
     order = np.argsort(-counts, kind="stable")
-    return [(int(k), counts[k] / counts.sum()) for k in order if counts[k]]
+    return [(int(k), f" ({per_cent(counts[k] / counts.sum())})") for k in order if counts[k]]
 
 
 def _pictures(content: SegmentedImage, colours: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
@@ -128,28 +126,3 @@ def _draw_picture(figure: "Figure", picture: NDArray[np.uint8], left: float, top
     axes = figure.add_axes(box(figure, left + (WIDTH - width) // 2, top, width, height))
     axes.imshow(picture, aspect="auto", interpolation="nearest", origin="upper")
     axes.axis("off")
-
-
-def _draw_legend(
-    figure: "Figure",
-    top: float,
-    width: int,
-    classes: Sequence[str],
-    colours: NDArray[np.uint8],
-    shown: list[tuple[int, float]],
-    num_more: int,
-) -> None:
-    """A line of four classes after the other, the most pixels first."""
-    from matplotlib.patches import Rectangle
-
-    room = (width - 2 * PAD) / LEGEND_COLUMNS
-    for number, (k, share) in enumerate(shown):
-        line, column = divmod(number, LEGEND_COLUMNS)
-        x, y = PAD + column * room, top + (line + 0.5) * LEGEND_LINE
-        left, low, across, down = box(figure, x, y - 6, 12, 12)
-        figure.add_artist(Rectangle((left, low), across, down, color=tuple(colours[k] / 255), lw=0))
-        text = f" ({per_cent(share)})"
-        draw_text(figure, x + 18, y, fitted(classes[k], room - 70, 9) + text, 9)
-    if num_more:
-        y = top + (-(-len(shown) // LEGEND_COLUMNS) + 0.5) * LEGEND_LINE
-        draw_text(figure, PAD, y, f"and {num_more} more classes with fewer pixels", 9, FAINT)

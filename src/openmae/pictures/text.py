@@ -43,6 +43,18 @@ def font_properties(size: float) -> "FontProperties":
     return FontProperties(family=list(_fonts()), size=size)
 
 
+@lru_cache(maxsize=4096)
+def font_file(text: str) -> str:
+    """The font's file in which a text is drawn as a whole, for pictures without matplotlib: the first that has it all,
+    else the one that has most of it."""
+    from matplotlib import font_manager
+    from matplotlib.font_manager import FontProperties
+
+    fonts = _fonts()
+    name = max(fonts, key=lambda name: sum(ord(char) in fonts[name] for char in text))
+    return font_manager.findfont(FontProperties(family=[name]))
+
+
 def legible(text: str) -> str:
     """`text` on one line, with escapes for control characters and for characters that no font has."""
     return "".join(
