@@ -34,8 +34,8 @@ def detect_lines(
     lines = [
         *data.source_lines,
         *(f"objects    {note}" for note in data.notes),
-        f"data       {count:,} images to train on with {int(data.objects.sum()):,} objects of {len(data.classes)} classes, "
-        f"{what}; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"data       {count:,} images to train on with {int(data.objects.sum()):,} objects of {len(data.classes)} "
+        f"classes, {what}; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"measured   on {len(data.final_source):,} images of {data.final_split}, each once and at its own size"
         + (" (made here, see split.json)" if data.is_validation_split else ""),
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads{window}), {start}; pyramid "
