@@ -3,12 +3,14 @@
     python tools/paste_shapes.py OUT --train 400 --val 100 --side 128
 
 OUT/images/{train,val}/NNNN.png and OUT/masks/{train,val}/NNNN.png: 0 background, then disc, square, triangle, ring and
-cross, of any colour, size and transparency, one over the other. OUT/instances_{train,val}.json: each shape as an object
-in COCO's format, its box and mask (run lengths) those of the part that no other shape covers. The photographs are those
-inside scikit-image and scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
+cross, of any size and transparency, one over the other. OUT/instances_{train,val}.json: each shape as an object in
+COCO's format, of the pixels that no other shape covers. Each kind has a hue of its own, give or take 30°, and any
+brightness; with `--colours any` only the form tells them apart, which is far harder. The photographs are those inside
+scikit-image and scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
 """
 
 import argparse
+import colorsys
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from openmae.data.sources.embedded import embedded_source
 CLASSES = ("background", "disc", "square", "triangle", "ring", "cross")
 MIN_RADIUS, MAX_RADIUS = 0.12, 0.3  # of the side
 MAX_SHAPES = 4
+HUE_SPREAD = 1 / 12  # of a turn, to either side; kinds are a fifth of a turn apart
 
 
 def is_inside(kind: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -40,7 +43,15 @@ def is_inside(kind: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDAr
     return ((np.abs(x) <= 0.28) | (np.abs(y) <= 0.28)) & (np.maximum(np.abs(x), np.abs(y)) <= 1)
 
 
-def scene(photograph: NDArray[np.uint8], side: int, generator: np.random.Generator) -> tuple[NDArray, NDArray, NDArray]:
+def colour_of(kind: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """A colour of a kind's own hue, 0 to 255."""
+    hue = (kind - 1) / (len(CLASSES) - 1) + generator.uniform(-HUE_SPREAD, HUE_SPREAD)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, generator.uniform(0.6, 1), generator.uniform(0.5, 1)))
+
+
+def scene(
+    photograph: NDArray[np.uint8], side: int, generator: np.random.Generator, any_colour: bool
+) -> tuple[NDArray, NDArray, NDArray]:
     """An image (side × side × 3), its class map, and which shape each pixel belongs to, from 1, uint8 all."""
     planes = torch.from_numpy(photograph).permute(2, 0, 1)[None].float()
     short = min(planes.shape[2:])
@@ -55,7 +66,8 @@ def scene(photograph: NDArray[np.uint8], side: int, generator: np.random.Generat
         y, x = (rows - top) / radius, (columns - left) / radius
         x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
         inside = is_inside(kind, x, y)
-        colour, alpha = generator.uniform(0, 255, 3), generator.uniform(0.6, 1.0)
+        colour = generator.uniform(0, 255, 3) if any_colour else colour_of(kind, generator)
+        alpha = generator.uniform(0.6, 1.0)
         image[inside] = (1 - alpha) * image[inside] + alpha * colour
         classes[inside], owners[inside] = kind, number
     noise = generator.normal(0, 4, image.shape)
@@ -84,7 +96,7 @@ def objects_in(classes: NDArray[np.uint8], owners: NDArray[np.uint8]) -> list[di
     return objects
 
 
-def write(out: Path, split: str, count: int, side: int, seed: int) -> None:
+def write(out: Path, split: str, count: int, side: int, seed: int, any_colour: bool) -> None:
     """Write `count` scenes of a split."""
     source = embedded_source("photos", split)
     assert source is not None
@@ -93,7 +105,7 @@ def write(out: Path, split: str, count: int, side: int, seed: int) -> None:
         (out / folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number in range(count):
-        image, classes, owners = scene(source.read(int(generator.integers(len(source)))), side, generator)
+        image, classes, owners = scene(source.read(int(generator.integers(len(source)))), side, generator, any_colour)
         Image.fromarray(image).save(out / "images" / split / f"{number:04}.png")
         Image.fromarray(classes).save(out / "masks" / split / f"{number:04}.png")
         images.append({"id": number, "file_name": f"{number:04}.png", "height": side, "width": side})
@@ -111,9 +123,11 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=100)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--colours", choices=("kind", "any"), default="kind")
     arguments = parser.parse_args()
-    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed)
-    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1)
+    any_colour = arguments.colours == "any"
+    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed, any_colour)
+    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1, any_colour)
     (arguments.out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
 
 
