@@ -103,7 +103,7 @@ def detector_shape(
         encoder,
         class_token=has_token,
         window_size=config.window_size,
-        global_blocks=tuple(sorted(set(ends))) if config.window_size else (),
+        global_blocks=encoder.global_blocks or (tuple(sorted(set(ends))) if config.window_size else ()),
         relative_positions=wanted,
         shares_relative_positions=wanted == "bias" and own == "none",
     )
