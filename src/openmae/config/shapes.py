@@ -87,6 +87,8 @@ class ViTShape:
         positions: absolute: a table added to the patch tokens; none: BEiT has relative positions only.
         relative_positions: none; bias: a learned number for each offset (BEiT); decomposed: a learned vector for each
             offset by row and by column, multiplied with the query (ViTDet).
+        shares_relative_positions: of biases: one table for all blocks with windows and one for all others, instead of
+            one for each block (paper, A.3).
         layer_scale: a learned factor on each channel of each branch (BEiT).
         class_token, final_norm: whether it has them (ViTDet has neither).
         window_size: patches along a window's side in blocks with windowed attention; 0: attention is global.
@@ -108,6 +110,7 @@ class ViTShape:
     window_size: int = 0
     global_blocks: tuple[int, ...] = ()
     norm_eps: float = 1e-6
+    shares_relative_positions: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -117,6 +120,8 @@ class ViTShape:
         check_range("the window", self.window_size, 0, LIMITS["image_size"])
         if self.class_token and (self.window_size or self.relative_positions == "decomposed"):
             raise RequestError("windows and decomposed relative positions leave no place for a class token")
+        if self.shares_relative_positions and self.relative_positions != "bias":
+            raise RequestError(f"biases are shared, and the relative positions are {self.relative_positions}")
         for name in ("patch_size", "channels", "width", "depth", "num_heads"):
             check_range(flag_of(name), getattr(self, name), 1, LIMITS[name])
         for side in self.image_size:
@@ -133,6 +138,11 @@ class ViTShape:
     @property
     def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def num_windowed(self) -> int:
+        """Blocks whose attention is within windows."""
+        return sum(number not in self.global_blocks for number in range(self.depth)) if self.window_size else 0
 
     @property
     def num_prefix_tokens(self) -> int:

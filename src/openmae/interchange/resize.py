@@ -9,7 +9,7 @@ from openmae.errors import RequestError
 from openmae.interchange.report import Shape
 from openmae.interchange.stored import ENCODER, ModelShape, StoredModel
 from openmae.model.positions import resample_positions
-from openmae.model.relative_positions import resample_bias_table, resample_vectors
+from openmae.model.relative_positions import CLASS_OFFSETS, resample_bias_table, resample_vectors
 
 KERNEL = "patch_embed.proj.weight"
 
@@ -102,11 +102,19 @@ def resized_model(
 def _fitted(name: str, value: Tensor, old: ViTShape, new: ViTShape) -> Tensor:
     if name == "pos_embed":
         return resample_positions(value, old.grid, new.grid, new.num_prefix_tokens)
-    if name.endswith("relative.table"):
-        return resample_bias_table(value, old.grid, new.grid)
-    if name.endswith(("rel_pos_h", "rel_pos_w")):
+    if name == "windowed_relative.table":
+        return value
+    if name == "global_relative.table":
+        return _resampled_biases(value, old, new)
+    if name.endswith(("relative.table", "rel_pos_h", "rel_pos_w")):
         number = int(name.split(".")[1])
         if new.window_size and number not in new.global_blocks:
             return value
+        if name.endswith("relative.table"):
+            return _resampled_biases(value, old, new)
         return resample_vectors(value, new.grid[0] if name.endswith("h") else new.grid[1])
     return value
+
+
+def _resampled_biases(table: Tensor, old: ViTShape, new: ViTShape) -> Tensor:
+    return resample_bias_table(table, old.grid, new.grid, CLASS_OFFSETS if new.class_token else 0)

@@ -58,10 +58,13 @@ def _queries_keys_and_bias(
     assert isinstance(block, Block)
     if block.window_size:
         raise RequestError("attention within windows is not drawn: this is a ViTDet backbone")
+    height, width = images.shape[-2:]
+    grid = grid_of(height, width, vit.shape.patch_size)
     x = block.norm1(vit.tokens(images, num_blocks=layer - 1))
     q, k, _ = block.attn.qkv(x).unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
     scores = x.new_zeros(1, 1, 1, 1)
     if block.attn.relative is not None:
-        height, width = images.shape[-2:]
-        scores = block.attn.relative(q, grid_of(height, width, vit.shape.patch_size))
+        scores = block.attn.relative(q, grid)
+    elif vit.global_relative is not None:
+        scores = vit.global_relative.scores(grid)
     return q * q.shape[-1] ** -0.5, k, scores  # (B, heads, 1 + N, d)

@@ -35,14 +35,19 @@ class Attention(nn.Module):
         self.relative = relative
 
     def forward(
-        self, x: Float[Tensor, "b n d"], num_queries: int | None = None, grid: Grid | None = None
+        self,
+        x: Float[Tensor, "b n d"],
+        num_queries: int | None = None,
+        grid: Grid | None = None,
+        bias: Float[Tensor, "1 h n n"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend from the last `num_queries` tokens (None: from all) to all tokens.
 
         Args:
             grid: rows and columns of the patches among the tokens; for relative positions.
+            bias: added to the scores: relative positions that several blocks share.
         """
-        return self.attend(*self.project(x, num_queries), grid)
+        return self.attend(*self.project(x, num_queries), grid, bias)
 
     def project(
         self, x: Float[Tensor, "b n d"], num_queries: int | None = None
@@ -65,9 +70,10 @@ class Attention(nn.Module):
         k: Float[Tensor, "b h n e"],
         v: Float[Tensor, "b h n e"],
         grid: Grid | None = None,
+        bias: Float[Tensor, "1 h n n"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Attend with given queries, keys and values, and project the result."""
-        scores = None
+        scores = None if bias is None else bias.to(q.dtype)
         if self.relative is not None:
             assert grid is not None and q.shape == k.shape, "relative positions are of whole images"
             scores = self.relative(q, grid).to(q.dtype)
@@ -144,6 +150,7 @@ class Block(nn.Module):
         num_queries: int | None = None,
         branch_scales: Float[Tensor, "2 b"] | None = None,
         grid: Grid | None = None,
+        bias: Float[Tensor, "1 h m m"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """Apply the block.
 
@@ -151,9 +158,10 @@ class Block(nn.Module):
             num_queries: compute only this many output tokens, the last ones; they are exact.
             branch_scales: drop path: factors of each sample's attention and MLP branch.
             grid: rows and columns of the patches, for relative positions and windows.
+            bias: relative positions that several blocks share; with windows, of one window.
         """
         shortcut = x if num_queries is None else x[:, -num_queries:]
-        attended = self.ls1(self._attention(x, num_queries, grid))
+        attended = self.ls1(self._attention(x, num_queries, grid, bias))
         if branch_scales is None:
             x = shortcut + attended
             return x + self.ls2(self._mlp(x))
@@ -162,15 +170,19 @@ class Block(nn.Module):
         return x + scales[1] * self.ls2(self._mlp(x))
 
     def _attention(
-        self, x: Float[Tensor, "b n d"], num_queries: int | None, grid: Grid | None
+        self,
+        x: Float[Tensor, "b n d"],
+        num_queries: int | None,
+        grid: Grid | None,
+        bias: Float[Tensor, "1 h m m"] | None,
     ) -> Float[Tensor, "b q d"]:
         if self.window_size:
             assert grid is not None and num_queries is None, "windows are of whole images"
-            return windowed_attention(self.attn, self.norm1(x), grid, self.window_size)
+            return windowed_attention(self.attn, self.norm1(x), grid, self.window_size, bias)
         if self.recomputes:
             q, k, v = recomputed(lambda x: self.attn.project(self.norm1(x), num_queries), x)
-            return self.attn.attend(q, k, v, grid)
-        return self.attn(self.norm1(x), num_queries, grid)
+            return self.attn.attend(q, k, v, grid, bias)
+        return self.attn(self.norm1(x), num_queries, grid, bias)
 
     def _mlp(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if self.recomputes:
@@ -193,20 +205,31 @@ def _keeping_products() -> tuple[AbstractContextManager, AbstractContextManager]
     return create_selective_checkpoint_contexts([torch.ops.aten.mm.default, torch.ops.aten.addmm.default])
 
 
-def to_autocast_dtype(x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+def to_autocast_dtype(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """x in the autocast dtype (bf16) where autocast is enabled, else unchanged."""
     device_type = x.device.type
     return x.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else x
 
 
-def windowed_attention(attn: Attention, x: Float[Tensor, "b n d"], grid: Grid, size: int) -> Float[Tensor, "b n d"]:
-    """Attend within windows of `size` × `size` patches; windows at the edges are padded with zeros (ViTDet)."""
+def windowed_attention(
+    attn: Attention,
+    x: Float[Tensor, "b n d"],
+    grid: Grid,
+    size: int,
+    bias: Float[Tensor, "1 h m m"] | None = None,
+) -> Float[Tensor, "b n d"]:
+    """Attend within windows of `size` × `size` patches (ViTDet).
+
+    A grid that `size` does not divide is padded with zeros at the bottom and on the right, after the norm. The padding
+    takes part: its keys and values are the projection's biases. ViTDet's weights were trained so; of table 4's 64 × 64
+    patches and windows of 14 the paper does not say it.
+    """
     rows, columns = grid
     down, right = -rows % size, -columns % size
     x = F.pad(x.unflatten(1, grid), (0, 0, 0, right, 0, down))
     count = ((rows + down) // size, (columns + right) // size)
     x = x.unflatten(2, (count[1], size)).unflatten(1, (count[0], size)).transpose(2, 3)  # (B, r, c, size, size, D)
-    x = attn(x.flatten(3, 4).flatten(0, 2), grid=(size, size))
+    x = attn(x.flatten(3, 4).flatten(0, 2), grid=(size, size), bias=bias)
     x = x.unflatten(1, (size, size)).unflatten(0, (-1, *count)).transpose(2, 3)
     x = x.flatten(3, 4).flatten(1, 2)  # (B, padded rows, padded columns, D)
     return x[:, :rows, :columns].flatten(1, 2)

@@ -35,12 +35,17 @@ def encoder_parameters(encoder: ViTShape) -> int:
 
 def _relative_parameters(encoder: ViTShape) -> int:
     rows, columns = encoder.grid
+    windowed, everywhere = encoder.num_windowed, encoder.depth - encoder.num_windowed
     if encoder.relative_positions == "bias":
-        return encoder.depth * encoder.num_heads * ((2 * rows - 1) * (2 * columns - 1) + CLASS_OFFSETS)
+        if encoder.shares_relative_positions:
+            windowed, everywhere = min(windowed, 1), min(everywhere, 1)
+        of_class = CLASS_OFFSETS if encoder.class_token else 0
+        offsets = windowed * ((2 * encoder.window_size - 1) ** 2 + of_class)
+        offsets += everywhere * ((2 * rows - 1) * (2 * columns - 1) + of_class)
+        return offsets * encoder.num_heads
     if encoder.relative_positions == "decomposed":
-        num_windowed = encoder.depth - len(encoder.global_blocks) if encoder.window_size else 0
-        offsets = num_windowed * 2 * (2 * encoder.window_size - 1)
-        offsets += (encoder.depth - num_windowed) * (2 * rows - 1 + 2 * columns - 1)
+        offsets = windowed * 2 * (2 * encoder.window_size - 1)
+        offsets += everywhere * (2 * rows - 1 + 2 * columns - 1)
         return offsets * (encoder.width // encoder.num_heads)
     return 0
 

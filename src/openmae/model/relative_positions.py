@@ -1,7 +1,7 @@
-"""Relative positions of encoders that others trained: BEiT's bias table, ViTDet's decomposed vectors.
+"""Relative positions: BEiT's bias table, which transfer has too (paper, A.3 and A.4), ViTDet's decomposed vectors.
 
 Both compute a bias for the attention scores of every pair of tokens, which fused attention takes as its `attn_mask`.
-MAE itself has none.
+MAE itself has none in pre-training.
 """
 
 import torch
@@ -18,12 +18,15 @@ class RelativePositionBias(nn.Module):
     """A learned bias for each head and each (row, column) offset between query and key (BEiT).
 
     Offsets are indexed row by row, from query minus key = (1 - rows, 1 - columns) on; the class token's three are last.
+
+    Args:
+        class_token: whether the tokens begin with one.
     """
 
-    def __init__(self, grid: Grid, num_heads: int) -> None:
+    def __init__(self, grid: Grid, num_heads: int, *, class_token: bool = True) -> None:
         super().__init__()
-        self.grid = grid
-        num_offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLASS_OFFSETS
+        self.grid, self.num_class_offsets = grid, CLASS_OFFSETS if class_token else 0
+        num_offsets = (2 * grid[0] - 1) * (2 * grid[1] - 1) + self.num_class_offsets
         self.table = nn.Parameter(torch.empty(num_offsets, num_heads))
         self.init_weights()
 
@@ -33,9 +36,26 @@ class RelativePositionBias(nn.Module):
         nn.init.zeros_(self.table)
 
     def forward(self, q: Float[Tensor, "b heads n d"], grid: Grid) -> Float[Tensor, "1 heads n n"]:
-        """The bias for the scores of the class token and the patches of `grid`."""
-        table = resample_bias_table(self.table, self.grid, grid)
-        return table[offset_ids(grid).to(table.device)].permute(2, 0, 1)[None]  # (1, heads, 1 + N, 1 + N)
+        """The bias for the scores of the class token, where there is one, and the patches of `grid`."""
+        return self.scores(grid)
+
+    def scores(self, grid: Grid) -> Float[Tensor, "1 heads n n"]:
+        """As `forward`, which needs no queries: the same bias is added to all."""
+        table = resample_bias_table(self.table, self.grid, grid, self.num_class_offsets)
+        if self.num_class_offsets:
+            return table[offset_ids(grid).to(table.device)].permute(2, 0, 1)[None]  # (1, heads, 1 + N, 1 + N)
+        return patch_scores(table, grid)
+
+
+def patch_scores(table: Float[Tensor, "o heads"], grid: Grid) -> Float[Tensor, "1 heads n n"]:
+    """The table's number for each pair of query and key, without a class token.
+
+    Made of overlapping slices of the table: indices would be 134 MB for 64 × 64 patches, and their gradient slow.
+    """
+    rows, columns = grid
+    image = table.T.unflatten(1, (2 * rows - 1, 2 * columns - 1))
+    slices = image.unfold(1, rows, 1).unfold(2, columns, 1).flip(3, 4)  # (heads, rows, columns, rows, columns)
+    return slices.flatten(3, 4).flatten(1, 2)[None]
 
 
 def offset_ids(grid: Grid) -> Int[Tensor, "n n"]:
@@ -53,14 +73,16 @@ def offset_ids(grid: Grid) -> Int[Tensor, "n n"]:
     return ids
 
 
-def resample_bias_table(table: Float[Tensor, "o heads"], old_grid: Grid, new_grid: Grid) -> Float[Tensor, "p heads"]:
-    """Resample a bias table to another grid, bicubically over offsets; the class token's rows are unchanged.
+def resample_bias_table(
+    table: Float[Tensor, "o heads"], old_grid: Grid, new_grid: Grid, num_class_offsets: int = CLASS_OFFSETS
+) -> Float[Tensor, "p heads"]:
+    """Resample a bias table to another grid, bicubically over offsets; the class token's rows, the last, are unchanged.
 
     Other programs space the samples differently (BEiT geometrically), so results agree only at the table's own grid.
     """
     if old_grid == new_grid:
         return table
-    offsets, class_rows = table[:-CLASS_OFFSETS], table[-CLASS_OFFSETS:]
+    offsets, class_rows = table.split([len(table) - num_class_offsets, num_class_offsets])
     image = offsets.T.reshape(1, -1, 2 * old_grid[0] - 1, 2 * old_grid[1] - 1)
     size = (2 * new_grid[0] - 1, 2 * new_grid[1] - 1)
     # Corners are aligned: the largest offset of one grid is mapped to that of the other.

@@ -50,6 +50,8 @@ class ViT(nn.Module):
             self.pos_embed = nn.Parameter(torch.empty(1, num_positions, shape.width), requires_grad=False)
         self.patch_embed = PatchEmbed(shape)
         self.blocks = nn.ModuleList(_block(shape, number) for number in range(shape.depth))
+        self.windowed_relative = _shared_bias(shape, (shape.window_size, shape.window_size), shape.num_windowed)
+        self.global_relative = _shared_bias(shape, shape.grid, shape.depth - shape.num_windowed)
         self.norm = nn.LayerNorm(shape.width, eps=shape.norm_eps) if shape.final_norm else nn.Identity()
         self.init_weights()
 
@@ -70,7 +72,7 @@ class ViT(nn.Module):
         if is_without_numbers(self):
             return
         self.blocks.apply(init_linear_and_norm)
-        for module in self.blocks.modules():
+        for module in self.modules():
             if isinstance(module, RelativePositionBias | DecomposedRelativePositions | LayerScale):
                 module.init_weights()
         self.norm.apply(init_linear_and_norm)
@@ -119,9 +121,23 @@ class ViT(nn.Module):
         num_blocks: int | None = None,
         grid: Grid | None = None,
     ) -> Float[Tensor, "b m d"]:
+        biases = self._biases(grid)
         for number, block in enumerate(self.blocks[:num_blocks]):
-            x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
+            scales = None if branch_scales is None else branch_scales[number]
+            x = block(x, branch_scales=scales, grid=grid, bias=biases[number])
         return x
+
+    def _biases(self, grid: Grid | None) -> list[Tensor | None]:
+        """The shared relative positions for each block; they are computed once."""
+        if self.windowed_relative is None and self.global_relative is None:
+            return [None] * len(self.blocks)
+        assert grid is not None, "relative positions are of whole images"
+        windowed = everywhere = None
+        if self.windowed_relative is not None:
+            windowed = to_autocast_dtype(self.windowed_relative.scores(self.windowed_relative.grid))
+        if self.global_relative is not None:
+            everywhere = to_autocast_dtype(self.global_relative.scores(grid))
+        return [windowed if block.window_size else everywhere for block in self.blocks]
 
     def forward(
         self, images: Float[Tensor, "b c h w"], keep_ids: Int[Tensor, "b k"] | None = None
@@ -170,8 +186,10 @@ class ViT(nn.Module):
         """
         x, grid = self._embedded(images)
         maps: dict[int, Tensor] = {}
+        biases = self._biases(grid)
         for number, block in enumerate(self.blocks[: max(blocks) + 1]):
-            x = block(x, branch_scales=None if branch_scales is None else branch_scales[number], grid=grid)
+            scales = None if branch_scales is None else branch_scales[number]
+            x = block(x, branch_scales=scales, grid=grid, bias=biases[number])
             if number in blocks:
                 maps[number] = x[:, self.shape.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)
         return [maps[number] for number in blocks]
@@ -185,11 +203,19 @@ class ViT(nn.Module):
         return self._with_class_token(tokens, positions[:, :first]), grid
 
 
+def _shared_bias(shape: ViTShape, grid: Grid, num_blocks: int) -> RelativePositionBias | None:
+    """The bias of `num_blocks` blocks. It belongs to the encoder, for files hold no tensor twice."""
+    if not (shape.shares_relative_positions and num_blocks):
+        return None
+    return RelativePositionBias(grid, shape.num_heads, class_token=shape.class_token)
+
+
 def _block(shape: ViTShape, number: int) -> Block:
     window_size = 0 if number in shape.global_blocks else shape.window_size
     relative: RelativePositionBias | DecomposedRelativePositions | None = None
-    if shape.relative_positions == "bias":
-        relative = RelativePositionBias(shape.grid, shape.num_heads)
+    if shape.relative_positions == "bias" and not shape.shares_relative_positions:
+        grid = (window_size, window_size) if window_size else shape.grid
+        relative = RelativePositionBias(grid, shape.num_heads, class_token=shape.class_token)
     elif shape.relative_positions == "decomposed":
         grid = (window_size, window_size) if window_size else shape.grid
         relative = DecomposedRelativePositions(grid, shape.width // shape.num_heads)

@@ -10,8 +10,9 @@ from torch import nn
 
 BLOCK_NAME = re.compile(r"encoder\.blocks\.(\d+)\..+")
 CLASS_AND_POSITIONS = ("encoder.cls_token", "encoder.pos_embed")
-RELATIVE_POSITIONS = (".relative.table", ".relative.rel_pos_h", ".relative.rel_pos_w")
-AFTER_BLOCKS = ("encoder.norm.", "fc_norm.", "head.", "pyramid.", "auxiliary.", "fpn.", "rpn.", "roi_heads.")
+SHARED_POSITIONS = ("encoder.windowed_relative.table", "encoder.global_relative.table")
+RELATIVE_POSITIONS = ("relative.table", ".relative.rel_pos_h", ".relative.rel_pos_w")
+AFTER_BLOCKS = ("encoder.norm.", "fc_norm.", "head.", "pyramid.", "auxiliary.")
 WARMUP_START = 1e-6  # of segmentation (docs/paper.md)
 STEP_MILESTONES = (8 / 9, 26 / 27)
 STEP_WARMUP_START = 0.001
@@ -74,7 +75,7 @@ def _has_no_decay(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _layer_id(name: str, depth: int) -> int:
-    if name in CLASS_AND_POSITIONS or name.startswith("encoder.patch_embed."):
+    if name in (*CLASS_AND_POSITIONS, *SHARED_POSITIONS) or name.startswith("encoder.patch_embed."):
         return 0
     if match := BLOCK_NAME.fullmatch(name):
         number = int(match[1])

@@ -67,12 +67,12 @@ class Pyramid(nn.Module):
         | parameter | value |
         |---|---|
         | deconvolutions | U(±1/√(4 · width)), weight and bias: PyTorch's default, as in BEiT |
-        | batch norm | 1, 0; running mean 0 and variance 1 |
+        | norm | 1, 0; running mean 0 and variance 1 |
         """
         if is_without_numbers(self):
             return
         for module in self.modules():
-            if isinstance(module, nn.ConvTranspose2d | nn.GroupNorm):
+            if isinstance(module, nn.ConvTranspose2d | nn.GroupNorm | nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, SyncBatchNorm):
                 module.init_weights()
