@@ -21,9 +21,9 @@ from openmae.data.masks.pairs import training_folder
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.plan import plan_experiment
-from openmae.experiments.segment_setup import crop_for
+from openmae.experiments.transfer_setup import size_for
 from openmae.experiments.start import MAY_CHANGE, check_same
-from openmae.experiments.studies.transfer import PAPER_MIOU, paper_miou
+from openmae.experiments.studies.transfer import PAPER, paper_figures
 from openmae.experiments.trials import side_by_side
 from openmae.tasks.pretrain.pretrain import pretrain
 
@@ -76,7 +76,7 @@ def test_the_papers_figures():
         row[1]: (float(row[2]), float(row[3]))
         for row in re.finditer(r"^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \|", part, re.M)
     }
-    assert {re.sub(r"\W", "", name).lower(): figures for name, figures in rows.items()} == PAPER_MIOU
+    assert {re.sub(r"\W", "", name).lower(): figures for name, figures in rows.items()} == PAPER["miou"]
     assert len(rows) == 4
 
 
@@ -85,8 +85,8 @@ def test_the_papers_figures():
     [("MAE", 48.1), ("moco", 47.3), ("MoCo v3", 47.3), ("moco-v3", 47.3), ("BEiT", 47.1), ("supervised", 47.4)],
 )
 def test_usual_spellings(name, figure):
-    assert paper_miou(name, 0) == {"miou": figure}
-    assert paper_miou(name + "x", 0) == {}
+    assert paper_figures(name, 0, ("miou",)) == {"miou": figure}
+    assert paper_figures(name + "x", 0, ("miou",)) == {}
 
 
 def test_names_of_rows():
@@ -185,12 +185,12 @@ def test_the_folder_of_the_training_images(scenes, tmp_path):
     ("size", "patches", "crop"), [((24, 24), (4,), 24), ((64, 64), (8, 14), 56), ((32, 48), (16, 4), (32, 48))]
 )
 def test_crops_are_whole_patches_of_every_model(size, patches, crop):
-    assert crop_for(size, patches) == crop
+    assert size_for(size, patches) == crop
 
 
 def test_crops_that_cannot_be():
     with pytest.raises(RequestError, match="patches of 8, 14 px: give an --image-size of at least 56"):
-        crop_for((32, 64), (8, 14))
+        size_for((32, 64), (8, 14))
 
 
 def test_its_plan(scenes, other, tmp_path):
@@ -217,7 +217,7 @@ def test_its_plan(scenes, other, tmp_path):
         None,
         "norm-pixel",
     )
-    masked = plan.data.masked
+    masked = plan.data.transfers["segment"]
     assert (masked.facts.count, masked.num_test, masked.final_split, masked.chosen_on) == (
         13,
         4,

@@ -48,7 +48,7 @@ def test_content_says_which_column(data, tmp_path, order):
         assert list(by_kind) == ["tokenizer"] * (trial.row == "token") + ["pretrain", "finetune", "segment"]
         assert by_kind["pretrain"]["data"] == by_kind["finetune"]["data"] == data[0]
         assert by_kind["segment"]["data"] == data[1]
-    assert plan.data.masked.chosen_on == "val"
+    assert plan.data.transfers["segment"].chosen_on == "val"
     assert plan.study.rows[0].paper == {"finetune": 83.3, "miou": 48.0}
 
 

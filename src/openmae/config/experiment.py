@@ -21,7 +21,7 @@ from openmae.errors import RequestError
 EXPERIMENTS = (
     "table-1",
     *(f"table-1{part}" for part in "abcdef"),
-    *(f"table-{number}" for number in (2, 5, 7)),
+    *(f"table-{number}" for number in (2, 4, 5, 7)),
     *(f"figure-{number}" for number in (5, 6, 7, 8, 9)),
 )
 MAX_EPOCHS, MAX_STEPS, MAX_SEEDS, MAX_THREADS = 1e6, 10**9, 1000, 1024  # larger values are mistakes
@@ -33,10 +33,12 @@ TIMED = ("table-2",)
 NOT_UNLABELLED = ("label_file", "labels", "held_out", "base_lr")
 NOT_TIMED = ("epochs", "width", "depth")  # hours are of the paper's 800 epochs, and of two sizes of the scale's
 NOT_FIGURE_9 = ("width", "depth", "patch_size", "image_size", "steps", "label_file")
-OWN_ROWS = ("random init", "MAE", "random init L", "MAE L")  # of table-5, which no row of --also may be called
+OWN_ROWS = ("random init", "MAE", "random init L", "MAE L")  # of tables 4 and 5, which no row of --also may be called
 OF_MASKS = ("ignore_index", "reduce_zero_label", "palette")
-WITH_MASKS = ("table-5", "table-7")
-NOT_MASKS_ONLY = ("label_file", "labels")
+# What DATA of a table of transfer has; of table-7 several.
+KINDS = {"table-4": ("detect",), "table-5": ("segment",), "table-7": ("labels", "segment", "detect")}
+WITH_ALSO = ("table-4", "table-5")
+NOT_TRANSFER_ONLY = ("label_file", "labels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,12 @@ class ExperimentConfig(Sized, SplitSettings):
 
     name: str
     """table-1 (all six ablations) or table-1a decoder depth, 1b width, 1c mask token, 1d target, 1e augmentation, 1f
-    sampling; table-2 wall clock; table-5 initialisations, by segmentation; table-7 targets, by transfer; figure-5 mask
-    ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model sizes; figure-9 the last blocks of --init
-    fine-tuned."""
+    sampling; table-2 wall clock; table-4 initialisations, by detection; table-5 likewise, by segmentation; table-7
+    targets, by transfer; figure-5 mask ratio, figure-6 samplings drawn, figure-7 schedule, figure-8 model sizes;
+    figure-9 the last blocks of --init fine-tuned."""
     data: str | tuple[str, ...] | None = None
-    """Labelled images with a test or val part; table-2 and figure-6 need no labels, table-5 needs images with masks,
-    table-7 takes one or both of these."""
+    """Labelled images with a test or val part; table-2 and figure-6 need no labels, table-4 needs images with COCO
+    JSON, table-5 images with masks, table-7 takes one to three of these."""
     out: str
     """Folder of the experiment; the same command goes on where it was stopped."""
 
@@ -96,9 +98,9 @@ class ExperimentConfig(Sized, SplitSettings):
     blocks: tuple[float, ...] | None = None
     """figure-9: how many last blocks to train, beside none (the probe) and all."""
 
-    # Tables 5 and 7
+    # Tables 4, 5 and 7
     also: tuple[str, ...] | None = field(default=None, metadata=NONE_IS_OFF)
-    """table-5: further models to compare, each [NAME=]INIT: a run folder, a file, timm:NAME or hf:ORG/NAME."""
+    """table-4, table-5: further models to compare, each [NAME=]INIT: a run folder, a file, timm:NAME or hf:ORG/NAME."""
     ignore_index: int | None = None
     """Value in a mask of pixels without a class; 255 unless given, -1: there is none."""
     reduce_zero_label: bool = False
@@ -134,7 +136,7 @@ class ExperimentConfig(Sized, SplitSettings):
         check_axes(self.axes)
         check_nodata(self.nodata)
         self.check_size()
-        self._check_tables_5_and_7()
+        self._check_transfer()
         if self.is_figure_9:
             self._check_figure_9()
         else:
@@ -186,8 +188,9 @@ class ExperimentConfig(Sized, SplitSettings):
             raise RequestError(f"got both --epochs {self.epochs[0]:g} and --steps {self.steps}: give one of them")
         if self.name in UNLABELLED:
             self._check_absent(NOT_UNLABELLED, "needs no labels and tunes nothing")
-        if self.name == "table-5":
-            self._check_absent(NOT_MASKS_ONLY, "measures by masks")
+        if self.name in WITH_ALSO:
+            by = "objects" if self.name == "table-4" else "masks"
+            self._check_absent(NOT_TRANSFER_ONLY, f"measures by {by}")
         if self.is_timed:
             self._check_absent(NOT_TIMED, "times two sizes of --scale and says the hours of the paper's 800 epochs")
             if (self.jobs or 1) > 1 or len(self.devices) > 1:
@@ -196,18 +199,19 @@ class ExperimentConfig(Sized, SplitSettings):
                 )
                 raise RequestError(f"{what}, and {self.name} times its rows one at a time, on one device: leave it out")
 
-    def _check_tables_5_and_7(self) -> None:
-        if len(self.paths) > (2 if self.name == "table-7" else 1):
-            most = "one with labels and one with masks" if self.name == "table-7" else "one"
+    def _check_transfer(self) -> None:
+        if len(self.paths) > len(self.kinds):
+            most = "one with labels, one with masks and one with objects" if self.name == "table-7" else "one"
             raise RequestError(f"got {len(self.paths)} DATA, {' '.join(self.paths)}, and {self.name} takes {most}")
         if len(set(self.paths)) < len(self.paths):
             raise RequestError(f"DATA got {self.paths[0]} twice: leave one of them out")
-        if self.name not in WITH_MASKS:
+        if "segment" not in self.kinds:
             for name in OF_MASKS:
                 if getattr(self, name) not in (None, False):
                     raise RequestError(f"{flag_of(name)} is about masks, which {self.name} has none of: leave it out")
-        if self.also is not None and self.name != "table-5":
-            raise RequestError(f"--also is for table-5, {self.name} compares no other models: leave it out")
+        if self.also is not None and self.name not in WITH_ALSO:
+            tables = " and ".join(WITH_ALSO)
+            raise RequestError(f"--also is for {tables}, {self.name} compares no other models: leave it out")
         check_range("--ignore-index", self.ignore_index, -1, MAX_STORED_VALUE)
         named_inits(self.also or (), OWN_ROWS)
 
@@ -223,12 +227,12 @@ class ExperimentConfig(Sized, SplitSettings):
     @property
     def needs_labels(self) -> bool:
         """Whether it measures by labels, one class an image."""
-        return self.name not in UNLABELLED and self.name != "table-5"
+        return self.name not in UNLABELLED and "labels" in self.kinds
 
     @property
-    def takes_masks(self) -> bool:
-        """Whether it can measure by masks."""
-        return self.name in WITH_MASKS
+    def kinds(self) -> tuple[str, ...]:
+        """What DATA it can measure on: labels, segment (masks), detect (objects)."""
+        return KINDS.get(self.name, ("labels",))
 
     @property
     def also_inits(self) -> tuple[NamedInit, ...]:

@@ -1,11 +1,28 @@
 """What every row of an experiment is given, for the screen and for results.md."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from openmae.experiments.data import ExperimentData
 from openmae.experiments.setup import Setup
 from openmae.experiments.studies.study import DEFAULT, Study
+from openmae.experiments.transfer_data import DETECT, SEGMENT
 
+
+class TransferTexts(NamedTuple):
+    """How a kind of transfer is told of."""
+
+    data: str
+    verb: str
+    unit: str
+    head: str
+    paper_size: int
+    paper_length: str
+
+
+TRANSFERS = {
+    SEGMENT: TransferTexts("Masks", "Segmentation", "crops", "a head", 512, "100 epochs of batches of 16"),
+    DETECT: TransferTexts("Objects", "Detection", "squares", "heads", 1024, "100 epochs of batches of 64"),
+}
 TARGETS = {"pixel": "pixels", "norm-pixel": "normalised pixels"}
 
 
@@ -28,7 +45,7 @@ def budget_lines(setup: Setup, data: ExperimentData, study: Study) -> list[str]:
     )
     return [
         f"Data: {setup.count:,} images to pre-train on{measured}, at {size} px.",
-        *_mask_lines(data, setup),
+        *_transfer_lines(data, setup),
         f"{name}: encoder {model['width']} wide, {model['depth']} blocks; decoder {model['decoder_width']} wide, "
         f"{model['decoder_depth']} blocks; patches of {model['patch_size']} px; {TARGETS[model['target']]}, random "
         "crops, 75 % hidden.",
@@ -43,20 +60,22 @@ def _has_others(study: Study) -> bool:
     return study.baseline != DEFAULT and not all(row.is_pretrained_here for row in study.rows) and not study.axis
 
 
-def _mask_lines(data: ExperimentData, setup: Setup) -> list[str]:
-    masked = data.masked
-    if masked is None:
-        return []
-    s = setup.segment[0]
-    crop = f"crops of {size_text(s['image_size'])} px" if "image_size" in s else "crops of 512 px"
-    length = f"{s['steps']:,} steps of {s['batch_size']}" if "steps" in s else "100 epochs of batches of 16"
-    head = f", a head {s['head_width']} wide" if "head_width" in s else ""
-    return [
-        f"Masks: {masked.facts.count:,} images to train on, {masked.num_test:,} to measure on ({masked.final_split}), "
-        f"{masked.num_classes} classes. Segmentation of every row: {length} {crop}{head}, with the base rates "
-        f"{rates_text(setup.segment_rates)}, of which {masked.chosen_on} chooses; the chosen run is measured on "
-        f"{masked.final_split}.",
-    ]
+def _transfer_lines(data: ExperimentData, setup: Setup) -> list[str]:
+    """A line for what is segmented, and one for what is detected in."""
+    lines = []
+    for kind, found in data.transfers.items():
+        transfer = setup.transfers[kind]
+        s, texts = transfer.settings[0], TRANSFERS[kind]
+        size = f"{texts.unit} of {size_text(s['image_size']) if 'image_size' in s else texts.paper_size} px"
+        length = f"{s['steps']:,} steps of {s['batch_size']}" if "steps" in s else texts.paper_length
+        head = f", {texts.head} {s['head_width']} wide" if "head_width" in s else ""
+        lines.append(
+            f"{texts.data}: {found.facts.count:,} images to train on, {found.num_test:,} to measure on "
+            f"({found.final_split}), {found.num_classes} classes. {texts.verb} of every row: {length} {size}{head}, "
+            f"with the base rates {rates_text(transfer.rates)}, of which {found.chosen_on} chooses; the chosen run is "
+            f"measured on {found.final_split}."
+        )
+    return lines
 
 
 def rates_text(rates: tuple[float, ...]) -> str:

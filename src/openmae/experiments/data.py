@@ -1,6 +1,7 @@
 """The data of an experiment: what it trains on and measures with, opened once to be checked before hours of work."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from openmae.config import ExperimentConfig, KnnConfig, PretrainConfig
 from openmae.config.checks import MAX_PIXELS
@@ -8,7 +9,7 @@ from openmae.data.decoding.nodata import resolve_nodata
 from openmae.data.labels.labelled import LabelledData, open_labelled
 from openmae.data.preprocess import DataFacts, survey
 from openmae.errors import RequestError, shown
-from openmae.experiments.masks import MaskedData
+from openmae.experiments.transfer_data import TransferData
 from openmae.experiments.trials.unseen import NUM_DRAWN, unseen_images
 from openmae.inference.features import check_readable
 from openmae.tasks.pretrain.data import open_training_data
@@ -28,7 +29,7 @@ class ExperimentData:
         num_test: images that accuracies are of; where labels are not needed, those that are drawn.
         final_split: the name of their split.
         chosen_on: what chooses rates.
-        masked: what is segmented, where something is; the others are of labelled data.
+        transfers: what is segmented ("segment") and detected in ("detect"); the others are of labelled data.
     """
 
     facts: DataFacts
@@ -37,7 +38,7 @@ class ExperimentData:
     num_test: int = 0
     final_split: str = ""
     chosen_on: str = ""
-    masked: MaskedData | None = None
+    transfers: Mapping[str, TransferData] = field(default_factory=dict)
 
 
 def open_data(config: ExperimentConfig, *, needs_labels: bool) -> ExperimentData:

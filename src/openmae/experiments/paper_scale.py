@@ -7,6 +7,7 @@ from typing import Any
 
 from openmae.config import (
     SIZES,
+    DetectConfig,
     ExperimentConfig,
     FinetuneConfig,
     KnnConfig,
@@ -34,6 +35,7 @@ CONFIGS: dict[str, type[Settings]] = {
     "finetune": FinetuneConfig,
     "probe": ProbeConfig,
     "segment": SegmentConfig,
+    "detect": DetectConfig,
     "knn": KnnConfig,
 }
 COMMANDS = {"speed": "pretrain"}  # of kinds of stages that are called otherwise

@@ -13,14 +13,12 @@ from openmae.data.sources.named import check_named
 from openmae.errors import RequestError
 from openmae.experiments.budget import budget_lines
 from openmae.experiments.data import ExperimentData, open_data
-from openmae.experiments.masks import MaskedData, divide, images_alone, open_masks
 from openmae.experiments.paper_scale import make_paper_setup
 from openmae.experiments.resources import check_memory, measured_rate, resources_of
 from openmae.experiments.results.picture import Picture
 from openmae.experiments.results.plain_report import plain_report
 from openmae.experiments.results.report import report
 from openmae.experiments.results.results import stored_settings
-from openmae.experiments.segment_setup import with_segmentation
 from openmae.experiments.setup import Setup, make_setup
 from openmae.experiments.start import DATA
 from openmae.experiments.studies.figure_6 import figure_6
@@ -28,7 +26,9 @@ from openmae.experiments.studies.figures import figure_5, figure_7, figure_8
 from openmae.experiments.studies.study import RowResult, Study
 from openmae.experiments.studies.table_1 import SECTIONS, table_1
 from openmae.experiments.studies.table_2 import table_2
-from openmae.experiments.studies.transfer import table_5, table_7
+from openmae.experiments.studies.transfer import table_4, table_5, table_7
+from openmae.experiments.transfer_data import LABELS, divide, images_alone, open_transfer
+from openmae.experiments.transfer_setup import with_transfers
 from openmae.experiments.trials.make_trials import make_trials, row_shape, stored_row
 from openmae.experiments.trials.side_by_side import Resources
 from openmae.experiments.trials.trial import Trial
@@ -39,6 +39,7 @@ from openmae.planning.decisions import Machine
 STUDIES: dict[str, Callable[[str, Setup], Study]] = {
     **dict.fromkeys(("table-1", *SECTIONS), table_1),
     "table-2": table_2,
+    "table-4": table_4,
     "table-5": table_5,
     "table-7": table_7,
     "figure-5": figure_5,
@@ -128,17 +129,13 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         check_named(dataset)
     device = pick_device(config.devices[0] if config.devices else None)
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
-    labelled, data = open_all(config)
+    source, data = open_all(config)
     machine = Machine.of(device, 1, data.facts.largest)
-    source = labelled if data.masked is None else labelled or images_alone(config, data.masked)
-    assert source is not None
     if scale == "paper":
         setup = make_paper_setup(source, data.facts)
     else:
         setup = make_setup(source, scale, data.facts, machine)
-    if data.masked is not None:
-        setup = with_segmentation(setup, config, data.masked, is_only=labelled is None)
-    setup = replace(setup, has_labels=labelled is not None)
+    setup = with_transfers(replace(setup, has_labels=data.num_classes > 0), config, data.transfers)
     study = STUDIES[config.name](config.name, setup)
     if "psnr" in study.protocols and not data.num_test:
         raise RequestError(
@@ -152,7 +149,7 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
         seeds=config.seeds or 1,
         num_classes=data.num_classes,
         out=config.out,
-        masked=data.masked,
+        transfers=data.transfers,
     )
     resources = resources_of(config, device, setup.threads)
     plan = ExperimentPlan(
@@ -171,21 +168,21 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     return replace(plan, resources=check_memory(resources, memory, machine, config.jobs is not None))
 
 
-def open_all(config: ExperimentConfig) -> tuple[ExperimentConfig | None, ExperimentData]:
-    """The config with the DATA that has no masks, if any, and the data of the experiment.
+def open_all(config: ExperimentConfig) -> tuple[ExperimentConfig, ExperimentData]:
+    """The config with the DATA that is pre-trained on, and the data of the experiment.
 
     Raises:
         RequestError: a DATA cannot be used.
     """
-    labelled, with_masks = divide(config)
-    masked: MaskedData | None = None if with_masks is None else open_masks(with_masks)
-    if masked is None:
-        assert labelled is not None
-        return labelled, open_data(labelled, needs_labels=config.needs_labels)
+    configs = divide(config)
+    labelled = configs.pop(LABELS, None)
+    transfers = {kind: open_transfer(kind, one) for kind, one in configs.items()}
     if labelled is not None:
-        data = open_data(labelled, needs_labels=True)
+        source, data = labelled, open_data(labelled, needs_labels=config.needs_labels)
     else:
-        assert with_masks is not None
+        first = next(iter(transfers))
+        source = images_alone(configs[first], transfers[first])
         # Nothing is measured on what pre-training holds out.
-        data = replace(open_data(images_alone(with_masks, masked), needs_labels=False), num_test=0, final_split="")
-    return labelled, replace(data, masked=masked, fingerprint=f"{data.fingerprint} {masked.fingerprint}")
+        data = replace(open_data(source, needs_labels=False), num_test=0, final_split="")
+    fingerprint = " ".join([data.fingerprint, *(one.fingerprint for one in transfers.values())])
+    return source, replace(data, transfers=transfers, fingerprint=fingerprint)

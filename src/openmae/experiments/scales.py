@@ -6,6 +6,23 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransferBudget:
+    """What one segmentation or detection is given.
+
+    Attributes:
+        share: the images that it sees, as a share of those that pre-training sees.
+        batch_size: images a step.
+        rates: base rates that it chooses from by a split of train.
+        head_width: channels of its head.
+    """
+
+    share: float
+    batch_size: int
+    rates: tuple[float, ...]
+    head_width: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scale:
     """A model and a budget that all rows of an experiment share.
 
@@ -17,8 +34,7 @@ class Scale:
         finetune_share: the images that one fine-tuning sees, as a share of those that pre-training sees.
         finetune_batch: images a step of fine-tuning.
         rates, scratch_rates: base rates that fine-tuning, and training from scratch, choose from by a split of train.
-        segment_share, segment_batch, segment_rates: of segmentation, as of fine-tuning.
-        head_width: channels of its head.
+        segment, detect: of segmentation and of detection.
         probe, tokenizer: further settings of the linear probe and of the tokenizer, which trains for as many steps as
             pre-training.
         default_seeds: how often the default row is run at least: what others are compared with needs a spread.
@@ -36,10 +52,8 @@ class Scale:
     finetune_batch: int
     rates: tuple[float, ...]
     scratch_rates: tuple[float, ...]
-    segment_share: float
-    segment_batch: int
-    segment_rates: tuple[float, ...]
-    head_width: int
+    segment: TransferBudget
+    detect: TransferBudget
     probe: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, Any] = field(default_factory=dict)
     default_seeds: int
@@ -49,6 +63,8 @@ class Scale:
 
 # At a batch of 16 peaks of 1e-4, 4e-4 and 1.6e-3: from what suits ViT-B to what suits narrow encoders and random ones.
 SEGMENT_RATES = (1.6e-3, 6.4e-3, 2.56e-2)
+# At a batch of 4 peaks of 2e-4, 5e-4 and 1e-3.
+DETECT_RATES = (1.28e-2, 3.2e-2, 6.4e-2)
 DECODER_DEPTH = 8  # at every scale, so that the depths of table 1a are the paper's own
 
 SCALES: dict[str, Scale] = {
@@ -63,10 +79,8 @@ SCALES: dict[str, Scale] = {
         finetune_batch=32,
         rates=(3e-3, 1e-2),
         scratch_rates=(1e-3, 3e-3, 1e-2),
-        segment_share=0.5,
-        segment_batch=8,
-        segment_rates=(8e-3, 3.2e-2),
-        head_width=16,
+        segment=TransferBudget(share=0.5, batch_size=8, rates=(8e-3, 3.2e-2), head_width=16),
+        detect=TransferBudget(share=0.25, batch_size=4, rates=(3.2e-2, 6.4e-2), head_width=16),
         probe={"steps": 20},
         tokenizer={"codebook": 32, "width": 8, "batch_size": 8},
         default_seeds=1,
@@ -84,10 +98,8 @@ SCALES: dict[str, Scale] = {
         finetune_batch=128,
         rates=(3e-3, 1e-2),
         scratch_rates=(1e-3, 3e-3, 1e-2),
-        segment_share=0.25,
-        segment_batch=16,
-        segment_rates=SEGMENT_RATES,
-        head_width=64,
+        segment=TransferBudget(share=0.25, batch_size=16, rates=SEGMENT_RATES, head_width=64),
+        detect=TransferBudget(share=0.06, batch_size=4, rates=DETECT_RATES, head_width=64),
         default_seeds=3,
         timed_steps=16,
         threads=1,
@@ -103,10 +115,8 @@ SCALES: dict[str, Scale] = {
         finetune_batch=256,
         rates=(1e-3, 3e-3, 1e-2),
         scratch_rates=(3e-4, 1e-3, 3e-3, 1e-2),
-        segment_share=0.25,
-        segment_batch=16,
-        segment_rates=SEGMENT_RATES,
-        head_width=128,
+        segment=TransferBudget(share=0.25, batch_size=16, rates=SEGMENT_RATES, head_width=128),
+        detect=TransferBudget(share=0.06, batch_size=16, rates=DETECT_RATES, head_width=96),
         default_seeds=3,
         timed_steps=60,
         threads=2,

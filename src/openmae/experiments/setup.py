@@ -1,6 +1,7 @@
 """The default row of an experiment on a person's data: the settings that every row shares, whatever it changes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from openmae.config import ExperimentConfig, Preprocessing, PretrainConfig, ViTShape, pair
@@ -51,6 +52,21 @@ class GivenModel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """How rows are segmented, or detect objects.
+
+    Attributes:
+        settings: of the command; at the paper's scale of B and of L.
+        rates: base rates that it chooses from, by a split of train or DATA's val part.
+        protocols: what it measures.
+    """
+
+    settings: tuple[dict[str, Any], ...]
+    rates: tuple[float, ...]
+    protocols: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """The settings of each command for the default row; a row changes some of `pretrain`'s.
 
@@ -60,8 +76,7 @@ class Setup:
         rates: base rates that fine-tuning chooses from, by a split of train or DATA's val part.
         token_settings: further settings of rows that predict tokens: a tokenizer that there is; empty: one is trained.
         sizes: those that stand for ViT-B, L and H.
-        segment: of segmentation; at the paper's scale of B and of L; empty where nothing is segmented.
-        segment_rates: base rates that it chooses from, as `rates`.
+        transfers: of segmentation ("segment") and of detection ("detect"), where they are measured.
         given: the models of `--also`.
         has_labels: there is labelled data, so that fine-tuning can be measured.
         timed_steps: of a row whose time is measured.
@@ -81,8 +96,7 @@ class Setup:
     timed_steps: int
     default_seeds: int
     threads: int
-    segment: tuple[dict[str, Any], ...] = ()
-    segment_rates: tuple[float, ...] = ()
+    transfers: Mapping[str, Transfer] = field(default_factory=dict)
     given: tuple[GivenModel, ...] = ()
     has_labels: bool = True
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import ExperimentConfig, flag_of
+from openmae.config.experiment import WITH_ALSO
 from openmae.errors import RequestError
 from openmae.experiments.trials.side_by_side import check_rows
 from openmae.experiments.trials.trial import Trial
@@ -21,7 +22,7 @@ MAY_GROW = {"seeds"}
 CHANGES_TIMES = {"device", "workers"}
 # Of figure 9: shares of the labels with their epochs, and numbers of blocks, may be added.
 FIGURE_9_MAY_GROW = {"labels", "epochs", "blocks"}
-ALSO = "also"  # of table 5: rows may be added
+ALSO = "also"  # of tables 4 and 5: rows may be added
 DATA, ENCODER = "data_fingerprint", "encoder"
 WHAT = {DATA: "data", ENCODER: "encoder"}
 
@@ -86,7 +87,7 @@ def create_experiment(
 
 def check_same(name: str, out: Path, stored: dict[str, Any], record: dict[str, Any], may_change: set[str]) -> None:
     """Raise RequestError, naming the setting, where a start has other settings or data than the one before."""
-    may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else {ALSO} if name == "table-5" else set())
+    may_grow = MAY_GROW | (FIGURE_9_MAY_GROW if name == "figure-9" else {ALSO} if name in WITH_ALSO else set())
     changed = [key for key in record.keys() - may_change - may_grow if record[key] != stored.get(key, record[key])]
     changed += [key for key in MAY_GROW if (record[key] or 1) < (stored.get(key) or 1)]
     changed += [ALSO] if not set(stored.get(ALSO) or ()) <= set(record.get(ALSO) or ()) else []

@@ -92,7 +92,7 @@ def _subtitle(study: Study, num_finished: int, num_test: int) -> str:
         what = f"How far each row lies from {base_name(study)}, in the paper and here"
     parts = [what]
     if num_test and any(images_behind(name, num_test) for name in study.protocols):
-        what = "top-1 " if "miou" in study.protocols else ""
+        what = "top-1 " if {"miou", "box_ap"} & set(study.protocols) else ""
         parts.append(f"{what}measured on {num_test:,} images")
     if num_finished < len(study.rows):
         parts.append(f"{num_finished} of {len(study.rows)} rows so far")

@@ -239,7 +239,7 @@ def cautions(study: Study, rows: Sequence[RowResult], found: Sequence[Difference
 
 def _at_the_edge(rows: Sequence[RowResult]) -> list[str]:
     """A sentence about runs whose best rate was the largest or smallest tried: a better one may lie beyond it."""
-    kinds = {"finetune": "fine-tuned runs", "miou": "segmenters"}
+    kinds = {"finetune": "fine-tuned runs", "miou": "segmenters", "box_ap": "detectors"}
     return [line for name, runs in kinds.items() for line in _at_the_edge_of(rows, name, runs)]
 
 

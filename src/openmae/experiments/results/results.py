@@ -10,6 +10,10 @@ from openmae.experiments.trials.side_by_side import Job
 from openmae.experiments.trials.trial import read_result
 from openmae.machine.files import disk_faults, write_json
 
+COSTS = (
+    *("seconds", "images_per_second", "tokenizer_seconds"),
+    *("finetune_seconds", "segment_seconds", "detect_seconds"),
+)
 NOT_SETTINGS = {"data", "train", "val", "test", "evaluate_every", "picture_every", "compile"}
 
 
@@ -50,7 +54,7 @@ def _measured(name: str, row: Row, found: Sequence[dict[str, Any]]) -> Measured:
 def _cost(found: Sequence[dict[str, Any]], flops: float | None, default_flops: float | None) -> dict[str, Any]:
     """FLOPs of training and what it took, a value of each seed."""
     lists: dict[str, Any] = {}
-    for name in ("seconds", "images_per_second", "tokenizer_seconds", "finetune_seconds", "segment_seconds"):
+    for name in COSTS:
         if values := [result["cost"][name] for result in found if result.get("cost", {}).get(name) is not None]:
             lists[name] = values
     if flops is None:

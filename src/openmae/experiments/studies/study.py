@@ -12,6 +12,8 @@ DEFAULT = "default"
 PROTOCOLS = {
     "finetune": "fine-tuning",
     "miou": "segmentation",
+    "box_ap": "detection",
+    "mask_ap": "instance segmentation",
     "linear": "linear probe",
     "knn": "kNN",
     "hours": "hours",
@@ -22,6 +24,8 @@ PROTOCOLS = {
 UNITS = {
     "finetune": "top-1, %",
     "miou": "mIoU, %",
+    "box_ap": "box AP, %",
+    "mask_ap": "mask AP, %",
     "linear": "top-1, %",
     "knn": "top-1, %",
     "hours": "h",
@@ -45,7 +49,7 @@ class Row:
         position: where it lies on the axis of a figure.
         curve: the curve of a figure that it belongs to.
         size: which of the setup's sizes it is of, where an experiment compares sizes.
-        is_scratch: nothing is pre-trained: fine-tuning or segmentation starts from random weights.
+        is_scratch: nothing is pre-trained: fine-tuning or transfer starts from random weights.
         init: nothing is pre-trained: it starts from this model.
         labels, blocks: of fine-tuning: a share of the labels, and the last blocks that are trained; None: all.
         protocols: what is measured of this row where it is not what the experiment says.

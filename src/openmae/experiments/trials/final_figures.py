@@ -14,8 +14,8 @@ from openmae.tasks.segment.evaluation import measure_images
 from openmae.tasks.segment.segment import open_with_test
 
 
-def final_top1(config: FinetuneConfig) -> float:
-    """Top-1 in per cent of a fine-tuned run on the final split of its data."""
+def final_top1(config: FinetuneConfig) -> dict[str, float]:
+    """Top-1 in per cent, as `finetune`, of a fine-tuned run on the final split of its data."""
     classifier = load(config.out, config.device)
     assert isinstance(classifier, ClassifierModel)
     data = open_data(config, classifier.preprocessing, needs_validation=True)
@@ -29,11 +29,11 @@ def final_top1(config: FinetuneConfig) -> float:
         workers=config.workers or 0,
         processes=Processes(),
     )
-    return compute_metrics(predictions)["top1"]
+    return {"finetune": compute_metrics(predictions)["top1"]}
 
 
-def final_miou(config: SegmentConfig) -> float:
-    """Mean IoU in per cent of a segmenter's run on the final split of its data.
+def final_miou(config: SegmentConfig) -> dict[str, float]:
+    """Mean IoU in per cent, as `miou`, of a segmenter's run on the final split of its data.
 
     Raises:
         RequestError: none of its images can be read, or the data has not the run's classes any more.
@@ -49,4 +49,19 @@ def final_miou(config: SegmentConfig) -> float:
     result = measure_images(
         class_map_of, data.final_source, indices, model.preprocessing, data.classes, workers=workers
     )
-    return segmentation_metrics(result)["miou"]
+    return {"miou": segmentation_metrics(result)["miou"]}
+
+
+def final_aps(config: DetectConfig) -> dict[str, float]:
+    """Box AP and mask AP in per cent, as `box_ap` and `mask_ap`, of a detector's run on the final split of its data.
+
+    Raises:
+        RequestError: none of its images can be read, or the data has not the run's classes any more.
+    """
+    model = load(config.out, config.device)
+    assert isinstance(model, DetectorModel)
+    data = open_objects(config, model.preprocessing)
+    if data.classes != model.classes:
+        raise RequestError(f"{config.dataset} has not the classes that {config.out} learnt: restore it, or begin anew")
+    result = measure_detections(model, data, workers=config.workers or 0)
+    return {name: value for name, value in result.items() if name in ("box_ap", "mask_ap")}

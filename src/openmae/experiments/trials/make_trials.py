@@ -1,16 +1,17 @@
 """From an experiment to its trials: every row with each of its seeds, and what each command of it costs."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from openmae.config import ClassifierShape, MAEShape, PretrainConfig, TokenizerConfig, TokenizerShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
-from openmae.experiments.masks import MaskedData
 from openmae.experiments.setup import SHARED, Setup
 from openmae.experiments.studies.study import Row, Study
-from openmae.experiments.trials.segment_stage import segment_stage
+from openmae.experiments.transfer_data import TransferData
+from openmae.experiments.trials.transfer_stage import transfer_stage
 from openmae.experiments.trials.trial import OWN_MODEL, Stage, Trial
 from openmae.experiments.trials.unseen import NUM_DRAWN
 from openmae.model import cost
@@ -84,34 +85,35 @@ def make_trials(
     seeds: int,
     num_classes: int,
     out: str,
-    masked: MaskedData | None = None,
+    transfers: Mapping[str, TransferData],
 ) -> tuple[list[Trial], int, dict[str, float]]:
     """Every row with each of its seeds: first one of each row, then the others.
 
     Args:
         num_classes: of the labels; 0 where there are none.
-        masked: what is segmented.
+        transfers: what is segmented, and detected in.
 
     Returns:
         The trials; the bytes of memory that the largest of them needs; and the FLOPs of each row's pre-training for an
-        image, by the row's name, but of those that only segment.
+        image, by the row's name, but of those that are not pre-trained here.
 
     Raises:
         RequestError: a row's settings do not fit the data.
     """
     by_row, flops, memory = dict[str, tuple[Stage, ...]](), dict[str, float](), 0.0
     for row in study.rows:
-        protocols, segmented = study.protocols_of(row), tuple[Stage, ...]()
-        if "miou" in protocols:
-            assert masked is not None
-            stage, segment_memory = segment_stage(row, setup, row_settings(row, setup), masked, machine, out)
-            segmented, memory = (stage,), max(memory, segment_memory)
-            if not row.is_pretrained_here:
-                by_row[row.name] = segmented
-                continue
+        protocols, transferred = study.protocols_of(row), list[Stage]()
+        for kind, data in transfers.items():
+            settings = row_settings(row, setup)
+            stage, transfer_memory = transfer_stage(kind, row, setup, settings, data, machine, out)
+            transferred.append(stage)
+            memory = max(memory, transfer_memory)
+        if transferred and not row.is_pretrained_here:
+            by_row[row.name] = tuple(transferred)
+            continue
         shape, visible, row_memory = row_shape(row, setup, facts, machine, out)
         flops[row.name] = image_flops(shape, visible)
-        by_row[row.name] = _stages(row, protocols, setup, shape, flops[row.name], num_classes) + segmented
+        by_row[row.name] = _stages(row, protocols, setup, shape, flops[row.name], num_classes) + tuple(transferred)
         classifier = ClassifierShape(encoder=shape.encoder, num_classes=max(2, num_classes), pool="mean")
         tuned = setup.finetune["batch_size"] * cost.classifier_activation_bytes(classifier, None, 4)
         memory = max(memory, row_memory, tuned + 16 * cost.classifier_parameters(classifier))

@@ -18,6 +18,7 @@ WORDS = {
     "pretrain": "pre-training",
     "finetune": "fine-tuning",
     "segment": "segmentation",
+    "detect": "detection",
     "probe": "linear probe",
     "knn": "kNN",
     "reconstruct": "drawing",

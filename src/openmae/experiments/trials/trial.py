@@ -12,12 +12,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from openmae.config import FinetuneConfig, KnnConfig, PretrainConfig, ProbeConfig, SegmentConfig, TokenizerConfig
-from openmae.experiments.trials.final_figures import final_miou, final_top1
+from openmae.config import (
+    DetectConfig,
+    FinetuneConfig,
+    KnnConfig,
+    PretrainConfig,
+    ProbeConfig,
+    SegmentConfig,
+    TokenizerConfig,
+)
+from openmae.experiments.trials.final_figures import final_aps, final_miou, final_top1
 from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen
 from openmae.machine.files import write_json
 from openmae.run.lock import summary_of
 from openmae.run.reader import read_json_object, read_metrics
+from openmae.tasks.detect.detect import detect
 from openmae.tasks.finetune.finetune import finetune
 from openmae.tasks.knn import knn
 from openmae.tasks.pretrain.pretrain import pretrain
@@ -27,7 +36,7 @@ from openmae.tasks.tokenizer.tokenizer import tokenizer
 
 TRIAL, RESULT = "trial.json", "result.json"
 PROTOCOL_OF = {
-    **{"finetune": "finetune", "segment": "miou", "probe": "linear", "knn": "knn"},
+    **{"finetune": "finetune", "segment": "miou", "detect": "box_ap", "probe": "linear", "knn": "knn"},
     **{"reconstruct": "psnr", "speed": "speed"},
 }
 OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
@@ -39,10 +48,11 @@ class Stage:
     """A command of a trial.
 
     Attributes:
-        kind: pretrain, tokenizer, finetune, segment, probe, knn, reconstruct, or speed: a pre-training that is timed.
+        kind: pretrain, tokenizer, finetune, segment, detect, probe, knn, reconstruct, or speed: a pre-training that is
+            timed.
         settings: of its config; without device, workers and output folder.
-        rates: base rates of fine-tuning or segmentation, each a run of its own; the best on the split that chooses is
-            measured.
+        rates: base rates of fine-tuning, segmentation or detection, each a run of its own; the best on the split that
+            chooses is measured.
         work: FLOPs, about, to say how far the trial is and how long it takes.
     """
 
@@ -52,9 +62,11 @@ class Stage:
     work: float = 0.0
 
     @property
-    def protocol(self) -> str | None:
-        """What it measures; None where it only makes something."""
-        return PROTOCOL_OF.get(self.kind)
+    def protocols(self) -> tuple[str, ...]:
+        """What it measures; nothing where it only makes something."""
+        if self.kind == "detect" and not self.settings.get("boxes_only"):
+            return ("box_ap", "mask_ap")
+        return (PROTOCOL_OF[self.kind],) if self.kind in PROTOCOL_OF else ()
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -142,7 +154,7 @@ def read_result(folder: Path, trial: Trial) -> dict[str, Any]:
     """What result.json holds; {} where it is missing, damaged, or lacks a number that the trial measures."""
     found, _ = read_json_object(folder / RESULT)
     protocols, cost = found.get("protocols"), found.get("cost", {})
-    wanted = {stage.protocol for stage in trial.stages} - {None}
+    wanted = {protocol for stage in trial.stages for protocol in stage.protocols}
     if not isinstance(protocols, dict) or not isinstance(cost, dict) or not wanted <= protocols.keys():
         return {}
     is_whole = all(isinstance(values, dict) and "value" in values for values in protocols.values())
@@ -197,13 +209,17 @@ def _segment(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     return _chosen(stage, trial, place, Tuned(SegmentConfig, segment, "miou", final_miou))
 
 
+def _detect(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
+    return _chosen(stage, trial, place, Tuned(DetectConfig, detect, "box_ap", final_aps))
+
+
 class Tuned(NamedTuple):
-    """A command that has rates to choose from: its config, what it does, the figure that chooses, the final one."""
+    """A command that has rates to choose from: its config, what it does, the figure that chooses, the final ones."""
 
     config: Callable[..., Any]
     command: Callable[[Any], dict[str, Any]]
     metric: str
-    final: Callable[[Any], float]
+    final: Callable[[Any], dict[str, float]]
 
 
 def _chosen(stage: Stage, trial: Trial, place: Place, tuned: Tuned) -> dict[str, Any]:
@@ -216,8 +232,9 @@ def _chosen(stage: Stage, trial: Trial, place: Place, tuned: Tuned) -> dict[str,
         figures[rate] = float(summary[tuned.metric])
         seconds += float(summary.get("seconds", 0.0))
     best = max(figures, key=lambda rate: figures[rate])
-    found = {"value": tuned.final(configs[best]), "base_lr": best, "chosen_by": figures[best]}
-    return {"protocols": {stage.protocol: found}, "cost": {f"{stage.kind}_seconds": seconds}}
+    final = tuned.final(configs[best])
+    found = {name: {"value": final[name], "base_lr": best, "chosen_by": figures[best]} for name in stage.protocols}
+    return {"protocols": found, "cost": {f"{stage.kind}_seconds": seconds}}
 
 
 def _probe(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
@@ -281,6 +298,7 @@ STAGES: dict[str, Callable[[Stage, Trial, Place], dict[str, Any]]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
     "segment": _segment,
+    "detect": _detect,
     "probe": _probe,
     "knn": _knn,
     "reconstruct": _reconstruct,
