@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -166,6 +167,7 @@ def make_inputs() -> None:
             mask = Path("SCENES", "masks", split, f"{number:02}.png")
             mask.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 3, (20, 20), dtype=np.uint8)).save(mask)
+    write_objects(write_image)
     for name in CLASSES:
         for number in range(4):
             for folder in ("A", "R", "SKETCH"):
@@ -173,6 +175,20 @@ def make_inputs() -> None:
         for corruption in ALEXNET:
             for severity in SEVERITIES:
                 write_image(Path("C", corruption, str(severity), name, "0.png"))
+
+
+def write_objects(write_image: Callable[[Path, int], None]) -> None:
+    """Write OBJECTS: images of two splits, each with a box, and their COCO JSON."""
+    box = {"iscrowd": 0, "area": 100, "bbox": [4, 4, 10, 10], "segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]]}
+    for split, count in (("train", 12), ("val", 4)):
+        for number in range(count):
+            write_image(Path("OBJECTS", split, f"{number:02}.jpg"), 32)
+        size = {"height": 32, "width": 32}
+        images = [{"id": number, "file_name": f"{number:02}.jpg", **size} for number in range(count)]
+        annotations = [{"id": n, "image_id": n, "category_id": 1 + n % 2, **box} for n in range(count)]
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        Path("OBJECTS", f"{split}.json").write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Make a segmentation set whose answer is known: shapes pasted on photographs.
+"""Make a set for segmentation and detection whose answer is known: shapes pasted on photographs.
 
     python tools/paste_shapes.py OUT --train 400 --val 100 --side 128
 
 OUT/images/{train,val}/NNNN.png and OUT/masks/{train,val}/NNNN.png: 0 background, then disc, square, triangle, ring and
-cross, of any colour, size and transparency, one over the other. The photographs are those inside scikit-image and
-scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
+cross, of any size and transparency, one over the other. OUT/instances_{train,val}.json: each shape as an object in
+COCO's format, of the pixels that no other shape covers. Each kind has a hue of its own, give or take 30°, and any
+brightness; with `--colours any` only the form tells them apart, which is far harder. The photographs are those inside
+scikit-image and scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
 """
 
 import argparse
+import colorsys
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +26,7 @@ from openmae.data.sources.embedded import embedded_source
 CLASSES = ("background", "disc", "square", "triangle", "ring", "cross")
 MIN_RADIUS, MAX_RADIUS = 0.12, 0.3  # of the side
 MAX_SHAPES = 4
+HUE_SPREAD = 1 / 12  # of a turn, to either side; kinds are a fifth of a turn apart
 
 
 def is_inside(kind: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -37,39 +43,77 @@ def is_inside(kind: int, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDAr
     return ((np.abs(x) <= 0.28) | (np.abs(y) <= 0.28)) & (np.maximum(np.abs(x), np.abs(y)) <= 1)
 
 
-def scene(photograph: NDArray[np.uint8], side: int, generator: np.random.Generator) -> tuple[NDArray, NDArray]:
-    """An image (side × side × 3) and its class map, uint8 both."""
+def colour_of(kind: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """A colour of a kind's own hue, 0 to 255."""
+    hue = (kind - 1) / (len(CLASSES) - 1) + generator.uniform(-HUE_SPREAD, HUE_SPREAD)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue % 1, generator.uniform(0.6, 1), generator.uniform(0.5, 1)))
+
+
+def scene(
+    photograph: NDArray[np.uint8], side: int, generator: np.random.Generator, any_colour: bool
+) -> tuple[NDArray, NDArray, NDArray]:
+    """An image (side × side × 3), its class map, and which shape each pixel belongs to, from 1, uint8 all."""
     planes = torch.from_numpy(photograph).permute(2, 0, 1)[None].float()
     short = min(planes.shape[2:])
     planes = planes[:, :, :short, :short]
     image = F.interpolate(planes, (side, side), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
-    classes = np.zeros((side, side), np.uint8)
+    classes, owners = np.zeros((side, side), np.uint8), np.zeros((side, side), np.uint8)
     rows, columns = np.mgrid[:side, :side] + 0.5
-    for _ in range(generator.integers(1, MAX_SHAPES + 1)):
+    for number in range(1, int(generator.integers(1, MAX_SHAPES + 1)) + 1):
         kind, radius = int(generator.integers(1, len(CLASSES))), generator.uniform(MIN_RADIUS, MAX_RADIUS) * side
         top, left = generator.uniform(0.5 * radius, side - 0.5 * radius, 2)
         angle = generator.uniform(-0.35, 0.35)  # radians: a square on its corner would still be one, and is rare here
         y, x = (rows - top) / radius, (columns - left) / radius
         x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
         inside = is_inside(kind, x, y)
-        colour, alpha = generator.uniform(0, 255, 3), generator.uniform(0.6, 1.0)
+        colour = generator.uniform(0, 255, 3) if any_colour else colour_of(kind, generator)
+        alpha = generator.uniform(0.6, 1.0)
         image[inside] = (1 - alpha) * image[inside] + alpha * colour
-        classes[inside] = kind
+        classes[inside], owners[inside] = kind, number
     noise = generator.normal(0, 4, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8), classes
+    return np.clip(image + noise, 0, 255).astype(np.uint8), classes, owners
 
 
-def write(out: Path, split: str, count: int, side: int, seed: int) -> None:
+def objects_in(classes: NDArray[np.uint8], owners: NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """The shapes of a scene as COCO's annotations, without the ids of object and image."""
+    objects = []
+    for number in np.unique(owners[owners > 0]).tolist():
+        mask = owners == number
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        (top, bottom), (left, right) = (rows[[0, -1]] + [0, 1]).tolist(), (columns[[0, -1]] + [0, 1]).tolist()
+        by_columns = np.concatenate([[False], mask.T.ravel(), [False]])
+        changes = np.flatnonzero(by_columns[1:] != by_columns[:-1]).tolist()
+        counts = np.diff([0, *changes, mask.size]).tolist()
+        objects.append(
+            {
+                "category_id": int(classes[mask][0]),
+                "bbox": [left, top, right - left, bottom - top],
+                "area": int(mask.sum()),
+                "iscrowd": 0,
+                "segmentation": {"size": list(mask.shape), "counts": counts},
+            }
+        )
+    return objects
+
+
+def write(out: Path, split: str, count: int, side: int, seed: int, any_colour: bool) -> None:
     """Write `count` scenes of a split."""
     source = embedded_source("photos", split)
     assert source is not None
     generator = np.random.default_rng(seed)
     for folder in ("images", "masks"):
         (out / folder / split).mkdir(parents=True, exist_ok=True)
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number in range(count):
-        image, classes = scene(source.read(int(generator.integers(len(source)))), side, generator)
+        image, classes, owners = scene(source.read(int(generator.integers(len(source)))), side, generator, any_colour)
         Image.fromarray(image).save(out / "images" / split / f"{number:04}.png")
         Image.fromarray(classes).save(out / "masks" / split / f"{number:04}.png")
+        images.append({"id": number, "file_name": f"{number:04}.png", "height": side, "width": side})
+        for one in objects_in(classes, owners):
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES) if i > 0]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (out / f"instances_{split}.json").write_text(json.dumps(content))
 
 
 def main() -> None:
@@ -79,9 +123,11 @@ def main() -> None:
     parser.add_argument("--val", type=int, default=100)
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--colours", choices=("kind", "any"), default="kind")
     arguments = parser.parse_args()
-    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed)
-    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1)
+    any_colour = arguments.colours == "any"
+    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed, any_colour)
+    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1, any_colour)
     (arguments.out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
 
 

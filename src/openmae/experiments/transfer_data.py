@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import Dataset, DetectConfig, ExperimentConfig, KnnConfig, SegmentConfig
-from openmae.data.coco.detection import DetectionData
-from openmae.data.coco.layouts import has_objects
-from openmae.data.coco.layouts import training_folder as folder_with_objects
+from openmae.data.coco.detection_data import DetectionData
+from openmae.data.coco.files import has_annotations
+from openmae.data.coco.training_folder import training_folder as folder_with_objects
 from openmae.data.masks.pairs import has_masks
 from openmae.data.masks.pairs import training_folder as folder_with_masks
 from openmae.data.masks.segmentation import SegmentationData
@@ -76,7 +76,7 @@ def divide(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 
 def kind_of(dataset: Dataset) -> str:
     """What DATA has, one of `HAS`."""
-    return DETECT if has_objects(dataset) else SEGMENT if has_masks(dataset) else LABELS
+    return DETECT if has_annotations(dataset) else SEGMENT if has_masks(dataset) else LABELS
 
 
 def open_transfer(kind: str, config: ExperimentConfig) -> TransferData:

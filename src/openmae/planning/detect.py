@@ -12,7 +12,7 @@ from openmae.config import (
     ViTShape,
     pair,
 )
-from openmae.data.coco.detection import DetectionData
+from openmae.data.coco.detection_data import DetectionData
 from openmae.data.preprocess import DataFacts
 from openmae.interchange.init import read_stored_model
 from openmae.interchange.stored import StoredModel

@@ -3,7 +3,7 @@
 import torch
 
 from openmae.config import DetectorShape
-from openmae.data.coco.detection import DetectionData
+from openmae.data.coco.detection_data import DetectionData
 from openmae.data.preprocess import DataFacts
 from openmae.data.value_scale import value_lines
 from openmae.planning.detect import DetectPlan
@@ -34,8 +34,8 @@ def detect_lines(
     lines = [
         *data.source_lines,
         *(f"objects    {note}" for note in data.notes),
-        f"data       {count:,} images to train on with {data.num_objects:,} objects of {len(data.classes)} classes, "
-        f"{what}; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
+        f"data       {count:,} images to train on with {int(data.objects.sum()):,} objects of {len(data.classes)} "
+        f"classes, {what}; short side about {facts.short_side} px, {facts.channels} channels of {facts.dtype}",
         f"measured   on {len(data.final_source):,} images of {data.final_split}, each once and at its own size"
         + (" (made here, see split.json)" if data.is_validation_split else ""),
         f"model      encoder {encoder.width} x {encoder.depth} ({encoder.num_heads} heads{window}), {start}; pyramid "

@@ -7,7 +7,7 @@ import torch
 from openmae.config import DetectConfig, Preprocessing, ResolvedDetectConfig
 from openmae.data.batch import Batch
 from openmae.data.coco.augment import DetectionAugmentation
-from openmae.data.coco.detection import DetectionData
+from openmae.data.coco.detection_data import DetectionData
 from openmae.data.coco.open import open_detection
 from openmae.data.coco.stream import AnnotatedStream
 from openmae.data.sources.reading import reading_options
