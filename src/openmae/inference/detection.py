@@ -1,7 +1,6 @@
 """A detector put to use: the objects of a whole image of any size."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +16,7 @@ from openmae.errors import Fault
 from openmae.inference.pasted_mask import pasted
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.transfer.detection.detections import Detections
-
-if TYPE_CHECKING:
-    from openmae.transfer.detection.detector import Detector
+from openmae.transfer.detection.detector import Detector
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +58,7 @@ class WholeImageDetector:
         model: in evaluation mode when it is used.
     """
 
-    model: "Detector"
+    model: Detector
     preprocessing: Preprocessing
     device: torch.device
     precision: str

@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
-from openmae.config import MAEShape, SegmenterShape, ViTShape
+from openmae.config import DetectorShape, MAEShape, SegmenterShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
+from openmae.inference.detector_model import DetectorModel
 from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
 from openmae.inference.segmenter_model import SegmenterModel
 from openmae.interchange.incoming.conversion import Hints
@@ -15,9 +16,19 @@ from openmae.machine.device import pick_device
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
+from openmae.transfer.detection.detector import Detector
 from openmae.transfer.segmenter import Segmenter
 
-__all__ = ["ClassifierModel", "EncoderModel", "MAEModel", "RegressionModel", "SegmenterModel", "load", "load_mae"]
+__all__ = [
+    "ClassifierModel",
+    "DetectorModel",
+    "EncoderModel",
+    "MAEModel",
+    "RegressionModel",
+    "SegmenterModel",
+    "load",
+    "load_mae",
+]
 
 
 def load(
@@ -30,8 +41,8 @@ def load(
     axes: str | None = None,
     nodata: float | str | None = None,
     verbose: bool = False,
-) -> MAEModel | ClassifierModel | RegressionModel | SegmenterModel | EncoderModel:
-    """Load a model that encodes images and, by its kind, reconstructs them, classifies them or predicts numbers.
+) -> MAEModel | ClassifierModel | RegressionModel | SegmenterModel | DetectorModel | EncoderModel:
+    """Load a model that encodes images and, by its kind, reconstructs, classifies or segments them, finds objects, ….
 
     Args:
         init: a run folder, a checkpoint, a file of ours or of another program, `timm:NAME` or `hf:ORG/NAME`.
@@ -47,7 +58,8 @@ def load(
         verbose: print which weights were loaded and which were not; the model's `report` holds it in any case.
 
     Returns:
-        `MAEModel`, `ClassifierModel` or `RegressionModel`, or `EncoderModel` where there is neither decoder nor head.
+        `MAEModel`, `ClassifierModel`, `RegressionModel`, `SegmenterModel` or `DetectorModel`, or `EncoderModel` where
+        there is neither decoder nor head.
 
     Raises:
         RequestError: it does not exist, is damaged, is no Vision Transformer, or lacks a weight of its encoder.
@@ -77,6 +89,11 @@ def load(
         load_weights(segmenter, stored.weights, str(stored.path))
         segmenter.eval().to(target_device)
         return SegmenterModel(segmenter.encoder, *common, segmenter)
+    if isinstance(stored.shape, DetectorShape):
+        detector = Detector.from_shape(stored.shape)
+        load_weights(detector, stored.weights, str(stored.path))
+        detector.eval().to(target_device)
+        return DetectorModel(detector.encoder, *common, detector)
     classifier = Classifier.from_shape(stored.shape)
     load_weights(classifier, stored.weights, str(stored.path))
     classifier.eval().to(target_device)

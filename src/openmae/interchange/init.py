@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from openmae.config import (
     MASKS,
     ClassifierShape,
+    DetectorShape,
     MAEShape,
     Preprocessing,
     SegmenterShape,
@@ -30,6 +31,7 @@ from openmae.interchange.stored import KIND_NAMES, ModelShape, StoredModel, chec
 from openmae.model import cost
 from openmae.model.tokenizer_cost import stored_parameters
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
+from openmae.transfer.detection.detector_cost import detector_parameters
 from openmae.transfer.segmenter_cost import segmenter_parameters
 
 
@@ -77,6 +79,7 @@ def _with_report(model: StoredModel, init: str) -> StoredModel:
         "classifier": "classifier",
         "regressor": "regression model",
         "segmenter": "segmentation model",
+        "detector": "detector",
         "encoder": "encoder",
     }
     step = model.description.get("step")
@@ -127,6 +130,15 @@ def check_label_numbers(description: dict[str, Any]) -> None:
         raise TypeError(f"ignore_index {ignored!r} or reduce_zero_label {reduced!r} is of another type")
 
 
+def check_category_ids(description: dict[str, Any]) -> None:
+    """Raise an error where a detector's description lacks the ids that COCO files give its classes."""
+    ids = description["category_ids"]
+    if not (isinstance(ids, list) and all(type(k) in (int, str) for k in ids)):
+        raise TypeError(f"category_ids {ids!r} are no ids")
+    if len(ids) != len(description["classes"]):
+        raise ValueError(f"{len(ids)} category_ids for {len(description['classes'])} classes")
+
+
 def read_stored_model(path: Path) -> StoredModel:
     """Read a model with features of ours, of any kind in `KIND_NAMES`, and check its weights.
 
@@ -153,8 +165,8 @@ def read_stored_model(path: Path) -> StoredModel:
             shape = ViTShape.from_dict(description["shape"])
             num_described = cost.encoder_parameters(shape)
         else:
-            is_segmenter = kind == "segmenter"
-            shape = (SegmenterShape if is_segmenter else ClassifierShape).from_dict(description["shape"])
+            shapes = {"segmenter": SegmenterShape, "detector": DetectorShape}
+            shape = shapes.get(kind, ClassifierShape).from_dict(description["shape"])
             name = "columns" if kind == "regressor" else "classes"
             names = description[name]
             if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
@@ -166,6 +178,9 @@ def read_stored_model(path: Path) -> StoredModel:
             if isinstance(shape, SegmenterShape):
                 check_label_numbers(description)
                 num_described = segmenter_parameters(shape)
+            elif isinstance(shape, DetectorShape):
+                check_category_ids(description)
+                num_described = detector_parameters(shape)
             else:
                 num_described = cost.classifier_parameters(shape)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:

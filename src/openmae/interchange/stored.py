@@ -9,21 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, MAEShape, Preprocessing, SegmenterShape, TargetScale, ViTShape
+from openmae.config import (
+    ClassifierShape,
+    DetectorShape,
+    MAEShape,
+    Preprocessing,
+    SegmenterShape,
+    TargetScale,
+    ViTShape,
+)
 from openmae.errors import RequestError, shown
 from openmae.interchange.report import LoadReport
 from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
+from openmae.transfer.detection.detector import Detector
 from openmae.transfer.segmenter import Segmenter
 
-ModelShape = MAEShape | ClassifierShape | SegmenterShape | ViTShape
+ModelShape = MAEShape | ClassifierShape | SegmenterShape | DetectorShape | ViTShape
 ENCODER = "encoder."
 KIND_NAMES = {  # by the kind in a file's description, for messages
     "mae": "a masked autoencoder",
     "classifier": "a classifier",
     "regressor": "a regression model",
     "segmenter": "a segmentation model",
+    "detector": "a detector",
     "encoder": "an encoder alone",
 }
 
@@ -34,9 +44,10 @@ class StoredModel:
 
     Attributes:
         path: the file they come from, for messages.
-        weights: by the parameter names of `MAE`, `Classifier` or `Segmenter`, or of an encoder alone behind `encoder.`.
+        weights: by the parameter names of `MAE`, `Classifier`, `Segmenter` or `Detector`, or of an encoder alone behind
+            `encoder.`.
         shape: of a masked autoencoder, a classifier (a regression model is one, of as many outputs), a segmentation
-            model, or (`ViTShape`) an encoder alone.
+            model, a detector, or (`ViTShape`) an encoder alone.
         description: the file's metadata: kind, recipe, seed, step, classes, …
         report: what happened to each of the file's weights; None where the model was not read by `read_init`.
     """
@@ -50,8 +61,8 @@ class StoredModel:
 
     @property
     def encoder_shape(self) -> ViTShape:
-        """The encoder's shape; that of a segmentation model has no final norm, whatever it had before."""
-        if isinstance(self.shape, SegmenterShape):
+        """The encoder's shape; that of a segmentation model or detector has no final norm, whatever it had before."""
+        if isinstance(self.shape, (SegmenterShape, DetectorShape)):
             return replace(self.shape.encoder, final_norm=False)
         return self.shape if isinstance(self.shape, ViTShape) else self.shape.encoder
 
@@ -69,6 +80,8 @@ class StoredModel:
             return KIND_NAMES["mae"]
         if isinstance(self.shape, SegmenterShape):
             return KIND_NAMES["segmenter"]
+        if isinstance(self.shape, DetectorShape):
+            return KIND_NAMES["detector"]
         return KIND_NAMES["classifier" if self.scale is None else "regressor"]
 
     @property
@@ -87,6 +100,8 @@ def expected_weights(shape: ModelShape) -> dict[str, Tensor]:
             model = MAE.from_shape(shape)
         elif isinstance(shape, SegmenterShape):
             model = Segmenter.from_shape(shape)
+        elif isinstance(shape, DetectorShape):
+            model = Detector.from_shape(shape)
         else:
             model = Classifier.from_shape(shape)
     return dict(model.state_dict())

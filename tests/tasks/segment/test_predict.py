@@ -20,6 +20,7 @@ from openmae.data.masks.augment import scaled_size
 from openmae.data.preprocess import normalise
 from openmae.data.readers import ReaderKilled
 from openmae.errors import Fault, Interrupted, RequestError
+from openmae.tasks.prediction import predict as prediction
 from openmae.tasks.segment import predict
 
 from ... import processes
@@ -190,7 +191,7 @@ def kill_readers():
         yield
 
     if os.environ["RANK"] == "1":
-        predict.whole_images = killed
+        prediction.whole_images = killed
 
 
 def test_a_folder_with_masks_is_not_segmented_as_images(segmenter, scenes, tmp_path):

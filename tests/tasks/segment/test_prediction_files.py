@@ -12,7 +12,8 @@ from PIL import Image
 
 from openmae.errors import Fault, RequestError
 from openmae.pictures.class_colours import class_colours
-from openmae.tasks.segment.prediction_files import MAX_NAME_BYTES, mask_picture, prediction_paths, write_classes
+from openmae.tasks.prediction.files import MAX_NAME_BYTES, prediction_paths, write_classes
+from openmae.tasks.segment.prediction_files import mask_picture
 from openmae.tasks.segment.prediction_files import write_prediction as write
 
 

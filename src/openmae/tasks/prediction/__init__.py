@@ -1,0 +1,1 @@
+"""What `openmae segment --predict` and `openmae detect --predict` share."""
