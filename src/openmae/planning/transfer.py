@@ -8,6 +8,7 @@ from openmae.config import (
     ResolvedTransferConfig,
     TransferConfig,
     ViTShape,
+    check_name,
     flag_of,
 )
 from openmae.data.preprocess import DataFacts
@@ -45,7 +46,10 @@ def decide_by_init(
     Args:
         init: None from scratch.
     """
-    decide = decisions.decide
+    decide, recipe = decisions.decide, decisions.config.recipe
+    check_name("--recipe", recipe, recipes)
+    if recipe is not None and (patch_size := recipes[recipe]().get("patch_size")) is not None:
+        decide("patch_size", patch_size, f"recipe {recipe}")  # resampled, where the model has another
     if init is not None:
         adopt_encoder(*init, decisions)
     own = "none" if init is None else init[0].relative_positions
