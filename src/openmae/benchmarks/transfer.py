@@ -6,7 +6,7 @@ trains all layers, on as many regions as ours, and resizes nothing; all else is 
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +169,8 @@ def _their_side(
     model = model.to(device).train()
     counts = instances.counts.tolist()
     assert instances.masks is not None
-    parts = zip(*(t.split(counts) for t in (instances.boxes, instances.labels + 1, instances.masks)), strict=True)
+    tensors = (instances.boxes, instances.labels + 1, instances.masks)
+    parts: Iterable[tuple[Tensor, ...]] = zip(*(tensor.split(counts) for tensor in tensors), strict=True)
     targets = [{"boxes": boxes, "labels": labels, "masks": masks} for boxes, labels, masks in parts]
 
     def losses() -> Tensor:

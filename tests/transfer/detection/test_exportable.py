@@ -16,8 +16,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("has_masks", [False, True])
-@pytest.mark.parametrize("pyramid", ["table-4", "simple"])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("pyramid", "has_masks"), [("table-4", True), ("simple", False)])
 def test_onnx_equals_the_model(pyramid, has_masks, tmp_path, monkeypatch):
     """Largest difference measured: 8e-6 px in boxes, 8e-7 in scores, 6e-8 in masks."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # while it traces, sizes are tensors
@@ -25,10 +25,10 @@ def test_onnx_equals_the_model(pyramid, has_masks, tmp_path, monkeypatch):
     detector = make_detector(detector_shape(pyramid, has_masks, conventions=Conventions(head_norm=norm))).eval()
     predictor = detector.head.regions.box_predictor.cls_score
     with torch.no_grad():
-        predictor.weight.normal_(std=0.5)
+        predictor.weight.normal_(std=0.02)
     module, path = ExportableDetector(detector).eval(), tmp_path / "detector.onnx"
     counts = []
-    for background in (0.0, 2.0):
+    for background in (2.83, 100.0):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             predictor.bias[0] = background
@@ -53,5 +53,5 @@ def test_onnx_equals_the_model(pyramid, has_masks, tmp_path, monkeypatch):
             counts.append(len(expected[0]))
             for own, theirs in zip(expected, found, strict=True):
                 torch.testing.assert_close(torch.from_numpy(theirs), own, rtol=1e-4, atol=1e-4)
-    print("COUNTS", counts)
-    assert min(counts) < 100
+    assert min(counts) == 0
+    assert max(counts) > 0
