@@ -37,7 +37,7 @@ def plan(machine=CPU, encoder=TINY, facts=FACTS, has_masks=True, **settings):
 
 def test_narrow_for_few_images_and_the_papers_for_many():
     few, many = plan(encoder=BASE), plan(GPU, BASE, replace(FACTS, count=20_000))
-    assert (few.config.image_size, few.config.head_width, few.config.roi_samples) == (320, 96, 64)
+    assert (few.config.image_size, few.config.head_width, few.config.roi_samples) == (320, 64, 64)
     assert (many.config.head_width, many.config.roi_samples, many.shape.box_width) == (256, 512, 1024)
     assert few.config.resize_range == (0.5, 2.0)
     assert few.config.batch_size == 4

@@ -20,7 +20,8 @@ class Conventions:
         roi_aligned: RoIAlign takes pixels' centres as they lie (shifted by half a pixel).
         roi_sampling: points along a cell of RoIAlign; 0: as many as its size asks for.
         l1_beta: below it the losses of boxes are quadratic; 0: plain L1.
-        train_proposals: regions of an image that the region proposal network hands on in training.
+        train_proposals, test_proposals: regions of an image that the region proposal network hands on in training, and
+            otherwise.
         rpn_convolutions: of the region proposal network, before its two outputs.
         box_convolutions, box_linears: layers of the box head, before its two outputs.
         mask_convolutions: layers of the mask head, before its deconvolution.
@@ -31,6 +32,7 @@ class Conventions:
     roi_sampling: int = 0
     l1_beta: float = 0.0
     train_proposals: int = 1000
+    test_proposals: int = 1000
     rpn_convolutions: int = 2
     box_convolutions: int = 4
     box_linears: int = 1
@@ -41,7 +43,8 @@ class Conventions:
         check_types(self)
         check_range("the points of RoIAlign", self.roi_sampling, 0, 64)
         check_range("the beta of the box losses", self.l1_beta, 0, 100)
-        check_range("the proposals in training", self.train_proposals, 1, 100_000)
+        for proposals in (self.train_proposals, self.test_proposals):
+            check_range("the proposals of an image", proposals, 1, 100_000)
         check_range("the convolutions of the RPN", self.rpn_convolutions, 1, 16)
         check_range("the convolutions of the box head", self.box_convolutions, 0, 16)
         check_range("the linear layers of the box head", self.box_linears, 1, 16)

@@ -23,6 +23,7 @@ _STREAMS = {
     "pca": 7,
     "gumbel": 8,
     "dropout": 9,
+    "regions": 10,
 }
 
 

@@ -48,9 +48,10 @@ TABLE_4_RATE = 8e-5 * 256 / 64
 PAPER_SIDE, GPU_SIDE, CPU_SIDE = 1024, 640, 320  # pixels
 PAPER_WINDOW = 14
 FEW_IMAGES = 5000
-NARROW_HEAD, PAPER_HEAD = 96, 256
+NARROW_HEAD, PAPER_HEAD = {"cpu": 64, "cuda": 96}, 256
 NARROW_BOX, PAPER_BOX = 256, 1024
 FEW_ROIS, PAPER_ROIS = 64, 512
+FEW_PROPOSALS = 300
 
 
 class DetectPlan(Plan[ResolvedDetectConfig, DetectorShape]):
@@ -118,7 +119,9 @@ def detector_shape(
         head_width=config.head_width,
         box_width=NARROW_BOX if is_narrow else PAPER_BOX,
         roi_samples=config.roi_samples,
-        conventions=Conventions(head_norm="layer" if is_simple else "batch"),
+        conventions=Conventions(
+            head_norm="layer" if is_simple else "batch", test_proposals=FEW_PROPOSALS if is_narrow else 1000
+        ),
     )
 
 
@@ -190,7 +193,7 @@ def _decide_model(facts: DataFacts, machine: Machine, decisions: Decisions, enco
     else:
         decide("window_size", 0, f"{grid} x {grid} patches are few enough to attend to all of them")
     decide("relative_positions", "none", "a quarter less time than with the paper's, --relative-positions bias")
-    narrow = min(NARROW_HEAD, get("width"))
+    narrow = min(NARROW_HEAD.get(machine.device, 96), get("width"))
     decide("head_width", narrow if is_small else PAPER_HEAD, f"{why}; the paper's is {PAPER_HEAD}")
     decide("roi_samples", FEW_ROIS if is_small else PAPER_ROIS, f"{why}; the paper's are {PAPER_ROIS}")
 

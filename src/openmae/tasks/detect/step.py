@@ -1,11 +1,13 @@
 """A step of detection: squares with their objects, blocks dropped, the losses of Mask R-CNN."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from openmae.data.batch import Batch
 from openmae.data.mixing import drop_path_masks, drop_path_rates
 from openmae.data.preprocess import normalise
+from openmae.data.randomness import seeds
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
 from openmae.planning.detect import DetectPlan
@@ -30,7 +32,7 @@ class DetectStep:
             branches = branches.to(self.device, non_blocking=True)
         return ModelInput(
             normalise(micro_batch.images.to(self.device, non_blocking=True), self.plan.preprocessing),
-            micro_batch.keys,
+            torch.from_numpy(seeds(micro_batch.keys.numpy(), "regions").view(np.int64)),
             drop_path=branches,
             instances=micro_batch.instances.to(self.device),
         )

@@ -18,7 +18,6 @@ from openmae.transfer.detection.sampling import KeyedSampler
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_CELLS = 8  # side of an anchor in cells of its map: 32 … 512 px with patches of 16 px (docs/paper.md)
 CANDIDATES = {"training": 2000, "testing": 1000}  # of each map, before overlapping ones are left out
-TEST_PROPOSALS = 1000
 SAMPLES = 256  # anchors of an image that are trained on, half of them objects where there are as many
 
 
@@ -77,7 +76,7 @@ class RegionProposals(RegionProposalNetwork):
             batch_size_per_image=SAMPLES,
             positive_fraction=0.5,
             pre_nms_top_n=CANDIDATES,
-            post_nms_top_n={"training": conventions.train_proposals, "testing": TEST_PROPOSALS},
+            post_nms_top_n={"training": conventions.train_proposals, "testing": conventions.test_proposals},
             nms_thresh=0.7,
         )
         self.fg_bg_sampler = KeyedSampler(SAMPLES, 0.5)
