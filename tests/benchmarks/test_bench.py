@@ -182,6 +182,16 @@ def test_a_tiny_case_runs(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_detector_is_measured_beside_torchvisions(tmp_path):
+    path = tmp_path / "rows.json"
+    assert run(f"bench transfer --case tiny --quick --json {path}".split()) == 0
+    rows = check_json(path)
+    assert [row["unit"] for row in rows] == ["s", "s", "bytes"]
+    assert all("maskrcnn_resnet50_fpn" in row["peer"] for row in rows)
+
+
+@pytest.mark.slow
 def test_an_epoch_runs_against_trainer(tmp_path):
     path = tmp_path / "rows.json"
     assert run(f"bench epoch --quick --segment 2 --workers 0 --case peer data defaults --json {path}".split()) == 0

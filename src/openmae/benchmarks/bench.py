@@ -13,6 +13,7 @@ from openmae.benchmarks.rows import table
 from openmae.benchmarks.settings import settings_rows
 from openmae.benchmarks.start import start_rows
 from openmae.benchmarks.step import step_rows
+from openmae.benchmarks.transfer import transfer_rows
 from openmae.config import BenchConfig
 from openmae.errors import RequestError
 from openmae.machine.device import use_device
@@ -28,6 +29,7 @@ BENCHMARKS = {
     "epoch": epoch_rows,
     "start": start_rows,
     "settings": settings_rows,
+    "transfer": transfer_rows,
 }
 
 

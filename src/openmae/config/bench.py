@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "epoch": ("peer", "data", "defaults"),
     "start": ("help", "pretrain-help", "refusal", "pretrain", "knn"),
     "settings": ("small", "tiny"),
+    "transfer": ("tiny", "base"),
 }
 BENCHMARKS_WITH_DATA = ("loader", "epoch")
 MAX_ROUNDS = 1000
@@ -25,7 +26,7 @@ class BenchConfig(Settings):
     """Measure openmae beside other programs on this machine; a ratio above 1 means that openmae is better."""
 
     name: str
-    """step, memory, asymmetry, loader, epoch, start (until a command's first line), or settings (best flags here)."""
+    """step, memory, asymmetry, loader, epoch, start (to the first line), settings (best flags) or transfer (detectors)."""
     data: str | None = None
     """For loader (a folder of JPEGs) and epoch (any DATA); photographs inside the wheels unless given."""
     json: str | None = field(default=None, metadata=NONE_IS_OFF)

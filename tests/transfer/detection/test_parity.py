@@ -1,6 +1,6 @@
 """With torchvision's conventions and its ResNet pyramid, losses and boxes equal those of its MaskRCNN.
 
-Both have the same weights and draw the same anchors and regions. Differences: torchvision resizes and normalises images,
+Both have the same weights and draw the same anchors and regions. Differences: torchvision resizes and normalises first,
 which is skipped; its losses are means over a batch, which are the mean of ours where images have equally many regions.
 """
 

@@ -159,10 +159,10 @@ class RegionHeads(RoIHeads):
             boxes, scores, labels = self.postprocess_detections(logits, moves, list(proposals), list(sizes))
         masks: Sequence[Tensor | None] = [None] * len(boxes)
         if self.has_mask():
-            shares = self._masks(maps, boxes).sigmoid()
-            every = torch.cat(labels)
-            shares = shares[torch.arange(len(every), device=every.device), every]
-            masks = shares.split([len(b) for b in boxes])
+            shares, every = self._masks(maps, boxes).sigmoid(), torch.cat(labels)
+            # shape[0]: `len` is a Python integer, which an exported program would keep as the only number of objects.
+            shares = shares[torch.arange(every.shape[0], device=every.device), every]
+            masks = shares.split([box.shape[0] for box in boxes])
         return [
             Detections(box, label - 1, score, mask)
             for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)

@@ -45,7 +45,8 @@ class PyramidRoIAlign(nn.Module):
         boxes = torch.cat(list(regions))
         images = torch.cat([torch.full_like(r[:, :1], number) for number, r in enumerate(regions)])
         numbered, levels = torch.cat([images, boxes], dim=1), self.levels(boxes)
-        cells = maps[0].new_zeros(len(boxes), maps[0].shape[1], self.side, self.side, dtype=torch.float32)
+        # shape[0]: `len` is a Python integer, which an exported program would keep as the only number of regions.
+        cells = maps[0].new_zeros(boxes.shape[0], maps[0].shape[1], self.side, self.side, dtype=torch.float32)
         with torch.autocast(boxes.device.type, enabled=False):
             for level, (x, cell) in enumerate(zip(maps[:NUM_MAPS], CELLS[:NUM_MAPS], strict=True)):
                 chosen = torch.where(levels == level)[0]
