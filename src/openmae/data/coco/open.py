@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +66,7 @@ def open_detection(
             f"{shown(data)} has {len(classes)} classes ({_listed(classes)}), and the run was begun with "
             f"{len(known_classes)} ({_listed(known_classes)}): give the data that it was begun with"
         )
-    reading = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
+    reading: dict[str, Any] = {"background": background, "max_pixels": max_pixels, "nodata": nodata}
     shapes = chain.from_iterable(shapes_of_files(file.root, file.images) for file in found.parts.values())
     reading["axes"] = decide_axes(shapes, axes, default_axes)
     splits = {s: match_split(file, categories, reading, boxes_only, processes) for s, file in found.parts.items()}
@@ -171,7 +172,7 @@ def splits_of(
         split: FolderPart(root=of.root, files=of.images, depth=0, is_table=False, ignored=found.ignored)
         for split, of in splits.items()
     }
-    opened: dict[str, Source] = {**sources}
+    opened: dict[str, Source] = dict(sources)
     return Splits(
         sources=opened,
         origins={split: of_split.file for split, of_split in splits.items()},

@@ -36,7 +36,10 @@ def checked_segmentation(segmentation: Any) -> tuple[Any, str]:
 def _is_polygon(polygon: Any) -> bool:
     if not isinstance(polygon, list) or len(polygon) < MIN_NUMBERS or len(polygon) % 2:
         return False
-    return all(type(value) in (int, float) and abs(value) <= MAX_NUMBER for value in polygon)
+    try:  # by functions of C: a large set has tens of millions of numbers
+        return set(map(type, polygon)) <= {int, float} and sum(map(abs, polygon)) <= MAX_NUMBER
+    except OverflowError:  # an integer beyond floats
+        return False
 
 
 def _is_run_lengths(segmentation: dict[str, Any]) -> bool:

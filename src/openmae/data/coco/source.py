@@ -56,7 +56,8 @@ class AnnotatedSource:
     ) -> None:
         assert images == sorted(images) and len(images) == len(image_ids) == len(objects.starts) - 1
         self.images = FolderSource(root, images, class_depth=_NO_CLASSES, ignored=ignored, **reading)
-        self.objects, self.classes = objects, classes
+        self.objects = objects
+        self.classes: tuple[str, ...] | None = classes
         is_of_numbers = all(isinstance(number, int) and abs(number) < 1 << 62 for number in image_ids)
         self._image_ids = np.array(image_ids, np.int64) if is_of_numbers else list(image_ids)
         self.ignored = self.images.ignored

@@ -132,7 +132,8 @@ def read_table(file: AnnotationFile, categories: dict[Id, str], remarks: Remarks
 
 def _images(file: AnnotationFile, remarks: Remarks) -> tuple[list[str], list[Id], NDArray[np.int64], dict[Id, int]]:
     """File names, ids and stated sizes of the images, and the position of each id."""
-    names, ids, sizes, positions, by_name = list[str](), list[Id](), list[tuple[int, int]](), dict[Id, int](), {}
+    names, ids, sizes = list[str](), list[Id](), list[tuple[int, int]]()
+    positions, by_name = dict[Id, int](), dict[str, int]()
     for image in file.content["images"]:
         number, name = _id_of(image.get("id")), image.get("file_name")
         if number is None or not isinstance(name, str) or not name:
