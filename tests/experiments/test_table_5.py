@@ -21,9 +21,9 @@ from openmae.data.masks.pairs import training_folder
 from openmae.errors import RequestError
 from openmae.experiments.experiment import experiment
 from openmae.experiments.plan import plan_experiment
-from openmae.experiments.transfer_setup import size_for
 from openmae.experiments.start import MAY_CHANGE, check_same
 from openmae.experiments.studies.transfer import PAPER, paper_figures
+from openmae.experiments.transfer_setup import size_for
 from openmae.experiments.trials import side_by_side
 from openmae.tasks.pretrain.pretrain import pretrain
 

@@ -9,6 +9,7 @@ from openmae.errors import RequestError
 from openmae.experiments.plan import plan_experiment
 from openmae.experiments.studies.transfer import PAPER_TARGETS
 
+from ..objects import write_objects
 from .test_experiments import noise_images
 from .test_table_5 import config, write_scenes
 
@@ -18,9 +19,10 @@ NAMES = {"pixels": "pixel", "normalised pixels": "norm-pixel", "dVAE tokens": "t
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder with labels and one with masks, both of colour images."""
+    """A folder with labels, one with masks and one with objects, all of colour images."""
     root = tmp_path_factory.mktemp("data")
-    return noise_images(root / "labelled"), write_scenes(root / "masked", {"train": 12, "val": 3, "test": 3})
+    masked = write_scenes(root / "masked", {"train": 12, "val": 3, "test": 3})
+    return noise_images(root / "labelled"), masked, str(write_objects(root / "objects", train=12, val=4, side=32))
 
 
 def planned(out, *data, **changes):
@@ -33,8 +35,8 @@ def test_the_papers_figures():
     for line in part.splitlines():
         cells = [cell.strip() for cell in line.split("|")[1:-1]]
         if cells and cells[0] in NAMES:
-            imagenet, _, ade20k = ([float(number) for number in re.findall(r"[\d.]+", cell)] for cell in cells[1:])
-            told[NAMES[cells[0]]] = (tuple(imagenet[:2]), tuple(ade20k))
+            columns = [tuple(float(number) for number in re.findall(r"[\d.]+", cell))[:2] for cell in cells[1:]]
+            told[NAMES[cells[0]]] = dict(zip(("finetune", "box_ap", "miou"), columns, strict=True))
     assert told == PAPER_TARGETS
 
 
@@ -68,16 +70,25 @@ def test_what_is_refused(data, tmp_path):
         planned(tmp_path / "out", data[1], write_scenes(tmp_path / "more", {"train": 4, "val": 2}))
     with pytest.raises(RequestError, match="twice"):
         planned(tmp_path / "out", data[1], data[1])
-    with pytest.raises(RequestError, match="--base-lr would be that of fine-tuning and of segmentation"):
+    with pytest.raises(RequestError, match="--base-lr would be that of 3 columns"):
         planned(tmp_path / "out", *data, base_lr=(0.1,))
-    with pytest.raises(RequestError, match="takes one with labels and one with masks"):
-        planned(tmp_path / "out", *data, "third")
+    with pytest.raises(RequestError, match="takes one with labels, one with masks and one with objects"):
+        planned(tmp_path / "out", *data, "fourth")
 
 
-def test_coco_comes_with_detection(data, tmp_path):
-    coco = tmp_path / "coco" / "annotations"
-    coco.mkdir(parents=True)
-    (coco / "instances_train.json").write_text('{"info": {}, "images": [], "annotations": []}')
-    with pytest.raises(RequestError, match=r"holds objects as COCO's: that column comes with detection") as refused:
-        planned(tmp_path / "out", data[0], str(coco.parent))
-    assert refused.value.exit_code == 2
+def test_all_three(data, tmp_path):
+    plan = planned(tmp_path, data[2], data[0], data[1])
+    assert plan.study.protocols == ("finetune", "box_ap", "mask_ap", "miou")
+    for trial in plan.trials:
+        by_kind = {stage.kind: stage.settings for stage in trial.stages}
+        assert list(by_kind)[-3:] == ["finetune", "detect", "segment"]
+        assert by_kind["detect"]["data"] == data[2]
+        assert by_kind["pretrain"]["data"] == data[0]
+    assert plan.study.rows[0].paper == {"finetune": 83.3, "miou": 48.0, "box_ap": 49.5}
+
+
+def test_objects_alone(data, tmp_path):
+    plan = planned(tmp_path, data[2])
+    assert plan.study.protocols == ("box_ap", "mask_ap")
+    assert plan.trials[0].stages[0].settings["train"] == f"{data[2]}/images/train"
+    assert "Not measured here, for no DATA is of their kind: ADE20K, ImageNet-1K" in plan.report([], is_last=False)

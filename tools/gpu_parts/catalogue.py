@@ -76,6 +76,7 @@ PARTS: tuple[Part, ...] = (
     _command("finetune", f"`finetune` {BOTH}"),
     _command("probe", f"`probe` {BOTH}"),
     _command("segment", f"`segment` {BOTH}, and `segment --predict` with each"),
+    _command("detect", f"`detect` {BOTH}, and `detect --predict` with each"),
     _command("knn", f"`knn` {BOTH}"),
     _command("embed", f"`embed` {BOTH}"),
     _command("attention", f"`attention` {BOTH}"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_parts.data import corrupted, labelled, masked, photographs
+from gpu_parts.data import corrupted, labelled, masked, photographs, with_objects
 from gpu_parts.part import NO_COMPILER, Context, Failed, read_json, read_metrics, start_python
 
 MODEL = "--image-size 32 --patch-size 8 --width 48 --depth 2 --num-heads 3"
@@ -144,6 +144,24 @@ def segment(context: Context) -> None:
         ),
         lambda out: holds_something(out / "masks"),
         end="-masks",
+    )
+
+
+def detect(context: Context) -> None:
+    data, init = with_objects(context.work), default_run(context)
+    run_on_devices(
+        context,
+        lambda out: f"detect {data} --init {init} --out {out} --steps 8 --batch-size 4 --log-every 2 --workers 1",
+        is_good_run(context, 8),
+    )
+    run_on_devices(
+        context,
+        lambda out: (
+            f"detect {data}/images/val --init {out.parent / out.name.removesuffix('-found')} --predict "
+            f"--out {out} --workers 1"
+        ),
+        lambda out: holds_something(out / "overlays"),
+        end="-found",
     )
 
 

@@ -66,6 +66,35 @@ def masked(work: Path) -> Path:
     return made(work, "masked", make)
 
 
+def with_objects(work: Path) -> Path:
+    """train and val of small images with COCO JSON: one light rectangle each on dark grounds, of two classes."""
+
+    def make(folder: Path) -> None:
+        import json
+
+        import numpy as np
+        from PIL import Image
+
+        for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+            generator = np.random.default_rng(count)
+            (folder / "images" / split).mkdir(parents=True)
+            images, annotations = [], []
+            for number in range(count):
+                image = generator.integers(0, 60, (SIDE, SIDE, 3), dtype=np.uint8)
+                top, left, category = (int(value) for value in generator.integers(0, (SIDE - 16, SIDE - 16, 2)))
+                image[top : top + 16, left : left + 16, category] = 220
+                corners = [left, top, left + 16, top, left + 16, top + 16, left, top + 16]
+                images.append({"id": number, "file_name": f"{number:02}.png", "height": SIDE, "width": SIDE})
+                box = {"bbox": [left, top, 16, 16], "area": 256, "iscrowd": 0, "segmentation": [corners]}
+                annotations.append({"id": number, "image_id": number, "category_id": category + 1, **box})
+                Image.fromarray(image).save(folder / "images" / split / f"{number:02}.png")
+            categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "green"}]
+            content = {"images": images, "annotations": annotations, "categories": categories}
+            (folder / f"instances_{split}.json").write_text(json.dumps(content))
+
+    return made(work, "objects", make)
+
+
 def corrupted(work: Path) -> Path:
     """A folder laid out as ImageNet-C: every corruption and severity, an image of each class."""
     from openmae.data.sources.imagenet_variants import ALEXNET, SEVERITIES

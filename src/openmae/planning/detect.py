@@ -103,7 +103,7 @@ def detector_shape(
         encoder,
         class_token=has_token,
         window_size=config.window_size,
-        global_blocks=tuple(sorted(set(ends))) if config.window_size else (),
+        global_blocks=encoder.global_blocks or (tuple(sorted(set(ends))) if config.window_size else ()),
         relative_positions=wanted,
         shares_relative_positions=wanted == "bias" and own == "none",
     )
@@ -206,3 +206,28 @@ def _decide_optimisation(config: DetectConfig, facts: DataFacts, machine: Machin
     decide("schedule", "cosine", "table 4's")
     decide("min_lr", 0.0, "table 4's")
     decide_fine_tuning(config, count, decisions)
+
+
+def training_flops(shape: DetectorShape) -> int:
+    """FLOPs to train on one image: 2 × multiply-adds, backward = 2 × forward, counted by running it without numbers.
+
+    As many regions go through the heads as are drawn, a quarter of them through the mask head.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from openmae.transfer.detection.detector import Detector
+    from openmae.transfer.detection.regions import BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
+
+    encoder, width, count = shape.encoder, shape.head_width, shape.roi_samples
+    with torch.device("meta"):
+        model = Detector.from_shape(shape).train()
+        images = torch.empty(1, encoder.channels, *encoder.image_size)
+        boxes = torch.empty(max(2, count), width, BOX_CELLS, BOX_CELLS)
+        masks = torch.empty(max(2, round(count * POSITIVE_SHARE)), width, MASK_CELLS, MASK_CELLS)
+    regions = model.head.regions
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.head.rpn.head(model.maps(images))
+        regions.box_predictor(regions.box_head(boxes))
+        if shape.has_masks:
+            regions.mask_predictor(regions.mask_head(masks))
+    return 3 * counter.get_total_flops()

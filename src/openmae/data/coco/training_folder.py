@@ -25,8 +25,9 @@ def training_folder(dataset: Dataset) -> Path:
     folder = os.path.commonpath([os.path.dirname(path) for path in images])
     others = [path for path in file.images if path not in images and (not folder or path.startswith(folder + b"/"))]
     if others:
+        between = shown(os.fsdecode(others[0]))
         raise RequestError(
-            f"images that {file.shown} does not list lie among the training images ({shown(os.fsdecode(others[0]))}): put "
-            "these in a folder of their own, such as images/train/, for pre-training sees images alone"
+            f"images that {file.shown} does not list lie among the training images ({between}): put these in a folder "
+            "of their own, such as images/train/, for pre-training sees images alone"
         )
     return file.root / os.fsdecode(folder)

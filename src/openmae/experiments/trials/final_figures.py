@@ -1,7 +1,9 @@
 """The figure of a chosen run: on the final split of its data, whose images decided nothing."""
 
-from openmae.config import FinetuneConfig, SegmentConfig
+from openmae.config import DetectConfig, FinetuneConfig, SegmentConfig
 from openmae.errors import RequestError
+from openmae.inference.detection_result import detection_metrics, merge_parts
+from openmae.inference.detector_model import DetectorModel
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel
@@ -10,6 +12,8 @@ from openmae.inference.segmentation_result import segmentation_metrics
 from openmae.inference.segmenter_model import SegmenterModel
 from openmae.machine.parallel import Processes
 from openmae.tasks.classification.classification import open_data
+from openmae.tasks.detect.detect import open_with_test as open_objects
+from openmae.tasks.detect.evaluation import measure_images as measure_objects
 from openmae.tasks.segment.evaluation import measure_images
 from openmae.tasks.segment.segment import open_with_test
 
@@ -63,5 +67,7 @@ def final_aps(config: DetectConfig) -> dict[str, float]:
     data = open_objects(config, model.preprocessing)
     if data.classes != model.classes:
         raise RequestError(f"{config.dataset} has not the classes that {config.out} learnt: restore it, or begin anew")
-    result = measure_detections(model, data, workers=config.workers or 0)
-    return {name: value for name, value in result.items() if name in ("box_ap", "mask_ap")}
+    find, indices, workers = model.whole_image_detector().detect, range(len(data.final_source)), config.workers or 0
+    part = measure_objects(find, data.final_source, indices, model.preprocessing, workers=workers)
+    metrics = detection_metrics(merge_parts([part], data.classes, model.detector.shape.has_masks))
+    return {name: metrics[name] for name in ("box_ap", "mask_ap") if name in metrics}

@@ -11,11 +11,6 @@ from openmae.data.coco.detection_data import DetectionData
 from openmae.data.coco.open import open_detection
 from openmae.data.coco.stream import AnnotatedStream
 from openmae.data.sources.reading import reading_options
-from openmae.interchange.incoming.conversion import Hints
-from openmae.interchange.init import read_init, read_stored_model
-from openmae.interchange.load_weights import load_encoder, load_weights
-from openmae.interchange.stored import StoredModel
-from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, check_even_shares, parallelise
 from openmae.planning.decisions import cosine_schedule, total_steps
 from openmae.planning.detect import DetectPlan, plan_detect
@@ -24,14 +19,21 @@ from openmae.run.evaluators import Evaluator
 from openmae.run.folder import PreviousRun
 from openmae.run.lock import check_outside
 from openmae.run.model_input import ModelInput
-from openmae.run.open_run import Run, open_run
+from openmae.run.open_run import open_run
 from openmae.run.step import StepResult
 from openmae.tasks.detect.evaluation import DetectEvaluation
 from openmae.tasks.detect.predict import predict_images
 from openmae.tasks.detect.report import result_text
 from openmae.tasks.detect.step import DetectStep, train_step
-from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer
-from openmae.training.optim import CosineSchedule, StepSchedule, adamw_from_groups, layer_decay_groups
+from openmae.tasks.transfer.training import (
+    make_optimizer,
+    prepare_weights,
+    read_initial_model,
+    restore_state,
+    write_held_out,
+)
+from openmae.training.checkpoint import MODEL
+from openmae.training.optim import CosineSchedule, StepSchedule
 from openmae.training.prefetch import StepInputs
 from openmae.transfer.detection.detector import Detector
 
@@ -69,9 +71,7 @@ def detect(config: DetectConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         model = Detector.from_shape(plan.shape)
-        run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
-        if resolved.freeze:
-            model.train_only_heads()
+        prepare_weights(model, init, resolved, run)
         model.to(device)
         optimizer = make_optimizer(model, resolved)
         schedule = rate_schedule(resolved, len(data.train), num_steps)
@@ -90,9 +90,7 @@ def detect(config: DetectConfig) -> dict[str, Any]:
             state={"classes": list(data.classes), "category_ids": list(data.category_ids)},
         )
 
-        if processes.is_first and (names := data.held_out_names()):
-            with disk_faults(run.path):
-                write_json(run.path / "split.json", {"held_out": names})
+        write_held_out(run, data)
 
         # The step, on every batch of the stream; evaluations on the way and at the end.
         wrapped = parallelise(model.train(), processes, device)
@@ -116,13 +114,6 @@ def detect(config: DetectConfig) -> dict[str, Any]:
                 f"openmae detect IMAGES --init {run.path} --predict --out FOLDER"
             ),
         )
-
-
-def read_initial_model(run: Run[ResolvedDetectConfig]) -> StoredModel | None:
-    """The model that `--init` names; None from scratch, and for a resumed run, whose weights are in its checkpoint."""
-    if not run.is_new or run.requested.is_from_scratch:
-        return None
-    return read_init(run.requested.init, Hints(num_heads=run.requested.num_heads))
 
 
 def open_data(
@@ -172,17 +163,6 @@ def open_with_test(
     )
 
 
-def make_optimizer(model: Detector, config: ResolvedDetectConfig) -> torch.optim.Optimizer:
-    """AdamW with a learning rate for each layer of the encoder; pyramid and heads have the full rate."""
-    groups = layer_decay_groups(
-        model,
-        depth=model.shape.encoder.depth,
-        layer_decay=config.layer_decay,
-        weight_decay=config.weight_decay,
-    )
-    return adamw_from_groups(groups, config.betas)
-
-
 def rate_schedule(config: ResolvedDetectConfig, num_images: int, num_steps: int) -> CosineSchedule | StepSchedule:
     """Warm-up, then half a cosine (table 4), or two steps down (ViTDet)."""
     if config.schedule == "cosine":
@@ -199,14 +179,6 @@ def make_stream(plan: DetectPlan, data: DetectionData) -> AnnotatedStream:
     c = plan.config
     augmentation = DetectionAugmentation(kind=c.augment, resize_range=c.resize_range)
     return AnnotatedStream(data.train, plan.preprocessing, augmentation, c.seed, with_masks=plan.shape.has_masks)
-
-
-def restore_state(checkpoint: Checkpoint, model: Detector, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint's weights and its optimiser's state. Raises RequestError where they do not fit."""
-    folder = checkpoint.folder
-    load_weights(model, read_stored_model(folder / MODEL).weights, str(folder))
-    optimizer.state.clear()
-    restore_optimizer(folder, model, optimizer)
 
 
 def describe_detector(plan: DetectPlan, data: DetectionData) -> dict[str, Any]:

@@ -11,11 +11,6 @@ from openmae.data.masks.open import open_segmentation
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.stream import MaskedStream
 from openmae.data.sources.reading import reading_options
-from openmae.interchange.incoming.conversion import Hints
-from openmae.interchange.init import read_init, read_stored_model
-from openmae.interchange.load_weights import load_encoder, load_weights
-from openmae.interchange.stored import StoredModel
-from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, check_even_shares, parallelise
 from openmae.planning.decisions import total_steps
 from openmae.planning.segment import SegmentPlan, plan_segment
@@ -24,14 +19,21 @@ from openmae.run.evaluators import Evaluator
 from openmae.run.folder import PreviousRun
 from openmae.run.lock import check_outside
 from openmae.run.model_input import ModelInput
-from openmae.run.open_run import Run, open_run
+from openmae.run.open_run import open_run
 from openmae.run.step import StepResult
 from openmae.tasks.segment.evaluation import SegmentEvaluation
 from openmae.tasks.segment.predict import predict_images
 from openmae.tasks.segment.report import result_text
 from openmae.tasks.segment.step import SegmentStep, train_step
-from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer
-from openmae.training.optim import PolynomialSchedule, adamw_from_groups, layer_decay_groups
+from openmae.tasks.transfer.training import (
+    make_optimizer,
+    prepare_weights,
+    read_initial_model,
+    restore_state,
+    write_held_out,
+)
+from openmae.training.checkpoint import MODEL
+from openmae.training.optim import PolynomialSchedule
 from openmae.training.prefetch import StepInputs
 from openmae.transfer.segmenter import Segmenter
 
@@ -69,9 +71,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
         # The model and its optimiser, from the checkpoint where there is one.
         torch.manual_seed(resolved.seed)
         model = Segmenter.from_shape(plan.shape)
-        run.print_lines(*(load_encoder(model.encoder, init) if init is not None else ()))
-        if resolved.freeze:
-            model.train_only_heads()
+        prepare_weights(model, init, resolved, run)
         model.to(device)
         optimizer = make_optimizer(model, resolved)
         schedule = poly_schedule(resolved, len(data.train), num_steps)
@@ -90,9 +90,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
             state={"classes": list(data.classes), "ignore_index": data.ignore_index, "bad_pairs": data.bad},
         )
 
-        if processes.is_first and (names := data.held_out_names()):
-            with disk_faults(run.path):
-                write_json(run.path / "split.json", {"held_out": names})
+        write_held_out(run, data)
 
         # The step, on every batch of the stream; evaluations on the way and at the end.
         wrapped = parallelise(model.train(), processes, device)
@@ -116,13 +114,6 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
                 f"openmae segment IMAGES --init {run.path} --predict --out FOLDER"
             ),
         )
-
-
-def read_initial_model(run: Run[ResolvedSegmentConfig]) -> StoredModel | None:
-    """The model that `--init` names; None from scratch, and for a resumed run, whose weights are in its checkpoint."""
-    if not run.is_new or run.requested.is_from_scratch:
-        return None
-    return read_init(run.requested.init, Hints(num_heads=run.requested.num_heads))
 
 
 def open_data(
@@ -177,17 +168,6 @@ def open_with_test(
     )
 
 
-def make_optimizer(model: Segmenter, config: ResolvedSegmentConfig) -> torch.optim.Optimizer:
-    """AdamW with a learning rate for each layer of the encoder; pyramid and heads have the full rate."""
-    groups = layer_decay_groups(
-        model,
-        depth=model.shape.encoder.depth,
-        layer_decay=config.layer_decay,
-        weight_decay=config.weight_decay,
-    )
-    return adamw_from_groups(groups, config.betas)
-
-
 def poly_schedule(config: ResolvedSegmentConfig, num_images: int, num_steps: int) -> PolynomialSchedule:
     """Linear warm-up, then linearly (power 1) down to the minimum."""
     return PolynomialSchedule(
@@ -203,14 +183,6 @@ def make_stream(plan: SegmentPlan, data: SegmentationData) -> MaskedStream:
     c = plan.config
     augmentation = MaskAugmentation(kind=c.augment, resize_range=c.resize_range, max_class_share=c.max_class_share)
     return MaskedStream(data.train, plan.preprocessing, augmentation, c.seed)
-
-
-def restore_state(checkpoint: Checkpoint, model: Segmenter, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint's weights and its optimiser's state. Raises RequestError where they do not fit."""
-    folder = checkpoint.folder
-    load_weights(model, read_stored_model(folder / MODEL).weights, str(folder))
-    optimizer.state.clear()
-    restore_optimizer(folder, model, optimizer)
 
 
 def describe_segmenter(plan: SegmentPlan, data: SegmentationData) -> dict[str, Any]:

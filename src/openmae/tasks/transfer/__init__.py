@@ -1,0 +1,1 @@
+"""What training a segmenter and training a detector have in common."""
