@@ -121,7 +121,7 @@ def _object(
     number: int, image_id: int, label: np.int64, box: NDArray[np.float64], mask: RunLengths | None
 ) -> dict[str, Any]:
     left, top, right, bottom = box.tolist()
-    values = {"id": number, "image_id": image_id, "category_id": int(label)}
+    values: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": int(label)}
     values |= {"bbox": [left, top, right - left, bottom - top]}
     return values if mask is None else values | {"segmentation": mask}
 
