@@ -9,7 +9,7 @@ from openmae.pictures.class_colours import class_colours
 from openmae.pictures.detection_sheet import DetectedImage, DetectedRow, detection_sheet
 from openmae.pictures.objects import ALPHA, DrawnObjects, Pen, _free_place, with_objects
 
-from ..objects_found import random_boxes
+from ..inference.detection.objects_found import random_boxes
 from .test_segmentation_sheet import HOSTILE, assert_no_text_overlaps, texts
 
 COLOURS = class_colours(3)

@@ -26,7 +26,7 @@ class BenchConfig(Settings):
     """Measure openmae beside other programs on this machine; a ratio above 1 means that openmae is better."""
 
     name: str
-    """step, memory, asymmetry, loader, epoch, start (to the first line), settings (best flags) or transfer (detectors)."""
+    """step, memory, asymmetry, loader, epoch, start (to the first line), settings (best flags), transfer (detector)."""
     data: str | None = None
     """For loader (a folder of JPEGs) and epoch (any DATA); photographs inside the wheels unless given."""
     json: str | None = field(default=None, metadata=NONE_IS_OFF)

@@ -13,8 +13,8 @@ from scipy import ndimage
 from openmae.config import Preprocessing
 from openmae.data.coco.open import open_detection
 from openmae.errors import RequestError
-from openmae.inference.detection import ImageDetections
-from openmae.inference.detection_result import detection_metrics, merge_parts
+from openmae.inference.detection.result import detection_metrics, merge_parts
+from openmae.inference.detection.whole_image import ImageDetections
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped
 from openmae.run.quarantine import Quarantine

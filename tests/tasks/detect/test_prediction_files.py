@@ -6,11 +6,11 @@ from pathlib import PurePosixPath
 import numpy as np
 from PIL import Image
 
-from openmae.inference.detection import ImageDetections
+from openmae.inference.detection.whole_image import ImageDetections
 from openmae.pictures.class_colours import class_colours
 from openmae.tasks.detect.prediction_files import coco_results, write_detections, write_results
 
-from ...objects_found import random_found, random_truth
+from ...inference.detection.objects_found import random_found, random_truth
 
 
 def some(with_masks=True):

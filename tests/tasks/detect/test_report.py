@@ -9,12 +9,12 @@ from PIL import Image
 
 from openmae.data.decoding.decode import BadImage
 from openmae.errors import Fault, RequestError
-from openmae.inference.detection_metrics import MeasuredImage
-from openmae.inference.detection_result import DetectionPart, detection_metrics, merge_parts
+from openmae.inference.detection.metrics import MeasuredImage
+from openmae.inference.detection.result import DetectionPart, detection_metrics, merge_parts
 from openmae.tasks.detect.report import detected_image, result_text, write_report
 
-from ...inference.test_detection_metrics import SQUARES, found_of, truth_of
-from ...objects_found import random_image
+from ...inference.detection.objects_found import random_image
+from ...inference.detection.test_detection_metrics import SQUARES, found_of, truth_of
 
 CLASSES = ("s,ky", 'ro"ad', "new\nline")
 NAMES = ("new\nline", "latin\udce9.jpg", "c")

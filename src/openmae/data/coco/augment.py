@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openmae.config.training.detect import DETECT_AUGMENTS
 from openmae.data.augment import resized_crop
 from openmae.data.coco.annotations import Annotations
 from openmae.data.coco.shapes import Mask, bounds, decoded, points_of, rasterised
 from openmae.data.masks.augment import Box, crop_box, nearest, padded
 from openmae.data.resize import Pixels
 
-DETECTION_AUGMENTS = ("none", "jitter")
 NUM_BOX_UNIFORMS = 4  # scale, flip, top, left
 MIN_SIDE = 1.0  # pixels of the result: boxes of less are dropped
 
@@ -52,7 +52,7 @@ class DetectionAugmentation:
     resize_range: tuple[float, float] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
-        assert self.kind in DETECTION_AUGMENTS
+        assert self.kind in DETECT_AUGMENTS
         assert 0 < self.resize_range[0] <= self.resize_range[1]
 
     def __call__(

@@ -152,10 +152,11 @@ def check_objects(
 def unlisted_images(found: FoundFiles, splits: Mapping[str, AnnotatedSplit]) -> list[str]:
     """A line for the images that no JSON file lists; empty where there are none."""
     listed, there = set[tuple[str, bytes]](), set[tuple[str, bytes]]()
-    for split, file in found.parts.items():
-        listed |= {(str(file.root), image) for image in splits[split].images}
-        listed |= {(str(file.root), name.encode("utf-8", "surrogateescape")) for name in splits[split].bad}
-        there |= {(str(file.root), image) for image in file.images}
+    for split, of_split in splits.items():
+        root, files = str(of_split.root), found.parts[split].images
+        listed |= {(root, image) for image in of_split.images}
+        listed |= {(root, name.encode("utf-8", "surrogateescape")) for name in of_split.bad}
+        there |= {(root, image) for image in files}
     unlisted = sorted(there - listed)
     if not unlisted:
         return []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from openmae.config import InspectConfig, paths_of
+from openmae.data.coco.findings import ExaminedObjects, examine_objects
 from openmae.data.labels.subsets import labels_of
 from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
@@ -33,6 +34,7 @@ from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.preflight.inspect import check_report_folder
 from openmae.tasks.inspect.mask_screen import mask_lines
 from openmae.tasks.inspect.masks import OpenedMasks, mask_problems, open_masks, overlay_sheet, segment_command
+from openmae.tasks.inspect.objects import detect_command, object_lines, object_problems
 from openmae.tasks.inspect.pictures import contact_sheet, pair_sheet, sample_images
 from openmae.tasks.inspect.screen import data_lines
 from openmae.tasks.inspect.verdict import planned_settings, problems_to_fix, size_advice
@@ -63,14 +65,18 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
     started = time.monotonic()
     out = None if config.out is None else check_report_folder(config.out, *paths_of(config.dataset))
     masks = open_masks(config)
-    opened = open_splits(config.dataset, **reading_options(config, None)) if masks is None else masks.images
+    objects = examine_objects(config.dataset, reading_options(config, None))
+    opened = masks.images if masks is not None else None if objects is None else objects.images
+    if opened is None:
+        opened = open_splits(config.dataset, **reading_options(config, None))
     splits = [_examine_split(name, source, config) for name, source in opened.sources.items()]
     facts = _facts(splits[0].tiled or splits[0].source, config)
     duplicates = find_duplicates(splits, MAX_PAIRS)
-    report = _report(config, opened, splits, facts, duplicates, masks)
+    report = _report(config, opened, splits, facts, duplicates, masks, objects)
     report["seconds"] = round(time.monotonic() - started, 1)
-    about_masks = [] if masks is None else mask_lines(report["masks"])
-    print("\n".join(data_lines(report, about_masks)), flush=True)
+    annotated = [] if masks is None else mask_lines(report["masks"])
+    annotated += [] if objects is None else object_lines(report["objects"])
+    print("\n".join(data_lines(report, annotated)), flush=True)
     if out is not None:
         _write(out, report, splits, facts, duplicates, config.seed, masks)
         print(f"\nwrote      {shown(out)}: {', '.join(sorted(path.name for path in out.iterdir()))}", flush=True)
@@ -111,6 +117,7 @@ def _report(
     facts: DataFacts | None,
     duplicates: Duplicates,
     masks: OpenedMasks | None,
+    objects: ExaminedObjects | None,
 ) -> dict[str, Any]:
     by_split = {split.name: split_findings(split) for split in splits}
     totals = {key: sum(found[key] for found in by_split.values()) for key in SUMMED}
@@ -131,6 +138,7 @@ def _report(
         "classes": class_findings(splits),
         "numbers": numeric_label_findings(splits),
         "masks": None if masks is None else masks.findings,
+        "objects": None if objects is None else objects.findings,
         **duplicates.findings,
         "splits": by_split,
         "bad": [
@@ -143,6 +151,10 @@ def _report(
     if masks is not None:
         report["to_mend"] = [*mask_problems(report["masks"]), *report["to_mend"]]
         report["masks"]["command"] = segment_command(config, report["masks"])
+    if objects is not None:
+        report["to_mend"] = [*object_problems(report["objects"]), *report["to_mend"]]
+        report["objects"]["command"] = detect_command(config, report["objects"])
+    if masks is not None or objects is not None:
         return report | {"would_choose": [], "size_advice": None}  # they are about pre-training
     report["would_choose"] = planned_settings(config, facts)
     report["size_advice"] = size_advice(report, facts)

@@ -10,8 +10,8 @@ NAMED = 5
 TINY = 16  # px
 
 
-def data_lines(report: dict[str, Any], about_masks: Sequence[str] = ()) -> list[str]:
-    """The lines of the report; those about masks stand in place of those about labels."""
+def data_lines(report: dict[str, Any], about_annotations: Sequence[str] = ()) -> list[str]:
+    """The lines of the report; those about masks or objects stand in place of those about labels."""
     lines: list[str] = [""]
     limited = f", of which {report['looked_at']:,} were looked at (--limit)" if report["is_limited"] else ""
     parts = ", ".join(f"{facts['images']:,} {split}" for split, facts in report["splits"].items())
@@ -21,8 +21,8 @@ def data_lines(report: dict[str, Any], about_masks: Sequence[str] = ()) -> list[
         lines += labelled_lines("axes", f"{report['axes']}: {report['axes_reason']}")
     for line in report["ignored"]:
         lines += labelled_lines("ignored", line)
-    if about_masks:
-        lines += about_masks
+    if about_annotations:
+        lines += about_annotations
     elif report["classes"] is not None or report["numbers"] is None:
         lines += _classes(report["classes"])
     lines += _numbers(report["numbers"])
@@ -36,8 +36,9 @@ def data_lines(report: dict[str, Any], about_masks: Sequence[str] = ()) -> list[
         "Nothing was found that must be mended. Whether the images suit your purpose, only you can say."
     ]:
         lines += bullet(line)
-    if report["masks"] is not None and report["masks"]["command"] is not None:
-        lines += ["", "Then", f"  {report['masks']['command']}"]  # not wrapped, so that it can be copied
+    for annotated in (report["masks"], report["objects"]):
+        if annotated is not None and annotated["command"] is not None:
+            lines += ["", "Then", f"  {annotated['command']}"]  # not wrapped, so that it can be copied
     if report["would_choose"]:
         lines += ["", "What openmae pretrain would choose here"]
         for line in [*report["would_choose"], *([report["size_advice"]] if report["size_advice"] else [])]:

@@ -69,7 +69,7 @@ def problems_to_fix(report: dict[str, Any]) -> list[str]:
         lines.append(
             f"{_images(wrong, 'file')} of another format than the name says: openmae reads them, others may not."
         )
-    if report["masks"] is None and report["splits"]["train"]["images"] < FEW_IMAGES:
+    if report["masks"] is None and report["objects"] is None and report["splits"]["train"]["images"] < FEW_IMAGES:
         lines.append(
             f"{report['splits']['train']['images']:,} training images are few for pre-training from scratch: "
             "more unlabelled ones would help most."

@@ -20,7 +20,7 @@ def detector_activation_bytes(shape: DetectorShape, bytes_per_value: int, *, fro
 
     | part | values kept |
     |---|---|
-    | blocks | 18 a token, padding too, and channel (see `activation_bytes`); with a bias, the scores of each head |
+    | blocks | 18 for each token, padding too, and channel (see `activation_bytes`); with a bias, the heads' scores |
     | convolution, norm, ReLU | a map before and after the norm, which several processes keep in float32 |
     | anchors | logits and moves in 32 bits, twice |
     | regions | as many as are sampled, a quarter of them with masks |

@@ -10,7 +10,7 @@ from openmae.data.augment import resized_crop
 from openmae.data.preprocess import normalise
 from openmae.errors import RequestError
 
-from ..detectors import make_detector
+from .detectors import make_detector
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openmae.data.coco.run_lengths import box_run_lengths, encoded, mask_of, run_lengths_of
-from openmae.inference.pasted_mask import pasted
+from openmae.inference.detection.pasted_mask import pasted
 
 
 @given(

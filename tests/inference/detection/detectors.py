@@ -7,7 +7,7 @@ from openmae.config import DetectorShape, Preprocessing, ViTShape
 from openmae.training.checkpoint import save_model
 from openmae.transfer.detection.detector import Detector
 
-from .objects import CATEGORIES
+from ...objects import CATEGORIES
 
 
 def make_detector(folder, has_masks=True, **changes):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from openmae.data.coco.annotations import Annotations
 from openmae.data.coco.run_lengths import RunLengths, box_run_lengths, run_lengths_of
-from openmae.inference.detection import ImageDetections
+from openmae.inference.detection.whole_image import ImageDetections
 
 What = Literal["box", "mask"]
 IOU_TYPES = {"box": "bbox", "mask": "segm"}

@@ -13,7 +13,7 @@ from openmae.config import Preprocessing
 from openmae.data.coco.run_lengths import RunLengths
 from openmae.data.preprocess import normalise
 from openmae.errors import Fault
-from openmae.inference.pasted_mask import pasted
+from openmae.inference.detection.pasted_mask import pasted
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.transfer.detection.detections import Detections
 from openmae.transfer.detection.detector import Detector

@@ -1,0 +1,55 @@
+"""What `openmae inspect DATA` says of images with objects, against what opening them for training says."""
+
+import openmae
+from openmae import InspectConfig
+
+from ...data.coco.made import annotation, listed, numbered, opened, put_images, write_one
+from ...objects import write_coco
+
+
+def inspected(path, **settings):
+    return openmae.inspect(InspectConfig(path=str(path), **{"workers": 0, **settings}))
+
+
+def test_objects_are_counted_by_class_and_size(objects, capsys):
+    report = inspected(objects)
+    found, data = report["objects"], opened(objects)
+    assert [row["train"] for row in found["classes"]] == data.objects.tolist()
+    assert [(row["id"], row["class"]) for row in found["classes"]] == [(3, "red"), (7, "green"), (11, "blue")]
+    train = found["splits"]["train"]
+    assert train["objects"] == sum(train["sizes"].values()) == data.objects.sum()
+    assert (train["images"], train["without_objects"], found["splits"]["val"]["images"]) == (24, 1, 8)
+    assert (train["sizes"]["large"], found["has_masks"], found["refusal"]) == (0, True, None)
+    assert report["classes"] is None  # folders are no classes here
+    assert found["command"] == f"openmae detect {objects} --init RUN --out OUT"
+    printed = capsys.readouterr().out
+    assert found["command"] in printed
+    assert max(len(line) for line in printed.splitlines() if "openmae" not in line and str(objects) not in line) <= 100
+
+
+def test_what_would_be_dropped_or_refused_is_said(tmp_path, capsys):
+    some = [annotation(1, (2, 3, 0, 8)), *(annotation(i) for i in (1, 2, 3))]
+    folder = write_one(tmp_path, some)
+    put_images(folder, "4.png", size=(9, 9))
+    report = inspected(folder)
+    train = report["objects"]["splits"]["train"]
+    assert (train["unusable"], train["objects"]) == (1, 3)
+    assert train["dropped_or_clipped"] == {"boxes without width or height, dropped": 1}
+    assert "1 of 4 images of train" in report["objects"]["refusal"]
+    assert report["objects"]["command"] is None
+    assert any("openmae detect would refuse" in line for line in report["to_mend"])
+    assert any("1 boxes without width or height, dropped" in line for line in report["to_mend"])
+    assert "annotated at 20 x 30 pixels, but the file has 9 x 9" in str(train["named_unusable"])
+
+
+def test_images_are_examined_where_no_annotation_fits(tmp_path):
+    put_images(tmp_path, "a.png", "b.png")
+    write_coco(tmp_path / "train.json", listed("c.png"), numbered([annotation(1)]))
+    report = inspected(tmp_path)
+    assert report["images"] == 2
+    assert "none of the 1 images" in report["objects"]["refusal"]
+
+
+def test_images_without_annotations_have_no_objects(tmp_path):
+    put_images(tmp_path, "a.png", "b.png")
+    assert inspected(tmp_path)["objects"] is None
