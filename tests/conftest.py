@@ -22,7 +22,8 @@ from openmae.config import DecoderShape, MAEShape, ViTShape  # noqa: E402
 # Loader workers that are spawned (macOS) unpickle a test's classes by the name that pytest gave the test's module.
 sys.path.append(str(Path(__file__).parents[1]))
 
-pytest_plugins = ["tests.tiny_runs", "tests.scenes", "tests.objects"]  # its fixtures; loaded behind the hook above
+# Their fixtures, loaded behind the hook above.
+pytest_plugins = ["tests.tiny_runs", "tests.scenes", "tests.objects", "tests.inference.detection.detectors"]
 
 # No deadline, because CI machines stall; no new random examples, because CI must not fail on some days only.
 hypothesis.settings.register_profile("openmae", deadline=None, derandomize=True, max_examples=50, database=None)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from openmae.config import DetectorShape, MAEShape, SegmenterShape, ViTShape
 from openmae.data.value_scale import with_value_range
 from openmae.errors import RequestError
-from openmae.inference.detector_model import DetectorModel
+from openmae.inference.detection.detector_model import DetectorModel
 from openmae.inference.models import ClassifierModel, EncoderModel, MAEModel, RegressionModel
 from openmae.inference.segmenter_model import SegmenterModel
 from openmae.interchange.incoming.conversion import Hints

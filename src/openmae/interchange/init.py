@@ -165,8 +165,9 @@ def read_stored_model(path: Path) -> StoredModel:
             shape = ViTShape.from_dict(description["shape"])
             num_described = cost.encoder_parameters(shape)
         else:
-            shapes = {"segmenter": SegmenterShape, "detector": DetectorShape}
-            shape = shapes.get(kind, ClassifierShape).from_dict(description["shape"])
+            labelled: type[ClassifierShape | SegmenterShape | DetectorShape]
+            labelled = {"segmenter": SegmenterShape, "detector": DetectorShape}.get(kind, ClassifierShape)
+            shape = labelled.from_dict(description["shape"])
             name = "columns" if kind == "regressor" else "classes"
             names = description[name]
             if not (isinstance(names, list) and all(isinstance(n, str) for n in names)):

@@ -59,8 +59,8 @@ def precision_recall(
     mean = precision[occurring].mean(0) if len(occurring) else np.full(len(recall), np.nan)
     axes.plot(recall, mean, color=MEAN, lw=2.6)
     axes.set(xlim=(0, 100), ylim=(0, 102))
-    for name, label in ((axes.set_xlabel, "recall in per cent"), (axes.set_ylabel, "precision in per cent")):
-        name(label, fontproperties=font_properties(9), color=INK)
+    axes.set_xlabel("recall in per cent", fontproperties=font_properties(9), color=INK)
+    axes.set_ylabel("precision in per cent", fontproperties=font_properties(9), color=INK)
     axes.tick_params(labelsize=8)
     axes.grid(color="#e2e2e2", lw=0.6)
     axes.set_axisbelow(True)

@@ -45,8 +45,7 @@ def font_properties(size: float) -> "FontProperties":
 
 @lru_cache(maxsize=4096)
 def font_file(text: str) -> str:
-    """The font's file in which a text is drawn as a whole, for pictures without matplotlib: the first that has it all,
-    else the one that has most of it."""
+    """The file of the font that has most of a text's characters, for pictures that are drawn without matplotlib."""
     from matplotlib import font_manager
     from matplotlib.font_manager import FontProperties
 

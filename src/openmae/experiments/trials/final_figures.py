@@ -2,8 +2,8 @@
 
 from openmae.config import DetectConfig, FinetuneConfig, SegmentConfig
 from openmae.errors import RequestError
-from openmae.inference.detection_result import detection_metrics, merge_parts
-from openmae.inference.detector_model import DetectorModel
+from openmae.inference.detection.detector_model import DetectorModel
+from openmae.inference.detection.result import detection_metrics, merge_parts
 from openmae.inference.load import load
 from openmae.inference.metrics import compute_metrics
 from openmae.inference.models import ClassifierModel

@@ -19,9 +19,9 @@ from openmae.data.decoding.decode import BadImage
 from openmae.data.preprocess import normalise, to_unit
 from openmae.data.readers import ReaderKilled
 from openmae.errors import Fault, RequestError
-from openmae.inference.detection import ImageDetections, WholeImageDetector
-from openmae.inference.detection_metrics import MeasuredImage
-from openmae.inference.detection_result import DetectionPart, DetectionResult, detection_metrics, merge_parts
+from openmae.inference.detection.metrics import MeasuredImage
+from openmae.inference.detection.result import DetectionPart, DetectionResult, detection_metrics, merge_parts
+from openmae.inference.detection.whole_image import ImageDetections, WholeImageDetector
 from openmae.machine.parallel import Processes
 from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.pictures.sheet import to_picture

@@ -10,8 +10,8 @@ from openmae.config import DetectConfig
 from openmae.data.annotated.whole_images import WholeImage
 from openmae.data.coco.augment import fitted_size
 from openmae.errors import RequestError, shown
-from openmae.inference.detection import ImageDetections
-from openmae.inference.detector_model import DetectorModel
+from openmae.inference.detection.detector_model import DetectorModel
+from openmae.inference.detection.whole_image import ImageDetections
 from openmae.inference.load import load
 from openmae.machine.files import write_json
 from openmae.tasks.detect.prediction_files import coco_results, write_detections, write_results

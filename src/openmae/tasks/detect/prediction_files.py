@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openmae.inference.detection import ImageDetections
+from openmae.inference.detection.whole_image import ImageDetections
 from openmae.machine.files import atomic_write, disk_faults
 from openmae.pictures.class_colours import class_colours
 from openmae.pictures.objects import DrawnObjects, Pen, with_objects

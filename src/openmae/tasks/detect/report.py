@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.data.decoding.decode import BadImage
-from openmae.inference.detection_metrics import MeasuredImage, true_run_lengths
-from openmae.inference.detection_result import (
+from openmae.inference.detection.metrics import MeasuredImage, true_run_lengths
+from openmae.inference.detection.result import (
     FALSE,
     MIN_SCORE,
     DetectionResult,

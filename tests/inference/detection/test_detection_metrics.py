@@ -10,10 +10,10 @@ import pytest
 
 from openmae.data.coco.annotations import Annotations
 from openmae.data.coco.run_lengths import box_run_lengths
-from openmae.inference.detection import ImageDetections
-from openmae.inference.detection_metrics import MeasuredImage, average_precision
+from openmae.inference.detection.metrics import MeasuredImage, average_precision
+from openmae.inference.detection.whole_image import ImageDetections
 
-from ..objects_found import random_image
+from .objects_found import random_image
 
 NUMBERS = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar100 ar_small ar_medium ar_large".split()
 

@@ -8,7 +8,7 @@ from torch import nn
 from openmae.config import Preprocessing
 from openmae.data.coco.run_lengths import mask_of
 from openmae.errors import Fault
-from openmae.inference.detection import WholeImageDetector
+from openmae.inference.detection.whole_image import WholeImageDetector
 from openmae.transfer.detection.detections import Detections
 
 SIDE = 32

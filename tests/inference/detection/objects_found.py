@@ -4,8 +4,8 @@ import numpy as np
 
 from openmae.data.coco.annotations import Annotations
 from openmae.data.coco.run_lengths import encoded, run_lengths_of
-from openmae.inference.detection import ImageDetections
-from openmae.inference.detection_metrics import MeasuredImage
+from openmae.inference.detection.metrics import MeasuredImage
+from openmae.inference.detection.whole_image import ImageDetections
 
 
 def random_boxes(chance, count, size, largest=1.0):

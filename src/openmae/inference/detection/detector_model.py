@@ -16,7 +16,7 @@ from openmae.config.checks import MAX_PIXELS, check_range
 from openmae.data.augment import resized_crop
 from openmae.data.coco.augment import fitted_size
 from openmae.data.coco.run_lengths import mask_of
-from openmae.inference.detection import ImageDetections, WholeImageDetector
+from openmae.inference.detection.whole_image import ImageDetections, WholeImageDetector
 from openmae.inference.models import EncoderModel, ImageLike, check_images
 from openmae.transfer.detection.detector import Detector
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openmae.errors import RequestError
-from openmae.inference.detection_result import (
+from openmae.inference.detection.result import (
     FALSE,
     ON_CROWD,
     UNLIKELY,
@@ -18,7 +18,7 @@ from openmae.inference.detection_result import (
     score_of,
 )
 
-from ..objects_found import random_image
+from .objects_found import random_image
 from .test_detection_metrics import SQUARES, found_of, image_of, truth_of
 
 CLASSES = ("a", "b", "c", "never")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openmae.errors import RequestError
-from openmae.inference.detection_metrics import AveragePrecision, MeasuredImage, average_precision
+from openmae.inference.detection.metrics import AveragePrecision, MeasuredImage, average_precision
 
 FALSE, ON_CROWD, UNLIKELY = -1, -2, -3  # what becomes of a detection that finds no object
 MIN_SCORE, MIN_IOU = 0.5, 0.5  # of what counts as found where single objects are counted

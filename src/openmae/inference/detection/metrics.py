@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from openmae.data.coco.annotations import Annotations
 from openmae.data.coco.run_lengths import RunLengths, box_run_lengths, run_lengths_of
-from openmae.inference.detection import ImageDetections
+from openmae.inference.detection.whole_image import ImageDetections
 
 What = Literal["box", "mask"]
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -121,7 +121,7 @@ def _object(
     number: int, image_id: int, label: np.int64, box: NDArray[np.float64], mask: RunLengths | None
 ) -> dict[str, Any]:
     left, top, right, bottom = box.tolist()
-    values = {"id": number, "image_id": image_id, "category_id": int(label)}
+    values: dict[str, Any] = {"id": number, "image_id": image_id, "category_id": int(label)}
     values |= {"bbox": [left, top, right - left, bottom - top]}
     return values if mask is None else values | {"segmentation": mask}
 

@@ -13,7 +13,7 @@ from openmae.config import Preprocessing
 from openmae.data.coco.run_lengths import RunLengths
 from openmae.data.preprocess import normalise
 from openmae.errors import Fault
-from openmae.inference.pasted_mask import pasted
+from openmae.inference.detection.pasted_mask import pasted
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.transfer.detection.detections import Detections
 from openmae.transfer.detection.detector import Detector
@@ -94,7 +94,7 @@ class WholeImageDetector:
         boxes = boxes.clip(0, np.tile([stored_width, stored_height], 2))
         masks = None
         if found.masks is not None:  # one at a time, for a hundred of a large photograph fill the memory
-            small = found.masks.float().cpu()
+            small = found.masks.float().cpu().numpy()
             masks = [pasted(mask, box, size) for mask, box in zip(small, boxes, strict=True)]
         return ImageDetections(boxes, found.labels.cpu().numpy(), scores, masks)
 
