@@ -15,7 +15,7 @@ from openmae.experiments.results.plain_report import plain_report
 from openmae.experiments.start import CHANGES_TIMES, MAY_CHANGE, check_same
 from openmae.experiments.studies.study import Measured, RowResult
 from openmae.experiments.studies.table_2 import PAPER, with_hours_and_speedups
-from openmae.experiments.trials.trial import num_warm_up, speed_of
+from openmae.experiments.trials.speed import num_warm_up, speed_of
 from openmae.machine.device import num_cores
 
 ROWS = ["L mask tokens 8 blocks", "L 8 blocks", "L 1 block", "H mask tokens 8 blocks", "H 8 blocks", "H 1 block"]

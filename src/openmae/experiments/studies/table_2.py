@@ -11,7 +11,7 @@ from statistics import median
 
 from openmae.experiments.setup import NEVER, Setup
 from openmae.experiments.studies.study import Measured, Row, RowResult, Section, Study, label_with_paper
-from openmae.experiments.trials.trial import num_warm_up
+from openmae.experiments.trials.speed import num_warm_up
 from openmae.machine.files import format_bytes
 from openmae.pictures.comparison import Column, Group, Mark, draw_comparison
 

@@ -6,7 +6,7 @@ Each command's run is resumed where it was stopped, so a trial that was killed l
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from openmae.config import (
     TokenizerConfig,
 )
 from openmae.experiments.trials.final_figures import final_aps, final_miou, final_top1
+from openmae.experiments.trials.speed import speed_of
 from openmae.experiments.trials.unseen import RECONSTRUCTED, reconstruct_unseen
 from openmae.machine.files import write_json
 from openmae.run.lock import summary_of
@@ -40,7 +41,6 @@ PROTOCOL_OF = {
     **{"reconstruct": "psnr", "speed": "speed"},
 }
 OWN_MODEL = "pretrain"  # as `init`: what this trial pre-trained
-WARM_UP = 0.25  # the share of the steps, the first ones, that are not timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,27 +260,6 @@ def _reconstruct(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
     found = {"value": reconstruct_unseen(_init(stage, trial, place, ""), config, place.folder / RECONSTRUCTED)}
     held_out = summary_of(run).get("held_out_loss")
     return {"protocols": {"psnr": found if held_out is None else {**found, "held_out_loss": float(held_out)}}}
-
-
-def num_warm_up(steps: int) -> int:
-    """How many first steps are not timed."""
-    return min(max(1, round(WARM_UP * steps)), steps - 1)
-
-
-def speed_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The speed of a run that wrote a line of metrics.jsonl for each step.
-
-    Returns:
-        `value`, images a second; `data_wait`, the share of time spent waiting for data (both medians over the steps
-        behind the warm-up); and `memory`, the peak in bytes.
-    """
-    steps = [line for line in lines if "images_per_second" in line]
-    timed = steps[num_warm_up(len(steps)) :]
-    return {
-        "value": median(float(line["images_per_second"]) for line in timed),
-        "data_wait": median(float(line["data_wait"]) for line in timed),
-        "memory": max(int(line["memory"]) for line in steps),
-    }
 
 
 def _speed(stage: Stage, trial: Trial, place: Place) -> dict[str, Any]:
