@@ -255,7 +255,7 @@ def test_shares_blocks_and_seeds_may_be_added(finished, pretrained, tmp_path, mo
     monkeypatch.setattr(trial, "finetune", lambda c: calls.append(c) or {"top1": 9.0})
     monkeypatch.setattr(trial, "probe", lambda c: calls.append(c) or {"top1": 1.0, "choice_top1": 2.0})
     monkeypatch.setattr(trial, "knn", lambda c: calls.append(c) or {"top1": 1.0})
-    monkeypatch.setattr(trial, "final_top1", lambda c: 8.0)
+    monkeypatch.setattr(trial, "final_top1", lambda c: {"finetune": 8.0})
     before = results(finished)
     experiment(config(out, pretrained, labels=("10%", "100%"), epochs=(1.0, 2.0), seeds=3))
     asked = {Path(c.out).parts[-3] for c in calls}
@@ -299,7 +299,7 @@ def test_a_folder_of_the_old_code_goes_on(finished, pretrained, tmp_path, monkey
     (out / "results.json").write_text(json.dumps(rows))
     calls = []
     monkeypatch.setattr(trial, "finetune", lambda c: calls.append(Path(c.out).parts[-3]) or {"top1": 9.0})
-    monkeypatch.setattr(trial, "final_top1", lambda c: 8.0)
+    monkeypatch.setattr(trial, "final_top1", lambda c: {"finetune": 8.0})
     for _ in range(2):
         experiment(config(out, pretrained))
         assert calls == [f"{name}-10%" for name in ("scratch", "0.5-blocks", "1-blocks") for _ in range(2)]
@@ -428,7 +428,7 @@ def test_an_own_validation_part_chooses(pretrained, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(trial, "probe", lambda c: asked.append(c) or {"top1": 1.0, "choice_top1": 2.0})
     monkeypatch.setattr(trial, "finetune", lambda c: asked.append(c) or {"top1": 9.0})
-    monkeypatch.setattr(trial, "final_top1", lambda c: 8.0)
+    monkeypatch.setattr(trial, "final_top1", lambda c: {"finetune": 8.0})
     experiment(config(tmp_path / "out", pretrained, data=str(data), labels=("50%",)))
     assert {c.held_out for c in asked} == {None}
     assert "chosen by val" in (tmp_path / "out" / "results.md").read_text()

@@ -33,8 +33,9 @@ def row_settings(row: Row, setup: Setup) -> dict[str, Any]:
 
 def stored_row(row: Row, setup: Setup) -> dict[str, Any]:
     """The settings of a row that results.json names it by: of its pre-training, or what it starts from."""
-    if row.init or (row.is_scratch and setup.segment):
-        return {**setup.segment[row.size or 0], "init": row.init or "none"}
+    if setup.transfers and not row.is_pretrained_here:
+        transfer = next(iter(setup.transfers.values()))
+        return {**transfer.settings[row.size or 0], "init": row.init or "none"}
     return row_settings(row, setup)
 
 
