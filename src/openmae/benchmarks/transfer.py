@@ -6,7 +6,7 @@ trains all layers, on as many regions as ours, and resizes nothing; all else is 
 """
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def _rows(name: str, config: BenchConfig, device: torch.device) -> list[Row]:
     found = run_interleaved(config.rounds, *(timed(program.detect, wait) for program in programs))
     goal = {"goal": GOALS[name]} if name in GOALS and device.type == "cpu" else {}
     note = {"note": f"{statistics.median(steps[0]) / batch:.2f} s an image"}
-    parts = (
+    parts: tuple[tuple[str, str, Sequence[Sequence[float]], dict[str, Any]], ...] = (
         ("training step, an image", "s", steps, {**goal, **note}),
         ("detection, an image", "s", found, {}),
         ("memory of a training step, an image", "bytes", [[memory[0]], [memory[1]]], {}),

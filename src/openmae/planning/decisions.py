@@ -8,6 +8,7 @@ import torch
 
 from openmae.config import (
     ClassifierShape,
+    DetectorShape,
     MAEShape,
     Preprocessing,
     ResolvedTrainingConfig,
@@ -32,7 +33,7 @@ CROP_ASPECT_REASON = "crops stretch an image by a third at most compared with ev
 
 ResolvedConfigT = TypeVar("ResolvedConfigT", bound=ResolvedTrainingConfig)
 ResolvedConfigT_co = TypeVar("ResolvedConfigT_co", bound=ResolvedTrainingConfig, covariant=True)
-ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape, SegmenterShape)
+ShapeT = TypeVar("ShapeT", MAEShape, ClassifierShape, TokenizerShape, SegmenterShape, DetectorShape)
 
 
 @dataclass(frozen=True)

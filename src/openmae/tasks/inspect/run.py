@@ -92,9 +92,11 @@ def inspect_run(config: InspectConfig) -> dict[str, Any]:
         "checkpoints": list_checkpoints(run),
     }
     report |= _health(config_of_run, lines, report)
-    is_transfer = isinstance(config_of_run, ResolvedTransferConfig)
-    report["classes"] = saved_classes(run, report["checkpoints"]) if is_transfer else None
-    report["use"] = use_command(config.path, config_of_run.command) if is_transfer and (run / MODEL).is_file() else None
+    report["classes"] = report["use"] = None
+    if isinstance(config_of_run, ResolvedTransferConfig):
+        report["classes"] = saved_classes(run, report["checkpoints"])
+        has_model = (run / MODEL).is_file()
+        report["use"] = use_command(config.path, config_of_run.command) if has_model else None
     report["resume"] = resume_command(config.path, config_of_run, report)
     print("\n".join(run_lines(report, lines)), flush=True)
     if out is not None:
