@@ -99,10 +99,12 @@ def test_a_frozen_encoder_stays(detected, few, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_it_learns(objects, tmp_path):
     """Coloured rectangles, from scratch."""
-    summary = detect(config_of(objects, tmp_path / "run", steps=200, image_size=64, head_width=32, drop_path=0.0))
-    assert summary["box_ap50"] > 50
+    summary = detect(config_of(objects, tmp_path / "run", steps=60, image_size=64, head_width=32, drop_path=0.0))
+    assert summary["box_ap50"] > 20  # measured 39.5 after 40 steps, 1.1 after 10
+    assert summary["mask_ap50"] > 20
 
 
 @pytest.mark.slow
