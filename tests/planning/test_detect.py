@@ -8,7 +8,7 @@ from openmae.config import DetectConfig, Preprocessing, ViTShape
 from openmae.data.preprocess import DataFacts
 from openmae.errors import RequestError
 from openmae.planning.decisions import Machine
-from openmae.planning.detect import make_detect_plan
+from openmae.planning.detect import make_detect_plan, training_flops
 from openmae.recipes import DETECT_RECIPES
 from openmae.training.optim import StepSchedule
 
@@ -102,6 +102,15 @@ def test_what_the_encoder_has_of_its_own_stays():
         plan(encoder=vitdet, relative_positions="bias")
     with pytest.raises(RequestError, match="would stay zero in an encoder that --freeze keeps"):
         plan(encoder=BASE, relative_positions="bias", freeze=True)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_detectors_own_encoder_keeps_its_tables_shared_or_not(is_shared):
+    own = replace(TINY, class_token=False, window_size=3, global_blocks=(1, 3), relative_positions="bias")
+    own = replace(own, final_norm=False, shares_relative_positions=is_shared)
+    shape = plan(encoder=own, relative_positions="bias", image_size=64).shape
+    assert replace(shape.encoder, final_norm=False) == own
+    assert training_flops(shape) > 0
 
 
 def test_boxes_alone():

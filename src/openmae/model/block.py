@@ -206,7 +206,9 @@ def _keeping_products() -> tuple[AbstractContextManager, AbstractContextManager]
 
 
 def to_autocast_dtype(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """x in the autocast dtype (bf16) where autocast is enabled, else unchanged."""
+    """x in the autocast dtype (bf16) where autocast is enabled; else, and on the meta device, unchanged."""
+    if x.is_meta:
+        return x
     device_type = x.device.type
     return x.to(torch.get_autocast_dtype(device_type)) if torch.is_autocast_enabled(device_type) else x
 

@@ -106,7 +106,7 @@ def detector_shape(
         window_size=config.window_size,
         global_blocks=encoder.global_blocks or (tuple(sorted(set(ends))) if config.window_size else ()),
         relative_positions=wanted,
-        shares_relative_positions=wanted == "bias" and own == "none",
+        shares_relative_positions=wanted == "bias" and (own == "none" or encoder.shares_relative_positions),
     )
     is_simple = config.pyramid == "simple"
     is_narrow = config.head_width < PAPER_HEAD
