@@ -1,5 +1,6 @@
 """Foreign weights in the commands: fine-tuned, probed, embedded, pre-trained further, or refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,12 @@ def test_windows_of_another_size_are_refused() -> None:
     new = ViTShape(image_size=(64, 64), class_token=False, window_size=4, **common)
     with pytest.raises(RequestError, match="windows of 2 patches, 4 are requested"):
         fit_encoder(dict(ViT(old).state_dict()), old, new, "a backbone")
+
+
+@pytest.mark.parametrize("side", [64, 128])
+def test_biases_of_whole_images_do_not_fit_into_windows(side: int) -> None:
+    common: dict[str, Any] = {"patch_size": 16, "channels": 3, "width": 32, "depth": 2, "num_heads": 2}
+    old = ViTShape(image_size=(64, 64), relative_positions="bias", **common)
+    new = replace(old, image_size=(side, side), class_token=False, window_size=2, global_blocks=(1,))
+    with pytest.raises(RequestError, match="windows of 2 are requested: give --window-size 0"):
+        fit_encoder(dict(ViT(old).state_dict()), old, new, "a segmenter")

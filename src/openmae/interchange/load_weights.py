@@ -49,7 +49,7 @@ def load_encoder(encoder: ViT, init: StoredModel) -> list[str]:
     encoder.load_state_dict({name: weights[name] for name in needed}, strict=not fresh)
     lines = [f"           resized encoder.{name}: {old} -> {new}" for name, (old, new) in changed.items()]
     if init.encoder_shape.class_token and not encoder.shape.class_token:
-        lines.append("           class token: left out, for windows have no place for it")
+        lines.append("           class token: left out, for windows and decomposed positions have no place for it")
     if fresh:
         lines.append(f"           relative positions, {len(fresh)} tables: fresh, zero at first")
     return lines

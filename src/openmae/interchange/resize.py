@@ -21,8 +21,8 @@ def fit_encoder(
 
     Position tables and relative position biases are resampled bicubically, relative position vectors linearly, and the
     patch projection so that a resized patch gives the same embedding (FlexiViT's pseudo-inverse, timm's
-    `resample_patch_embed`). A class token that the new encoder has no place for (windows) is left out, with its
-    position.
+    `resample_patch_embed`). A class token that the new encoder has no place for (windows, decomposed relative
+    positions) is left out, with its position.
 
     Args:
         weights: by their names inside the encoder.
@@ -32,8 +32,16 @@ def fit_encoder(
         The weights for `new`, and the shapes of the changed ones before and after.
 
     Raises:
-        RequestError: the weights were trained with windows of another size.
+        RequestError: the weights were trained with windows of another size, or with relative positions and without
+            the requested windows.
     """
+    if old.window_size not in (0, new.window_size):
+        raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are requested")
+    if old.window_size != new.window_size and old.relative_positions != "none":
+        raise RequestError(
+            f"{where} has relative positions between the patches of whole images, and windows of {new.window_size} are "
+            "requested: give --window-size 0"
+        )
     if old.class_token and not new.class_token:
         weights, old = without_class_token(weights), replace(old, class_token=False)
     if old.patch_size != new.patch_size and KERNEL in weights:
@@ -51,8 +59,6 @@ def fit_encoder(
         width_and_channels = (new.width, new.channels)
         before, after = ((shape.patch_size, shape.patch_size) for shape in (old, new))
         changed[KERNEL] = (width_and_channels + before, width_and_channels + after)
-    if old.window_size not in (0, new.window_size):
-        raise RequestError(f"{where} has windows of {old.window_size} patches, {new.window_size} are requested")
     return fitted, changed
 
 

@@ -28,6 +28,7 @@ from openmae.planning.decisions import (
 from openmae.planning.encoder import encoder_shape
 from openmae.planning.image_size import default_patch_size
 from openmae.planning.transfer import (
+    AS_INIT,
     Start,
     check_draft,
     check_relative_positions,
@@ -186,7 +187,7 @@ def _decide_model(facts: DataFacts, machine: Machine, decisions: Decisions, enco
     why = f"{facts.count:,} images" if few else f"training on a {machine.device.upper()}"
     decide("pyramid", "table-4", "the paper's")
     if encoder is not None and encoder.window_size:
-        decide("window_size", encoder.window_size, "as --init")
+        decide("window_size", encoder.window_size, AS_INIT)
     grid = pair(get("image_size"))[0] // get("patch_size")
     if grid > 2 * PAPER_WINDOW:
         decide("window_size", PAPER_WINDOW, "the paper's; the last block of each quarter sees the whole image")

@@ -49,6 +49,20 @@ def test_boxes_only(objects, tmp_path):
     assert without.notes == ("no object has a segmentation: boxes only",)
 
 
+def test_wrong_masks_do_not_matter_for_boxes_alone(tmp_path):
+    some = [
+        annotation(1, segmentation=[[1, 2, 3]]),
+        annotation(1, bbox=None, segmentation=POLYGON),
+        annotation(2, segmentation={"size": [1, 1], "counts": [1]}),
+    ]
+    folder = write_one(tmp_path, some + REST)
+    data = opened(folder, boxes_only=True)
+    assert len(objects_of(data)["1.png"]) == 2
+    assert len(objects_of(data)["2.png"]) == 2
+    assert data.notes == ()
+    assert len(objects_of(opened(folder))["1.png"]) == 1
+
+
 def test_some_without_masks_are_counted_and_named(tmp_path):
     some = [
         annotation(1, segmentation=POLYGON),

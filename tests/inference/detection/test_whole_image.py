@@ -89,6 +89,13 @@ def test_what_is_not_finite_is_a_fault(name):
         detector_of(Fixed(**{name: values[name]})).detect(IMAGE, (16, SIDE))
 
 
+def test_weights_that_are_not_finite_are_a_fault_though_nothing_is_found():
+    model = Fixed(boxes=torch.zeros(0, 4), labels=torch.zeros(0).long(), scores=torch.zeros(0), masks=None)
+    model.weight = nn.Parameter(torch.tensor([1.0, torch.nan]))
+    with pytest.raises(Fault, match="not finite"):
+        detector_of(model).detect(IMAGE, (16, SIDE))
+
+
 def test_too_little_memory_is_a_fault_and_another_error_is_not():
     model = Fixed()
 

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from openmae.config import Preprocessing
 from openmae.data.coco.open import open_detection
-from openmae.errors import RequestError
+from openmae.errors import Fault, RequestError
 from openmae.inference.detection.result import detection_metrics, merge_parts
 from openmae.inference.detection.whole_image import ImageDetections
 from openmae.machine.parallel import Processes
@@ -133,9 +133,9 @@ def test_a_signal_ends_an_evaluation(data):
         evaluation_of(data, stop=lambda: True).evaluate(1)
 
 
-def test_only_the_first_process_measures_and_all_get_the_metrics(data):
+def two_processes():
     """Two processes as two threads, which wait for one another where processes would."""
-    barrier, values, whole = threading.Barrier(2, timeout=60), [None, None], evaluation_of(data).evaluate(1)
+    barrier, values = threading.Barrier(2, timeout=60), [None, None]
 
     class Together(Processes):
         def gather(self, value):
@@ -148,9 +148,26 @@ def test_only_the_first_process_measures_and_all_get_the_metrics(data):
         def any(self, flag):
             return any(self.gather(flag))
 
-    evaluations = [evaluation_of(data, processes=Together(rank=rank, count=2)) for rank in range(2)]
+    return [Together(rank=rank, count=2) for rank in range(2)]
+
+
+def test_only_the_first_process_measures_and_all_get_the_metrics(data):
+    whole = evaluation_of(data).evaluate(1)
+    evaluations = [evaluation_of(data, processes=one) for one in two_processes()]
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda evaluation: evaluation.evaluate(1), evaluations))
     assert found == [whole, whole]
     assert evaluations[0].last[2].scores
     assert evaluations[1].last[2] is None
+
+
+def test_a_process_that_fails_leaves_no_other_waiting(data):
+    def damaged(image, size):
+        raise Fault("the detector's boxes or scores are not finite")
+
+    evaluations = [evaluation_of(data, processes=one) for one in two_processes()]
+    evaluations[1].detector = SimpleNamespace(detect=damaged)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (threads.submit(evaluation.evaluate, 1) for evaluation in evaluations)
+    assert isinstance(first.exception(), EvaluationStopped)
+    assert isinstance(second.exception(), Fault)

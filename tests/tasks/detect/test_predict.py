@@ -89,6 +89,11 @@ def test_another_kind_of_model_is_refused(pixel_run, predicted, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_images_are_searched_one_at_a_time(tmp_path):
+    with pytest.raises(RequestError, match="--micro-batch-size is for training"):
+        config_of(tmp_path, tmp_path, tmp_path / "out", micro_batch_size=2)
+
+
 def test_a_coco_set_is_searched_as_images(detector_file, objects, tmp_path):
     summary = detect(config_of(objects / "images" / "val", detector_file, tmp_path / "out"))
     assert summary["images"] == 8

@@ -17,8 +17,7 @@ class DetectConfig(TransferConfig):
 
     command = "detect"
     predict_settings = frozenset(
-        "data init out predict device precision workers micro_batch_size max_pixels max_bad axes nodata "
-        "value_range".split()
+        "data init out predict device precision workers max_pixels max_bad axes nodata value_range".split()
     )
 
     data: str | None = None
@@ -38,6 +37,9 @@ class DetectConfig(TransferConfig):
     """table-4: four maps of four depths; simple: ViTDet's, from the last map alone."""
     window_size: int | None = None
     """Patches along a side of the windows that most blocks attend within; 0: all blocks attend to the whole image."""
+    relative_positions: str | None = None
+    """bias: a learned bias for each offset between patches, zero at first, shared by blocks (paper, A.3); decomposed:
+    ViTDet's; none."""
     head_width: int | None = None
     """Channels of the FPN and of the heads' convolutions; the paper's are 256."""
     roi_samples: int | None = None

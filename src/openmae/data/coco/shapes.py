@@ -30,7 +30,7 @@ def checked_segmentation(segmentation: Any) -> tuple[Any, str]:
         return None, "segmentations that are neither polygons nor run lengths"
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
     kept = [polygon for polygon in polygons if _is_polygon(polygon)]
-    return kept or None, "" if len(kept) == len(polygons) else "polygons of an odd number or fewer than 6 of numbers"
+    return kept or None, "" if len(kept) == len(polygons) else "polygons that are not six or more numbers, two a point"
 
 
 def _is_polygon(polygon: Any) -> bool:

@@ -72,7 +72,7 @@ def match_split(
         RequestError: none of the images can be used, the boxes seem to be in another format, or see `read_table`.
     """
     remarks = Remarks()
-    table = read_table(file, categories, remarks)
+    table = read_table(file, categories, remarks, boxes_only)
     lookup, bad, positions = ImageLookup(file.images, file.path, file.split), dict[str, str](), dict[bytes, int]()
     for position, file_name in enumerate(table.file_names):
         path, reason = lookup.find(file_name)

@@ -79,8 +79,11 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
     return {i: f"{names[i]} ({i})" if counts[names[i]] > 1 else names[i] for i in ordered}
 
 
-def read_table(file: AnnotationFile, categories: dict[Id, str], remarks: Remarks) -> Table:
+def read_table(file: AnnotationFile, categories: dict[Id, str], remarks: Remarks, boxes_only: bool = False) -> Table:
     """Read a file's images and objects; what names no image or no category is left out, and `remarks` are told.
+
+    Args:
+        boxes_only: look at segmentations of objects without a box alone.
 
     Raises:
         RequestError: there are no images or no objects that name one, two images have one id, or no category is known.
@@ -102,10 +105,11 @@ def read_table(file: AnnotationFile, categories: dict[Id, str], remarks: Remarks
         if number is not None and seen.setdefault(number, same) == same and seen[number] is not same:
             remarks.add("annotations that stand there twice, taken once", name)
             continue
-        segmentation, reason = checked_segmentation(one.get("segmentation"))
+        box = _box(one.get("bbox"))
+        is_read = box is None or not boxes_only
+        segmentation, reason = checked_segmentation(one.get("segmentation")) if is_read else (None, "")
         if reason:
             remarks.add(f"{reason}, {'left out' if segmentation else 'dropped with their objects'}", name)
-        box = _box(one.get("bbox"))
         if box is None and segmentation:
             left, top, right, bottom = box_of(segmentation)
             box = (left, top, right - left, bottom - top)

@@ -80,7 +80,7 @@ class DetectorModel(EncoderModel):
 
         Raises:
             RequestError: there are no images, or one cannot be read or does not fit the model.
-            Fault: a score is not finite, or an image does not fit into memory.
+            Fault: see `WholeImageDetector.detect`.
         """
         check_images(images)
         check_range("threshold", threshold, 0, 1)

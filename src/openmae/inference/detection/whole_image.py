@@ -71,7 +71,7 @@ class WholeImageDetector:
             size: height and width of the image as it is stored, of which the boxes are.
 
         Raises:
-            Fault: a box or score is not finite, or the image does not fit into memory.
+            Fault: a box, a score or a weight is not finite, or the image does not fit into memory.
         """
         try:
             found = self._detect(image)
@@ -83,8 +83,10 @@ class WholeImageDetector:
                 f"out of memory with one image of {side}x{side} px at a time: a device with more memory is needed "
                 "(--device cpu)"
             ) from None
-        boxes, scores = found.boxes.double().cpu().numpy(), found.scores.double().cpu().numpy()
-        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        boxes, scores = (x.cpu().double().numpy() for x in (found.boxes, found.scores))
+        # What is not a number is no object, either: only where nothing is found need the weights be looked at.
+        is_sound = np.isfinite(boxes).all() and np.isfinite(scores).all() if len(boxes) else self._has_finite_weights()
+        if not is_sound:
             raise Fault(
                 "the detector's boxes or scores are not finite: the model is damaged, or --precision fp32 helps"
             )
@@ -97,6 +99,10 @@ class WholeImageDetector:
             small = found.masks.float().cpu().numpy()
             masks = [pasted(mask, box, size) for mask, box in zip(small, boxes, strict=True)]
         return ImageDetections(boxes, found.labels.cpu().numpy(), scores, masks)
+
+    def _has_finite_weights(self) -> bool:
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        return all(bool(weight.isfinite().all()) for weight in weights if weight.is_floating_point())
 
     @torch.no_grad()
     def _detect(self, image: Tensor) -> Detections:

@@ -17,7 +17,6 @@ from openmae.data.coco.detection_data import DetectionData
 from openmae.data.coco.source import Annotated
 from openmae.data.decoding.decode import BadImage
 from openmae.data.preprocess import normalise, to_unit
-from openmae.data.readers import ReaderKilled
 from openmae.errors import Fault, RequestError
 from openmae.inference.detection.metrics import MeasuredImage
 from openmae.inference.detection.result import DetectionPart, DetectionResult, detection_metrics, merge_parts
@@ -117,12 +116,12 @@ class DetectEvaluation:
 
         Raises:
             RequestError: no image can be read, or there is no object in any.
-            EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
-            ReaderKilled: the operating system killed reader processes of this one, twice.
+            EvaluationStopped: a signal came to one of the processes, or another one failed.
+            Fault: the model's numbers are not finite, memory is short, or the system killed reader processes, twice.
         """
         share = self.processes.share(len(source))
         own: DetectionPart | None = None
-        killed: ReaderKilled | None = None
+        failure: Fault | None = None
         try:
             own = measure_images(
                 self.detector.detect,
@@ -132,10 +131,10 @@ class DetectEvaluation:
                 workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
                 should_stop=self.stop.is_received,
             )
-        except ReaderKilled as error:  # the other processes wait for this one
-            killed = error
-        if self.processes.any(killed is not None or self.stop.is_received()):
-            raise EvaluationStopped if killed is None else killed
+        except Fault as error:  # the other processes wait for this one
+            failure = error
+        if self.processes.any(failure is not None or self.stop.is_received()):
+            raise EvaluationStopped if failure is None else failure
         assert own is not None
         parts = self.processes.gather(own)
         result: DetectionResult | None = None
@@ -168,7 +167,7 @@ def measure_images(
         detect: from an image, as `whole_images` gives it, and its own size to what is found in it.
 
     Raises:
-        ReaderKilled: the operating system killed the reader processes, twice.
+        Fault: see `WholeImageDetector.detect`, or the operating system killed the reader processes, twice.
     """
     measured, bad = list[MeasuredImage](), dict[str, str]()
     images = whole_images(

@@ -17,7 +17,7 @@ from openmae.data.masks.augment import nearest
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked
 from openmae.data.preprocess import normalise, to_unit
-from openmae.data.readers import ReaderKilled
+from openmae.errors import Fault
 from openmae.inference.segmentation import WholeImageSegmenter, Windows
 from openmae.inference.segmentation_metrics import ConfusionMatrix
 from openmae.inference.segmentation_result import (
@@ -116,12 +116,12 @@ class SegmentEvaluation:
         Each process segments its share, and every process gets the result of all.
 
         Raises:
-            EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
-            ReaderKilled: the operating system killed reader processes of this one, twice.
+            EvaluationStopped: a signal came to one of the processes, or another one failed.
+            Fault: memory is short, or the operating system killed reader processes of this one, twice.
         """
         share = self.processes.share(len(source))
         own: SegmentationResult | None = None
-        killed: ReaderKilled | None = None
+        failure: Fault | None = None
         try:
             own = measure_images(
                 self.segmenter.class_map,
@@ -132,10 +132,10 @@ class SegmentEvaluation:
                 workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
                 should_stop=self.stop.is_received,
             )
-        except ReaderKilled as error:  # the other processes wait for this one
-            killed = error
-        if self.processes.any(killed is not None or self.stop.is_received()):
-            raise EvaluationStopped if killed is None else killed
+        except Fault as error:  # the other processes wait for this one
+            failure = error
+        if self.processes.any(failure is not None or self.stop.is_received()):
+            raise EvaluationStopped if failure is None else failure
         assert own is not None
         result = merge_results(self.processes.gather(own))
         self.bad[split] = result.bad
@@ -158,7 +158,7 @@ def measure_images(
         class_map_of: from an image, as `whole_images` gives it, and its own size to the class of each pixel.
 
     Raises:
-        ReaderKilled: the operating system killed the reader processes, twice.
+        Fault: an image does not fit into memory, or the operating system killed the reader processes, twice.
     """
     matrix, scores, bad = ConfusionMatrix.empty(len(classes)), list[ImageScore](), dict[str, str]()
     images = whole_images(source, preprocessing, indices, workers=workers, with_labels=True, should_stop=should_stop)

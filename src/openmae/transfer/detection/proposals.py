@@ -55,7 +55,7 @@ class MapAnchors(AnchorGenerator):
         device = maps[0].device
         self.set_cell_anchors(torch.float32, device)
         sizes = [list(x.shape[-2:]) for x in maps]
-        strides = [[torch.tensor(stride, device=device)] * 2 for stride in self.strides]
+        strides = [[torch.full((), stride, device=device)] * 2 for stride in self.strides]  # made there: no wait
         return torch.cat(self.grid_anchors(sizes, strides))
 
 
