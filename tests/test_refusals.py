@@ -31,6 +31,8 @@ detect images --init none --out run
 detect images --init none --out images/run
 detect images --init nowhere --out out --predict
 detect images --init none --out out --resume nowhere
+detect --train nowhere.json --val file --init none --out out
+segment --train annotations.json --val annotations.json --init none --out out
 tokenizer nowhere --out out
 tokenizer images --out run
 tokenizer images --out out --resume nowhere
@@ -97,6 +99,7 @@ def place(tmp_path_factory):
     (place / "images" / "a.png").write_bytes(b"no picture, and nobody looks")
     (place / "run" / "notes.txt").write_text("mine")
     (place / "file").write_text("a file")
+    (place / "annotations.json").write_text("{}")
     (place / "model.bin").write_text("words")
     (place / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return place

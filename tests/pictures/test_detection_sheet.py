@@ -48,6 +48,13 @@ def test_the_first_object_lies_on_top():
     assert (both[20:, 59] == COLOURS[2]).all()
 
 
+@pytest.mark.parametrize("box", [[59.7, 0, 60, 40], [0, 39.8, 60, 40], [59.9, 39.9, 60, 40], [3, 2, 3, 2]])
+def test_a_sliver_at_an_edge_is_drawn(box):
+    """As in images of extreme sides, where all that is found is thinner than a pixel."""
+    assert (drawn(objects_of([box])) != 90).any()
+    assert drawn(objects_of([box]), (1, 1)).shape == (1, 1, 3)
+
+
 def test_nothing_to_draw_leaves_the_photograph():
     assert (drawn(objects_of([])) == 90).all()
     assert (drawn(objects_of([], masks=[])) == 90).all()

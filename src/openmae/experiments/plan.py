@@ -126,7 +126,7 @@ def plan_experiment(config: ExperimentConfig) -> ExperimentPlan:
     for one in config.also_inits:
         check_init(one.init)
     for dataset in config.paths:
-        check_named(dataset)
+        check_named(dataset, takes_json=True)
     device = pick_device(config.devices[0] if config.devices else None)
     scale = config.scale or ("laptop" if device.type == "cpu" else "gpu")
     source, data = open_all(config)

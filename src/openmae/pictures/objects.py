@@ -84,6 +84,7 @@ def with_objects(
     boxes = objects.boxes * scale
     for k in reversed(range(len(objects))):
         left, top, right, bottom = boxes[k].round().astype(int).tolist()
+        left, top = min(left, width - 1), min(top, height - 1)  # a sliver at the edge rounds to beyond it
         right, bottom = min(max(right - 1, left), width - 1), min(max(bottom - 1, top), height - 1)
         colour = _colour(colours, objects.labels[k])
         canvas.rectangle((left, top, right, bottom), outline=colour, width=pen.line)

@@ -19,7 +19,7 @@ def check_experiment(config: ExperimentConfig) -> None:
     for device in config.devices:
         check_device(device)
     for dataset in config.paths or (config.dataset,):
-        check_named(dataset)
+        check_named(dataset, takes_json=True)
         check_outside(dataset, config.out)
     check_folder_and_labels(config, Path(config.out))
 

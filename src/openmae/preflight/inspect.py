@@ -23,7 +23,7 @@ def check_inspect(config: InspectConfig) -> None:
     if config.out is not None:
         check_report_folder(config.out, *(paths_of(config.dataset) if kind == "data" else ()))
     if kind == "data":
-        check_named(config.dataset)
+        check_named(config.dataset, takes_json=True)
     elif kind == "model" and config.path is not None:
         check_init(config.path)
 

@@ -110,7 +110,7 @@ def _check_transfer(config: TransferConfig) -> bool:
     if not config.is_from_scratch:
         check_init(config.init)
     check_outside(config.dataset, config.out)
-    check_named(config.dataset, SPLITS)
+    check_named(config.dataset, SPLITS, takes_json=config.command == "detect" and not config.predict)
     return True
 
 

@@ -146,11 +146,23 @@ def test_file_names_mean_paths_then_base_names():
     lookup = ImageLookup(images, b"annotations/train.json", "train")
     assert lookup.find("x/1.png") == (b"images/train/x/1.png", "")
     assert lookup.find("./x\\1.png")[0] == b"images/train/x/1.png"
-    assert lookup.find("/content/data/2.png")[0] == b"images/val/2.png"
+    assert lookup.find("/content/data/3.png")[0] == b"3.png"
+    assert lookup.find("val/2.png")[0] == b"images/val/2.png"
     assert lookup.find("3.png")[0] == b"3.png"  # in no split's folder rather than in another's
     assert lookup.find("1.png") == (None, "images/train/x/1.png and images/train/y/1.png may both be it")
     assert lookup.find("4.png") == (None, "no such file")
     assert lookup.find("\ud800.png") == (None, "no such file")
+
+
+def test_an_image_of_another_split_never_stands_in_for_a_missing_one():
+    """Images are numbered alike in both, and the boxes would be another image's."""
+    images = [b"train/1.png", b"val/1.png", b"val/2.png"]
+    found, reason = ImageLookup(images, b"instances_train.json", "train").find("2.png")
+    assert found is None
+    assert "no such file in a folder of train; file_name needs its folder if val/2.png is it" in reason
+    assert ImageLookup(images, b"val/_annotations.json", "train").find("2.png")[0] == b"val/2.png"  # beside its JSON
+    # Where the split has no folder, its images are those of another: COCO's own "minival" is of val2014.
+    assert ImageLookup(images[1:], b"instances_train.json", "train").find("2.png")[0] == b"val/2.png"
 
 
 def test_images_that_no_json_lists_are_said(tmp_path):

@@ -22,6 +22,7 @@ def test_run_lengths_of_any_mask(mask):
     segmentation = {"size": list(mask.shape), "counts": counts_of(mask)}
     np.testing.assert_array_equal(decoded(segmentation), mask)
     assert checked_segmentation(segmentation) == (segmentation, "")
+    np.testing.assert_equal(box_of(segmentation), bounds(mask) or (np.nan,) * 4)
 
 
 @given(mask=MASKS)
@@ -93,6 +94,13 @@ def test_far_points_cost_no_memory():
     mask = rasterised([np.array([[-1e12, 0], [1e12, 0], [1e12, 1e12], [-1e12, 1e12]])], 20, 30)
     assert mask.all()
     assert mask.shape == (20, 30)
+
+
+def test_run_lengths_of_any_size_cost_no_memory():
+    """Of 2^40 pixels, as a file may say; they are compared with the image's size only later."""
+    side = 1 << 20
+    assert box_of({"size": [side, side], "counts": [side + 3, 5, side * side - side - 8]}) == (1, 3, 2, 8)
+    assert run_lengths({"size": [side, side], "counts": [1, 10**12]}) is None
 
 
 def test_boxes_and_areas():

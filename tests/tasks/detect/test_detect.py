@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import openmae
 from openmae import DetectConfig, detect
 from openmae.errors import Interrupted, RequestError
+from openmae.preflight.training import check_detect
+from openmae.tasks.detect.detect import open_data
 
 from ...objects import CATEGORIES, write_objects
 from ...processes import run, run_with_stops
@@ -198,6 +200,15 @@ def test_a_batch_of_one_trains(few, tmp_path):
 
 
 @pytest.mark.slow
+def test_json_files_may_be_named_outright(few, tmp_path):
+    files = {split: str(few / f"instances_{split}.json") for split in ("train", "val")}
+    config = replace(config_of(None, tmp_path / "run"), data=None, **files)
+    check_detect(config)
+    assert (len(open_data(config, None, None).train), tmp_path.joinpath("run").exists()) == (8, False)
+    with pytest.raises(RequestError, match=r"is a file: give the folder around it and its images, or --train"):
+        open_data(config_of(files["train"], tmp_path / "run"), None, None)
+
+
 def test_boxes_alone(few, tmp_path):
     summary = detect(config_of(few, tmp_path / "run", boxes_only=True, steps=2))
     assert "box_ap" in summary

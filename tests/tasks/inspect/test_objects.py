@@ -1,7 +1,10 @@
 """What `openmae inspect DATA` says of images with objects, against what opening them for training says."""
 
+import pytest
+
 import openmae
 from openmae import InspectConfig
+from openmae.errors import RequestError
 
 from ...data.coco.made import annotation, listed, numbered, opened, put_images, write_one
 from ...objects import write_coco
@@ -25,6 +28,19 @@ def test_objects_are_counted_by_class_and_size(objects, capsys):
     printed = capsys.readouterr().out
     assert found["command"] in printed
     assert max(len(line) for line in printed.splitlines() if "openmae" not in line and str(objects) not in line) <= 100
+
+
+def test_json_files_may_be_named_outright(objects, tmp_path):
+    names = {split: str(objects / f"instances_{split}.json") for split in ("train", "val")}
+    report = openmae.inspect(InspectConfig(**names, workers=0))
+    assert [report["objects"]["splits"][split]["images"] for split in names] == [24, 8]
+    put_images(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text("[")
+    with pytest.raises(RequestError, match=r"left alone: a.json \(is no JSON\)"):
+        openmae.inspect(InspectConfig(train=str(tmp_path / "a.json"), workers=0))
+    write_coco(tmp_path / "a.json", listed("c.png"), numbered([annotation(1)]))
+    with pytest.raises(RequestError, match="none of the 1 images"):
+        openmae.inspect(InspectConfig(train=str(tmp_path / "a.json"), workers=0))
 
 
 def test_what_would_be_dropped_or_refused_is_said(tmp_path, capsys):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openmae.config import SPLITS, Dataset, SplitPaths
+from openmae.config import SPLITS, Dataset, SplitPaths, paths_of
 from openmae.data.coco.other_formats import EXTENSIONS_OF_OTHERS, formats_instead
 from openmae.data.sources.folder import Ignored
-from openmae.data.sources.named import EMBEDDED, is_folder
+from openmae.data.sources.named import EMBEDDED, is_folder, is_json
 from openmae.data.sources.scan import Scan, scan
 from openmae.errors import RequestError, shown
 
@@ -83,7 +83,9 @@ def find_annotation_files(dataset: Dataset) -> FoundFiles:
 
 
 def has_annotations(dataset: Dataset) -> bool:
-    """Whether DATA, or what is given as its train split, holds images and COCO JSON with objects."""
+    """Whether DATA, or what is given as its train split, holds images and COCO JSON with objects, or names JSON."""
+    if any(map(is_json, paths_of(dataset))):  # which no other data is: what is wrong with it is said where it is opened
+        return True
     try:
         return bool(find_annotation_files(dataset).parts)
     except RequestError:
@@ -129,7 +131,7 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
     """The JSON file of `--split PATH`: this file, or the one in this folder."""
     flag = f"--{split} "
     _check_path(path, flag)
-    if os.path.isfile(path) and path.lower().endswith(".json"):
+    if is_json(path):
         parent, name = os.path.split(os.path.abspath(path))
         folder, jsons = Path(parent), [os.fsencode(name)]
         scanned = _scanned(folder, ignored)
@@ -158,7 +160,7 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
 def _check_path(path: str, flag: str) -> None:
     if path.startswith(EMBEDDED):
         raise RequestError(f"{flag}{shown(path)}: the images in the wheels have no boxes: give {LAYOUT}")
-    if not flag and os.path.isfile(path) and path.lower().endswith(".json"):
+    if not flag and is_json(path):
         raise RequestError(
             f"{shown(path)} is a file: give the folder around it and its images, or --train {shown(path)}"
         )

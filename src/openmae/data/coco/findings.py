@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from openmae.config import Dataset
+from openmae.config import Dataset, paths_of
 from openmae.data.annotated.hold_out import MAX_BAD, absent_in_train
 from openmae.data.coco.files import FoundFiles, find_annotation_files
 from openmae.data.coco.open import check_objects, check_share_of_bad, decide_masks, splits_of, unlisted_images
 from openmae.data.coco.split import AnnotatedSplit, match_split
 from openmae.data.coco.table import read_categories
 from openmae.data.sources.axes import decide_axes, shapes_of_files
+from openmae.data.sources.named import is_json
 from openmae.data.sources.open import Splits
 from openmae.errors import RequestError, shown
 
@@ -40,10 +41,16 @@ def examine_objects(dataset: Dataset, reading: dict[str, Any]) -> ExaminedObject
 
     Args:
         reading: see `reading_options`.
+
+    Raises:
+        RequestError: DATA names JSON files, and no images can be found by them.
     """
+    names_json = any(map(is_json, paths_of(dataset)))  # and no folder, whose images could be reported on all the same
     try:
         found = find_annotation_files(dataset)
     except RequestError:
+        if names_json:
+            raise
         return None
     shapes = chain.from_iterable(shapes_of_files(file.root, file.images) for file in found.parts.values())
     axes = decide_axes(shapes, reading["axes"], reading["default_axes"])
@@ -79,6 +86,8 @@ def examine_objects(dataset: Dataset, reading: dict[str, Any]) -> ExaminedObject
         "refusal": next(iter(refusals), None),
     }
     images = splits_of(found, splits, sources) if "train" in splits else None
+    if images is None and names_json:
+        raise RequestError(refusals[0])
     return ExaminedObjects(images=images, findings=findings)
 
 

@@ -58,8 +58,9 @@ def run_lengths(segmentation: dict[str, Any]) -> NDArray[np.int64] | None:
     counts = segmentation["counts"]
     lengths = _uncompressed(counts) if isinstance(counts, str) else np.array(counts, np.int64)
     height, width = segmentation["size"]
-    is_whole = lengths is not None and len(lengths) and lengths.min() >= 0 and lengths.sum() == height * width
-    return lengths if is_whole else None
+    if lengths is None or not len(lengths) or lengths.min() < 0 or lengths.max() > height * width:
+        return None
+    return lengths if lengths.sum() == height * width else None
 
 
 def _uncompressed(text: str) -> NDArray[np.int64] | None:
@@ -120,10 +121,27 @@ def bounds(mask: Mask) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def _bounds_of_runs(segmentation: dict[str, Any]) -> tuple[int, int, int, int] | None:
+    """`bounds` without the mask: its stated size may be any, and is compared with the image's only later."""
+    lengths, height = run_lengths(segmentation), segmentation["size"][0]
+    if lengths is None:
+        return None
+    ends = lengths.cumsum()
+    begins, ends = (ends - lengths)[1::2], ends[1::2]
+    begins, ends = begins[begins < ends], ends[begins < ends]
+    if not len(begins):
+        return None
+    first, last = begins // height, (ends - 1) // height  # columns
+    goes_on = bool((last > first).any())  # from the lowest row of a column to the first one of the next
+    top = 0 if goes_on else int((begins % height).min())
+    bottom = height if goes_on else int(((ends - 1) % height).max()) + 1
+    return int(first.min()), top, int(last.max()) + 1, bottom
+
+
 def box_of(segmentation: Any) -> tuple[float, float, float, float]:
     """Left, top, right and bottom of a segmentation that `checked_segmentation` returned."""
     if isinstance(segmentation, dict):
-        found = None if run_lengths(segmentation) is None else bounds(decoded(segmentation))
+        found = _bounds_of_runs(segmentation)
         return (math.nan,) * 4 if found is None else found
     points = np.concatenate(points_of(segmentation))
     (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()

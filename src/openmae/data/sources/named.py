@@ -14,13 +14,17 @@ EMBEDDED = "embedded:"
 EMBEDDED_NAMES = ("photos", "digits")
 
 
-def check_named(data: Dataset, wanted: Sequence[str] = SPLITS) -> None:
-    """Raise RequestError where DATA, or one of its `wanted` parts, names nothing that images are read from."""
+def check_named(data: Dataset, wanted: Sequence[str] = SPLITS, takes_json: bool = False) -> None:
+    """Raise RequestError where DATA, or one of its `wanted` parts, names nothing that images are read from.
+
+    Args:
+        takes_json: whether that may be a JSON file, which says where its images are.
+    """
     paths = [data] if isinstance(data, str) else [path for split, path in data.paths.items() if split in wanted]
     for path in paths:
         if path.startswith(EMBEDDED):
             check_embedded(path.removeprefix(EMBEDDED))
-        else:
+        elif not (takes_json and is_json(path)):
             is_folder(path)
 
 
@@ -52,6 +56,11 @@ def is_folder(data: str) -> bool:
         raise RequestError(f"cannot open {shown(data)}: {error.strerror or error}") from None
     what = "is a single file" if Path(data).suffix.lower() in EXTENSIONS else "is not a parquet file"
     raise RequestError(f"{shown(data)} {what}: give the folder that holds the images, or a .parquet file")
+
+
+def is_json(path: str) -> bool:
+    """Whether it is a JSON file, by its name."""
+    return path.lower().endswith(".json") and os.path.isfile(path)
 
 
 def is_parquet(path: str) -> bool:
