@@ -137,7 +137,7 @@ def test_what_no_row_can_be(tmp_path, also, message):
         (["table-5", "DATA", "--labels", "10%"], "--labels is not for table-5, which measures by masks"),
         (["table-5", "DATA", "DATA2"], "got 2 DATA, DATA DATA2, and table-5 takes one"),
         (["table-5", "embedded:digits"], "the images in the wheels have no masks"),
-        (["table-1a", "embedded:digits", "--also", "x"], "--also is for table-4 and table-5, table-1a compares no other models"),
+        (["table-1a", "embedded:digits", "--also", "x"], "--also is for table-4 and table-5, table-1a"),
         (["table-1a", "embedded:digits", "--reduce-zero-label"], "--reduce-zero-label is about masks"),
     ],
 )

@@ -66,7 +66,7 @@ def test_one_alone_has_its_column(data, tmp_path, number, protocols):
 
 
 def test_what_is_refused(data, tmp_path):
-    with pytest.raises(RequestError, match="both have masks: table-7 takes one with a class an image, one with masks and"):
+    with pytest.raises(RequestError, match="both have masks: table-7 takes one with a class an image, one with"):
         planned(tmp_path / "out", data[1], write_scenes(tmp_path / "more", {"train": 4, "val": 2}))
     with pytest.raises(RequestError, match="twice"):
         planned(tmp_path / "out", data[1], data[1])
