@@ -47,7 +47,7 @@ def session_of(path):
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-# Measured: boxes 0 of the side, scores 1.2e-7, masks 6e-8.
+# Measured: 3.8e-6 px in boxes, 3.3e-7 in scores, 6.0e-8 in masks.
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @torch.no_grad()
