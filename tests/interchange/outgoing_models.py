@@ -12,8 +12,10 @@ from openmae.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ClassifierShape,
+    Conventions,
     ConvertConfig,
     DecoderShape,
+    DetectorShape,
     MAEShape,
     Preprocessing,
     SegmenterShape,
@@ -25,6 +27,7 @@ from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.tasks.convert import convert
 from openmae.training.checkpoint import save_weights
+from openmae.transfer.detection.detector import Detector
 from openmae.transfer.segmenter import Segmenter
 
 CLASSES = ["a cat", "dog", "größe", "tench, Tinca", "owl"]
@@ -91,7 +94,7 @@ def make_classifier(
 def save_run(
     folder: Path,
     model: nn.Module,
-    shape: MAEShape | ClassifierShape | SegmenterShape,
+    shape: MAEShape | ClassifierShape | SegmenterShape | DetectorShape,
     preprocessing: Preprocessing | None = None,
     **more: Any,
 ) -> Path:
@@ -104,6 +107,8 @@ def save_run(
     if isinstance(shape, SegmenterShape):
         kind = {"kind": "segmenter", "classes": CLASSES, "ignore_index": 255, "reduce_zero_label": False}
         kind |= {"inference": "slide", "stride": 10}
+    if isinstance(shape, DetectorShape):
+        kind = {"kind": "detector", "classes": CLASSES, "category_ids": [3, 7, 9, "x", 90]}
     description = {
         "shape": shape.to_dict(),
         "preprocessing": asdict(preprocessing),
@@ -151,3 +156,34 @@ def make_segmenter(image_size: tuple[int, int] = (16, 16)) -> tuple[Segmenter, S
     segmenter = Segmenter.from_shape(shape)
     draw_weights(segmenter)
     return segmenter.eval(), shape
+
+
+WINDOWS = {"class_token": False, "window_size": 3, "global_blocks": (1, 3), "relative_positions": "bias"}
+
+
+def make_detector(
+    pyramid: str = "table-4", *, has_masks: bool = True, **encoder: Any
+) -> tuple[Detector, DetectorShape]:
+    """A detector of squares of 64 px whose encoder is a plain ViT, unless it is told otherwise (`WINDOWS`).
+
+    It finds some objects in noise. Its weights are those of a start: `draw_weights` makes all its scores alike.
+    """
+    settings = {"image_size": (64, 64), "patch_size": 8, "width": 16, "depth": 4, "num_heads": 2, **encoder}
+    shape = DetectorShape(
+        encoder=make_encoder(**settings),
+        num_classes=len(CLASSES),
+        has_masks=has_masks,
+        pyramid=pyramid,
+        pyramid_blocks=(3,) if pyramid == "simple" else (0, 1, 2, 3),
+        head_width=16,
+        box_width=24,
+        conventions=Conventions(head_norm="layer" if pyramid == "simple" else "batch", test_proposals=100),
+    )
+    torch.manual_seed(0)
+    detector = Detector.from_shape(shape)
+    with torch.no_grad():
+        detector.head.regions.box_predictor.cls_score.weight.normal_(std=0.3)
+        for name, value in detector.encoder.named_parameters():
+            if "relative" in name:
+                value.normal_(std=0.3)
+    return detector.eval(), shape

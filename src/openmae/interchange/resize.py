@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from openmae.config import MAEShape, ViTShape
+from openmae.config import DetectorShape, MAEShape, ViTShape
 from openmae.errors import RequestError
 from openmae.interchange.report import Shape
 from openmae.interchange.stored import ENCODER, ModelShape, StoredModel
@@ -76,7 +76,8 @@ def resized_model(
     """The model, its decoder included, for another image or patch size, and a line about each resampled weight.
 
     Raises:
-        RequestError: the patch does not divide the image, or a decoder would have to predict patches of another size.
+        RequestError: the patch does not divide the image, a decoder would have to predict patches of another size, or a
+            detector's images would not be square.
     """
     old = model.encoder_shape
     new = old.resized(image_size or old.image_size, patch_size or old.patch_size)
@@ -86,6 +87,11 @@ def resized_model(
         raise RequestError(
             f"--patch-size got {new.patch_size}: the decoder of {model.path} predicts patches of {old.patch_size} px; "
             "--part encoder leaves it out"
+        )
+    if isinstance(model.shape, DetectorShape) and len(set(new.image_size)) > 1:
+        raise RequestError(
+            f"--image-size got {new.image_size[0]} {new.image_size[1]}, but a detector's images are padded to a "
+            "square: give one number"
         )
     fitted, changed = fit_encoder(model.encoder_weights, old, new, str(model.path))
     weights = {**model.weights, **{ENCODER + name: value for name, value in fitted.items()}}

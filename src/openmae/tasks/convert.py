@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ConvertConfig, SegmenterShape
+from openmae.config import ConvertConfig, DetectorShape, SegmenterShape
 from openmae.config.convert import FORMATS
 from openmae.errors import shown
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init
-from openmae.interchange.outgoing import exported
+from openmae.interchange.outgoing import detector_program, exported
 from openmae.interchange.outgoing.format import Outgoing, backbone_part, encoder_part, names_left_out
 from openmae.interchange.outgoing.hub import push
 from openmae.interchange.outgoing.model_card import metrics_beside, model_card, whole_images_text
@@ -24,6 +24,7 @@ from openmae.interchange.token_models import tokenizer_text
 from openmae.machine.files import atomic_write, atomic_write_folder, disk_faults, staged_write_files
 from openmae.preflight.convert import check_output_path
 from openmae.training.checkpoint import MODEL, save_weights
+from openmae.transfer.detection.exportable import OUTPUTS
 
 CARD = "README.md"
 
@@ -79,7 +80,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     else:
         outgoing, result["error"] = write_program(out, model, config)
     left_out = (*outgoing.left_out, *dropped)
-    print("\n".join(report_lines(config, outgoing, left_out, result.get("error"))), flush=True)
+    is_detector = isinstance(model.shape, DetectorShape)
+    lines = report_lines(config, outgoing, left_out, result.get("error"), is_detector=is_detector)
+    print("\n".join(lines), flush=True)
     if config.push is not None:
         result["url"] = push(out, config.push)
         print(f"pushed     {result['url']}")
@@ -113,9 +116,14 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
     left_out = exported.left_out(model)
     weights = {name: value for name, value in model.weights.items() if name not in left_out}
     remarks = [f"ONNX opset {OPSET}"] if config.to == "onnx" else []
+    height, width = model.encoder_shape.image_size
+    if isinstance(model.shape, DetectorShape):
+        remarks.append(f"input images: float32, normalised, one of {height} x {width} px at a time")
+        remarks.append(f"outputs {', '.join(OUTPUTS[: 3 + model.shape.has_masks])}: of each object found")
+        remarks.append(f"whole images: {whole_images_text(model)}")
+        return Outgoing(weights, left_out, remarks=tuple(remarks)), error
     remarks.append("input images: float32, normalised, any batch size")
     if isinstance(model.shape, SegmenterShape):
-        height, width = model.encoder_shape.image_size
         classes = model.shape.num_classes
         remarks.append(f"output logits: a score for each of {classes} classes at each of the {height} x {width} pixels")
         remarks.append(f"whole images: {whole_images_text(model)}")
@@ -125,14 +133,21 @@ def write_program(out: Path, model: StoredModel, config: ConvertConfig) -> tuple
 
 
 def report_lines(
-    config: ConvertConfig, outgoing: Outgoing, left_out: tuple[str, ...], error: float | None
+    config: ConvertConfig, outgoing: Outgoing, left_out: tuple[str, ...], error: float | None, *, is_detector: bool
 ) -> list[str]:
-    """Lines that say what was written and what was left out."""
+    """Lines that say what was written and what was left out.
+
+    Args:
+        error: of a program.
+    """
     count = sum(value.numel() for value in outgoing.weights.values())
     lines = [f"wrote      {shown(config.out)} ({config.to}): {len(outgoing.weights)} tensors, {count:,} values"]
     if error is not None:
         batches = ", ".join(map(str, exported.BATCHES))
-        lines.append(f"checked    against openmae at batches of {batches}: differs by {error:.1e} of the largest value")
+        how = f"at batches of {batches}: differs by {error:.1e} of the largest value"
+        if is_detector:
+            how = f"on {len(detector_program.CONTRASTS)} images: its objects differ by {error:.1e}"
+        lines.append(f"checked    against openmae {how}")
     lines += [f"           {remark}" for remark in outgoing.remarks]
     for part, names in grouped(left_out).items():
         lines.append(f"left out   {part}: {len(names)} tensor{'s' * (len(names) != 1)} ({listed(names)})")

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openmae.config import ClassifierShape, SegmenterShape, TargetScale
+from openmae.config import ClassifierShape, DetectorShape, SegmenterShape, TargetScale
 from openmae.errors import Fault, RequestError
 from openmae.interchange.outgoing.format import encoder_part
 from openmae.interchange.stored import ENCODER, StoredModel
@@ -60,6 +60,8 @@ class PixelLogits(nn.Module):
 def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[str, ...]]:
     """The module to export, in evaluation mode, and the names of its outputs; for a masked autoencoder its encoder.
 
+    Not of a detector, see `detector_program`.
+
     Raises:
         RequestError: `pool` is cls, and the encoder has no class token.
     """
@@ -83,10 +85,10 @@ def exportable_module(model: StoredModel, pool: str) -> tuple[nn.Module, tuple[s
 
 
 def left_out(model: StoredModel) -> tuple[str, ...]:
-    """Our names of the weights that `exportable_module` does not contain."""
+    """Our names of the weights that the exported module does not contain."""
     if isinstance(model.shape, ClassifierShape):
         return ()
-    if isinstance(model.shape, SegmenterShape):
+    if isinstance(model.shape, SegmenterShape | DetectorShape):
         last = model.shape.pyramid_blocks[-1]
         unused = (AUXILIARY, *(f"{ENCODER}blocks.{i}." for i in range(last + 1, model.shape.encoder.depth)))
         return tuple(sorted(name for name in model.weights if name.startswith(unused)))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openmae.config import ClassifierShape, MAEShape, SegmenterShape, ViTShape
+from openmae.config import ClassifierShape, DetectorShape, MAEShape, SegmenterShape, ViTShape
 from openmae.config.shapes import PIXEL_TARGETS
 from openmae.errors import RequestError
 from openmae.interchange.stored import ENCODER, StoredModel
@@ -18,7 +18,8 @@ from openmae.machine.files import make_readable
 from openmae.model.block import LAYER_NORM_EPS
 from openmae.model.heads import PROBE_EPS
 
-WHOLE_SEGMENTERS = ("openmae", "onnx", "torch-export")  # the formats that hold a segmentation model whole
+# The formats that hold a segmentation model whole, or a detector; torch-export refuses one, with the reason.
+WHOLE_SEGMENTERS = ("openmae", "onnx", "torch-export")
 # A probe's BatchNorm, which is folded into its linear head.
 FOLDED = ("fc_norm.running_mean", "fc_norm.running_var", "fc_norm.num_batches_tracked")
 
@@ -51,7 +52,8 @@ class Outgoing:
 def encoder_part(model: StoredModel) -> StoredModel:
     """The encoder alone, its weights' names with the prefix `encoder.`; a model that is only an encoder is unchanged.
 
-    A classifier that norms the mean of its tokens has an encoder without a final norm, and so has a segmentation model.
+    A classifier that norms the mean of its tokens has an encoder without a final norm, and so have a segmentation model
+    and a detector.
     """
     if isinstance(model.shape, ViTShape):
         return model
@@ -66,10 +68,16 @@ def encoder_part(model: StoredModel) -> StoredModel:
 
 
 def backbone_part(model: StoredModel, to: str) -> tuple[StoredModel, tuple[str, ...]]:
-    """The encoder of a segmentation model, for a format that holds no more of it, and a remark; others unchanged."""
-    if not isinstance(model.shape, SegmenterShape) or to in WHOLE_SEGMENTERS:
+    """The encoder of a segmentation model or detector, for a format that holds no more of it, and a remark.
+
+    Others are unchanged.
+    """
+    if not isinstance(model.shape, SegmenterShape | DetectorShape) or to in WHOLE_SEGMENTERS:
         return model, ()
-    remark = f"its encoder only: {to} has no such segmentation model; --to openmae, onnx and torch-export hold it whole"
+    kind, whole = "segmentation model", "openmae, onnx and torch-export"
+    if isinstance(model.shape, DetectorShape):
+        kind, whole = "detector", "openmae and onnx"
+    remark = f"its encoder only: {to} has no such {kind}; --to {whole} hold it whole"
     return encoder_part(model), (remark,)
 
 
@@ -114,7 +122,7 @@ def check_plain(model: StoredModel, to: str) -> None:
     Raises:
         RequestError: it differs from a plain ViT, the message says how.
     """
-    assert not isinstance(model.shape, SegmenterShape), "`backbone_part` takes its encoder before"
+    assert not isinstance(model.shape, SegmenterShape | DetectorShape), "`backbone_part` takes its encoder before"
     shape = replace(model.encoder_shape, final_norm=True)
     if shape.is_plain:
         return

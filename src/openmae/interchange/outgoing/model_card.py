@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ClassifierShape, MAEShape, SegmenterShape
+from openmae.config import ClassifierShape, DetectorShape, MAEShape, SegmenterShape
 from openmae.interchange.stored import StoredModel
 
 NOT_RECORDED = "not recorded"
@@ -18,6 +18,12 @@ METRICS = {
     "balanced_top1": "mean recall of the classes, %",
     "miou": "mean IoU of the classes, %",
     "pixel_accuracy": "pixels that are right, %",
+    "box_ap": "box AP, %",
+    "box_ap50": "box AP50, %",
+    "box_ap75": "box AP75, %",
+    "mask_ap": "mask AP, %",
+    "mask_ap50": "mask AP50, %",
+    "mask_ap75": "mask AP75, %",
     "mean_accuracy": "mean accuracy of the classes, %",
     "map": "mean average precision, %",
     "r2": "R2 (mean over columns)",
@@ -31,7 +37,7 @@ METRICS = {
     "knn_top1": "kNN top-1 while training, %",
     "probe_top1": "probe top-1 while training, %",
 }
-MAX_CLASSES = 20  # of a segmentation model, that are named
+MAX_CLASSES = 20  # of a segmentation model or detector, that are named
 LICENCE_OTHER = (
     "Weights keep the licence of what they were trained from: its images, and the weights that training began with. "
     "Converting them to another format changes nothing about that."
@@ -69,6 +75,8 @@ def model_card(model: StoredModel, to: str, licence: str, metrics: Mapping[str, 
         front["pipeline_tag"] = "image-classification" if classifier else "image-feature-extraction"
     if isinstance(model.shape, SegmenterShape):
         front["pipeline_tag"] = "image-segmentation"
+    if isinstance(model.shape, DetectorShape):
+        front["pipeline_tag"] = "object-detection"
     lines = ["---", *(f"{name}: {value}" for name, value in front.items()), "tags:", *(f"- {tag}" for tag in tags)]
     lines += ["---", "", f"# {title_of(model)}", ""]
     paper = "[*Masked Autoencoders Are Scalable Vision Learners*](https://arxiv.org/abs/2111.06377)"
@@ -97,6 +105,8 @@ def title_of(model: StoredModel) -> str:
         return f"A classifier of {shape.num_classes} classes: {made} {vit}"
     if isinstance(shape, SegmenterShape):
         return f"A segmentation model of {shape.num_classes} classes: UperNet on a {vit}"
+    if isinstance(shape, DetectorShape):
+        return f"A detector of {shape.num_classes} classes: Mask R-CNN on a {vit}"
     return f"An encoder: {vit}"
 
 
@@ -120,6 +130,14 @@ def size_rows(model: StoredModel) -> dict[str, str]:
         values["head"] = f"UperNet, {model.shape.head_width} channels"
         values["classes"] = f"{model.shape.num_classes}: {table_cell(class_list(model))}"
         values["whole images"] = whole_images_text(model)
+    if isinstance(model.shape, DetectorShape):
+        values["pyramid"] = pyramid_text(model.shape)
+        values["head"] = detector_head_text(model.shape)
+        if model.shape.encoder.window_size:
+            blocks = ", ".join(str(block + 1) for block in model.shape.encoder.global_blocks)
+            values["attention"] = f"in windows of {model.shape.encoder.window_size} patches, whole in blocks {blocks}"
+        values["classes"] = f"{model.shape.num_classes}: {table_cell(class_list(model))}"
+        values["whole images"] = whole_images_text(model)
     if model.scale is not None:
         for name, mean, std in zip(model.scale.columns, model.scale.mean, model.scale.std, strict=True):
             values[f"predicts {table_cell(name)}"] = f"mean {mean:.4g}, deviation {std:.4g} in training"
@@ -132,9 +150,27 @@ def class_list(model: StoredModel) -> str:
     return ", ".join(name[:60] for name in names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
 
 
+def pyramid_text(shape: DetectorShape) -> str:
+    """The maps of a detector's pyramid, in words."""
+    blocks = ", ".join(str(block + 1) for block in shape.pyramid_blocks)
+    which = "block" if shape.pyramid == "simple" else "blocks"
+    return f"{shape.pyramid}: 5 maps, of cells of 1/4 to 4 patches, from {which} {blocks}"
+
+
+def detector_head_text(shape: DetectorShape) -> str:
+    """The heads of a detector, in words."""
+    heads = "boxes and masks" if shape.has_masks else "boxes only"
+    return f"Mask R-CNN, {shape.head_width} channels, {heads}"
+
+
 def whole_images_text(model: StoredModel) -> str:
-    """How a segmentation model segments whole images, in words."""
+    """How a segmentation model or a detector is used on whole images, in words."""
     height, width = model.preprocessing.image_size
+    if isinstance(model.shape, DetectorShape):
+        return (
+            f"resized to fit into {height} x {width} px, padded at the bottom and on the right with the mean (0 after "
+            "normalising); boxes are in pixels of that, masks of 28 x 28 cells of a box"
+        )
     short, inference = f"resized so that the short side has {min(height, width)} px", model.description.get("inference")
     if inference is None:
         return f"{short}; windows {NOT_RECORDED}"
@@ -168,7 +204,7 @@ def preprocessing_rows(model: StoredModel) -> dict[str, str]:
         "cut out": f"the largest centred box of the model's aspect, {p.crop_fraction:g} of its sides",
         "resize": f"{p.interpolation}, antialiased, to {p.image_size[0]} x {p.image_size[1]}",
     }
-    if isinstance(model.shape, SegmenterShape):
+    if isinstance(model.shape, SegmenterShape | DetectorShape):
         rows = {"resize": f"{p.interpolation}, antialiased; nothing is cut out"}
     rows |= {
         "0 and 1 are": f"{p.value_range[0]:g} and {p.value_range[1]:g} ({p.dtype})",
@@ -208,6 +244,11 @@ def usage_example(model: StoredModel, to: str) -> list[str]:
             used = [
                 '(labels,) = model.segment("photo.jpg")  # (height, width), numbers of classes',
                 "print([model.classes[k] for k in labels.unique()])",
+            ]
+        elif isinstance(model.shape, DetectorShape):
+            used = [
+                '(found,) = model.detect("photo.jpg")  # boxes (left, top, right, bottom), labels, scores, masks',
+                "print([model.classes[k] for k in found.labels], found.boxes, found.scores)",
             ]
         else:
             used = ['features = model.features("photo.jpg")  # (1, width); pool="cls" or "grid" for others']

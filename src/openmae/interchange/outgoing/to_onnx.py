@@ -1,4 +1,4 @@
-"""Export to ONNX with a dynamic batch size, checked in onnxruntime before it is kept."""
+"""Export to ONNX with a dynamic batch size (a detector: of one image), checked in onnxruntime before it is kept."""
 
 import contextlib
 import importlib.util
@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openmae.config import DetectorShape
 from openmae.errors import Fault, RequestError
+from openmae.interchange.outgoing.detector_program import add_metadata, write_detector
 from openmae.interchange.outgoing.exported import (
     BATCHES,
     as_tuple,
@@ -40,11 +42,18 @@ def write_onnx(path: Path, model: StoredModel, pool: str) -> float:
     """Write the ONNX file, and NAME.onnx.data beside it where the weights are too large for one file.
 
     Returns:
-        The largest difference from our model's outputs, relative to the largest value, at batch sizes 1, 2 and 5.
+        The largest difference from our model's outputs, relative to the largest value, at batch sizes 1, 2 and 5; of a
+        detector's objects.
 
     Raises:
+        RequestError: this torch does not export the detector.
         Fault: it differs, or cannot be exported.
     """
+    if isinstance(model.shape, DetectorShape):
+        with quiet():
+            error, _ = write_detector(path, model, OPSET, MAX_BYTES, run_onnx)
+        add_metadata(path, metadata(model, (), pool))
+        return error
     module, outputs = exportable_module(model, pool)
     size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     with quiet():

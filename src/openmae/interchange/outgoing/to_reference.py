@@ -64,7 +64,7 @@ def to_reference(model: StoredModel) -> Outgoing:
     remarks += eps_remarks(model, "the reference")
     if not model.encoder_shape.final_norm:
         remarks.append(
-            "an encoder that comes from segmentation, or from a classifier that norms the mean, has no norm of its own"
+            "an encoder of segmentation or detection, or of a classifier that norms the mean, has no norm of its own"
         )
     extras: dict[str, Any] = {"num_heads": heads, "image_size": list(model.encoder_shape.image_size)}
     if isinstance(model.shape, MAEShape):

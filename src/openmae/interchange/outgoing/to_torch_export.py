@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from openmae.config import DetectorShape
+from openmae.errors import RequestError
 from openmae.interchange.outgoing.exported import (
     BATCHES,
     as_tuple,
@@ -26,8 +28,14 @@ def write_torch_export(path: Path, model: StoredModel, pool: str) -> float:
         The largest difference from our model's outputs, relative to the largest value, at batch sizes 1, 2 and 5.
 
     Raises:
+        RequestError: it is a detector.
         Fault: it differs.
     """
+    if isinstance(model.shape, DetectorShape):
+        raise RequestError(
+            "--to torch-export does not hold a detector, for torchvision's non-maximum suppression asks how many boxes "
+            "there are while it is exported: --to onnx holds it whole, --part encoder its encoder"
+        )
     module, outputs = exportable_module(model, pool)
     batch = torch.export.Dim("batch")
     program = torch.export.export(module, (example_images(model, 2),), dynamic_shapes=({0: batch},))

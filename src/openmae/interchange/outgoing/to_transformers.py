@@ -112,8 +112,8 @@ def check_supported(model: StoredModel) -> None:
         )
     if not model.encoder_shape.final_norm:
         raise RequestError(
-            "transformers' ViTModel ends with a norm, this encoder (of a classifier that norms the mean, or of "
-            "segmentation) has none: --to timm and onnx hold it"
+            "transformers' ViTModel ends with a norm, this encoder (of a classifier that norms the mean, of "
+            "segmentation or detection) has none: --to timm and onnx hold it"
         )
 
 

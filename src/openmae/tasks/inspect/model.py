@@ -7,10 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openmae.config import ClassifierShape, InspectConfig, MAEShape, SegmenterShape, ViTShape
+from openmae.config import ClassifierShape, DetectorShape, InspectConfig, MAEShape, SegmenterShape, ViTShape
 from openmae.errors import RequestError, shown
 from openmae.interchange.init import find_model, is_ours, read_init
-from openmae.interchange.outgoing.model_card import METRICS, metrics_beside, whole_images_text
+from openmae.interchange.outgoing.model_card import (
+    METRICS,
+    detector_head_text,
+    metrics_beside,
+    pyramid_text,
+    whole_images_text,
+)
 from openmae.interchange.report import group_blocks
 from openmae.interchange.stored import StoredModel
 from openmae.interchange.token_models import tokenizer_shape, tokenizer_text
@@ -22,6 +28,7 @@ USES = {
     MAEShape: "pretrain, reconstruct, finetune, probe, knn, embed, attention, convert",
     ClassifierShape: "robustness, finetune, knn, embed, attention, convert; its decoder is gone",
     SegmenterShape: "segment, finetune, probe, knn, embed, attention, convert; its decoder is gone",
+    DetectorShape: "detect, segment, finetune, probe, knn, embed, attention, convert; its decoder is gone",
     ViTShape: "finetune, probe, knn, embed, attention, convert; pretrain starts a fresh decoder",
 }
 
@@ -52,7 +59,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
         **{name: init.description.get(name) for name in ("recipe", "seed", "step", "masking")},
         "classes": init.description.get("classes"),
         "columns": init.description.get("columns"),
-        "figures": metrics_beside(config.path) if isinstance(init.shape, SegmenterShape) else {},
+        "figures": metrics_beside(config.path) if isinstance(init.shape, SegmenterShape | DetectorShape) else {},
         "remarks": list(init.report.remarks),
         "loaded": {name: list(shape) for name, shape in init.report.loaded.items()},
         "unused": {name: list(shape) for name, shape in init.report.unused.items()},
@@ -94,13 +101,15 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
             f"predicts   {name[:60]}: mean {mean:.4g}, deviation {std:.4g} in training" for name, mean, std in targets
         ]
         lines.append(f"           pooled by {init.shape.pool}")
-    elif isinstance(init.shape, ClassifierShape | SegmenterShape):
+    elif isinstance(init.shape, ClassifierShape | SegmenterShape | DetectorShape):
         classes = init.description["classes"]
         names = ", ".join(name[:60] for name in classes[:5]) + (", …" if len(classes) > 5 else "")
-        how = f"pooled by {init.shape.pool}" if isinstance(init.shape, ClassifierShape) else "one for each pixel"
+        how = "one for each object" if isinstance(init.shape, DetectorShape) else "one for each pixel"
+        if isinstance(init.shape, ClassifierShape):
+            how = f"pooled by {init.shape.pool}"
         lines.append(f"classes    {len(classes)}: {names}; {how}")
-    if isinstance(init.shape, SegmenterShape):
-        lines += segmenter_lines(init, init.shape, report["figures"])
+    if isinstance(init.shape, SegmenterShape | DetectorShape):
+        lines += whole_model_lines(init, init.shape, report["figures"])
     lines.append(
         f"input      values {p.value_range[0]:g} to {p.value_range[1]:g} ({p.dtype}), mean "
         f"{' '.join(f'{v:.4g}' for v in p.mean)}, deviation {' '.join(f'{v:.4g}' for v in p.std)}, "
@@ -116,16 +125,23 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
         lines += [f"             {line}" for line in group_blocks(init.report.unused)]
     lines += [f"sha256     {digest}  {shown(name)}" for name, digest in report["checksums"].items()]
     lines.append(f"good for   {uses(init)}")
+    if isinstance(init.shape, DetectorShape):
+        lines.append(f"use        openmae detect IMAGES --init {report['init']} --predict --out FOLDER")
     if isinstance(init.shape, SegmenterShape):
         lines.append(f"use        openmae segment IMAGES --init {report['init']} --predict --out FOLDER")
     return [shown(line) for line in lines]  # names in a file may contain terminal escape sequences
 
 
-def segmenter_lines(init: StoredModel, shape: SegmenterShape, figures: Mapping[str, Any]) -> list[str]:
-    """What a segmentation model has in place of a decoder, how it segments whole images, how well it does."""
+def whole_model_lines(
+    init: StoredModel, shape: SegmenterShape | DetectorShape, figures: Mapping[str, Any]
+) -> list[str]:
+    """What a segmentation model or a detector has in place of a decoder, how it is used, and how well it does."""
     blocks = ", ".join(str(block + 1) for block in shape.pyramid_blocks)
+    head = f"UperNet of {shape.head_width} channels, on a pyramid of 4 maps from blocks {blocks}"
+    if isinstance(shape, DetectorShape):
+        head = f"{detector_head_text(shape)}, on the pyramid {pyramid_text(shape)}"
     lines = [
-        f"head       UperNet of {shape.head_width} channels, on a pyramid of 4 maps from blocks {blocks}",
+        f"head       {head}",
         f"whole      images are {whole_images_text(init)}",
     ]
     values = [f"{METRICS[name]} {value:.4g}" for name, value in figures.items() if isinstance(value, (int, float))]

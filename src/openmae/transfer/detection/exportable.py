@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from openmae.transfer.detection.detector import Detector
 
+OUTPUTS = ("boxes", "labels", "scores", "masks")  # the last one with a mask head only
+
 
 class ExportableDetector(nn.Module):
     """`Detector.detect` on one image of the encoder's size, as tensors.
@@ -23,7 +25,7 @@ class ExportableDetector(nn.Module):
     @property
     def output_names(self) -> list[str]:
         """Of what `forward` returns."""
-        return ["boxes", "labels", "scores", *(["masks"] if self.detector.shape.has_masks else [])]
+        return list(OUTPUTS[: 3 + self.detector.shape.has_masks])
 
     def forward(
         self, images: Float[Tensor, "1 c s s"]
