@@ -82,7 +82,7 @@ def test_biases_that_the_init_lacks_stay_zero(tmp_path):
         ({"reduce_zero_label": 1}, "reduce_zero_label"),
         ({"shape": {**SHAPE.to_dict(), "pyramid_blocks": [0, 1, 2, 3]}}, "ascending order from 0 to 1"),
         ({"shape": {**SHAPE.to_dict(), "num_classes": 2, "head_width": 9}}, "of another shape"),
-        ({"kind": "detector"}, "a segmentation model"),
+        ({"kind": "tracker"}, "a segmentation model"),
     ],
 )
 def test_a_wrong_description_is_refused(tmp_path, changes, named):
