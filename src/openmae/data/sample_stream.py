@@ -9,19 +9,23 @@ g would have: an image comes K times in a row, once in every K epochs. An epoch 
 schedule of a run do not change.
 """
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset
 
 from openmae.data.batch import Batch
+from openmae.data.decoding.pixels import BadImage
 from openmae.data.randomness import Permutation, crop_keys, sample_keys
 from openmae.data.reader_process import MemoryShortage
 from openmae.data.sources.open import Source
+from openmae.errors import RequestError
 
+SampleT = TypeVar("SampleT")
 MAX_REPLACEMENTS = 1000  # unreadable images in a row, or blank ones, after which the run ends
 
 
@@ -66,6 +70,24 @@ class SampleStream(Dataset, ABC):
             indices[in_epoch] = Permutation(len(self.source), self.seed, epoch)(offsets[in_epoch])
         keys = sample_keys(self.seed, epochs, indices)
         return indices, keys if self.crops_per_decode == 1 else crop_keys(keys, crops)
+
+    def first_usable(self, index: int, make: Callable[[int], SampleT]) -> tuple[SampleT, dict[str, str]]:
+        """What `make` makes of an image, or where that raises BadImage, of the next usable one in the source's order.
+
+        Returns:
+            It, and the images that it replaces: name → reason.
+
+        Raises:
+            RequestError: far too many in a row are unusable.
+        """
+        bad, count = dict[str, str](), len(self.source)
+        for candidate in itertools.islice(((index + i) % count for i in range(count)), MAX_REPLACEMENTS):
+            try:
+                return make(candidate), bad
+            except BadImage as error:
+                bad[self.source.name(candidate)] = str(error)
+        name, reason = next(iter(bad.items()))
+        raise RequestError(f"{len(bad)} images in a row cannot be used, the first {name!r}: {reason}")
 
     def __getitem__(self, position: int) -> Any:
         return self.__getitems__([position])[0]

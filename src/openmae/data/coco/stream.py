@@ -1,6 +1,5 @@
 """Training samples that are squares with images and their objects."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,8 +20,7 @@ from openmae.data.decoding.regions import open_pixels
 from openmae.data.hand_over import allocate_batch
 from openmae.data.instances import Instances
 from openmae.data.randomness import uniforms
-from openmae.data.sample_stream import MAX_REPLACEMENTS, SampleStream
-from openmae.errors import RequestError
+from openmae.data.sample_stream import SampleStream
 
 _LOOKED_AT = 256  # images whose objects are counted, for the size of a sample
 
@@ -98,20 +96,9 @@ class AnnotatedStream(SampleStream):
         )
 
     def _sample(self, index: int, key: int, draw: NDArray[np.float64]) -> AnnotatedSample:
-        """The sample of an image, or where that is unusable, of the next usable one in the source's order.
-
-        Raises:
-            RequestError: far too many in a row are unusable.
-        """
-        bad, count = dict[str, str](), len(self.source)
-        for candidate in itertools.islice(((index + i) % count for i in range(count)), MAX_REPLACEMENTS):
-            try:
-                image, objects = self._square(candidate, draw)
-                return AnnotatedSample(image, objects, key, bad)
-            except BadImage as error:
-                bad[self.source.name(candidate)] = str(error)
-        name, reason = next(iter(bad.items()))
-        raise RequestError(f"{len(bad)} images in a row cannot be used, the first {name!r}: {reason}")
+        """The sample of an image, or where that is unusable, of the next usable one; see `first_usable`."""
+        (image, objects), bad = self.first_usable(index, lambda candidate: self._square(candidate, draw))
+        return AnnotatedSample(image, objects, key, bad)
 
     def _square(self, index: int, draw: NDArray[np.float64]) -> tuple[Tensor, CroppedObjects]:
         """The square of an image and its objects. Raises BadImage where the file cannot be used."""

@@ -1,6 +1,5 @@
 """Training samples that are crops of images with their labels."""
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +23,7 @@ from openmae.data.masks.label_map import LabelMap
 from openmae.data.masks.source import Masked
 from openmae.data.randomness import uniforms
 from openmae.data.resize import Pixels
-from openmae.data.sample_stream import MAX_REPLACEMENTS, SampleStream
-from openmae.errors import RequestError
+from openmae.data.sample_stream import SampleStream
 
 
 class MaskedSample(NamedTuple):
@@ -88,20 +86,9 @@ class MaskedStream(SampleStream):
         )
 
     def _sample(self, index: int, key: int, draw: NDArray[np.float64]) -> MaskedSample:
-        """The sample of an image, or where that or its mask is unusable, of the next usable one in the source's order.
-
-        Raises:
-            RequestError: far too many in a row are unusable.
-        """
-        bad, count = dict[str, str](), len(self.source)
-        for candidate in itertools.islice(((index + i) % count for i in range(count)), MAX_REPLACEMENTS):
-            try:
-                image, labels = self._crop(candidate, draw)
-                return MaskedSample(image, np.ascontiguousarray(labels, np.int16), key, bad)
-            except BadImage as error:
-                bad[self.source.name(candidate)] = str(error)
-        name, reason = next(iter(bad.items()))
-        raise RequestError(f"{len(bad)} images in a row cannot be used, the first {name!r}: {reason}")
+        """The sample of an image, or where that or its mask is unusable, of the next usable one; see `first_usable`."""
+        (image, labels), bad = self.first_usable(index, lambda candidate: self._crop(candidate, draw))
+        return MaskedSample(image, np.ascontiguousarray(labels, np.int16), key, bad)
 
     def _crop(self, index: int, draw: NDArray[np.float64]) -> tuple[Tensor, NDArray[np.integer]]:
         """The crop of an image and its labels. Raises BadImage where the two files cannot be used."""
