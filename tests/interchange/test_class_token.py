@@ -18,7 +18,7 @@ from .outgoing_models import draw_weights, make_preprocessing
 
 SIZES = {"image_size": (24, 32), "patch_size": 4, "channels": 3, "width": 16, "depth": 4, "num_heads": 2}
 WINDOWED = {"class_token": False, "window_size": 3, "global_blocks": (1, 3)}
-LEFT_OUT = "class token: left out, for windows have no place for it"
+LEFT_OUT = "class token: left out, for windows and decomposed positions have no place for it"
 
 
 def stored(folder, **changes):

@@ -10,6 +10,10 @@ from openmae.errors import RequestError
 PYRAMIDS = ("table-4", "simple")
 HEAD_NORMS = ("batch", "layer", "none")
 MAX_DETECT_CLASSES = 32_767
+# Of Mask R-CNN in every program.
+ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height to width, of the anchors at each place
+BOX_CELLS, MASK_CELLS = 7, 14  # sides of a region's cells for the two heads
+POSITIVE_SHARE = 0.25  # of the regions that are trained on, where there are as many objects
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from openmae.config import (
     ViTShape,
     pair,
 )
+from openmae.config.detector_shape import BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
 from openmae.data.coco.detection_data import DetectionData
 from openmae.data.preprocess import DataFacts
 from openmae.interchange.init import read_stored_model
@@ -220,7 +221,6 @@ def training_flops(shape: DetectorShape) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     from openmae.transfer.detection.detector import Detector
-    from openmae.transfer.detection.regions import BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
 
     encoder, width, count = shape.encoder, shape.head_width, shape.roi_samples
     with torch.device("meta"):

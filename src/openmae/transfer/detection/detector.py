@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from openmae.config import DetectorShape
 from openmae.model.vit import ViT
 from openmae.transfer.detection.detections import Detections
-from openmae.transfer.detection.mask_rcnn import MaskRCNN
-from openmae.transfer.detection.pyramids import make_pyramid
 
 if TYPE_CHECKING:  # transfer knows no data: it takes this as it is
     from openmae.data.instances import Instances
@@ -25,6 +23,10 @@ class Detector(nn.Module):
     """
 
     def __init__(self, encoder: ViT, shape: DetectorShape) -> None:
+        # Here, for they load torchvision, which takes a second and is of no use to what only asks for this class.
+        from openmae.transfer.detection.mask_rcnn import MaskRCNN
+        from openmae.transfer.detection.pyramids import make_pyramid
+
         super().__init__()
         self.shape = shape
         self.encoder = encoder

@@ -3,10 +3,9 @@
 import torch
 
 from openmae.config import DetectorShape
+from openmae.config.detector_shape import ASPECT_RATIOS, BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
 from openmae.transfer.detection.detections import MASK_SIDE
 from openmae.transfer.detection.detector import Detector
-from openmae.transfer.detection.proposals import ASPECT_RATIOS
-from openmae.transfer.detection.regions import BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
 
 
 def detector_parameters(shape: DetectorShape) -> int:

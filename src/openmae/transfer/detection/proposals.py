@@ -11,11 +11,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from openmae.config import Conventions
+from openmae.config.detector_shape import ASPECT_RATIOS
 from openmae.model.block import is_without_numbers
 from openmae.transfer.detection.pyramids import CELLS
 from openmae.transfer.detection.sampling import KeyedSampler
 
-ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ANCHOR_CELLS = 8  # side of an anchor in cells of its map: 32 … 512 px with patches of 16 px (docs/paper.md)
 CANDIDATES = {"training": 2000, "testing": 1000}  # of each map, before overlapping ones are left out
 SAMPLES = 256  # anchors of an image that are trained on, half of them objects where there are as many

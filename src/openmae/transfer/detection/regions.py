@@ -12,6 +12,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_align
 
 from openmae.config import DetectorShape
+from openmae.config.detector_shape import BOX_CELLS, MASK_CELLS, POSITIVE_SHARE
 from openmae.model.block import is_without_numbers
 from openmae.transfer.detection.detections import MASK_SIDE, Detections
 from openmae.transfer.detection.norms import NORMS, init_norms
@@ -19,8 +20,6 @@ from openmae.transfer.detection.proposals import Target
 from openmae.transfer.detection.roi_align import PyramidRoIAlign
 from openmae.transfer.detection.sampling import KeyedSampler
 
-BOX_CELLS, MASK_CELLS = 7, 14  # sides of a region's cells for the two heads
-POSITIVE_SHARE = 0.25  # of the regions that are trained on, where there are as many objects
 MIN_SCORE, MAX_OVERLAP, MAX_DETECTIONS = 0.05, 0.5, 100
 
 
