@@ -53,6 +53,12 @@ def test_windows_where_the_grid_is_large():
     assert not large.shape.encoder.class_token, "windows have no place for it"
 
 
+def test_no_windows_where_every_block_would_see_the_whole_image():
+    found = plan(GPU, replace(BASE, depth=4))
+    assert found.config.window_size == 0
+    assert found.reasons["window_size"] == "each of 4 blocks is the last of a quarter, which sees the whole image"
+
+
 def test_the_square_is_the_long_sides():
     wide = replace(FACTS, short_side=100, aspects=(1.6,))
     assert plan(facts=wide).config.image_size == 160

@@ -190,7 +190,9 @@ def _decide_model(facts: DataFacts, machine: Machine, decisions: Decisions, enco
     if encoder is not None and encoder.window_size:
         decide("window_size", encoder.window_size, AS_INIT)
     grid = pair(get("image_size"))[0] // get("patch_size")
-    if grid > 2 * PAPER_WINDOW:
+    if get("depth") <= 4:
+        decide("window_size", 0, f"each of {get('depth')} blocks is the last of a quarter, which sees the whole image")
+    elif grid > 2 * PAPER_WINDOW:
         decide("window_size", PAPER_WINDOW, "the paper's; the last block of each quarter sees the whole image")
     else:
         decide("window_size", 0, f"{grid} x {grid} patches are few enough to attend to all of them")

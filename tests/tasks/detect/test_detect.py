@@ -120,7 +120,7 @@ def test_vitdet_and_windows_train_from_a_trained_encoder(pixel_run, few, tmp_pat
     names = load_file(out / "model.safetensors").keys()
     assert ("encoder.cls_token" in names) == ("window_size" not in settings)
     tables = [value for name, value in load_file(out / "model.safetensors").items() if name.endswith("relative.table")]
-    assert len(tables) == 2 * ("window_size" in settings)
+    assert bool(tables) == ("window_size" in settings)
     assert all(table.abs().max() > 0 for table in tables)
 
 
