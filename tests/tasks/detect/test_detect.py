@@ -189,7 +189,7 @@ def test_out_of_memory_halves_the_micro_batch(few, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(module, "train_step", step)
     summary = detect(config_of(few, tmp_path / "run", steps=2))
     assert summary["status"] == "complete"
-    assert "--micro-batch-size 2" in capsys.readouterr().out
+    assert "out of memory: now 2 images at a time" in capsys.readouterr().out
 
 
 @pytest.mark.slow
