@@ -84,7 +84,7 @@ def test_what_is_refused(objects, tmp_path):
 def test_paper_scale_prints_commands_that_can_be_typed(objects, tmp_path, capsys):
     assert experiment(config(tmp_path / "out", objects, scale="paper"))["rows"] == []
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("openmae ")]
-    assert [line.split()[1] for line in lines] == ["pretrain", "detect", "detect", "pretrain", "detect", "detect"]
+    assert [line.split()[1] for line in lines] == ["pretrain", "detect", "detect", "detect", "pretrain", "detect"]
     configs = [resolve_config(parse(shlex.split(line)[1:])) for line in lines]
     recipes = [one.recipe for one in configs if isinstance(one, DetectConfig)]
     assert recipes == ["coco-base", "coco-base", "coco-large", "coco-large"]
