@@ -5,13 +5,15 @@
 OUT/images/{train,val}/NNNN.png and OUT/masks/{train,val}/NNNN.png: 0 background, then disc, square, triangle, ring and
 cross, of any size and transparency, one over the other. OUT/instances_{train,val}.json: each shape as an object in
 COCO's format, of the pixels that no other shape covers. Each kind has a hue of its own, give or take 30°, and any
-brightness; with `--colours any` only the form tells them apart, which is far harder. The photographs are those inside
-scikit-image and scikit-learn (`embedded:photos`); those behind the images of val are not behind any of train.
+brightness; with `--colours any` only the form tells them apart, which is far harder; `--kinds 3` are the first three.
+The photographs are those inside scikit-image and scikit-learn (`embedded:photos`), or with `--photographs FOLDER` a
+folder's, each used once as long as they last; those behind the images of val are not behind any of train.
 """
 
 import argparse
 import colorsys
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def colour_of(kind: int, generator: np.random.Generator) -> NDArray[np.float64]:
 
 
 def scene(
-    photograph: NDArray[np.uint8], side: int, generator: np.random.Generator, any_colour: bool
+    photograph: NDArray[np.uint8], side: int, generator: np.random.Generator, any_colour: bool, num_kinds: int
 ) -> tuple[NDArray, NDArray, NDArray]:
     """An image (side × side × 3), its class map, and which shape each pixel belongs to, from 1, uint8 all."""
     planes = torch.from_numpy(photograph).permute(2, 0, 1)[None].float()
@@ -60,7 +62,7 @@ def scene(
     classes, owners = np.zeros((side, side), np.uint8), np.zeros((side, side), np.uint8)
     rows, columns = np.mgrid[:side, :side] + 0.5
     for number in range(1, int(generator.integers(1, MAX_SHAPES + 1)) + 1):
-        kind, radius = int(generator.integers(1, len(CLASSES))), generator.uniform(MIN_RADIUS, MAX_RADIUS) * side
+        kind, radius = int(generator.integers(1, num_kinds + 1)), generator.uniform(MIN_RADIUS, MAX_RADIUS) * side
         top, left = generator.uniform(0.5 * radius, side - 0.5 * radius, 2)
         angle = generator.uniform(-0.35, 0.35)  # radians: a square on its corner would still be one, and is rare here
         y, x = (rows - top) / radius, (columns - left) / radius
@@ -96,22 +98,34 @@ def objects_in(classes: NDArray[np.uint8], owners: NDArray[np.uint8]) -> list[di
     return objects
 
 
-def write(out: Path, split: str, count: int, side: int, seed: int, any_colour: bool) -> None:
+Draw = Callable[[int, np.random.Generator], NDArray[np.uint8]]
+
+
+def photographs_of(folder: Path | None, split: str) -> Draw:
+    """What draws the photograph behind a split's scene of a number; of a folder a fifth is val's."""
+    if folder is None:
+        source = embedded_source("photos", split)
+        assert source is not None
+        return lambda _, generator: source.read(int(generator.integers(len(source))))
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    paths = [path for place, path in enumerate(paths) if (place % 5 == 4) == (split == "val")]
+    return lambda number, _: np.array(Image.open(paths[number % len(paths)]).convert("RGB"))
+
+
+def write(out: Path, split: str, count: int, side: int, seed: int, draw: Draw, any_colour: bool, kinds: int) -> None:
     """Write `count` scenes of a split."""
-    source = embedded_source("photos", split)
-    assert source is not None
     generator = np.random.default_rng(seed)
     for folder in ("images", "masks"):
         (out / folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number in range(count):
-        image, classes, owners = scene(source.read(int(generator.integers(len(source)))), side, generator, any_colour)
+        image, classes, owners = scene(draw(number, generator), side, generator, any_colour, kinds)
         Image.fromarray(image).save(out / "images" / split / f"{number:04}.png")
         Image.fromarray(classes).save(out / "masks" / split / f"{number:04}.png")
         images.append({"id": number, "file_name": f"{number:04}.png", "height": side, "width": side})
         for one in objects_in(classes, owners):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES) if i > 0]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES) if 0 < i <= kinds]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (out / f"instances_{split}.json").write_text(json.dumps(content))
 
@@ -124,11 +138,13 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--colours", choices=("kind", "any"), default="kind")
-    arguments = parser.parse_args()
-    any_colour = arguments.colours == "any"
-    write(arguments.out, "train", arguments.train, arguments.side, arguments.seed, any_colour)
-    write(arguments.out, "val", arguments.val, arguments.side, arguments.seed + 1, any_colour)
-    (arguments.out / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    parser.add_argument("--kinds", type=int, default=len(CLASSES) - 1)
+    parser.add_argument("--photographs", type=Path)
+    given = parser.parse_args()
+    for split, count, seed in (("train", given.train, given.seed), ("val", given.val, given.seed + 1)):
+        draw = photographs_of(given.photographs, split)
+        write(given.out, split, count, given.side, seed, draw, given.colours == "any", given.kinds)
+    (given.out / "classes.txt").write_text("\n".join(CLASSES[: given.kinds + 1]) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from openmae.model.mae import MAE
 from openmae.tasks.convert import convert
 from openmae.training.checkpoint import save_weights
 from openmae.transfer.detection.detector import Detector
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 CLASSES = ["a cat", "dog", "größe", "tench, Tinca", "owl"]
 

@@ -15,7 +15,7 @@ from openmae.interchange.load_weights import load_encoder
 from openmae.model.heads import Classifier
 from openmae.model.vit import ViT
 from openmae.training.checkpoint import save_weights
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 from .outgoing_models import make_preprocessing
 

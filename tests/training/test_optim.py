@@ -19,7 +19,7 @@ from openmae.training.optim import (
     sgd,
     weight_decay_groups,
 )
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 
 def group_names(model, decay=0.05):

@@ -11,7 +11,7 @@ from openmae.data.preprocess import normalise
 from openmae.errors import Fault
 from openmae.inference.windows import resized_class_map, sliding_logits
 from openmae.machine.device import autocast, is_out_of_memory
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 WINDOWS_AT_ONCE = 8
 

@@ -15,7 +15,7 @@ from openmae.data.masks.augment import scaled_size
 from openmae.errors import RequestError
 from openmae.inference.models import EncoderModel, ImageLike, check_images
 from openmae.inference.segmentation import WINDOWS_AT_ONCE, WholeImageSegmenter, Windows
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 
 @dataclass(frozen=True)

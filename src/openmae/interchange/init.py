@@ -32,7 +32,7 @@ from openmae.model import cost
 from openmae.model.tokenizer_cost import stored_parameters
 from openmae.training.checkpoint import METADATA_KEY, MODEL, newest_checkpoint, read_model
 from openmae.transfer.detection.detector_cost import detector_parameters
-from openmae.transfer.segmenter_cost import segmenter_parameters
+from openmae.transfer.segmentation.segmenter_cost import segmenter_parameters
 
 
 def read_init(init: str, hints: Hints | None = None, *, verbose: bool = True) -> StoredModel:

@@ -24,7 +24,7 @@ from openmae.model.heads import Classifier
 from openmae.model.mae import MAE
 from openmae.model.vit import ViT
 from openmae.transfer.detection.detector import Detector
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 ModelShape = MAEShape | ClassifierShape | SegmenterShape | DetectorShape | ViTShape
 ENCODER = "encoder."

@@ -36,7 +36,7 @@ from openmae.planning.transfer import (
 from openmae.recipes import SEGMENT_RECIPES
 from openmae.training.checkpoint import MODEL
 from openmae.transfer.pyramid import pyramid_blocks
-from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
+from openmae.transfer.segmentation.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
 
 # Peak rates. The head is new, its classifiers begin at N(0, .01): with a peak of 1e-3 a narrow one learns one class
 # after the other, with 4e-3 about four times as fast (docs/results.md).
@@ -185,7 +185,7 @@ def training_flops(shape: SegmenterShape) -> int:
     """FLOPs to train on one image: 2 × multiply-adds, backward = 2 × forward, counted by running it without numbers."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from openmae.transfer.segmenter import Segmenter
+    from openmae.transfer.segmentation.segmenter import Segmenter
 
     encoder = shape.encoder
     with torch.device("meta"):

@@ -16,7 +16,7 @@ from openmae.planning.summary_lines import (
     steps_line,
 )
 from openmae.planning.transfer import AS_INIT
-from openmae.transfer.segmenter_cost import segmenter_parameters
+from openmae.transfer.segmentation.segmenter_cost import segmenter_parameters
 
 
 def segment_lines(

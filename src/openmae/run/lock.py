@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import Dataset, paths_of
+from openmae.data.sources.named import is_json
 from openmae.errors import RequestError, shown
 
 
@@ -85,7 +86,8 @@ def cannot_resume_error(path: Path, why: str = "no such run or checkpoint") -> R
 
 def check_outside(data: Dataset, out: str) -> None:
     """Raise RequestError where the run folder would lie among its data."""
-    for path in paths_of(data):
+    for given in paths_of(data):
+        path = os.path.dirname(given) or "." if is_json(given) else given  # where the images it lists are looked up
         if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
             raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
 

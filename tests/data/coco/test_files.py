@@ -171,3 +171,10 @@ def test_images_that_no_json_lists_are_said(tmp_path):
     data = opened(tmp_path)
     assert "left alone: 1 images that no JSON lists (images/c.png)" in data.notes
     assert set(objects_of(data)) == {"images/a.png", "images/b.png"}
+
+
+def test_which_of_several_is_asked_where_kinds_of_data_are_told_apart(tmp_path):
+    part(tmp_path, "train.json", "a.png")
+    part(tmp_path, "train_new.json", "a.png")
+    with pytest.raises(RequestError, match=r"may both be"):
+        has_annotations(str(tmp_path))

@@ -66,6 +66,15 @@ def test_images_are_examined_where_no_annotation_fits(tmp_path):
     assert "none of the 1 images" in report["objects"]["refusal"]
 
 
+def test_several_files_that_may_be_a_split_s_are_said(tmp_path, capsys):
+    folder = write_one(tmp_path, [annotation(1)])
+    (folder / "train_new.json").write_bytes((folder / "train.json").read_bytes())
+    report = inspected(folder)
+    assert report["images"] == 4
+    assert "train.json and train_new.json may both be" in report["objects"]["refusal"]
+    assert "openmae detect would refuse: train.json and train_new.json" in " ".join(capsys.readouterr().out.split())
+
+
 def test_images_without_annotations_have_no_objects(tmp_path):
     put_images(tmp_path, "a.png", "b.png")
     assert inspected(tmp_path)["objects"] is None

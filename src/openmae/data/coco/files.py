@@ -27,6 +27,10 @@ _WORDS = {
 _NAMED = 3
 
 
+class NoAnnotations(RequestError):
+    """DATA has no COCO JSON with boxes; whatever else it holds may be data of another kind."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnnotationFile:
     """The COCO JSON file of a split.
@@ -67,8 +71,8 @@ def find_annotation_files(dataset: Dataset) -> FoundFiles:
     that holds no boxes (captions, labels, lists of images) is left alone.
 
     Raises:
-        RequestError: there is no JSON file of train, or several may be a split's; other formats are named, with how to
-            convert them.
+        NoAnnotations: there is no COCO JSON; other formats are named, with how to convert them.
+        RequestError: there is none of train, or several may be a split's.
     """
     notes, ignored = list[str](), Ignored()
     if isinstance(dataset, SplitPaths):
@@ -83,12 +87,16 @@ def find_annotation_files(dataset: Dataset) -> FoundFiles:
 
 
 def has_annotations(dataset: Dataset) -> bool:
-    """Whether DATA, or what is given as its train split, holds images and COCO JSON with objects, or names JSON."""
+    """Whether DATA, or what is given as its train split, holds images and COCO JSON with objects, or names JSON.
+
+    Raises:
+        RequestError: there is COCO JSON, but none of train, or several may be a split's.
+    """
     if any(map(is_json, paths_of(dataset))):  # which no other data is: what is wrong with it is said where it is opened
         return True
     try:
         return bool(find_annotation_files(dataset).parts)
-    except RequestError:
+    except NoAnnotations:
         return False
 
 
@@ -105,7 +113,7 @@ def split_of(path: bytes) -> str | None:
 def _files_of_folder(path: str, notes: list[str], ignored: Ignored) -> dict[str, AnnotationFile]:
     _check_path(path, "")
     if not is_folder(path):
-        raise RequestError(f"{shown(path)} is a table: give {LAYOUT}")
+        raise NoAnnotations(f"{shown(path)} is a table: give {LAYOUT}")
     root, by_split = Path(path), dict[str | None, list[bytes]]()
     scanned = _scanned(root, ignored)
     jsons = [file for file in scanned.others if file.lower().endswith(b".json")]
@@ -121,7 +129,7 @@ def _files_of_folder(path: str, notes: list[str], ignored: Ignored) -> dict[str,
                 path=found[0], content=found[1], root=root, images=scanned.images, split=split
             )
     if not parts:
-        raise RequestError(f"no COCO JSON with boxes in {shown(path)}: {_instead(scanned, notes)}; give {LAYOUT}")
+        raise NoAnnotations(f"no COCO JSON with boxes in {shown(path)}: {_instead(scanned, notes)}; give {LAYOUT}")
     if None in by_split:
         notes.append(f"left alone, for no name says which split it is: {_named(by_split[None])}")
     return parts
@@ -146,10 +154,12 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
         of_split = [file for file in jsons if split_of(file) == split]
         jsons = of_split or [file for file in jsons if split_of(file) is None] or jsons
     else:
-        raise RequestError(f"{flag}{shown(path)} is a table: give a folder of images and COCO JSON, or the JSON file")
+        raise NoAnnotations(f"{flag}{shown(path)} is a table: give a folder of images and COCO JSON, or the JSON file")
     found = _chosen(folder, jsons, notes, f"{flag}{shown(path)}")
     if found is None:
-        raise RequestError(f"no COCO JSON with boxes in {flag}{shown(path)}: {_instead(scanned, notes)}; give {LAYOUT}")
+        raise NoAnnotations(
+            f"no COCO JSON with boxes in {flag}{shown(path)}: {_instead(scanned, notes)}; give {LAYOUT}"
+        )
     # Names of images begin with the folder's, so that those of splits differ.
     parent, name = os.path.split(os.path.abspath(folder))
     within = [os.path.join(os.fsencode(name), file) for file in scanned.images]
@@ -159,7 +169,7 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
 
 def _check_path(path: str, flag: str) -> None:
     if path.startswith(EMBEDDED):
-        raise RequestError(f"{flag}{shown(path)}: the images in the wheels have no boxes: give {LAYOUT}")
+        raise NoAnnotations(f"{flag}{shown(path)}: the images in the wheels have no boxes: give {LAYOUT}")
     if not flag and is_json(path):
         raise RequestError(
             f"{shown(path)} is a file: give the folder around it and its images, or --train {shown(path)}"

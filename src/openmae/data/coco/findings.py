@@ -11,7 +11,7 @@ import numpy as np
 
 from openmae.config import Dataset, paths_of
 from openmae.data.annotated.hold_out import MAX_BAD, absent_in_train
-from openmae.data.coco.files import FoundFiles, find_annotation_files
+from openmae.data.coco.files import FoundFiles, NoAnnotations, find_annotation_files
 from openmae.data.coco.open import check_objects, check_share_of_bad, decide_masks, splits_of, unlisted_images
 from openmae.data.coco.split import AnnotatedSplit, match_split
 from openmae.data.coco.table import read_categories
@@ -48,10 +48,10 @@ def examine_objects(dataset: Dataset, reading: dict[str, Any]) -> ExaminedObject
     names_json = any(map(is_json, paths_of(dataset)))  # and no folder, whose images could be reported on all the same
     try:
         found = find_annotation_files(dataset)
-    except RequestError:
+    except RequestError as error:
         if names_json:
             raise
-        return None
+        return None if isinstance(error, NoAnnotations) else ExaminedObjects(images=None, findings=_refused(error))
     shapes = chain.from_iterable(shapes_of_files(file.root, file.images) for file in found.parts.values())
     axes = decide_axes(shapes, reading["axes"], reading["default_axes"])
     reading = {name: value for name, value in reading.items() if name != "default_axes"} | {"axes": axes}
@@ -89,6 +89,11 @@ def examine_objects(dataset: Dataset, reading: dict[str, Any]) -> ExaminedObject
     if images is None and names_json:
         raise RequestError(refusals[0])
     return ExaminedObjects(images=images, findings=findings)
+
+
+def _refused(error: RequestError) -> dict[str, Any]:
+    """The findings where no annotations are read."""
+    return {"splits": {}, "has_masks": False, "classes": [], "notes": [], "refusal": str(error)}
 
 
 def _split_findings(found: AnnotatedSplit) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
     """The names of the categories by id, of all splits, in order of ids.
 
     Raises:
-        RequestError: there is none, an id has two names, or there are too many.
+        RequestError: there is none, an id has two names or is a number here and text there, or there are too many.
     """
     names: dict[Id, str] = {}
     for file in files:
@@ -74,6 +74,12 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
                 )
     if not 1 <= len(names) <= MAX_DETECT_CLASSES:
         raise RequestError(f"{files[0].shown} has {len(names)} categories: expected 1 to {MAX_DETECT_CLASSES}")
+    twins = [number for number in names if isinstance(number, str) and number.isdecimal() and int(number) in names]
+    if twins:
+        raise RequestError(
+            f"{files[-1].shown}: category {shown(twins[0])} is a number in one place and text in another: write ids as "
+            "numbers in all files"
+        )
     ordered = sorted(names, key=lambda number: (isinstance(number, str), number))
     counts = Counter(names.values())
     return {i: f"{names[i]} ({i})" if counts[names[i]] > 1 else names[i] for i in ordered}

@@ -14,7 +14,7 @@ from openmae.planning.segment import make_segment_plan
 from openmae.planning.segment import training_flops as segmenter_flops
 from openmae.planning.transfer import Start
 from openmae.transfer.detection.detector_cost import detector_activation_bytes, detector_parameters
-from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
+from openmae.transfer.segmentation.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
 
 MODEL_SETTINGS = ("width", "depth", "num_heads", "patch_size", "channels")
 

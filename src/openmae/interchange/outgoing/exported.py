@@ -14,7 +14,7 @@ from openmae.interchange.stored import ENCODER, StoredModel
 from openmae.model.heads import Classifier
 from openmae.model.heads import pool as pool_tokens
 from openmae.model.vit import ViT
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 AUXILIARY = "auxiliary."  # a segmentation model's second head, which only helps in training
 TOLERANCE = 1e-4  # relative to the largest value; with a larger error nothing is written

@@ -12,6 +12,8 @@ MAX_CLASSES = 16  # in the table; inspect.json has all
 
 def object_lines(objects: dict[str, Any]) -> list[str]:
     """The lines about images, objects and classes."""
+    if not objects["splits"]:
+        return labelled_lines("objects", "not read: see below")
     counts = []
     for split, facts in objects["splits"].items():
         bad = f", of which {facts['unusable']:,} cannot be used" if facts["unusable"] else ""

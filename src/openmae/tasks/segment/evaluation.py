@@ -33,7 +33,7 @@ from openmae.pictures.sheet import to_picture
 from openmae.planning.segment import SegmentPlan
 from openmae.run.quarantine import Quarantine
 from openmae.tasks.segment.report import write_report
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 MIN_IMAGES = 16  # of fewer images, readers take longer to start than to read
 

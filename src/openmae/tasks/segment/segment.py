@@ -35,7 +35,7 @@ from openmae.tasks.transfer.training import (
 from openmae.training.checkpoint import MODEL
 from openmae.training.optim import PolynomialSchedule
 from openmae.training.prefetch import StepInputs
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 
 def segment(config: SegmentConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from openmae.run.open_run import Run
 from openmae.training.checkpoint import MODEL, Checkpoint, restore_optimizer
 from openmae.training.optim import adamw_from_groups, layer_decay_groups
 from openmae.transfer.detection.detector import Detector
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 
 def read_initial_model(run: Run[Any]) -> StoredModel | None:

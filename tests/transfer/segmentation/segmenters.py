@@ -3,7 +3,7 @@
 import torch
 
 from openmae.config import SegmenterShape, ViTShape
-from openmae.transfer.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter import Segmenter
 
 
 def segmenter_shape(patch_size=4, image_size=(16, 24), **encoder):

@@ -13,7 +13,7 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead
 from transformers.models.upernet.modeling_upernet import UperNetHead as TheirHead
 
 from openmae.model.sync_batch_norm import SyncBatchNorm
-from openmae.transfer.upernet import FCNHead, UperNetHead
+from openmae.transfer.segmentation.upernet import FCNHead, UperNetHead
 
 WIDTH, INNER, CLASSES = 16, 12, 5
 NAMES = (

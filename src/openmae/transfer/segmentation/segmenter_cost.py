@@ -3,8 +3,8 @@
 import torch
 
 from openmae.config import SegmenterShape
-from openmae.transfer.segmenter import Segmenter
-from openmae.transfer.upernet import POOL_SIZES
+from openmae.transfer.segmentation.segmenter import Segmenter
+from openmae.transfer.segmentation.upernet import POOL_SIZES
 
 
 def segmenter_parameters(shape: SegmenterShape) -> int:

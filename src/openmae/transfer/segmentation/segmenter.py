@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from openmae.config import SegmenterShape
 from openmae.model.vit import ViT
 from openmae.transfer.pyramid import Pyramid
-from openmae.transfer.upernet import FCNHead, UperNetHead
+from openmae.transfer.segmentation.upernet import FCNHead, UperNetHead
 
 AUXILIARY_MAP = 2  # of the pyramid: the one at the patches' own resolution
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
 from openmae.config import SegmenterShape, ViTShape
-from openmae.transfer.segmenter import Segmenter
-from openmae.transfer.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
+from openmae.transfer.segmentation.segmenter import Segmenter
+from openmae.transfer.segmentation.segmenter_cost import segmenter_activation_bytes, segmenter_parameters
 
 from .segmenters import make_segmenter, segmenter_shape
 
