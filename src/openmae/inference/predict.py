@@ -11,12 +11,12 @@ from openmae.config import Preprocessing, TargetScale
 from openmae.data.evaluation_loader import EvaluationBatch, evaluation_batches
 from openmae.data.labels.subsets import targets_of
 from openmae.data.preprocess import normalise
-from openmae.data.readers import ReaderKilled
 from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, merge
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.machine.shared_work import work_of_all
+from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
 
 MAX_BATCH = 256
@@ -92,9 +92,6 @@ def predict(
         ReaderKilled: the operating system killed reader processes of this one, twice.
     """
     targets = torch.from_numpy(targets_of(source))
-    logits: list[Tensor] = [torch.empty(0, model.shape.num_classes)]
-    indices: list[np.ndarray] = [np.empty(0, np.int64)]
-    bad: dict[str, str] = {}
     share = processes.share(len(source))
     batches = logits_of(
         model,
@@ -109,17 +106,17 @@ def predict(
         with_labels=False,
         should_stop=(lambda: False) if stop is None else stop.is_received,
     )
-    killed: ReaderKilled | None = None
-    try:
+
+    def predict_share() -> Predictions:
+        logits: list[Tensor] = [torch.empty(0, model.shape.num_classes)]
+        indices: list[np.ndarray] = [np.empty(0, np.int64)]
+        bad: dict[str, str] = {}
         with closing(batches):
             for batch, scores in batches:
                 bad |= batch.bad
                 logits.append(scores.cpu())
                 indices.append(batch.indices.numpy())
-    except ReaderKilled as error:  # the other processes wait for this one
-        killed = error
-    if processes.any(killed is not None or (stop is not None and stop.is_received())):
-        raise EvaluationStopped if killed is None else killed
-    own = np.concatenate(indices)
-    predictions = Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
-    return merge(processes.gather(predictions))
+        own = np.concatenate(indices)
+        return Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
+
+    return merge(work_of_all(predict_share, processes, stop))

@@ -22,7 +22,8 @@ from openmae.inference.detection.metrics import MeasuredImage
 from openmae.inference.detection.result import DetectionPart, DetectionResult, detection_metrics, merge_parts
 from openmae.inference.detection.whole_image import ImageDetections, WholeImageDetector
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.machine.shared_work import work_of_all
+from openmae.machine.signals import StopRequest
 from openmae.pictures.sheet import to_picture
 from openmae.planning.detect import DetectPlan
 from openmae.run.quarantine import Quarantine
@@ -120,10 +121,9 @@ class DetectEvaluation:
             Fault: the model's numbers are not finite, memory is short, or the system killed reader processes, twice.
         """
         share = self.processes.share(len(source))
-        own: DetectionPart | None = None
-        failure: Fault | None = None
-        try:
-            own = measure_images(
+
+        def measure() -> DetectionPart:
+            return measure_images(
                 self.detector.detect,
                 source,
                 share,
@@ -131,12 +131,8 @@ class DetectEvaluation:
                 workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
                 should_stop=self.stop.is_received,
             )
-        except Fault as error:  # the other processes wait for this one
-            failure = error
-        if self.processes.any(failure is not None or self.stop.is_received()):
-            raise EvaluationStopped if failure is None else failure
-        assert own is not None
-        parts = self.processes.gather(own)
+
+        parts = work_of_all(measure, self.processes, self.stop)
         result: DetectionResult | None = None
         metrics: dict[str, float] | RequestError | Fault | None = None
         if self.processes.is_first:

@@ -17,7 +17,6 @@ from openmae.data.masks.augment import nearest
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.source import Masked
 from openmae.data.preprocess import normalise, to_unit
-from openmae.errors import Fault
 from openmae.inference.segmentation import WholeImageSegmenter, Windows
 from openmae.inference.segmentation_metrics import ConfusionMatrix
 from openmae.inference.segmentation_result import (
@@ -27,7 +26,8 @@ from openmae.inference.segmentation_result import (
     segmentation_metrics,
 )
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import EvaluationStopped, StopRequest
+from openmae.machine.shared_work import work_of_all
+from openmae.machine.signals import StopRequest
 from openmae.pictures.segmentation_sheet import SegmentedImage
 from openmae.pictures.sheet import to_picture
 from openmae.planning.segment import SegmentPlan
@@ -120,10 +120,9 @@ class SegmentEvaluation:
             Fault: memory is short, or the operating system killed reader processes of this one, twice.
         """
         share = self.processes.share(len(source))
-        own: SegmentationResult | None = None
-        failure: Fault | None = None
-        try:
-            own = measure_images(
+
+        def measure() -> SegmentationResult:
+            return measure_images(
                 self.segmenter.class_map,
                 source,
                 share,
@@ -132,12 +131,8 @@ class SegmentEvaluation:
                 workers=self.plan.config.workers if len(share) >= MIN_IMAGES else 0,
                 should_stop=self.stop.is_received,
             )
-        except Fault as error:  # the other processes wait for this one
-            failure = error
-        if self.processes.any(failure is not None or self.stop.is_received()):
-            raise EvaluationStopped if failure is None else failure
-        assert own is not None
-        result = merge_results(self.processes.gather(own))
+
+        result = merge_results(work_of_all(measure, self.processes, self.stop))
         self.bad[split] = result.bad
         return result
 
