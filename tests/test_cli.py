@@ -16,6 +16,7 @@ from PIL import Image
 import openmae
 from openmae.cli import run
 from openmae.commands import COMMANDS
+from openmae.errors import typed
 
 TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
 TINY += " --device cpu --precision fp32 --workers 0"
@@ -78,7 +79,7 @@ def listing(folder):
 
 def refused(capsys, arguments, *wanted):
     """Run a command that must end with exit 2 and one line that holds each of `wanted`."""
-    assert run(arguments.split()) == 2
+    assert run(arguments if isinstance(arguments, list) else arguments.split()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("openmae: ")
@@ -321,6 +322,14 @@ def test_a_model_that_is_none_is_refused(place, capsys, command, out):
 def test_a_name_that_is_no_text_is_shown_in_one_line(place, capsys):
     assert run(["pretrain", "no\nsuch \udcff folder", "--out", "out"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_path_in_a_command_of_a_message_can_be_typed(place, capsys):
+    folder = place / "my images"
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    refused(capsys, ["detect", "my images/a.json", "--init", "none", "--out", "out"], "--train 'my images/a.json'")
+    assert typed("runs/first") == "runs/first"
 
 
 LONG = "a" * 300

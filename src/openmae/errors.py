@@ -1,6 +1,7 @@
 """The three ways a command ends early, each with its exit code; and paths made printable for their messages."""
 
 import os
+import shlex
 from pathlib import Path
 
 
@@ -32,3 +33,8 @@ def shown(path: str | Path) -> str:
     except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold
         text = str(path)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def typed(path: str | Path) -> str:
+    """A path within a command of a message, quoted where a shell needs it."""
+    return shown(shlex.quote(str(path)))

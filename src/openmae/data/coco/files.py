@@ -13,7 +13,7 @@ from openmae.data.coco.other_formats import EXTENSIONS_OF_OTHERS, formats_instea
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.named import EMBEDDED, is_folder, is_json
 from openmae.data.sources.scan import Scan, scan
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError, shown, typed
 
 LAYOUT = (
     "images and a COCO JSON file for each split, with train, val or test in its name or its folder's, beside or above "
@@ -172,7 +172,7 @@ def _check_path(path: str, flag: str) -> None:
         raise NoAnnotations(f"{flag}{shown(path)}: the images in the wheels have no boxes: give {LAYOUT}")
     if not flag and is_json(path):
         raise RequestError(
-            f"{shown(path)} is a file: give the folder around it and its images, or --train {shown(path)}"
+            f"{shown(path)} is a file: give the folder around it and its images, or --train {typed(path)}"
         )
 
 

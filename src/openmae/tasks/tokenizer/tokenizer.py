@@ -17,6 +17,7 @@ from openmae.data.loader import Stream
 from openmae.data.preprocess import DataFacts
 from openmae.data.randomness import seeds
 from openmae.data.sources.views import PermutedSubset
+from openmae.errors import typed
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes, parallelise
 from openmae.model.tokenizer import DiscreteVAE, gumbel_noise
@@ -88,8 +89,8 @@ def tokenizer(config: TokenizerConfig) -> dict[str, Any]:
             evaluators=lambda: make_evaluators(run, plan, data, model, num_steps),
             bad=facts.bad if facts else None,
             final_message=lambda summary: (
-                f"done       {run.path / MODEL}; use it: openmae pretrain DATA --target token --tokenizer {run.path} "
-                "--out RUN"
+                f"done       {run.path / MODEL}; use it: openmae pretrain DATA --target token "
+                f"--tokenizer {typed(run.path)} --out RUN"
             ),
         )
 
