@@ -16,7 +16,7 @@ from PIL import Image
 import openmae
 from openmae.cli import run
 from openmae.commands import COMMANDS
-from openmae.errors import typed
+from openmae.errors import quoted
 
 TINY = "--width 24 --depth 1 --num-heads 3 --decoder-width 16 --decoder-depth 1 --batch-size 8 --steps 2 --held-out 4"
 TINY += " --device cpu --precision fp32 --workers 0"
@@ -329,7 +329,7 @@ def test_a_path_in_a_command_of_a_message_can_be_typed(place, capsys):
     folder.mkdir()
     (folder / "a.json").write_text("{}")
     refused(capsys, ["detect", "my images/a.json", "--init", "none", "--out", "out"], "--train 'my images/a.json'")
-    assert typed("runs/first") == "runs/first"
+    assert quoted("runs/first") == "runs/first"
 
 
 LONG = "a" * 300

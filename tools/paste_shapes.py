@@ -108,24 +108,28 @@ def photographs_of(folder: Path | None, split: str) -> Draw:
         assert source is not None
         return lambda _, generator: source.read(int(generator.integers(len(source))))
     paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
+    if len(paths) < 5:
+        raise SystemExit(f"{folder} has {len(paths)} photographs (.jpg, .jpeg, .png): give at least 5")
     paths = [path for place, path in enumerate(paths) if (place % 5 == 4) == (split == "val")]
     return lambda number, _: np.array(Image.open(paths[number % len(paths)]).convert("RGB"))
 
 
-def write(out: Path, split: str, count: int, side: int, seed: int, draw: Draw, any_colour: bool, kinds: int) -> None:
+def write(
+    out: Path, split: str, count: int, side: int, draw: Draw, *, seed: int, any_colour: bool, num_kinds: int
+) -> None:
     """Write `count` scenes of a split."""
     generator = np.random.default_rng(seed)
     for folder in ("images", "masks"):
         (out / folder / split).mkdir(parents=True, exist_ok=True)
     images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for number in range(count):
-        image, classes, owners = scene(draw(number, generator), side, generator, any_colour, kinds)
+        image, classes, owners = scene(draw(number, generator), side, generator, any_colour, num_kinds)
         Image.fromarray(image).save(out / "images" / split / f"{number:04}.png")
         Image.fromarray(classes).save(out / "masks" / split / f"{number:04}.png")
         images.append({"id": number, "file_name": f"{number:04}.png", "height": side, "width": side})
         for one in objects_in(classes, owners):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **one})
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES) if 0 < i <= kinds]
+    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES) if 0 < i <= num_kinds]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (out / f"instances_{split}.json").write_text(json.dumps(content))
 
@@ -138,12 +142,13 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--colours", choices=("kind", "any"), default="kind")
-    parser.add_argument("--kinds", type=int, default=len(CLASSES) - 1)
+    parser.add_argument("--kinds", type=int, choices=range(1, len(CLASSES)), default=len(CLASSES) - 1)
     parser.add_argument("--photographs", type=Path)
     given = parser.parse_args()
     for split, count, seed in (("train", given.train, given.seed), ("val", given.val, given.seed + 1)):
         draw = photographs_of(given.photographs, split)
-        write(given.out, split, count, given.side, seed, draw, given.colours == "any", given.kinds)
+        any_colour = given.colours == "any"
+        write(given.out, split, count, given.side, draw, seed=seed, any_colour=any_colour, num_kinds=given.kinds)
     (given.out / "classes.txt").write_text("\n".join(CLASSES[: given.kinds + 1]) + "\n")
 
 

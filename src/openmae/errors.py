@@ -1,4 +1,4 @@
-"""The three ways a command ends early, each with its exit code; and paths made printable for their messages."""
+"""The three ways a command ends early, each with its exit code; and paths and commands within their messages."""
 
 import os
 import shlex
@@ -35,6 +35,9 @@ def shown(path: str | Path) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def typed(path: str | Path) -> str:
-    """A path within a command of a message, quoted where a shell needs it."""
-    return shown(shlex.quote(str(path)))
+def quoted(*words: str | Path) -> str:
+    """Words of a command that a message proposes, each quoted where a shell needs it.
+
+    What `shown` escapes is no longer what it names: such a word must be typed by hand.
+    """
+    return shown(shlex.join(map(str, words)))

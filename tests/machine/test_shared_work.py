@@ -1,54 +1,55 @@
 """Work that is divided among processes: what all get, and what the others are told of a failure."""
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from openmae.errors import Fault
+from openmae.errors import Fault, RequestError
 from openmae.machine.parallel import Processes
-from openmae.machine.shared_work import work_of_all
+from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import EvaluationStopped, StopRequest
 
-
-@dataclass(frozen=True)
-class OneOfTwo(Processes):
-    """A process whose sibling fails or not, and does the same work."""
-
-    count: int = 2
-    other_fails: bool = False
-
-    def any(self, flag):
-        return flag or self.other_fails
-
-    def gather(self, value):
-        return [value, value + 1]
+from ..threads import two_processes
 
 
-def test_every_process_gets_all():
-    assert work_of_all(lambda: 3, Processes(), None) == [3]
-    assert work_of_all(lambda: 3, OneOfTwo(), StopRequest()) == [3, 4]
+def outcomes(works, stops=(None, None)):
+    """What each of two processes gets or raises."""
+    with ThreadPoolExecutor(2) as threads:
+        futures = [
+            threads.submit(gather_work, work, one, stop)
+            for work, one, stop in zip(works, two_processes(), stops, strict=True)
+        ]
+    return [future.exception() or future.result() for future in futures]
 
 
-def test_a_failure_is_raised_where_it_was_and_stops_the_others():
-    asked = []
+def failing(error):
+    def work():
+        raise error
 
-    class Asking(OneOfTwo):
-        def any(self, flag):
-            asked.append(flag)
-            return super().any(flag)
-
-    def fail():
-        raise Fault("out of memory")
-
-    with pytest.raises(Fault, match="out of memory"):
-        work_of_all(fail, Asking(), None)
-    assert asked == [True]  # the others were told before this one went
-    with pytest.raises(EvaluationStopped):
-        work_of_all(lambda: 3, OneOfTwo(other_fails=True), None)
+    return work
 
 
-def test_a_stop_ends_it():
-    stop = StopRequest()
-    stop.received = "SIGTERM"
-    with pytest.raises(EvaluationStopped):
-        work_of_all(lambda: 3, Processes(), stop)
+def test_every_process_gets_all_in_the_order_of_ranks():
+    assert gather_work(lambda: 3, Processes()) == [3]
+    assert outcomes([lambda: 3, lambda: 4]) == [[3, 4], [3, 4]]
+
+
+@pytest.mark.parametrize("error", [Fault("readers were killed"), RequestError("out of memory")])
+def test_a_failure_is_raised_where_it_was_and_stops_the_other(error):
+    own, other = outcomes([failing(error), lambda: 4])
+    assert own is error
+    assert isinstance(other, Fault)
+    assert "another process failed" in str(other)
+    own, other = outcomes([failing(error), lambda: 4], [StopRequest(), StopRequest()])
+    assert own is error
+    assert isinstance(other, EvaluationStopped)
+
+
+def test_a_stop_of_one_ends_both_and_hides_no_failure():
+    stopped = StopRequest()
+    stopped.received = "SIGTERM"
+    assert all(isinstance(end, EvaluationStopped) for end in outcomes([lambda: 3] * 2, [stopped, StopRequest()]))
+    fault = Fault("no space left")
+    own, other = outcomes([failing(fault), lambda: 4], [stopped, StopRequest()])
+    assert own is fault
+    assert isinstance(other, EvaluationStopped)

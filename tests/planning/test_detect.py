@@ -45,6 +45,12 @@ def test_narrow_for_few_images_and_the_papers_for_many():
     assert plan().config.head_width == 48, "no wider than the encoder"
 
 
+@pytest.mark.parametrize(("width", "peak"), [(192, 1e-3), (384, 3e-4), (768, 1e-4)])
+def test_the_rate_of_small_batches_is_not_scaled_down_to_nothing(width, peak):
+    config = plan(encoder=replace(BASE, width=width, num_heads=width // 64)).config
+    assert config.base_lr * config.batch_size / 256 == pytest.approx(peak)
+
+
 def test_windows_where_the_grid_is_large():
     small, large = plan(encoder=BASE), plan(GPU, BASE)
     assert (small.config.window_size, small.shape.encoder.class_token) == (0, True)  # 20 x 20 patches

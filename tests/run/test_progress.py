@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from openmae import PackConfig, PretrainConfig, pack, pretrain
+from openmae.config import SplitPaths
 from openmae.data.batch import Batch
 from openmae.errors import RequestError
 from openmae.machine import device
@@ -54,6 +55,13 @@ def test_advice_is_what_applies(kinds, kind, workers, is_cpu, crops, told):
     data = str(kinds / kind)
     advice = reading_advice(data, workers, is_cpu=is_cpu, cores=8, crops_per_decode=crops)
     assert advice == told.replace("DATA", data)
+
+
+def test_packing_is_advised_in_words_that_can_be_typed(tmp_path):
+    common = {"is_cpu": True, "cores": 2, "crops_per_decode": 1}
+    assert "openmae pack 'my images' PACK" in reading_advice("my images", 1, **common)
+    paths = SplitPaths(train="a b", val="c")
+    assert "openmae pack --train 'a b' --val c PACK" in reading_advice(paths, 1, **common)
 
 
 def test_embedded_data_is_not_to_be_packed():

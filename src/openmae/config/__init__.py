@@ -16,7 +16,7 @@ from openmae.config.checks import (
     pair,
 )
 from openmae.config.convert import ConvertConfig
-from openmae.config.dataset import SPLITS, Dataset, DataSettings, SplitPaths, SplitSettings, paths_of
+from openmae.config.dataset import SPLITS, Dataset, DataSettings, SplitPaths, SplitSettings, paths_of, words_of
 from openmae.config.detector_shape import PYRAMIDS, Conventions, DetectorShape
 from openmae.config.experiment import ExperimentConfig
 from openmae.config.features import AttentionConfig, EmbedConfig, KnnConfig
@@ -132,4 +132,5 @@ __all__ = [
     "num_kept",
     "pair",
     "paths_of",
+    "words_of",
 ]

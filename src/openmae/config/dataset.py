@@ -85,6 +85,13 @@ class DataSettings(SplitSettings):
         self.check_split_paths(self.data, "DATA", needs_train)
 
 
+def words_of(dataset: Dataset) -> list[str]:
+    """The words that name a data set in a command."""
+    if isinstance(dataset, str):
+        return [dataset]
+    return [word for split, path in dataset.paths.items() for word in (f"--{split}", path)]
+
+
 def paths_of(dataset: Dataset) -> list[str]:
     """The files and folders of a data set as they were given; none for `embedded:` ones, which come in wheels."""
     named = [dataset] if isinstance(dataset, str) else list(dataset.paths.values())

@@ -75,8 +75,12 @@ def divide(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
 
 
 def kind_of(dataset: Dataset) -> str:
-    """What DATA has, one of `HAS`."""
-    return DETECT if has_annotations(dataset) else SEGMENT if has_masks(dataset) else LABELS
+    """What DATA has, one of `HAS`. Raises RequestError where it has COCO JSON that cannot be used as it is."""
+    try:
+        has_objects = has_annotations(dataset)
+    except RequestError as error:
+        raise RequestError(f"{error}; if masks or labels are meant, move its JSON away") from None
+    return DETECT if has_objects else SEGMENT if has_masks(dataset) else LABELS
 
 
 def open_transfer(kind: str, config: ExperimentConfig) -> TransferData:

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from openmae.config import DEFAULT_POOL, Preprocessing, grid_of
 from openmae.data.augment import crop_fraction_of, evaluation_crop_fraction
-from openmae.data.evaluation_loader import evaluation_batches
+from openmae.data.evaluation_loader import EvaluationBatch, evaluation_batches
 from openmae.data.labels.subsets import targets_of
 from openmae.data.preprocess import normalise, survey
 from openmae.data.sources.open import Source
@@ -21,6 +22,7 @@ from openmae.errors import Fault, RequestError
 from openmae.inference.models import EncoderModel, encoder_features
 from openmae.machine.device import autocast, is_out_of_memory
 from openmae.machine.parallel import Processes
+from openmae.machine.shared_work import gather_work
 from openmae.model.vit import ViT
 from openmae.training.telemetry import ProgressBar
 
@@ -77,7 +79,7 @@ def extract(
 
     Raises:
         RequestError: size, layer or pool do not fit the model, or a batch does not fit into memory.
-        Fault: a feature is not finite.
+        Fault: a feature is not finite, the system killed reader processes, twice, or another process failed.
     """
     processes = processes or Processes()
     preprocessing = preprocessing_for(model, image_size)
@@ -95,33 +97,65 @@ def extract(
         with_labels=False,  # of a source where only some images have one, a batch would be refused
         pin_memory=model.device.type == "cuda",
     )
-    read = np.empty(len(indices), np.int64)
-    bad: dict[str, str] = {}
+
+    def compute(images: Tensor) -> NDArray[np.float32]:
+        return _features(model, images, preprocessing, pool, layer, precision, size)
+
+    own = list[_Share]()
+
+    def work() -> tuple[tuple[int, ...] | None, dict[str, str]]:
+        name = title if title and processes.is_first else None
+        own.append(_compute_share(batches, len(indices), compute, name))
+        return own[0].shape, own[0].bad
+
+    parts = gather_work(work, processes)
+    shape = next((shape for shape, _ in parts if shape is not None), (0,))
+    values, read = own[0].values, own[0].indices
+    values = np.empty((0, *shape), np.float32) if values is None else values
+    values, indices_of_all = _gathered(values, processes), _gathered(read, processes)
+    bad = {name: reason for _, part in parts for name, reason in part.items()}
+    _check_finite(values)
+    labels = targets_of(source)[indices_of_all] if with_labels else None
+    return Features(values=values, labels=labels, indices=indices_of_all, bad=bad)
+
+
+class _Share(NamedTuple):
+    """What one process computed: features, None where no image could be read; whose they are; what was unreadable."""
+
+    values: NDArray[np.float32] | None
+    indices: NDArray[np.int64]
+    bad: dict[str, str]
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of an image's features."""
+        return None if self.values is None else self.values.shape[1:]
+
+
+def _compute_share(
+    batches: Generator[EvaluationBatch, None, None],
+    count: int,
+    compute: Callable[[Tensor], NDArray[np.float32]],
+    title: str | None,
+) -> _Share:
+    """The features of `count` images, of which some may be unreadable."""
     values: NDArray[np.float32] | None = None
-    count = seen = 0
+    indices, bad = np.empty(count, np.int64), dict[str, str]()
+    done = seen = 0
     started = time.monotonic()
-    with (
-        closing(batches),
-        ProgressBar(len(indices), 0, title or "", quiet=not (title and processes.is_first)) as screen,
-    ):
+    with closing(batches), ProgressBar(count, 0, title or "", quiet=title is None) as screen:
         for batch in batches:
             bad |= batch.bad
             seen += len(batch.images) + len(batch.bad)
             if len(batch.images):
-                features = _features(model, batch.images, preprocessing, pool, layer, precision, size)
+                features = compute(batch.images)
                 if values is None:  # filled batch by batch: to join a list of batches would need twice the memory
-                    values = np.empty((len(indices), *features.shape[1:]), np.float32)
-                values[count : count + len(features)] = features
-                read[count : count + len(features)] = batch.indices.numpy()
-                count += len(features)
+                    values = np.empty((count, *features.shape[1:]), np.float32)
+                values[done : done + len(features)] = features
+                indices[done : done + len(features)] = batch.indices.numpy()
+                done += len(features)
             screen.update(seen, f"{seen / max(time.monotonic() - started, 1e-9):.0f} images/s")
-    shape = next((s for s in processes.gather(None if values is None else values.shape[1:]) if s is not None), (0,))
-    values = np.empty((0, *shape), np.float32) if values is None else values
-    values, indices_of_all = _gathered(values[:count], processes), _gathered(read[:count], processes)
-    bad = {name: reason for part in processes.gather(bad) for name, reason in part.items()}
-    _check_finite(values)
-    labels = targets_of(source)[indices_of_all] if with_labels else None
-    return Features(values=values, labels=labels, indices=indices_of_all, bad=bad)
+    return _Share(None if values is None else values[:done], indices[:done], bad)
 
 
 def pooled(encoder: ViT, images: Tensor, pool: str, precision: str) -> Tensor:

@@ -15,7 +15,7 @@ from openmae.data.sources.open import Source
 from openmae.inference.metrics import Predictions, merge
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes
-from openmae.machine.shared_work import work_of_all
+from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import StopRequest
 from openmae.model.heads import Classifier
 
@@ -88,8 +88,8 @@ def predict(
     Each process computes its share, and every process gets the predictions for all images.
 
     Raises:
-        EvaluationStopped: a signal came to one of the processes, or the system killed readers of another.
-        ReaderKilled: the operating system killed reader processes of this one, twice.
+        EvaluationStopped: a signal came to one of the processes, or another one failed.
+        Fault: the operating system killed reader processes, twice.
     """
     targets = torch.from_numpy(targets_of(source))
     share = processes.share(len(source))
@@ -119,4 +119,4 @@ def predict(
         own = np.concatenate(indices)
         return Predictions(logits=torch.cat(logits), targets=targets[own], indices=own, bad=bad, scale=scale)
 
-    return merge(work_of_all(predict_share, processes, stop))
+    return merge(gather_work(predict_share, processes, stop))

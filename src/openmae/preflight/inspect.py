@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from openmae.config import InspectConfig, flag_of, paths_of
-from openmae.data.sources.named import EMBEDDED, check_named
+from openmae.data.sources.named import EMBEDDED, check_named, folder_of
 from openmae.errors import RequestError, shown
 from openmae.interchange.incoming.named import HUB, TIMM, check_init
 from openmae.run.lock import check_run_folder
@@ -21,7 +21,7 @@ def check_inspect(config: InspectConfig) -> None:
     config = config.plain()
     kind = requested_kind(config)
     if config.out is not None:
-        check_report_folder(config.out, *(paths_of(config.dataset) if kind == "data" else ()))
+        check_report_folder(config.out, *(map(folder_of, paths_of(config.dataset)) if kind == "data" else ()))
     if kind == "data":
         check_named(config.dataset, takes_json=True)
     elif kind == "model" and config.path is not None:

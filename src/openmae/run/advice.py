@@ -1,8 +1,8 @@
 """Advice for a run that waits for its data."""
 
-from openmae.config import Dataset
+from openmae.config import Dataset, words_of
 from openmae.data.sources.manifest import pack_format
-from openmae.errors import typed
+from openmae.errors import quoted
 
 
 def reading_advice(
@@ -28,7 +28,7 @@ def reading_advice(
     kind = pack_format(data) if isinstance(data, str) else None
     if can_read_packs and kind is None and not str(data).startswith("embedded:"):
         tiles_flag = "" if tiles is None else f" --tiles {tiles}"
-        advice.append(f"openmae pack {typed(str(data))} PACK{tiles_flag}: read 2 to 4 times as fast")
+        advice.append(f"openmae pack {quoted(*words_of(data))} PACK{tiles_flag}: read 2 to 4 times as fast")
     elif kind == "jpeg":
         advice.append("openmae pack --format raw: read twice as fast as JPEGs")
     if not advice and crops_per_decode == 1:

@@ -16,7 +16,7 @@ from openmae.config import (
 )
 from openmae.config.training.finetune import FROM_SCRATCH
 from openmae.data.value_scale import stored_value_range
-from openmae.errors import Fault, RequestError, typed
+from openmae.errors import Fault, RequestError, quoted
 from openmae.machine.files import PARTIAL_PREFIX, disk_faults, link_or_copy
 from openmae.machine.parallel import Processes
 from openmae.run.create import create_run
@@ -115,7 +115,7 @@ def find_previous_run(
         if (run / MODEL).exists():
             raise RequestError(
                 f"{run} holds a model but its checkpoints are gone: continue from its weights with "
-                f"--init {typed(run)} and another --out"
+                f"--init {quoted(run)} and another --out"
             )
         _check_kind(run, config_type)
         return None  # it ended before its first checkpoint: start anew, with whatever settings are given now

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openmae.config import Dataset, paths_of
-from openmae.data.sources.named import is_json
+from openmae.data.sources.named import folder_of, is_json
 from openmae.errors import RequestError, shown
 
 
@@ -87,9 +87,10 @@ def cannot_resume_error(path: Path, why: str = "no such run or checkpoint") -> R
 def check_outside(data: Dataset, out: str) -> None:
     """Raise RequestError where the run folder would lie among its data."""
     for given in paths_of(data):
-        path = os.path.dirname(given) or "." if is_json(given) else given  # where the images it lists are looked up
+        path = folder_of(given)
         if os.path.isdir(path) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(path)):
-            raise RequestError(f"--out {out} lies inside {path}: the run's pictures would become its data")
+            where = f"{path}, where the images of {given} are looked for" if is_json(given) else path
+            raise RequestError(f"--out {out} lies inside {where}: the run's pictures would become its data")
 
 
 def status_of(run: Path) -> str | None:

@@ -173,6 +173,15 @@ def test_images_that_no_json_lists_are_said(tmp_path):
     assert set(objects_of(data)) == {"images/a.png", "images/b.png"}
 
 
+def test_a_split_without_annotations_beside_one_that_has_some_is_said(tmp_path):
+    part(tmp_path, "a/train.json", "a/a.png")
+    put_images(tmp_path, "b/b.png")
+    paths = SplitPaths(train=str(tmp_path / "a"), val=str(tmp_path / "b"))
+    with pytest.raises(RequestError, match=r"no COCO JSON with boxes in --val"):
+        has_annotations(paths)
+    assert not has_annotations(SplitPaths(train=str(tmp_path / "b"), val=str(tmp_path / "b")))
+
+
 def test_which_of_several_is_asked_where_kinds_of_data_are_told_apart(tmp_path):
     part(tmp_path, "train.json", "a.png")
     part(tmp_path, "train_new.json", "a.png")

@@ -250,12 +250,14 @@ def test_categories_of_splits_must_agree(objects, tmp_path):
         opened(objects, known_classes=("dog",))
 
 
-def test_a_category_is_no_number_here_and_text_there(tmp_path):
-    for split, category in (("train", 3), ("val", "3")):
+@pytest.mark.parametrize("wrong", ["train", "val"])
+def test_a_category_is_no_number_here_and_text_there(tmp_path, wrong):
+    for split in ("train", "val", "test"):
+        category = "-3" if split == wrong else -3
         put_images(tmp_path, f"{split}/a.png", f"{split}/b.png")
         some = numbered(annotation(i, category_id=category) for i in (1, 2))
         write_coco(tmp_path / f"{split}.json", listed("a.png", "b.png"), some, {category: "dog"})
-    with pytest.raises(RequestError, match="category 3 is a number in one place and text in another"):
+    with pytest.raises(RequestError, match=r"val.json: category -3 is a number in one place and text in another"):
         opened(tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Evaluation of a detector on real files: coordinates from image to metric, shares of processes, images that vanish."""
 
 import json
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -21,6 +20,7 @@ from openmae.run.quarantine import Quarantine
 from openmae.tasks.detect.evaluation import DetectEvaluation, measure_images
 
 from ...objects import write_objects
+from ...threads import two_processes
 
 SIDE = 64  # of the model's square; images have 96 px
 PREPROCESSING = Preprocessing(
@@ -131,24 +131,6 @@ def test_an_image_that_vanished_is_named_and_not_replaced(tmp_path):
 def test_a_signal_ends_an_evaluation(data):
     with pytest.raises(EvaluationStopped):
         evaluation_of(data, stop=lambda: True).evaluate(1)
-
-
-def two_processes():
-    """Two processes as two threads, which wait for one another where processes would."""
-    barrier, values = threading.Barrier(2, timeout=60), [None, None]
-
-    class Together(Processes):
-        def gather(self, value):
-            values[self.rank] = value
-            barrier.wait()
-            gathered = list(values)
-            barrier.wait()
-            return gathered
-
-        def any(self, flag):
-            return any(self.gather(flag))
-
-    return [Together(rank=rank, count=2) for rank in range(2)]
 
 
 def test_only_the_first_process_measures_and_all_get_the_metrics(data):

@@ -72,7 +72,10 @@ def test_several_files_that_may_be_a_split_s_are_said(tmp_path, capsys):
     report = inspected(folder)
     assert report["images"] == 4
     assert "train.json and train_new.json may both be" in report["objects"]["refusal"]
-    assert "openmae detect would refuse: train.json and train_new.json" in " ".join(capsys.readouterr().out.split())
+    assert report["would_choose"], "what pre-training on the images would choose"
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "objects cannot be used, see below" in printed
+    assert "openmae detect would refuse: train.json and train_new.json" in printed
 
 
 def test_images_without_annotations_have_no_objects(tmp_path):

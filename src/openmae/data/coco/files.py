@@ -11,9 +11,9 @@ from typing import Any
 from openmae.config import SPLITS, Dataset, SplitPaths, paths_of
 from openmae.data.coco.other_formats import EXTENSIONS_OF_OTHERS, formats_instead
 from openmae.data.sources.folder import Ignored
-from openmae.data.sources.named import EMBEDDED, is_folder, is_json
+from openmae.data.sources.named import EMBEDDED, folder_of, is_folder, is_json
 from openmae.data.sources.scan import Scan, scan
-from openmae.errors import RequestError, shown, typed
+from openmae.errors import RequestError, quoted, shown
 
 LAYOUT = (
     "images and a COCO JSON file for each split, with train, val or test in its name or its folder's, beside or above "
@@ -71,12 +71,13 @@ def find_annotation_files(dataset: Dataset) -> FoundFiles:
     that holds no boxes (captions, labels, lists of images) is left alone.
 
     Raises:
-        NoAnnotations: there is no COCO JSON; other formats are named, with how to convert them.
-        RequestError: there is none of train, or several may be a split's.
+        NoAnnotations: there is no COCO JSON with boxes in any of it; other formats are named, with how to convert them.
+        RequestError: a split that is given has none, there is none of train, several may be a split's, or a path is
+            not there.
     """
     notes, ignored = list[str](), Ignored()
     if isinstance(dataset, SplitPaths):
-        parts = {split: _file_of_split(split, path, notes, ignored) for split, path in dataset.paths.items()}
+        parts = _files_of_paths(dataset, notes, ignored)
     else:
         parts = _files_of_folder(dataset, notes, ignored)
     if "train" not in parts:
@@ -87,17 +88,18 @@ def find_annotation_files(dataset: Dataset) -> FoundFiles:
 
 
 def has_annotations(dataset: Dataset) -> bool:
-    """Whether DATA, or what is given as its train split, holds images and COCO JSON with objects, or names JSON.
+    """Whether DATA holds images and COCO JSON with objects, or names JSON.
 
     Raises:
-        RequestError: there is COCO JSON, but none of train, or several may be a split's.
+        RequestError: it holds some, and cannot be used as it is (see `find_annotation_files`).
     """
     if any(map(is_json, paths_of(dataset))):  # which no other data is: what is wrong with it is said where it is opened
         return True
     try:
-        return bool(find_annotation_files(dataset).parts)
+        find_annotation_files(dataset)
     except NoAnnotations:
         return False
+    return True
 
 
 def split_of(path: bytes) -> str | None:
@@ -108,6 +110,21 @@ def split_of(path: bytes) -> str | None:
         if splits:
             return splits[0]
     return None
+
+
+def _files_of_paths(dataset: SplitPaths, notes: list[str], ignored: Ignored) -> dict[str, AnnotationFile]:
+    """The JSON file of each split that has a path. Raises NoAnnotations where none has one, else RequestError."""
+    parts, missing = dict[str, AnnotationFile](), list[NoAnnotations]()
+    for split, path in dataset.paths.items():
+        try:
+            parts[split] = _file_of_split(split, path, notes, ignored)
+        except NoAnnotations as error:
+            missing.append(error)
+    if parts and missing:
+        raise RequestError(str(missing[0]))
+    if missing:
+        raise missing[0]
+    return parts
 
 
 def _files_of_folder(path: str, notes: list[str], ignored: Ignored) -> dict[str, AnnotationFile]:
@@ -140,13 +157,9 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
     flag = f"--{split} "
     _check_path(path, flag)
     if is_json(path):
-        parent, name = os.path.split(os.path.abspath(path))
-        folder, jsons = Path(parent), [os.fsencode(name)]
+        folder = Path(folder_of(path))
+        jsons = [os.fsencode(os.path.relpath(os.path.abspath(path), folder))]
         scanned = _scanned(folder, ignored)
-        if not scanned.images:  # annotations/ beside the folders of images
-            jsons = [os.fsencode(os.path.join(folder.name, name))]
-            folder = folder.parent
-            scanned = _scanned(folder, ignored)
     elif is_folder(path):
         folder = Path(path)
         scanned = _scanned(folder, ignored)
@@ -172,7 +185,7 @@ def _check_path(path: str, flag: str) -> None:
         raise NoAnnotations(f"{flag}{shown(path)}: the images in the wheels have no boxes: give {LAYOUT}")
     if not flag and is_json(path):
         raise RequestError(
-            f"{shown(path)} is a file: give the folder around it and its images, or --train {typed(path)}"
+            f"{shown(path)} is a file: give the folder around it and its images, or --train {quoted(path)}"
         )
 
 

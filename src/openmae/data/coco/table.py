@@ -58,13 +58,18 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
     Raises:
         RequestError: there is none, an id has two names or is a number here and text there, or there are too many.
     """
-    names: dict[Id, str] = {}
+    names, kinds = dict[Id, str](), dict[str, type]()
     for file in files:
         for category in file.content["categories"]:
             number = _id_of(category.get("id"))
             if number is None:
                 raise RequestError(
                     f"{file.shown}: a category has no id ({shown(str(category)[:60])}): give it a number"
+                )
+            if kinds.setdefault(str(number), type(number)) is not type(number):
+                raise RequestError(
+                    f"{file.shown}: category {shown(str(number))} is a number in one place and text in another: write "
+                    "all ids as numbers"
                 )
             name = str(category.get("name") or f"class {number}")
             if names.setdefault(number, name) != name:
@@ -74,12 +79,6 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
                 )
     if not 1 <= len(names) <= MAX_DETECT_CLASSES:
         raise RequestError(f"{files[0].shown} has {len(names)} categories: expected 1 to {MAX_DETECT_CLASSES}")
-    twins = [number for number in names if isinstance(number, str) and number.isdecimal() and int(number) in names]
-    if twins:
-        raise RequestError(
-            f"{files[-1].shown}: category {shown(twins[0])} is a number in one place and text in another: write ids as "
-            "numbers in all files"
-        )
     ordered = sorted(names, key=lambda number: (isinstance(number, str), number))
     counts = Counter(names.values())
     return {i: f"{names[i]} ({i})" if counts[names[i]] > 1 else names[i] for i in ordered}

@@ -98,3 +98,18 @@ def check_images(names: Sequence[str]) -> None:
 
 def _is_file(name: str) -> bool:
     return Path(name).is_file() and not name.endswith(".parquet")
+
+
+def folder_of(path: str) -> str:
+    """The folder in which what DATA names is looked for: itself, or the one around COCO JSON and its images.
+
+    Where no image lies beside or below the JSON file, as in annotations/, the images are looked for one folder higher.
+    """
+    if not is_json(path):
+        return path
+    folder = os.path.dirname(os.path.abspath(path))
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in names if not name.startswith(".")):
+            return folder
+    return os.path.dirname(folder)

@@ -22,7 +22,7 @@ from openmae.data.decoding.headers import read_size
 from openmae.data.decoding.nodata import check_floats
 from openmae.data.sources.folder import Ignored
 from openmae.data.sources.manifest import MANIFEST, require, stated_range
-from openmae.errors import RequestError, shown, typed
+from openmae.errors import RequestError, quoted, shown
 
 
 def find_damage(root: Path, manifest: dict[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ class PackedSource:
         except (OSError, ValueError, KeyError, EOFError, AssertionError) as error:
             reason = " ".join(str(error).split())[:100] or type(error).__name__
             raise RequestError(
-                f"{shown(self._root)} is damaged ({reason}): openmae pack {typed(self._root)} --verify says where"
+                f"{shown(self._root)} is damaged ({reason}): openmae pack {quoted(self._root)} --verify says where"
             ) from None
         canonical = json.dumps(manifest, sort_keys=True)
         self._fingerprint = hashlib.sha256(f"{split} {canonical}".encode()).hexdigest()

@@ -11,7 +11,7 @@ from openmae.data.coco.detection_data import DetectionData
 from openmae.data.coco.open import open_detection
 from openmae.data.coco.stream import AnnotatedStream
 from openmae.data.sources.reading import reading_options
-from openmae.errors import typed
+from openmae.errors import quoted
 from openmae.machine.parallel import Processes, check_even_shares, parallelise
 from openmae.planning.decisions import cosine_schedule, total_steps
 from openmae.planning.detect import DetectPlan, plan_detect
@@ -112,7 +112,7 @@ def detect(config: DetectConfig) -> dict[str, Any]:
             final_message=lambda summary: (
                 f"{result_text(summary, data.final_split)}\n"
                 f"done       {run.path / MODEL}; see {run.path / 'pictures'} and {run.path / 'classes.csv'}; use it: "
-                f"openmae detect IMAGES --init {typed(run.path)} --predict --out FOLDER"
+                f"openmae detect IMAGES --init {quoted(run.path)} --predict --out FOLDER"
             ),
         )
 

@@ -22,7 +22,7 @@ from openmae.inference.detection.metrics import MeasuredImage
 from openmae.inference.detection.result import DetectionPart, DetectionResult, detection_metrics, merge_parts
 from openmae.inference.detection.whole_image import ImageDetections, WholeImageDetector
 from openmae.machine.parallel import Processes
-from openmae.machine.shared_work import work_of_all
+from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import StopRequest
 from openmae.pictures.sheet import to_picture
 from openmae.planning.detect import DetectPlan
@@ -132,7 +132,7 @@ class DetectEvaluation:
                 should_stop=self.stop.is_received,
             )
 
-        parts = work_of_all(measure, self.processes, self.stop)
+        parts = gather_work(measure, self.processes, self.stop)
         result: DetectionResult | None = None
         metrics: dict[str, float] | RequestError | Fault | None = None
         if self.processes.is_first:

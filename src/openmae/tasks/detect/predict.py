@@ -9,7 +9,7 @@ import torch
 from openmae.config import DetectConfig
 from openmae.data.annotated.whole_images import WholeImage
 from openmae.data.coco.augment import fitted_size
-from openmae.errors import RequestError, shown, typed
+from openmae.errors import RequestError, quoted, shown
 from openmae.inference.detection.detector_model import DetectorModel
 from openmae.inference.detection.whole_image import ImageDetections
 from openmae.inference.load import load
@@ -71,7 +71,7 @@ def load_detector(init: str, device: str) -> DetectorModel:
     model = load(init, device, verbose=True)
     if not isinstance(model, DetectorModel):
         raise RequestError(
-            f"--init {shown(init)} is no detector: train one, openmae detect DATA --init {typed(init)} --out RUN"
+            f"--init {shown(init)} is no detector: train one, openmae detect DATA --init {quoted(init)} --out RUN"
         )
     return model
 

@@ -13,6 +13,7 @@ from openmae.data.coco.findings import ExaminedObjects, examine_objects
 from openmae.data.labels.subsets import labels_of
 from openmae.data.preprocess import DataFacts, survey
 from openmae.data.randomness import Permutation
+from openmae.data.sources.named import folder_of
 from openmae.data.sources.open import Source, Splits, open_splits
 from openmae.data.sources.reading import reading_options
 from openmae.data.sources.sizes import cut_into_tiles
@@ -63,7 +64,7 @@ def inspect_data(config: InspectConfig) -> dict[str, Any]:
         Fault: the report cannot be written.
     """
     started = time.monotonic()
-    out = None if config.out is None else check_report_folder(config.out, *paths_of(config.dataset))
+    out = None if config.out is None else check_report_folder(config.out, *map(folder_of, paths_of(config.dataset)))
     masks = open_masks(config)
     objects = examine_objects(config.dataset, reading_options(config, None))
     opened = masks.images if masks is not None else None if objects is None else objects.images
@@ -154,7 +155,7 @@ def _report(
     if objects is not None:
         report["to_mend"] = [*object_problems(report["objects"]), *report["to_mend"]]
         report["objects"]["command"] = detect_command(config, report["objects"])
-    if masks is not None or objects is not None:
+    if masks is not None or (objects is not None and objects.images is not None):
         return report | {"would_choose": [], "size_advice": None}  # they are about pre-training
     report["would_choose"] = planned_settings(config, facts)
     report["size_advice"] = size_advice(report, facts)

@@ -1,13 +1,12 @@
 """The masks of a data set: opened as `openmae segment` opens them, read once, and what follows for training."""
 
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openmae.config import InspectConfig, SplitPaths, flag_of
+from openmae.config import InspectConfig, flag_of, words_of
 from openmae.data.decoding.decode import BadImage
 from openmae.data.decoding.nodata import filled
 from openmae.data.masks.class_names import read_class_names
@@ -21,7 +20,7 @@ from openmae.data.masks.survey import MaskSurvey, survey_masks
 from openmae.data.randomness import Permutation
 from openmae.data.sources.open import Splits
 from openmae.data.sources.reading import reading_options
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError, quoted, shown
 from openmae.machine.device import num_cores
 from openmae.pictures.segmentation_sheet import Row, SegmentedImage, segmentation_sheet
 from openmae.pictures.sheet import ValueRange, rgb_picture
@@ -149,16 +148,12 @@ def segment_command(config: InspectConfig, masks: Mapping[str, Any]) -> str | No
     """The command that trains on the data; None where it would refuse."""
     if masks["refusal"] is not None:
         return None
-    data = config.dataset
-    named = data.paths if isinstance(data, SplitPaths) else {}
-    words = ["openmae", "segment", *(word for split, path in named.items() for word in (f"--{split}", path))]
-    words += [str(data)] if not named else []
-    words += ["--init", "RUN", "--out", "OUT"]
+    words = ["openmae", "segment", *words_of(config.dataset), "--init", "RUN", "--out", "OUT"]
     for name in (*MASK_SETTINGS, "axes", "nodata", "max_pixels"):
         if name in config.explicit():
             value = getattr(config, name)
             words += [flag_of(name)] if value is True else [flag_of(name), str(value)]
-    return shown(shlex.join(words))
+    return quoted(*words)
 
 
 def overlay_sheet(masks: OpenedMasks, title: str, seed: int, value_range: ValueRange) -> "Figure | None":

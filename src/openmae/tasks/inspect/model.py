@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from openmae.config import ClassifierShape, DetectorShape, InspectConfig, MAEShape, SegmenterShape, ViTShape
-from openmae.errors import RequestError, shown
+from openmae.errors import RequestError, quoted, shown
 from openmae.interchange.init import find_model, is_ours, read_init
 from openmae.interchange.outgoing.model_card import (
     METRICS,
@@ -50,7 +49,7 @@ def inspect_model(config: InspectConfig) -> dict[str, Any]:
     assert init.report is not None
     report: dict[str, Any] = {
         "kind": "model",
-        "init": shlex.quote(config.path),
+        "init": shown(config.path),
         "what": init.report.kind,
         "model": init.description.get("kind", "mae"),
         "parameters": sum(value.numel() for value in init.weights.values()),
@@ -126,9 +125,9 @@ def model_lines(init: StoredModel, report: dict[str, Any]) -> list[str]:
     lines += [f"sha256     {digest}  {shown(name)}" for name, digest in report["checksums"].items()]
     lines.append(f"good for   {uses(init)}")
     if isinstance(init.shape, DetectorShape):
-        lines.append(f"use        openmae detect IMAGES --init {report['init']} --predict --out FOLDER")
+        lines.append(f"use        openmae detect IMAGES --init {quoted(report['init'])} --predict --out FOLDER")
     if isinstance(init.shape, SegmenterShape):
-        lines.append(f"use        openmae segment IMAGES --init {report['init']} --predict --out FOLDER")
+        lines.append(f"use        openmae segment IMAGES --init {quoted(report['init'])} --predict --out FOLDER")
     return [shown(line) for line in lines]  # names in a file may contain terminal escape sequences
 
 

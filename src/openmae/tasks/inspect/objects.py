@@ -1,10 +1,9 @@
 """The report on annotated objects: lines of at most 100 columns, what to mend, and the command that trains."""
 
-import shlex
 from typing import Any
 
-from openmae.config import InspectConfig, SplitPaths, flag_of
-from openmae.errors import shown
+from openmae.config import InspectConfig, flag_of, words_of
+from openmae.errors import quoted, shown
 from openmae.tasks.inspect.screen import INDENT, labelled_lines, shorten
 
 MAX_CLASSES = 16  # in the table; inspect.json has all
@@ -12,8 +11,6 @@ MAX_CLASSES = 16  # in the table; inspect.json has all
 
 def object_lines(objects: dict[str, Any]) -> list[str]:
     """The lines about images, objects and classes."""
-    if not objects["splits"]:
-        return labelled_lines("objects", "not read: see below")
     counts = []
     for split, facts in objects["splits"].items():
         bad = f", of which {facts['unusable']:,} cannot be used" if facts["unusable"] else ""
@@ -23,11 +20,13 @@ def object_lines(objects: dict[str, Any]) -> list[str]:
             f"{facts['objects']:,} in {split}{crowds} ({sizes}) on {facts['images']:,} images{bad}, "
             f"{facts['without_objects']:,} of them without any"
         )
-    masks = "all have masks" if objects["has_masks"] else "boxes only"
-    lines = labelled_lines("objects", f"{'; '.join(counts)}; {masks}")
+    counts.append("all have masks" if objects["has_masks"] else "boxes only" if counts else "cannot be used, see below")
+    lines = labelled_lines("objects", "; ".join(counts))
     for note in objects["notes"]:
         lines += labelled_lines("", shown(note))
     rows, splits = objects["classes"], list(objects["splits"])
+    if not rows:
+        return lines
     rows = sorted(rows, key=lambda row: -sum(row[split] for split in splits))
     lines += ["", f"{'classes':<{INDENT}}{'id':>6}  {'class':<40}" + "".join(f"{split:>9}" for split in splits)]
     for row in rows[:MAX_CLASSES]:
@@ -55,12 +54,8 @@ def detect_command(config: InspectConfig, objects: dict[str, Any]) -> str | None
     """The command that trains on the data; None where it would refuse."""
     if objects["refusal"] is not None:
         return None
-    data = config.dataset
-    named = data.paths if isinstance(data, SplitPaths) else {}
-    words = ["openmae", "detect", *(word for split, path in named.items() for word in (f"--{split}", path))]
-    words += [str(data)] if not named else []
-    words += ["--init", "RUN", "--out", "OUT"]
+    words = ["openmae", "detect", *words_of(config.dataset), "--init", "RUN", "--out", "OUT"]
     for name in ("axes", "nodata", "max_pixels"):
         if name in config.explicit():
             words += [flag_of(name), str(getattr(config, name))]
-    return shown(shlex.join(words))
+    return quoted(*words)

@@ -1,6 +1,5 @@
 """`openmae inspect RUN`: settings, progress and health of a run, and whether it can be resumed; also while it runs."""
 
-import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ from openmae.config import (
     ResolvedSegmentConfig,
     ResolvedTokenizerConfig,
     ResolvedTransferConfig,
+    words_of,
 )
-from openmae.errors import shown
+from openmae.errors import quoted, shown
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve
 from openmae.preflight.inspect import check_report_folder
@@ -165,7 +165,7 @@ def _health(config: ResolvedConfig | None, lines: Sequence[dict[str, Any]], repo
 
 def use_command(path: str, command: str) -> str:
     """The command that uses a segmenter or a detector on images."""
-    return shown(f"openmae {command} IMAGES --init {shlex.quote(path)} --predict --out FOLDER")
+    return f"openmae {command} IMAGES --init {quoted(path)} --predict --out FOLDER"
 
 
 def resume_command(path: str, config: ResolvedConfig | None, report: dict[str, Any]) -> dict[str, Any]:
@@ -178,13 +178,11 @@ def resume_command(path: str, config: ResolvedConfig | None, report: dict[str, A
     if not intact:
         why = "none of its checkpoints is whole" if report["checkpoints"] else "it has no checkpoint"
         return {"can": False, "why": why, "command": None}
-    data = [word for split, path_of_split in config.split_paths.paths.items() for word in (f"--{split}", path_of_split)]
-    data = data if config.data is None else [config.data]
-    words = ["openmae", COMMANDS[type(config)], *data, "--out", path, "--resume", "auto"]
+    words = ["openmae", COMMANDS[type(config)], *words_of(config.dataset), "--out", path, "--resume", "auto"]
     if config.init is not None:
         words += ["--init", config.init]
     why = f"from step {intact[0]['step']:,}"
     if report["status"] == "complete":
         words += ["--epochs", "MORE"] if config.steps is None else ["--steps", "MORE"]
         why = "it is complete; more steps would continue it"
-    return {"can": True, "why": why, "command": shown(shlex.join(words))}
+    return {"can": True, "why": why, "command": quoted(*words)}

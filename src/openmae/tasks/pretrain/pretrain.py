@@ -12,7 +12,7 @@ from openmae.config.checks import OFF
 from openmae.data.batch import Batch
 from openmae.data.device_crop import model_input
 from openmae.data.preprocess import DataFacts
-from openmae.errors import RequestError, typed
+from openmae.errors import RequestError, quoted
 from openmae.inference.mask_sampler import MaskSampler, read_mask, to_device
 from openmae.interchange.incoming.conversion import Hints
 from openmae.interchange.init import read_init, read_stored_model
@@ -128,7 +128,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def final_line(run: Path, model: MAE) -> str:
     """The last line on the screen: where the model is, and what to do next."""
     use = "reconstruct IMAGE" if model.target.why_no_pictures is None else "attention IMAGE"
-    return f"done       {run / MODEL}; look at it: openmae {use} --init {typed(run)} --out pictures.png"
+    return f"done       {run / MODEL}; look at it: openmae {use} --init {quoted(run)} --out pictures.png"
 
 
 def read_initial_model(run: Run[ResolvedPretrainConfig]) -> StoredModel | None:

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from openmae.config import ResolvedPretrainConfig
+from openmae.config import ResolvedPretrainConfig, words_of
 from openmae.data.decoding.regions import can_read_regions
 from openmae.data.preprocess import DataFacts
 from openmae.data.sources.tiles import Tiled
 from openmae.data.sources.views import raw_shape
-from openmae.errors import shown
+from openmae.errors import quoted, shown
 from openmae.tasks.pretrain.data import TrainingData
 
 MAX_OPENED = 256  # images that are opened to learn whether regions of them can be read alone
@@ -33,7 +33,7 @@ def tile_lines(config: ResolvedPretrainConfig, data: TrainingData, facts: DataFa
         (height, width), name = train.sizes[decoded].tolist(), shown(train.source.name(decoded))
         lines.append(
             f"note       each tile of an image like {name} ({height} x {width} px) decodes it whole: openmae pack "
-            f"{shown(str(config.dataset))} PACK --tiles {size} does so once, and PACK is DATA here"
+            f"{quoted(*words_of(config.dataset))} PACK --tiles {size} does so once, and PACK is DATA here"
         )
     return lines
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from openmae.config import Preprocessing
 from openmae.config.robustness import RobustnessConfig
 from openmae.data.augment import evaluation_crop_fraction
-from openmae.data.readers import ReaderKilled
 from openmae.data.sources.folder import FolderSource
 from openmae.data.sources.imagenet_variants import open_part
 from openmae.data.sources.reading import reading_options
@@ -22,7 +21,8 @@ from openmae.inference.models import ClassifierModel
 from openmae.inference.predict import logits_of
 from openmae.machine.device import is_out_of_memory
 from openmae.machine.parallel import Processes
-from openmae.machine.signals import StopRequest
+from openmae.machine.shared_work import gather_work
+from openmae.machine.signals import EvaluationStopped, StopRequest
 from openmae.tasks.robustness.report import EvaluationSet, Row
 from openmae.tasks.robustness.run import add_row
 
@@ -111,12 +111,10 @@ def count_wrong(
         columns: (classes,) the model's output for each label of the source; the prediction is the highest of these.
 
     Raises:
-        Interrupted: a signal came to one of the processes, or the system killed readers of another.
-        ReaderKilled: the system killed readers of this one, twice.
+        Interrupted: a signal came to one of the processes, or another one failed.
         RequestError: no image can be read, or a batch does not fit into memory.
-        Fault: a score is not finite.
+        Fault: a score is not finite, or the system killed reader processes, twice.
     """
-    images, wrong, non_finite, bad = 0, torch.zeros((), dtype=torch.int64, device=model.device), 0, dict[str, str]()
     share, batch_size = processes.share(len(source)), config.batch_size or default_batch_size(model.device)
     predictions = logits_of(
         model.classifier,
@@ -131,30 +129,34 @@ def count_wrong(
         with_labels=True,
         should_stop=stop.is_received,
     )
-    killed: ReaderKilled | None = None
+
+    def count_share() -> tuple[tuple[int, int, int], dict[str, str]]:
+        images, non_finite, bad = 0, 0, dict[str, str]()
+        wrong = torch.zeros((), dtype=torch.int64, device=model.device)
+        try:
+            with closing(predictions):
+                for batch, logits in predictions:
+                    bad |= batch.bad
+                    if batch.labels is None:  # no image could be read
+                        continue
+                    scores = logits[:, columns]
+                    non_finite += int((~scores.isfinite()).any(1).sum())
+                    wrong += (scores.argmax(1) != batch.labels.to(model.device)).sum()
+                    images += len(batch.images)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RequestError(
+                f"out of memory with {batch_size} images at a time: give a smaller --batch-size"
+            ) from None
+        return (images, int(wrong), non_finite), bad
+
     try:
-        with closing(predictions):
-            for batch, logits in predictions:
-                bad |= batch.bad
-                if batch.labels is None:  # no image could be read
-                    continue
-                scores = logits[:, columns]
-                non_finite += int((~scores.isfinite()).any(1).sum())
-                wrong += (scores.argmax(1) != batch.labels.to(model.device)).sum()
-                images += len(batch.images)
-    except ReaderKilled as error:  # raised below, when the other processes, which wait for this one, know
-        killed = error
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise RequestError(f"out of memory with {batch_size} images at a time: give a smaller --batch-size") from None
-    results = processes.gather((images, int(wrong), non_finite, bad, stop.received or killed is not None))
-    if killed is not None:
-        raise killed
-    if any(received for *_, received in results):
-        raise Interrupted("stopped; finished parts are kept: --resume auto continues after them")
-    images, errors, non_finite = (sum(result[i] for result in results) for i in range(3))
-    bad = {name: reason for result in results for name, reason in result[3].items()}
+        results = gather_work(count_share, processes, stop)
+    except EvaluationStopped:
+        raise Interrupted("stopped; finished parts are kept: --resume auto continues after them") from None
+    images, errors, non_finite = (sum(counts[i] for counts, _ in results) for i in range(3))
+    bad = {name: reason for _, of_share in results for name, reason in of_share.items()}
     assert images + len(bad) == len(source), "every image counts once"
     if non_finite:
         raise Fault(

@@ -26,7 +26,7 @@ from openmae.inference.segmentation_result import (
     segmentation_metrics,
 )
 from openmae.machine.parallel import Processes
-from openmae.machine.shared_work import work_of_all
+from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import StopRequest
 from openmae.pictures.segmentation_sheet import SegmentedImage
 from openmae.pictures.sheet import to_picture
@@ -132,7 +132,7 @@ class SegmentEvaluation:
                 should_stop=self.stop.is_received,
             )
 
-        result = merge_results(work_of_all(measure, self.processes, self.stop))
+        result = merge_results(gather_work(measure, self.processes, self.stop))
         self.bad[split] = result.bad
         return result
 

@@ -8,7 +8,7 @@ import torch
 from openmae.config import SegmentConfig
 from openmae.data.annotated.whole_images import WholeImage
 from openmae.data.masks.augment import scaled_size
-from openmae.errors import RequestError, shown, typed
+from openmae.errors import RequestError, quoted, shown
 from openmae.inference.load import load
 from openmae.inference.segmentation import WINDOWS_AT_ONCE, WholeImageSegmenter
 from openmae.inference.segmenter_model import SegmenterModel
@@ -54,7 +54,7 @@ def load_segmenter(init: str, device: str) -> SegmenterModel:
     model = load(init, device, verbose=True)
     if not isinstance(model, SegmenterModel):
         raise RequestError(
-            f"--init {shown(init)} is no segmenter: train one, openmae segment DATA --init {typed(init)} --out RUN"
+            f"--init {shown(init)} is no segmenter: train one, openmae segment DATA --init {quoted(init)} --out RUN"
         )
     return model
 

@@ -11,7 +11,7 @@ from openmae.data.masks.open import open_segmentation
 from openmae.data.masks.segmentation import SegmentationData
 from openmae.data.masks.stream import MaskedStream
 from openmae.data.sources.reading import reading_options
-from openmae.errors import typed
+from openmae.errors import quoted
 from openmae.machine.parallel import Processes, check_even_shares, parallelise
 from openmae.planning.decisions import total_steps
 from openmae.planning.segment import SegmentPlan, plan_segment
@@ -112,7 +112,7 @@ def segment(config: SegmentConfig) -> dict[str, Any]:
             final_message=lambda summary: (
                 f"{result_text(summary, data.final_split)}\n"
                 f"done       {run.path / MODEL}; see {run.path / 'pictures'} and {run.path / 'classes.csv'}; use it: "
-                f"openmae segment IMAGES --init {typed(run.path)} --predict --out FOLDER"
+                f"openmae segment IMAGES --init {quoted(run.path)} --predict --out FOLDER"
             ),
         )
 

@@ -17,7 +17,7 @@ from openmae.data.loader import Stream
 from openmae.data.preprocess import DataFacts
 from openmae.data.randomness import seeds
 from openmae.data.sources.views import PermutedSubset
-from openmae.errors import typed
+from openmae.errors import quoted
 from openmae.machine.device import autocast
 from openmae.machine.parallel import Processes, parallelise
 from openmae.model.tokenizer import DiscreteVAE, gumbel_noise
@@ -90,7 +90,7 @@ def tokenizer(config: TokenizerConfig) -> dict[str, Any]:
             bad=facts.bad if facts else None,
             final_message=lambda summary: (
                 f"done       {run.path / MODEL}; use it: openmae pretrain DATA --target token "
-                f"--tokenizer {typed(run.path)} --out RUN"
+                f"--tokenizer {quoted(run.path)} --out RUN"
             ),
         )
 
