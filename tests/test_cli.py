@@ -1,5 +1,6 @@
 """The command line as a user meets it: wrong input ends with one line that helps, exit 2, and nothing written."""
 
+import json
 import os
 import pickle
 import re
@@ -327,9 +328,23 @@ def test_a_name_that_is_no_text_is_shown_in_one_line(place, capsys):
 def test_a_path_in_a_command_of_a_message_can_be_typed(place, capsys):
     folder = place / "my images"
     folder.mkdir()
+    shutil.copy(place / "images" / "0.png", folder)
     (folder / "a.json").write_text("{}")
     refused(capsys, ["detect", "my images/a.json", "--init", "none", "--out", "out"], "--train 'my images/a.json'")
     assert quoted("runs/first") == "runs/first"
+
+
+def test_a_message_has_an_end(place, capsys):
+    folder = place / "objects"
+    folder.mkdir()
+    names = [{"id": 1, "name": "a" * 20_000}, {"id": 1, "name": "b" * 20_000}]
+    (folder / "train.json").write_text(json.dumps({"images": [], "annotations": [], "categories": names}))
+    shutil.copy(place / "images" / "0.png", folder)
+    assert run(["detect", "objects", "--init", "none", "--out", "out"]) == 2
+    message = capsys.readouterr().err
+    assert len(message) < 2100
+    assert "…" in message
+    assert message.endswith("the same in all files\n")
 
 
 LONG = "a" * 300

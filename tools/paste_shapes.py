@@ -101,16 +101,27 @@ def objects_in(classes: NDArray[np.uint8], owners: NDArray[np.uint8]) -> list[di
 Draw = Callable[[int, np.random.Generator], NDArray[np.uint8]]
 
 
+def photographs_in(folder: Path) -> list[Path]:
+    """The photographs of a folder that can be read, sorted."""
+    found = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in (".jpg", ".jpeg", ".png") and path.is_file():
+            try:
+                with Image.open(path) as image:
+                    image.load()
+            except Exception:  # Pillow raises more than OSError
+                continue
+            found.append(path)
+    return found
+
+
 def photographs_of(folder: Path | None, split: str) -> Draw:
     """What draws the photograph behind a split's scene of a number; of a folder a fifth is val's."""
     if folder is None:
         source = embedded_source("photos", split)
         assert source is not None
         return lambda _, generator: source.read(int(generator.integers(len(source))))
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".jpg", ".jpeg", ".png")]
-    if len(paths) < 5:
-        raise SystemExit(f"{folder} has {len(paths)} photographs (.jpg, .jpeg, .png): give at least 5")
-    paths = [path for place, path in enumerate(paths) if (place % 5 == 4) == (split == "val")]
+    paths = [path for place, path in enumerate(photographs_in(folder)) if (place % 5 == 4) == (split == "val")]
     return lambda number, _: np.array(Image.open(paths[number % len(paths)]).convert("RGB"))
 
 
@@ -145,6 +156,14 @@ def main() -> None:
     parser.add_argument("--kinds", type=int, choices=range(1, len(CLASSES)), default=len(CLASSES) - 1)
     parser.add_argument("--photographs", type=Path)
     given = parser.parse_args()
+    if given.out.exists():
+        parser.error(f"{given.out} exists already: give another OUT")
+    if min(given.train, given.val) < 1 or given.side < 16 or given.seed < 0:
+        parser.error("--train and --val are at least 1, --side at least 16, --seed at least 0")
+    if given.photographs is not None and len(photographs_in(given.photographs)) < 5:
+        parser.error(
+            f"{given.photographs} is no folder with at least 5 photographs that can be read (.jpg, .jpeg, .png)"
+        )
     for split, count, seed in (("train", given.train, given.seed), ("val", given.val, given.seed + 1)):
         draw = photographs_of(given.photographs, split)
         any_colour = given.colours == "any"

@@ -34,6 +34,7 @@ METAVARS: dict[Any, str] = {
     tuple[float, ...]: "FLOAT ...",
     tuple[str, ...]: "NAME ...",
 }
+MAX_MESSAGE = 2000  # characters
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
@@ -126,6 +127,12 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
+def shorten(message: str) -> str:
+    """A message of at most `MAX_MESSAGE` characters: names that someone else chose may have any length."""
+    half = MAX_MESSAGE // 2
+    return message if len(message) <= MAX_MESSAGE else f"{message[:half]} … {message[-half:]}"
+
+
 def _interrupt(number: int, frame: object) -> None:
     raise Interrupted(f"{signal.Signals(number).name}: nothing was under way that could be saved")
 
@@ -144,7 +151,7 @@ def run(arguments: list[str]) -> int:
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
-        message = shown(" ".join(str(error).split()))
+        message = shorten(shown(" ".join(str(error).split())))
         print(f"openmae: {message}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

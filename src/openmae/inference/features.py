@@ -79,7 +79,7 @@ def extract(
 
     Raises:
         RequestError: size, layer or pool do not fit the model, or a batch does not fit into memory.
-        Fault: a feature is not finite, the system killed reader processes, twice, or another process failed.
+        Fault: a feature is not finite, or the system killed reader processes, twice.
     """
     processes = processes or Processes()
     preprocessing = preprocessing_for(model, image_size)

@@ -17,9 +17,9 @@ def gather_work(work: Callable[[], ShareT], processes: Processes, stop: StopRequ
         work: the share of this process; it ends early where `stop` is received.
 
     Raises:
-        RequestError, Fault: that of this process.
-        EvaluationStopped: a signal came to one of the processes, or another one failed.
-        Fault: another one failed, and there is no `stop`.
+        RequestError, Fault: that of this process; or that of another one, where there is no `stop` or it is a
+            RequestError, of which the first process speaks for all.
+        EvaluationStopped: a signal came to one of the processes, or another one had a Fault.
     """
     own: ShareT | None = None
     failure: RequestError | Fault | None = None
@@ -27,8 +27,13 @@ def gather_work(work: Callable[[], ShareT], processes: Processes, stop: StopRequ
         own = work()
     except (RequestError, Fault) as error:  # the other processes wait for this one
         failure = error
-    if processes.any(failure is not None or (stop is not None and stop.is_received())):
-        other = Fault("another process failed: its own message says why") if stop is None else EvaluationStopped()
-        raise other if failure is None else failure
+    ends = processes.gather((failure, stop is not None and stop.is_received()))
+    first = next((error for error, _ in ends if error is not None), None)
+    if failure is not None:
+        raise failure
+    if first is not None and (stop is None or isinstance(first, RequestError)):
+        raise first
+    if first is not None or any(is_stopped for _, is_stopped in ends):
+        raise EvaluationStopped
     assert own is not None
     return processes.gather(own)

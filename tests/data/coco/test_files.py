@@ -115,7 +115,7 @@ def test_two_that_could_both_be_are_named(tmp_path):
     [
         ("labels/a.txt", "0 .5 .5 .2 .2\n", r"labels/a.txt, which may be YOLO's text files: convert them"),
         ("Annotations/a.xml", "<annotation/>", r"a.xml, which may be Pascal VOC's XML: convert it"),
-        ("train.json", "{", r"train.json \(is no JSON\)"),
+        ("train.json", "{", r"train.json \(is no JSON: line 1, column 2\)"),
         ("notes.md", "", r"1 .md; give images and a COCO JSON"),
     ],
 )
@@ -180,6 +180,27 @@ def test_a_split_without_annotations_beside_one_that_has_some_is_said(tmp_path):
     with pytest.raises(RequestError, match=r"no COCO JSON with boxes in --val"):
         has_annotations(paths)
     assert not has_annotations(SplitPaths(train=str(tmp_path / "b"), val=str(tmp_path / "b")))
+
+
+def test_a_number_of_thousands_of_digits_is_not_called_broken_json(tmp_path):
+    put_images(tmp_path, "a.png")
+    (tmp_path / "train.json").write_text('{"images": [{"id": 1' + "0" * 5000 + "}]}")
+    with pytest.raises(RequestError, match=r"train.json \(cannot be read as JSON: .*4300 digits"):
+        find_annotation_files(str(tmp_path))
+
+
+def test_images_beside_named_json_may_be_linked_folders_and_are_said_where_they_are_elsewhere(tmp_path):
+    part(tmp_path, "real/train.json", "real/train/a.png")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "train.json").write_bytes((tmp_path / "real" / "train.json").read_bytes())
+    paths = SplitPaths(train=str(tmp_path / "linked" / "train.json"))
+    found = find_annotation_files(paths)
+    assert found.parts["train"].folder == tmp_path
+    assert f"its images are looked for in {tmp_path}" in found.notes[0]
+    (tmp_path / "linked" / "train").symlink_to(tmp_path / "real" / "train")
+    (tmp_path / "linked" / "again").symlink_to(tmp_path / "linked")
+    found = find_annotation_files(paths)
+    assert (found.parts["train"].folder, found.notes) == (tmp_path / "linked", ())
 
 
 def test_which_of_several_is_asked_where_kinds_of_data_are_told_apart(tmp_path):

@@ -261,6 +261,17 @@ def test_a_category_is_no_number_here_and_text_there(tmp_path, wrong):
         opened(tmp_path)
 
 
+def test_a_class_has_the_same_id_in_all_files(tmp_path):
+    for split, category in (("train", 3), ("val", 4)):
+        put_images(tmp_path, f"{split}/a.png", f"{split}/b.png")
+        some = numbered(annotation(i, category_id=category) for i in (1, 2))
+        write_coco(tmp_path / f"{split}.json", listed("a.png", "b.png"), some, {category: "dog"})
+    with pytest.raises(
+        RequestError, match=r"category dog is 3 in .*train.json and 4 in .*val.json: give it the same id"
+    ):
+        opened(tmp_path)
+
+
 def test_classes_that_train_lacks_are_said(tmp_path):
     for split, category in (("train", 3), ("val", 7)):
         put_images(tmp_path, f"{split}/a.png", f"{split}/b.png")

@@ -36,11 +36,16 @@ def test_json_files_may_be_named_outright(objects, tmp_path):
     assert [report["objects"]["splits"][split]["images"] for split in names] == [24, 8]
     put_images(tmp_path, "a.png")
     (tmp_path / "a.json").write_text("[")
-    with pytest.raises(RequestError, match=r"left alone: a.json \(is no JSON\)"):
+    with pytest.raises(RequestError, match=r"left alone: a.json \(is no JSON: line 1, column 2\)"):
         openmae.inspect(InspectConfig(train=str(tmp_path / "a.json"), workers=0))
     write_coco(tmp_path / "a.json", listed("c.png"), numbered([annotation(1)]))
     with pytest.raises(RequestError, match="none of the 1 images"):
         openmae.inspect(InspectConfig(train=str(tmp_path / "a.json"), workers=0))
+
+
+def test_what_was_given_is_in_the_command(objects):
+    found = inspected(objects, value_range=(0, 100), nodata=-9999)["objects"]
+    assert found["command"] == f"openmae detect {objects} --init RUN --out OUT --value-range 0 100 --nodata -9999"
 
 
 def test_what_would_be_dropped_or_refused_is_said(tmp_path, capsys):

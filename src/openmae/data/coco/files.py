@@ -36,6 +36,7 @@ class AnnotationFile:
     """The COCO JSON file of a split.
 
     Attributes:
+        folder: in which images are looked for.
         path: of the JSON file, relative to the root.
         content: what it holds.
         root: what image paths are relative to; the name of an image begins with its path from there.
@@ -43,6 +44,7 @@ class AnnotationFile:
         split: train, val or test.
     """
 
+    folder: Path
     path: bytes
     content: dict[str, Any]
     root: Path
@@ -143,7 +145,7 @@ def _files_of_folder(path: str, notes: list[str], ignored: Ignored) -> dict[str,
         found = _chosen(root, by_split.get(split, []), notes, f"{split} of {shown(path)}")
         if found is not None:
             parts[split] = AnnotationFile(
-                path=found[0], content=found[1], root=root, images=scanned.images, split=split
+                folder=root, path=found[0], content=found[1], root=root, images=scanned.images, split=split
             )
     if not parts:
         raise NoAnnotations(f"no COCO JSON with boxes in {shown(path)}: {_instead(scanned, notes)}; give {LAYOUT}")
@@ -158,6 +160,9 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
     _check_path(path, flag)
     if is_json(path):
         folder = Path(folder_of(path))
+        own = Path(path).absolute().parent
+        if folder != own and own.name != "annotations":
+            notes.append(f"no image lies beside {shown(path)}: its images are looked for in {shown(folder)}")
         jsons = [os.fsencode(os.path.relpath(os.path.abspath(path), folder))]
         scanned = _scanned(folder, ignored)
     elif is_folder(path):
@@ -177,7 +182,9 @@ def _file_of_split(split: str, path: str, notes: list[str], ignored: Ignored) ->
     parent, name = os.path.split(os.path.abspath(folder))
     within = [os.path.join(os.fsencode(name), file) for file in scanned.images]
     json_path = os.path.join(os.fsencode(name), found[0])
-    return AnnotationFile(path=json_path, content=found[1], root=Path(parent), images=within, split=split)
+    return AnnotationFile(
+        folder=folder, path=json_path, content=found[1], root=Path(parent), images=within, split=split
+    )
 
 
 def _check_path(path: str, flag: str) -> None:
@@ -229,8 +236,10 @@ def read_json(root: Path, file: bytes) -> dict[str, Any] | str:
             content = json.load(opened)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    except (ValueError, RecursionError):
-        return "is no JSON"
+    except json.JSONDecodeError as error:
+        return f"is no JSON: line {error.lineno}, column {error.colno}"
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of thousands of digits
+        return f"cannot be read as JSON: {str(error)[:100]}"
     if not isinstance(content, dict):
         return "is no COCO JSON, which is an object with images, annotations and categories"
     for key in ("images", "annotations", "categories"):

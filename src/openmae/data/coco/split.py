@@ -96,7 +96,8 @@ def match_split(
     if not kept:
         name, reason = next(iter(bad.items()))
         raise RequestError(
-            f"none of the {len(table.file_names):,} images that {file.shown} lists can be used: {shown(name)}: {reason}"
+            f"none of the {len(table.file_names):,} images that {file.shown} lists can be used of those in "
+            f"{shown(file.folder)}: {shown(name)}: {reason}"
         )
     check_format(file.shown, table, sizes)
     objects, without_mask = clean(_in_order(table, order), sizes[order], remarks, boxes_only)

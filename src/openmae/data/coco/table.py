@@ -56,7 +56,8 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
     """The names of the categories by id, of all splits, in order of ids.
 
     Raises:
-        RequestError: there is none, an id has two names or is a number here and text there, or there are too many.
+        RequestError: there is none, an id has two names or is a number here and text there, a name has two ids, or
+            there are too many.
     """
     names, kinds = dict[Id, str](), dict[str, type]()
     for file in files:
@@ -64,7 +65,8 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
             number = _id_of(category.get("id"))
             if number is None:
                 raise RequestError(
-                    f"{file.shown}: a category has no id ({shown(str(category)[:60])}): give it a number"
+                    f"{file.shown}: a category has no id that is a whole number or text "
+                    f"({shown(str(category)[:60])}): give it one"
                 )
             if kinds.setdefault(str(number), type(number)) is not type(number):
                 raise RequestError(
@@ -77,11 +79,32 @@ def read_categories(files: list[AnnotationFile]) -> dict[Id, str]:
                     f"{file.shown}: category {shown(str(number))} is {shown(name)} and {shown(names[number])}: give "
                     "each category an id of its own, the same in all files"
                 )
+    _check_names(files)
     if not 1 <= len(names) <= MAX_DETECT_CLASSES:
         raise RequestError(f"{files[0].shown} has {len(names)} categories: expected 1 to {MAX_DETECT_CLASSES}")
     ordered = sorted(names, key=lambda number: (isinstance(number, str), number))
     counts = Counter(names.values())
     return {i: f"{names[i]} ({i})" if counts[names[i]] > 1 else names[i] for i in ordered}
+
+
+def _check_names(files: list[AnnotationFile]) -> None:
+    """Raise RequestError where a class has one id in a file and another one in another: it would be two classes.
+
+    A name that a file has twice says nothing.
+    """
+    found = dict[str, tuple[Id | None, str]]()
+    for file in files:
+        categories = [
+            (str(one["name"]), _id_of(one.get("id"))) for one in file.content["categories"] if one.get("name")
+        ]
+        counts = Counter(name for name, _ in categories)
+        for name, number in categories:
+            first, where = found.setdefault(name, (number, file.shown)) if counts[name] == 1 else (number, "")
+            if first != number:
+                raise RequestError(
+                    f"category {shown(name)} is {first} in {where} and {number} in {file.shown}: give it the same id "
+                    "in all files"
+                )
 
 
 def read_table(file: AnnotationFile, categories: dict[Id, str], remarks: Remarks, boxes_only: bool = False) -> Table:

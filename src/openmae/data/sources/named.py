@@ -107,9 +107,11 @@ def folder_of(path: str) -> str:
     """
     if not is_json(path):
         return path
-    folder = os.path.dirname(os.path.abspath(path))
-    for _, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    folder, seen = os.path.dirname(os.path.abspath(path)), set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
         if any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in names if not name.startswith(".")):
             return folder
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        seen.add(real)
     return os.path.dirname(folder)

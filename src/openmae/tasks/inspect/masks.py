@@ -24,6 +24,7 @@ from openmae.errors import RequestError, quoted, shown
 from openmae.machine.device import num_cores
 from openmae.pictures.segmentation_sheet import Row, SegmentedImage, segmentation_sheet
 from openmae.pictures.sheet import ValueRange, rgb_picture
+from openmae.tasks.inspect.screen import given_words
 
 if TYPE_CHECKING:  # it takes half a second, and most commands draw nothing
     from matplotlib.figure import Figure
@@ -149,11 +150,7 @@ def segment_command(config: InspectConfig, masks: Mapping[str, Any]) -> str | No
     if masks["refusal"] is not None:
         return None
     words = ["openmae", "segment", *words_of(config.dataset), "--init", "RUN", "--out", "OUT"]
-    for name in (*MASK_SETTINGS, "axes", "nodata", "max_pixels"):
-        if name in config.explicit():
-            value = getattr(config, name)
-            words += [flag_of(name)] if value is True else [flag_of(name), str(value)]
-    return quoted(*words)
+    return quoted(*words, *given_words(config, (*MASK_SETTINGS, "axes", "value_range", "nodata", "max_pixels")))
 
 
 def overlay_sheet(masks: OpenedMasks, title: str, seed: int, value_range: ValueRange) -> "Figure | None":

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from openmae.config import InspectConfig, flag_of, words_of
+from openmae.config import InspectConfig, words_of
 from openmae.errors import quoted, shown
-from openmae.tasks.inspect.screen import INDENT, labelled_lines, shorten
+from openmae.tasks.inspect.screen import INDENT, given_words, labelled_lines, shorten
 
 MAX_CLASSES = 16  # in the table; inspect.json has all
 
@@ -55,7 +55,4 @@ def detect_command(config: InspectConfig, objects: dict[str, Any]) -> str | None
     if objects["refusal"] is not None:
         return None
     words = ["openmae", "detect", *words_of(config.dataset), "--init", "RUN", "--out", "OUT"]
-    for name in ("axes", "nodata", "max_pixels"):
-        if name in config.explicit():
-            words += [flag_of(name), str(getattr(config, name))]
-    return quoted(*words)
+    return quoted(*words, *given_words(config, ("axes", "value_range", "nodata", "max_pixels")))

@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from openmae.config import InspectConfig, flag_of
+
 WIDTH = 100
 INDENT = 11
 NAMED = 5
@@ -44,6 +46,17 @@ def data_lines(report: dict[str, Any], about_annotations: Sequence[str] = ()) ->
         for line in [*report["would_choose"], *([report["size_advice"]] if report["size_advice"] else [])]:
             lines += bullet(line)
     return lines
+
+
+def given_words(config: InspectConfig, names: Sequence[str]) -> list[str]:
+    """Those of the settings that were given, as the words of a command."""
+    words: list[str] = []
+    for name in names:
+        if name in config.explicit():
+            value = getattr(config, name)
+            values = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += [flag_of(name), *map(str, values)]
+    return words
 
 
 def labelled_lines(label: str, text: str) -> list[str]:
