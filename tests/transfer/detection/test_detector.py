@@ -216,3 +216,13 @@ def test_losses_and_boxes_are_in_float32_under_autocast():
 def test_a_shape_survives_its_description():
     shape = replace(detector_shape(), has_masks=False)
     assert DetectorShape.from_dict(shape.to_dict()) == shape
+
+
+def test_of_equally_likely_anchors_the_first_are_taken():
+    proposals = make_detector().head.rpn.train()
+    found = proposals._get_top_n_idx(torch.zeros(2, 7000), [4000, 3000])
+    expected = torch.cat([torch.arange(2000), 4000 + torch.arange(2000)])
+    assert torch.equal(found, expected.expand(2, -1))
+    logits = torch.randn(2, 7000, generator=torch.Generator().manual_seed(0))
+    found = proposals._get_top_n_idx(logits, [4000, 3000])
+    assert torch.equal(logits.gather(1, found[:, :2000]), logits[:, :4000].topk(2000)[0])

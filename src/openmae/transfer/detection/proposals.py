@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
@@ -113,6 +113,23 @@ class RegionProposals(RegionProposalNetwork):
             boxes = self.box_coder.decode(moves.detach(), [anchors] * count).view(count, -1, 4)
             regions, _ = self.filter_proposals(boxes, logits, list(sizes), of_maps)
         return regions, logits.view(count, -1), moves.view(count, -1, 4), anchors
+
+    def _get_top_n_idx(
+        self, objectness: Float[Tensor, "b a"], num_anchors_per_level: list[int]
+    ) -> Int64[Tensor, "b n"]:
+        """The likeliest anchors of each map, the first of equally likely ones.
+
+        torchvision's top-k takes any of these, another program and another device others; and where nothing is seen,
+        many are equal: to the bit, once all units of the network's convolutions are 0.
+        """
+        if torch.onnx.is_in_onnx_export():  # ONNX's top-k takes the first, and its sort is not stable
+            return super()._get_top_n_idx(objectness, num_anchors_per_level)
+        found, start = list[Tensor](), 0
+        for of_map in objectness.split(num_anchors_per_level, 1):
+            order = of_map.sort(dim=1, descending=True, stable=True).indices[:, : self.pre_nms_top_n()]
+            found.append(order + start)
+            start += of_map.shape[1]
+        return torch.cat(found, 1)
 
     def losses(
         self,
