@@ -275,7 +275,7 @@ def test_refusals(tmp_path):
     put_pairs(tmp_path / "many", "1", "2", values=(0, 1, 2000))
     refused(tmp_path / "many", "the highest value in the masks is 2000: so many classes need --class-names FILE")
     put_pairs(tmp_path / "single", "1")
-    refused(tmp_path / "single", "one must be left")
+    refused(tmp_path / "single", "1 training image with masks and none to measure on")
     put_pairs(tmp_path / "broken", "train/1", "train/2", "val/1")
     write(tmp_path / "broken/masks/val/1.png", b"x")
     refused(tmp_path / "broken", "none of the 1 masks of val in .* can be used: images/val/1.jpg: mask: not an image")

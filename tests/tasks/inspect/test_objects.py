@@ -83,6 +83,12 @@ def test_several_files_that_may_be_a_split_s_are_said(tmp_path, capsys):
     assert "openmae detect would refuse: train.json and train_new.json" in printed
 
 
+def test_too_few_images_to_hold_one_out_are_said(tmp_path):
+    found = inspected(write_one(tmp_path, [annotation(1)], count=1))["objects"]
+    assert "has 1 training image with annotations and none to measure on" in found["refusal"]
+    assert found["command"] is None
+
+
 def test_images_without_annotations_have_no_objects(tmp_path):
     put_images(tmp_path, "a.png", "b.png")
     assert inspected(tmp_path)["objects"] is None

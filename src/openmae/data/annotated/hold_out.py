@@ -45,14 +45,15 @@ def hold_out(
         raise RequestError(
             f"--held-out {held_out} leaves nothing {purpose}: {shown(data)} has no val and test parts with {what}"
         )
+    is_asked_for = held_out is not None
     if held_out is None:
         default = len(train) // 5 if len(train) < 2500 else min(len(train) // 10, _MAX_HELD_OUT)
         held_out = 0 if has_all else max(1, default)
     if held_out >= len(train):
-        raise RequestError(
-            f"--held-out {held_out}: {shown(data)} has {len(train)} training images with {what}, of which one must be "
-            "left; hold out fewer, or give a test part"
-        )
+        has = f"{shown(data)} has {len(train)} training image{'s' * (len(train) != 1)} with {what}"
+        if is_asked_for:
+            raise RequestError(f"--held-out {held_out}: {has}, of which one must be left; hold out fewer")
+        raise RequestError(f"{has} and none to measure on: give more, or a val or test part")
     order = Permutation(len(train), _HELD_OUT_KEY, seed)(np.arange(len(train)))
     return train[np.sort(order[held_out:])], train[np.sort(order[:held_out])]
 

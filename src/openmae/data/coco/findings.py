@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from openmae.config import Dataset, paths_of
-from openmae.data.annotated.hold_out import MAX_BAD, absent_in_train
+from openmae.data.annotated.hold_out import MAX_BAD, absent_in_train, hold_out
 from openmae.data.coco.files import FoundFiles, NoAnnotations, find_annotation_files
 from openmae.data.coco.open import check_objects, check_share_of_bad, decide_masks, splits_of, unlisted_images
 from openmae.data.coco.split import AnnotatedSplit, match_split
@@ -69,7 +69,10 @@ def examine_objects(dataset: Dataset, reading: dict[str, Any]) -> ExaminedObject
     classes = tuple(categories.values())
     sources = {split: of.open(classes, found.ignored, reading) for split, of in splits.items()}
     counts = {split: source.objects.counts(np.arange(len(source)), len(classes)) for split, source in sources.items()}
+    every = {split: np.arange(len(source)) for split, source in sources.items()}
     try:
+        if "train" in every:
+            hold_out(str(dataset), every, None, 0, needs_validation=False, what="annotations")
         check_objects(str(dataset), counts, np.zeros(0, np.int64), 0)
     except RequestError as error:
         refusals.append(str(error))
