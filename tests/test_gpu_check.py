@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from openmae.cli import parse
+from openmae.machine.device import num_cores
 
 from .processes import start
 
@@ -167,6 +168,7 @@ def test_what_needs_a_failed_part_does_not_run(tmp_path):
     assert (results["on it"]["status"], results["on it"]["said"]) == ("skipped", "needs bad: failed")
 
 
+@pytest.mark.skipif(num_cores() < 2, reason="one core")
 @pytest.mark.usefixtures("stubs")
 def test_parts_run_side_by_side_but_for_one_that_is_alone(tmp_path):
     one, two, alone = stub("one", cores=1), stub("two", cores=1), stub("alone", alone=True)

@@ -249,6 +249,7 @@ def test_paper_scale_prints_each_rows_commands_and_cost(tmp_path, capsys):
     assert sum("EFLOP, about" in line for line in lines) == 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["table-1", "table-2", "figure-5", "figure-6", "figure-7", "figure-8"])
 def test_what_paper_scale_prints_can_be_typed(tmp_path, capsys, name):
     """Every command goes through the real command line, up to its checks of the settings."""

@@ -248,6 +248,7 @@ def test_what_a_killed_knn_left_stops_nothing(finished, pretrained, tmp_path):
     assert results(out) == results(finished)
 
 
+@pytest.mark.slow
 def test_shares_blocks_and_seeds_may_be_added(finished, pretrained, tmp_path, monkeypatch):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -288,6 +289,7 @@ OLD_SETTINGS = (
 )
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_old_code_goes_on(finished, pretrained, tmp_path, monkeypatch):
     """Its rows were in results.json, its runs had other names, and config.json had neither scale nor threads."""
     out = tmp_path / "out"

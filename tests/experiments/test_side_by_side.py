@@ -261,6 +261,7 @@ def test_a_trial_waits_for_one_that_still_saves(tmp_path):
         wait_for_folder(tmp_path, lock, seconds=0.3)
 
 
+@pytest.mark.slow
 def test_files_in_the_current_folder_are_no_modules(tmp_path, monkeypatch):
     """A person may well have a statistics.py beside the images."""
     (tmp_path / "statistics.py").write_text("raise SystemExit('not yours')")

@@ -55,6 +55,7 @@ def encoder_only(tmp_path: Path) -> str:
     return str(saved(dict(timm_vit(num_classes=0, depth=2).state_dict()), tmp_path / "vit.safetensors"))
 
 
+@pytest.mark.slow
 def test_beit_is_fine_tuned_at_another_size_and_goes_on(beit: str, settings: Any, tmp_path: Path, capsys: Any) -> None:
     """Relative positions, layer scale and the eps of the norms stay through training, checkpoint and resuming."""
     common = {**settings, "init": beit, "image_size": 32, "batch_size": 4, "held_out": 4, "blocks": 1.0}

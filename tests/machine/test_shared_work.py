@@ -9,7 +9,7 @@ from openmae.machine.parallel import Processes
 from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import EvaluationStopped, StopRequest
 
-from ..threads import two_processes
+from .threads import two_processes
 
 
 def outcomes(works, stops=(None, None)):

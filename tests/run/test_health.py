@@ -203,6 +203,7 @@ def test_a_roll_back_forgets_what_came_after():
 # --- in a run ---
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_is_and_a_resumed_one_the_same(digits_config, tmp_path, monkeypatch, capsys):
     changes = {"steps": 40, "evaluate_every": 2, "base_lr": 0.05}
     whole, out = tmp_path / "whole", tmp_path / "run"

@@ -81,6 +81,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path):
     assert bytes_of(out) == bytes_of(whole[0])
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_go_on_when_one_is_killed(whole, tmp_path):
     out, log = tmp_path / "two", tmp_path / "log"
     assert wait(start("--version", log, 2, Fitting(out))) == [0, 0], said(log)

@@ -86,6 +86,7 @@ def test_every_command_says_what_was_taken_for_what(root, model, tmp_path, capsy
     assert "parts train from train (24 images), val from eval (12 images)" in told
 
 
+@pytest.mark.slow
 def test_an_experiment_takes_the_parts(root, model, tmp_path, capsys, monkeypatch):
     run_trials_here(monkeypatch)
     monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)

@@ -275,6 +275,7 @@ def test_sheets_show_the_pictures(folders, eight_bit_run, tmp_path, capsys):
     assert all(sheets["eight", number] == sheets["twelve", number] for number in range(4))
 
 
+@pytest.mark.slow
 def test_the_experiment_decides_once(folders, eight_bit_run, tmp_path, capsys, monkeypatch):
     run_trials_here(monkeypatch)
     monkeypatch.setattr(probe_planning, "TARGET_STEPS", 20)

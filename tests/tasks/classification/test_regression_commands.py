@@ -142,6 +142,7 @@ def test_what_does_not_go_with_numbers_is_refused_in_a_line(pretrained, greys, t
         assert not (tmp_path / "run").exists(), name
 
 
+@pytest.mark.slow
 def test_nobody_said_what_the_labels_are(pretrained, greys, tmp_path, capsys):
     """The case that began it: ages in the label column. Whole ones stay classes, with a line."""
     for kind, ages in (("fractional", [20.5 + i % 9 for i in range(60)]), ("whole", [20 + i % 3 for i in range(60)])):

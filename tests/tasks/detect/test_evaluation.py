@@ -19,8 +19,8 @@ from openmae.machine.signals import EvaluationStopped
 from openmae.run.quarantine import Quarantine
 from openmae.tasks.detect.evaluation import DetectEvaluation, measure_images
 
+from ...machine.threads import two_processes
 from ...objects import write_objects
-from ...threads import two_processes
 
 SIDE = 64  # of the model's square; images have 96 px
 PREPROCESSING = Preprocessing(

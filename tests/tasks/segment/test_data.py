@@ -64,6 +64,7 @@ def test_a_palette_gives_the_model_of_numbers_and_goes_on(data, scenes, tmp_path
     assert untimed(metrics(whole)) == untimed(metrics(out))
 
 
+@pytest.mark.slow
 def test_nothing_is_ignored(data, tmp_path):
     """With -1 the edges, 255, are a class like any other."""
     change(data, "masks", lambda values: np.where(values == 255, 3, values).astype(np.uint8))
@@ -74,6 +75,7 @@ def test_nothing_is_ignored(data, tmp_path):
     assert summary["pixels"] == sum(np.asarray(Image.open(path)).size for path in val)
 
 
+@pytest.mark.slow
 def test_numbers_with_gaps(data, tmp_path):
     change(data, "masks", lambda values: np.where(values == 2, 9, values).astype(np.uint8))
     (data / "names.txt").write_text("0,ground\n1,light\n9,red\n")
@@ -95,6 +97,7 @@ def test_images_of_16_bits(data, tmp_path):
     assert trained(data, tmp_path / "run", augment="crop-jitter")["images"] == 7
 
 
+@pytest.mark.slow
 def test_arrays_of_five_channels(data, tmp_path):
     for path in sorted((data / "images").glob("*/*.png")):
         pixels = np.asarray(Image.open(path))

@@ -77,6 +77,7 @@ def test_the_reported_figure_is_that_of_the_loaded_model(segmenter, scenes):
     assert 100 * np.mean(right / union) == pytest.approx(segmenter[1]["miou"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_its_encoder_is_an_init_like_any_other(segmenter, scenes, tmp_path):
     features = openmae.load(str(segmenter[0]), "cpu").features(scenes / "images" / "val" / "00.png")
     assert features.shape == (1, 16)
@@ -96,6 +97,7 @@ def test_a_frozen_encoder_stays(segmenter, scenes, tmp_path):
     assert changed == {"pyramid", "head", "auxiliary"}
 
 
+@pytest.mark.slow
 def test_relative_positions_start_at_zero_and_are_learned(pixel_run, scenes, tmp_path):
     out = tmp_path / "run"
     settings = {"init": str(pixel_run), "width": None, "depth": None, "num_heads": None, "patch_size": None}
