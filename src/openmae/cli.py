@@ -19,7 +19,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 from openmae.commands import COMMANDS, Command
 from openmae.config import SPLITS, PackConfig, check_name, flag_of
 from openmae.config.checks import NONE_IS_OFF, nodata_setting
-from openmae.errors import Fault, Interrupted, RequestError, shown
+from openmae.errors import Fault, Interrupted, RequestError, shorten, shown
 from openmae.version import __version__
 
 DESCRIPTION = "Masked autoencoders: from a folder of unlabelled images to a pre-trained Vision Transformer."
@@ -34,7 +34,7 @@ METAVARS: dict[Any, str] = {
     tuple[float, ...]: "FLOAT ...",
     tuple[str, ...]: "NAME ...",
 }
-MAX_MESSAGE = 2000  # characters
+MAX_MESSAGE = 2000  # characters: names that someone else chose may have any length
 BY_NAME = {command.name: command for command in COMMANDS}
 
 
@@ -127,12 +127,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
-def shorten(message: str) -> str:
-    """A message of at most `MAX_MESSAGE` characters: names that someone else chose may have any length."""
-    half = MAX_MESSAGE // 2
-    return message if len(message) <= MAX_MESSAGE else f"{message[:half]} … {message[-half:]}"
-
-
 def _interrupt(number: int, frame: object) -> None:
     raise Interrupted(f"{signal.Signals(number).name}: nothing was under way that could be saved")
 
@@ -151,7 +145,7 @@ def run(arguments: list[str]) -> int:
     except (RequestError, Interrupted, Fault) as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, Fault):
             return error.exit_code  # under torchrun the first process says it for all
-        message = shorten(shown(" ".join(str(error).split())))
+        message = shorten(shown(" ".join(str(error).split())), MAX_MESSAGE)
         print(f"openmae: {message}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The three ways a command ends early, each with its exit code; and paths and commands within their messages."""
+"""The three ways a command ends early, each with its exit code; and paths, commands and names within their messages."""
 
 import os
 import shlex
@@ -41,3 +41,8 @@ def quoted(*words: str | Path) -> str:
     What `shown` escapes is no longer what it names: such a word must be typed by hand.
     """
     return shown(shlex.join(map(str, words)))
+
+
+def shorten(name: str, length: int = 60) -> str:
+    """A name of at most `length` characters, cut in the middle, since names differ at both ends."""
+    return name if len(name) <= length else f"{name[: length * 3 // 5]}...{name[len(name) - length * 2 // 5 + 3 :]}"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from openmae.errors import shown
-from openmae.tasks.inspect.screen import INDENT, NAMED, labelled_lines, shorten
+from openmae.errors import shorten, shown
+from openmae.tasks.inspect.screen import INDENT, NAMED, labelled_lines
 
 MAX_VALUES = 16  # in the table; inspect.json has all
 NAME_WIDTH = 40

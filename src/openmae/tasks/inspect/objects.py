@@ -3,8 +3,8 @@
 from typing import Any
 
 from openmae.config import InspectConfig, words_of
-from openmae.errors import quoted, shown
-from openmae.tasks.inspect.screen import INDENT, given_words, labelled_lines, shorten
+from openmae.errors import quoted, shorten, shown
+from openmae.tasks.inspect.screen import INDENT, given_words, labelled_lines
 
 MAX_CLASSES = 16  # in the table; inspect.json has all
 

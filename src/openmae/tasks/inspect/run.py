@@ -16,7 +16,7 @@ from openmae.config import (
     ResolvedTransferConfig,
     words_of,
 )
-from openmae.errors import quoted, shown
+from openmae.errors import quoted, shorten, shown
 from openmae.machine.files import atomic_write_folder, disk_faults, write_json
 from openmae.pictures.sheet import loss_curve
 from openmae.preflight.inspect import check_report_folder
@@ -35,7 +35,6 @@ from openmae.run.reader import (
     summarise_metrics,
 )
 from openmae.tasks.inspect.run_screen import run_lines
-from openmae.tasks.inspect.screen import shorten
 from openmae.training.checkpoint import MODEL
 
 TITLES: dict[type, str] = {

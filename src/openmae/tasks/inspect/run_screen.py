@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from openmae.errors import shown
-from openmae.tasks.inspect.screen import format_bytes, labelled_lines, shorten
+from openmae.errors import shorten, shown
+from openmae.tasks.inspect.screen import format_bytes, labelled_lines
 from openmae.training.telemetry import format_duration
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#@"

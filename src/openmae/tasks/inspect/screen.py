@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from openmae.config import InspectConfig, flag_of
+from openmae.errors import shorten
 
 WIDTH = 100
 INDENT = 11
@@ -69,11 +70,6 @@ def bullet(text: str) -> list[str]:
     """A point of a list, wrapped."""
     lines = textwrap.wrap(text, WIDTH - 4, break_on_hyphens=False)
     return [f"  - {lines[0]}", *(" " * 4 + line for line in lines[1:])]
-
-
-def shorten(name: str, length: int = 60) -> str:
-    """A name of at most `length` characters, cut in the middle, since names differ at both ends."""
-    return name if len(name) <= length else f"{name[: length * 3 // 5]}...{name[len(name) - length * 2 // 5 + 3 :]}"
 
 
 def format_bytes(count: float) -> str:

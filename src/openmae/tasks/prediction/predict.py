@@ -25,6 +25,7 @@ from openmae.inference.models import EncoderModel
 from openmae.machine.device import default_workers, use_device
 from openmae.machine.files import disk_faults, write_json
 from openmae.machine.parallel import Processes, join_processes
+from openmae.machine.shared_work import gather_work
 from openmae.machine.signals import StopRequest
 from openmae.run.create import make_and_lock
 from openmae.run.lock import check_free, check_outside, check_run_folder
@@ -189,7 +190,6 @@ def predict_source(
     """
     paths = prediction_paths([source.name(index) for index in range(len(source))])
     share, workers = processes.share(len(source)), config.workers
-    bad, kept = dict[str, str](), list[Any]()
     images = whole_images(
         source,
         model.preprocessing,
@@ -199,8 +199,9 @@ def predict_source(
         with_pictures=True,
         should_stop=stop.is_received,
     )
-    failure: RequestError | Fault | None = None
-    try:
+
+    def predict_share() -> tuple[dict[str, str], list[Any]]:
+        bad, kept = dict[str, str](), list[Any]()
         with closing(images), ProgressBar(len(share), 0, task.verb, quiet=not processes.is_first) as screen:
             for number, whole in enumerate(images, start=1):
                 if isinstance(whole.image, str):
@@ -208,12 +209,9 @@ def predict_source(
                 else:
                     kept.append(predict(whole, paths[whole.index]))
                 screen.update(number, whole.name)
-    except (RequestError, Fault) as error:  # such as ReaderKilled; the other processes wait for this one
-        failure = error
-    failures = [error for error in processes.gather(failure) if error is not None]
-    if failures:
-        raise failures[0] if failure is None else failure
+        return bad, kept
+
+    parts = gather_work(predict_share, processes)  # shares are of images in a row: their order is that of the source
     if processes.any(stop.is_received()):
         raise Interrupted(f"stopped: {shown(config.out)} holds the images so far; delete it to begin again")
-    parts = processes.gather((bad, kept))  # shares are of images in a row, so their order is that of the source
     return {name: reason for part, _ in parts for name, reason in part.items()}, [k for _, part in parts for k in part]
